@@ -1,0 +1,68 @@
+"""Runs a statement on whatever connection the caller owns, and maps errors by SQLSTATE."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from sqlalchemy import exc
+from sqlalchemy.engine import Connection
+
+from leadprotect.errors import (
+    ConnectionUnusable,
+    GateClosed,
+    InvalidRequest,
+    LeadProtectError,
+    ProtectionUnavailable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sqlalchemy.orm import Session
+
+    AnyConnection = Connection | Session | psycopg.Connection[Any]
+
+# class of SQLSTATE -> our class; https://www.postgresql.org/docs/current/errcodes-appendix.html
+_CLASSES: dict[str, tuple[type[LeadProtectError], str]] = {
+    "3F000": (ProtectionUnavailable, "leadprotect is not installed in this database, or was rolled back"),
+    "42883": (ProtectionUnavailable, "leadprotect is not installed in this database, or was rolled back"),
+    "42P01": (ProtectionUnavailable, "leadprotect is not installed in this database, or was rolled back"),
+    "42501": (ProtectionUnavailable, "the login lacks the role for this call"),
+    "25P02": (ConnectionUnusable, "the transaction has failed before; roll it back first"),
+    "LP409": (GateClosed, "contract was refused"),
+    "LP422": (InvalidRequest, "the request can't be right"),
+}
+
+
+def rows(conn: AnyConnection, statement: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    """Execute `statement` (psycopg's ``%s`` style) in the caller's transaction and fetch all rows."""
+    with mapped_errors():
+        if isinstance(conn, psycopg.Connection):
+            return conn.cursor(row_factory=psycopg.rows.tuple_row).execute(statement, params).fetchall()
+        core = conn if isinstance(conn, Connection) else conn.connection()
+        return [tuple(row) for row in core.exec_driver_sql(statement, tuple(params))]
+
+
+@contextmanager
+def mapped_errors() -> Iterator[None]:
+    """Turn the driver's error into ours by its SQLSTATE; an error without one means no answer."""
+    try:
+        yield
+    except exc.DBAPIError as error:
+        raise _mapped(error.orig) from error
+    except psycopg.Error as error:
+        raise _mapped(error) from error
+    except (exc.PendingRollbackError, exc.ResourceClosedError) as error:
+        message = "the transaction has failed before, or the connection is closed; roll it back first"
+        raise ConnectionUnusable(message) from error
+
+
+def _mapped(error: BaseException | None) -> LeadProtectError:
+    state = getattr(error, "sqlstate", None)
+    if state in _CLASSES:
+        cls, text = _CLASSES[state]
+        primary = error.diag.message_primary if isinstance(error, psycopg.Error) else None
+        return cls(f"{text}: {primary}" if primary else text)
+    return ConnectionUnusable(f"the database gave no answer (SQLSTATE {state or 'none'})")

@@ -1,0 +1,95 @@
+"""Every error that leadprotect raises, in one tree.
+
+::
+
+    LeadProtectError
+    ├── SettingsError            a key of [leadprotect] is unknown, missing or bad
+    ├── PreflightError           refused before anything was touched, with the statements that help
+    ├── ContextMissing           the caller set no user or no territory (or could not: autocommit)
+    ├── InvalidRequest           an argument can't be right (also a ValueError)
+    ├── LeadAccessDenied         the decision was DENY; carries the Decision
+    ├── ProtectionUnavailable    no answer could be had: treat it as a denial
+    │   ├── AuditUnavailable     the answer could not be recorded: a denial
+    │   └── ConnectionUnusable   the transaction had failed already, or the connection is gone
+    ├── GateClosed               contract is required, and a condition is false
+    ├── LockUnavailable          the lock budget is used up; names the blocking sessions
+    └── BackfillError            a backfill can't start or can't go on
+        └── BackfillIncomplete   leads that need an owner have none; carries the list
+
+The class follows from the SQLSTATE alone; the text of a server's message is never parsed.
+An error is never a pass: whoever catches `LeadProtectError` must deny.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from leadprotect.access import Decision
+
+
+class LeadProtectError(Exception):
+    """Base of every error of this package."""
+
+
+class SettingsError(LeadProtectError):
+    """A setting is unknown, missing or has a bad value; the message names the key."""
+
+
+class PreflightError(LeadProtectError):
+    """The database is not fit for the migration; nothing was touched.
+
+    `problems` holds one finished sentence per finding, `statements` the SQL that a DBA can run.
+    """
+
+    def __init__(self, problems: list[str], statements: list[str] | None = None) -> None:
+        self.problems = problems
+        self.statements = statements or []
+        text = "refused before anything was touched:\n" + "\n".join(f"  - {line}" for line in problems)
+        if self.statements:
+            text += "\nA DBA can run:\n" + "\n".join(f"    {line}" for line in self.statements)
+        super().__init__(text)
+
+
+class ContextMissing(LeadProtectError):
+    """No user or no territory is set: a mistake of the caller (SQL answers false)."""
+
+
+class InvalidRequest(LeadProtectError, ValueError):
+    """An argument can't be right: wrong id type, unknown territory, dates in the wrong order."""
+
+
+class LeadAccessDenied(LeadProtectError):
+    """The attempt was denied and recorded; `decision` says why."""
+
+    def __init__(self, decision: Decision) -> None:
+        self.decision = decision
+        super().__init__(f"access to lead {decision.lead_id} denied: {decision.reason}")
+
+
+class ProtectionUnavailable(LeadProtectError):
+    """leadprotect's objects can't be reached: not installed, rolled back, or no privilege. Deny."""
+
+
+class AuditUnavailable(ProtectionUnavailable):
+    """The denial could not be recorded, so no answer is given. Deny."""
+
+
+class ConnectionUnusable(ProtectionUnavailable):
+    """The caller's transaction has failed already, or its connection is closed. Deny."""
+
+
+class GateClosed(LeadProtectError):
+    """A contract revision was required while a condition of its gate is false."""
+
+
+class LockUnavailable(LeadProtectError):
+    """A lock could not be had inside the lock budget."""
+
+
+class BackfillError(LeadProtectError):
+    """The backfill can't start or can't go on; nothing is half done."""
+
+
+class BackfillIncomplete(BackfillError):
+    """Leads with a qualifying activity have no owner."""

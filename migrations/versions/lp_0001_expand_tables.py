@@ -1,0 +1,618 @@
+"""Roles, schema, tables and audit of leadprotect.
+
+Why: everything that later revisions, services and auditors stand on. Nothing of the host changes
+but two grants: leadprotect_owner may read the id and territory of leads, and of activities the
+columns from which owners are derived.
+
+Locks on host tables: none (GRANT takes no table lock).
+
+Undone by: moving the tables to the quarantine schema, still row-secured, without grants; upgrade
+takes them back with every row. Roles are cluster-wide and stay.
+"""
+
+from alembic import op
+
+from leadprotect.settings import sql
+
+revision = "lp_0001_expand_tables"
+down_revision = None
+branch_labels = None
+depends_on = None
+phase = "expand"
+
+
+def upgrade() -> None:
+    create_roles()
+    create_schema()
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    describe_schema()
+    create_types()
+    create_row_security()
+    create_territories()
+    create_assignments()
+    create_rules()
+    create_audit()
+    create_audit_guards()
+    create_audit_partitions()
+    grant_access()
+    leave_quarantine()
+    op.execute("RESET ROLE")
+
+
+def downgrade() -> None:
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    enter_quarantine()
+    drop_functions()
+    op.execute("RESET ROLE")
+    drop_schema()
+
+
+def create_roles() -> None:
+    # Roles are shared by all databases of the cluster: created when missing, never dropped, and
+    # two databases may be migrated at the same moment.
+    op.execute(
+        sql("""
+        DO $do$
+        DECLARE
+          wanted text;
+        BEGIN
+          FOR wanted IN
+            SELECT unnest(ARRAY[{offices}])
+            UNION ALL
+            SELECT {role_prefix} || pg_catalog.lower(code) FROM unnest(ARRAY[{territories}]) AS code
+          LOOP
+            IF pg_catalog.to_regrole(pg_catalog.quote_ident(wanted)) IS NULL THEN
+              BEGIN
+                EXECUTE pg_catalog.format('CREATE ROLE %I NOLOGIN', wanted);
+              EXCEPTION WHEN duplicate_object OR unique_violation THEN
+                NULL;
+              END;
+            END IF;
+          END LOOP;
+          -- whoever migrates creates the objects as their owner
+          IF NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user) THEN
+            BEGIN
+              EXECUTE pg_catalog.format('SET LOCAL ROLE %I', {owner_name});
+              EXECUTE 'RESET ROLE';
+            EXCEPTION WHEN insufficient_privilege THEN
+              EXECUTE pg_catalog.format('GRANT %I TO %I', {owner_name}, current_user);
+            END;
+          END IF;
+        END
+        $do$
+        """)
+    )
+
+
+def create_schema() -> None:
+    # A DBA may have created the schema beforehand; it then belongs to leadprotect_owner already.
+    op.execute(sql("CREATE SCHEMA IF NOT EXISTS {schema} AUTHORIZATION {owner}"))
+    # The definer functions read as leadprotect_owner: these columns and no others.
+    op.execute(
+        sql("""
+        GRANT SELECT ({lead_id}, {territory}) ON {leads} TO {owner}
+        """)
+    )
+    op.execute(
+        sql("""
+        GRANT SELECT ({activity_id}, {activity_lead_id}, {activity_user_id}, {activity_kind}, {activity_at})
+        ON {activities} TO {owner}
+        """)
+    )
+    op.execute(
+        sql("""
+        DO $do$
+        DECLARE
+          host text;
+        BEGIN
+          FOREACH host IN ARRAY ARRAY[{leads_schema}, {activities_schema}] LOOP
+            IF NOT pg_catalog.has_schema_privilege({owner_name}, host, 'USAGE') THEN
+              EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA %I TO %I', host, {owner_name});
+            END IF;
+          END LOOP;
+        END
+        $do$
+        """)
+    )
+
+
+def describe_schema() -> None:
+    op.execute(
+        sql("COMMENT ON SCHEMA {schema} IS 'leadprotect: one owner per lead and territory, audited'")
+    )
+    op.execute(sql("REVOKE ALL ON SCHEMA {schema} FROM PUBLIC"))
+
+
+def create_types() -> None:
+    # Territory is text and never an enum: comparison of enums is not leakproof, so row security
+    # could not use an index on it.
+    op.execute(
+        sql("""
+        DO $do$
+        BEGIN
+          IF pg_catalog.to_regtype('{quarantine}.lead_action') IS NOT NULL THEN
+            ALTER TYPE {quarantine}.lead_action SET SCHEMA {schema};
+            ALTER TYPE {quarantine}.lead_access_outcome SET SCHEMA {schema};
+            ALTER TYPE {quarantine}.protection_type SET SCHEMA {schema};
+          ELSE
+            CREATE TYPE {schema}.lead_action AS ENUM ('VIEW', 'EDIT', 'ASSIGN', 'UNASSIGN');
+            CREATE TYPE {schema}.lead_access_outcome AS ENUM ('ALLOW', 'DENY');
+            CREATE TYPE {schema}.protection_type AS ENUM ('SOLE_OWNER', 'COLLABORATOR', 'VIEW_ONLY');
+          END IF;
+        END
+        $do$
+        """)
+    )
+
+
+def create_row_security() -> None:
+    # The border, the same on every table with a territory: a login sees the rows of the territories
+    # whose role it holds, narrowed by its context. The restrictive floor holds even if somebody
+    # adds a permissive policy later. Idempotent, so a changed setting takes effect on a re-upgrade.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.secure_table(target regclass)
+        RETURNS void
+        LANGUAGE plpgsql
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        DECLARE
+          code text;
+          setting text := format('(SELECT pg_catalog.current_setting(%L, true))', {territory_guc});
+        BEGIN
+          EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', target);
+          EXECUTE format('ALTER TABLE %s FORCE ROW LEVEL SECURITY', target);
+          EXECUTE format('DROP POLICY IF EXISTS lp_owner ON %s', target);
+          EXECUTE format('CREATE POLICY lp_owner ON %s TO %I USING (true) WITH CHECK (true)',
+                         target, {owner_name});
+          IF NOT EXISTS (SELECT FROM pg_attribute
+                         WHERE attrelid = target AND attname = 'territory' AND NOT attisdropped) THEN
+            RETURN;
+          END IF;
+          EXECUTE format('DROP POLICY IF EXISTS lp_floor ON %s', target);
+          EXECUTE format('CREATE POLICY lp_floor ON %s AS RESTRICTIVE TO %I USING (territory = %s)',
+                         target, {app_name}, setting);
+          FOR code IN SELECT t.code FROM {schema}.territories AS t LOOP
+            EXECUTE format('DROP POLICY IF EXISTS %I ON %s', 'lp_territory_' || lower(code), target);
+            EXECUTE format('CREATE POLICY %I ON %s TO %I USING (territory = %L AND territory = %s)',
+                           'lp_territory_' || lower(code), target,
+                           {role_prefix} || lower(code), code, setting);
+          END LOOP;
+        END
+        $body$
+        """)
+    )
+    op.execute(sql("REVOKE ALL ON FUNCTION {schema}.secure_table(regclass) FROM PUBLIC"))
+    op.execute(
+        sql("""
+        COMMENT ON FUNCTION {schema}.secure_table(regclass) IS
+        'Enables and forces row security on a table and (re)creates the standard policies'
+        """)
+    )
+
+
+def create_territories() -> None:
+    # Reference data: the legal terms of a territory, no secret of another one.
+    op.execute(
+        sql("""
+        DO $do$
+        BEGIN
+          IF pg_catalog.to_regclass('{quarantine}.territories') IS NOT NULL THEN
+            ALTER TABLE {quarantine}.territories SET SCHEMA {schema};
+            ALTER TABLE {quarantine}.territory_vat_rates SET SCHEMA {schema};
+          ELSE
+            CREATE TABLE {schema}.territories (
+              code text PRIMARY KEY,
+              name text NOT NULL,
+              currency text CHECK (currency ~ '^[A-Z]{3}$'),
+              legal_framework text
+            );
+            CREATE TABLE {schema}.territory_vat_rates (
+              territory text NOT NULL REFERENCES {schema}.territories (code),
+              rate numeric(5, 2) NOT NULL CHECK (rate BETWEEN 0 AND 100),
+              valid_from date NOT NULL,
+              valid_to date CHECK (valid_to >= valid_from),
+              PRIMARY KEY (territory, valid_from)
+            );
+          END IF;
+        END
+        $do$
+        """)
+    )
+    op.execute(
+        sql("""
+        COMMENT ON COLUMN {schema}.territory_vat_rates.rate IS
+        'percent; DE: UStG paragraph 12 and the 2020 tax relief act, CH: MWSTG article 25'
+        """)
+    )
+    op.execute(
+        sql("""
+        COMMENT ON COLUMN {schema}.territory_vat_rates.valid_to IS 'last day, inclusive; NULL: until further notice'
+        """)
+    )
+    # The policy for the owner must stand before the first row: row security is forced.
+    op.execute(sql("SELECT {schema}.secure_table('{schema}.territories')"))
+    op.execute(
+        sql("""
+        INSERT INTO {schema}.territories (code, name, currency, legal_framework)
+        SELECT wanted.code, coalesce(known.name, wanted.code), known.currency, known.legal_framework
+        FROM unnest(ARRAY[{territories}]) AS wanted (code)
+        LEFT JOIN (VALUES ('DE', 'Deutschland', 'EUR', 'BGB'), ('CH', 'Schweiz', 'CHF', 'OR'))
+          AS known (code, name, currency, legal_framework) ON known.code = wanted.code
+        ON CONFLICT (code) DO NOTHING
+        """)
+    )
+    op.execute(sql("SELECT {schema}.secure_table('{schema}.territory_vat_rates')"))
+    op.execute(
+        sql("""
+        INSERT INTO {schema}.territory_vat_rates (territory, rate, valid_from, valid_to)
+        SELECT known.territory, known.rate, known.valid_from::date, known.valid_to::date
+        FROM (VALUES ('DE', 19.0, '2007-01-01', '2020-06-30'),
+                     ('DE', 16.0, '2020-07-01', '2020-12-31'),
+                     ('DE', 19.0, '2021-01-01', NULL),
+                     ('CH', 7.7, '2018-01-01', '2023-12-31'),
+                     ('CH', 8.1, '2024-01-01', NULL)) AS known (territory, rate, valid_from, valid_to)
+        JOIN {schema}.territories AS t ON t.code = known.territory
+        ON CONFLICT (territory, valid_from) DO NOTHING
+        """)
+    )
+    op.execute(sql("DROP POLICY IF EXISTS lp_reference ON {schema}.territories"))
+    op.execute(
+        sql("""
+        CREATE POLICY lp_reference ON {schema}.territories FOR SELECT
+        TO {app}, {auditor}, {operator}, {manager} USING (true)
+        """)
+    )
+
+
+def create_assignments() -> None:
+    # One owner per lead and territory. A row without user is a lead released by hand: it keeps
+    # backfill and trigger from assigning it again. No foreign key to the host's leads: a deleted
+    # lead must not need a lock here, and a distributed table could not have one.
+    op.execute(
+        sql("""
+        DO $do$
+        BEGIN
+          IF pg_catalog.to_regclass('{quarantine}.user_lead_assignments') IS NOT NULL THEN
+            ALTER TABLE {quarantine}.user_lead_assignments SET SCHEMA {schema};
+          ELSE
+            CREATE TABLE {schema}.user_lead_assignments (
+              lead_id {lead_id_type} NOT NULL,
+              territory text NOT NULL,
+              user_id {user_id_type},
+              assigned_at timestamptz NOT NULL DEFAULT pg_catalog.statement_timestamp(),
+              assigned_by {user_id_type},
+              source text NOT NULL,
+              CONSTRAINT ix_ula_lead PRIMARY KEY (lead_id, territory) INCLUDE (user_id)
+            );
+            -- The activity on which a derived assignment rests, in the host's own types.
+            EXECUTE (
+              SELECT pg_catalog.format('ALTER TABLE {schema}.user_lead_assignments %s',
+                       pg_catalog.string_agg(pg_catalog.format('ADD COLUMN %I %s', wanted.name,
+                         pg_catalog.format_type(a.atttypid, a.atttypmod)), ', ' ORDER BY wanted.name))
+              FROM (VALUES ('activity_at', {activity_at_column_name}), ('activity_id', {activity_id_column_name}))
+                AS wanted (name, host_column)
+              JOIN pg_catalog.pg_attribute AS a
+                ON a.attrelid = {activities_name}::regclass AND a.attname = wanted.host_column
+            );
+            ALTER TABLE {schema}.user_lead_assignments
+              ADD CONSTRAINT ula_source CHECK (source IN
+                ('backfill', 'activity', 'assign', 'claim', 'transfer', 'release')) NOT VALID,
+              ADD CONSTRAINT ula_released CHECK ((user_id IS NULL) = (source = 'release')) NOT VALID;
+            CREATE INDEX ix_ula_user ON {schema}.user_lead_assignments (user_id, territory, lead_id);
+          END IF;
+        END
+        $do$
+        """)
+    )
+    op.execute(
+        sql("""
+        COMMENT ON TABLE {schema}.user_lead_assignments IS
+        'Who owns a lead in a territory; changed only by functions. user_id NULL: released by hand'
+        """)
+    )
+    op.execute(
+        sql("""
+        COMMENT ON COLUMN {schema}.user_lead_assignments.activity_id IS
+        'The qualifying activity on which a derived assignment (source backfill or activity) rests'
+        """)
+    )
+    op.execute(sql("SELECT {schema}.secure_table('{schema}.user_lead_assignments')"))
+    # What was released is nobody's business but the functions'.
+    op.execute(sql("DROP POLICY IF EXISTS lp_released ON {schema}.user_lead_assignments"))
+    op.execute(
+        sql("""
+        CREATE POLICY lp_released ON {schema}.user_lead_assignments AS RESTRICTIVE
+        TO {app} USING (user_id IS NOT NULL)
+        """)
+    )
+
+
+def create_rules() -> None:
+    op.execute(
+        sql("""
+        DO $do$
+        BEGIN
+          IF pg_catalog.to_regclass('{quarantine}.lead_protection_rules') IS NOT NULL THEN
+            ALTER TABLE {quarantine}.lead_protection_rules SET SCHEMA {schema};
+          ELSE
+            CREATE TABLE {schema}.lead_protection_rules (
+              user_id {user_id_type} NOT NULL,
+              territory text NOT NULL REFERENCES {schema}.territories (code),
+              protection {schema}.protection_type NOT NULL,
+              lead_id {lead_id_type},
+              active boolean NOT NULL DEFAULT true,
+              effective_from timestamptz NOT NULL DEFAULT pg_catalog.statement_timestamp(),
+              effective_to timestamptz,
+              CONSTRAINT lpr_dates CHECK (effective_to > effective_from),
+              CONSTRAINT ix_lpr_user UNIQUE NULLS NOT DISTINCT
+                (user_id, territory, protection, lead_id, active, effective_from, effective_to)
+            );
+            -- no primary key (lead_id may be NULL): a publication FOR ALL TABLES needs an identity
+            ALTER TABLE {schema}.lead_protection_rules REPLICA IDENTITY FULL;
+          END IF;
+        END
+        $do$
+        """)
+    )
+    op.execute(
+        sql("""
+        COMMENT ON TABLE {schema}.lead_protection_rules IS
+        'COLLABORATOR may edit, VIEW_ONLY suspends, SOLE_OWNER shuts out territory-wide collaborators; lead_id NULL: the whole territory'
+        """)
+    )
+    op.execute(sql("SELECT {schema}.secure_table('{schema}.lead_protection_rules')"))
+
+
+def create_audit() -> None:
+    # No foreign key: deleting a lead keeps its history. Login, role, time and transaction come
+    # from the server. The number is drawn even by an attempt that is rolled back, so gaps show.
+    op.execute(
+        sql("""
+        DO $do$
+        DECLARE
+          part regclass;
+        BEGIN
+          IF pg_catalog.to_regclass('{quarantine}.lead_access_audit') IS NOT NULL THEN
+            FOR part IN
+              SELECT inhrelid::regclass FROM pg_catalog.pg_inherits
+              WHERE inhparent = '{quarantine}.lead_access_audit'::regclass
+            LOOP
+              EXECUTE pg_catalog.format('ALTER TABLE %s SET SCHEMA {schema}', part);
+            END LOOP;
+            ALTER TABLE {quarantine}.lead_access_audit SET SCHEMA {schema};
+          ELSE
+            CREATE TABLE {schema}.lead_access_audit (
+              lead_id {lead_id_type} NOT NULL,
+              at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+              id bigserial NOT NULL,
+              user_id {user_id_type},
+              login name NOT NULL DEFAULT session_user,
+              role name NOT NULL,
+              territory text,
+              action {schema}.lead_action NOT NULL,
+              outcome {schema}.lead_access_outcome NOT NULL,
+              reason text NOT NULL,
+              note text,
+              correlation_id text,
+              transaction_id xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(),
+              PRIMARY KEY (lead_id, at, id)
+            ) PARTITION BY RANGE (at);
+            CREATE TABLE {schema}.lead_access_audit_default PARTITION OF {schema}.lead_access_audit DEFAULT;
+          END IF;
+        END
+        $do$
+        """)
+    )
+    op.execute(
+        sql("""
+        COMMENT ON TABLE {schema}.lead_access_audit IS
+        'Every attempt on a lead, allowed or denied; append-only for everybody'
+        """)
+    )
+
+
+def create_audit_guards() -> None:
+    # Statement triggers fire for a statement that names their table: the parent and each partition
+    # have their own, and ENABLE ALWAYS holds under session_replication_role = replica as well.
+    op.execute(
+        sql("""
+        DO $do$
+        BEGIN
+          IF pg_catalog.to_regprocedure('{quarantine}.refuse_change()') IS NOT NULL THEN
+            ALTER FUNCTION {quarantine}.refuse_change() SET SCHEMA {schema};
+          END IF;
+        END
+        $do$
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE OR REPLACE FUNCTION {schema}.refuse_change()
+        RETURNS trigger
+        LANGUAGE plpgsql
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          RAISE EXCEPTION '% on % refused: the audit is append-only', TG_OP, TG_RELID::regclass
+            USING ERRCODE = 'insufficient_privilege',
+                  HINT = 'Retention detaches whole months; it never deletes rows.';
+        END
+        $body$
+        """)
+    )
+    op.execute(sql("REVOKE ALL ON FUNCTION {schema}.refuse_change() FROM PUBLIC"))
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.secure_audit_table(target regclass)
+        RETURNS void
+        LANGUAGE plpgsql
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          PERFORM {schema}.secure_table(target);
+          EXECUTE format('DROP POLICY IF EXISTS lp_without_territory ON %s', target);
+          EXECUTE format('CREATE POLICY lp_without_territory ON %s FOR SELECT TO {auditor}
+                          USING (territory IS NULL)', target);
+          EXECUTE format('DROP TRIGGER IF EXISTS lp_append_only ON %s', target);
+          EXECUTE format('CREATE TRIGGER lp_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON %s
+                          FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_change()', target);
+          EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER lp_append_only', target);
+        END
+        $body$
+        """)
+    )
+    op.execute(sql("REVOKE ALL ON FUNCTION {schema}.secure_audit_table(regclass) FROM PUBLIC"))
+
+
+def create_audit_partitions() -> None:
+    # Months are UTC. A month that is missing costs nothing but its own partition: the default
+    # partition takes its rows.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.create_audit_partitions(months_ahead integer)
+        RETURNS integer
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET timezone = 'UTC'
+        AS $body$
+        DECLARE
+          month timestamptz := date_trunc('month', now());
+          part text;
+          created integer := 0;
+        BEGIN
+          FOR step IN 0 .. months_ahead LOOP
+            part := 'lead_access_audit_' || to_char(month, 'YYYY_MM');
+            IF to_regclass('{schema}.' || part) IS NULL THEN
+              EXECUTE format('CREATE TABLE {schema}.%I PARTITION OF {schema}.lead_access_audit
+                              FOR VALUES FROM (%L) TO (%L)', part, month, month + interval '1 month');
+              PERFORM {schema}.secure_audit_table(('{schema}.' || part)::regclass);
+              created := created + 1;
+            END IF;
+            month := month + interval '1 month';
+          END LOOP;
+          RETURN created;
+        END
+        $body$
+        """)
+    )
+    op.execute(sql("REVOKE ALL ON FUNCTION {schema}.create_audit_partitions(integer) FROM PUBLIC"))
+    op.execute(
+        sql("GRANT EXECUTE ON FUNCTION {schema}.create_audit_partitions(integer) TO {operator}")
+    )
+    op.execute(
+        sql("""
+        SELECT {schema}.secure_audit_table(relid) FROM pg_catalog.pg_partition_tree('{schema}.lead_access_audit')
+        """)
+    )
+    op.execute(sql("SELECT {schema}.create_audit_partitions(3)"))
+
+
+def grant_access() -> None:
+    # Services read who owns what in their territory; nobody writes but the functions.
+    op.execute(sql("GRANT USAGE ON SCHEMA {schema} TO {app}, {auditor}, {operator}, {manager}"))
+    op.execute(
+        sql("GRANT SELECT ON {schema}.territories, {schema}.territory_vat_rates TO {app}, {auditor}, {operator}, {manager}")
+    )
+    op.execute(sql("GRANT SELECT ON {schema}.user_lead_assignments TO {app}, {auditor}, {manager}"))
+    op.execute(sql("GRANT SELECT ON {schema}.lead_protection_rules TO {manager}, {auditor}"))
+    # The audit's reasons tell what the answer to a service hides: auditors only.
+    op.execute(sql("GRANT SELECT ON {schema}.lead_access_audit TO {auditor}"))
+
+
+def leave_quarantine() -> None:
+    # Later revisions take their own tables back; the schema goes when it is empty.
+    op.execute(
+        sql("""
+        DO $do$
+        BEGIN
+          IF pg_catalog.to_regnamespace({quarantine_name}) IS NOT NULL THEN
+            DROP SCHEMA {quarantine};
+          END IF;
+        EXCEPTION WHEN dependent_objects_still_exist THEN
+          NULL;
+        END
+        $do$
+        """)
+    )
+
+
+def enter_quarantine() -> None:
+    # Still row-secured and append-only, without any grant. Partitions do not follow their parent.
+    op.execute("RESET ROLE")
+    op.execute(sql("CREATE SCHEMA IF NOT EXISTS {quarantine} AUTHORIZATION {owner}"))
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    op.execute(
+        sql("""
+        COMMENT ON SCHEMA {quarantine} IS
+        'leadprotect after a downgrade: alembic upgrade takes every row back, leadprotect purge deletes'
+        """)
+    )
+    op.execute(
+        sql("""
+        REVOKE ALL ON {schema}.territories, {schema}.territory_vat_rates, {schema}.user_lead_assignments,
+          {schema}.lead_protection_rules, {schema}.lead_access_audit
+        FROM {app}, {auditor}, {operator}, {manager}
+        """)
+    )
+    op.execute(
+        sql("""
+        DO $do$
+        DECLARE
+          part regclass;
+        BEGIN
+          FOR part IN
+            SELECT relid FROM pg_catalog.pg_partition_tree('{schema}.lead_access_audit')
+          LOOP
+            EXECUTE pg_catalog.format('ALTER TABLE %s SET SCHEMA {quarantine}', part);
+          END LOOP;
+        END
+        $do$
+        """)
+    )
+    op.execute(sql("ALTER FUNCTION {schema}.refuse_change() SET SCHEMA {quarantine}"))
+    op.execute(sql("ALTER TABLE {schema}.user_lead_assignments SET SCHEMA {quarantine}"))
+    op.execute(sql("ALTER TABLE {schema}.lead_protection_rules SET SCHEMA {quarantine}"))
+    op.execute(sql("ALTER TABLE {schema}.territory_vat_rates SET SCHEMA {quarantine}"))
+    op.execute(sql("ALTER TABLE {schema}.territories SET SCHEMA {quarantine}"))
+    op.execute(sql("ALTER TYPE {schema}.lead_action SET SCHEMA {quarantine}"))
+    op.execute(sql("ALTER TYPE {schema}.lead_access_outcome SET SCHEMA {quarantine}"))
+    op.execute(sql("ALTER TYPE {schema}.protection_type SET SCHEMA {quarantine}"))
+
+
+def drop_functions() -> None:
+    op.execute(sql("DROP FUNCTION {schema}.create_audit_partitions(integer)"))
+    op.execute(sql("DROP FUNCTION {schema}.secure_audit_table(regclass)"))
+    op.execute(sql("DROP FUNCTION {schema}.secure_table(regclass)"))
+
+
+def drop_schema() -> None:
+    # The host's tables get their grants back as they were.
+    op.execute(sql("REVOKE SELECT ({lead_id}, {territory}) ON {leads} FROM {owner}"))
+    op.execute(
+        sql("""
+        REVOKE SELECT ({activity_id}, {activity_lead_id}, {activity_user_id}, {activity_kind}, {activity_at})
+        ON {activities} FROM {owner}
+        """)
+    )
+    op.execute(
+        sql("""
+        DO $do$
+        DECLARE
+          host text;
+        BEGIN
+          FOR host IN
+            SELECT n.nspname FROM pg_catalog.pg_namespace AS n, pg_catalog.aclexplode(n.nspacl) AS acl
+            WHERE n.nspname IN ({leads_schema}, {activities_schema}) AND acl.grantee = {owner_name}::regrole
+          LOOP
+            EXECUTE pg_catalog.format('REVOKE USAGE ON SCHEMA %I FROM %I', host, {owner_name});
+          END LOOP;
+        END
+        $do$
+        """)
+    )
+    # Fails, and says what is in the way, when somebody put objects of his own into the schema.
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    op.execute(sql("DROP SCHEMA {schema} RESTRICT"))
+    op.execute("RESET ROLE")

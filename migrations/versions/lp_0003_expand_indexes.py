@@ -1,0 +1,69 @@
+"""Two indexes on host tables that the backfill reads.
+
+Why: the backfill walks leads by (territory, id) and probes the newest qualifying activity of each;
+without these it would read whole tables. They serve the transition only, contract drops them.
+
+Locks on host tables: SHARE UPDATE EXCLUSIVE on leads, then on activities, for the time of each
+build (CONCURRENTLY: reads and writes go on). It waits for older transactions, and nobody waits
+for it but DDL and VACUUM.
+
+Undone by: DROP INDEX CONCURRENTLY.
+"""
+
+from alembic import context, op
+from sqlalchemy import text
+
+from leadprotect.settings import sql
+
+revision = "lp_0003_expand_indexes"
+down_revision = "lp_0002_expand_decisions"
+branch_labels = None
+depends_on = None
+phase = "expand"
+
+
+def upgrade() -> None:
+    with op.get_context().autocommit_block():
+        # nobody queues behind a CONCURRENTLY build, so it may wait for long transactions
+        op.execute("SET lock_timeout = 0")
+        op.execute("SET statement_timeout = 0")
+        create_leads_index()
+        create_activities_index()
+
+
+def downgrade() -> None:
+    with op.get_context().autocommit_block():
+        op.execute("SET lock_timeout = 0")
+        op.execute("SET statement_timeout = 0")
+        op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {activities_index_path}"))
+        op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {leads_index_path}"))
+
+
+def create_leads_index() -> None:
+    # Keyset of the backfill.
+    if is_valid("{leads_index_path}"):
+        return
+    op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {leads_index_path}"))
+    op.execute(sql("CREATE INDEX CONCURRENTLY {leads_index} ON {leads} ({territory}, {lead_id})"))
+
+
+def create_activities_index() -> None:
+    # The newest qualifying activity of a lead is the first entry; the user comes from the index.
+    if is_valid("{activities_index_path}"):
+        return
+    op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {activities_index_path}"))
+    op.execute(
+        sql("""
+        CREATE INDEX CONCURRENTLY {activities_index} ON {activities}
+          ({activity_lead_id}, {activity_at} DESC NULLS LAST, {activity_id} DESC) INCLUDE ({activity_user_id})
+          WHERE {activity_kind} IN ({kinds}) AND {activity_user_id} IS NOT NULL
+        """)
+    )
+
+
+def is_valid(path: str) -> bool:
+    """Whether the index stands already: a cancelled build leaves an invalid one, to be rebuilt."""
+    if context.is_offline_mode():
+        return False
+    query = "SELECT i.indisvalid FROM pg_catalog.pg_index AS i WHERE i.indexrelid = to_regclass(:path)"
+    return bool(op.get_bind().scalar(text(query), {"path": sql(path)}))

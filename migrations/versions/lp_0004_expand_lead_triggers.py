@@ -1,0 +1,182 @@
+"""Triggers on leads for the transition, and the notes on writes without a context.
+
+Why: between expand and contract the old and the new version of the application run side by side.
+A lead that changes its territory gets its owner there; a deleted lead takes its assignments along;
+and contract must know whether anybody still writes without saying who he is.
+
+Locks on host tables: SHARE ROW EXCLUSIVE on leads, for milliseconds (CREATE TRIGGER).
+
+Undone by: dropping the triggers; the notes move to the quarantine schema.
+"""
+
+from alembic import op
+
+from leadprotect.settings import sql
+
+revision = "lp_0004_expand_lead_triggers"
+down_revision = "lp_0003_expand_indexes"
+branch_labels = None
+depends_on = None
+phase = "expand"
+
+
+def upgrade() -> None:
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    create_notes()
+    create_note_function()
+    create_owner_of_moved_lead()
+    create_forget_function()
+    op.execute("RESET ROLE")
+    create_triggers()
+
+
+def downgrade() -> None:
+    op.execute(sql("DROP TRIGGER {forget} ON {leads}"))
+    op.execute(sql("DROP TRIGGER {transition_territory} ON {leads}"))
+    op.execute(sql("DROP TRIGGER {note_writes} ON {leads}"))
+    op.execute(sql("CREATE SCHEMA IF NOT EXISTS {quarantine} AUTHORIZATION {owner}"))
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    op.execute(sql("DROP FUNCTION {schema}.forget_lead()"))
+    op.execute(sql("DROP FUNCTION {schema}.own_moved_lead()"))
+    op.execute(sql("DROP FUNCTION {schema}.note_contextless_write()"))
+    op.execute(sql("ALTER TABLE {schema}.contextless_writes SET SCHEMA {quarantine}"))
+    op.execute("RESET ROLE")
+
+
+def create_notes() -> None:
+    # Append-only and without a unique key: writers of the host must never wait for each other here.
+    op.execute(
+        sql("""
+        DO $do$
+        BEGIN
+          IF pg_catalog.to_regclass('{quarantine}.contextless_writes') IS NOT NULL THEN
+            ALTER TABLE {quarantine}.contextless_writes SET SCHEMA {schema};
+          ELSE
+            CREATE TABLE {schema}.contextless_writes (
+              id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
+              login name NOT NULL DEFAULT session_user,
+              at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+              host_table text NOT NULL
+            );
+            CREATE INDEX ix_contextless_writes_login ON {schema}.contextless_writes (login, at);
+          END IF;
+        END
+        $do$
+        """)
+    )
+    op.execute(
+        sql("""
+        COMMENT ON TABLE {schema}.contextless_writes IS
+        'Writes to the host''s tables without a context, at most one note per login and minute'
+        """)
+    )
+    op.execute(sql("SELECT {schema}.secure_table('{schema}.contextless_writes')"))
+
+
+def create_note_function() -> None:
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.note_contextless_write()
+        RETURNS trigger
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        BEGIN
+          IF {schema}.parse_user(current_setting({user_guc}, true)) IS NULL
+             OR coalesce(current_setting({territory_guc}, true), '') = '' THEN
+            IF NOT EXISTS (
+              SELECT FROM {schema}.contextless_writes AS w
+              WHERE w.login = session_user AND w.at > clock_timestamp() - {note_interval})
+            THEN
+              INSERT INTO {schema}.contextless_writes (host_table) VALUES (TG_RELID::regclass::text);
+            END IF;
+          END IF;
+          RETURN NULL;
+        END
+        $body$
+        """)
+    )
+    op.execute(sql("REVOKE ALL ON FUNCTION {schema}.note_contextless_write() FROM PUBLIC"))
+
+
+def create_owner_of_moved_lead() -> None:
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.own_moved_lead()
+        RETURNS trigger
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        BEGIN
+          INSERT INTO {schema}.user_lead_assignments AS a
+            (lead_id, territory, user_id, source, activity_at, activity_id)
+          SELECT NEW.{lead_id}, t.code, newest.{activity_user_id}, 'activity',
+                 newest.{activity_at}, newest.{activity_id}
+          FROM {schema}.territories AS t,
+            LATERAL (
+              SELECT v.{activity_user_id}, v.{activity_at}, v.{activity_id} FROM {activities} AS v
+              WHERE v.{activity_lead_id} = NEW.{lead_id}
+                AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL
+              ORDER BY v.{activity_at} DESC NULLS LAST, v.{activity_id} DESC LIMIT 1) AS newest
+          WHERE t.code = NEW.{territory}
+          ON CONFLICT (lead_id, territory) DO UPDATE
+            SET user_id = excluded.user_id, source = excluded.source, assigned_at = excluded.assigned_at,
+                activity_at = excluded.activity_at, activity_id = excluded.activity_id
+            WHERE a.source IN ('backfill', 'activity')
+              AND (a.activity_at IS NULL AND excluded.activity_at IS NOT NULL
+                OR a.activity_at < excluded.activity_at
+                OR a.activity_at IS NOT DISTINCT FROM excluded.activity_at
+                   AND a.activity_id < excluded.activity_id);
+          RETURN NULL;
+        END
+        $body$
+        """)
+    )
+    op.execute(sql("REVOKE ALL ON FUNCTION {schema}.own_moved_lead() FROM PUBLIC"))
+
+
+def create_forget_function() -> None:
+    # A new lead with the id of a deleted one must not inherit its owner. The audit stays.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.forget_lead()
+        RETURNS trigger
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        BEGIN
+          DELETE FROM {schema}.user_lead_assignments AS a WHERE a.lead_id = OLD.{lead_id};
+          RETURN NULL;
+        END
+        $body$
+        """)
+    )
+    op.execute(sql("REVOKE ALL ON FUNCTION {schema}.forget_lead() FROM PUBLIC"))
+
+
+def create_triggers() -> None:
+    op.execute(
+        sql("""
+        CREATE TRIGGER {note_writes} AFTER INSERT OR UPDATE OR DELETE ON {leads}
+        FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_contextless_write()
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE TRIGGER {transition_territory} AFTER UPDATE OF {territory} ON {leads}
+        FOR EACH ROW WHEN (OLD.{territory} IS DISTINCT FROM NEW.{territory})
+        EXECUTE FUNCTION {schema}.own_moved_lead()
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE TRIGGER {forget} AFTER DELETE ON {leads}
+        FOR EACH ROW EXECUTE FUNCTION {schema}.forget_lead()
+        """)
+    )

@@ -1,0 +1,613 @@
+"""Registers the backfill, and the gate that contract waits for.
+
+Why: every lead with a qualifying activity needs its owner before anything is enforced. The work is
+shared through these tables alone: a chunk is claimed with a lease and a fencing token, a slice
+moves the chunk's cursor in the transaction that writes its rows.
+
+Locks on host tables: none.
+
+Undone by: moving the tables to the quarantine schema and dropping the functions.
+"""
+
+from alembic import op
+
+from leadprotect.settings import sql
+
+revision = "lp_0006_migrate_backfill"
+down_revision = "lp_0005_expand_activity_triggers"
+branch_labels = None
+depends_on = None
+phase = "migrate"
+
+
+def upgrade() -> None:
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    create_jobs()
+    leave_quarantine()
+    register_jobs()
+    validate_constraints()
+    create_unowned_leads()
+    create_start()
+    create_claim()
+    create_slice()
+    create_deferral()
+    create_finish()
+    create_gate()
+    op.execute("RESET ROLE")
+
+
+def downgrade() -> None:
+    op.execute(sql("CREATE SCHEMA IF NOT EXISTS {quarantine} AUTHORIZATION {owner}"))
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    for signature in (
+        "gate_conditions(interval, text, name[])",
+        "backfill_finish(text)",
+        "backfill_retry(text, {lead_id_type})",
+        "backfill_defer(text, bigint, bigint, text)",
+        "backfill_slice(text, bigint, bigint, integer)",
+        "backfill_claim(text, integer, text, interval)",
+        "backfill_start(text, text)",
+        "own_leads(text, {lead_id_type}[])",
+        "unowned_leads(text)",
+    ):
+        op.execute(sql("DROP FUNCTION {schema}." + signature))
+    op.execute(
+        sql("""
+        REVOKE ALL ON {schema}.backfill_deferred, {schema}.backfill_chunks, {schema}.backfill_jobs
+        FROM {operator}
+        """)
+    )
+    op.execute(sql("ALTER TABLE {schema}.backfill_deferred SET SCHEMA {quarantine}"))
+    op.execute(sql("ALTER TABLE {schema}.backfill_chunks SET SCHEMA {quarantine}"))
+    op.execute(sql("ALTER TABLE {schema}.backfill_jobs SET SCHEMA {quarantine}"))
+    op.execute("RESET ROLE")
+
+
+def create_jobs() -> None:
+    # next_lead is the first lead that is not yet in a chunk (of a job), not yet in a slice (of a
+    # chunk); NULL before the start, and after the end.
+    op.execute(
+        sql("""
+        DO $do$
+        BEGIN
+          IF pg_catalog.to_regclass('{quarantine}.backfill_jobs') IS NOT NULL THEN
+            ALTER TABLE {quarantine}.backfill_jobs SET SCHEMA {schema};
+            ALTER TABLE {quarantine}.backfill_chunks SET SCHEMA {schema};
+            ALTER TABLE {quarantine}.backfill_deferred SET SCHEMA {schema};
+          ELSE
+            CREATE TABLE {schema}.backfill_jobs (
+              territory text PRIMARY KEY REFERENCES {schema}.territories (code),
+              registered_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+              started_at timestamptz,
+              finished_at timestamptz,
+              settings text,
+              request text NOT NULL DEFAULT 'run' CHECK (request IN ('run', 'pause', 'stop')),
+              request_reason text,
+              next_lead {lead_id_type},
+              exhausted boolean NOT NULL DEFAULT false,
+              chunks bigint NOT NULL DEFAULT 0,
+              scanned bigint NOT NULL DEFAULT 0,
+              assigned bigint NOT NULL DEFAULT 0
+            );
+            CREATE TABLE {schema}.backfill_chunks (
+              territory text NOT NULL REFERENCES {schema}.backfill_jobs (territory),
+              chunk bigint NOT NULL,
+              next_lead {lead_id_type},
+              last_lead {lead_id_type} NOT NULL,
+              worker text NOT NULL,
+              token bigint NOT NULL DEFAULT 1,
+              lease_until timestamptz NOT NULL,
+              finished_at timestamptz,
+              PRIMARY KEY (territory, chunk)
+            );
+            CREATE INDEX ix_backfill_chunks_open ON {schema}.backfill_chunks (territory, lease_until)
+              WHERE finished_at IS NULL;
+            CREATE TABLE {schema}.backfill_deferred (
+              territory text NOT NULL REFERENCES {schema}.backfill_jobs (territory),
+              lead_id {lead_id_type} NOT NULL,
+              reason text NOT NULL,
+              deferred_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+              PRIMARY KEY (lead_id, territory)
+            );
+          END IF;
+        END
+        $do$
+        """)
+    )
+    op.execute(sql("SELECT {schema}.secure_table('{schema}.backfill_jobs')"))
+    op.execute(sql("SELECT {schema}.secure_table('{schema}.backfill_chunks')"))
+    op.execute(sql("SELECT {schema}.secure_table('{schema}.backfill_deferred')"))
+    # Progress is no secret between territories; which leads were locked is the operator's business.
+    for name in ("backfill_jobs", "backfill_chunks", "backfill_deferred"):
+        op.execute(sql("DROP POLICY IF EXISTS lp_operator ON {schema}." + name))
+        op.execute(sql("CREATE POLICY lp_operator ON {schema}." + name + " FOR SELECT TO {operator} USING (true)"))
+        op.execute(sql("GRANT SELECT ON {schema}." + name + " TO {operator}"))
+    op.execute(
+        sql("COMMENT ON TABLE {schema}.backfill_jobs IS 'One backfill per territory: where it stands, and what was asked of it'")
+    )
+    op.execute(
+        sql("""
+        COMMENT ON TABLE {schema}.backfill_chunks IS
+        'Claimed parts of a backfill; the token is a fencing token: who lost his lease can''t write'
+        """)
+    )
+
+
+def leave_quarantine() -> None:
+    op.execute(
+        sql("""
+        DO $do$
+        BEGIN
+          IF pg_catalog.to_regnamespace({quarantine_name}) IS NOT NULL THEN
+            DROP SCHEMA {quarantine};
+          END IF;
+        EXCEPTION WHEN dependent_objects_still_exist THEN
+          NULL;
+        END
+        $do$
+        """)
+    )
+
+
+def register_jobs() -> None:
+    op.execute(
+        sql("""
+        INSERT INTO {schema}.backfill_jobs (territory)
+        SELECT code FROM {schema}.territories ON CONFLICT (territory) DO NOTHING
+        """)
+    )
+
+
+def validate_constraints() -> None:
+    # VALIDATE reads our own tables only, under a lock that lets reads and writes through.
+    op.execute(
+        sql("""
+        DO $do$
+        DECLARE
+          pending record;
+        BEGIN
+          FOR pending IN
+            SELECT conrelid::regclass AS target, conname FROM pg_catalog.pg_constraint
+            WHERE connamespace = {schema_name}::regnamespace AND NOT convalidated
+          LOOP
+            EXECUTE pg_catalog.format('ALTER TABLE %s VALIDATE CONSTRAINT %I', pending.target, pending.conname);
+          END LOOP;
+        END
+        $do$
+        """)
+    )
+
+
+def create_unowned_leads() -> None:
+    # The truth about the backfill, asked by its own verification and by the gate.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.unowned_leads(territory text)
+        RETURNS SETOF {lead_id_type}
+        LANGUAGE sql
+        STABLE SECURITY DEFINER
+        BEGIN ATOMIC
+          SELECT l.{lead_id}
+          FROM {leads} AS l
+          WHERE l.{territory} = unowned_leads.territory
+            AND NOT EXISTS (
+              SELECT FROM {schema}.user_lead_assignments AS a
+              WHERE a.lead_id = l.{lead_id} AND a.territory = unowned_leads.territory)
+            AND EXISTS (
+              SELECT FROM {activities} AS v
+              WHERE v.{activity_lead_id} = l.{lead_id}
+                AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL);
+        END
+        """)
+    )
+    op.execute(
+        sql("""
+        COMMENT ON FUNCTION {schema}.unowned_leads(text) IS
+        'Leads of the territory with a qualifying activity, without an owner, and not released by hand'
+        """)
+    )
+    grant("unowned_leads(text)")
+    # The newest qualifying activity makes the owner. Hand-made and released rows stay, a newer
+    # derived row stays; the kinds are literals so that the partial index serves.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.own_leads(here text, leads {lead_id_type}[])
+        RETURNS integer
+        LANGUAGE plpgsql
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        DECLARE
+          made integer;
+        BEGIN
+          INSERT INTO {schema}.user_lead_assignments AS a
+            (lead_id, territory, user_id, source, activity_at, activity_id)
+          SELECT slice.lead_id, here, newest.{activity_user_id}, 'backfill',
+                 newest.{activity_at}, newest.{activity_id}
+          FROM unnest(leads) AS slice (lead_id),
+            LATERAL (
+              SELECT v.{activity_user_id}, v.{activity_at}, v.{activity_id} FROM {activities} AS v
+              WHERE v.{activity_lead_id} = slice.lead_id
+                AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL
+              ORDER BY v.{activity_at} DESC NULLS LAST, v.{activity_id} DESC LIMIT 1) AS newest
+          WHERE NOT EXISTS (
+            SELECT FROM {schema}.user_lead_assignments AS standing
+            WHERE standing.lead_id = slice.lead_id AND standing.territory = here
+              AND (standing.source NOT IN ('backfill', 'activity')
+                OR standing.activity_id = newest.{activity_id}))
+          ON CONFLICT (lead_id, territory) DO UPDATE
+            SET user_id = excluded.user_id, source = excluded.source, assigned_at = excluded.assigned_at,
+                activity_at = excluded.activity_at, activity_id = excluded.activity_id
+            WHERE a.source IN ('backfill', 'activity')
+              AND (a.activity_at IS NULL AND excluded.activity_at IS NOT NULL
+                OR a.activity_at < excluded.activity_at
+                OR a.activity_at IS NOT DISTINCT FROM excluded.activity_at
+                   AND a.activity_id < excluded.activity_id);
+          GET DIAGNOSTICS made = ROW_COUNT;
+          RETURN made;
+        END
+        $body$
+        """)
+    )
+    op.execute(sql("REVOKE ALL ON FUNCTION {schema}.own_leads(text, {lead_id_type}[]) FROM PUBLIC"))
+
+
+def create_start() -> None:
+    # A finished job that is started again walks all leads again: what stands costs one probe each.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.backfill_start(here text, settings text)
+        RETURNS boolean
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        DECLARE
+          job {schema}.backfill_jobs;
+          fresh boolean;
+        BEGIN
+          SELECT * INTO job FROM {schema}.backfill_jobs AS j WHERE j.territory = here FOR UPDATE;
+          IF NOT FOUND THEN
+            RAISE EXCEPTION 'territory % is not in the database', here USING ERRCODE = 'LP422';
+          END IF;
+          fresh := job.started_at IS NULL
+            OR job.exhausted AND NOT EXISTS (
+              SELECT FROM {schema}.backfill_chunks AS c WHERE c.territory = here AND c.finished_at IS NULL);
+          IF NOT fresh AND job.settings IS DISTINCT FROM backfill_start.settings THEN
+            RAISE EXCEPTION 'the settings changed since the backfill of % began', here
+              USING ERRCODE = 'LP422', DETAIL = format('then %s, now %s', job.settings, backfill_start.settings);
+          END IF;
+          IF fresh THEN
+            DELETE FROM {schema}.backfill_chunks AS c WHERE c.territory = here;
+            UPDATE {schema}.backfill_jobs AS j
+            SET started_at = clock_timestamp(), settings = backfill_start.settings, exhausted = false,
+                next_lead = NULL, chunks = 0, scanned = 0, assigned = 0
+            WHERE j.territory = here;
+          END IF;
+          UPDATE {schema}.backfill_jobs AS j SET request = 'run', request_reason = NULL
+          WHERE j.territory = here AND j.request <> 'run';
+          RETURN fresh;
+        END
+        $body$
+        """)
+    )
+    grant("backfill_start(text, text)")
+
+
+def create_claim() -> None:
+    # First what a dead worker left, then the next part of the territory. The job's row is locked
+    # for the few milliseconds that it takes to find where the chunk ends.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.backfill_claim(
+          here text, chunk_rows integer, worker text, lease interval, OUT chunk bigint, OUT token bigint)
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        DECLARE
+          job {schema}.backfill_jobs;
+          first {lead_id_type};
+          last {lead_id_type};
+          following {lead_id_type};
+        BEGIN
+          UPDATE {schema}.backfill_chunks AS c
+          SET worker = backfill_claim.worker, token = c.token + 1, lease_until = clock_timestamp() + lease
+          WHERE c.territory = here AND c.chunk = (
+            SELECT o.chunk FROM {schema}.backfill_chunks AS o
+            WHERE o.territory = here AND o.finished_at IS NULL AND o.lease_until < clock_timestamp()
+            ORDER BY o.lease_until LIMIT 1 FOR UPDATE SKIP LOCKED)
+          RETURNING c.chunk, c.token INTO chunk, token;
+          IF FOUND THEN
+            RETURN;
+          END IF;
+          SELECT * INTO job FROM {schema}.backfill_jobs AS j WHERE j.territory = here FOR UPDATE;
+          IF job.exhausted THEN
+            RETURN;
+          END IF;
+          first := job.next_lead;
+          IF first IS NULL THEN
+            SELECT l.{lead_id} INTO first FROM {leads} AS l
+              WHERE l.{territory} = here ORDER BY l.{lead_id} LIMIT 1;
+          END IF;
+          IF first IS NOT NULL THEN
+            SELECT l.{lead_id} INTO following FROM {leads} AS l
+              WHERE l.{territory} = here AND l.{lead_id} >= first
+              ORDER BY l.{lead_id} OFFSET chunk_rows LIMIT 1;
+            IF following IS NULL THEN
+              SELECT l.{lead_id} INTO last FROM {leads} AS l
+                WHERE l.{territory} = here ORDER BY l.{lead_id} DESC LIMIT 1;
+            ELSE
+              SELECT l.{lead_id} INTO last FROM {leads} AS l
+                WHERE l.{territory} = here AND l.{lead_id} < following ORDER BY l.{lead_id} DESC LIMIT 1;
+            END IF;
+          END IF;
+          UPDATE {schema}.backfill_jobs AS j
+          SET next_lead = following, exhausted = following IS NULL,
+              chunks = j.chunks + (first IS NOT NULL)::integer
+          WHERE j.territory = here;
+          IF first IS NOT NULL THEN
+            INSERT INTO {schema}.backfill_chunks AS c (territory, chunk, next_lead, last_lead, worker, lease_until)
+            VALUES (here, job.chunks + 1, first, last, worker, clock_timestamp() + lease)
+            RETURNING c.chunk, c.token INTO chunk, token;
+          END IF;
+        END
+        $body$
+        """)
+    )
+    grant("backfill_claim(text, integer, text, interval)")
+
+
+def create_slice() -> None:
+    # Rows, cursor and lease in one transaction: a kill at any moment repeats and loses nothing.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.backfill_slice(
+          here text, chunk bigint, token bigint, slice_rows integer,
+          OUT scanned integer, OUT assigned integer, OUT finished boolean)
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        DECLARE
+          part {schema}.backfill_chunks;
+          leads {lead_id_type}[];
+        BEGIN
+          SELECT * INTO part FROM {schema}.backfill_chunks AS c
+          WHERE c.territory = here AND c.chunk = backfill_slice.chunk AND c.token = backfill_slice.token
+            AND c.finished_at IS NULL FOR UPDATE;
+          IF NOT FOUND THEN
+            RAISE EXCEPTION 'the lease of chunk % was taken over', chunk USING ERRCODE = 'LP410';
+          END IF;
+          -- one more than the slice: the first of the next one
+          leads := ARRAY(
+            SELECT l.{lead_id} FROM {leads} AS l
+            WHERE l.{territory} = here AND l.{lead_id} >= part.next_lead AND l.{lead_id} <= part.last_lead
+            ORDER BY l.{lead_id} LIMIT slice_rows + 1);
+          scanned := least(cardinality(leads), slice_rows);
+          finished := cardinality(leads) <= slice_rows;
+          assigned := {schema}.own_leads(here, leads[:slice_rows]);
+          UPDATE {schema}.backfill_chunks AS c
+          SET next_lead = leads[slice_rows + 1],
+              lease_until = clock_timestamp() + interval '30 seconds',
+              finished_at = CASE WHEN finished THEN clock_timestamp() END
+          WHERE c.territory = here AND c.chunk = backfill_slice.chunk;
+          UPDATE {schema}.backfill_jobs AS j
+          SET scanned = j.scanned + backfill_slice.scanned, assigned = j.assigned + backfill_slice.assigned
+          WHERE j.territory = here;
+        END
+        $body$
+        """)
+    )
+    grant("backfill_slice(text, bigint, bigint, integer)")
+
+
+def create_deferral() -> None:
+    # One locked lead must not stall the rest: it is put aside, and tried again at the end.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.backfill_defer(here text, chunk bigint, token bigint, reason text)
+        RETURNS {lead_id_type}
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        DECLARE
+          part {schema}.backfill_chunks;
+          leads {lead_id_type}[];
+        BEGIN
+          SELECT * INTO part FROM {schema}.backfill_chunks AS c
+          WHERE c.territory = here AND c.chunk = backfill_defer.chunk AND c.token = backfill_defer.token
+            AND c.finished_at IS NULL FOR UPDATE;
+          IF NOT FOUND THEN
+            RAISE EXCEPTION 'the lease of chunk % was taken over', chunk USING ERRCODE = 'LP410';
+          END IF;
+          leads := ARRAY(
+            SELECT l.{lead_id} FROM {leads} AS l
+            WHERE l.{territory} = here AND l.{lead_id} >= part.next_lead AND l.{lead_id} <= part.last_lead
+            ORDER BY l.{lead_id} LIMIT 2);
+          IF cardinality(leads) > 0 THEN
+            INSERT INTO {schema}.backfill_deferred AS d (territory, lead_id, reason) VALUES (here, leads[1], backfill_defer.reason)
+            ON CONFLICT (lead_id, territory) DO UPDATE SET reason = excluded.reason, deferred_at = excluded.deferred_at;
+          END IF;
+          UPDATE {schema}.backfill_chunks AS c
+          SET next_lead = leads[2], finished_at = CASE WHEN cardinality(leads) < 2 THEN clock_timestamp() END
+          WHERE c.territory = here AND c.chunk = backfill_defer.chunk;
+          UPDATE {schema}.backfill_jobs AS j SET scanned = j.scanned + least(cardinality(leads), 1)
+          WHERE j.territory = here;
+          RETURN leads[1];
+        END
+        $body$
+        """)
+    )
+    grant("backfill_defer(text, bigint, bigint, text)")
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.backfill_retry(here text, lead {lead_id_type})
+        RETURNS integer
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        DECLARE
+          made integer := {schema}.own_leads(here, ARRAY(
+            SELECT l.{lead_id} FROM {leads} AS l WHERE l.{lead_id} = lead AND l.{territory} = here));
+        BEGIN
+          DELETE FROM {schema}.backfill_deferred AS d WHERE d.territory = here AND d.lead_id = lead;
+          UPDATE {schema}.backfill_jobs AS j SET assigned = j.assigned + made WHERE j.territory = here;
+          RETURN made;
+        END
+        $body$
+        """)
+    )
+    grant("backfill_retry(text, {lead_id_type})")
+
+
+def create_finish() -> None:
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.backfill_finish(here text)
+        RETURNS boolean
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        BEGIN
+          UPDATE {schema}.backfill_jobs AS j
+          SET finished_at = CASE WHEN j.finished_at IS NULL OR j.assigned > 0 THEN clock_timestamp() ELSE j.finished_at END
+          WHERE j.territory = here AND j.exhausted
+            AND NOT EXISTS (SELECT FROM {schema}.backfill_chunks AS c WHERE c.territory = here AND c.finished_at IS NULL)
+            AND NOT EXISTS (SELECT FROM {schema}.backfill_deferred AS d WHERE d.territory = here);
+          RETURN FOUND;
+        END
+        $body$
+        """)
+    )
+    grant("backfill_finish(text)")
+
+
+def create_gate() -> None:
+    # The data and the catalog are asked, no status row but the times at which something ended. The
+    # settings are arguments, because a release engineer opens the gate by changing them.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.gate_conditions(observation_window interval, host_rls text, exempt_roles name[])
+        RETURNS TABLE (condition text, met boolean, detail text, remedy text)
+        LANGUAGE plpgsql
+        STABLE SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        DECLARE
+          complete_since timestamptz;
+          host_owner oid := (SELECT relowner FROM pg_class WHERE oid = {leads_name}::regclass);
+        BEGIN
+          condition := 'owners';
+          SELECT count(*) = 0,
+                 coalesce(string_agg(format('%s leads in %s have a qualifying activity but no owner', missing.leads, missing.code), ', '),
+                          'every lead with a qualifying activity has its owner'),
+                 'leadprotect backfill ' || string_agg(missing.code, ' ')
+          INTO met, detail, remedy
+          FROM (
+            SELECT t.code, count(*) AS leads
+            FROM {schema}.territories AS t, {schema}.unowned_leads(t.code)
+            GROUP BY t.code ORDER BY t.code) AS missing;
+          RETURN NEXT;
+
+          condition := 'constraints';
+          SELECT count(*) = 0,
+                 coalesce('not validated: ' || string_agg(format('%I on %s', c.conname, c.conrelid::regclass), ', '),
+                          'all constraints are validated'),
+                 string_agg(format('ALTER TABLE %s VALIDATE CONSTRAINT %I;', c.conrelid::regclass, c.conname), ' ')
+          INTO met, detail, remedy
+          FROM pg_constraint AS c
+          WHERE c.connamespace = {schema_name}::regnamespace AND NOT c.convalidated;
+          RETURN NEXT;
+
+          condition := 'observation_window';
+          SELECT max(greatest(j.registered_at, j.finished_at)) INTO complete_since FROM {schema}.backfill_jobs AS j;
+          met := complete_since + observation_window <= clock_timestamp();
+          detail := format('migrate is complete since %s, the observation window is %s',
+                           to_char(complete_since AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'), observation_window);
+          remedy := CASE WHEN NOT met THEN
+            format('wait until %s, or shorten observation_window',
+                   to_char((complete_since + observation_window) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')) END;
+          RETURN NEXT;
+
+          IF host_rls = 'off' THEN
+            RETURN;
+          END IF;
+
+          condition := 'territories';
+          SELECT count(*) = 0,
+                 coalesce(string_agg(format('%s leads carry the unknown territory %L', unknown.leads, unknown.territory), ', '),
+                          'every territory of a lead is known'),
+                 string_agg(format('leadprotect territory add %s', unknown.territory), '; ')
+          INTO met, detail, remedy
+          FROM (
+            SELECT l.{territory} AS territory, count(*) AS leads FROM {leads} AS l
+            WHERE l.{territory} IS NOT NULL AND l.{territory} NOT IN (SELECT t.code FROM {schema}.territories AS t)
+            GROUP BY l.{territory} ORDER BY l.{territory} LIMIT 5) AS unknown;
+          RETURN NEXT;
+
+          condition := 'contextless_writes';
+          SELECT count(*) = 0,
+                 coalesce(string_agg(format('login %I wrote to %s without a context at %s', late.login, late.host_table,
+                            to_char(late.at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')), ', '),
+                          'no write without a context inside the observation window'),
+                 'deploy the version that sets its context (leadprotect.acting_as), or name the login in exempt_roles'
+          INTO met, detail, remedy
+          FROM (
+            SELECT DISTINCT ON (w.login) w.login, w.host_table, w.at FROM {schema}.contextless_writes AS w
+            WHERE w.at > clock_timestamp() - observation_window AND w.login <> ALL (exempt_roles)
+            ORDER BY w.login, w.at DESC) AS late;
+          remedy := CASE WHEN NOT met THEN remedy END;
+          RETURN NEXT;
+
+          condition := 'logins';
+          SELECT count(*) = 0,
+                 coalesce(string_agg(format('login %I has privileges on %s but is no member of %s and a territory',
+                                            locked.rolname, {leads_label}, {app_name}), ', '),
+                          'every login with privileges is a member'),
+                 string_agg(format('GRANT %I, %I TO %I;', {app_name},
+                   {role_prefix} || lower((SELECT min(t.code) FROM {schema}.territories AS t)), locked.rolname), ' ')
+                   || ' or name it in exempt_roles'
+          INTO met, detail, remedy
+          FROM (
+            SELECT r.rolname FROM pg_roles AS r
+            WHERE r.rolcanlogin AND NOT r.rolsuper AND r.rolname <> ALL (exempt_roles)
+              AND has_database_privilege(r.oid, current_database(), 'CONNECT')
+              AND EXISTS (
+                SELECT FROM pg_roles AS held
+                WHERE pg_has_role(r.oid, held.oid, 'MEMBER')
+                  AND (has_table_privilege(held.oid, {leads_name}::regclass, 'SELECT, INSERT, UPDATE, DELETE')
+                    OR has_any_column_privilege(held.oid, {leads_name}::regclass, 'SELECT, INSERT, UPDATE')))
+              AND NOT pg_has_role(r.oid, host_owner, 'MEMBER')
+              AND NOT (pg_has_role(r.oid, {app_name}, 'MEMBER') AND EXISTS (
+                SELECT FROM {schema}.territories AS t
+                JOIN pg_roles AS border ON border.rolname = {role_prefix} || lower(t.code)
+                WHERE pg_has_role(r.oid, border.oid, 'MEMBER')))
+            ORDER BY r.rolname LIMIT 20) AS locked;
+          RETURN NEXT;
+        END
+        $body$
+        """)
+    )
+    op.execute(
+        sql("""
+        COMMENT ON FUNCTION {schema}.gate_conditions(interval, text, name[]) IS
+        'The conditions of contract, each with what is in the way and what to run'
+        """)
+    )
+    grant("gate_conditions(interval, text, name[])")
+
+
+def grant(signature: str) -> None:
+    """EXECUTE is PUBLIC's by default: taken away, then given to the operator."""
+    op.execute(sql("REVOKE ALL ON FUNCTION {schema}." + signature + " FROM PUBLIC"))
+    op.execute(sql("GRANT EXECUTE ON FUNCTION {schema}." + signature + " TO {operator}"))

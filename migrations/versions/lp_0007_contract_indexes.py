@@ -1,0 +1,69 @@
+"""Drops the two indexes on host tables that only the transition needed.
+
+Why: they cost every write of the host, and nothing reads them after the backfill. They go before
+anything is enforced, so that a downgrade opens the host's tables first and rebuilds indexes last.
+
+Locks on host tables: SHARE UPDATE EXCLUSIVE on activities, then on leads (CONCURRENTLY).
+
+Undone by: building them again, CONCURRENTLY; not at all when the downgrade goes on to the base.
+"""
+
+from alembic import context, op
+
+from leadprotect.settings import sql
+
+revision = "lp_0007_contract_indexes"
+down_revision = "lp_0006_migrate_backfill"
+branch_labels = None
+depends_on = None
+phase = "contract"
+
+
+def upgrade() -> None:
+    ask_gate()
+    with op.get_context().autocommit_block():
+        op.execute("SET lock_timeout = 0")
+        op.execute("SET statement_timeout = 0")
+        op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {activities_index_path}"))
+        op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {leads_index_path}"))
+
+
+def downgrade() -> None:
+    if not context.get_revision_argument():
+        return  # on the way to the base nothing will read them
+    with op.get_context().autocommit_block():
+        op.execute("SET lock_timeout = 0")
+        op.execute("SET statement_timeout = 0")
+        op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {leads_index_path}"))
+        op.execute(sql("CREATE INDEX CONCURRENTLY {leads_index} ON {leads} ({territory}, {lead_id})"))
+        op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {activities_index_path}"))
+        op.execute(
+            sql("""
+            CREATE INDEX CONCURRENTLY {activities_index} ON {activities}
+              ({activity_lead_id}, {activity_at} DESC NULLS LAST, {activity_id} DESC) INCLUDE ({activity_user_id})
+              WHERE {activity_kind} IN ({kinds}) AND {activity_user_id} IS NOT NULL
+            """)
+        )
+
+
+def ask_gate() -> None:
+    # Again inside the transaction, and the only gate of a script rendered with --sql.
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    op.execute(
+        sql("""
+        DO $do$
+        DECLARE
+          closed text;
+        BEGIN
+          SELECT pg_catalog.string_agg(pg_catalog.format('%s: %s', g.condition, g.detail), '; ') INTO closed
+          FROM {schema}.gate_conditions({observation_window}, {host_rls}, ARRAY[{exempt_roles}]::name[]) AS g
+          WHERE g.met IS NOT TRUE;
+          IF closed IS NOT NULL THEN
+            RAISE EXCEPTION 'contract refused: %', closed
+              USING ERRCODE = 'LP409', HINT = 'leadprotect status shows what to run.';
+          END IF;
+        END
+        $do$
+        """)
+    )
+    op.execute("RESET ROLE")

@@ -1,0 +1,272 @@
+"""Row-level security on the host's leads, and an audit row for every edit.
+
+Why: from here on the database itself refuses what the decision denies, whoever asks. A lead without
+territory stays outside protection, as before. The host's owner keeps maintenance access, unless
+host_rls = force; with host_rls = off the table is left alone.
+
+Locks on host tables: ACCESS EXCLUSIVE on leads for milliseconds (ENABLE ROW LEVEL SECURITY,
+CREATE POLICY); the gate is asked before the lock.
+
+Undone by: dropping our policies and triggers, and restoring the two row security flags that stood
+before. Nothing else of the table is touched.
+"""
+
+from alembic import op
+
+from leadprotect.settings import sql
+
+revision = "lp_0008_contract_enforce"
+down_revision = "lp_0007_contract_indexes"
+branch_labels = None
+depends_on = None
+phase = "contract"
+
+
+def upgrade() -> None:
+    ask_gate()
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    create_edit_audit()
+    create_refusals()
+    create_memory()
+    op.execute("RESET ROLE")
+    enforce()
+    op.execute(sql("DROP TRIGGER {note_writes} ON {leads}"))
+    op.execute(sql("DROP TRIGGER {transition_territory} ON {leads}"))
+
+
+def downgrade() -> None:
+    open_again()
+    op.execute(
+        sql("""
+        CREATE TRIGGER {note_writes} AFTER INSERT OR UPDATE OR DELETE ON {leads}
+        FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_contextless_write()
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE TRIGGER {transition_territory} AFTER UPDATE OF {territory} ON {leads}
+        FOR EACH ROW WHEN (OLD.{territory} IS DISTINCT FROM NEW.{territory})
+        EXECUTE FUNCTION {schema}.own_moved_lead()
+        """)
+    )
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    op.execute(sql("DROP FUNCTION {schema}.audit_edit()"))
+    op.execute(sql("DROP FUNCTION {schema}.refuse_move()"))
+    op.execute(sql("DROP FUNCTION {schema}.refuse_truncate()"))
+    op.execute(sql("DROP TABLE {schema}.host_row_security"))
+    op.execute("RESET ROLE")
+
+
+def ask_gate() -> None:
+    # Again inside the transaction, and the only gate of a script rendered with --sql.
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    op.execute(
+        sql("""
+        DO $do$
+        DECLARE
+          closed text;
+        BEGIN
+          SELECT pg_catalog.string_agg(pg_catalog.format('%s: %s', g.condition, g.detail), '; ') INTO closed
+          FROM {schema}.gate_conditions({observation_window}, {host_rls}, ARRAY[{exempt_roles}]::name[]) AS g
+          WHERE g.met IS NOT TRUE;
+          IF closed IS NOT NULL THEN
+            RAISE EXCEPTION 'contract refused: %', closed
+              USING ERRCODE = 'LP409', HINT = 'leadprotect status shows what to run.';
+          END IF;
+        END
+        $do$
+        """)
+    )
+    op.execute("RESET ROLE")
+
+
+def create_edit_audit() -> None:
+    # One row per lead and transaction: an assertion in the same transaction is the row already,
+    # unless its savepoint was rolled back. Whoever row security does not bind edits as maintenance.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.audit_edit()
+        RETURNS trigger
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        DECLARE
+          decision text := {schema}.explain_edit(OLD.{lead_id});
+        BEGIN
+          IF NOT EXISTS (
+            SELECT FROM {schema}.lead_access_audit AS e
+            WHERE e.lead_id = OLD.{lead_id} AND e.at >= transaction_timestamp()
+              AND e.transaction_id = pg_current_xact_id() AND e.action = 'EDIT' AND e.outcome = 'ALLOW')
+          THEN
+            INSERT INTO {schema}.lead_access_audit
+              (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id)
+            VALUES (
+              OLD.{lead_id},
+              {schema}.parse_user(current_setting({user_guc}, true)),
+              coalesce(nullif(current_setting('role'), 'none'), session_user),
+              OLD.{territory}, 'EDIT', 'ALLOW',
+              CASE WHEN decision IN ('owner', 'collaborator') THEN decision ELSE 'maintenance' END,
+              lower(TG_OP) || ' without assertion',
+              nullif(current_setting({correlation_guc}, true), ''));
+          END IF;
+          RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
+        END
+        $body$
+        """)
+    )
+    op.execute(sql("REVOKE ALL ON FUNCTION {schema}.audit_edit() FROM PUBLIC"))
+
+
+def create_refusals() -> None:
+    # Policies see the old row or the new one, never both: a lead can't be moved out of protection
+    # (territory NULL) or given another id. Row security does not bind TRUNCATE at all.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.refuse_move()
+        RETURNS trigger
+        LANGUAGE plpgsql
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          RAISE EXCEPTION 'id and territory of a protected lead can be changed by maintenance only'
+            USING ERRCODE = 'insufficient_privilege';
+        END
+        $body$
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.refuse_truncate()
+        RETURNS trigger
+        LANGUAGE plpgsql
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          RAISE EXCEPTION 'TRUNCATE on % refused: it would delete leads of every territory', TG_RELID::regclass
+            USING ERRCODE = 'insufficient_privilege';
+        END
+        $body$
+        """)
+    )
+    op.execute(sql("REVOKE ALL ON FUNCTION {schema}.refuse_move() FROM PUBLIC"))
+    op.execute(sql("REVOKE ALL ON FUNCTION {schema}.refuse_truncate() FROM PUBLIC"))
+
+
+def create_memory() -> None:
+    # What downgrade restores.
+    op.execute(
+        sql("""
+        CREATE TABLE {schema}.host_row_security (
+          host_table text PRIMARY KEY,
+          enabled boolean NOT NULL,
+          forced boolean NOT NULL
+        )
+        """)
+    )
+    op.execute(sql("SELECT {schema}.secure_table('{schema}.host_row_security')"))
+    op.execute(
+        sql("""
+        INSERT INTO {schema}.host_row_security
+        SELECT {leads_name}, relrowsecurity, relforcerowsecurity
+        FROM pg_catalog.pg_class WHERE oid = {leads_name}::regclass
+        """)
+    )
+    op.execute(
+        sql("COMMENT ON TABLE {schema}.host_row_security IS 'Row security flags of the host''s leads before contract'")
+    )
+
+
+def enforce() -> None:
+    op.execute(
+        sql("""
+        DO $do$
+        DECLARE
+          prefix text := {role_prefix};
+          inside text := pg_catalog.format('(SELECT pg_catalog.current_setting(%L, true))', {territory_guc});
+          borders text;
+          known record;
+          exempt name;
+        BEGIN
+          IF {host_rls} = 'off' THEN
+            RETURN;
+          END IF;
+          SELECT pg_catalog.string_agg(pg_catalog.quote_ident(prefix || pg_catalog.lower(code)), ', ' ORDER BY code)
+          INTO borders FROM {schema}.territories;
+          -- the definer functions read every lead
+          EXECUTE pg_catalog.format('CREATE POLICY %I ON {leads} FOR SELECT TO {owner} USING (true)', prefix || 'owner');
+          -- a lead without territory is outside protection: visible and editable as before
+          EXECUTE pg_catalog.format('CREATE POLICY %I ON {leads} USING ({territory} IS NULL)', prefix || 'unprotected');
+          FOR known IN SELECT code FROM {schema}.territories ORDER BY code LOOP
+            EXECUTE pg_catalog.format(
+              'CREATE POLICY %I ON {leads} TO %I USING ({territory} = %L AND {territory} = %s)',
+              prefix || 'territory_' || pg_catalog.lower(known.code), prefix || pg_catalog.lower(known.code),
+              known.code, inside);
+          END LOOP;
+          -- the floor holds whatever permissive policy somebody adds later
+          EXECUTE pg_catalog.format(
+            'CREATE POLICY %I ON {leads} AS RESTRICTIVE TO {app} USING ({territory} IS NULL OR {territory} = %s)',
+            prefix || 'floor', inside);
+          -- the decision itself; a new row is bound by the policies above
+          EXECUTE pg_catalog.format(
+            'CREATE POLICY %I ON {leads} AS RESTRICTIVE FOR UPDATE TO {app}, %s
+             USING ({territory} IS NULL OR {schema}.can_edit_lead({lead_id})) WITH CHECK (true)', prefix || 'update', borders);
+          EXECUTE pg_catalog.format(
+            'CREATE POLICY %I ON {leads} AS RESTRICTIVE FOR DELETE TO {app}, %s
+             USING ({territory} IS NULL OR {schema}.can_edit_lead({lead_id}))', prefix || 'delete', borders);
+          FOREACH exempt IN ARRAY ARRAY[{exempt_roles}]::name[] LOOP
+            EXECUTE pg_catalog.format('CREATE POLICY %I ON {leads} TO %I USING (true)', prefix || 'exempt_' || exempt, exempt);
+          END LOOP;
+          ALTER TABLE {leads} ENABLE ROW LEVEL SECURITY;
+          IF {host_rls} = 'force' THEN
+            ALTER TABLE {leads} FORCE ROW LEVEL SECURITY;
+          END IF;
+          CREATE TRIGGER {audit_edit} BEFORE UPDATE OR DELETE ON {leads}
+            FOR EACH ROW WHEN (OLD.{territory} IS NOT NULL) EXECUTE FUNCTION {schema}.audit_edit();
+          CREATE TRIGGER {refuse_move} AFTER UPDATE OF {lead_id}, {territory} ON {leads}
+            FOR EACH ROW WHEN (OLD.{territory} IS NOT NULL
+              AND (NEW.{territory} IS DISTINCT FROM OLD.{territory} OR NEW.{lead_id} <> OLD.{lead_id})
+              AND pg_catalog.row_security_active({leads_name}::regclass::oid)
+              AND current_user <> ALL (ARRAY[{exempt_roles}]::name[]))
+            EXECUTE FUNCTION {schema}.refuse_move();
+          CREATE TRIGGER {refuse_truncate} BEFORE TRUNCATE ON {leads}
+            FOR EACH STATEMENT WHEN (pg_catalog.row_security_active({leads_name}::regclass::oid))
+            EXECUTE FUNCTION {schema}.refuse_truncate();
+        END
+        $do$
+        """)
+    )
+
+
+def open_again() -> None:
+    # In one transaction with everything else: there is no moment at which half of it holds.
+    op.execute(
+        sql("""
+        DO $do$
+        DECLARE
+          ours name;
+          before_contract {schema}.host_row_security;
+        BEGIN
+          FOR ours IN
+            SELECT polname FROM pg_catalog.pg_policy
+            WHERE polrelid = {leads_name}::regclass AND pg_catalog.starts_with(polname::text, {role_prefix})
+          LOOP
+            EXECUTE pg_catalog.format('DROP POLICY %I ON {leads}', ours);
+          END LOOP;
+          DROP TRIGGER IF EXISTS {audit_edit} ON {leads};
+          DROP TRIGGER IF EXISTS {refuse_move} ON {leads};
+          DROP TRIGGER IF EXISTS {refuse_truncate} ON {leads};
+          EXECUTE 'SET LOCAL ROLE {owner}';
+          SELECT * INTO before_contract FROM {schema}.host_row_security WHERE host_table = {leads_name};
+          EXECUTE 'RESET ROLE';
+          IF NOT before_contract.enabled THEN
+            ALTER TABLE {leads} DISABLE ROW LEVEL SECURITY;
+          END IF;
+          IF NOT before_contract.forced THEN
+            ALTER TABLE {leads} NO FORCE ROW LEVEL SECURITY;
+          END IF;
+        END
+        $do$
+        """)
+    )
