@@ -15,12 +15,15 @@ from leadprotect.errors import (
     InvalidRequest,
     LeadProtectError,
     ProtectionUnavailable,
+    SettingsError,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from sqlalchemy.orm import Session
+
+    from leadprotect.settings import Settings
 
     AnyConnection = Connection | Session | psycopg.Connection[Any]
 
@@ -34,6 +37,21 @@ _CLASSES: dict[str, tuple[type[LeadProtectError], str]] = {
     "LP409": (GateClosed, "contract was refused"),
     "LP422": (InvalidRequest, "the request can't be right"),
 }
+
+
+def connect(settings: Settings, *, autocommit: bool = True) -> psycopg.Connection[Any]:
+    """A connection of our own to the settings' database.
+
+    Raises `SettingsError` without a URL, `ConnectionUnusable` when the server can't be reached.
+    """
+    if not settings.database_url:
+        message = "database_url is missing: set DATABASE_URL or the key in [leadprotect]"
+        raise SettingsError(message)
+    try:
+        return psycopg.connect(settings.database_url, autocommit=autocommit, application_name="leadprotect")
+    except psycopg.OperationalError as error:  # names host, port and user, never the password
+        message = f"no connection to the database: {error}"
+        raise ConnectionUnusable(message) from None
 
 
 def rows(conn: AnyConnection, statement: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:

@@ -158,9 +158,9 @@ def names(settings: Settings) -> dict[str, str]:
     offices = {office: ident(s.role(office)) for office in _OFFICES}
     return {
         "schema": ident(s.schema),
-        "schema_name": literal(s.schema),
+        "schema_name": literal(ident(s.schema)),
         "quarantine": ident(s.quarantine),
-        "quarantine_name": literal(s.quarantine),
+        "quarantine_name": literal(ident(s.quarantine)),
         "leads": table(s.leads_table),
         "leads_name": literal(table(s.leads_table)),
         "leads_schema": literal(host_schema),

@@ -604,7 +604,7 @@ def drop_schema() -> None:
         BEGIN
           FOR host IN
             SELECT n.nspname FROM pg_catalog.pg_namespace AS n, pg_catalog.aclexplode(n.nspacl) AS acl
-            WHERE n.nspname IN ({leads_schema}, {activities_schema}) AND acl.grantee = {owner_name}::regrole
+            WHERE n.nspname IN ({leads_schema}, {activities_schema}) AND acl.grantee = (SELECT r.oid FROM pg_catalog.pg_roles AS r WHERE r.rolname = {owner_name})
           LOOP
             EXECUTE pg_catalog.format('REVOKE USAGE ON SCHEMA %I FROM %I', host, {owner_name});
           END LOOP;

@@ -1,0 +1,5 @@
+"""``python -m leadprotect`` is the command ``leadprotect``."""
+
+from leadprotect.cli import main
+
+main()

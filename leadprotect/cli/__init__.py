@@ -1,0 +1,35 @@
+"""The command line: each command parses, calls one function of the library, and prints.
+
+Exit codes: 0 done, 1 refused or not true, 2 wrong usage, 130 stopped by Ctrl-C; a command with more
+of them says so in its help.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import click
+
+from leadprotect.errors import LeadProtectError
+
+
+class _Commands(click.Group):
+    """Turns our errors into one line on stderr: a user's mistake never shows a stack trace."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except LeadProtectError as error:
+            raise click.ClickException(str(error)) from None
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="leadprotect")
+def main() -> None:
+    """Protect leads row by row: backfill, status, audit and rollback.
+
+    The database and all settings come from alembic.ini in this folder and the environment
+    (DATABASE_URL, LEADPROTECT_<KEY>).
+    """
+    logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s")
