@@ -1,0 +1,63 @@
+# Needs Python >= 3.11, git and make. `make` alone lists the targets.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+# the first Python on this machine that is new enough
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url \
+	--custom-compile-command "make lock" pyproject.toml
+
+# what a stamp says: this lock is installed, and the package as it is declared now
+DEMO := .venv/demo.stamp
+DEV := .venv/dev.stamp
+
+.PHONY: help demo test lint docs lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile
+
+demo: $(DEMO) ## protect 20,000 leads in an embedded PostgreSQL and tell the story
+	@$(BIN)/leadprotect demo
+
+test: $(DEV) ## run the whole suite; ends with the number of tests passed
+	@.ci/packages
+	@$(BIN)/python -m pytest
+
+lint: $(DEV) ## ruff and mypy
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --check --quiet
+	@$(BIN)/mypy --no-error-summary
+	@echo "lint: clean"
+
+docs: $(DEV) ## build the documentation into docs/_build/html
+	@if [ -f docs/conf.py ]; then $(BIN)/sphinx-build -W --keep-going --quiet -b html docs docs/_build/html; fi
+
+lock: $(DEV) ## write the lock files anew from the ranges in pyproject.toml
+	@$(COMPILE) --extra demo --extra gates --extra report --group dev --upgrade -o requirements.lock
+	@$(COMPILE) --extra demo --group build --constraint requirements.lock -o requirements-demo.lock
+
+clean: ## remove .venv and everything that was built
+	@rm -rf .venv dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv:
+	@test -n "$(PYTHON)" || { echo "leadprotect needs Python 3.11 or later (apt-get install python3 python3-venv)" >&2; exit 1; }
+	@echo "creating .venv"
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+
+# the demo needs no test tools: it installs in a fraction of the time
+$(DEMO): requirements-demo.lock pyproject.toml | .venv
+	@echo "installing requirements-demo.lock"
+	@$(PIP) install --require-hashes -r requirements-demo.lock
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(DEV): requirements.lock pyproject.toml | .venv
+	@echo "installing requirements.lock"
+	@$(PIP) install --require-hashes -r requirements.lock
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
