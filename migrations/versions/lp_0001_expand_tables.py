@@ -30,6 +30,7 @@ def upgrade() -> None:
     create_row_security()
     create_territories()
     create_assignments()
+    create_assignment_history()
     create_rules()
     create_audit()
     create_audit_guards()
@@ -328,6 +329,65 @@ def create_assignments() -> None:
     )
 
 
+def create_assignment_history() -> None:
+    # What an assignment was before it changed: the audit tells from it who could edit a lead at a
+    # given time. New assignments write nothing here, so a backfill costs nothing.
+    op.execute(
+        sql("""
+        DO $do$
+        BEGIN
+          IF pg_catalog.to_regclass('{quarantine}.user_lead_assignment_history') IS NOT NULL THEN
+            ALTER TABLE {quarantine}.user_lead_assignment_history SET SCHEMA {schema};
+          ELSE
+            CREATE TABLE {schema}.user_lead_assignment_history (
+              lead_id {lead_id_type} NOT NULL,
+              territory text NOT NULL,
+              id bigserial NOT NULL,
+              user_id {user_id_type},
+              assigned_at timestamptz NOT NULL,
+              ended_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+              assigned_by {user_id_type},
+              source text NOT NULL,
+              PRIMARY KEY (lead_id, territory, id)
+            );
+          END IF;
+        END
+        $do$
+        """)
+    )
+    op.execute(
+        sql("""
+        COMMENT ON TABLE {schema}.user_lead_assignment_history IS
+        'Former assignments, from assigned_at to ended_at; written by a trigger when one changes'
+        """)
+    )
+    op.execute(sql("SELECT {schema}.secure_table('{schema}.user_lead_assignment_history')"))
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.keep_assignment()
+        RETURNS trigger
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        BEGIN
+          INSERT INTO {schema}.user_lead_assignment_history (lead_id, territory, user_id, assigned_at, assigned_by, source)
+          VALUES (OLD.lead_id, OLD.territory, OLD.user_id, OLD.assigned_at, OLD.assigned_by, OLD.source);
+          RETURN NULL;
+        END
+        $body$
+        """)
+    )
+    op.execute(sql("REVOKE ALL ON FUNCTION {schema}.keep_assignment() FROM PUBLIC"))
+    op.execute(
+        sql("""
+        CREATE TRIGGER lp_keep_assignment AFTER UPDATE OR DELETE ON {schema}.user_lead_assignments
+        FOR EACH ROW EXECUTE FUNCTION {schema}.keep_assignment()
+        """)
+    )
+
+
 def create_rules() -> None:
     op.execute(
         sql("""
@@ -342,8 +402,10 @@ def create_rules() -> None:
               protection {schema}.protection_type NOT NULL,
               lead_id {lead_id_type},
               active boolean NOT NULL DEFAULT true,
-              effective_from timestamptz NOT NULL DEFAULT pg_catalog.statement_timestamp(),
+              effective_from timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
               effective_to timestamptz,
+              made_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+              made_by name NOT NULL DEFAULT session_user,
               CONSTRAINT lpr_dates CHECK (effective_to > effective_from),
               CONSTRAINT ix_lpr_user UNIQUE NULLS NOT DISTINCT
                 (user_id, territory, protection, lead_id, active, effective_from, effective_to)
@@ -516,7 +578,7 @@ def grant_access() -> None:
         sql("GRANT SELECT ON {schema}.territories, {schema}.territory_vat_rates TO {app}, {auditor}, {operator}, {manager}")
     )
     op.execute(sql("GRANT SELECT ON {schema}.user_lead_assignments TO {app}, {auditor}, {manager}"))
-    op.execute(sql("GRANT SELECT ON {schema}.lead_protection_rules TO {manager}, {auditor}"))
+    op.execute(sql("GRANT SELECT ON {schema}.lead_protection_rules, {schema}.user_lead_assignment_history TO {manager}, {auditor}"))
     # The audit's reasons tell what the answer to a service hides: auditors only.
     op.execute(sql("GRANT SELECT ON {schema}.lead_access_audit TO {auditor}"))
 
@@ -552,7 +614,7 @@ def enter_quarantine() -> None:
     op.execute(
         sql("""
         REVOKE ALL ON {schema}.territories, {schema}.territory_vat_rates, {schema}.user_lead_assignments,
-          {schema}.lead_protection_rules, {schema}.lead_access_audit
+          {schema}.user_lead_assignment_history, {schema}.lead_protection_rules, {schema}.lead_access_audit
         FROM {app}, {auditor}, {operator}, {manager}
         """)
     )
@@ -572,7 +634,9 @@ def enter_quarantine() -> None:
         """)
     )
     op.execute(sql("ALTER FUNCTION {schema}.refuse_change() SET SCHEMA {quarantine}"))
+    op.execute(sql("DROP TRIGGER lp_keep_assignment ON {schema}.user_lead_assignments"))
     op.execute(sql("ALTER TABLE {schema}.user_lead_assignments SET SCHEMA {quarantine}"))
+    op.execute(sql("ALTER TABLE {schema}.user_lead_assignment_history SET SCHEMA {quarantine}"))
     op.execute(sql("ALTER TABLE {schema}.lead_protection_rules SET SCHEMA {quarantine}"))
     op.execute(sql("ALTER TABLE {schema}.territory_vat_rates SET SCHEMA {quarantine}"))
     op.execute(sql("ALTER TABLE {schema}.territories SET SCHEMA {quarantine}"))
@@ -582,6 +646,7 @@ def enter_quarantine() -> None:
 
 
 def drop_functions() -> None:
+    op.execute(sql("DROP FUNCTION {schema}.keep_assignment()"))
     op.execute(sql("DROP FUNCTION {schema}.create_audit_partitions(integer)"))
     op.execute(sql("DROP FUNCTION {schema}.secure_audit_table(regclass)"))
     op.execute(sql("DROP FUNCTION {schema}.secure_table(regclass)"))

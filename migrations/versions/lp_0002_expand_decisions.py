@@ -30,8 +30,9 @@ def upgrade() -> None:
     create_decision_entry_points()
     create_audit_writer()
     create_attempts()
-    create_ownership_guard()
+    create_ownership()
     create_ownership_functions()
+    create_rule_functions()
     create_territory_terms()
     create_view()
     op.execute("RESET ROLE")
@@ -43,14 +44,23 @@ def downgrade() -> None:
     op.execute(sql("DROP FUNCTION IF EXISTS {schema}.set_context(uuid, text, text)"))
     for signature in (
         "territory_terms(text, date)",
+        "revoke_protection({user_id_type}, text, {schema}.protection_type, {lead_id_type})",
+        "grant_protection({user_id_type}, text, {schema}.protection_type, {lead_id_type}, timestamptz, timestamptz)",
+        "unshare_lead({lead_id_type}, {user_id_type}, text)",
+        "share_lead({lead_id_type}, {user_id_type}, timestamptz, timestamptz, text)",
         "transfer_lead({lead_id_type}, {user_id_type}, text)",
         "release_lead({lead_id_type}, text)",
         "claim_lead({lead_id_type}, text)",
         "assign_lead({lead_id_type}, {user_id_type}, text)",
-        "set_owner({lead_id_type}, text, {user_id_type}, text, text)",
+        "end_rules({user_id_type}, text, {schema}.protection_type, {lead_id_type})",
+        "change_sharing({lead_id_type}, text, {user_id_type}, timestamptz, timestamptz, text)",
+        "change_owner({lead_id_type}, text, {user_id_type}, text)",
+        "is_manager()",
         "lead_for_ownership({lead_id_type}, boolean)",
-        "deny({lead_id_type}, {schema}.lead_action, text, text)",
         "assert_edit_and_audit({lead_id_type}, {schema}.lead_action, text)",
+        "allow_edit({lead_id_type}, {schema}.lead_action, text)",
+        "require({lead_id_type}, {schema}.lead_action, text, text)",
+        "deny({lead_id_type}, {schema}.lead_action, text, text)",
         "record_denial({lead_id_type}, {schema}.lead_action, text, text)",
         "record_edit_attempt({lead_id_type}, {schema}.lead_action, text)",
         "write_audit({lead_id_type}, {schema}.lead_action, text, text)",
@@ -59,7 +69,9 @@ def downgrade() -> None:
         "explain_edit({lead_id_type})",
         "can_edit_lead({lead_id_type})",
         "decide({lead_id_type}, text, text)",
+        "decision({lead_id_type}, {user_id_type}, text)",
         "in_force(boolean, timestamptz, timestamptz)",
+        "is_code(text)",
         "is_member(text)",
         "set_context(text, text, text)",
         "context()",
@@ -70,8 +82,9 @@ def downgrade() -> None:
 
 
 def create_context() -> None:
-    # A malformed id is nobody's id: NULL, never a cast error that would abort the transaction.
-    # The pattern is what uuid_in accepts: any case, braces, a hyphen after any group of four digits.
+    # A malformed id is nobody's id: NULL, never a cast error that would abort the transaction. The
+    # pattern is what uuid_in accepts (any case, braces, a hyphen after any group of four digits);
+    # the usual form is recognised without it, because the pattern costs more than the decision.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.parse_user(declared text)
@@ -81,6 +94,8 @@ def create_context() -> None:
         RETURN CASE
           WHEN '{user_id_type}' = 'text' THEN
             CASE WHEN declared <> '' THEN declared END
+          WHEN declared LIKE '________-____-____-____-____________'
+            AND pg_catalog.translate(declared, '0123456789abcdefABCDEF', '') = '----' THEN declared
           WHEN declared ~ '^(([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}|[{]([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}[}])$'
             THEN declared
         END::{user_id_type}
@@ -160,6 +175,22 @@ def create_membership() -> None:
         """)
     )
     grant("is_member(text)", "{app}, {auditor}, {manager}")
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.is_code(territory text)
+        RETURNS boolean
+        LANGUAGE sql
+        IMMUTABLE PARALLEL SAFE
+        RETURN territory ~ '^[A-Za-z][A-Za-z0-9_]{0,15}$'
+        """)
+    )
+    op.execute(
+        sql("""
+        COMMENT ON FUNCTION {schema}.is_code(text) IS
+        'Whether this can be the code of a territory; anything else is malformed'
+        """)
+    )
+    op.execute(sql("REVOKE ALL ON FUNCTION {schema}.is_code(text) FROM PUBLIC"))
 
 
 def create_decision() -> None:
@@ -175,43 +206,86 @@ def create_decision() -> None:
         """)
     )
     op.execute(sql("REVOKE ALL ON FUNCTION {schema}.in_force(boolean, timestamptz, timestamptz) FROM PUBLIC"))
-    # Index probes only: the primary keys of leads and assignments, ix_lpr_user for the rules, which
-    # are asked only when the answer depends on them.
+    # The decision about a known caller. Index probes only: the primary keys of leads and
+    # assignments, ix_lpr_user for the rules, which are asked only when the answer depends on them.
+    # Internal: the planner inlines it into the functions below, which run as the owner.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.decision(lead {lead_id_type}, caller {user_id_type}, here text)
+        RETURNS TABLE (reason text)
+        LANGUAGE sql
+        STABLE PARALLEL SAFE
+        BEGIN ATOMIC
+          SELECT CASE
+            WHEN EXISTS (
+              SELECT FROM {schema}.lead_protection_rules AS r
+              WHERE r.user_id = caller AND r.territory = here AND r.protection = 'VIEW_ONLY' AND r.lead_id IS NULL
+                AND {schema}.in_force(r.active, r.effective_from, r.effective_to))
+              OR EXISTS (
+              SELECT FROM {schema}.lead_protection_rules AS r
+              WHERE r.user_id = caller AND r.territory = here AND r.protection = 'VIEW_ONLY' AND r.lead_id = lead
+                AND {schema}.in_force(r.active, r.effective_from, r.effective_to)) THEN 'suspended'
+            WHEN a.user_id = caller THEN 'owner'
+            WHEN EXISTS (
+              SELECT FROM {schema}.lead_protection_rules AS r
+              WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR' AND r.lead_id = lead
+                AND {schema}.in_force(r.active, r.effective_from, r.effective_to)) THEN 'collaborator'
+            WHEN EXISTS (
+              SELECT FROM {schema}.lead_protection_rules AS r
+              WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR' AND r.lead_id IS NULL
+                AND {schema}.in_force(r.active, r.effective_from, r.effective_to))
+              AND NOT EXISTS (
+              SELECT FROM {schema}.lead_protection_rules AS sole
+              WHERE sole.user_id = a.user_id AND sole.territory = here AND sole.protection = 'SOLE_OWNER'
+                AND (sole.lead_id IS NULL OR sole.lead_id = lead)
+                AND {schema}.in_force(sole.active, sole.effective_from, sole.effective_to)) THEN 'collaborator'
+            WHEN a.user_id IS NULL THEN 'unassigned'
+            ELSE 'not_owner'
+          END
+          FROM {leads} AS l
+          LEFT JOIN {schema}.user_lead_assignments AS a ON a.lead_id = lead AND a.territory = here
+          WHERE l.{lead_id} = lead AND l.{territory} = here;
+        END
+        """)
+    )
+    op.execute(
+        sql("REVOKE ALL ON FUNCTION {schema}.decision({lead_id_type}, {user_id_type}, text) FROM PUBLIC")
+    )
+    # Who has no rule at all, the most of all callers, is answered by two probes and not five. In
+    # PL/pgSQL because its plans last for the session; a body in SQL is planned anew in every call
+    # before PostgreSQL 18.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.decide(lead {lead_id_type}, declared_user text, declared_territory text)
         RETURNS text
-        LANGUAGE sql
+        LANGUAGE plpgsql
         STABLE PARALLEL SAFE SECURITY DEFINER
-        BEGIN ATOMIC
-          SELECT CASE
-            WHEN caller.user_id IS NULL OR declared_territory IS NULL
-              OR declared_territory !~ '^[A-Za-z][A-Za-z0-9_]{0,15}$' THEN 'no_context'
-            WHEN l.{lead_id} IS NULL OR NOT {schema}.is_member(declared_territory) THEN 'not_found'
-            WHEN EXISTS (
-              SELECT FROM {schema}.lead_protection_rules AS r
-              WHERE r.user_id = caller.user_id AND r.territory = declared_territory
-                AND r.protection = 'VIEW_ONLY' AND (r.lead_id IS NULL OR r.lead_id = lead)
-                AND {schema}.in_force(r.active, r.effective_from, r.effective_to)) THEN 'suspended'
-            WHEN a.user_id = caller.user_id THEN 'owner'
-            WHEN EXISTS (
-              SELECT FROM {schema}.lead_protection_rules AS r
-              WHERE r.user_id = caller.user_id AND r.territory = declared_territory
-                AND r.protection = 'COLLABORATOR'
-                AND (r.lead_id = lead OR r.lead_id IS NULL AND NOT EXISTS (
-                  SELECT FROM {schema}.lead_protection_rules AS sole
-                  WHERE sole.user_id = a.user_id AND sole.territory = declared_territory
-                    AND sole.protection = 'SOLE_OWNER' AND (sole.lead_id IS NULL OR sole.lead_id = lead)
-                    AND {schema}.in_force(sole.active, sole.effective_from, sole.effective_to)))
-                AND {schema}.in_force(r.active, r.effective_from, r.effective_to)) THEN 'collaborator'
-            WHEN a.user_id IS NULL THEN 'unassigned'
-            ELSE 'not_owner'
-          END
-          FROM (SELECT {schema}.parse_user(declared_user) AS user_id) AS caller
-          LEFT JOIN {leads} AS l ON l.{lead_id} = lead AND l.{territory} = declared_territory
-          LEFT JOIN {schema}.user_lead_assignments AS a
-            ON a.lead_id = lead AND a.territory = declared_territory;
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        DECLARE
+          caller {user_id_type} := {schema}.parse_user(declared_user);
+          owner {user_id_type};
+          has_rules boolean;
+        BEGIN
+          IF caller IS NULL OR declared_territory IS NULL THEN
+            RETURN 'no_context';
+          END IF;
+          SELECT a.user_id, EXISTS (
+            SELECT FROM {schema}.lead_protection_rules AS r
+            WHERE r.user_id = caller AND r.territory = declared_territory)
+          INTO owner, has_rules
+          FROM {leads} AS l
+          LEFT JOIN {schema}.user_lead_assignments AS a ON a.lead_id = lead AND a.territory = declared_territory
+          WHERE l.{lead_id} = lead AND l.{territory} = declared_territory;
+          IF NOT FOUND OR NOT {schema}.is_member(declared_territory) THEN
+            -- what can't be a code is no context; asked last, because who finds his lead declared one
+            RETURN CASE WHEN {schema}.is_code(declared_territory) THEN 'not_found' ELSE 'no_context' END;
+          ELSIF has_rules THEN
+            RETURN (SELECT d.reason FROM {schema}.decision(lead, caller, declared_territory) AS d);
+          END IF;
+          RETURN CASE WHEN owner IS NULL THEN 'unassigned' WHEN owner = caller THEN 'owner' ELSE 'not_owner' END;
         END
+        $body$
         """)
     )
     op.execute(
@@ -224,7 +298,7 @@ def create_decision() -> None:
 
 
 def create_decision_entry_points() -> None:
-    # Without SECURITY DEFINER the planner inlines these: a prepared statement calls decide directly.
+    # Without SECURITY DEFINER the planner inlines these two: a prepared statement calls decide directly.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.can_edit_lead(lead {lead_id_type})
@@ -249,22 +323,46 @@ def create_decision_entry_points() -> None:
         END
         """)
     )
+    # Many leads in one plan: the caller is looked at once, each lead costs its two probes.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.explain_many(leads {lead_id_type}[])
         RETURNS TABLE (lead {lead_id_type}, reason text)
-        LANGUAGE sql
-        STABLE PARALLEL SAFE
-        BEGIN ATOMIC
-          SELECT asked.lead, {schema}.decide(asked.lead, pg_catalog.current_setting({user_guc}, true),
-                                             pg_catalog.current_setting({territory_guc}, true))
-          FROM unnest(leads) AS asked (lead);
+        LANGUAGE plpgsql
+        STABLE PARALLEL SAFE SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        DECLARE
+          here text := current_setting({territory_guc}, true);
+          caller {user_id_type} := {schema}.parse_user(current_setting({user_guc}, true));
+        BEGIN
+          IF caller IS NULL OR here IS NULL OR NOT {schema}.is_code(here) THEN
+            RETURN QUERY SELECT asked.lead, 'no_context' FROM unnest(leads) AS asked (lead);
+          ELSIF NOT {schema}.is_member(here) THEN
+            RETURN QUERY SELECT asked.lead, 'not_found' FROM unnest(leads) AS asked (lead);
+          ELSIF EXISTS (
+            SELECT FROM {schema}.lead_protection_rules AS r WHERE r.user_id = caller AND r.territory = here)
+          THEN
+            RETURN QUERY
+              SELECT asked.lead, coalesce(d.reason, 'not_found')
+              FROM unnest(leads) AS asked (lead)
+              LEFT JOIN LATERAL {schema}.decision(asked.lead, caller, here) AS d ON true;
+          ELSE
+            RETURN QUERY
+              SELECT asked.lead,
+                     CASE WHEN l.{lead_id} IS NULL THEN 'not_found' WHEN a.user_id IS NULL THEN 'unassigned'
+                          WHEN a.user_id = caller THEN 'owner' ELSE 'not_owner' END
+              FROM unnest(leads) AS asked (lead)
+              LEFT JOIN {leads} AS l ON l.{lead_id} = asked.lead AND l.{territory} = here
+              LEFT JOIN {schema}.user_lead_assignments AS a ON a.lead_id = asked.lead AND a.territory = here;
+          END IF;
         END
+        $body$
         """)
     )
-    # A page of what the caller may edit, in the order of the lead's id. Candidates come from
-    # indexes (own leads, leads shared one by one, or the territory's leads for a collaborator of
-    # the whole territory); decide has the last word on each.
+    # A page of what the caller may edit, in the order of the lead's id. Candidates come in order
+    # from an index (own leads, leads shared one by one, or for a collaborator of the whole territory
+    # all of its leads), and the decision is asked until the page is full.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.editable_leads(after {lead_id_type}, page_size integer)
@@ -274,38 +372,56 @@ def create_decision_entry_points() -> None:
         SET search_path = pg_catalog, pg_temp
         AS $body$
         DECLARE
-          caller {user_id_type} := {schema}.parse_user(current_setting({user_guc}, true));
           here text := current_setting({territory_guc}, true);
+          caller {user_id_type} := {schema}.parse_user(current_setting({user_guc}, true));
+          everywhere boolean;
+          has_rules boolean;
         BEGIN
           IF caller IS NULL OR here IS NULL OR NOT {schema}.is_member(here) THEN
             RETURN;
           END IF;
-          IF EXISTS (
-            SELECT FROM {schema}.lead_protection_rules AS r
-            WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR'
-              AND r.lead_id IS NULL AND {schema}.in_force(r.active, r.effective_from, r.effective_to))
-          THEN
+          SELECT count(*) > 0,
+                 coalesce(bool_or(r.protection = 'COLLABORATOR' AND r.lead_id IS NULL
+                   AND {schema}.in_force(r.active, r.effective_from, r.effective_to)), false)
+          INTO has_rules, everywhere
+          FROM {schema}.lead_protection_rules AS r WHERE r.user_id = caller AND r.territory = here;
+          IF everywhere THEN
             RETURN QUERY
               SELECT l.{lead_id}, d.reason
-              FROM {leads} AS l, LATERAL (SELECT {schema}.decide(l.{lead_id}, caller::text, here) OFFSET 0) AS d (reason)
+              FROM {leads} AS l, LATERAL {schema}.decision(l.{lead_id}, caller, here) AS d
               WHERE l.{territory} = here AND (after IS NULL OR l.{lead_id} > after)
                 AND d.reason IN ('owner', 'collaborator')
               ORDER BY l.{lead_id} LIMIT page_size;
-          ELSE
+          ELSIF has_rules THEN
             RETURN QUERY
               SELECT candidate.lead_id, d.reason
               FROM (
-                SELECT a.lead_id FROM {schema}.user_lead_assignments AS a
-                WHERE a.user_id = caller AND a.territory = here AND (after IS NULL OR a.lead_id > after)
+                (SELECT a.lead_id FROM {schema}.user_lead_assignments AS a
+                 WHERE a.user_id = caller AND a.territory = here AND (after IS NULL OR a.lead_id > after)
+                 ORDER BY a.lead_id)
                 UNION
                 SELECT r.lead_id FROM {schema}.lead_protection_rules AS r
                 WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR'
                   AND r.lead_id IS NOT NULL AND (after IS NULL OR r.lead_id > after)
                   AND {schema}.in_force(r.active, r.effective_from, r.effective_to)
                 ORDER BY 1
-              ) AS candidate, LATERAL (SELECT {schema}.decide(candidate.lead_id, caller::text, here) OFFSET 0) AS d (reason)
+              ) AS candidate, LATERAL {schema}.decision(candidate.lead_id, caller, here) AS d
               WHERE d.reason IN ('owner', 'collaborator')
               ORDER BY candidate.lead_id LIMIT page_size;
+          ELSIF after IS NULL THEN
+            RETURN QUERY
+              SELECT a.lead_id, 'owner'
+              FROM {schema}.user_lead_assignments AS a
+              JOIN {leads} AS l ON l.{lead_id} = a.lead_id AND l.{territory} = here
+              WHERE a.user_id = caller AND a.territory = here
+              ORDER BY a.lead_id LIMIT page_size;
+          ELSE
+            RETURN QUERY
+              SELECT a.lead_id, 'owner'
+              FROM {schema}.user_lead_assignments AS a
+              JOIN {leads} AS l ON l.{lead_id} = a.lead_id AND l.{territory} = here
+              WHERE a.user_id = caller AND a.territory = here AND a.lead_id > after
+              ORDER BY a.lead_id LIMIT page_size;
           END IF;
         END
         $body$
@@ -435,9 +551,61 @@ def create_attempts() -> None:
     op.execute(
         sql("REVOKE ALL ON FUNCTION {schema}.deny({lead_id_type}, {schema}.lead_action, text, text) FROM PUBLIC")
     )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.require(lead {lead_id_type}, action {schema}.lead_action, decision text, note text)
+        RETURNS void
+        LANGUAGE plpgsql
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          IF decision NOT IN ('owner', 'collaborator', 'manager') THEN
+            PERFORM {schema}.deny(lead, action, decision, note);
+          END IF;
+        END
+        $body$
+        """)
+    )
+    op.execute(
+        sql("REVOKE ALL ON FUNCTION {schema}.require({lead_id_type}, {schema}.lead_action, text, text) FROM PUBLIC")
+    )
     # Allowed means: the rows on which the answer rests are locked until the caller's transaction
-    # ends, so a transfer or a revocation waits for the edit. The second decision is made under the
-    # lock, in a snapshot of its own.
+    # ends, so a transfer or a revocation waits for the edit; the decision is made under the lock, in
+    # a snapshot of its own. Denied: only the reason is returned, for the caller to record.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.allow_edit(
+          lead {lead_id_type}, action {schema}.lead_action DEFAULT 'EDIT', note text DEFAULT NULL)
+        RETURNS text
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        DECLARE
+          caller {user_id_type} := {schema}.parse_user(current_setting({user_guc}, true));
+          here text := current_setting({territory_guc}, true);
+          decision text;
+        BEGIN
+          PERFORM FROM {schema}.user_lead_assignments AS a
+            WHERE a.lead_id = lead AND a.territory = here AND a.user_id = caller AND {schema}.is_member(here) FOR SHARE;
+          decision := {schema}.explain_edit(lead);
+          IF decision = 'collaborator' THEN
+            PERFORM FROM {schema}.user_lead_assignments AS a
+              WHERE a.lead_id = lead AND a.territory = here FOR SHARE;
+            PERFORM FROM {schema}.lead_protection_rules AS r
+              WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR'
+                AND (r.lead_id IS NULL OR r.lead_id = lead) FOR SHARE;
+            decision := {schema}.explain_edit(lead);
+          END IF;
+          IF decision IN ('owner', 'collaborator') THEN
+            PERFORM {schema}.write_audit(lead, action, decision, note);
+          END IF;
+          RETURN decision;
+        END
+        $body$
+        """)
+    )
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.assert_edit_and_audit(
@@ -449,36 +617,21 @@ def create_attempts() -> None:
         SET row_security = on
         AS $body$
         DECLARE
-          caller {user_id_type} := {schema}.parse_user(current_setting({user_guc}, true));
-          here text := current_setting({territory_guc}, true);
-          decision text := {schema}.explain_edit(lead);
+          decision text := {schema}.allow_edit(lead, action, note);
         BEGIN
-          IF decision IN ('owner', 'collaborator') THEN
-            PERFORM FROM {schema}.user_lead_assignments AS a
-              WHERE a.lead_id = lead AND a.territory = here FOR SHARE;
-            IF decision = 'collaborator' THEN
-              PERFORM FROM {schema}.lead_protection_rules AS r
-                WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR'
-                  AND (r.lead_id IS NULL OR r.lead_id = lead) FOR SHARE;
-            END IF;
-            decision := {schema}.explain_edit(lead);
-          END IF;
-          IF decision IN ('owner', 'collaborator') THEN
-            PERFORM {schema}.write_audit(lead, action, decision, note);
-          ELSE
-            PERFORM {schema}.deny(lead, action, decision, note);
-          END IF;
+          PERFORM {schema}.require(lead, action, decision, note);
           RETURN decision;
         END
         $body$
         """)
     )
+    grant("allow_edit({lead_id_type}, {schema}.lead_action, text)", "{app}, {manager}")
     for name in ("record_edit_attempt", "assert_edit_and_audit"):
         grant(name + "({lead_id_type}, {schema}.lead_action, text)", "{app}, {manager}")
     grant("record_denial({lead_id_type}, {schema}.lead_action, text, text)", "{app}, {manager}")
 
 
-def create_ownership_guard() -> None:
+def create_ownership() -> None:
     # Returns the territory in which the caller may change ownership of this lead, or NULL: an
     # unknown lead and a lead behind the border look alike. A manager needs no declared user, his
     # right rests on his login; a declared territory narrows him like anybody else.
@@ -488,29 +641,78 @@ def create_ownership_guard() -> None:
         RETURNS text
         LANGUAGE sql
         STABLE
-        SET search_path = pg_catalog, pg_temp
         BEGIN ATOMIC
           SELECT l.{territory}
           FROM {leads} AS l
           WHERE l.{lead_id} = lead AND {schema}.is_member(l.{territory})
-            AND (l.{territory} = current_setting({territory_guc}, true)
-                 OR manager AND coalesce(current_setting({territory_guc}, true), '') = '');
+            AND (l.{territory} = pg_catalog.current_setting({territory_guc}, true)
+                 OR manager AND coalesce(pg_catalog.current_setting({territory_guc}, true), '') = '');
         END
         """)
     )
     op.execute(
+        sql("REVOKE ALL ON FUNCTION {schema}.lead_for_ownership({lead_id_type}, boolean) FROM PUBLIC")
+    )
+    op.execute(
         sql("""
-        CREATE FUNCTION {schema}.set_owner(
-          lead {lead_id_type}, here text, new_owner {user_id_type}, source text, note text)
-        RETURNS void
+        CREATE FUNCTION {schema}.is_manager()
+        RETURNS boolean
+        LANGUAGE sql
+        STABLE PARALLEL SAFE
+        RETURN pg_catalog.pg_has_role(session_user, {manager_name}, 'MEMBER')
+        """)
+    )
+    op.execute(sql("REVOKE ALL ON FUNCTION {schema}.is_manager() FROM PUBLIC"))
+    # All changes of ownership. Returns the right by which it was done (owner, manager), or the
+    # reason of the denial, which is not yet recorded. The row's lock comes before the decision, so
+    # two claims can't both win; a denied one leaves nothing behind.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.change_owner(lead {lead_id_type}, change text, new_owner {user_id_type}, note text)
+        RETURNS text
         LANGUAGE plpgsql
+        SECURITY DEFINER
         SET search_path = pg_catalog, pg_temp
+        SET row_security = on
         AS $body$
         DECLARE
           author {user_id_type} := {schema}.parse_user(current_setting({user_guc}, true));
-          changed_at timestamptz := statement_timestamp();
+          manager boolean := {schema}.is_manager() AND change <> 'claim';
+          here text := {schema}.lead_for_ownership(lead, manager);
+          standing {schema}.user_lead_assignments;
+          decision text;
         BEGIN
-          IF new_owner IS NOT NULL AND EXISTS (
+          IF change NOT IN ('assign', 'claim', 'release', 'transfer') THEN
+            RAISE EXCEPTION '% is no change of ownership', change USING ERRCODE = 'LP422';
+          ELSIF change IN ('assign', 'transfer') AND new_owner IS NULL THEN
+            RAISE EXCEPTION 'the new owner is missing' USING ERRCODE = 'LP422', HINT = 'release_lead takes an owner away.';
+          END IF;
+          IF here IS NOT NULL AND change <> 'claim' THEN
+            SELECT * INTO standing FROM {schema}.user_lead_assignments AS a
+              WHERE a.lead_id = lead AND a.territory = here FOR UPDATE;
+          END IF;
+          decision := {schema}.explain_edit(lead);
+          IF change = 'claim' THEN
+            new_owner := author;
+            IF decision NOT IN ('owner', 'collaborator', 'unassigned') THEN
+              RETURN decision;
+            END IF;
+          ELSIF manager THEN
+            IF here IS NULL THEN
+              RETURN 'not_found';
+            ELSIF change = 'transfer' AND standing.user_id IS NULL THEN
+              RETURN 'unassigned';
+            END IF;
+            decision := 'manager';
+          ELSIF change <> 'release' OR decision <> 'owner' THEN
+            -- a collaborator may edit, but the lead is not his to give away
+            RETURN CASE WHEN decision IN ('owner', 'collaborator') THEN 'not_owner' ELSE decision END;
+          ELSE
+            new_owner := NULL;
+          END IF;
+          IF change = 'release' THEN
+            new_owner := NULL;
+          ELSIF change <> 'claim' AND EXISTS (
             SELECT FROM {schema}.lead_protection_rules AS r
             WHERE r.user_id = new_owner AND r.territory = here AND r.protection = 'VIEW_ONLY'
               AND (r.lead_id IS NULL OR r.lead_id = lead)
@@ -520,23 +722,116 @@ def create_ownership_guard() -> None:
           END IF;
           INSERT INTO {schema}.user_lead_assignments AS a
             (lead_id, territory, user_id, assigned_at, assigned_by, source)
-          VALUES (lead, here, new_owner, changed_at, author, set_owner.source)
+          VALUES (lead, here, new_owner, clock_timestamp(), author, change)
           ON CONFLICT (lead_id, territory) DO UPDATE
             SET user_id = excluded.user_id, assigned_at = excluded.assigned_at,
                 assigned_by = excluded.assigned_by, source = excluded.source,
-                activity_at = NULL, activity_id = NULL;
+                activity_at = NULL, activity_id = NULL
+            WHERE change <> 'claim' OR a.user_id IS NULL OR a.user_id = excluded.user_id;
+          IF NOT FOUND THEN
+            RETURN 'not_owner';
+          END IF;
+          decision := CASE decision WHEN 'manager' THEN decision ELSE 'owner' END;
+          PERFORM {schema}.write_audit(
+            lead, CASE change WHEN 'release' THEN 'UNASSIGN' ELSE 'ASSIGN' END::{schema}.lead_action, decision,
+            concat_ws('; ', note, change || coalesce(' to ' || new_owner, '')));
+          RETURN decision;
         END
         $body$
         """)
     )
-    op.execute(sql("REVOKE ALL ON FUNCTION {schema}.lead_for_ownership({lead_id_type}, boolean) FROM PUBLIC"))
+    grant("change_owner({lead_id_type}, text, {user_id_type}, text)", "{app}, {manager}")
+    # Who may edit besides the owner. A share is ended, never deleted: the audit can still tell who
+    # could edit a lead at a given time.
     op.execute(
-        sql("REVOKE ALL ON FUNCTION {schema}.set_owner({lead_id_type}, text, {user_id_type}, text, text) FROM PUBLIC")
+        sql("""
+        CREATE FUNCTION {schema}.change_sharing(
+          lead {lead_id_type}, change text, with_user {user_id_type}, effective_from timestamptz,
+          effective_to timestamptz, note text)
+        RETURNS text
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        DECLARE
+          manager boolean := {schema}.is_manager();
+          here text := {schema}.lead_for_ownership(lead, manager);
+          starts timestamptz := coalesce(effective_from, clock_timestamp());
+          decision text;
+        BEGIN
+          IF change NOT IN ('share', 'unshare') THEN
+            RAISE EXCEPTION '% is no change of sharing', change USING ERRCODE = 'LP422';
+          ELSIF with_user IS NULL THEN
+            RAISE EXCEPTION 'the user to share with is missing' USING ERRCODE = 'LP422';
+          ELSIF change = 'share' AND effective_to <= starts THEN
+            RAISE EXCEPTION 'effective_to is not after effective_from' USING ERRCODE = 'LP422';
+          END IF;
+          PERFORM FROM {schema}.user_lead_assignments AS a
+            WHERE a.lead_id = lead AND a.territory = here FOR SHARE;
+          decision := {schema}.explain_edit(lead);
+          IF here IS NULL THEN
+            RETURN CASE decision WHEN 'no_context' THEN decision ELSE 'not_found' END;
+          ELSIF manager THEN
+            decision := 'manager';
+          ELSIF decision <> 'owner' THEN
+            RETURN CASE decision WHEN 'collaborator' THEN 'not_owner' ELSE decision END;
+          END IF;
+          IF change = 'share' THEN
+            INSERT INTO {schema}.lead_protection_rules (user_id, territory, protection, lead_id, effective_from, effective_to)
+            VALUES (with_user, here, 'COLLABORATOR', lead, starts, change_sharing.effective_to)
+            ON CONFLICT DO NOTHING;
+          ELSE
+            PERFORM {schema}.end_rules(with_user, here, 'COLLABORATOR', lead);
+          END IF;
+          PERFORM {schema}.write_audit(
+            lead, CASE change WHEN 'share' THEN 'ASSIGN' ELSE 'UNASSIGN' END::{schema}.lead_action, decision,
+            concat_ws('; ', note, change || ' with ' || with_user));
+          RETURN decision;
+        END
+        $body$
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.end_rules(
+          of_user {user_id_type}, here text, kind {schema}.protection_type, lead {lead_id_type})
+        RETURNS integer
+        LANGUAGE plpgsql
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        DECLARE
+          ended integer;
+        BEGIN
+          -- what never took effect has no history to keep
+          DELETE FROM {schema}.lead_protection_rules AS r
+          WHERE r.user_id = of_user AND r.territory = here AND r.protection = kind
+            AND r.lead_id IS NOT DISTINCT FROM lead AND r.effective_from >= clock_timestamp();
+          -- active as well: who waits for this row's lock began before the new effective_to
+          UPDATE {schema}.lead_protection_rules AS r
+          SET active = false, effective_to = clock_timestamp()
+          WHERE r.user_id = of_user AND r.territory = here AND r.protection = kind
+            AND r.lead_id IS NOT DISTINCT FROM lead
+            AND r.active AND (r.effective_to IS NULL OR r.effective_to > clock_timestamp());
+          GET DIAGNOSTICS ended = ROW_COUNT;
+          RETURN ended;
+        END
+        $body$
+        """)
+    )
+    op.execute(
+        sql("""
+        REVOKE ALL ON FUNCTION {schema}.end_rules({user_id_type}, text, {schema}.protection_type, {lead_id_type})
+        FROM PUBLIC
+        """)
+    )
+    grant(
+        "change_sharing({lead_id_type}, text, {user_id_type}, timestamptz, timestamptz, text)", "{app}, {manager}"
     )
 
 
 def create_ownership_functions() -> None:
-    # Each takes the row lock first and decides under it, so two claims can't both win.
+    # For plain SQL: the same changes, and a denial is raised.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.claim_lead(lead {lead_id_type}, note text DEFAULT NULL)
@@ -544,30 +839,9 @@ def create_ownership_functions() -> None:
         LANGUAGE plpgsql
         SECURITY DEFINER
         SET search_path = pg_catalog, pg_temp
-        SET row_security = on
         AS $body$
-        DECLARE
-          caller {user_id_type} := {schema}.parse_user(current_setting({user_guc}, true));
-          here text := {schema}.lead_for_ownership(lead, false);
-          decision text;
         BEGIN
-          IF here IS NOT NULL THEN
-            -- a row to lock exists from here on; a lead never assigned gets an empty one
-            INSERT INTO {schema}.user_lead_assignments (lead_id, territory, source)
-              VALUES (lead, here, 'release') ON CONFLICT (lead_id, territory) DO NOTHING;
-            PERFORM FROM {schema}.user_lead_assignments AS a
-              WHERE a.lead_id = lead AND a.territory = here FOR UPDATE;
-          END IF;
-          decision := {schema}.explain_edit(lead);
-          IF decision IN ('unassigned', 'collaborator') AND EXISTS (
-            SELECT FROM {schema}.user_lead_assignments AS a
-            WHERE a.lead_id = lead AND a.territory = here AND a.user_id IS NULL)
-          THEN
-            PERFORM {schema}.set_owner(lead, here, caller, 'claim', note);
-            PERFORM {schema}.write_audit(lead, 'ASSIGN', 'owner', note);
-          ELSIF decision <> 'owner' THEN
-            PERFORM {schema}.deny(lead, 'ASSIGN', CASE decision WHEN 'collaborator' THEN 'not_owner' ELSE decision END, note);
-          END IF;
+          PERFORM {schema}.require(lead, 'ASSIGN', {schema}.change_owner(lead, 'claim', NULL, note), note);
         END
         $body$
         """)
@@ -579,22 +853,9 @@ def create_ownership_functions() -> None:
         LANGUAGE plpgsql
         SECURITY DEFINER
         SET search_path = pg_catalog, pg_temp
-        SET row_security = on
         AS $body$
-        DECLARE
-          manager boolean := pg_has_role(session_user, {manager_name}, 'MEMBER');
-          here text := {schema}.lead_for_ownership(lead, manager);
-          decision text;
         BEGIN
-          PERFORM FROM {schema}.user_lead_assignments AS a
-            WHERE a.lead_id = lead AND a.territory = here FOR UPDATE;
-          decision := {schema}.explain_edit(lead);
-          IF here IS NOT NULL AND (manager OR decision = 'owner') THEN
-            PERFORM {schema}.set_owner(lead, here, NULL, 'release', note);
-            PERFORM {schema}.write_audit(lead, 'UNASSIGN', CASE decision WHEN 'owner' THEN 'owner' ELSE 'manager' END, note);
-          ELSE
-            PERFORM {schema}.deny(lead, 'UNASSIGN', CASE decision WHEN 'collaborator' THEN 'not_owner' ELSE decision END, note);
-          END IF;
+          PERFORM {schema}.require(lead, 'UNASSIGN', {schema}.change_owner(lead, 'release', NULL, note), note);
         END
         $body$
         """)
@@ -606,19 +867,9 @@ def create_ownership_functions() -> None:
         LANGUAGE plpgsql
         SECURITY DEFINER
         SET search_path = pg_catalog, pg_temp
-        SET row_security = on
         AS $body$
-        DECLARE
-          here text := {schema}.lead_for_ownership(lead, true);
         BEGIN
-          IF new_owner IS NULL THEN
-            RAISE EXCEPTION 'the new owner is missing' USING ERRCODE = 'LP422', HINT = 'release_lead takes an owner away.';
-          END IF;
-          IF here IS NULL THEN
-            PERFORM {schema}.deny(lead, 'ASSIGN', 'not_found', note);
-          END IF;
-          PERFORM {schema}.set_owner(lead, here, new_owner, 'assign', note);
-          PERFORM {schema}.write_audit(lead, 'ASSIGN', 'manager', note);
+          PERFORM {schema}.require(lead, 'ASSIGN', {schema}.change_owner(lead, 'assign', new_owner, note), note);
         END
         $body$
         """)
@@ -630,33 +881,111 @@ def create_ownership_functions() -> None:
         LANGUAGE plpgsql
         SECURITY DEFINER
         SET search_path = pg_catalog, pg_temp
-        SET row_security = on
         AS $body$
-        DECLARE
-          here text := {schema}.lead_for_ownership(lead, true);
-          owned boolean;
         BEGIN
-          IF new_owner IS NULL THEN
-            RAISE EXCEPTION 'the new owner is missing' USING ERRCODE = 'LP422', HINT = 'release_lead takes an owner away.';
-          END IF;
-          SELECT a.user_id IS NOT NULL INTO owned FROM {schema}.user_lead_assignments AS a
-            WHERE a.lead_id = lead AND a.territory = here FOR UPDATE;
-          IF here IS NULL THEN
-            PERFORM {schema}.deny(lead, 'ASSIGN', 'not_found', note);
-          ELSIF owned IS NOT TRUE THEN
-            PERFORM {schema}.deny(lead, 'ASSIGN', 'unassigned', note);
-          END IF;
-          PERFORM {schema}.set_owner(lead, here, new_owner, 'transfer', note);
-          PERFORM {schema}.write_audit(lead, 'ASSIGN', 'manager', note);
+          PERFORM {schema}.require(lead, 'ASSIGN', {schema}.change_owner(lead, 'transfer', new_owner, note), note);
         END
         $body$
         """)
     )
-    # Sellers take and give back; only a manager decides about somebody else.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.share_lead(
+          lead {lead_id_type}, with_user {user_id_type}, effective_from timestamptz DEFAULT NULL,
+          effective_to timestamptz DEFAULT NULL, note text DEFAULT NULL)
+        RETURNS void
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          PERFORM {schema}.require(lead, 'ASSIGN',
+            {schema}.change_sharing(lead, 'share', with_user, effective_from, effective_to, note), note);
+        END
+        $body$
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.unshare_lead(lead {lead_id_type}, with_user {user_id_type}, note text DEFAULT NULL)
+        RETURNS void
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          PERFORM {schema}.require(lead, 'UNASSIGN',
+            {schema}.change_sharing(lead, 'unshare', with_user, NULL, NULL, note), note);
+        END
+        $body$
+        """)
+    )
+    # Sellers take, give back and share; only a manager decides about somebody else.
     grant("claim_lead({lead_id_type}, text)", "{app}, {manager}")
     grant("release_lead({lead_id_type}, text)", "{app}, {manager}")
+    grant("share_lead({lead_id_type}, {user_id_type}, timestamptz, timestamptz, text)", "{app}, {manager}")
+    grant("unshare_lead({lead_id_type}, {user_id_type}, text)", "{app}, {manager}")
     grant("assign_lead({lead_id_type}, {user_id_type}, text)", "{manager}")
     grant("transfer_lead({lead_id_type}, {user_id_type}, text)", "{manager}")
+
+
+def create_rule_functions() -> None:
+    # Rules of any kind, for one lead or a whole territory: a manager's, and the row says who made it.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.grant_protection(
+          of_user {user_id_type}, here text, kind {schema}.protection_type, lead {lead_id_type} DEFAULT NULL,
+          effective_from timestamptz DEFAULT NULL, effective_to timestamptz DEFAULT NULL)
+        RETURNS void
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        DECLARE
+          starts timestamptz := coalesce(effective_from, clock_timestamp());
+        BEGIN
+          IF NOT {schema}.is_manager() OR NOT {schema}.is_member(here) THEN
+            RAISE EXCEPTION 'the login manages no territory %', here USING ERRCODE = 'insufficient_privilege';
+          ELSIF of_user IS NULL OR kind IS NULL THEN
+            RAISE EXCEPTION 'a rule needs a user and a protection' USING ERRCODE = 'LP422';
+          ELSIF effective_to <= starts THEN
+            RAISE EXCEPTION 'effective_to is not after effective_from' USING ERRCODE = 'LP422';
+          ELSIF lead IS NOT NULL AND NOT EXISTS (
+            SELECT FROM {leads} AS l WHERE l.{lead_id} = lead AND l.{territory} = here) THEN
+            RAISE EXCEPTION 'there is no such lead in territory %', here USING ERRCODE = 'LP422';
+          END IF;
+          INSERT INTO {schema}.lead_protection_rules (user_id, territory, protection, lead_id, effective_from, effective_to)
+          VALUES (of_user, here, kind, lead, starts, grant_protection.effective_to)
+          ON CONFLICT DO NOTHING;
+        END
+        $body$
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.revoke_protection(
+          of_user {user_id_type}, here text, kind {schema}.protection_type, lead {lead_id_type} DEFAULT NULL)
+        RETURNS integer
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        BEGIN
+          IF NOT {schema}.is_manager() OR NOT {schema}.is_member(here) THEN
+            RAISE EXCEPTION 'the login manages no territory %', here USING ERRCODE = 'insufficient_privilege';
+          END IF;
+          RETURN {schema}.end_rules(of_user, here, kind, lead);
+        END
+        $body$
+        """)
+    )
+    grant(
+        "grant_protection({user_id_type}, text, {schema}.protection_type, {lead_id_type}, timestamptz, timestamptz)",
+        "{manager}",
+    )
+    grant("revoke_protection({user_id_type}, text, {schema}.protection_type, {lead_id_type})", "{manager}")
 
 
 def create_territory_terms() -> None:
@@ -688,11 +1017,12 @@ def create_view() -> None:
         SELECT l.{lead_id} AS lead,
                l.{territory}::text AS territory,
                a.user_id AS owner,
-               {schema}.can_edit_lead(l.{lead_id}) AS can_edit,
-               {schema}.explain_edit(l.{lead_id}) AS reason
+               decision.reason IN ('owner', 'collaborator') AS can_edit,
+               decision.reason
         FROM {leads} AS l
         LEFT JOIN {schema}.user_lead_assignments AS a
-          ON a.lead_id = l.{lead_id} AND a.territory = l.{territory}
+          ON a.lead_id = l.{lead_id} AND a.territory = l.{territory},
+          LATERAL (SELECT {schema}.explain_edit(l.{lead_id}) AS reason OFFSET 0) AS decision
         WHERE l.{territory} = (SELECT pg_catalog.current_setting({territory_guc}, true))
           AND (SELECT {schema}.is_member(pg_catalog.current_setting({territory_guc}, true)))
         """)
