@@ -9,31 +9,37 @@ from __future__ import annotations
 import configparser
 import os
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psycopg.conninfo
-
+from leadprotect._values import OFFICES, check_territory_code, read
 from leadprotect.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from alembic.config import Config
+    from sqlalchemy import DDL
+
+__all__ = [
+    "KEYS",
+    "Settings",
+    "check_territory_code",
+    "current",
+    "ident",
+    "literal",
+    "load",
+    "names",
+    "parse",
+    "render",
+    "sql",
+    "table",
+]
 
 SECTION = "leadprotect"
 ENVIRONMENT_PREFIX = "LEADPROTECT_"
-
-_CHOICES = {
-    "lead_id_type": ("uuid", "bigint", "text"),
-    "user_id_type": ("uuid", "text"),
-    "host_rls": ("enforce", "force", "off"),
-}
-_OFFICES = ("app", "auditor", "manager", "operator", "owner")
-_WINDOW = re.compile(r"(\d+)\s*(s|seconds?|m|min|minutes?|h|hours?|d|days?|w|weeks?)?", re.IGNORECASE)
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +50,7 @@ class Settings:
     `observation_window` is in seconds.
     """
 
-    database_url: str = ""
+    database_url: str = field(default="", repr=False)  # it may hold a password
     schema: str = "leadprotect"
     leads_table: str = "public.leads"
     lead_id_column: str = "id"
@@ -84,7 +90,7 @@ class Settings:
         return f"{self.schema}_quarantine"
 
 
-KEYS = tuple(field.name for field in fields(Settings))
+KEYS = tuple(entry.name for entry in fields(Settings))
 
 
 def load(config: Config | None = None, *, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -92,12 +98,15 @@ def load(config: Config | None = None, *, environ: Mapping[str, str] = os.enviro
 
     Raises `SettingsError`, naming the key, for an unknown key or a bad value. No database is asked.
     """
-    given = _from_config(config) if config is not None else _from_file(Path("alembic.ini"))
+    given = _section(config.file_config) if config is not None else _from_file(Path("alembic.ini"))
     for name, value in environ.items():
         if name.startswith(ENVIRONMENT_PREFIX):
-            given[name.removeprefix(ENVIRONMENT_PREFIX).lower()] = value
-    if environ.get("DATABASE_URL") and ENVIRONMENT_PREFIX + "DATABASE_URL" not in environ:
-        given["database_url"] = environ["DATABASE_URL"]
+            key = name.removeprefix(ENVIRONMENT_PREFIX).lower()
+            if key not in KEYS:
+                raise SettingsError(f"unknown key {key!r} in the environment ({name}); known keys: {', '.join(KEYS)}")
+            given[key] = value
+    if url := environ.get(ENVIRONMENT_PREFIX + "DATABASE_URL") or environ.get("DATABASE_URL"):
+        given["database_url"] = url
     return parse(given)
 
 
@@ -111,9 +120,10 @@ def parse(given: Mapping[str, str]) -> Settings:
     """Turn key-value text into `Settings`; raises `SettingsError` naming the key."""
     unknown = sorted(set(given) - set(KEYS))
     if unknown:
-        message = f"unknown key {unknown[0]!r} in [{SECTION}]; known keys: {', '.join(KEYS)}"
-        raise SettingsError(message)
-    return replace(Settings(), **{key: _value(key, text.strip()) for key, text in given.items()})  # type: ignore[arg-type]
+        raise SettingsError(f"unknown key {unknown[0]!r} in [{SECTION}]; known keys: {', '.join(KEYS)}")
+    settings = replace(Settings(), **{key: read(key, text.strip()) for key, text in given.items()})  # type: ignore[arg-type]
+    _check_together(settings)
+    return settings
 
 
 def ident(*names: str) -> str:
@@ -131,16 +141,16 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def sql(statement: str) -> str:
+def sql(statement: str) -> DDL:
     """Render a revision's raw block: ``{schema}`` and its kin become quoted names.
 
-    Only for revisions: the settings are those of the running Alembic command. ``:word`` is escaped,
-    because ``op.execute`` would take it as a bind parameter.
+    Only for revisions: the settings are those of the running Alembic command. Plain text would have
+    every ``:word`` taken as a bind parameter; a `DDL` goes to the server as it stands.
     """
     from alembic import context  # noqa: PLC0415 - the library must not need Alembic on the hot path
+    from sqlalchemy import DDL  # noqa: PLC0415
 
-    rendered = render(statement, load(context.config))
-    return re.sub(r"(?<![:\w\\]):(?=\w)", r"\\:", rendered)
+    return DDL(render(statement, load(context.config)).replace("%", "%%"))  # type: ignore[no-untyped-call]
 
 
 def render(statement: str, settings: Settings) -> str:
@@ -155,7 +165,7 @@ def names(settings: Settings) -> dict[str, str]:
     host_schema, leads_name = s.leads_table.split(".", 1)
     activities_schema = s.activities_table.split(".", 1)[0]
     columns = [key for key in KEYS if key.endswith("_column")]
-    offices = {office: ident(s.role(office)) for office in _OFFICES}
+    offices = {office: ident(s.role(office)) for office in OFFICES}
     return {
         "schema": ident(s.schema),
         "schema_name": literal(ident(s.schema)),
@@ -175,7 +185,7 @@ def names(settings: Settings) -> dict[str, str]:
         "kinds": ", ".join(literal(kind) for kind in s.qualifying_kinds),
         "territories": ", ".join(literal(code) for code in s.territories),
         **offices,
-        "offices": ", ".join(literal(s.role(office)) for office in _OFFICES),
+        "offices": ", ".join(literal(s.role(office)) for office in OFFICES),
         "owner_name": literal(s.role("owner")),
         "app_name": literal(s.role("app")),
         "manager_name": literal(s.role("manager")),
@@ -203,120 +213,37 @@ def names(settings: Settings) -> dict[str, str]:
     }
 
 
-def _from_config(config: Config) -> dict[str, str]:
+def _check_together(s: Settings) -> None:
+    for key, name in (("leads_table", s.leads_table), ("activities_table", s.activities_table)):
+        if name.split(".", 1)[0] in {s.schema, s.quarantine}:
+            raise SettingsError(f"schema: {s.schema!r} holds {key} ({name}); leadprotect needs a schema of its own")
+    if s.version_table_schema in {s.schema, s.quarantine}:
+        raise SettingsError(
+            f"version_table_schema: {s.version_table_schema!r} comes and goes with a migration; choose another schema"
+        )
+    gucs = {"user_guc": s.user_guc, "territory_guc": s.territory_guc, "correlation_guc": s.correlation_guc}
+    for key, name in gucs.items():
+        if [other.lower() for other in gucs.values()].count(name.lower()) > 1:
+            raise SettingsError(f"{key}: {name!r} is named twice; user, territory and correlation need one each")
+
+
+def _section(parser: configparser.ConfigParser) -> dict[str, str]:
+    if not parser.has_section(SECTION):
+        return {}
     try:
-        section = config.get_section(SECTION) or {}
+        found = parser.items(SECTION)
     except configparser.Error as error:  # its text may repeat the value, a password included
-        message = f"[{SECTION}]: {type(error).__name__}; a percent sign in an ini file is written %%"
-        raise SettingsError(message) from None
-    defaults = config.file_config.defaults()
-    return {key: value for key, value in section.items() if key not in defaults}
+        raise SettingsError(
+            f"[{SECTION}]: {type(error).__name__}; a percent sign in an ini file is written %%"
+        ) from None
+    return {key: value for key, value in found if key in KEYS or key not in parser.defaults()}
 
 
 def _from_file(path: Path) -> dict[str, str]:
-    parser = configparser.ConfigParser({"here": str(path.parent.absolute())}, interpolation=None)
+    # the same interpolation as Alembic's own: one file means the same to both
+    parser = configparser.ConfigParser({"here": path.parent.absolute().as_posix()})
     try:
         parser.read(path, encoding="utf-8")
-    except configparser.Error as error:
-        message = f"{path} can't be read: {error.message.splitlines()[0]}"
-        raise SettingsError(message) from None
-    if not parser.has_section(SECTION):
-        return {}
-    return {key: value for key, value in parser.items(SECTION) if key not in parser.defaults()}
-
-
-def _value(key: str, text: str) -> object:
-    if key == "database_url":
-        return _url(text)
-    if key == "observation_window":
-        return _window(text)
-    if key == "territories":
-        return _territories(_list(key, text))
-    if key == "qualifying_kinds":
-        return _list(key, text)
-    if key == "exempt_roles":
-        return tuple(part.strip() for part in text.split(",") if part.strip())
-    if key in _CHOICES:
-        return _choice(key, text)
-    if key.endswith("_guc"):
-        return _guc(key, text)
-    return _name(key, text, dotted=key in {"leads_table", "activities_table"})
-
-
-def _url(text: str) -> str:
-    url = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", text)
-    try:
-        psycopg.conninfo.conninfo_to_dict(url)
-    except psycopg.Error:  # libpq's own message repeats the URL, password included
-        message = "database_url is not a URL that libpq can read; expected postgresql://user@host:5432/name"
-        raise SettingsError(message) from None
-    return url
-
-
-def _window(text: str) -> int:
-    match = _WINDOW.fullmatch(text)
-    if match is None:
-        message = f"observation_window: {text!r} is not a duration; write 7 days, 12 hours, 30 min or 0"
-        raise SettingsError(message)
-    return int(match[1]) * _SECONDS[(match[2] or "s")[0].lower()]
-
-
-def _list(key: str, text: str) -> tuple[str, ...]:
-    parts = tuple(part.strip() for part in text.split(",") if part.strip())
-    if not parts:
-        message = f"{key} is empty; write the values separated by commas"
-        raise SettingsError(message)
-    if len(set(parts)) < len(parts):
-        message = f"{key} names a value twice: {text}"
-        raise SettingsError(message)
-    return parts
-
-
-def _territories(codes: tuple[str, ...]) -> tuple[str, ...]:
-    for code in codes:
-        check_territory_code(code)
-    if len({code.lower() for code in codes}) < len(codes):
-        message = f"territories: two codes differ only in case, they would share a role: {', '.join(codes)}"
-        raise SettingsError(message)
-    return codes
-
-
-def check_territory_code(code: str) -> None:
-    """Raise `SettingsError` unless `code` can name a territory and its role."""
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,15}", code):
-        message = f"territories: {code!r} is not a code of 1 to 16 letters, digits and underscores"
-        raise SettingsError(message)
-    if code.lower() in _OFFICES:
-        message = f"territories: {code!r} would collide with the role of that name ({', '.join(_OFFICES)})"
-        raise SettingsError(message)
-
-
-def _choice(key: str, text: str) -> str:
-    if text not in _CHOICES[key]:
-        message = f"{key}: {text!r} is not one of {', '.join(_CHOICES[key])}"
-        raise SettingsError(message)
-    return text
-
-
-def _guc(key: str, text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)+", text):
-        message = f"{key}: {text!r} is not a customised option name such as app.user_id"
-        raise SettingsError(message)
-    return text
-
-
-def _name(key: str, text: str, *, dotted: bool) -> str:
-    # 16 bytes stay free for role suffixes; PostgreSQL cuts names at 63 bytes without an error
-    longest = 46 if key == "schema" else 63
-    parts = text.split(".", 1) if dotted else [text]
-    if (dotted and len(parts) < 2) or not all(parts):
-        expected = "schema.table" if dotted else "a name"
-        message = f"{key}: {text!r} is not {expected}"
-        raise SettingsError(message)
-    if any(len(part.encode()) > longest or "\0" in part for part in parts):
-        message = f"{key}: {text!r} is longer than {longest} bytes"
-        raise SettingsError(message)
-    if key == "schema" and (text.startswith("pg_") or text == "information_schema"):
-        message = f"schema: {text!r} is reserved by PostgreSQL"
-        raise SettingsError(message)
-    return text
+    except (configparser.Error, UnicodeDecodeError) as error:  # only its first line is free of values
+        raise SettingsError(f"{path} can't be read: {str(error).splitlines()[0]}") from None
+    return _section(parser)

@@ -66,4 +66,4 @@ def is_valid(path: str) -> bool:
     if context.is_offline_mode():
         return False
     query = "SELECT i.indisvalid FROM pg_catalog.pg_index AS i WHERE i.indexrelid = to_regclass(:path)"
-    return bool(op.get_bind().scalar(text(query), {"path": sql(path)}))
+    return bool(op.get_bind().scalar(text(query), {"path": sql(path).statement}))

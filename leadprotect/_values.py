@@ -1,0 +1,170 @@
+"""Reads one value of section ``[leadprotect]``: text in, a checked value out, or the key named."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import psycopg.conninfo
+
+from leadprotect.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+OFFICES = ("app", "auditor", "manager", "operator", "owner")
+
+_CHOICES = {
+    "lead_id_type": ("uuid", "bigint", "text"),
+    "user_id_type": ("uuid", "text"),
+    "host_rls": ("enforce", "force", "off"),
+}
+# PostgreSQL cuts longer names without an error
+_NAME_BYTES = 63
+# how many of them stay free for what is added: "_territory_" and a code, Alembic's "_pkc"
+_RESERVED_BYTES = {"schema": 27, "version_table": 4}
+# Names are pasted into SQL, into literals of it and into format(): what would mean something there
+# is refused. A colon is a bind parameter to SQLAlchemy, $x$ ends a quoted body.
+_UNSAFE = re.compile(r"""['"\\%:{}\x00-\x1f\x7f\ud800-\udfff]|\$\w*\$""")
+_WINDOW = re.compile(r"(\d+)\s*(s|seconds?|m|min|minutes?|h|hours?|d|days?|w|weeks?)?", re.IGNORECASE)
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_LONGEST_WINDOW = 3650 * 86400
+
+
+def read(key: str, text: str) -> object:
+    """The value of `key`; raises `SettingsError`, naming the key and never a password."""
+    if key in _CHOICES:
+        return _choice(key, text)
+    if key.endswith("_guc"):
+        return _guc(key, text)
+    if key.endswith("_table") and key != "version_table":
+        return _table(key, text)
+    return _READERS[key](text) if key in _READERS else _name(key, text)
+
+
+def check_territory_code(code: str) -> None:
+    """Raise `SettingsError` unless `code` can name a territory and its role."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,15}", code):
+        raise SettingsError(f"territories: {code!r} is not a code of 1 to 16 letters, digits and underscores")
+    if code.lower() in OFFICES:
+        raise SettingsError(f"territories: {code!r} would collide with the role of that name ({', '.join(OFFICES)})")
+
+
+def _url(text: str) -> str:
+    url = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", text)
+    try:
+        parsed = psycopg.conninfo.conninfo_to_dict(url)
+    except psycopg.Error:  # libpq's own message repeats the URL, password included
+        raise SettingsError(
+            "database_url is not a URL that libpq can read; expected postgresql://user@host:5432/name"
+        ) from None
+    # a password that is not percent-encoded is taken for a host or a port, and libpq would print it
+    head = url.removeprefix("postgresql://").split("?")[0] if url.startswith("postgresql://") else ""
+    before, at, _ = head.partition("@")
+    host = str(parsed.get("host") or "").lstrip("@")  # a leading one names an abstract socket
+    if "@" in host or head.count("@") > 1 or (at and "/" in before):
+        raise SettingsError(
+            "database_url: its password holds a character that means something else in a URL; "
+            "percent-encode it (@ is %40, / is %2F)"
+        )
+    if not re.fullmatch(r"[0-9,]*", str(parsed.get("port") or "")):
+        raise SettingsError("database_url: its port is not a number; expected postgresql://user@host:5432/name")
+    return url
+
+
+def _window(text: str) -> int:
+    match = _WINDOW.fullmatch(text)
+    if match is None:
+        raise SettingsError(f"observation_window: {text!r} is not a duration; write 7 days, 12 hours, 30 min or 0")
+    seconds = int(match[1]) * _SECONDS[(match[2] or "s")[0].lower()]
+    if seconds > _LONGEST_WINDOW:
+        raise SettingsError(f"observation_window: {text!r} is longer than ten years")
+    return seconds
+
+
+def _list(key: str, text: str) -> tuple[str, ...]:
+    parts = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not parts:
+        raise SettingsError(f"{key} is empty; write the values separated by commas")
+    if len(set(parts)) < len(parts):
+        raise SettingsError(f"{key} names a value twice: {text}")
+    return parts
+
+
+def _territories(text: str) -> tuple[str, ...]:
+    codes = _list("territories", text)
+    for code in codes:
+        check_territory_code(code)
+    if len({code.lower() for code in codes}) < len(codes):
+        raise SettingsError(f"territories: two codes differ only in case, they would share a role: {', '.join(codes)}")
+    return codes
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    kinds = _list("qualifying_kinds", text)
+    for kind in kinds:
+        # a backslash means another thing under standard_conforming_strings = off
+        if found := re.search(r"[\\\x00-\x1f\x7f\ud800-\udfff]|\$\w*\$", kind):
+            raise SettingsError(f"qualifying_kinds: {kind!r} contains {found[0]!r}, which a revision can't hold")
+    return kinds
+
+
+def _exempt(text: str) -> tuple[str, ...]:
+    roles = _list("exempt_roles", text) if text else ()
+    for role in roles:
+        _name("exempt_roles", role)
+        # PostgreSQL takes them for PUBLIC and for no role at all, also when they are quoted
+        if role in {"public", "none"} or role.startswith("pg_"):
+            raise SettingsError(f"exempt_roles: {role!r} is not a login of yours")
+    return roles
+
+
+def _choice(key: str, text: str) -> str:
+    if text not in _CHOICES[key]:
+        raise SettingsError(f"{key}: {text!r} is not one of {', '.join(_CHOICES[key])}")
+    return text
+
+
+def _guc(key: str, text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)+", text) or len(text) > _NAME_BYTES:
+        raise SettingsError(f"{key}: {text!r} is not a customised option name such as app.user_id")
+    return text
+
+
+def _table(key: str, text: str) -> str:
+    schema, dot, name = text.partition(".")
+    if not dot:
+        raise SettingsError(f"{key}: {text!r} is not schema.table")
+    return f"{_name(key, schema)}.{_name(key, name)}"
+
+
+def _schema(text: str) -> str:
+    if "." in text or "$" in text:
+        raise SettingsError(f"schema: {text!r} contains a dot or a dollar sign")
+    if text.startswith("pg_") or text in {"information_schema", "public"}:
+        raise SettingsError(f"schema: {text!r} is not leadprotect's alone; choose a name that nothing else uses")
+    return _name("schema", text)
+
+
+def _name(key: str, text: str) -> str:
+    if not text:
+        raise SettingsError(f"{key} is empty; write a name")
+    if found := _UNSAFE.search(text):
+        raise SettingsError(
+            f"{key}: {text!r} contains {found[0]!r}; a name may not hold quotes, backslash, percent, colon, "
+            "braces or control characters"
+        )
+    longest = _NAME_BYTES - _RESERVED_BYTES.get(key, 0)
+    if len(text.encode()) > longest:
+        raise SettingsError(f"{key}: {text!r} is longer than {longest} bytes")
+    return text
+
+
+_READERS: dict[str, Callable[[str], object]] = {
+    "database_url": _url,
+    "exempt_roles": _exempt,
+    "observation_window": _window,
+    "qualifying_kinds": _kinds,
+    "schema": _schema,
+    "territories": _territories,
+}

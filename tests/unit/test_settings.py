@@ -1,0 +1,369 @@
+"""Every key, every bad value, and where a value may come from; no database is needed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from alembic.config import Config
+
+from leadprotect import settings
+from leadprotect.errors import SettingsError
+from leadprotect.settings import KEYS, Settings, load, parse
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NAMES = [key for key in KEYS if key.endswith("_column")] + ["schema", "version_table", "version_table_schema"]
+TABLES = ["leads_table", "activities_table"]
+PASSWORD = "correct-horse"  # noqa: S105 - it must not show up anywhere
+
+
+def refusal(**given: str) -> str:
+    with pytest.raises(SettingsError) as caught:
+        parse(given)
+    return str(caught.value)
+
+
+def ini(folder: Path, text: str, name: str = "alembic.ini") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_defaults_are_those_of_the_design() -> None:
+    expected = Settings(
+        database_url="",
+        schema="leadprotect",
+        leads_table="public.leads",
+        lead_id_column="id",
+        lead_id_type="uuid",
+        territory_column="territory",
+        user_id_type="uuid",
+        activities_table="public.activities",
+        activity_id_column="id",
+        activity_lead_id_column="lead_id",
+        activity_user_id_column="user_id",
+        activity_kind_column="kind",
+        activity_at_column="created_at",
+        qualifying_kinds=(
+            "QUALIFIED_CALL",
+            "CUSTOMER_REACTION",
+            "SCHEDULED_FOLLOWUP",
+            "SAMPLE_FEEDBACK",
+            "ROI_PRESENTATION",
+        ),
+        territories=("DE", "CH"),
+        user_guc="app.user_id",
+        territory_guc="app.territory",
+        correlation_guc="app.correlation_id",
+        host_rls="enforce",
+        version_table="leadprotect_alembic_version",
+        version_table_schema="public",
+        observation_window=7 * 24 * 60 * 60,
+        exempt_roles=(),
+    )
+    assert expected == parse({})
+
+
+GOOD = {
+    "database_url": ("postgresql://me@db:5432/crm", "postgresql://me@db:5432/crm"),
+    "schema": ("Lead Guard", "Lead Guard"),
+    "leads_table": ("crm.Leads", "crm.Leads"),
+    "lead_id_column": ("lead no", "lead no"),
+    "lead_id_type": ("bigint", "bigint"),
+    "territory_column": ("Märkte (neu)", "Märkte (neu)"),
+    "user_id_type": ("text", "text"),
+    "activities_table": ("crm.calls.2026", "crm.calls.2026"),
+    "activity_id_column": ("ID$", "ID$"),
+    "activity_lead_id_column": ("lead-id", "lead-id"),
+    "activity_user_id_column": ("seller", "seller"),
+    "activity_kind_column": ("what?", "what?"),
+    "activity_at_column": ("happened.at", "happened.at"),
+    "qualifying_kinds": ("O'Brien's 10 % {call}, a :b :cc:d", ("O'Brien's 10 % {call}", "a :b :cc:d")),
+    "territories": ("AT, LI", ("AT", "LI")),
+    "user_guc": ("crm.seller", "crm.seller"),
+    "territory_guc": ("crm.market", "crm.market"),
+    "correlation_guc": ("crm.sub.request", "crm.sub.request"),
+    "host_rls": ("off", "off"),
+    "version_table": ("guard versions", "guard versions"),
+    "version_table_schema": ("crm", "crm"),
+    "observation_window": ("12 hours", 12 * 60 * 60),
+    "exempt_roles": ("reporting, backup@corp", ("reporting", "backup@corp")),
+}
+
+
+def test_every_key_has_a_good_value_here() -> None:
+    assert set(KEYS) == set(GOOD)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_is_read_from_the_environment(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text, value = GOOD[key]
+    assert value == getattr(load(environ={f"LEADPROTECT_{key.upper()}": f" {text} "}), key)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_is_read_from_the_ini_file_by_alembic_and_by_the_command_line(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text, value = GOOD[key]
+    path = ini(tmp_path, f"[alembic]\n\n[leadprotect]\n{key} = {text.replace('%', '%%')}\n")
+    assert [value, value] == [getattr(load(config, environ={}), key) for config in (None, Config(str(path)))]
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ini(tmp_path, "[leadprotect]\nschema = from_file\nterritory_column = market\n")
+    found = load(environ={"LEADPROTECT_SCHEMA": "from_environment"})
+    assert (found.schema, found.territory_column) == ("from_environment", "market")
+
+
+def test_the_url_comes_from_the_more_special_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ini(tmp_path, "[leadprotect]\ndatabase_url = postgresql:///file\n")
+    both = {"DATABASE_URL": "postgresql:///general", "LEADPROTECT_DATABASE_URL": "postgresql:///special"}
+    assert load(environ=both).database_url == "postgresql:///special"
+    del both["LEADPROTECT_DATABASE_URL"]
+    assert load(environ=both).database_url == "postgresql:///general"
+    assert load(environ={"DATABASE_URL": ""}).database_url == "postgresql:///file"
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg", "postgresql+psycopg2"])
+def test_a_sqlalchemy_url_is_read_as_libpq_has_it(scheme: str) -> None:
+    assert parse({"database_url": f"{scheme}://me@db/crm"}).database_url == "postgresql://me@db/crm"
+
+
+def test_without_a_file_the_defaults_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert parse({}) == load(environ={})
+    ini(tmp_path, "[alembic]\nscript_location = migrations\n")
+    assert parse({}) == load(environ={})
+
+
+def test_what_an_ini_file_sets_for_all_sections_is_no_key_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ini(tmp_path, "[DEFAULT]\ncompany = Muster\nschema = shared\n\n[leadprotect]\nschema = ours\n")
+    assert load(environ={}).schema == "ours"
+
+
+def test_the_settings_of_the_process_are_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LEADPROTECT_SCHEMA", "first")
+    settings.current.cache_clear()
+    assert settings.current().schema == "first"
+    monkeypatch.setenv("LEADPROTECT_SCHEMA", "second")
+    assert settings.current().schema == "first"
+    settings.current.cache_clear()
+
+
+# --- what is refused, always with the key named
+
+
+def test_an_unknown_key_is_named_with_the_known_ones() -> None:
+    text = refusal(shema="x")
+    assert "'shema'" in text
+    assert all(key in text for key in KEYS)
+
+
+def test_an_unknown_key_of_the_environment_is_named_as_it_was_written() -> None:
+    with pytest.raises(SettingsError, match="LEADPROTECT_SHEMA"):
+        load(environ={"LEADPROTECT_SHEMA": "x"})
+
+
+@pytest.mark.parametrize("key", [*NAMES, *TABLES, "exempt_roles"])
+@pytest.mark.parametrize("character", ["'", '"', "\\", "%", ":", "{", "}", "\0", "\n", "\t", "\x7f", "\udc80", "$do$"])
+def test_a_name_refuses_what_means_something_in_sql(key: str, character: str) -> None:
+    name = f"crm.a{character}b" if key in TABLES else f"a{character}b"
+    assert refusal(**{key: name}).startswith(f"{key}: ")
+
+
+@pytest.mark.parametrize("key", [*NAMES, *TABLES])
+def test_a_name_that_postgresql_would_cut_is_refused(key: str) -> None:
+    name = "crm." + "x" * 64 if key in TABLES else "ü" * 32
+    assert refusal(**{key: name}).startswith(f"{key}: ")
+
+
+@pytest.mark.parametrize("key", [*NAMES, "lead_id_type", "host_rls", "user_guc", "observation_window"])
+def test_an_empty_value_is_refused(key: str) -> None:
+    assert refusal(**{key: " "}).startswith(key)
+
+
+def test_the_longest_schema_leaves_room_for_every_name_made_of_it() -> None:
+    found = parse({"schema": "s" * 36, "territories": "a" * 16})
+    longest = max(len(text.strip('"')) for text in settings.names(found).values() if text.startswith('"sss'))
+    assert longest <= 63
+    assert len(f"{found.schema}_territory_{'a' * 16}") == 63
+    assert refusal(schema="s" * 37) == f"schema: {'s' * 37!r} is longer than 36 bytes"
+
+
+@pytest.mark.parametrize("text", ["public", "pg_lead", "information_schema", "a.b", "a$b"])
+def test_a_schema_that_is_not_ours_alone_is_refused(text: str) -> None:
+    assert refusal(schema=text).startswith("schema: ")
+
+
+@pytest.mark.parametrize("key", TABLES)
+def test_the_schema_of_the_hosts_tables_is_refused(key: str) -> None:
+    assert refusal(schema="crm", **{key: "crm.leads"}).startswith("schema: ")
+    assert refusal(schema="crm", **{key: "crm_quarantine.leads"}).startswith("schema: ")
+
+
+def test_the_version_table_needs_a_schema_that_stays() -> None:
+    assert refusal(version_table_schema="leadprotect").startswith("version_table_schema: ")
+    assert refusal(version_table_schema="leadprotect_quarantine").startswith("version_table_schema: ")
+
+
+@pytest.mark.parametrize("key", TABLES)
+@pytest.mark.parametrize("text", ["leads", ".leads", "crm.", ""])
+def test_a_table_is_named_with_its_schema(key: str, text: str) -> None:
+    assert refusal(**{key: text}).startswith(key)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"), [("lead_id_type", "int"), ("user_id_type", "bigint"), ("host_rls", "true"), ("host_rls", "OFF")]
+)
+def test_a_choice_names_what_may_be_chosen(key: str, text: str) -> None:
+    assert f"{key}: '{text}' is not one of " in refusal(**{key: text})
+
+
+@pytest.mark.parametrize("text", ["DE,", "DE"])
+def test_one_territory_is_enough(text: str) -> None:
+    assert parse({"territories": text}).territories == ("DE",)
+
+
+@pytest.mark.parametrize("text", ["", ",", "DE, DE", "DE, de", "D-E", "1A", "A" * 17, "app", "Owner", "O'x", "Ö"])
+def test_a_bad_territory_is_refused(text: str) -> None:
+    assert refusal(territories=text).startswith("territories")
+
+
+@pytest.mark.parametrize("text", ["", " , ", "CALL, CALL", "a\\b", "a\nb", "a\tb", "$body$", "a$$b"])
+def test_a_bad_kind_is_refused(text: str) -> None:
+    assert refusal(qualifying_kinds=text).startswith("qualifying_kinds")
+
+
+@pytest.mark.parametrize("key", ["user_guc", "territory_guc", "correlation_guc"])
+@pytest.mark.parametrize("text", ["user_id", "app.", "app.user-id", "app.'x'", "a b.c", "app." + "x" * 60])
+def test_a_bad_option_name_is_refused(key: str, text: str) -> None:
+    assert refusal(**{key: text}).startswith(f"{key}: ")
+
+
+def test_user_territory_and_correlation_need_an_option_each() -> None:
+    assert refusal(user_guc="App.Territory").startswith("user_guc: ")
+    assert refusal(correlation_guc="app.territory").startswith("territory_guc: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0", 0), ("90", 90), ("5 s", 5), ("2min", 120), ("3 H", 10800), ("1 day", 86400), ("2 weeks", 1209600)],
+)
+def test_an_observation_window_is_read(text: str, seconds: int) -> None:
+    assert parse({"observation_window": text}).observation_window == seconds
+
+
+@pytest.mark.parametrize("text", ["-1", "1.5 days", "soon", "1 month", "7 days 3 hours", "11 years", "4000 days"])
+def test_a_bad_observation_window_is_refused(text: str) -> None:
+    assert refusal(observation_window=text).startswith("observation_window: ")
+
+
+@pytest.mark.parametrize("text", ["public", "none", "pg_read_all_data", "a, a", ","])
+def test_a_bad_exempt_role_is_refused(text: str) -> None:
+    assert refusal(exempt_roles=text).startswith("exempt_roles")
+
+
+def test_no_exempt_role_may_be_named() -> None:
+    assert parse({"exempt_roles": ""}).exempt_roles == ()
+
+
+# --- the URL and its password
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"mysql://me:{PASSWORD}@db/crm",
+        f"me:{PASSWORD}@db/crm",
+        f"postgresql://me:{PASSWORD}%zz@db/crm",
+        f"postgresql://me:{PASSWORD}@[::1/crm",
+        f"postgresql://me:{PASSWORD}@db/crm?sslmod=require",
+        f"postgresql://me:a@{PASSWORD}@db/crm",
+        f"postgresql://me:a/{PASSWORD}@db/crm",
+        f"postgresql://me:a?b@{PASSWORD}@db/crm",
+        f"postgresql://me:12/{PASSWORD}@db/crm",
+        f"postgresql://me:{PASSWORD}",
+        f"host=db password={PASSWORD} port=x",
+        f"host=db password='{PASSWORD}",
+    ],
+)
+def test_a_bad_url_is_refused_without_its_password(url: str) -> None:
+    text = refusal(database_url=url)
+    assert text.startswith("database_url")
+    assert PASSWORD not in text
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:p%40ss%2Fword@db:5432/crm",
+        "postgresql://me@/crm?host=/var/run/postgresql",
+        "postgresql://me:pass?word@db/crm",
+        "postgresql:///crm?user=me@tenant",
+        "postgresql://me@a:5432,b:5433/crm",
+        "host=db port=5432 dbname=crm password=p@ss/word",
+        "",
+    ],
+)
+def test_a_good_url_is_left_as_it_is(url: str) -> None:
+    assert parse({"database_url": url}).database_url == url
+
+
+def test_the_password_is_no_part_of_how_settings_are_printed() -> None:
+    assert PASSWORD not in repr(parse({"database_url": f"postgresql://me:{PASSWORD}@db/crm"}))
+
+
+@pytest.mark.parametrize(
+    "line", [f"database_url = postgresql://me:{PASSWORD}%40@db/crm", f"database_url = %({PASSWORD})s"]
+)
+def test_a_percent_sign_that_is_not_doubled_is_explained_without_the_value(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = ini(tmp_path, f"[alembic]\n[leadprotect]\n{line}\n")
+    for config in (None, Config(str(path))):
+        with pytest.raises(SettingsError, match="%%") as caught:
+            load(config, environ={})
+        assert PASSWORD not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [f"database_url = {PASSWORD}\n", f"[leadprotect]\n  {PASSWORD}\n", "[leadprotect\n"])
+def test_a_file_that_is_no_ini_file_is_named_without_its_values(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ini(tmp_path, text)
+    with pytest.raises(SettingsError, match=r"alembic\.ini can't be read") as caught:
+        load(environ={})
+    assert PASSWORD not in str(caught.value)
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "alembic.ini").write_bytes(b"[leadprotect]\nschema = M\xe4rkte\n")
+    with pytest.raises(SettingsError, match=r"alembic\.ini can't be read"):
+        load(environ={})
+
+
+# --- what a revision sees
+
+
+def test_a_revision_with_an_unknown_placeholder_does_not_render() -> None:
+    with pytest.raises(KeyError):
+        settings.render("SELECT {shema}", parse({}))
+
+
+def test_values_are_not_taken_for_placeholders() -> None:
+    found = parse({"qualifying_kinds": "{schema}, :word"})
+    assert settings.render("{kinds} FROM {leads}", found) == """'{schema}', ':word' FROM "public"."leads\""""
