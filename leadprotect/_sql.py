@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+from psycopg.rows import tuple_row
 from sqlalchemy import exc
 from sqlalchemy.engine import Connection
 
@@ -58,9 +59,26 @@ def rows(conn: AnyConnection, statement: str, params: Sequence[Any] = ()) -> lis
     """Execute `statement` (psycopg's ``%s`` style) in the caller's transaction and fetch all rows."""
     with mapped_errors():
         if isinstance(conn, psycopg.Connection):
-            return conn.cursor(row_factory=psycopg.rows.tuple_row).execute(statement, params).fetchall()
+            return conn.cursor(row_factory=tuple_row).execute(statement, params).fetchall()
         core = conn if isinstance(conn, Connection) else conn.connection()
-        return [tuple(row) for row in core.exec_driver_sql(statement, tuple(params))]
+        if core.dialect.driver not in ("psycopg", "psycopg_async"):
+            message = f"the driver is {core.dialect.driver}; leadprotect needs psycopg 3: postgresql+psycopg://"
+            raise InvalidRequest(message)
+        return [tuple(found) for found in core.exec_driver_sql(statement, tuple(params))]
+
+
+def row(conn: AnyConnection, statement: str, params: Sequence[Any] = ()) -> tuple[Any, ...]:
+    """The same for a statement that returns exactly one row."""
+    (found,) = rows(conn, statement, params)
+    return found
+
+
+def driver_connection(conn: AnyConnection) -> psycopg.Connection[Any] | psycopg.AsyncConnection[Any]:
+    """The driver's connection below; of an async engine, the async one: ask it for facts only."""
+    if isinstance(conn, psycopg.Connection):
+        return conn
+    core = conn if isinstance(conn, Connection) else conn.connection()
+    return core.connection.driver_connection  # type: ignore[return-value]
 
 
 @contextmanager

@@ -1,0 +1,202 @@
+"""May this user edit this lead? One decision with one reason, asked in several ways."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from leadprotect import audit, metrics
+from leadprotect._sql import row, rows
+from leadprotect.context import declared
+from leadprotect.errors import ContextMissing, InvalidRequest, LeadAccessDenied
+from leadprotect.settings import current, ident
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from leadprotect._sql import AnyConnection
+
+ALLOWED = ("owner", "collaborator", "manager")
+"""Reasons that allow; every other reason denies."""
+
+ACTIONS = ("VIEW", "EDIT", "ASSIGN", "UNASSIGN")
+MAX_PAGE = 1000
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided about a lead, and why; true when allowed.
+
+    `reason` is a code: no_context, not_found, suspended, owner, collaborator, unassigned, not_owner,
+    and manager for a change of ownership.
+    """
+
+    lead_id: Any
+    reason: str
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the reason allows."""
+        return self.reason in ALLOWED
+
+    def __bool__(self) -> bool:
+        """The same: ``if decision`` must never let a denial through."""
+        return self.allowed
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some leads in the order of their ids; `after` asks for the next page, None means: no more."""
+
+    leads: tuple[Decision, ...]
+    after: Any | None
+
+    @property
+    def more(self) -> bool:
+        """Whether more leads follow."""
+        return self.after is not None
+
+
+def can_edit(
+    conn: AnyConnection, lead_id: Any, *, user_id: UUID | str | None = None, territory: str | None = None
+) -> bool:
+    """Whether the user in context, or the one named, may edit the lead; one statement, nothing is recorded.
+
+    `lead_id` has the type of the setting lead_id_type; an id given as text is converted. What is
+    not named comes from the context, and the context stays as it was.
+
+    Raises `ContextMissing` without user or territory, `InvalidRequest` for an id of the wrong
+    type, `ProtectionUnavailable` when no answer could be had. Source of the rule: DESIGN, decisions.
+    """
+    return _decide(conn, lead_id, user_id, territory).allowed
+
+
+def explain(
+    conn: AnyConnection, lead_id: Any, *, user_id: UUID | str | None = None, territory: str | None = None
+) -> Decision:
+    """The decision of `can_edit` with its reason; takes and raises the same."""
+    return _decide(conn, lead_id, user_id, territory)
+
+
+def can_edit_many(conn: AnyConnection, lead_ids: Iterable[Any]) -> dict[Any, bool]:
+    """For each lead, whether the user in context may edit it; one statement, keys as they were given.
+
+    Raises what `can_edit` raises.
+    """
+    given = {lead: as_lead_id(lead) for lead in lead_ids}
+    s = current()
+    statement = f"SELECT lead, reason FROM {ident(s.schema)}.explain_many(%s::{s.lead_id_type}[])"
+    with metrics.timed("many"):
+        found = dict(rows(conn, statement, ([lead for lead in given.values() if lead is not None],)))
+    if not found or "no_context" in found.values():
+        _require_context(conn)
+    return {lead: found.get(typed) in ALLOWED for lead, typed in given.items()}
+
+
+def editable_leads(conn: AnyConnection, *, after: Any = None, limit: int = 100) -> Page:
+    """A page of the leads that the user in context may edit, in the order of their ids.
+
+    `after` is the last lead id of the page before, `limit` 1 to 1000 leads.
+    Raises what `can_edit` raises, and `InvalidRequest` for a limit out of bounds.
+    """
+    if not 1 <= limit <= MAX_PAGE:
+        message = f"limit: {limit} is not between 1 and {MAX_PAGE}"
+        raise InvalidRequest(message)
+    s = current()
+    statement = f"SELECT lead, reason FROM {ident(s.schema)}.editable_leads(%s::{s.lead_id_type}, %s::integer)"
+    with metrics.timed("list"):
+        found = rows(conn, statement, (as_lead_id(after), limit + 1))
+    if not found:
+        _require_context(conn)
+    leads = tuple(Decision(lead, reason) for lead, reason in found[:limit])
+    return Page(leads, leads[-1].lead_id if len(found) > limit else None)
+
+
+def assert_edit(conn: AnyConnection, lead_id: Any, *, action: str = "EDIT", note: str | None = None) -> Decision:
+    """Require that the user in context may edit the lead, and record the attempt.
+
+    Allowed: the record is written in the caller's transaction, and the rows on which the decision
+    rests stay locked until it ends, so a transfer waits. Denied: the record is committed on a
+    connection of leadprotect's own before the error is raised; it survives whatever the caller does.
+
+    Raises `LeadAccessDenied` (carries the decision), `AuditUnavailable` when a denial could not
+    be recorded (a denial, too), and what `can_edit` raises.
+    """
+    if action not in ACTIONS:
+        message = f"action: {action!r} is not one of {', '.join(ACTIONS)}"
+        raise InvalidRequest(message)
+    s = current()
+    schema = ident(s.schema)
+    statement = (
+        "SELECT attempt.reason, context.* FROM "
+        f"{schema}.allow_edit(%s::{s.lead_id_type}, %s::{schema}.lead_action, %s::text) AS attempt (reason), "
+        f"{schema}.context() AS context"
+    )
+    lead = as_lead_id(lead_id)
+    with metrics.timed("assert"):
+        reason, *context = row(conn, statement, (lead, action, note))
+    return settle(conn, Decision(lead_id, reason), audit.Attempt(lead, action, reason, note, *context))
+
+
+def settle(conn: AnyConnection, decision: Decision, attempt: audit.Attempt) -> Decision:
+    """Return an allowed decision; record a denied one so that it lasts, and raise it."""
+    if decision.reason == "no_context" and not (attempt.user_id and attempt.territory):
+        _missing(attempt.user_id, attempt.territory)
+    if decision.allowed:
+        metrics.allowed()
+        return decision
+    if attempt.lead_id is not None:  # an attempt on no lead leaves no row
+        audit.record_denial(conn, attempt)
+    metrics.denied(decision.reason)
+    raise LeadAccessDenied(decision)
+
+
+def as_lead_id(lead_id: Any) -> Any:
+    """The id in the type of the setting lead_id_type; raises `InvalidRequest` if it can't be one."""
+    kind = current().lead_id_type
+    if lead_id is None:
+        return None
+    try:
+        if kind == "uuid":
+            return lead_id if isinstance(lead_id, UUID) else UUID(lead_id)
+        if kind == "bigint" and not isinstance(lead_id, (bool, float)) and -(2**63) <= int(lead_id) < 2**63:
+            return int(lead_id)
+        if kind == "text" and isinstance(lead_id, str):
+            return lead_id
+    except (TypeError, ValueError, AttributeError):
+        pass
+    message = f"lead_id: {lead_id!r} is not of type {kind}, which the setting lead_id_type names"
+    raise InvalidRequest(message)
+
+
+def _decide(conn: AnyConnection, lead_id: Any, user_id: UUID | str | None, territory: str | None) -> Decision:
+    s = current()
+    schema = ident(s.schema)
+    lead = as_lead_id(lead_id)
+    with metrics.timed("check"):
+        if user_id is None and territory is None:
+            (reason,) = row(conn, f"SELECT {schema}.explain_edit(%s::{s.lead_id_type})", (lead,))
+            if reason == "no_context":
+                _require_context(conn)
+        else:
+            if user_id is None or territory is None:
+                outer_user, outer_territory, _ = declared(conn)
+                user_id, territory = user_id or outer_user, territory or outer_territory
+            if not user_id or not territory:
+                _missing(user_id, territory)
+            statement = f"SELECT {schema}.decide(%s::{s.lead_id_type}, %s::text, %s::text)"
+            (reason,) = row(conn, statement, (lead, str(user_id), territory))
+    return Decision(lead_id, reason)
+
+
+def _require_context(conn: AnyConnection) -> None:
+    user_id, territory, _ = declared(conn)
+    if not user_id or not territory:
+        _missing(user_id, territory)
+
+
+def _missing(user_id: object, territory: object) -> None:
+    what = " and ".join(name for name, value in (("user", user_id), ("territory", territory)) if not value)
+    message = f"no {what} in context: use leadprotect.acting_as(conn, user_id, territory), or name them"
+    raise ContextMissing(message)

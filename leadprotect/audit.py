@@ -1,0 +1,82 @@
+"""The record of a denial that must outlive the caller's transaction."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
+
+from leadprotect._sql import driver_connection, mapped_errors
+from leadprotect.errors import AuditUnavailable, LeadProtectError
+from leadprotect.settings import current, ident
+
+if TYPE_CHECKING:
+    from leadprotect._sql import AnyConnection
+
+POOL_SIZE = 2
+"""Connections of our own per process and login: a denial never waits for one of the caller's pool."""
+
+TIMEOUT_S = 5.0
+IDLE_S = 60.0
+
+_pools: dict[tuple[int, str], ConnectionPool[psycopg.Connection[Any]]] = {}
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """An attempt as it was declared: what the record says besides what the server knows itself."""
+
+    lead_id: Any
+    action: str
+    reason: str
+    note: str | None
+    user_id: str | None
+    territory: str | None
+    correlation_id: str | None
+
+
+def record_denial(conn: AnyConnection, attempt: Attempt) -> None:
+    """Write the denial and commit it, on a connection of our own with the login of `conn`.
+
+    PostgreSQL has no autonomous transaction, so only another session's commit outlives the
+    caller's rollback. Raises `AuditUnavailable` when it can't be written within 5 seconds.
+    """
+    s = current()
+    schema = ident(s.schema)
+    statement = (
+        f"SELECT {schema}.record_denial(%s::{s.lead_id_type}, %s::{schema}.lead_action, %s::text, %s::text) "
+        f"FROM {schema}.set_context(%s::text, %s::text, %s::text)"
+    )
+    a = attempt
+    values = (a.lead_id, a.action, a.reason, a.note, a.user_id, a.territory, a.correlation_id)
+    try:
+        with _pool(conn).connection(timeout=TIMEOUT_S) as own, mapped_errors():
+            own.execute(statement, values)
+    except (LeadProtectError, psycopg.Error, PoolTimeout, PoolClosed) as error:
+        message = f"the denial could not be recorded ({type(error).__name__}), so no answer is given"
+        raise AuditUnavailable(message) from error
+
+
+def _pool(conn: AnyConnection) -> ConnectionPool[psycopg.Connection[Any]]:
+    info = driver_connection(conn).info
+    parameters = {**info.get_parameters(), "password": info.password} if info.password else info.get_parameters()
+    dsn = psycopg.conninfo.make_conninfo(**parameters)
+    key = (os.getpid(), dsn)  # a fork must not share its parent's sockets
+    with _lock:
+        if key not in _pools:
+            _pools[key] = ConnectionPool(
+                dsn,
+                min_size=0,
+                max_size=POOL_SIZE,
+                max_idle=IDLE_S,
+                kwargs={"autocommit": True, "application_name": "leadprotect audit", "prepare_threshold": None},
+                name="leadprotect-audit",
+                check=ConnectionPool.check_connection,
+                open=True,
+            )
+        return _pools[key]

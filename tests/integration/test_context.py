@@ -1,0 +1,96 @@
+"""acting_as: whom a decision is about, for how long, and on which kinds of connection."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+from sqlalchemy.orm import Session
+
+import leadprotect
+from leadprotect.context import declared
+from tests.support.database import Database
+
+
+def test_a_context_ends_with_its_block(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    with database.connect("seller_de") as conn:
+        with leadprotect.acting_as(conn, database.user(1), "DE"):
+            assert leadprotect.can_edit(conn, lead) is True
+        with pytest.raises(leadprotect.ContextMissing, match="no user and territory in context"):
+            leadprotect.can_edit(conn, lead)
+
+
+def test_a_nested_context_leaves_the_outer_one_as_it_was(database: Database) -> None:
+    with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(1), "DE", "request 7"):
+        with leadprotect.acting_as(conn, database.user(2), "CH"):
+            assert declared(conn)[:2] == (database.user(2), "CH")
+        assert declared(conn) == (database.user(1), "DE", "request 7")
+
+
+def test_an_exception_in_a_nested_context_leaves_the_outer_one_as_it_was(database: Database) -> None:
+    with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(1), "DE"):
+        with pytest.raises(ZeroDivisionError), leadprotect.acting_as(conn, database.user(2), "CH"):
+            raise ZeroDivisionError
+        assert declared(conn)[:2] == (database.user(1), "DE")
+
+
+def test_a_failed_statement_in_a_nested_context_leaves_the_outer_one_after_its_savepoint(database: Database) -> None:
+    with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(1), "DE"):
+        with pytest.raises(psycopg.errors.DivisionByZero), conn.transaction():
+            with leadprotect.acting_as(conn, database.user(2), "CH"):
+                conn.execute("SELECT 1/0")
+        assert declared(conn)[:2] == (database.user(1), "DE")
+
+
+def test_a_commit_inside_the_block_ends_the_context(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(1), "DE"):
+        conn.commit()
+        with pytest.raises(leadprotect.ContextMissing):
+            leadprotect.can_edit(conn, lead)
+
+
+def test_nothing_is_left_for_the_next_user_of_a_pooled_connection(database: Database) -> None:
+    with database.connect("seller_de") as conn:
+        with leadprotect.acting_as(conn, database.user(1), "DE"):
+            conn.commit()
+        conn.commit()
+        assert [value or None for value in declared(conn)] == [None, None, None]
+
+
+def test_a_connection_in_autocommit_is_refused(database: Database) -> None:
+    with database.connect("seller_de", autocommit=True) as conn:
+        with pytest.raises(leadprotect.ContextMissing, match="autocommit"):
+            with leadprotect.acting_as(conn, database.user(1), "DE"):
+                pytest.fail("the block must not run")
+        with conn.transaction(), leadprotect.acting_as(conn, database.user(1), "DE"):
+            assert declared(conn)[:2] == (database.user(1), "DE")
+
+
+def test_explicit_user_and_territory_leave_the_context_as_it_was(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(2), "DE"):
+        assert leadprotect.can_edit(conn, lead, user_id=database.user(1)) is True
+        assert leadprotect.can_edit(conn, lead) is False
+        with pytest.raises(leadprotect.InvalidRequest):
+            leadprotect.can_edit(conn, object(), user_id=database.user(1))
+        assert declared(conn)[:2] == (database.user(2), "DE")
+
+
+def test_a_connection_and_a_session_of_sqlalchemy_work_as_well(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    with database.engine("seller_de") as engine:
+        with engine.connect() as conn, leadprotect.acting_as(conn, database.user(1), "DE"):
+            assert leadprotect.can_edit(conn, lead) is True
+        with Session(engine) as session, leadprotect.acting_as(session, database.user(1), "DE"):
+            assert leadprotect.can_edit_many(session, [lead]) == {lead: True}
+
+
+def test_the_caller_s_transaction_is_neither_committed_nor_rolled_back(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    with database.connect("seller_de") as conn:
+        with leadprotect.acting_as(conn, database.user(1), "DE"):
+            database.query(conn, "UPDATE {leads} SET city = 'Köln' WHERE {lead_id} = %s", lead)
+            leadprotect.assert_edit(conn, lead)
+        conn.rollback()
+    assert database.sql("SELECT city FROM {leads}") == [None]

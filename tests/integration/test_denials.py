@@ -1,0 +1,196 @@
+"""An attempt leaves its record: allowed with the edit, denied whatever the caller does then."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+import pytest
+from psycopg_pool import ConnectionPool
+from sqlalchemy.orm import Session
+
+import leadprotect
+from tests.support.database import Database
+
+
+def denied(conn: object, lead: object) -> str:
+    with pytest.raises(leadprotect.LeadAccessDenied) as caught:
+        leadprotect.assert_edit(conn, lead)  # type: ignore[arg-type]
+    return caught.value.decision.reason
+
+
+def test_an_allowed_attempt_is_recorded_in_the_caller_s_transaction(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    with database.connect("seller_de") as conn:
+        with leadprotect.acting_as(conn, database.user(1), "DE", "request 1"):
+            assert leadprotect.assert_edit(conn, lead, note="call back").reason == "owner"
+        conn.rollback()
+        assert database.audit() == []
+        with leadprotect.acting_as(conn, database.user(1), "DE", "request 1"):
+            leadprotect.assert_edit(conn, lead, note="call back")
+    columns = "user_id::text, login, territory, action::text, outcome::text, reason, note, correlation_id"
+    login = database.profile.login("seller_de")
+    assert database.audit(columns) == [
+        (database.user(1), login, "DE", "EDIT", "ALLOW", "owner", "call back", "request 1")
+    ]
+
+
+def test_a_denial_outlives_the_rollback_of_its_transaction(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(2))
+    with database.connect("seller_de") as conn:
+        with leadprotect.acting_as(conn, database.user(1), "DE", "request 2"):
+            assert denied(conn, lead) == "not_owner"
+        conn.rollback()
+    columns = "user_id::text, login, territory, action::text, outcome::text, reason, correlation_id"
+    login = database.profile.login("seller_de")
+    assert database.audit(columns) == [(database.user(1), login, "DE", "EDIT", "DENY", "not_owner", "request 2")]
+
+
+def test_a_denial_outlives_the_rollback_to_a_savepoint(database: Database) -> None:
+    lead = database.lead("DE")
+    with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(1), "DE"):
+        with conn.transaction(force_rollback=True):
+            assert denied(conn, lead) == "unassigned"
+    assert database.audit() == [("EDIT", "DENY", "unassigned")]
+
+
+def test_a_denial_leaves_the_caller_s_transaction_usable(database: Database) -> None:
+    mine, other = (database.lead("DE", owner=database.user(number)) for number in (1, 2))
+    with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(1), "DE"):
+        denied(conn, other)
+        assert leadprotect.assert_edit(conn, mine).reason == "owner"
+    assert database.audit() == [("EDIT", "DENY", "not_owner"), ("EDIT", "ALLOW", "owner")]
+
+
+KILLED = """
+import os, signal, sys, psycopg, leadprotect
+conn = psycopg.connect(sys.argv[1])
+with leadprotect.acting_as(conn, sys.argv[2], "DE"):
+    try:
+        leadprotect.assert_edit(conn, sys.argv[3])
+    except leadprotect.LeadAccessDenied:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_denial_outlives_a_client_that_is_killed_right_after_the_answer(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(2))
+    arguments = [database.login_url("seller_de"), database.user(1), str(lead)]
+    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False, env=os.environ)
+    assert done.returncode == -signal.SIGKILL
+    assert database.audit() == [("EDIT", "DENY", "not_owner")]
+
+
+def test_the_audit_tells_apart_what_the_answer_hides(database: Database) -> None:
+    elsewhere, unknown = database.lead("CH", owner=database.user(1)), database.new_id()
+    with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(1), "DE"):
+        answers = []
+        for lead in (elsewhere, unknown):
+            with pytest.raises(leadprotect.LeadAccessDenied) as caught:
+                leadprotect.assert_edit(conn, lead)
+            answers.append(str(caught.value).replace(str(lead), "LEAD"))
+    assert answers[0] == answers[1]
+    assert database.audit("reason") == ["other_territory", "unknown_lead"]
+
+
+@pytest.mark.profiles("pg18", "pg15")
+def test_a_malformed_user_is_recorded_with_what_he_declared(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    with database.connect("seller_de") as conn, leadprotect.acting_as(conn, "nobody", "DE"):
+        assert denied(conn, lead) == "no_context"
+    assert database.audit("user_id, reason, note") == [(None, "no_context", "declared user 'nobody'")]
+
+
+def test_an_attempt_on_no_lead_leaves_no_row(database: Database) -> None:
+    with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(1), "DE"):
+        assert denied(conn, None) == "not_found"
+    assert database.audit() == []
+
+
+def test_denials_never_wait_for_the_caller_s_own_pool(database: Database) -> None:
+    """Eight threads share a pool of two, and every one of them is denied while it holds its connection."""
+    lead = database.lead("DE", owner=database.user(2))
+    together = threading.Barrier(2)
+    with ConnectionPool(database.login_url("seller_de"), min_size=2, max_size=2, open=True) as pool:
+
+        def attempt(number: int) -> str:
+            with pool.connection(timeout=30) as conn, leadprotect.acting_as(conn, database.user(1), "DE"):
+                if number < 2:
+                    together.wait(timeout=30)
+                return denied(conn, lead)
+
+        with ThreadPoolExecutor(8) as threads:
+            assert set(threads.map(attempt, range(40))) == {"not_owner"}
+    assert database.sql("SELECT count(*) FROM {schema}.lead_access_audit") == [40]
+
+
+def test_a_pool_of_one_does_not_wait_for_itself(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(2))
+    with ConnectionPool(database.login_url("seller_de"), min_size=1, max_size=1, open=True) as pool:
+        with pool.connection() as conn, leadprotect.acting_as(conn, database.user(1), "DE"):
+            assert denied(conn, lead) == "not_owner"
+
+
+def test_a_denial_that_can_t_be_recorded_is_no_answer_but_a_denial(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(2))
+    with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(1), "DE"):
+        login = database.profile.login("seller_de")
+        database.sql(f'ALTER ROLE "{login}" CONNECTION LIMIT 0')
+        try:
+            with pytest.raises(leadprotect.AuditUnavailable, match="no answer is given"):
+                leadprotect.assert_edit(conn, lead)
+        finally:
+            database.sql(f'ALTER ROLE "{login}" CONNECTION LIMIT -1')
+
+
+def test_a_session_of_sqlalchemy_gets_durable_denials_too(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(2))
+    with database.engine("seller_de") as engine, Session(engine) as session:
+        with leadprotect.acting_as(session, database.user(1), "DE"):
+            assert denied(session, lead) == "not_owner"
+        session.rollback()
+    assert database.audit() == [("EDIT", "DENY", "not_owner")]
+
+
+def test_an_unknown_action_is_refused(database: Database) -> None:
+    with database.connect("seller_de") as conn, pytest.raises(leadprotect.InvalidRequest, match="'DELETE' is not one of"):
+        leadprotect.assert_edit(conn, database.new_id(), action="DELETE")
+
+
+# --- plain SQL
+
+
+def test_in_sql_an_attempt_is_recorded_without_raising(database: Database) -> None:
+    mine, other = (database.lead("DE", owner=database.user(number)) for number in (1, 2))
+    with database.connect("seller_de") as conn:
+        database.context(conn, database.user(1), "DE")
+        answers = [database.query(conn, "SELECT {schema}.record_edit_attempt(%s)", lead)[0] for lead in (mine, other, None)]
+    assert answers == [True, False, False]
+    assert database.audit() == [("EDIT", "ALLOW", "owner"), ("EDIT", "DENY", "not_owner")]
+
+
+def test_in_sql_a_raised_denial_leaves_a_gap_in_the_numbers(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(2))
+    with database.connect("seller_de") as conn:
+        database.context(conn, database.user(1), "DE")
+        with pytest.raises(psycopg.Error) as caught:
+            database.query(conn, "SELECT {schema}.assert_edit_and_audit(%s)", lead)
+    assert (caught.value.sqlstate, caught.value.diag.message_detail) == ("LP403", "not_owner")
+    assert database.audit() == []
+    assert database.sql("SELECT last_value FROM {schema}.lead_access_audit_id_seq") == [1]
+    with database.connect("seller_de") as conn:
+        database.context(conn, database.user(1), "DE")
+        database.query(conn, "SELECT {schema}.record_edit_attempt(%s)", lead)
+    assert database.audit("id") == [2]
+
+
+def test_a_denial_can_t_be_forged_into_an_allowance(database: Database) -> None:
+    lead = database.lead("DE")
+    with database.connect("seller_de") as conn, pytest.raises(psycopg.Error) as caught:
+        database.query(conn, "SELECT {schema}.record_denial(%s, 'EDIT', 'owner')", lead)
+    assert caught.value.sqlstate == "LP422"
