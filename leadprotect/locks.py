@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -32,6 +32,18 @@ _SAMPLE_S = 0.05
 _POLL_S = 0.2
 _REMIND_S = 10.0
 
+# the parts of a query that may hold personal data, and quoted names, which hold none; the server
+# cuts long queries, so whatever is still open at the end is hidden as well
+_TOKEN = re.compile(
+    r"""(?P<name>"(?:[^"]|"")*(?:"|$))
+      | --[^\n]* | /\*.*?(?:\*/|$)
+      | \b[eE]'(?:[^'\\]|\\.|'')*(?:'|$)
+      | '(?:[^']|'')*(?:'|$)
+      | \$(?P<tag>\w*)\$.*?(?:\$(?P=tag)\$|$)
+      | (?<![\w$])\.?\d[\w.]*""",
+    re.VERBOSE | re.DOTALL,
+)
+
 
 @dataclass(frozen=True)
 class Blocker:
@@ -47,6 +59,28 @@ class Blocker:
         """One readable line; the query comes without its values."""
         name = self.application or "without application_name"
         return f"pid {self.pid} ({name}, {self.state}, transaction {self.age:.0f} s old): {self.query}"
+
+
+@dataclass
+class Budget:
+    """Seconds that a migration may lose to locks, all its steps together."""
+
+    total: float = DEFAULT_BUDGET_S
+    spent: float = 0.0
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def rest(self) -> float:
+        """Seconds that are left, never below 0."""
+        return max(self.total - self.spent, 0.0)
+
+    def step_begins(self) -> None:
+        """What the migration does from here on is lost if it does not get its lock."""
+        self.began = time.monotonic()
+
+    def step_failed(self) -> None:
+        """Charge the time since the step began."""
+        self.spent += time.monotonic() - self.began
 
 
 def parse_budget(text: str) -> float:
@@ -86,18 +120,29 @@ def watch(conn: psycopg.Connection[Any], pid: int) -> Iterator[Callable[[], list
     ended = threading.Event()
 
     def sample() -> None:
+        free = time.monotonic()
         while not ended.wait(_SAMPLE_S):
             try:
                 found = blockers(conn, pid)
             except psycopg.Error:
                 return  # the watch only explains; the migration itself will meet the same fate
-            if found:
-                seen[:] = found
+            if not found:
+                free = time.monotonic()
+                continue
+            seen[:] = found
+            if time.monotonic() - free > _REMIND_S:  # an index build waits long, and must not wait silently
+                free = time.monotonic()
+                log.warning("still waiting for %s", "; ".join(map(str, found)))
+
+    def last_seen() -> list[Blocker]:
+        found = list(seen)
+        seen.clear()
+        return found
 
     thread = threading.Thread(target=sample, name="leadprotect-watch", daemon=True)
     thread.start()
     try:
-        yield lambda: list(seen)
+        yield last_seen
     finally:
         ended.set()
         thread.join()
@@ -105,53 +150,58 @@ def watch(conn: psycopg.Connection[Any], pid: int) -> Iterator[Callable[[], list
 
 def blockers(conn: psycopg.Connection[Any], pid: int) -> list[Blocker]:
     """Sessions that block session `pid` right now, the oldest transaction first."""
+    # pid 0 stands for a prepared transaction, which has no session
     found = conn.execute(
         """
-        SELECT a.pid, coalesce(extract(epoch FROM clock_timestamp() - a.xact_start), 0)::float8,
-               coalesce(a.application_name, ''), coalesce(a.state, 'background'), coalesce(a.query, '')
+        SELECT DISTINCT blocking.pid, coalesce(extract(epoch FROM clock_timestamp() - a.xact_start), 0)::float8,
+               coalesce(a.application_name, ''),
+               CASE WHEN blocking.pid = 0 THEN 'prepared transaction, see pg_prepared_xacts'
+                    ELSE coalesce(a.state, a.backend_type, 'state hidden from this role') END,
+               coalesce(a.query, '')
         FROM unnest(pg_catalog.pg_blocking_pids(%s)) AS blocking (pid)
-        JOIN pg_catalog.pg_stat_activity AS a ON a.pid = blocking.pid
-        ORDER BY a.xact_start
+        LEFT JOIN pg_catalog.pg_stat_activity AS a ON a.pid = blocking.pid
+        ORDER BY 2 DESC, 1
         """,
         (pid,),
     ).fetchall()
-    return [Blocker(*row[:4], query=redact(row[4])) for row in found]
+    return [Blocker(row[0], row[1], row[2], row[3], redact(row[4])) for row in found]
 
 
 def redact(query: str) -> str:
-    """A query without its values: they may be personal data."""
-    flat = " ".join(query.split())
-    return re.sub(r"'(?:[^']|'')*'|\b\d+(?:\.\d+)?\b|\$(\w*)\$.*?\$\1\$", "?", flat)[:120]
+    """A query without its values and comments: they may be personal data."""
+    hidden = _TOKEN.sub(lambda match: match["name"] or "?", query)
+    return " ".join(hidden.split())[:120]
 
 
-def retry(attempt: Callable[[], None], *, budget: float, seen: Callable[[], list[Blocker]]) -> None:
-    """Run `attempt` until it gets its locks, with jittered pauses, inside `budget` seconds.
+def retry(attempt: Callable[[], None], *, budget: Budget, seen: Callable[[], list[Blocker]]) -> None:
+    """Run `attempt` until it gets its locks, with jittered pauses, inside the budget.
 
     Raises `LockUnavailable`, naming the blocking sessions, when the budget is used up.
     """
-    deadline = time.monotonic() + budget
     pause = 0.25
     while True:
+        budget.step_begins()
         try:
             return attempt()
         except Exception as error:
-            if _sqlstate(error) not in RETRYABLE:
+            if sqlstate(error) not in RETRYABLE:
                 raise
+            budget.step_failed()
             who = "; ".join(map(str, seen())) or "a session that is gone already"
-            rest = deadline - time.monotonic()
-            if rest <= 0:
-                message = (
-                    f"no lock within the budget of {budget:g} s; blocked by {who}. "
+            if not budget.rest:
+                raise LockUnavailable(
+                    f"no lock within the budget of {budget.total:g} s; blocked by {who}. "
                     "Nothing is half done: end that session or wait, and run the same command again "
                     "(-x lock_budget=5min waits longer)"
-                )
-                raise LockUnavailable(message) from None
-            log.warning("no lock within %s ms, blocked by %s; trying again", LOCK_TIMEOUT_MS, who)
+                ) from None
+            log.warning("no lock in time, blocked by %s; trying again", who)
             # live traffic must drain between two attempts, and two deploys must not march in step
-            time.sleep(min(rest, random.uniform(pause, 2 * pause)))  # noqa: S311 - jitter, no secret
+            wait = min(budget.rest, random.uniform(pause, 2 * pause))  # noqa: S311 - jitter, no secret
+            time.sleep(wait)
+            budget.spent += wait
             pause = min(pause * 1.5, 5.0)
 
 
-def _sqlstate(error: Exception) -> str | None:
-    origin = getattr(error, "orig", error)
-    return getattr(origin, "sqlstate", None)
+def sqlstate(error: BaseException) -> str | None:
+    """The SQLSTATE of the driver's error, also when SQLAlchemy wrapped it; None without one."""
+    return getattr(getattr(error, "orig", error), "sqlstate", None)

@@ -85,6 +85,11 @@ class Settings:
         return f"{self.schema}_{name.lower()}"
 
     @property
+    def roles(self) -> tuple[str, ...]:
+        """Names of all cluster roles, unquoted: the offices and the first territories."""
+        return tuple(self.role(name) for name in (*OFFICES, *self.territories))
+
+    @property
     def quarantine(self) -> str:
         """Schema that holds our tables after a downgrade, unquoted."""
         return f"{self.schema}_quarantine"

@@ -1,9 +1,9 @@
 """Alembic's environment: applies the revisions to a live database without stopping it.
 
-Rules of this file, each with a test: one transaction per revision; a lock_timeout for each of them;
-retries inside a budget that name who blocks; one upgrade at a time; nothing is executed on the
-migration's connection before `context.configure()`; a preflight before anything is touched; and no
-contract revision while its gate is closed.
+Rules of this file, each with a test in tests/migrations/test_env.py: one transaction per revision;
+a lock_timeout for each of them; retries inside a budget that name who blocks; one upgrade at a time;
+nothing is executed on the migration's connection before `context.configure()`; a preflight before
+anything is touched; and no contract revision while its gate is closed.
 """
 
 from __future__ import annotations
@@ -29,28 +29,45 @@ if TYPE_CHECKING:
 log = logging.getLogger("leadprotect")
 
 # Everything the revisions write is schema-qualified; the rest must mean what pg_catalog says.
-SESSION = f"SET search_path = pg_catalog; SET lock_timeout = '{locks.LOCK_TIMEOUT_MS}ms'"
+SEARCH_PATH = "SET search_path = pg_catalog"
+LOCK_TIMEOUT = f"SET lock_timeout = '{locks.LOCK_TIMEOUT_MS}ms'"
+GATE_CLOSED = "LP409"
+CONNECTION_LOST = ("08", "57P")  # classes of SQLSTATE; an error without one comes from the client side
+NAMES_OBJECTS = "2B"  # the detail of dependent objects; other details may hold personal data
 
 
 def main() -> None:
-    if context.config.config_file_name is not None and context.config.attributes.get("configure_logger", True):
-        fileConfig(context.config.config_file_name, disable_existing_loggers=False)
+    config = context.config
+    own_logging = config.attributes.get("configure_logger", True) and config.file_config.has_section("loggers")
+    if own_logging and config.config_file_name is not None:
+        fileConfig(config.config_file_name, disable_existing_loggers=False)
     try:
         options = read_options()
-        settings = load(context.config)
+        settings = load(config)
         if context.is_offline_mode():
-            run_offline(settings)
+            run_offline(settings, contract=options["contract"])
         else:
             run_online(settings, **options)
     except LeadProtectError as error:
         raise CommandError(str(error)) from None
     except (exc.DBAPIError, psycopg.Error) as error:
-        origin = getattr(error, "orig", error)
-        if getattr(origin, "sqlstate", None) == "LP409":
-            raise CommandError(origin.diag.message_primary) from None
-        if isinstance(origin, psycopg.OperationalError) and origin.sqlstate is None:
-            raise CommandError(f"no connection to the database: {origin}") from None
-        raise
+        log.debug("the statement that failed", exc_info=True)
+        raise CommandError(explained(error)) from None
+    except KeyboardInterrupt:
+        raise CommandError("interrupted; nothing is half done: run the same command again") from None
+
+
+def explained(error: Exception) -> str:
+    """The server's answer without row values: a user's mistake never shows a stack trace."""
+    state = locks.sqlstate(error)
+    origin: Any = getattr(error, "orig", error)
+    if state is None or state.startswith(CONNECTION_LOST):
+        reason = " ".join(str(origin).split())
+        return f"no connection to the database: {reason}. Nothing is half done: run the same command again"
+    said = origin.diag
+    parts = [said.message_primary, said.message_detail if state.startswith(NAMES_OBJECTS) else None, said.message_hint]
+    text = ". ".join(part.rstrip(".") for part in parts if part)
+    return text if state == GATE_CLOSED else f"{text} (SQLSTATE {state})"
 
 
 def read_options() -> dict[str, Any]:
@@ -68,35 +85,70 @@ def read_options() -> dict[str, Any]:
     }
 
 
-def run_offline(settings: Settings) -> None:
+def run_offline(settings: Settings, *, contract: str) -> None:
     # a named paramstyle: the driver's own would double every percent sign
-    configure(settings, dialect_name="postgresql", literal_binds=True, dialect_opts={"paramstyle": "named"})
+    how: dict[str, Any] = {
+        "dialect_name": "postgresql",
+        "literal_binds": True,
+        "dialect_opts": {"paramstyle": "named"},
+    }
+    steps_from = asked(settings, **how)["fn"]
+
+    def steps(heads: Any, migration: Any) -> Iterator[Any]:
+        for step in steps_from(heads, migration):
+            if is_contract(step) and contract == "hold":
+                return
+            context.execute(LOCK_TIMEOUT)  # again for each step: an index build waits longer
+            yield step
+
+    configure(settings, fn=steps, **how)
     with context.begin_transaction():
-        context.execute("SET search_path = pg_catalog")
-        context.execute(f"SET lock_timeout = '{locks.LOCK_TIMEOUT_MS}ms'")
+        # psql goes on after an error, past a closed gate too, unless it is told not to
+        context.get_context().impl.static_output("\\set ON_ERROR_STOP on\n")
+        context.execute("SET client_min_messages = warning")
+        context.execute(SEARCH_PATH)
         context.run_migrations()
 
 
 def run_online(settings: Settings, *, contract: str, budget: float) -> None:
-    configure(settings, dialect_name="postgresql")
-    opts = context.get_context().opts
+    opts = asked(settings, dialect_name="postgresql")
     planned = opts["fn"]
+    lost = locks.Budget(budget)
     with ExitStack() as stack:
         engine = connectable(settings)
         guard = stack.enter_context(side_connection(engine))
         if "destination_rev" in opts:  # upgrade, downgrade, stamp; other commands only look
+            preflight.check_direct(guard, lambda: side_connection(engine))
             stack.enter_context(locks.one_at_a_time(guard, settings))
-            planned = plan(planned, guard, settings, contract)
-        connection = stack.enter_context(migration_connection(engine))
+            planned = plan(opts, guard, settings, contract, lost)
+        connection = stack.enter_context(migration_connection(engine, lost))
         configure(settings, connection=connection, fn=planned)
         pid = connection.connection.dbapi_connection.info.backend_pid  # type: ignore[union-attr]
         seen = stack.enter_context(locks.watch(stack.enter_context(side_connection(engine)), pid))
-        locks.retry(migrate, budget=budget, seen=seen)
+        try:
+            locks.retry(migrate, budget=lost, seen=seen)
+        except exc.DBAPIError as error:
+            if contract != "auto" or locks.sqlstate(error) != GATE_CLOSED:
+                raise
+            # it closed between the question and the transaction that asks again
+            log.warning("stopped before the next revision: %s", explained(error))
 
 
 def migrate() -> None:
     with context.begin_transaction():
         context.run_migrations()
+
+
+def asked(settings: Settings, **how: Any) -> dict[str, Any]:
+    """What the command wants of this file: configured once without a connection, and without a word."""
+    chatty = logging.getLogger("alembic.runtime.migration")
+    level = chatty.level
+    chatty.setLevel(logging.WARNING)
+    try:
+        configure(settings, **how)
+    finally:
+        chatty.setLevel(level)
+    return context.get_context().opts
 
 
 def configure(settings: Settings, **how: Any) -> None:
@@ -110,22 +162,25 @@ def configure(settings: Settings, **how: Any) -> None:
 
 
 def plan(
-    steps_from: Callable[..., Any], guard: psycopg.Connection[Any], settings: Settings, contract: str
+    opts: dict[str, Any], guard: psycopg.Connection[Any], settings: Settings, contract: str, lost: locks.Budget
 ) -> Callable[..., Iterator[Any]]:
     """Decide once what is to be done, refuse before anything is touched, and stop at a closed gate.
 
     Deciding once matters: a retry after a lock timeout goes on with what is left, so ``downgrade -2``
     never goes one further.
     """
-    heads = current_heads(guard, settings)
-    left = list(steps_from(heads, context.get_context()))
+    heads = () if opts.get("purge") else current_heads(guard, settings)
+    left = list(opts["fn"](heads, context.get_context()))
     if any(is_upgrade(step) for step in left):
         preflight.check(guard, settings, fresh=not heads)
+    elif left:
+        preflight.check_server(guard)
 
     def remaining(_heads: Any, _migration: Any) -> Iterator[Any]:
         while left:
             if is_contract(left[0]) and not may_contract(guard, settings, contract, left[0]):
                 return
+            lost.step_begins()
             yield left[0]
             left.pop(0)
 
@@ -137,7 +192,10 @@ def current_heads(guard: psycopg.Connection[Any], settings: Settings) -> tuple[s
     versions = ident(settings.version_table_schema, settings.version_table)
     if guard.execute("SELECT to_regclass(%s)", (versions,)).fetchone() == (None,):
         return ()
-    return tuple(row[0] for row in guard.execute(f"SELECT version_num FROM {versions}"))
+    try:
+        return tuple(row[0] for row in guard.execute(f"SELECT version_num FROM {versions}"))
+    except psycopg.errors.UndefinedColumn:
+        raise SettingsError(f"version_table: {versions} exists, but is no version table of Alembic") from None
 
 
 def may_contract(guard: psycopg.Connection[Any], settings: Settings, contract: str, step: RevisionStep) -> bool:
@@ -164,8 +222,10 @@ def is_contract(step: Any) -> bool:
 
 def connectable(settings: Settings) -> Engine:
     given = context.config.attributes.get("connection")
-    if isinstance(given, Engine):
+    if isinstance(given, Engine) and given.dialect.driver == "psycopg":
         return given
+    if given is not None:
+        raise SettingsError("config.attributes['connection'] must be an Engine of postgresql+psycopg")
     if not settings.database_url:
         raise SettingsError("database_url is missing: set DATABASE_URL or the key in [leadprotect]")
     return create_engine(
@@ -180,23 +240,25 @@ def side_connection(engine: Engine) -> Iterator[psycopg.Connection[Any]]:
     """A session of its own, in autocommit: it never holds a transaction that a build waits for."""
     raw = engine.raw_connection()
     try:
-        conn = raw.driver_connection
-        assert isinstance(conn, psycopg.Connection)
+        conn: psycopg.Connection[Any] = raw.driver_connection  # type: ignore[assignment]
         conn.autocommit = True
-        conn.execute("SET search_path = pg_catalog")
+        conn.execute(SEARCH_PATH)
         yield conn
     finally:
         raw.invalidate()
 
 
 @contextmanager
-def migration_connection(engine: Engine) -> Iterator[Connection]:
+def migration_connection(engine: Engine, lost: locks.Budget) -> Iterator[Connection]:
     with engine.connect() as connection:
 
         @event.listens_for(connection, "begin")
         def limit_lock_waits(conn: Connection) -> None:
-            # again for each transaction: a SET is undone by a rollback, and a step may have changed it
-            conn.connection.driver_connection.execute(SESSION)  # type: ignore[union-attr]
+            # again for each transaction: a SET is undone by a rollback, and a step may have changed it;
+            # an index build blocks nobody while it waits, so it may wait as long as the budget lasts
+            session: psycopg.Connection[Any] = conn.connection.driver_connection  # type: ignore[assignment]
+            rest = max(int(lost.rest * 1000), locks.LOCK_TIMEOUT_MS)
+            session.execute(f"{SEARCH_PATH}; {LOCK_TIMEOUT}; SET leadprotect.lock_budget = '{rest}ms'")
 
         yield connection
 

@@ -24,19 +24,26 @@ phase = "expand"
 
 def upgrade() -> None:
     with op.get_context().autocommit_block():
-        # nobody queues behind a CONCURRENTLY build, so it may wait for long transactions
-        op.execute("SET lock_timeout = 0")
-        op.execute("SET statement_timeout = 0")
+        wait_for_long_transactions()
         create_leads_index()
         create_activities_index()
 
 
 def downgrade() -> None:
     with op.get_context().autocommit_block():
-        op.execute("SET lock_timeout = 0")
-        op.execute("SET statement_timeout = 0")
+        wait_for_long_transactions()
         op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {activities_index_path}"))
         op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {leads_index_path}"))
+
+
+def wait_for_long_transactions() -> None:
+    # Nobody queues behind a CONCURRENTLY build but DDL: it may wait as long as env.py's budget lasts,
+    # or without end where no env.py sets one.
+    op.execute(
+        "SELECT pg_catalog.set_config('lock_timeout', "
+        "coalesce(nullif(pg_catalog.current_setting('leadprotect.lock_budget', true), ''), '0'), false)"
+    )
+    op.execute("SET statement_timeout = 0")
 
 
 def create_leads_index() -> None:

@@ -22,8 +22,7 @@ phase = "contract"
 def upgrade() -> None:
     ask_gate()
     with op.get_context().autocommit_block():
-        op.execute("SET lock_timeout = 0")
-        op.execute("SET statement_timeout = 0")
+        wait_for_long_transactions()
         op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {activities_index_path}"))
         op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {leads_index_path}"))
 
@@ -32,8 +31,7 @@ def downgrade() -> None:
     if not context.get_revision_argument():
         return  # on the way to the base nothing will read them
     with op.get_context().autocommit_block():
-        op.execute("SET lock_timeout = 0")
-        op.execute("SET statement_timeout = 0")
+        wait_for_long_transactions()
         op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {leads_index_path}"))
         op.execute(sql("CREATE INDEX CONCURRENTLY {leads_index} ON {leads} ({territory}, {lead_id})"))
         op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {activities_index_path}"))
@@ -44,6 +42,16 @@ def downgrade() -> None:
               WHERE {activity_kind} IN ({kinds}) AND {activity_user_id} IS NOT NULL
             """)
         )
+
+
+def wait_for_long_transactions() -> None:
+    # Nobody queues behind a CONCURRENTLY build but DDL: it may wait as long as env.py's budget lasts,
+    # or without end where no env.py sets one.
+    op.execute(
+        "SELECT pg_catalog.set_config('lock_timeout', "
+        "coalesce(nullif(pg_catalog.current_setting('leadprotect.lock_budget', true), ''), '0'), false)"
+    )
+    op.execute("SET statement_timeout = 0")
 
 
 def ask_gate() -> None:
