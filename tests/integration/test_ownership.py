@@ -1,0 +1,230 @@
+"""assign, claim, release, transfer, share: who may change who may edit."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+import leadprotect
+from tests.support.database import Database
+
+
+def denied(call: Any, *args: Any) -> str:
+    with pytest.raises(leadprotect.LeadAccessDenied) as caught:
+        call(*args)
+    return caught.value.decision.reason
+
+
+def test_a_lead_that_nobody_owns_can_be_claimed(database: Database) -> None:
+    lead = database.lead("DE")
+    with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(1), "DE"):
+        assert leadprotect.claim(conn, lead, note="met at the fair").reason == "owner"
+        assert leadprotect.can_edit(conn, lead) is True
+    assert database.audit("action::text, reason, note") == [("ASSIGN", "owner", f"met at the fair; claim to {database.user(1)}")]
+
+
+def test_an_owned_lead_can_t_be_claimed(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(2))
+    with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(1), "DE"):
+        assert denied(leadprotect.claim, conn, lead) == "not_owner"
+    assert database.owner(lead) == database.user(2)
+    assert database.audit() == [("ASSIGN", "DENY", "not_owner")]
+
+
+def test_a_denied_claim_leaves_no_trace_on_the_lead(database: Database) -> None:
+    """A suspended seller must not be able to keep the backfill away from a lead."""
+    lead = database.lead("DE")
+    database.rule(database.user(1), "VIEW_ONLY")
+    with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(1), "DE"):
+        assert denied(leadprotect.claim, conn, lead) == "suspended"
+    assert database.sql("SELECT count(*) FROM {schema}.user_lead_assignments") == [0]
+
+
+def test_of_two_claims_at_the_same_moment_one_wins(database: Database) -> None:
+    leads = [database.lead("DE") for _ in range(10)]
+    together = threading.Barrier(2)
+
+    def claim(number: int) -> list[str]:
+        reasons = []
+        for lead in leads:
+            with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(number), "DE"):
+                together.wait(timeout=30)
+                try:
+                    reasons.append(leadprotect.claim(conn, lead).reason)
+                except leadprotect.LeadAccessDenied as error:
+                    reasons.append(error.decision.reason)
+        return reasons
+
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(claim, (1, 2))
+    assert [sorted(pair) for pair in zip(first, second, strict=True)] == [["not_owner", "owner"]] * 10
+
+
+def test_a_released_lead_belongs_to_nobody_and_can_be_claimed(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    with database.connect("seller_de") as conn:
+        with leadprotect.acting_as(conn, database.user(1), "DE"):
+            leadprotect.release(conn, lead)
+            assert leadprotect.explain(conn, lead).reason == "unassigned"
+        with leadprotect.acting_as(conn, database.user(2), "DE"):
+            leadprotect.claim(conn, lead)
+    assert database.owner(lead) == database.user(2)
+
+
+def test_only_the_owner_or_a_manager_releases(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    database.rule(database.user(2), "COLLABORATOR", lead)
+    with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(2), "DE"):
+        assert denied(leadprotect.release, conn, lead) == "not_owner"
+    with database.connect("manager_de") as conn:
+        assert leadprotect.release(conn, lead).reason == "manager"
+    assert database.owner(lead) is None
+
+
+def test_only_a_manager_assigns_and_transfers(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(1), "DE"):
+        assert denied(leadprotect.transfer, conn, lead, database.user(2)) == "not_owner"
+        assert denied(leadprotect.assign, conn, lead, database.user(2)) == "not_owner"
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            database.query(conn, "SELECT {schema}.transfer_lead(%s, %s)", lead, database.user(2))
+    assert database.owner(lead) == database.user(1)
+    with database.connect("manager_de") as conn:
+        assert leadprotect.transfer(conn, lead, database.user(2)).reason == "manager"
+    assert database.owner(lead) == database.user(2)
+
+
+def test_a_manager_of_another_territory_finds_nothing(database: Database) -> None:
+    lead = database.lead("CH", owner=database.user(1))
+    with database.connect("manager_de") as conn:
+        assert denied(leadprotect.assign, conn, lead, database.user(2)) == "not_found"
+        with leadprotect.acting_as(conn, database.user(1), "CH"):
+            assert denied(leadprotect.transfer, conn, lead, database.user(2)) == "not_found"
+    assert database.audit("reason") == ["other_territory", "other_territory"]
+
+
+def test_only_an_owned_lead_is_transferred(database: Database) -> None:
+    lead = database.lead("DE")
+    with database.connect("manager_de") as conn:
+        assert denied(leadprotect.transfer, conn, lead, database.user(2)) == "unassigned"
+        assert leadprotect.assign(conn, lead, database.user(2)).reason == "manager"
+
+
+def test_a_lead_is_not_given_to_who_is_suspended(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    database.rule(database.user(2), "VIEW_ONLY")
+    with database.connect("manager_de") as conn:
+        with pytest.raises(leadprotect.InvalidRequest, match="suspended in territory DE"):
+            leadprotect.transfer(conn, lead, database.user(2))
+        conn.rollback()
+    assert database.owner(lead) == database.user(1)
+
+
+def test_an_owner_shares_his_lead_and_ends_it(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    with database.connect("seller_de", autocommit=True) as conn:
+        with conn.transaction(), leadprotect.acting_as(conn, database.user(1), "DE"):
+            leadprotect.share(conn, lead, database.user(2))
+        assert leadprotect.explain(conn, lead, user_id=database.user(2), territory="DE").reason == "collaborator"
+        with conn.transaction(), leadprotect.acting_as(conn, database.user(1), "DE"):
+            leadprotect.unshare(conn, lead, database.user(2))
+        assert leadprotect.explain(conn, lead, user_id=database.user(2), territory="DE").reason == "not_owner"
+
+
+def test_who_does_not_own_a_lead_can_t_share_it(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    database.rule(database.user(2), "COLLABORATOR", lead)
+    with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(2), "DE"):
+        assert denied(leadprotect.share, conn, lead, database.user(3)) == "not_owner"
+    assert database.sql("SELECT count(*) FROM {schema}.lead_protection_rules") == [1]
+
+
+def test_a_share_ends_after_it_begins(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    now = datetime.now(UTC)
+    with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(1), "DE"):
+        with pytest.raises(leadprotect.InvalidRequest, match="time zone"):
+            leadprotect.share(conn, lead, database.user(2), effective_to=datetime(2030, 1, 1))  # noqa: DTZ001
+        with pytest.raises(leadprotect.InvalidRequest, match="effective_to is not after effective_from"):
+            leadprotect.share(conn, lead, database.user(2), effective_from=now, effective_to=now - timedelta(days=1))
+
+
+def test_a_transfer_waits_for_an_asserted_edit(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    with database.connect("seller_de") as seller, leadprotect.acting_as(seller, database.user(1), "DE"):
+        leadprotect.assert_edit(seller, lead)
+        with database.connect("manager_de") as manager:
+            manager.execute("SET lock_timeout = '100ms'")
+            with pytest.raises(leadprotect.LeadProtectError):
+                leadprotect.transfer(manager, lead, database.user(2))
+        seller.rollback()
+    with database.connect("manager_de") as manager:
+        assert leadprotect.transfer(manager, lead, database.user(2)).reason == "manager"
+
+
+def test_an_assertion_that_waited_for_a_transfer_is_decided_after_it(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    with database.connect("manager_de") as manager, ThreadPoolExecutor(1) as thread:
+        leadprotect.transfer(manager, lead, database.user(2))
+
+        def edit() -> str:
+            with database.connect("seller_de") as seller, leadprotect.acting_as(seller, database.user(1), "DE"):
+                return denied(leadprotect.assert_edit, seller, lead)
+
+        waiting = thread.submit(edit)
+        wait_for_a_waiter(database)
+        manager.commit()
+        assert waiting.result(timeout=30) == "not_owner"
+
+
+def test_an_assertion_that_waited_for_a_revocation_is_decided_after_it(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    database.rule(database.user(2), "COLLABORATOR", lead)
+    with database.connect("seller_de") as owner, ThreadPoolExecutor(1) as thread:
+
+        def edit() -> str:
+            with database.connect("seller_de") as seller, leadprotect.acting_as(seller, database.user(2), "DE"):
+                return denied(leadprotect.assert_edit, seller, lead)
+
+        with leadprotect.acting_as(owner, database.user(1), "DE"):
+            leadprotect.unshare(owner, lead, database.user(2))
+        waiting = thread.submit(edit)
+        wait_for_a_waiter(database)
+        owner.commit()
+        assert waiting.result(timeout=30) == "not_owner"
+
+
+def wait_for_a_waiter(database: Database) -> None:
+    blocked = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    for _ in range(1000):
+        if database.sql(blocked) != [0]:
+            return
+    pytest.fail("nobody waits")
+
+
+def test_former_assignments_are_kept(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    with database.connect("manager_de") as conn:
+        leadprotect.transfer(conn, lead, database.user(2))
+        leadprotect.release(conn, lead)
+    history = "SELECT user_id::text, source FROM {schema}.user_lead_assignment_history ORDER BY id"
+    assert database.sql(history) == [(database.user(1), "assign"), (database.user(2), "transfer")]
+
+
+def test_a_manager_grants_and_revokes_rules(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    with database.connect("manager_de", autocommit=True) as conn:
+        ask = {"user_id": database.user(1), "territory": "DE"}
+        database.query(conn, "SELECT {schema}.grant_protection(%s, 'DE', 'VIEW_ONLY')", database.user(1))
+        assert leadprotect.explain(conn, lead, **ask).reason == "suspended"  # type: ignore[arg-type]
+        database.query(conn, "SELECT {schema}.revoke_protection(%s, 'DE', 'VIEW_ONLY')", database.user(1))
+        assert leadprotect.explain(conn, lead, **ask).reason == "owner"  # type: ignore[arg-type]
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            database.query(conn, "SELECT {schema}.grant_protection(%s, 'CH', 'VIEW_ONLY')", database.user(1))
+    with database.connect("seller_de") as conn, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        database.query(conn, "SELECT {schema}.grant_protection(%s, 'DE', 'COLLABORATOR')", database.user(3))

@@ -1,0 +1,54 @@
+"""Counters for Prometheus, in a registry of the caller's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from leadprotect import metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def registry() -> Iterator[CollectorRegistry]:
+    registry = CollectorRegistry()
+    metrics.enable(registry)
+    yield registry
+    metrics._active.clear()
+
+
+def test_every_label_set_exists_from_the_start(registry: CollectorRegistry) -> None:
+    shown = generate_latest(registry).decode()
+    assert "lead_access_assert_allow_total 0.0" in shown
+    for reason in ("no_context", "not_found", "suspended", "unassigned", "not_owner"):
+        assert f'lead_access_assert_deny_total{{reason="{reason}"}} 0.0' in shown
+    for kind in metrics.KINDS:
+        assert f'leadprotect_check_seconds_count{{kind="{kind}"}} 0.0' in shown
+
+
+def test_attempts_are_counted_by_reason(registry: CollectorRegistry) -> None:
+    metrics.allowed()
+    metrics.denied("not_owner")
+    metrics.denied("not_owner")
+    assert registry.get_sample_value("lead_access_assert_allow_total") == 1
+    assert registry.get_sample_value("lead_access_assert_deny_total", {"reason": "not_owner"}) == 2
+
+
+def test_a_check_that_fails_is_timed_too(registry: CollectorRegistry) -> None:
+    with pytest.raises(ZeroDivisionError), metrics.timed("check"):
+        raise ZeroDivisionError
+    assert registry.get_sample_value("leadprotect_check_seconds_count", {"kind": "check"}) == 1
+
+
+def test_nothing_is_counted_before_it_is_enabled() -> None:
+    registry = CollectorRegistry()
+    metrics.allowed()
+    metrics.enable(registry)
+    try:
+        assert registry.get_sample_value("lead_access_assert_allow_total") == 0
+    finally:
+        metrics._active.clear()
