@@ -82,7 +82,7 @@ def _territories(seed: int) -> dict[str, _Territory]:
             companies=[fake.company() for _ in range(_NAMES)],
             places=[city["name"] for city in places],
             weights=list(itertools.accumulate(city["population"] for city in places)),
-            sellers=[(_uuid(chance), f"{fake.first_name()} {fake.last_name()}") for _ in range(_SELLERS[code])],
+            sellers=[(_uuid(chance), f"{fake.first_name()} {fake.unique.last_name()}") for _ in range(_SELLERS[code])],
         )
     return found
 

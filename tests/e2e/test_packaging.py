@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from alembic.script import ScriptDirectory
+
+from leadprotect import paths
+from tests.support.database import ROOT
+
+if TYPE_CHECKING:
+    from tests.support.database import Database
+
+INI = """
+[alembic]
+script_location = leadprotect:migrations
+path_separator = os
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel as it would be published: made from the source distribution, nothing fetched."""
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT], check=True, capture_output=True
+    )
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a fresh environment with the wheel; what it depends on is lent by this one."""
+    folder = tmp_path_factory.mktemp("installed")
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    pip: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "--python",
+        python,
+        "install",
+        "-qq",
+    ]
+    subprocess.run([*pip, "--no-index", "--no-deps", wheel], check=True)
+    site = subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True)
+    # a folder that a .pth file names lends its packages, but not the .pth of the editable install
+    Path(site.strip(), "lent.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
+    return python
+
+
+def said_by(command: list[str | Path], folder: Path, **environment: str) -> str:
+    outside = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=folder, env=outside | environment, capture_output=True, text=True, check=False)
+    assert 0 == done.returncode, done.stdout + done.stderr
+    return done.stdout.strip()
+
+
+def test_the_wheel_carries_what_a_host_needs_and_nothing_else(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    revisions = {f"leadprotect/migrations/versions/{path.name}" for path in Path(paths.version_path()).glob("*.py")}
+    assert revisions == {name for name in names if name.startswith("leadprotect/migrations/versions/")}
+    assert {"leadprotect/migrations/env.py", "leadprotect/migrations/script.py.mako", "leadprotect/py.typed"} <= set(
+        names
+    )
+    assert {"leadprotect", wheel.name.split("-py3")[0] + ".dist-info"} == {name.split("/")[0] for name in names}
+    assert [] == [name for name in names if "__pycache__" in name]
+
+
+def test_version_path_points_into_the_checkout() -> None:
+    assert str(ROOT / "migrations" / "versions") == paths.version_path()
+
+
+def test_version_path_points_into_the_installed_package(python: Path, tmp_path: Path) -> None:
+    told = said_by([python, "-c", "import leadprotect; print(leadprotect.version_path())"], tmp_path)
+    assert told.endswith("site-packages/leadprotect/migrations/versions")
+    assert Path(told).is_relative_to(python.parents[1].resolve())
+    assert (Path(told) / "lp_0001_expand_tables.py").is_file()
+
+
+def test_the_installed_command_tells_its_version(python: Path, tmp_path: Path, wheel: Path) -> None:
+    version = wheel.name.split("-")[1]
+    assert f"leadprotect, version {version}" == said_by([python.with_name("leadprotect"), "--version"], tmp_path)
+
+
+@pytest.mark.profiles("pg18")
+def test_alembic_upgrades_from_the_installed_package(python: Path, host: Database, tmp_path: Path) -> None:
+    """A host application that has no checkout names the package in its own alembic.ini."""
+    (tmp_path / "alembic.ini").write_text(INI, encoding="utf-8")
+    said_by([python, "-m", "alembic", "upgrade", "head"], tmp_path, **host.environment)
+    assert ScriptDirectory.from_config(host.config()).get_current_head() == host.revision()
+
+
+@pytest.mark.profiles("pg18")
+def test_a_host_lists_our_revisions_beside_its_own(python: Path, tmp_path: Path, host: Database) -> None:
+    """`version_path()` in the host's own version_locations."""
+    folder = said_by([python, "-c", "import leadprotect; print(leadprotect.version_path())"], tmp_path)
+    ini = f"{INI}version_locations = {tmp_path}/own{os.pathsep}{folder}\n"
+    (tmp_path / "alembic.ini").write_text(ini, encoding="utf-8")
+    (tmp_path / "own").mkdir()
+    head = ScriptDirectory.from_config(host.config()).get_current_head()
+    assert f"{head} (head)" == said_by([python, "-m", "alembic", "heads"], tmp_path, **host.environment)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from leadprotect.cli import main
+from leadprotect.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def commands(group: click.Group, *path: str) -> Iterator[tuple[str, click.Command]]:
+    for name, command in sorted(group.commands.items()):
+        yield " ".join([*path, name]), command
+        if isinstance(command, click.Group):
+            yield from commands(command, *path, name)
+
+
+COMMANDS = dict(commands(main))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_says_what_it_does(name: str) -> None:
+    first = (COMMANDS[name].help or "").split("\n\n")[0].strip()
+    assert first.endswith(".")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_explained(name: str) -> None:
+    options = [parameter for parameter in COMMANDS[name].params if isinstance(parameter, click.Option)]
+    assert [] == [option.name for option in options if not option.help]
+
+
+def test_the_version_is_the_package_s() -> None:
+    assert f"leadprotect, version {version('leadprotect')}\n" == CliRunner().invoke(main, ["--version"]).output
+
+
+@pytest.fixture
+def failing() -> Iterator[list[BaseException]]:
+    """A command that raises what the test puts into the list."""
+    raises: list[BaseException] = []
+
+    @main.command()
+    def fail() -> None:
+        raise raises.pop()
+
+    yield raises
+    del main.commands["fail"]
+
+
+def test_an_error_of_ours_is_one_line_and_exit_code_1(failing: list[BaseException]) -> None:
+    failing.append(InvalidRequest("limit: 0 is too small"))
+    result = CliRunner().invoke(main, ["fail"])
+    assert (1, "", "Error: limit: 0 is too small\n") == (result.exit_code, result.stdout, result.stderr)
+
+
+def test_ctrl_c_is_exit_code_130_without_a_stack_trace(failing: list[BaseException]) -> None:
+    failing.append(KeyboardInterrupt())
+    result = CliRunner().invoke(main, ["fail"])
+    assert (130, "", "stopped\n") == (result.exit_code, result.stdout, result.stderr)
+
+
+def test_wrong_usage_is_exit_code_2() -> None:
+    assert 2 == CliRunner().invoke(main, ["no-such-command"]).exit_code
