@@ -56,7 +56,8 @@ def create_notes() -> None:
               id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
               login name NOT NULL DEFAULT session_user,
               at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-              host_table text NOT NULL
+              host_table text NOT NULL,
+              with_context boolean NOT NULL
             );
             CREATE INDEX ix_contextless_writes_login ON {schema}.contextless_writes (login, at);
           END IF;
@@ -67,13 +68,15 @@ def create_notes() -> None:
     op.execute(
         sql("""
         COMMENT ON TABLE {schema}.contextless_writes IS
-        'Writes to the host''s tables without a context, at most one note per login and minute'
+        'Writes to the host''s tables without a context, or by a login that owns them: one note per login and minute'
         """)
     )
     op.execute(sql("SELECT {schema}.secure_table('{schema}.contextless_writes')"))
 
 
 def create_note_function() -> None:
+    # Row security does not bind who owns the table: his writes are noted with a context, too, because
+    # contract protects nothing while a service logs in as the owner.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.note_contextless_write()
@@ -83,15 +86,22 @@ def create_note_function() -> None:
         SET search_path = pg_catalog, pg_temp
         SET row_security = on
         AS $body$
+        DECLARE
+          declared boolean := {schema}.parse_user(current_setting({user_guc}, true)) IS NOT NULL
+            AND coalesce(current_setting({territory_guc}, true), '') <> '';
         BEGIN
-          IF {schema}.parse_user(current_setting({user_guc}, true)) IS NULL
-             OR coalesce(current_setting({territory_guc}, true), '') = '' THEN
-            IF NOT EXISTS (
-              SELECT FROM {schema}.contextless_writes AS w
-              WHERE w.login = session_user AND w.at > clock_timestamp() - {note_interval})
-            THEN
-              INSERT INTO {schema}.contextless_writes (host_table) VALUES (TG_RELID::regclass::text);
-            END IF;
+          IF declared AND NOT pg_has_role(
+            session_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = {leads_name}::regclass), 'MEMBER')
+          THEN
+            RETURN NULL;
+          END IF;
+          IF NOT EXISTS (
+            SELECT FROM {schema}.contextless_writes AS w
+            WHERE w.login = session_user AND w.with_context = declared
+              AND w.at > clock_timestamp() - {note_interval})
+          THEN
+            INSERT INTO {schema}.contextless_writes (host_table, with_context)
+            VALUES (TG_RELID::regclass::text, declared);
           END IF;
           RETURN NULL;
         END
@@ -163,7 +173,7 @@ def create_forget_function() -> None:
 def create_triggers() -> None:
     op.execute(
         sql("""
-        CREATE TRIGGER {note_writes} AFTER INSERT OR UPDATE OR DELETE ON {leads}
+        CREATE TRIGGER {note_writes} AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {leads}
         FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_contextless_write()
         """)
     )

@@ -97,7 +97,7 @@ def create_owner_of_activity() -> None:
 def create_triggers() -> None:
     op.execute(
         sql("""
-        CREATE TRIGGER {note_writes} AFTER INSERT OR UPDATE OR DELETE ON {activities}
+        CREATE TRIGGER {note_writes} AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {activities}
         FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_contextless_write()
         """)
     )

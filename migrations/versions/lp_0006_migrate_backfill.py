@@ -506,6 +506,8 @@ def create_gate() -> None:
         DECLARE
           complete_since timestamptz;
           host_owner oid := (SELECT relowner FROM pg_class WHERE oid = {leads_name}::regclass);
+          -- a note stands for the writes of an interval; a window of 0 asks for no look back at all
+          noted interval := CASE WHEN observation_window > interval '0' THEN {note_interval} ELSE interval '0' END;
         BEGIN
           condition := 'owners';
           SELECT count(*) = 0,
@@ -531,9 +533,10 @@ def create_gate() -> None:
 
           condition := 'observation_window';
           SELECT max(greatest(j.registered_at, j.finished_at)) INTO complete_since FROM {schema}.backfill_jobs AS j;
-          met := complete_since + observation_window <= clock_timestamp();
+          met := coalesce(complete_since + observation_window <= clock_timestamp(), false);
           detail := format('migrate is complete since %s, the observation window is %s',
-                           to_char(complete_since AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'), observation_window);
+                           coalesce(to_char(complete_since AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'), 'never'),
+                           justify_hours(observation_window));
           remedy := CASE WHEN NOT met THEN
             format('wait until %s, or shorten observation_window',
                    to_char((complete_since + observation_window) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')) END;
@@ -544,13 +547,16 @@ def create_gate() -> None:
           END IF;
 
           condition := 'territories';
+          -- what stands in a lead is data: it is shown in one short line, and no part of a command
           SELECT count(*) = 0,
-                 coalesce(string_agg(format('%s leads carry the unknown territory %L', unknown.leads, unknown.territory), ', '),
+                 coalesce(string_agg(format('%s leads carry the unknown territory %L', unknown.leads,
+                            left(regexp_replace(unknown.territory, '[[:cntrl:]]', ' ', 'g'), 40)), ', '),
                           'every territory of a lead is known'),
-                 string_agg(format('leadprotect territory add %s', unknown.territory), '; ')
+                 string_agg(DISTINCT CASE WHEN unknown.territory ~ '^[A-Za-z][A-Za-z0-9_]{0,15}$'
+                   THEN 'leadprotect territory add ' || unknown.territory ELSE 'correct the territory of these leads' END, '; ')
           INTO met, detail, remedy
           FROM (
-            SELECT l.{territory} AS territory, count(*) AS leads FROM {leads} AS l
+            SELECT l.{territory}::text AS territory, count(*) AS leads FROM {leads} AS l
             WHERE l.{territory} IS NOT NULL AND l.{territory} NOT IN (SELECT t.code FROM {schema}.territories AS t)
             GROUP BY l.{territory} ORDER BY l.{territory} LIMIT 5) AS unknown;
           RETURN NEXT;
@@ -560,39 +566,52 @@ def create_gate() -> None:
                  coalesce(string_agg(format('login %I wrote to %s without a context at %s', late.login, late.host_table,
                             to_char(late.at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')), ', '),
                           'no write without a context inside the observation window'),
-                 'deploy the version that sets its context (leadprotect.acting_as), or name the login in exempt_roles'
+                 'deploy the version that sets its context (leadprotect.acting_as) and wait until '
+                   || to_char((max(late.at) + observation_window + noted) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')
+                   || ', or name the login in exempt_roles'
           INTO met, detail, remedy
           FROM (
             SELECT DISTINCT ON (w.login) w.login, w.host_table, w.at FROM {schema}.contextless_writes AS w
-            WHERE w.at > clock_timestamp() - observation_window AND w.login <> ALL (exempt_roles)
+            WHERE NOT w.with_context AND w.at > clock_timestamp() - observation_window - noted
+              AND w.login <> ALL (exempt_roles)
             ORDER BY w.login, w.at DESC) AS late;
-          remedy := CASE WHEN NOT met THEN remedy END;
           RETURN NEXT;
 
           condition := 'logins';
           SELECT count(*) = 0,
-                 coalesce(string_agg(format('login %I has privileges on %s but is no member of %s and a territory',
-                                            locked.rolname, {leads_label}, {app_name}), ', '),
-                          'every login with privileges is a member'),
-                 string_agg(format('GRANT %I, %I TO %I;', {app_name},
-                   {role_prefix} || lower((SELECT min(t.code) FROM {schema}.territories AS t)), locked.rolname), ' ')
-                   || ' or name it in exempt_roles'
+                 coalesce(string_agg(locked.detail, ', '), 'every login with privileges is a member, or owns the table and is idle'),
+                 string_agg(locked.remedy, ' ') || ' or name it in exempt_roles'
           INTO met, detail, remedy
           FROM (
-            SELECT r.rolname FROM pg_roles AS r
-            WHERE r.rolcanlogin AND NOT r.rolsuper AND r.rolname <> ALL (exempt_roles)
-              AND has_database_privilege(r.oid, current_database(), 'CONNECT')
-              AND EXISTS (
-                SELECT FROM pg_roles AS held
-                WHERE pg_has_role(r.oid, held.oid, 'MEMBER')
-                  AND (has_table_privilege(held.oid, {leads_name}::regclass, 'SELECT, INSERT, UPDATE, DELETE')
-                    OR has_any_column_privilege(held.oid, {leads_name}::regclass, 'SELECT, INSERT, UPDATE')))
-              AND NOT pg_has_role(r.oid, host_owner, 'MEMBER')
-              AND NOT (pg_has_role(r.oid, {app_name}, 'MEMBER') AND EXISTS (
-                SELECT FROM {schema}.territories AS t
-                JOIN pg_roles AS border ON border.rolname = {role_prefix} || lower(t.code)
-                WHERE pg_has_role(r.oid, border.oid, 'MEMBER')))
-            ORDER BY r.rolname LIMIT 20) AS locked;
+            WITH holders AS MATERIALIZED (
+              SELECT h.oid FROM pg_roles AS h
+              WHERE has_table_privilege(h.oid, {leads_name}::regclass, 'SELECT, INSERT, UPDATE, DELETE')
+                 OR has_any_column_privilege(h.oid, {leads_name}::regclass, 'SELECT, INSERT, UPDATE')),
+            borders AS MATERIALIZED (
+              SELECT b.oid FROM {schema}.territories AS t JOIN pg_roles AS b ON b.rolname = {role_prefix} || lower(t.code)),
+            suspects AS (
+              SELECT r.rolname, pg_has_role(r.oid, host_owner, 'MEMBER') AS owns,
+                     (SELECT max(w.at) FROM {schema}.contextless_writes AS w
+                      WHERE w.login = r.rolname AND w.at > clock_timestamp() - observation_window - noted) AS wrote
+              FROM pg_roles AS r
+              WHERE r.rolcanlogin AND NOT r.rolsuper AND r.rolname <> ALL (exempt_roles)
+                AND has_database_privilege(r.oid, current_database(), 'CONNECT')
+                AND EXISTS (SELECT FROM holders AS h WHERE pg_has_role(r.oid, h.oid, 'MEMBER'))
+                AND NOT (pg_has_role(r.oid, {app_name}, 'MEMBER')
+                  AND EXISTS (SELECT FROM borders AS b WHERE pg_has_role(r.oid, b.oid, 'MEMBER'))))
+            SELECT CASE WHEN s.owns
+                THEN format('login %I owns %s, so row security does not bind it, and wrote at %s', s.rolname, {leads_label},
+                            to_char(s.wrote AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'))
+                ELSE format('login %I has privileges on %s but is no member of %s and a territory',
+                            s.rolname, {leads_label}, {app_name}) END AS detail,
+              CASE WHEN s.owns
+                THEN format('let the service log in as another member of %I and wait until %s,', {app_name},
+                            to_char((s.wrote + observation_window + noted) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'))
+                ELSE format('GRANT %I, %I TO %I;', {app_name},
+                            {role_prefix} || lower((SELECT min(t.code) FROM {schema}.territories AS t)), s.rolname) END AS remedy
+            FROM suspects AS s
+            WHERE NOT s.owns OR s.wrote IS NOT NULL
+            ORDER BY s.rolname LIMIT 20) AS locked;
           RETURN NEXT;
         END
         $body$

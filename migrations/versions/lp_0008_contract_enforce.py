@@ -38,7 +38,7 @@ def downgrade() -> None:
     open_again()
     op.execute(
         sql("""
-        CREATE TRIGGER {note_writes} AFTER INSERT OR UPDATE OR DELETE ON {leads}
+        CREATE TRIGGER {note_writes} AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {leads}
         FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_contextless_write()
         """)
     )
@@ -66,11 +66,11 @@ def ask_gate() -> None:
         DECLARE
           closed text;
         BEGIN
-          SELECT pg_catalog.string_agg(pg_catalog.format('%s: %s', g.condition, g.detail), '; ') INTO closed
+          SELECT pg_catalog.string_agg(pg_catalog.format('%s (%s)', g.detail, g.remedy), '; ') INTO closed
           FROM {schema}.gate_conditions({observation_window}, {host_rls}, ARRAY[{exempt_roles}]::name[]) AS g
           WHERE g.met IS NOT TRUE;
           IF closed IS NOT NULL THEN
-            RAISE EXCEPTION 'contract refused: %', closed
+            RAISE EXCEPTION 'the gate of contract is closed: %', closed
               USING ERRCODE = 'LP409', HINT = 'leadprotect status shows what to run.';
           END IF;
         END
@@ -187,7 +187,7 @@ def enforce() -> None:
           inside text := pg_catalog.format('(SELECT pg_catalog.current_setting(%L, true))', {territory_guc});
           borders text;
           known record;
-          exempt name;
+          exempt text;
         BEGIN
           IF {host_rls} = 'off' THEN
             RETURN;
@@ -204,10 +204,11 @@ def enforce() -> None:
               prefix || 'territory_' || pg_catalog.lower(known.code), prefix || pg_catalog.lower(known.code),
               known.code, inside);
           END LOOP;
-          -- the floor holds whatever permissive policy somebody adds later
+          -- the floor holds whatever permissive policy somebody adds later, and asks the login again
           EXECUTE pg_catalog.format(
-            'CREATE POLICY %I ON {leads} AS RESTRICTIVE TO {app} USING ({territory} IS NULL OR {territory} = %s)',
-            prefix || 'floor', inside);
+            'CREATE POLICY %I ON {leads} AS RESTRICTIVE TO {app}
+             USING ({territory} IS NULL OR {territory} = %s AND (SELECT {schema}.is_member(%s)))',
+            prefix || 'floor', inside, inside);
           -- the decision itself; a new row is bound by the policies above
           EXECUTE pg_catalog.format(
             'CREATE POLICY %I ON {leads} AS RESTRICTIVE FOR UPDATE TO {app}, %s
@@ -215,9 +216,10 @@ def enforce() -> None:
           EXECUTE pg_catalog.format(
             'CREATE POLICY %I ON {leads} AS RESTRICTIVE FOR DELETE TO {app}, %s
              USING ({territory} IS NULL OR {schema}.can_edit_lead({lead_id}))', prefix || 'delete', borders);
-          FOREACH exempt IN ARRAY ARRAY[{exempt_roles}]::name[] LOOP
-            EXECUTE pg_catalog.format('CREATE POLICY %I ON {leads} TO %I USING (true)', prefix || 'exempt_' || exempt, exempt);
-          END LOOP;
+          SELECT pg_catalog.string_agg(pg_catalog.quote_ident(r), ', ') INTO exempt FROM unnest(ARRAY[{exempt_roles}]::name[]) AS r;
+          IF exempt IS NOT NULL THEN
+            EXECUTE pg_catalog.format('CREATE POLICY %I ON {leads} TO %s USING (true)', prefix || 'exempt', exempt);
+          END IF;
           ALTER TABLE {leads} ENABLE ROW LEVEL SECURITY;
           IF {host_rls} = 'force' THEN
             ALTER TABLE {leads} FORCE ROW LEVEL SECURITY;
@@ -246,20 +248,26 @@ def open_again() -> None:
         DO $do$
         DECLARE
           ours name;
+          mine name[];
           before_contract {schema}.host_row_security;
         BEGIN
+          -- by their exact names: the host may have policies that begin like ours
+          EXECUTE 'SET LOCAL ROLE {owner}';
+          SELECT * INTO before_contract FROM {schema}.host_row_security WHERE host_table = {leads_name};
+          mine := ARRAY(
+            SELECT {role_prefix} || kind
+            FROM unnest(ARRAY['owner', 'unprotected', 'floor', 'update', 'delete', 'exempt']) AS kind
+            UNION ALL
+            SELECT {role_prefix} || 'territory_' || pg_catalog.lower(t.code) FROM {schema}.territories AS t);
+          EXECUTE 'RESET ROLE';
           FOR ours IN
-            SELECT polname FROM pg_catalog.pg_policy
-            WHERE polrelid = {leads_name}::regclass AND pg_catalog.starts_with(polname::text, {role_prefix})
+            SELECT polname FROM pg_catalog.pg_policy WHERE polrelid = {leads_name}::regclass AND polname = ANY (mine)
           LOOP
             EXECUTE pg_catalog.format('DROP POLICY %I ON {leads}', ours);
           END LOOP;
           DROP TRIGGER IF EXISTS {audit_edit} ON {leads};
           DROP TRIGGER IF EXISTS {refuse_move} ON {leads};
           DROP TRIGGER IF EXISTS {refuse_truncate} ON {leads};
-          EXECUTE 'SET LOCAL ROLE {owner}';
-          SELECT * INTO before_contract FROM {schema}.host_row_security WHERE host_table = {leads_name};
-          EXECUTE 'RESET ROLE';
           IF NOT before_contract.enabled THEN
             ALTER TABLE {leads} DISABLE ROW LEVEL SECURITY;
           END IF;

@@ -28,7 +28,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.execute(
         sql("""
-        CREATE TRIGGER {note_writes} AFTER INSERT OR UPDATE OR DELETE ON {activities}
+        CREATE TRIGGER {note_writes} AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {activities}
         FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_contextless_write()
         """)
     )
@@ -50,11 +50,11 @@ def ask_gate() -> None:
         DECLARE
           closed text;
         BEGIN
-          SELECT pg_catalog.string_agg(pg_catalog.format('%s: %s', g.condition, g.detail), '; ') INTO closed
+          SELECT pg_catalog.string_agg(pg_catalog.format('%s (%s)', g.detail, g.remedy), '; ') INTO closed
           FROM {schema}.gate_conditions({observation_window}, {host_rls}, ARRAY[{exempt_roles}]::name[]) AS g
           WHERE g.met IS NOT TRUE;
           IF closed IS NOT NULL THEN
-            RAISE EXCEPTION 'contract refused: %', closed
+            RAISE EXCEPTION 'the gate of contract is closed: %', closed
               USING ERRCODE = 'LP409', HINT = 'leadprotect status shows what to run.';
           END IF;
         END
