@@ -27,6 +27,7 @@ def upgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
     describe_schema()
     create_types()
+    create_membership()
     create_row_security()
     create_territories()
     create_assignments()
@@ -146,10 +147,49 @@ def create_types() -> None:
     )
 
 
+def create_membership() -> None:
+    # The border is the login: session_user can't be changed by SET ROLE or inside a definer function.
+    # Policies rest on it, so it goes to the quarantine and back with the tables.
+    op.execute(
+        sql("""
+        DO $do$
+        BEGIN
+          IF pg_catalog.to_regprocedure('{quarantine}.is_member(text)') IS NOT NULL THEN
+            ALTER FUNCTION {quarantine}.is_member(text) SET SCHEMA {schema};
+          END IF;
+        END
+        $do$
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE OR REPLACE FUNCTION {schema}.is_member(territory text)
+        RETURNS boolean
+        LANGUAGE sql
+        STABLE PARALLEL SAFE
+        RETURN coalesce(
+          pg_catalog.pg_has_role(
+            session_user,
+            pg_catalog.to_regrole(pg_catalog.quote_ident({role_prefix} || pg_catalog.lower(territory)))::oid,
+            'MEMBER'),
+          false)
+        """)
+    )
+    op.execute(
+        sql("""
+        COMMENT ON FUNCTION {schema}.is_member(text) IS
+        'Whether the login (session_user) holds the role of this territory'
+        """)
+    )
+    op.execute(sql("REVOKE ALL ON FUNCTION {schema}.is_member(text) FROM PUBLIC"))
+    op.execute(sql("GRANT EXECUTE ON FUNCTION {schema}.is_member(text) TO {app}, {auditor}, {manager}"))
+
+
 def create_row_security() -> None:
     # The border, the same on every table with a territory: a login sees the rows of the territories
     # whose role it holds, narrowed by its context. The restrictive floor holds even if somebody
-    # adds a permissive policy later. Idempotent, so a changed setting takes effect on a re-upgrade.
+    # adds a permissive policy later, and asks the login again: the setting alone can be forged.
+    # Idempotent, so a changed setting takes effect on a re-upgrade.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.secure_table(target regclass)
@@ -171,8 +211,9 @@ def create_row_security() -> None:
             RETURN;
           END IF;
           EXECUTE format('DROP POLICY IF EXISTS lp_floor ON %s', target);
-          EXECUTE format('CREATE POLICY lp_floor ON %s AS RESTRICTIVE TO %I USING (territory = %s)',
-                         target, {app_name}, setting);
+          EXECUTE format('CREATE POLICY lp_floor ON %s AS RESTRICTIVE TO %I
+                          USING (territory = %s AND (SELECT {schema}.is_member(%s)))',
+                         target, {app_name}, setting, setting);
           FOR code IN SELECT t.code FROM {schema}.territories AS t LOOP
             EXECUTE format('DROP POLICY IF EXISTS %I ON %s', 'lp_territory_' || lower(code), target);
             EXECUTE format('CREATE POLICY %I ON %s TO %I USING (territory = %L AND territory = %s)',
@@ -634,6 +675,8 @@ def enter_quarantine() -> None:
         """)
     )
     op.execute(sql("ALTER FUNCTION {schema}.refuse_change() SET SCHEMA {quarantine}"))
+    op.execute(sql("ALTER FUNCTION {schema}.is_member(text) SET SCHEMA {quarantine}"))
+    op.execute(sql("REVOKE ALL ON FUNCTION {quarantine}.is_member(text) FROM {app}, {auditor}, {manager}"))
     op.execute(sql("DROP TRIGGER lp_keep_assignment ON {schema}.user_lead_assignments"))
     op.execute(sql("ALTER TABLE {schema}.user_lead_assignments SET SCHEMA {quarantine}"))
     op.execute(sql("ALTER TABLE {schema}.user_lead_assignment_history SET SCHEMA {quarantine}"))

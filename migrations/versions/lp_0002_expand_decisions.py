@@ -25,7 +25,7 @@ phase = "expand"
 def upgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
     create_context()
-    create_membership()
+    create_code_check()
     create_decision()
     create_decision_entry_points()
     create_audit_writer()
@@ -72,7 +72,6 @@ def downgrade() -> None:
         "decision({lead_id_type}, {user_id_type}, text)",
         "in_force(boolean, timestamptz, timestamptz)",
         "is_code(text)",
-        "is_member(text)",
         "set_context(text, text, text)",
         "context()",
         "parse_user(text)",
@@ -152,29 +151,7 @@ def create_context() -> None:
     grant("set_context(text, text, text)", "{app}, {auditor}, {manager}")
 
 
-def create_membership() -> None:
-    # The border is the login: session_user can't be changed by SET ROLE or inside a definer function.
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.is_member(territory text)
-        RETURNS boolean
-        LANGUAGE sql
-        STABLE PARALLEL SAFE
-        RETURN coalesce(
-          pg_catalog.pg_has_role(
-            session_user,
-            pg_catalog.to_regrole(pg_catalog.quote_ident({role_prefix} || pg_catalog.lower(territory)))::oid,
-            'MEMBER'),
-          false)
-        """)
-    )
-    op.execute(
-        sql("""
-        COMMENT ON FUNCTION {schema}.is_member(text) IS
-        'Whether the login (session_user) holds the role of this territory'
-        """)
-    )
-    grant("is_member(text)", "{app}, {auditor}, {manager}")
+def create_code_check() -> None:
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.is_code(territory text)
