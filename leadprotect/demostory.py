@@ -170,17 +170,18 @@ def rollback_and_back(demo: Demo) -> None:
 
 def close(demo: Demo, seconds: float, *, keep: bool) -> None:
     """How long it took, and what to try next."""
-    chapter(demo, f"Done in {seconds:.0f} s. What to try next:")
+    running = " The server goes on." if keep else ""
+    chapter(demo, f"Done in {seconds:.0f} s.{running} What to try next:")
     hints: tuple[str, ...]
     if keep:
         hints = (
-            f"cd {demo.folder}                 # its alembic.ini names the database",
-            f"export PATH={Path(sys.executable).parent}:$PATH",
+            f"cd {demo.folder}    # the alembic.ini there names it",
+            f"export PATH={Path(sys.executable).parent}:{demo.programs}:$PATH",
             "alembic history; alembic downgrade -1; alembic upgrade head",
             "leadprotect --help",
             f"psql '{demo.url()}'",
             f"psql '{demo.url('seller_de')}'",
-            f"kill -INT {demo.pid}; rm -r {demo.folder}     # ends the server",
+            f"kill -INT {demo.pid} && sleep 2 && rm -r {demo.folder}    # ends it",
         )
     else:
         mine = "leadprotect" if shutil.which("leadprotect") else Path(sys.argv[0])
