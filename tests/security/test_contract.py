@@ -1,0 +1,143 @@
+"""After contract the database itself refuses what the decision denies, and records every edit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import psycopg
+import pytest
+
+import leadprotect
+from tests.support.database import Database
+from tests.support.profiles import Profile
+
+EDIT = "UPDATE {leads} SET city = 'Köln' WHERE {lead_id} = %s"
+
+
+def edit(database: Database, lead: object, user: int, territory: str | None = "DE", login: str = "seller_de") -> bool:
+    """Whether the edit took place, by a service that never asserts."""
+    with database.connect(login) as conn:
+        if territory is not None:
+            database.context(conn, database.user(user), territory)
+        database.query(conn, EDIT, lead)
+    return database.sql("SELECT city FROM {leads} WHERE {lead_id} = %s", lead) == ["Köln"]
+
+
+def test_the_owner_edits_and_nobody_else(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    assert edit(database, lead, 2) is False
+    assert edit(database, lead, 1) is True
+
+
+def test_without_a_context_no_row_is_seen_or_edited(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    assert edit(database, lead, 1, territory=None) is False
+    with database.connect("seller_de") as conn:
+        assert database.query(conn, "SELECT count(*) FROM {leads}") == [0]
+
+
+def test_two_logins_see_two_results_of_the_same_select(database: Database) -> None:
+    leads = {code: [database.lead(code) for _ in range(count)] for code, count in (("DE", 2), ("CH", 3))}
+    seen = []
+    for login, code in (("seller_de", "DE"), ("seller_ch", "CH")):
+        with database.connect(login) as conn:
+            database.context(conn, database.user(1), code)
+            seen.append(database.query(conn, "SELECT {lead_id} FROM {leads} ORDER BY 1"))
+    assert seen == [leads["DE"], leads["CH"]]
+
+
+def test_a_lead_without_territory_stays_as_it_was(database: Database) -> None:
+    assert edit(database, database.lead(None), 1, territory=None) is True
+    assert database.audit() == []
+
+
+def test_an_edit_that_was_never_asserted_leaves_its_row(database: Database) -> None:
+    assert edit(database, database.lead("DE", owner=database.user(1)), 1) is True
+    assert database.audit("reason, note") == [("owner", "update without assertion")]
+
+
+def test_an_asserted_edit_leaves_one_row(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(1), "DE"):
+        leadprotect.assert_edit(conn, lead, note="by the form")
+        database.query(conn, EDIT, lead)
+    assert database.audit("reason, note") == [("owner", "by the form")]
+
+
+def test_an_assertion_in_a_savepoint_that_was_rolled_back_does_not_hide_the_edit(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(1), "DE"):
+        with conn.transaction(force_rollback=True):
+            leadprotect.assert_edit(conn, lead)
+        database.query(conn, EDIT, lead)
+    assert database.audit("reason, note") == [("owner", "update without assertion")]
+
+
+def test_an_edit_that_is_rolled_back_leaves_no_row(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    with database.connect("seller_de") as conn:
+        database.context(conn, database.user(1), "DE")
+        database.query(conn, EDIT, lead)
+        conn.rollback()
+    assert database.audit() == []
+
+
+def test_deleting_one_s_lead_is_recorded_too(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    with database.connect("seller_de") as conn:
+        database.context(conn, database.user(1), "DE")
+        database.query(conn, "DELETE FROM {leads} WHERE {lead_id} = %s", lead)
+    assert database.sql("SELECT count(*) FROM {leads}") == [0]
+    assert database.audit("note") == ["delete without assertion"]
+
+
+def test_a_seller_inserts_leads_of_his_territory_only(database: Database) -> None:
+    insert = "INSERT INTO {leads} ({lead_id}, {territory}) VALUES (%s, %s)"
+    with database.connect("seller_de", autocommit=True) as conn:
+        with conn.transaction():
+            database.context(conn, database.user(1), "DE")
+            database.query(conn, insert, database.new_id(), "DE")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege), conn.transaction():
+            database.context(conn, database.user(1), "DE")
+            database.query(conn, insert, database.new_id(), "CH")
+
+
+def test_assert_then_transfer_then_edit_can_t_slip_through(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    with database.connect("seller_de") as conn:
+        with leadprotect.acting_as(conn, database.user(1), "DE"):
+            leadprotect.assert_edit(conn, lead)
+        conn.commit()
+    with database.connect("manager_de") as conn:
+        leadprotect.transfer(conn, lead, database.user(2))
+    assert edit(database, lead, 1) is False
+
+
+def test_the_owner_of_the_table_keeps_maintenance_and_is_recorded(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    database.sql(EDIT, lead)
+    assert database.audit("login, reason") == [("postgres", "maintenance")]
+
+
+def test_an_exempt_login_keeps_its_privileges(make_database: Callable[..., Database], profile: Profile) -> None:
+    login = profile.login("outsider")
+    database = make_database("expanded", exempt_roles=login)
+    database.sql_script(f'GRANT USAGE ON SCHEMA crm TO "{login}"; GRANT SELECT ON {{leads}} TO "{login}"')
+    database.lead("DE")
+    database.upgrade()
+    with database.connect("outsider") as conn:
+        assert database.query(conn, "SELECT count(*) FROM {leads}") == [1]
+    with database.connect("seller_de") as conn:
+        assert database.query(conn, "SELECT count(*) FROM {leads}") == [0]
+
+
+@pytest.mark.parametrize(("host_rls", "flags"), [("enforce", (True, False)), ("force", (True, True)), ("off", (False, False))])
+def test_host_rls_says_how_far_contract_goes(
+    make_database: Callable[..., Database], host_rls: str, flags: tuple[bool, bool]
+) -> None:
+    database = make_database("expanded", host_rls=host_rls)
+    database.upgrade()
+    query = "SELECT relrowsecurity, relforcerowsecurity FROM pg_class WHERE oid = {leads_name}::regclass"
+    assert database.sql(query) == [flags]
+    database.downgrade("base")
+    assert database.sql(query) == [(False, False)]
