@@ -1,0 +1,187 @@
+"""All entry points agree with an independent oracle, and with each other, in random worlds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from tests.support.database import Database
+
+USERS, LEADS = (1, 2, 3), (0, 1, 2, 3)
+LOGINS = {"seller_de": {"DE"}, "seller_both": {"DE", "CH"}}
+WINDOWS = {
+    "always": (None, None),
+    "current": ("-1 day", "1 day"),
+    "past": ("-2 days", "-1 day"),
+    "future": ("1 day", "2 days"),
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    user: int
+    territory: str
+    protection: str
+    lead: int | None
+    active: bool
+    window: str
+
+
+@dataclass(frozen=True)
+class World:
+    """`leads` maps a lead to its territory, `owners` a lead and territory to a user (None: released)."""
+
+    leads: dict[int, str | None]
+    owners: dict[tuple[int, str], int | None]
+    rules: frozenset[Rule]
+    login: str
+    user: int | None
+    territory: str
+
+
+worlds = st.builds(
+    World,
+    leads=st.dictionaries(st.sampled_from(LEADS[:3]), st.sampled_from(["DE", "DE", "CH", None])),
+    owners=st.dictionaries(
+        st.tuples(st.sampled_from(LEADS), st.sampled_from(["DE", "CH"])), st.sampled_from([*USERS, None])
+    ),
+    rules=st.frozensets(
+        st.builds(
+            Rule,
+            user=st.sampled_from(USERS),
+            territory=st.sampled_from(["DE", "DE", "CH"]),
+            protection=st.sampled_from(["COLLABORATOR", "SOLE_OWNER", "VIEW_ONLY"]),
+            lead=st.sampled_from([None, *LEADS]),
+            active=st.sampled_from([True, True, False]),
+            window=st.sampled_from(["always", "always", "current", "past", "future"]),
+        ),
+        max_size=6,
+    ),
+    login=st.sampled_from(list(LOGINS)),
+    user=st.sampled_from([*USERS, None]),
+    territory=st.sampled_from(["DE", "DE", "CH", "", "FR", "D E"]),
+)
+
+
+def oracle(world: World, lead: int) -> str:
+    """Section 5 of the design over plain dictionaries."""
+
+    def holds(user: int | None, protection: str, *leads: int | None) -> bool:
+        return any(
+            rule.user == user
+            and rule.territory == world.territory
+            and rule.protection == protection
+            and rule.lead in leads
+            and rule.active
+            and rule.window in ("always", "current")
+            for rule in world.rules
+        )
+
+    if world.user is None or world.territory in ("", "D E"):
+        return "no_context"
+    if world.leads.get(lead) != world.territory or world.territory not in LOGINS[world.login]:
+        return "not_found"
+    if holds(world.user, "VIEW_ONLY", None, lead):
+        return "suspended"
+    owner = world.owners.get((lead, world.territory))
+    if owner == world.user:
+        return "owner"
+    if holds(world.user, "COLLABORATOR", lead):
+        return "collaborator"
+    if holds(world.user, "COLLABORATOR", None) and not holds(owner, "SOLE_OWNER", None, lead):
+        return "collaborator"
+    return "unassigned" if owner is None else "not_owner"
+
+
+def test_every_entry_point_decides_as_the_oracle_does(database: Database) -> None:
+    ids = {lead: database.new_id() for lead in LEADS}
+    examples = 10_000 if database.profile.name == "pg18" else 300
+
+    with database.connect() as conn:
+
+        @given(worlds)
+        @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        def agree(world: World) -> None:
+            build(database, conn, world, ids)
+            expected = {ids[lead]: oracle(world, lead) for lead in LEADS}
+            found = answers(database, conn, world, list(ids.values()))
+            conn.rollback()
+            allowed = {lead: reason for lead, reason in expected.items() if reason in ("owner", "collaborator")}
+            visible = {lead: r for lead, r in expected.items() if r not in ("no_context", "not_found")}
+            if world.user is None and world.territory in LOGINS[world.login]:
+                here = [lead for lead, code in world.leads.items() if code == world.territory]
+                visible = {ids[lead]: "no_context" for lead in here}
+            assert found == {
+                "explain_edit": expected,
+                "explain_many": expected,
+                "can_edit_lead": {lead: lead in allowed for lead in expected},
+                "editable_leads": allowed,
+                "v_lead_protection": visible,
+                "record_edit_attempt": {lead: lead in allowed for lead in expected},
+                "allow_edit": expected,
+            }
+
+        agree()
+
+
+def build(database: Database, conn: psycopg.Connection[Any], world: World, ids: dict[int, Any]) -> None:
+    """Insert the world in a transaction that is rolled back, and become the login."""
+    s = database.settings
+    lead_type, user_type = s.lead_id_type, s.user_id_type
+    rules = list(world.rules)
+    database.query(
+        conn,
+        f"INSERT INTO {{leads}} ({{lead_id}}, {{territory}}) SELECT * FROM unnest(%s::{lead_type}[], %s::text[])",
+        [ids[lead] for lead in world.leads],
+        list(world.leads.values()),
+    )
+    database.query(
+        conn,
+        "INSERT INTO {schema}.user_lead_assignments (lead_id, territory, user_id, source) "
+        "SELECT l, t, u, CASE WHEN u IS NULL THEN 'release' ELSE 'assign' END "
+        f"FROM unnest(%s::{lead_type}[], %s::text[], %s::{user_type}[]) AS a (l, t, u)",
+        [ids[lead] for lead, _ in world.owners],
+        [territory for _, territory in world.owners],
+        [None if user is None else database.user(user) for user in world.owners.values()],
+    )
+    database.query(
+        conn,
+        "INSERT INTO {schema}.lead_protection_rules "
+        "(user_id, territory, protection, lead_id, active, effective_from, effective_to) "
+        "SELECT u, t, p, l, a, statement_timestamp() + coalesce(f, '-1 hour'), statement_timestamp() + e "
+        f"FROM unnest(%s::{user_type}[], %s::text[], %s::{{schema}}.protection_type[], %s::{lead_type}[], "
+        "%s::boolean[], %s::interval[], %s::interval[]) AS r (u, t, p, l, a, f, e)",
+        [database.user(rule.user) for rule in rules],
+        [rule.territory for rule in rules],
+        [rule.protection for rule in rules],
+        [None if rule.lead is None else ids[rule.lead] for rule in rules],
+        [rule.active for rule in rules],
+        [WINDOWS[rule.window][0] for rule in rules],
+        [WINDOWS[rule.window][1] for rule in rules],
+    )
+    conn.execute(f'SET LOCAL SESSION AUTHORIZATION "{database.profile.login(world.login)}"')
+    user = database.user(world.user) if world.user else ("" if user_type == "text" else "nobody")
+    database.context(conn, user, world.territory)
+
+
+def answers(database: Database, conn: psycopg.Connection[Any], world: World, leads: list[Any]) -> dict[str, Any]:
+    asked = f"FROM unnest(%s::{database.settings.lead_id_type}[]) AS asked (lead)"
+    each = "SELECT lead, {schema}.explain_edit(lead), {schema}.can_edit_lead(lead), "
+    each += "{schema}.record_edit_attempt(lead), {schema}.allow_edit(lead) " + asked
+    rows = database.query(conn, each, leads)
+    many = "SELECT lead, reason FROM {schema}.explain_many(%s::" + database.settings.lead_id_type + "[])"
+    return {
+        "explain_edit": {row[0]: row[1] for row in rows},
+        "can_edit_lead": {row[0]: row[2] for row in rows},
+        "record_edit_attempt": {row[0]: row[3] for row in rows},
+        "allow_edit": {row[0]: row[4] for row in rows},
+        "explain_many": dict(database.query(conn, many, leads)),
+        "editable_leads": dict(database.query(conn, "SELECT lead, reason FROM {schema}.editable_leads(NULL, 100)")),
+        "v_lead_protection": dict(database.query(conn, "SELECT lead, reason FROM {schema}.v_lead_protection")),
+    }
