@@ -1,0 +1,42 @@
+"""How many rows the next slice takes, so that one lasts 50 ms whatever the database does."""
+
+from __future__ import annotations
+
+TARGET_S = 0.050
+"""How long a slice should last: a live write to a lead of the slice waits at most that long."""
+
+CEILING_S = 0.125
+"""A slice that lasts longer shrinks the next one at once."""
+
+GROWTH = 1.2
+SMALLEST = 100
+LARGEST = 20_000
+FIRST = 1_000
+
+# weight of the newest slice in the average of the rate; higher follows faster, lower forgives more
+_WEIGHT = 0.4
+
+
+class Controller:
+    """Keeps slices at `TARGET_S` seconds from the exponential average of their rate (rows per second).
+
+    Growth is limited to a factor of 1.2 a slice, shrinking is not limited; never below `SMALLEST`
+    nor above `LARGEST` rows.
+    """
+
+    def __init__(self, rows: int = FIRST) -> None:
+        self.rows = min(max(rows, SMALLEST), LARGEST)
+        self.rate: float | None = None
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """Learn from a slice of `rows` rows that lasted `seconds`, its commit included."""
+        if rows <= 0:
+            return
+        latest = rows / max(seconds, 1e-6)
+        if self.rate is None or seconds > CEILING_S:
+            self.rate = latest  # what was before a stall tells nothing about now
+        else:
+            # the short slice at the end of a chunk is mostly fixed cost, and says little about the rate
+            self.rate += _WEIGHT * min(rows / self.rows, 1.0) * (latest - self.rate)
+        wanted = min(self.rate * TARGET_S, self.rows * GROWTH)
+        self.rows = round(min(max(wanted, SMALLEST), LARGEST))
