@@ -77,8 +77,6 @@ def backfill(  # noqa: PLR0913 - the options of the command, all keyword-only
     if batch_size < 1 or workers < 1:
         raise InvalidRequest("batch_size and workers must be at least 1")
     run = Run(s, _conninfo(conn, s), codes, batch_size, lease)
-    if dry_run:
-        raise BackfillError("dry_run comes with the next version")
     with (
         mapped_errors(),
         psycopg.connect(run.conninfo, autocommit=True, application_name="leadprotect backfill") as side,
