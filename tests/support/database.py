@@ -141,7 +141,7 @@ class Database:
 
     # --- migrations
 
-    def config(self, *, output: io.StringIO | None = None, **x: str) -> Config:
+    def config(self, output: io.StringIO | None = None, /, **x: str) -> Config:
         """Alembic's config as the command line would make it; the settings come from the environment."""
         arguments = Namespace(x=[f"{key}={value}" for key, value in x.items()])
         config = Config(str(ROOT / "alembic.ini"), output_buffer=output, cmd_opts=arguments)
@@ -156,8 +156,12 @@ class Database:
 
     def render(self, revision: str = "head") -> str:
         """The script of `alembic upgrade --sql`."""
+        return self.script("upgrade", revision)
+
+    def script(self, direction: str, revision: str, **x: str) -> str:
+        """The script of `alembic upgrade --sql` or `alembic downgrade --sql`."""
         output = io.StringIO()
-        command.upgrade(self.config(output=output), revision, sql=True)
+        getattr(command, direction)(self.config(output, **x), revision, sql=True)
         return output.getvalue()
 
     def revision(self) -> str | None:
