@@ -242,7 +242,8 @@ def side_connection(engine: Engine) -> Iterator[psycopg.Connection[Any]]:
     try:
         conn: psycopg.Connection[Any] = raw.driver_connection  # type: ignore[assignment]
         conn.autocommit = True
-        conn.execute(SEARCH_PATH)
+        # a lock that is not to be had must not make a question wait for ever, unseen
+        conn.execute(f"{SEARCH_PATH}; SET lock_timeout = '1min'")
         yield conn
     finally:
         raw.invalidate()
