@@ -20,8 +20,8 @@ DEV := .venv/dev.stamp
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile
 
-demo: $(DEMO) ## protect 20,000 leads in an embedded PostgreSQL and tell the story
-	@$(BIN)/leadprotect demo
+demo: $(DEMO) ## protect 20,000 leads in an embedded PostgreSQL and tell the story (ARGS="--keep")
+	@$(BIN)/leadprotect demo $(ARGS)
 
 test: $(DEV) ## run the whole suite; ends with the number of tests passed
 	@.ci/packages
