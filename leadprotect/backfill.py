@@ -12,7 +12,7 @@ from psycopg.conninfo import make_conninfo
 from leadprotect import settings as _settings
 from leadprotect._sql import driver_connection, mapped_errors
 from leadprotect.errors import BackfillIncomplete, InvalidRequest, SettingsError
-from leadprotect.settings import Settings, ident
+from leadprotect.settings import Settings, ident, names
 from leadprotect.worker import Run, Worker
 
 if TYPE_CHECKING:
@@ -98,8 +98,18 @@ def _conninfo(conn: AnyConnection | str | None, s: Settings) -> str:
 
 def _start(side: psycopg.Connection[Any], run: Run) -> int:
     for code in run.territories:
-        side.execute(run.call("backfill_start", "%s, %s"), (code, ""))
+        side.execute(run.call("backfill_start", "%s, %s"), (code, fingerprint(run.settings)))
     return 0
+
+
+def fingerprint(s: Settings) -> str:
+    """The settings on which the result depends, as `backfill_start` writes them."""
+    known = names(s)
+    keys = (
+        "leads", "lead_id", "territory", "activities", "activity_id", "activity_lead_id",
+        "activity_user_id", "activity_kind", "activity_at",
+    )  # fmt: skip
+    return "; ".join([*(known[key] for key in keys), ", ".join(sorted(s.qualifying_kinds))])
 
 
 def _work(run: Run, workers: int, total: int, on_progress: Callable[[Progress], None] | None) -> None:

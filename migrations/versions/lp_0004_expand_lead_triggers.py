@@ -23,6 +23,7 @@ phase = "expand"
 def upgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
     create_notes()
+    create_unsettled()
     create_note_function()
     create_owner_of_moved_lead()
     create_forget_function()
@@ -39,6 +40,8 @@ def downgrade() -> None:
     op.execute(sql("DROP FUNCTION {schema}.forget_lead()"))
     op.execute(sql("DROP FUNCTION {schema}.own_moved_lead()"))
     op.execute(sql("DROP FUNCTION {schema}.note_contextless_write()"))
+    op.execute(sql("DROP FUNCTION {schema}.note_unsettled({lead_id_type})"))
+    op.execute(sql("ALTER TABLE {schema}.unsettled_leads SET SCHEMA {quarantine}"))
     op.execute(sql("ALTER TABLE {schema}.contextless_writes SET SCHEMA {quarantine}"))
     op.execute("RESET ROLE")
 
@@ -72,6 +75,62 @@ def create_notes() -> None:
         """)
     )
     op.execute(sql("SELECT {schema}.secure_table('{schema}.contextless_writes')"))
+
+
+def create_unsettled() -> None:
+    # A trigger can't see the uncommitted assignment of a backfill's slice, and the slice can't see
+    # the uncommitted change that fired the trigger. The note outlives both, and the backfill ends by
+    # looking at the noted leads again. Append-only, so that nobody waits here; after the backfill
+    # nothing is noted.
+    op.execute(
+        sql("""
+        DO $do$
+        BEGIN
+          IF pg_catalog.to_regclass('{quarantine}.unsettled_leads') IS NOT NULL THEN
+            ALTER TABLE {quarantine}.unsettled_leads SET SCHEMA {schema};
+          ELSE
+            CREATE TABLE {schema}.unsettled_leads (
+              id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
+              lead_id {lead_id_type} NOT NULL
+            );
+          END IF;
+        END
+        $do$
+        """)
+    )
+    op.execute(
+        sql("""
+        COMMENT ON TABLE {schema}.unsettled_leads IS
+        'Leads that changed while a backfill may have read them: it looks at them again at its end'
+        """)
+    )
+    op.execute(sql("SELECT {schema}.secure_table('{schema}.unsettled_leads')"))
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.note_unsettled(lead {lead_id_type})
+        RETURNS void
+        LANGUAGE plpgsql
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          -- the jobs come with a later revision; before it, every backfill is still to come
+          IF to_regclass('{schema}.backfill_jobs') IS NOT NULL THEN
+            IF NOT EXISTS (SELECT FROM {schema}.backfill_jobs AS j WHERE j.ended_at IS NULL) THEN
+              RETURN;
+            END IF;
+            -- nor after contract, when activities make no owners any more
+            IF NOT EXISTS (
+              SELECT FROM pg_trigger AS t
+              WHERE t.tgrelid = {activities_name}::regclass AND '"' || t.tgname || '"' = '{transition}') THEN
+              RETURN;
+            END IF;
+          END IF;
+          INSERT INTO {schema}.unsettled_leads (lead_id) VALUES (lead);
+        END
+        $body$
+        """)
+    )
+    op.execute(sql("REVOKE ALL ON FUNCTION {schema}.note_unsettled({lead_id_type}) FROM PUBLIC"))
 
 
 def create_note_function() -> None:
@@ -162,6 +221,7 @@ def create_forget_function() -> None:
         AS $body$
         BEGIN
           DELETE FROM {schema}.user_lead_assignments AS a WHERE a.lead_id = OLD.{lead_id};
+          PERFORM {schema}.note_unsettled(OLD.{lead_id});
           RETURN NULL;
         END
         $body$

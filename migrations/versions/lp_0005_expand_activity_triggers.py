@@ -66,6 +66,9 @@ def create_owner_of_activity() -> None:
                 ORDER BY v.{activity_at} DESC NULLS LAST, v.{activity_id} DESC LIMIT 1) AS newest
               WHERE a.lead_id = OLD.{activity_lead_id} AND a.source IN ('backfill', 'activity')
                 AND a.activity_id = OLD.{activity_id};
+            ELSIF OLD.{activity_kind} IN ({kinds}) AND OLD.{activity_user_id} IS NOT NULL THEN
+              -- a slice of the backfill may be about to rest on what this statement takes away
+              PERFORM {schema}.note_unsettled(OLD.{activity_lead_id});
             END IF;
           END IF;
           IF TG_OP <> 'DELETE' THEN

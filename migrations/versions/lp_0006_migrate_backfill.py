@@ -27,11 +27,16 @@ def upgrade() -> None:
     register_jobs()
     validate_constraints()
     create_unowned_leads()
+    create_stale_leads()
+    create_own_leads()
     create_start()
     create_claim()
     create_slice()
     create_deferral()
+    create_settling()
     create_finish()
+    create_requests()
+    create_estimates()
     create_gate()
     op.execute("RESET ROLE")
 
@@ -41,22 +46,33 @@ def downgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
     for signature in (
         "gate_conditions(interval, text, name[])",
+        "backfill_report(text[])",
+        "backfill_outside()",
+        "backfill_sample(text, integer)",
+        "backfill_estimate(text)",
+        "backfill_request(text, text, text)",
         "backfill_finish(text)",
+        "backfill_settle({lead_id_type})",
         "backfill_retry(text, {lead_id_type})",
         "backfill_defer(text, bigint, bigint, text)",
+        "backfill_release(text, bigint, bigint)",
         "backfill_slice(text, bigint, bigint, integer)",
         "backfill_claim(text, integer, text, interval)",
         "backfill_start(text, text)",
         "own_leads(text, {lead_id_type}[])",
+        "backfill_stale(text)",
         "unowned_leads(text)",
+        "backfill_unassigned(text)",
     ):
         op.execute(sql("DROP FUNCTION {schema}." + signature))
     op.execute(
         sql("""
-        REVOKE ALL ON {schema}.backfill_deferred, {schema}.backfill_chunks, {schema}.backfill_jobs
+        REVOKE ALL ON {schema}.backfill_deferred, {schema}.backfill_chunks, {schema}.backfill_jobs,
+          {schema}.unsettled_leads
         FROM {operator}
         """)
     )
+    op.execute(sql("DROP POLICY lp_operator ON {schema}.unsettled_leads"))
     op.execute(sql("ALTER TABLE {schema}.backfill_deferred SET SCHEMA {quarantine}"))
     op.execute(sql("ALTER TABLE {schema}.backfill_chunks SET SCHEMA {quarantine}"))
     op.execute(sql("ALTER TABLE {schema}.backfill_jobs SET SCHEMA {quarantine}"))
@@ -65,7 +81,9 @@ def downgrade() -> None:
 
 def create_jobs() -> None:
     # next_lead is the first lead that is not yet in a chunk (of a job), not yet in a slice (of a
-    # chunk); NULL before the start, and after the end.
+    # chunk); NULL before the start, and after the end. ended_at is the end of the present walk over
+    # the leads, finished_at the last time at which a walk changed something: the gate counts from there.
+    # Rows are counted per chunk: a counter in the job would make the workers wait for each other.
     op.execute(
         sql("""
         DO $do$
@@ -79,15 +97,14 @@ def create_jobs() -> None:
               territory text PRIMARY KEY REFERENCES {schema}.territories (code),
               registered_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
               started_at timestamptz,
+              ended_at timestamptz,
               finished_at timestamptz,
-              settings text,
               request text NOT NULL DEFAULT 'run' CHECK (request IN ('run', 'pause', 'stop')),
               request_reason text,
               next_lead {lead_id_type},
               exhausted boolean NOT NULL DEFAULT false,
               chunks bigint NOT NULL DEFAULT 0,
-              scanned bigint NOT NULL DEFAULT 0,
-              assigned bigint NOT NULL DEFAULT 0
+              retried bigint NOT NULL DEFAULT 0
             );
             CREATE TABLE {schema}.backfill_chunks (
               territory text NOT NULL REFERENCES {schema}.backfill_jobs (territory),
@@ -96,7 +113,10 @@ def create_jobs() -> None:
               last_lead {lead_id_type} NOT NULL,
               worker text NOT NULL,
               token bigint NOT NULL DEFAULT 1,
+              lease interval NOT NULL,
               lease_until timestamptz NOT NULL,
+              scanned bigint NOT NULL DEFAULT 0,
+              assigned bigint NOT NULL DEFAULT 0,
               finished_at timestamptz,
               PRIMARY KEY (territory, chunk)
             );
@@ -122,8 +142,20 @@ def create_jobs() -> None:
         op.execute(sql("DROP POLICY IF EXISTS lp_operator ON {schema}." + name))
         op.execute(sql("CREATE POLICY lp_operator ON {schema}." + name + " FOR SELECT TO {operator} USING (true)"))
         op.execute(sql("GRANT SELECT ON {schema}." + name + " TO {operator}"))
+    op.execute(sql("DROP POLICY IF EXISTS lp_operator ON {schema}.unsettled_leads"))
+    op.execute(sql("CREATE POLICY lp_operator ON {schema}.unsettled_leads FOR SELECT TO {operator} USING (true)"))
+    op.execute(sql("GRANT SELECT ON {schema}.unsettled_leads TO {operator}"))
     op.execute(
         sql("COMMENT ON TABLE {schema}.backfill_jobs IS 'One backfill per territory: where it stands, and what was asked of it'")
+    )
+    op.execute(
+        sql("""
+        COMMENT ON COLUMN {schema}.backfill_jobs.retried IS
+        'owners assigned after the chunks, to leads that were locked when their slice came'
+        """)
+    )
+    op.execute(
+        sql("COMMENT ON TABLE {schema}.backfill_deferred IS 'Leads whose assignment was locked: retried at the end'")
     )
     op.execute(
         sql("""
@@ -179,6 +211,27 @@ def validate_constraints() -> None:
 
 
 def create_unowned_leads() -> None:
+    # Released leads have an assignment, to nobody: they are not listed.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.backfill_unassigned(territory text)
+        RETURNS TABLE (lead_id {lead_id_type}, qualifying boolean)
+        LANGUAGE sql
+        STABLE SECURITY DEFINER
+        BEGIN ATOMIC
+          SELECT l.{lead_id}, EXISTS (
+            SELECT FROM {activities} AS v
+            WHERE v.{activity_lead_id} = l.{lead_id}
+              AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL)
+          FROM {leads} AS l
+          WHERE l.{territory} = backfill_unassigned.territory
+            AND NOT EXISTS (
+              SELECT FROM {schema}.user_lead_assignments AS a
+              WHERE a.lead_id = l.{lead_id} AND a.territory = backfill_unassigned.territory);
+        END
+        """)
+    )
+    grant("backfill_unassigned(text)")
     # The truth about the backfill, asked by its own verification and by the gate.
     op.execute(
         sql("""
@@ -187,16 +240,7 @@ def create_unowned_leads() -> None:
         LANGUAGE sql
         STABLE SECURITY DEFINER
         BEGIN ATOMIC
-          SELECT l.{lead_id}
-          FROM {leads} AS l
-          WHERE l.{territory} = unowned_leads.territory
-            AND NOT EXISTS (
-              SELECT FROM {schema}.user_lead_assignments AS a
-              WHERE a.lead_id = l.{lead_id} AND a.territory = unowned_leads.territory)
-            AND EXISTS (
-              SELECT FROM {activities} AS v
-              WHERE v.{activity_lead_id} = l.{lead_id}
-                AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL);
+          SELECT u.lead_id FROM {schema}.backfill_unassigned(unowned_leads.territory) AS u WHERE u.qualifying;
         END
         """)
     )
@@ -207,43 +251,124 @@ def create_unowned_leads() -> None:
         """)
     )
     grant("unowned_leads(text)")
-    # The newest qualifying activity makes the owner. Hand-made and released rows stay, a newer
-    # derived row stays; the kinds are literals so that the partial index serves.
+
+
+def create_stale_leads() -> None:
+    # An owner whose last activity was deleted stays, so a lead without any activity is never stale.
+    # The plan is pinned: one index probe a lead, whatever the statistics of a fresh table say.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.backfill_stale(here text)
+        RETURNS SETOF {lead_id_type}
+        LANGUAGE plpgsql
+        STABLE SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        SET enable_hashjoin = off
+        SET enable_mergejoin = off
+        AS $body$
+        BEGIN
+          RETURN QUERY
+          SELECT a.lead_id
+          FROM {schema}.user_lead_assignments AS a
+          JOIN {leads} AS l ON l.{lead_id} = a.lead_id AND l.{territory} = here,
+            LATERAL (
+              SELECT v.{activity_user_id} AS user_id, v.{activity_id} AS id FROM {activities} AS v
+              WHERE v.{activity_lead_id} = a.lead_id
+                AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL
+              ORDER BY v.{activity_at} DESC NULLS LAST, v.{activity_id} DESC LIMIT 1) AS newest
+          WHERE a.territory = here AND a.source IN ('backfill', 'activity')
+            AND (a.activity_id IS DISTINCT FROM newest.id OR a.user_id IS DISTINCT FROM newest.user_id);
+        END
+        $body$
+        """)
+    )
+    op.execute(
+        sql("""
+        COMMENT ON FUNCTION {schema}.backfill_stale(text) IS
+        'Leads of the territory whose derived owner is not the user of the newest qualifying activity'
+        """)
+    )
+    grant("backfill_stale(text)")
+
+
+def create_own_leads() -> None:
+    # The newest qualifying activity makes the owner. Hand-made and released assignments stay; a derived
+    # one changes when a newer activity is found, or when nobody touched it since and it rests on another.
+    #
+    # NULL means: a live transaction assigned one of the leads meanwhile, look again. A plain INSERT
+    # that seldom loses is cheaper than ON CONFLICT, which probes and marks every row.
+    #
+    # Plans are pinned to index probes in the order of the array, LIMIT 1 keeps a lookup inside its
+    # loop: statistics of a table that is being filled are always wrong, and without any the planner
+    # reads all assignments for each slice. Kinds are literals so that the partial index serves.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.own_leads(here text, leads {lead_id_type}[])
         RETURNS integer
         LANGUAGE plpgsql
         SET search_path = pg_catalog, pg_temp
+        SET plan_cache_mode = force_generic_plan
+        SET enable_seqscan = off
+        SET enable_bitmapscan = off
+        SET enable_hashjoin = off
+        SET enable_mergejoin = off
+        SET jit = off
         AS $body$
         DECLARE
+          fresh {lead_id_type}[] := ARRAY(
+            SELECT wanted.lead_id FROM unnest(leads) AS wanted (lead_id)
+            LEFT JOIN LATERAL (
+              SELECT a.lead_id FROM {schema}.user_lead_assignments AS a
+              WHERE a.lead_id = wanted.lead_id AND a.territory = here LIMIT 1) AS standing ON true
+            WHERE standing.lead_id IS NULL);
+          seen record;
           made integer;
         BEGIN
-          INSERT INTO {schema}.user_lead_assignments AS a
-            (lead_id, territory, user_id, source, activity_at, activity_id)
-          SELECT slice.lead_id, here, newest.{activity_user_id}, 'backfill',
-                 newest.{activity_at}, newest.{activity_id}
-          FROM unnest(leads) AS slice (lead_id),
+          INSERT INTO {schema}.user_lead_assignments (lead_id, territory, user_id, source, activity_at, activity_id)
+          SELECT wanted.lead_id, here, newest.user_id, 'backfill', newest.at, newest.id
+          FROM unnest(fresh) AS wanted (lead_id),
             LATERAL (
-              SELECT v.{activity_user_id}, v.{activity_at}, v.{activity_id} FROM {activities} AS v
-              WHERE v.{activity_lead_id} = slice.lead_id
+              SELECT v.{activity_user_id} AS user_id, v.{activity_at} AS at, v.{activity_id} AS id
+              FROM {activities} AS v
+              WHERE v.{activity_lead_id} = wanted.lead_id
                 AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL
-              ORDER BY v.{activity_at} DESC NULLS LAST, v.{activity_id} DESC LIMIT 1) AS newest
-          WHERE NOT EXISTS (
-            SELECT FROM {schema}.user_lead_assignments AS standing
-            WHERE standing.lead_id = slice.lead_id AND standing.territory = here
-              AND (standing.source NOT IN ('backfill', 'activity')
-                OR standing.activity_id = newest.{activity_id}))
-          ON CONFLICT (lead_id, territory) DO UPDATE
-            SET user_id = excluded.user_id, source = excluded.source, assigned_at = excluded.assigned_at,
-                activity_at = excluded.activity_at, activity_id = excluded.activity_id
-            WHERE a.source IN ('backfill', 'activity')
-              AND (a.activity_at IS NULL AND excluded.activity_at IS NOT NULL
-                OR a.activity_at < excluded.activity_at
-                OR a.activity_at IS NOT DISTINCT FROM excluded.activity_at
-                   AND a.activity_id < excluded.activity_id);
+              ORDER BY v.{activity_at} DESC NULLS LAST, v.{activity_id} DESC LIMIT 1) AS newest;
           GET DIAGNOSTICS made = ROW_COUNT;
+          IF cardinality(fresh) = cardinality(leads) THEN
+            RETURN made;
+          END IF;
+          FOR seen IN
+            SELECT wanted.lead_id, newest.user_id, newest.at, newest.id,
+                   standing.user_id AS old_user, standing.activity_at AS old_at, standing.activity_id AS old_id
+            FROM unnest(leads) AS wanted (lead_id),
+              LATERAL (
+                SELECT a.user_id, a.activity_at, a.activity_id, a.source FROM {schema}.user_lead_assignments AS a
+                WHERE a.lead_id = wanted.lead_id AND a.territory = here LIMIT 1) AS standing,
+              LATERAL (
+                SELECT v.{activity_user_id} AS user_id, v.{activity_at} AS at, v.{activity_id} AS id
+                FROM {activities} AS v
+                WHERE v.{activity_lead_id} = wanted.lead_id AND standing.source IN ('backfill', 'activity')
+                  AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL
+                ORDER BY v.{activity_at} DESC NULLS LAST, v.{activity_id} DESC LIMIT 1) AS newest
+            WHERE standing.user_id IS DISTINCT FROM newest.user_id
+              OR standing.activity_id IS DISTINCT FROM newest.id OR standing.activity_at IS DISTINCT FROM newest.at
+          LOOP
+            UPDATE {schema}.user_lead_assignments AS a
+            SET user_id = seen.user_id, source = 'backfill', assigned_at = statement_timestamp(),
+                activity_at = seen.at, activity_id = seen.id
+            WHERE a.lead_id = seen.lead_id AND a.territory = here AND a.source IN ('backfill', 'activity')
+              AND (a.activity_at IS NULL AND seen.at IS NOT NULL
+                OR a.activity_at < seen.at
+                OR a.activity_at IS NOT DISTINCT FROM seen.at AND a.activity_id < seen.id
+                OR a.user_id IS NOT DISTINCT FROM seen.old_user
+                   AND a.activity_at IS NOT DISTINCT FROM seen.old_at
+                   AND a.activity_id IS NOT DISTINCT FROM seen.old_id);
+            made := made + FOUND::integer;
+          END LOOP;
           RETURN made;
+        EXCEPTION WHEN unique_violation THEN
+          RETURN NULL;
         END
         $body$
         """)
@@ -252,7 +377,9 @@ def create_unowned_leads() -> None:
 
 
 def create_start() -> None:
-    # A finished job that is started again walks all leads again: what stands costs one probe each.
+    # A walk that ended is followed by a new one, over all leads: what stands costs one probe each.
+    # The functions hold the names and kinds of the settings with which they were created; a caller
+    # with others would be told owners that he did not ask for.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.backfill_start(here text, settings text)
@@ -265,27 +392,30 @@ def create_start() -> None:
         DECLARE
           job {schema}.backfill_jobs;
           fresh boolean;
+          ours text := concat_ws('; ',
+            {leads_name}, '{lead_id}', '{territory}', {activities_name}, '{activity_id}', '{activity_lead_id}',
+            '{activity_user_id}', '{activity_kind}', '{activity_at}',
+            (SELECT string_agg(kind, ', ' ORDER BY kind COLLATE "C") FROM unnest(ARRAY[{kinds}]) AS kind));
         BEGIN
+          IF settings IS DISTINCT FROM ours THEN
+            RAISE EXCEPTION 'the settings are not those with which the backfill was migrated'
+              USING ERRCODE = 'LP422', DETAIL = format('then %s; now %s', ours, settings);
+          END IF;
           SELECT * INTO job FROM {schema}.backfill_jobs AS j WHERE j.territory = here FOR UPDATE;
           IF NOT FOUND THEN
             RAISE EXCEPTION 'territory % is not in the database', here USING ERRCODE = 'LP422';
           END IF;
-          fresh := job.started_at IS NULL
-            OR job.exhausted AND NOT EXISTS (
-              SELECT FROM {schema}.backfill_chunks AS c WHERE c.territory = here AND c.finished_at IS NULL);
-          IF NOT fresh AND job.settings IS DISTINCT FROM backfill_start.settings THEN
-            RAISE EXCEPTION 'the settings changed since the backfill of % began', here
-              USING ERRCODE = 'LP422', DETAIL = format('then %s, now %s', job.settings, backfill_start.settings);
-          END IF;
+          fresh := job.started_at IS NULL OR job.ended_at IS NOT NULL;
           IF fresh THEN
             DELETE FROM {schema}.backfill_chunks AS c WHERE c.territory = here;
             UPDATE {schema}.backfill_jobs AS j
-            SET started_at = clock_timestamp(), settings = backfill_start.settings, exhausted = false,
-                next_lead = NULL, chunks = 0, scanned = 0, assigned = 0
+            SET started_at = clock_timestamp(), ended_at = NULL, exhausted = false, next_lead = NULL,
+                chunks = 0, retried = 0
             WHERE j.territory = here;
           END IF;
+          -- a pause outlives a start: whoever asked for it says when it is over
           UPDATE {schema}.backfill_jobs AS j SET request = 'run', request_reason = NULL
-          WHERE j.territory = here AND j.request <> 'run';
+          WHERE j.territory = here AND j.request = 'stop';
           RETURN fresh;
         END
         $body$
@@ -305,6 +435,9 @@ def create_claim() -> None:
         SECURITY DEFINER
         SET search_path = pg_catalog, pg_temp
         SET row_security = on
+        SET plan_cache_mode = force_generic_plan
+        SET enable_seqscan = off
+        SET enable_bitmapscan = off
         AS $body$
         DECLARE
           job {schema}.backfill_jobs;
@@ -313,7 +446,8 @@ def create_claim() -> None:
           following {lead_id_type};
         BEGIN
           UPDATE {schema}.backfill_chunks AS c
-          SET worker = backfill_claim.worker, token = c.token + 1, lease_until = clock_timestamp() + lease
+          SET worker = backfill_claim.worker, token = c.token + 1, lease = backfill_claim.lease,
+              lease_until = clock_timestamp() + backfill_claim.lease
           WHERE c.territory = here AND c.chunk = (
             SELECT o.chunk FROM {schema}.backfill_chunks AS o
             WHERE o.territory = here AND o.finished_at IS NULL AND o.lease_until < clock_timestamp()
@@ -337,21 +471,24 @@ def create_claim() -> None:
               ORDER BY l.{lead_id} OFFSET chunk_rows LIMIT 1;
             IF following IS NULL THEN
               SELECT l.{lead_id} INTO last FROM {leads} AS l
-                WHERE l.{territory} = here ORDER BY l.{lead_id} DESC LIMIT 1;
+                WHERE l.{territory} = here AND l.{lead_id} >= first ORDER BY l.{lead_id} DESC LIMIT 1;
             ELSE
               SELECT l.{lead_id} INTO last FROM {leads} AS l
-                WHERE l.{territory} = here AND l.{lead_id} < following ORDER BY l.{lead_id} DESC LIMIT 1;
+                WHERE l.{territory} = here AND l.{lead_id} >= first AND l.{lead_id} < following
+                ORDER BY l.{lead_id} DESC LIMIT 1;
             END IF;
+          END IF;
+          -- the leads of this part may have gone meanwhile
+          IF last IS NOT NULL THEN
+            INSERT INTO {schema}.backfill_chunks AS c
+              (territory, chunk, next_lead, last_lead, worker, lease, lease_until)
+            VALUES (here, job.chunks + 1, first, last, worker, lease, clock_timestamp() + lease)
+            RETURNING c.chunk, c.token INTO chunk, token;
           END IF;
           UPDATE {schema}.backfill_jobs AS j
           SET next_lead = following, exhausted = following IS NULL,
-              chunks = j.chunks + (first IS NOT NULL)::integer
+              chunks = j.chunks + (last IS NOT NULL)::integer
           WHERE j.territory = here;
-          IF first IS NOT NULL THEN
-            INSERT INTO {schema}.backfill_chunks AS c (territory, chunk, next_lead, last_lead, worker, lease_until)
-            VALUES (here, job.chunks + 1, first, last, worker, clock_timestamp() + lease)
-            RETURNING c.chunk, c.token INTO chunk, token;
-          END IF;
         END
         $body$
         """)
@@ -361,6 +498,7 @@ def create_claim() -> None:
 
 def create_slice() -> None:
     # Rows, cursor and lease in one transaction: a kill at any moment repeats and loses nothing.
+    # A slice that scanned nothing and is not finished lost against a live transaction: look again.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.backfill_slice(
@@ -370,6 +508,9 @@ def create_slice() -> None:
         SECURITY DEFINER
         SET search_path = pg_catalog, pg_temp
         SET row_security = on
+        SET plan_cache_mode = force_generic_plan
+        SET enable_seqscan = off
+        SET enable_bitmapscan = off
         AS $body$
         DECLARE
           part {schema}.backfill_chunks;
@@ -386,22 +527,48 @@ def create_slice() -> None:
             SELECT l.{lead_id} FROM {leads} AS l
             WHERE l.{territory} = here AND l.{lead_id} >= part.next_lead AND l.{lead_id} <= part.last_lead
             ORDER BY l.{lead_id} LIMIT slice_rows + 1);
+          assigned := {schema}.own_leads(here, leads[:slice_rows]);
+          IF assigned IS NULL THEN
+            scanned := 0;
+            assigned := 0;
+            finished := false;
+            RETURN;
+          END IF;
           scanned := least(cardinality(leads), slice_rows);
           finished := cardinality(leads) <= slice_rows;
-          assigned := {schema}.own_leads(here, leads[:slice_rows]);
           UPDATE {schema}.backfill_chunks AS c
           SET next_lead = leads[slice_rows + 1],
-              lease_until = clock_timestamp() + interval '30 seconds',
+              scanned = c.scanned + backfill_slice.scanned, assigned = c.assigned + backfill_slice.assigned,
+              lease_until = clock_timestamp() + c.lease,
               finished_at = CASE WHEN finished THEN clock_timestamp() END
           WHERE c.territory = here AND c.chunk = backfill_slice.chunk;
-          UPDATE {schema}.backfill_jobs AS j
-          SET scanned = j.scanned + backfill_slice.scanned, assigned = j.assigned + backfill_slice.assigned
-          WHERE j.territory = here;
         END
         $body$
         """)
     )
     grant("backfill_slice(text, bigint, bigint, integer)")
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.backfill_release(here text, chunk bigint, token bigint)
+        RETURNS void
+        LANGUAGE sql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+          UPDATE {schema}.backfill_chunks AS c SET lease_until = '-infinity'
+          WHERE c.territory = here AND c.chunk = backfill_release.chunk AND c.token = backfill_release.token
+            AND c.finished_at IS NULL
+        $body$
+        """)
+    )
+    op.execute(
+        sql("""
+        COMMENT ON FUNCTION {schema}.backfill_release(text, bigint, bigint) IS
+        'A worker that stops gives its chunk back, so that the next one need not wait for the lease'
+        """)
+    )
+    grant("backfill_release(text, bigint, bigint)")
 
 
 def create_deferral() -> None:
@@ -414,6 +581,9 @@ def create_deferral() -> None:
         SECURITY DEFINER
         SET search_path = pg_catalog, pg_temp
         SET row_security = on
+        SET plan_cache_mode = force_generic_plan
+        SET enable_seqscan = off
+        SET enable_bitmapscan = off
         AS $body$
         DECLARE
           part {schema}.backfill_chunks;
@@ -430,20 +600,23 @@ def create_deferral() -> None:
             WHERE l.{territory} = here AND l.{lead_id} >= part.next_lead AND l.{lead_id} <= part.last_lead
             ORDER BY l.{lead_id} LIMIT 2);
           IF cardinality(leads) > 0 THEN
-            INSERT INTO {schema}.backfill_deferred AS d (territory, lead_id, reason) VALUES (here, leads[1], backfill_defer.reason)
-            ON CONFLICT (lead_id, territory) DO UPDATE SET reason = excluded.reason, deferred_at = excluded.deferred_at;
+            INSERT INTO {schema}.backfill_deferred AS d (territory, lead_id, reason)
+            VALUES (here, leads[1], backfill_defer.reason)
+            ON CONFLICT (lead_id, territory) DO UPDATE
+              SET reason = excluded.reason, deferred_at = excluded.deferred_at;
           END IF;
           UPDATE {schema}.backfill_chunks AS c
-          SET next_lead = leads[2], finished_at = CASE WHEN cardinality(leads) < 2 THEN clock_timestamp() END
+          SET next_lead = leads[2], scanned = c.scanned + least(cardinality(leads), 1),
+              lease_until = clock_timestamp() + c.lease,
+              finished_at = CASE WHEN cardinality(leads) < 2 THEN clock_timestamp() END
           WHERE c.territory = here AND c.chunk = backfill_defer.chunk;
-          UPDATE {schema}.backfill_jobs AS j SET scanned = j.scanned + least(cardinality(leads), 1)
-          WHERE j.territory = here;
           RETURN leads[1];
         END
         $body$
         """)
     )
     grant("backfill_defer(text, bigint, bigint, text)")
+    # NULL: lost against a live transaction, the lead stays deferred.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.backfill_retry(here text, lead {lead_id_type})
@@ -454,17 +627,71 @@ def create_deferral() -> None:
         SET row_security = on
         AS $body$
         DECLARE
-          made integer := {schema}.own_leads(here, ARRAY(
-            SELECT l.{lead_id} FROM {leads} AS l WHERE l.{lead_id} = lead AND l.{territory} = here));
+          made integer;
         BEGIN
           DELETE FROM {schema}.backfill_deferred AS d WHERE d.territory = here AND d.lead_id = lead;
-          UPDATE {schema}.backfill_jobs AS j SET assigned = j.assigned + made WHERE j.territory = here;
+          IF NOT FOUND THEN
+            RETURN 0;
+          END IF;
+          made := {schema}.own_leads(here, ARRAY(
+            SELECT l.{lead_id} FROM {leads} AS l WHERE l.{lead_id} = lead AND l.{territory} = here));
+          IF made IS NULL THEN
+            INSERT INTO {schema}.backfill_deferred (territory, lead_id, reason)
+            VALUES (here, lead, 'assigned by a live transaction at the same moment');
+          ELSE
+            UPDATE {schema}.backfill_jobs AS j SET retried = j.retried + made WHERE j.territory = here AND made > 0;
+          END IF;
           RETURN made;
         END
         $body$
         """)
     )
     grant("backfill_retry(text, {lead_id_type})")
+
+
+def create_settling() -> None:
+    # A live transaction that changed or deleted an activity while a slice read the old one could
+    # not see the slice's assignment, nor the slice its change: its trigger left a note. First the
+    # locks, then a look with a later snapshot; only notes that were there before both are done with.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.backfill_settle(lead {lead_id_type})
+        RETURNS integer
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        DECLARE
+          notes uuid[] := ARRAY(SELECT u.id FROM {schema}.unsettled_leads AS u WHERE u.lead_id = lead);
+          settled integer;
+        BEGIN
+          PERFORM FROM {schema}.user_lead_assignments AS a
+            WHERE a.lead_id = lead AND a.source IN ('backfill', 'activity') FOR UPDATE;
+          IF EXISTS (SELECT FROM {leads} AS l WHERE l.{lead_id} = lead) THEN
+            UPDATE {schema}.user_lead_assignments AS a
+            SET user_id = newest.user_id, assigned_at = statement_timestamp(),
+                activity_at = newest.at, activity_id = newest.id
+            FROM (
+              SELECT v.{activity_user_id} AS user_id, v.{activity_at} AS at, v.{activity_id} AS id
+              FROM {activities} AS v
+              WHERE v.{activity_lead_id} = lead
+                AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL
+              ORDER BY v.{activity_at} DESC NULLS LAST, v.{activity_id} DESC LIMIT 1) AS newest
+            WHERE a.lead_id = lead AND a.source IN ('backfill', 'activity')
+              AND (a.user_id IS DISTINCT FROM newest.user_id OR a.activity_id IS DISTINCT FROM newest.id
+                OR a.activity_at IS DISTINCT FROM newest.at);
+          ELSE
+            DELETE FROM {schema}.user_lead_assignments AS a WHERE a.lead_id = lead;
+          END IF;
+          GET DIAGNOSTICS settled = ROW_COUNT;
+          DELETE FROM {schema}.unsettled_leads AS u WHERE u.id = ANY (notes);
+          RETURN settled;
+        END
+        $body$
+        """)
+    )
+    grant("backfill_settle({lead_id_type})")
 
 
 def create_finish() -> None:
@@ -479,8 +706,12 @@ def create_finish() -> None:
         AS $body$
         BEGIN
           UPDATE {schema}.backfill_jobs AS j
-          SET finished_at = CASE WHEN j.finished_at IS NULL OR j.assigned > 0 THEN clock_timestamp() ELSE j.finished_at END
-          WHERE j.territory = here AND j.exhausted
+          SET ended_at = clock_timestamp(),
+              finished_at = CASE
+                WHEN j.finished_at IS NULL OR j.retried > 0 OR EXISTS (
+                  SELECT FROM {schema}.backfill_chunks AS c WHERE c.territory = here AND c.assigned > 0)
+                THEN clock_timestamp() ELSE j.finished_at END
+          WHERE j.territory = here AND j.exhausted AND j.ended_at IS NULL
             AND NOT EXISTS (SELECT FROM {schema}.backfill_chunks AS c WHERE c.territory = here AND c.finished_at IS NULL)
             AND NOT EXISTS (SELECT FROM {schema}.backfill_deferred AS d WHERE d.territory = here);
           RETURN FOUND;
@@ -489,6 +720,145 @@ def create_finish() -> None:
         """)
     )
     grant("backfill_finish(text)")
+
+
+def create_requests() -> None:
+    # Asked from another shell, from on-call's rollback, from a gate; the workers read it every second.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.backfill_request(here text, wanted text, reason text)
+        RETURNS text
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        DECLARE
+          before text;
+        BEGIN
+          SELECT j.request INTO before FROM {schema}.backfill_jobs AS j WHERE j.territory = here FOR UPDATE;
+          IF NOT FOUND THEN
+            RAISE EXCEPTION 'territory % is not in the database', here USING ERRCODE = 'LP422';
+          END IF;
+          UPDATE {schema}.backfill_jobs AS j SET request = wanted, request_reason = reason WHERE j.territory = here;
+          RETURN before;
+        END
+        $body$
+        """)
+    )
+    grant("backfill_request(text, text, text)")
+
+
+def create_estimates() -> None:
+    # A progress bar needs no exact total: the planner's is free, a count reads the whole index.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.backfill_estimate(here text)
+        RETURNS bigint
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        DECLARE
+          plan json;
+        BEGIN
+          EXECUTE format('EXPLAIN (FORMAT JSON) SELECT FROM {leads} AS l WHERE l.{territory} = %L', here) INTO plan;
+          RETURN (plan -> 0 -> 'Plan' ->> 'Plan Rows')::bigint;
+        END
+        $body$
+        """)
+    )
+    grant("backfill_estimate(text)")
+    # A part of the leads, by whole pages, looked at as the backfill would.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.backfill_sample(
+          here text, wanted integer, OUT leads bigint, OUT sampled bigint, OUT assignable bigint, OUT ownerless bigint)
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        SET enable_hashjoin = off
+        SET enable_mergejoin = off
+        SET jit = off
+        AS $body$
+        DECLARE
+          percent float8;
+        BEGIN
+          leads := {schema}.backfill_estimate(here);
+          percent := 100.0 * wanted / greatest(leads, 1);
+          LOOP
+            EXECUTE format(
+              'SELECT count(*), count(*) FILTER (WHERE NOT s.stands AND s.qualifying),
+                      count(*) FILTER (WHERE NOT s.stands AND NOT s.qualifying)
+               FROM (
+                 SELECT EXISTS (
+                          SELECT FROM {schema}.user_lead_assignments AS a
+                          WHERE a.lead_id = l.{lead_id} AND a.territory = %1$L) AS stands,
+                        EXISTS (
+                          SELECT FROM {activities} AS v
+                          WHERE v.{activity_lead_id} = l.{lead_id}
+                            AND v.{activity_kind} = ANY (%2$L::text[]) AND v.{activity_user_id} IS NOT NULL) AS qualifying
+                 FROM {leads} AS l %3$s WHERE l.{territory} = %1$L) AS s',
+              here, ARRAY[{kinds}],
+              CASE WHEN percent < 50 THEN format('TABLESAMPLE SYSTEM (%s)', percent) ELSE '' END)
+              INTO sampled, assignable, ownerless;
+            EXIT WHEN sampled > 0 OR percent >= 50;
+            percent := percent * 10;
+          END LOOP;
+          IF percent >= 50 THEN
+            leads := sampled;
+          END IF;
+        END
+        $body$
+        """)
+    )
+    grant("backfill_sample(text, integer)")
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.backfill_outside()
+        RETURNS bigint
+        LANGUAGE sql
+        STABLE SECURITY DEFINER
+        BEGIN ATOMIC
+          SELECT pg_catalog.count(*) FROM {leads} AS l WHERE l.{territory} IS NULL;
+        END
+        """)
+    )
+    op.execute(
+        sql("COMMENT ON FUNCTION {schema}.backfill_outside() IS 'Number of leads without a territory: outside protection'")
+    )
+    grant("backfill_outside()")
+    # Every lead that has no owner after the backfill, and why.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.backfill_report(territories text[])
+        RETURNS TABLE (lead_id {lead_id_type}, territory text, reason text)
+        LANGUAGE plpgsql
+        STABLE SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        BEGIN
+          RETURN QUERY
+          SELECT u.lead_id, code, CASE
+              WHEN EXISTS (SELECT FROM {schema}.backfill_deferred AS d WHERE d.lead_id = u.lead_id AND d.territory = code)
+                THEN 'locked'
+              WHEN u.qualifying THEN 'missing'
+              ELSE 'no_qualifying_activity' END
+          FROM unnest(territories) AS code, {schema}.backfill_unassigned(code) AS u
+          UNION ALL
+          SELECT a.lead_id, a.territory, 'released'
+          FROM {schema}.user_lead_assignments AS a
+          WHERE a.territory = ANY (territories) AND a.user_id IS NULL
+          UNION ALL
+          SELECT l.{lead_id}, NULL, 'no_territory' FROM {leads} AS l WHERE l.{territory} IS NULL;
+        END
+        $body$
+        """)
+    )
+    grant("backfill_report(text[])")
 
 
 def create_gate() -> None:

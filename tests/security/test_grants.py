@@ -21,6 +21,7 @@ READERS = {
     "backfill_jobs": {"operator"},
     "backfill_chunks": {"operator"},
     "backfill_deferred": {"operator"},
+    "unsettled_leads": {"operator"},
 }
 """Table or view -> the offices that may SELECT; no office may do anything else."""
 
