@@ -1,0 +1,361 @@
+"""Every condition of the gate: what closes it, and that the remedy it prints opens it."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+from psycopg import sql
+
+from leadprotect import gate
+from leadprotect.cli import main
+from leadprotect.errors import ProtectionUnavailable
+from leadprotect.gate import Condition
+from tests.support.revisions import HEAD
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.support.database import Database
+
+MIGRATE = "lp_0006_migrate_backfill"
+WEEK = "7 days"
+BEFORE_RLS = ["owners", "constraints", "observation_window"]
+ALL = [*BEFORE_RLS, "territories", "contextless_writes", "logins"]
+
+
+@pytest.fixture
+def watched(make_database: Callable[..., Database]) -> Database:
+    """A migrated database whose observation window is over."""
+    database = make_database("expanded", observation_window=WEEK)
+    database.sql("UPDATE {schema}.backfill_jobs SET registered_at = now() - interval '8 days'")
+    return database
+
+
+@pytest.fixture
+def login(watched: Database) -> Iterator[Callable[..., str]]:
+    """A function that makes a login of the cluster for this test alone; its name is returned."""
+    made: list[str] = []
+
+    def make(*, options: str = "LOGIN") -> str:
+        name = f"gate-{watched.name}-{len(made)}"
+        watched.sql(f'CREATE ROLE "{name}" {options}')
+        made.append(name)
+        return name
+
+    yield make
+    for name in made:
+        watched.sql(f'REASSIGN OWNED BY "{name}" TO postgres')
+        watched.sql(f'DROP OWNED BY "{name}"')
+        watched.sql(f'DROP ROLE "{name}"')
+
+
+def asked(database: Database, **settings: Any) -> dict[str, Condition]:
+    changed = database.overrides | {key: str(value) for key, value in settings.items()}
+    database.overrides, before = changed, database.overrides
+    try:
+        with database.connect() as conn:
+            return {found.name: found for found in gate.conditions(conn, settings=database.settings)}
+    finally:
+        database.overrides = before
+
+
+def only(database: Database, name: str, **settings: Any) -> Condition:
+    """The condition, and no other, is false."""
+    found = asked(database, **settings)
+    assert [condition.name for condition in found.values() if not condition.met] == [name]
+    return found[name]
+
+
+def is_open(database: Database, **settings: Any) -> bool:
+    return gate.closed(list(asked(database, **settings).values())) is None
+
+
+def runs(remedy: str | None) -> None:
+    """Run a remedy that is a command of ours."""
+    assert remedy is not None
+    program, *arguments = shlex.split(remedy)
+    assert program == "leadprotect"
+    done = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+
+
+def statements(remedy: str | None) -> str:
+    """The SQL of a remedy, up to its last semicolon."""
+    assert remedy is not None
+    return remedy[: remedy.rindex(";") + 1]
+
+
+def execute(database: Database, script: str) -> None:
+    with database.connect(autocommit=True) as conn:
+        conn.execute(sql.SQL(script))  # printed by the gate
+
+
+def test_the_gate_is_open_when_nothing_is_in_the_way(watched: Database) -> None:
+    assert list(asked(watched)) == ALL
+    assert is_open(watched)
+    assert all(condition.remedy is None for condition in asked(watched).values())
+    watched.upgrade()
+    assert watched.revision() == HEAD
+
+
+def test_an_operator_may_ask_and_nobody_else(watched: Database) -> None:
+    with watched.connect("operator") as conn:
+        assert gate.closed(gate.conditions(conn, settings=watched.settings)) is None
+    for name in ("seller_de", "auditor_de", "outsider"):
+        with watched.connect(name) as conn, pytest.raises(ProtectionUnavailable):
+            gate.conditions(conn, settings=watched.settings)
+
+
+def test_before_the_migrate_step_there_is_no_gate(host: Database) -> None:
+    with host.connect() as conn, pytest.raises(ProtectionUnavailable):
+        gate.conditions(conn, settings=host.settings)
+
+
+# --- owners
+
+
+def test_a_lead_with_a_qualifying_activity_needs_its_owner(make_database: Callable[..., Database]) -> None:
+    database = make_database("host")
+    leads = [database.lead("DE"), database.lead("DE"), database.lead("CH")]
+    for lead in leads:
+        database.activity(lead, database.user(1))
+    database.activity(database.lead("CH"), database.user(1), kind="NEWSLETTER")
+    database.activity(database.lead(None), database.user(1))
+    database.upgrade()
+    assert database.revision() == MIGRATE
+    found = only(database, "owners")
+    assert found.detail == (
+        "1 leads in CH have a qualifying activity but no owner, 2 leads in DE have a qualifying activity but no owner"
+    )
+    assert found.remedy == "leadprotect backfill CH DE"
+    runs(found.remedy)
+    assert is_open(database)
+    database.upgrade()
+    assert database.revision() == HEAD
+
+
+def test_a_lead_released_by_hand_needs_no_owner(watched: Database) -> None:
+    lead = watched.lead("DE")
+    watched.activity(lead, watched.user(1))
+    watched.sql("DELETE FROM {schema}.user_lead_assignments")
+    assert not asked(watched)["owners"].met
+    watched.sql(
+        "INSERT INTO {schema}.user_lead_assignments (lead_id, territory, source) VALUES (%s, 'DE', 'release')", lead
+    )
+    assert asked(watched)["owners"].met
+
+
+# --- constraints
+
+
+def test_a_constraint_that_is_not_validated_closes_the_gate(watched: Database) -> None:
+    watched.sql("ALTER TABLE {schema}.lead_protection_rules ADD CONSTRAINT \"a 'b'\" CHECK (true) NOT VALID")
+    found = only(watched, "constraints")
+    assert found.detail.startswith("not validated: \"a 'b'\" on ")
+    execute(watched, statements(found.remedy))
+    assert is_open(watched)
+
+
+# --- observation window
+
+
+def test_the_observation_window_must_be_over(make_database: Callable[..., Database]) -> None:
+    database = make_database("expanded", observation_window=WEEK)
+    found = only(database, "observation_window")
+    assert found.detail.endswith("the observation window is 7 days")
+    assert found.remedy is not None
+    assert found.remedy.startswith("wait until ")
+    assert not is_open(database, observation_window="1 hour")
+    assert is_open(database, observation_window="0")
+    database.sql("UPDATE {schema}.backfill_jobs SET registered_at = now() - interval '7 days 1 second'")
+    assert is_open(database)
+
+
+def test_the_window_begins_anew_when_a_backfill_ends(watched: Database) -> None:
+    watched.sql("UPDATE {schema}.backfill_jobs SET finished_at = now() WHERE territory = 'CH'")
+    only(watched, "observation_window")
+
+
+# --- territories
+
+
+def test_a_lead_of_an_unknown_territory_would_be_seen_by_nobody(watched: Database) -> None:
+    watched.lead("AT")
+    watched.sql("DELETE FROM {schema}.contextless_writes")
+    found = only(watched, "territories")
+    assert found.detail == "1 leads carry the unknown territory 'AT'"
+    assert found.remedy == "leadprotect territory add AT"
+    runs(found.remedy)
+    watched.sql("UPDATE {schema}.backfill_jobs SET registered_at = now() - interval '8 days'")
+    assert is_open(watched)
+
+
+def test_what_stands_in_a_lead_never_becomes_part_of_a_command(watched: Database) -> None:
+    watched.lead("x; rm -rf\n\x1b[31m'")
+    watched.sql("DELETE FROM {schema}.contextless_writes")
+    found = only(watched, "territories")
+    assert found.detail == "1 leads carry the unknown territory 'x; rm -rf  [31m'''"
+    assert found.remedy == "correct the territory of these leads"
+
+
+# --- writes without a context
+
+
+def write(database: Database, login: str, *, declared: bool = False) -> None:
+    with database.connect(login) as conn:
+        if declared:
+            database.context(conn, database.user(1), "DE")
+        database.query(conn, "UPDATE {leads} SET city = 'Ulm'")
+
+
+def qualified(database: Database, name: str) -> str:
+    """The table as PostgreSQL writes it outside its search_path."""
+    with database.connect() as conn:
+        conn.execute("SET search_path = pg_catalog")
+        return str(database.query(conn, f"SELECT {name}::regclass::text")[0])
+
+
+def test_a_write_without_a_context_closes_the_gate_for_the_window(watched: Database) -> None:
+    write(watched, "seller_de", declared=True)
+    assert is_open(watched)
+    write(watched, "seller_de")
+    write(watched, "seller_ch", declared=True)
+    found = only(watched, "contextless_writes")
+    name = watched.sql("SELECT quote_ident(%s)", watched.profile.login("seller_de"))[0]
+    assert found.detail.startswith(f"login {name} wrote to {qualified(watched, '{leads_name}')} without a context at ")
+    assert found.remedy is not None
+    assert found.remedy.startswith("deploy the version that sets its context (leadprotect.acting_as) and wait until ")
+    assert is_open(watched, exempt_roles=watched.profile.login("seller_de"))
+    # time passes
+    watched.sql("UPDATE {schema}.contextless_writes SET at = at - interval '7 days 1 minute'")
+    assert is_open(watched)
+
+
+def test_a_note_stands_for_the_writes_of_the_minute_after_it(make_database: Callable[..., Database]) -> None:
+    database = make_database("host", observation_window=WEEK)
+    database.upgrade()
+    database.create_logins()
+    database.sql("UPDATE {schema}.backfill_jobs SET registered_at = now() - interval '8 days'")
+    write(database, "seller_de")
+    database.sql("UPDATE {schema}.contextless_writes SET at = at - interval '30 seconds'")
+    write(database, "seller_de")
+    assert database.sql("SELECT count(*) FROM {schema}.contextless_writes") == [1]
+    # the note is older than the window, the write after it is not
+    database.sql("UPDATE {schema}.contextless_writes SET at = at - interval '7 days' + interval '15 seconds'")
+    only(database, "contextless_writes")
+    database.sql("UPDATE {schema}.contextless_writes SET at = at - interval '1 minute'")
+    assert is_open(database)
+
+
+@pytest.mark.parametrize("statement", ["DELETE FROM {activities}", "UPDATE {activities} SET {activity_kind} = 'X'"])
+def test_activities_count_as_well(watched: Database, statement: str) -> None:
+    with watched.connect("seller_de") as conn:
+        watched.query(conn, statement)
+    assert f"wrote to {qualified(watched, '{activities_name}')} without" in only(watched, "contextless_writes").detail
+
+
+# --- logins
+
+
+def grant(database: Database, privilege: str, name: str) -> None:
+    database.sql(f'GRANT {privilege} TO "{name}"')
+
+
+def test_a_login_that_would_be_locked_out_closes_the_gate(watched: Database, login: Callable[..., str]) -> None:
+    name = login()
+    assert is_open(watched)
+    grant(watched, "SELECT ON {leads}", name)
+    found = only(watched, "logins")
+    label = watched.settings.leads_table
+    assert found.detail == (
+        f'login "{name}" has privileges on {label} but is no member of {watched.settings.role("app")} and a territory'
+    )
+    assert is_open(watched, exempt_roles=name)
+    execute(watched, statements(found.remedy))
+    assert is_open(watched)
+
+
+def test_a_member_without_a_territory_is_locked_out_too(watched: Database, login: Callable[..., str]) -> None:
+    name = login()
+    grant(watched, "SELECT ON {leads}", name)
+    grant(watched, "{app}", name)
+    only(watched, "logins")
+
+
+@pytest.mark.parametrize(
+    "privilege",
+    ["SELECT ({territory}) ON {leads}", "UPDATE ({territory}) ON {leads}", "DELETE ON {leads}", "pg_read_all_data"],
+)
+def test_every_kind_of_privilege_counts(watched: Database, login: Callable[..., str], privilege: str) -> None:
+    name = login()
+    grant(watched, privilege, name)
+    assert f'login "{name}" has privileges' in only(watched, "logins").detail
+
+
+def test_a_privilege_of_a_group_counts_also_when_it_must_be_taken_with_set_role(
+    watched: Database, login: Callable[..., str]
+) -> None:
+    group, name = login(options="NOLOGIN"), login(options="LOGIN NOINHERIT")
+    grant(watched, "SELECT ON {leads}", group)
+    assert is_open(watched)  # a role without login can't be locked out
+    grant(watched, f'"{group}"', name)
+    assert f'login "{name}"' in only(watched, "logins").detail
+
+
+def test_a_privilege_of_everybody_counts_for_every_login(watched: Database, login: Callable[..., str]) -> None:
+    name = login()
+    watched.sql("GRANT SELECT ON {leads} TO PUBLIC")
+    assert f'login "{name}"' in only(watched, "logins").detail
+
+
+def test_privileges_on_other_tables_do_not_count(watched: Database, login: Callable[..., str]) -> None:
+    grant(watched, "SELECT ON {activities}", login())
+    assert is_open(watched)
+
+
+def test_the_owner_of_the_table_may_stay_while_it_is_idle(watched: Database, login: Callable[..., str]) -> None:
+    name = login()
+    watched.sql(f'GRANT ALL ON SCHEMA public, crm TO "{name}"')
+    watched.sql(f'ALTER TABLE {{leads}} OWNER TO "{name}"')
+    grant(watched, "{app}", name)  # so that it can call set_context
+    assert is_open(watched)
+    # a service that logs in as the owner declares its context, and is not bound by row security
+    with psycopg.connect(watched.server.url(watched.name, name)) as conn:
+        watched.context(conn, watched.user(1), "DE")
+        watched.query(conn, "UPDATE {leads} SET city = 'Ulm'")
+    found = only(watched, "logins")
+    assert (
+        f'login "{name}" owns {watched.settings.leads_table}, so row security does not bind it, and wrote at'
+        in found.detail
+    )
+    assert found.remedy is not None
+    assert found.remedy.startswith("let the service log in as another member of ")
+    assert is_open(watched, exempt_roles=name)
+    watched.sql("UPDATE {schema}.contextless_writes SET at = at - interval '7 days 1 minute'")
+    assert is_open(watched)
+
+
+def test_a_member_of_the_owner_counts_as_the_owner(watched: Database, login: Callable[..., str]) -> None:
+    owner, name = login(options="NOLOGIN"), login()
+    watched.sql(f'ALTER TABLE {{leads}} OWNER TO "{owner}"')
+    grant(watched, f'"{owner}"', name)
+    assert is_open(watched)
+
+
+# --- host_rls
+
+
+def test_without_row_security_on_the_host_nobody_can_be_locked_out(
+    watched: Database, login: Callable[..., str]
+) -> None:
+    watched.lead("AT")
+    grant(watched, "SELECT ON {leads}", login())
+    closed = [condition.name for condition in asked(watched).values() if not condition.met]
+    assert closed == ["territories", "contextless_writes", "logins"]
+    assert list(asked(watched, host_rls="off")) == BEFORE_RLS
+    assert is_open(watched, host_rls="off")
+    assert not is_open(watched, host_rls="force")
