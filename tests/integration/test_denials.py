@@ -158,7 +158,10 @@ def test_a_session_of_sqlalchemy_gets_durable_denials_too(database: Database) ->
 
 
 def test_an_unknown_action_is_refused(database: Database) -> None:
-    with database.connect("seller_de") as conn, pytest.raises(leadprotect.InvalidRequest, match="'DELETE' is not one of"):
+    with (
+        database.connect("seller_de") as conn,
+        pytest.raises(leadprotect.InvalidRequest, match="'DELETE' is not one of"),
+    ):
         leadprotect.assert_edit(conn, database.new_id(), action="DELETE")
 
 
@@ -169,7 +172,9 @@ def test_in_sql_an_attempt_is_recorded_without_raising(database: Database) -> No
     mine, other = (database.lead("DE", owner=database.user(number)) for number in (1, 2))
     with database.connect("seller_de") as conn:
         database.context(conn, database.user(1), "DE")
-        answers = [database.query(conn, "SELECT {schema}.record_edit_attempt(%s)", lead)[0] for lead in (mine, other, None)]
+        answers = [
+            database.query(conn, "SELECT {schema}.record_edit_attempt(%s)", lead)[0] for lead in (mine, other, None)
+        ]
     assert answers == [True, False, False]
     assert database.audit() == [("EDIT", "ALLOW", "owner"), ("EDIT", "DENY", "not_owner")]
 

@@ -131,7 +131,7 @@ def test_every_entry_point_decides_as_the_oracle_does(database: Database) -> Non
             expected = {ids[lead]: oracle(world, lead) for lead in LEADS}
             seen.update(expected.values())
             seen.update("shut out by a sole owner" for lead in LEADS if shut_out(world, lead))
-            found = answers(database, conn, world, list(ids.values()))
+            found = answers(database, conn, list(ids.values()))
             conn.rollback()
             allowed = {lead: reason for lead, reason in expected.items() if reason in ("owner", "collaborator")}
             visible = {lead: r for lead, r in expected.items() if r not in ("no_context", "not_found")}
@@ -194,7 +194,7 @@ def build(database: Database, conn: psycopg.Connection[Any], world: World, ids: 
     database.context(conn, user, world.territory)
 
 
-def answers(database: Database, conn: psycopg.Connection[Any], world: World, leads: list[Any]) -> dict[str, Any]:
+def answers(database: Database, conn: psycopg.Connection[Any], leads: list[Any]) -> dict[str, Any]:
     asked = f"FROM unnest(%s::{database.settings.lead_id_type}[]) AS asked (lead)"
     each = "SELECT lead, {schema}.explain_edit(lead), {schema}.can_edit_lead(lead), "
     each += "{schema}.record_edit_attempt(lead), {schema}.allow_edit(lead) " + asked

@@ -25,7 +25,9 @@ def test_a_lead_that_nobody_owns_can_be_claimed(database: Database) -> None:
     with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(1), "DE"):
         assert leadprotect.claim(conn, lead, note="met at the fair").reason == "owner"
         assert leadprotect.can_edit(conn, lead) is True
-    assert database.audit("action::text, reason, note") == [("ASSIGN", "owner", f"met at the fair; claim to {database.user(1)}")]
+    assert database.audit("action::text, reason, note") == [
+        ("ASSIGN", "owner", f"met at the fair; claim to {database.user(1)}")
+    ]
 
 
 def test_an_owned_lead_can_t_be_claimed(database: Database) -> None:
@@ -219,11 +221,10 @@ def test_former_assignments_are_kept(database: Database) -> None:
 def test_a_manager_grants_and_revokes_rules(database: Database) -> None:
     lead = database.lead("DE", owner=database.user(1))
     with database.connect("manager_de", autocommit=True) as conn:
-        ask = {"user_id": database.user(1), "territory": "DE"}
         database.query(conn, "SELECT {schema}.grant_protection(%s, 'DE', 'VIEW_ONLY')", database.user(1))
-        assert leadprotect.explain(conn, lead, **ask).reason == "suspended"  # type: ignore[arg-type]
+        assert leadprotect.explain(conn, lead, user_id=database.user(1), territory="DE").reason == "suspended"
         database.query(conn, "SELECT {schema}.revoke_protection(%s, 'DE', 'VIEW_ONLY')", database.user(1))
-        assert leadprotect.explain(conn, lead, **ask).reason == "owner"  # type: ignore[arg-type]
+        assert leadprotect.explain(conn, lead, user_id=database.user(1), territory="DE").reason == "owner"
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             database.query(conn, "SELECT {schema}.grant_protection(%s, 'CH', 'VIEW_ONLY')", database.user(1))
     with database.connect("seller_de") as conn, pytest.raises(psycopg.errors.InsufficientPrivilege):

@@ -59,7 +59,10 @@ def read_the_other_territory_s_leads(database: Database) -> bool:
 def read_under_a_stray_policy(database: Database) -> bool:
     database.sql("CREATE POLICY stray ON {schema}.user_lead_assignments USING (true)")
     try:
-        return as_seller(database, "SELECT 1 FROM {schema}.user_lead_assignments WHERE territory = 'CH'", territory="CH") != []
+        seen = as_seller(
+            database, "SELECT 1 FROM {schema}.user_lead_assignments WHERE territory = 'CH'", territory="CH"
+        )
+        return seen != []
     finally:
         database.sql("DROP POLICY stray ON {schema}.user_lead_assignments")
 
@@ -118,20 +121,17 @@ def shadow_a_table_and_an_operator(database: Database) -> bool:
     database.sql_script("DROP SCHEMA IF EXISTS trap CASCADE; CREATE SCHEMA trap; GRANT ALL ON SCHEMA trap TO PUBLIC")
     kind = database.settings.user_id_type
     body = "SELECT true"
-    return (
-        as_seller(
-            database,
-            "CREATE TEMP TABLE user_lead_assignments AS SELECT {lead_id} AS lead_id, {territory} AS territory, "
-            f"'{database.user(2)}'::{kind} AS user_id FROM {{leads}}",
-            f"CREATE OR REPLACE FUNCTION trap.same({kind}, {kind}) RETURNS boolean LANGUAGE sql AS '{body}'",
-            "GRANT SELECT ON user_lead_assignments TO PUBLIC",
-            f"CREATE OPERATOR trap.= (LEFTARG = {kind}, RIGHTARG = {kind}, FUNCTION = trap.same)",
-            "SET LOCAL search_path = trap, pg_temp, pg_catalog",
-            "SELECT {schema}.can_edit_lead({lead_id}) FROM {leads}",
-            user=2,
-        )
-        == [True]
-    )
+    return as_seller(
+        database,
+        "CREATE TEMP TABLE user_lead_assignments AS SELECT {lead_id} AS lead_id, {territory} AS territory, "
+        f"'{database.user(2)}'::{kind} AS user_id FROM {{leads}}",
+        f"CREATE OR REPLACE FUNCTION trap.same({kind}, {kind}) RETURNS boolean LANGUAGE sql AS '{body}'",
+        "GRANT SELECT ON user_lead_assignments TO PUBLIC",
+        f"CREATE OPERATOR trap.= (LEFTARG = {kind}, RIGHTARG = {kind}, FUNCTION = trap.same)",
+        "SET LOCAL search_path = trap, pg_temp, pg_catalog",
+        "SELECT {schema}.can_edit_lead({lead_id}) FROM {leads}",
+        user=2,
+    ) == [True]
 
 
 def execute_as_anybody(database: Database) -> bool:
@@ -215,8 +215,8 @@ ATTACKS = [
         "DROP TRIGGER {refuse_move} ON {leads}; ALTER TABLE {leads} DISABLE ROW LEVEL SECURITY",
     ),
     Attack(move_a_lead_out_of_protection, "DROP TRIGGER {refuse_move} ON {leads}"),
-    Attack(edit_a_lead_of_somebody_else, 'DROP POLICY {update_policy} ON {leads}'),
-    Attack(delete_a_lead_of_somebody_else, 'DROP POLICY {delete_policy} ON {leads}'),
+    Attack(edit_a_lead_of_somebody_else, "DROP POLICY {update_policy} ON {leads}"),
+    Attack(delete_a_lead_of_somebody_else, "DROP POLICY {delete_policy} ON {leads}"),
     Attack(
         grant_oneself_a_lead,
         "GRANT UPDATE ON {schema}.user_lead_assignments TO {app}",
@@ -227,21 +227,22 @@ ATTACKS = [
     ),
     Attack(
         execute_as_anybody,
-        "GRANT USAGE ON SCHEMA {schema} TO PUBLIC;"
-        "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema} TO PUBLIC",
+        "GRANT USAGE ON SCHEMA {schema} TO PUBLIC; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema} TO PUBLIC",
     ),
     Attack(
         keep_an_answer_in_a_prepared_statement,
         "ALTER FUNCTION {schema}.decide({lead_id_type}, text, text) IMMUTABLE;"
-        "CREATE OR REPLACE FUNCTION {schema}.can_edit_lead(lead {lead_id_type}) RETURNS boolean LANGUAGE plpgsql IMMUTABLE "
-        "AS $$ BEGIN RETURN {schema}.decide(lead, current_setting({user_guc}, true), current_setting({territory_guc}, true)) "
-        "= 'owner'; END $$",
+        "CREATE OR REPLACE FUNCTION {schema}.can_edit_lead(lead {lead_id_type}) RETURNS boolean "
+        "LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN RETURN "
+        "{schema}.decide(lead, current_setting({user_guc}, true), current_setting({territory_guc}, true)) = 'owner'; "
+        "END $$",
     ),
     Attack(read_another_territory_s_audit, "ALTER TABLE {schema}.lead_access_audit DISABLE ROW LEVEL SECURITY"),
     Attack(
         read_a_partition_of_the_audit,
         "GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {auditor};"
-        "DO $$ DECLARE part regclass; BEGIN FOR part IN SELECT relid FROM pg_partition_tree('{schema}.lead_access_audit') LOOP "
+        "DO $$ DECLARE part regclass; BEGIN "
+        "FOR part IN SELECT relid FROM pg_partition_tree('{schema}.lead_access_audit') LOOP "
         "EXECUTE format('ALTER TABLE %s DISABLE ROW LEVEL SECURITY', part); END LOOP; END $$",
     ),
     Attack(
@@ -262,6 +263,6 @@ def test_the_attack_fails_and_succeeds_only_against_a_broken_schema(database: Da
         database.query(conn, "SELECT {schema}.record_edit_attempt(%s)", swiss)
     assert attack.attempt(database) is False, "the defence does not hold"
     prefix = database.settings.schema
-    damage = attack.damage.replace("{update_policy}", f'"{prefix}_update"').replace("{delete_policy}", f'"{prefix}_delete"')
-    database.sql_script(damage)
+    damage = attack.damage.replace("{update_policy}", f'"{prefix}_update"')
+    database.sql_script(damage.replace("{delete_policy}", f'"{prefix}_delete"'))
     assert attack.attempt(database) is True, "this attack can't succeed at all, so it proves nothing"

@@ -78,5 +78,6 @@ def test_a_service_can_t_insert_a_row_of_its_own(database: Database) -> None:
 
 def test_rows_go_to_the_month_s_partition_and_next_months_are_ready(database: Database) -> None:
     recorded(database)
-    assert partition_with_rows(database).strip('"').endswith(database.sql("SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY_MM')")[0])
+    month = database.sql("SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY_MM')")[0]
+    assert partition_with_rows(database).strip('"').endswith(month)
     assert database.sql("SELECT {schema}.create_audit_partitions(5)") == [2]

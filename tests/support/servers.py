@@ -40,7 +40,9 @@ class Server:
 
 def installed() -> list[int]:
     """Major versions of the installed servers that leadprotect supports."""
-    majors = [int(path.name) for path in INSTALLED.glob("*") if path.name.isdigit() and (path / "bin/postgres").exists()]
+    majors = [
+        int(path.name) for path in INSTALLED.glob("*") if path.name.isdigit() and (path / "bin/postgres").exists()
+    ]
     return sorted(major for major in majors if major >= 15)
 
 

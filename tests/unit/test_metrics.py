@@ -18,7 +18,7 @@ def registry() -> Iterator[CollectorRegistry]:
     registry = CollectorRegistry()
     metrics.enable(registry)
     yield registry
-    metrics._active.clear()
+    metrics._active.clear()  # noqa: SLF001 - a process never switches it off, only the next test wants it off
 
 
 def test_every_label_set_exists_from_the_start(registry: CollectorRegistry) -> None:
@@ -51,4 +51,4 @@ def test_nothing_is_counted_before_it_is_enabled() -> None:
     try:
         assert registry.get_sample_value("lead_access_assert_allow_total") == 0
     finally:
-        metrics._active.clear()
+        metrics._active.clear()  # noqa: SLF001 - a process never switches it off, only the next test wants it off
