@@ -24,7 +24,7 @@ demo: $(DEMO) ## protect 20,000 leads in an embedded PostgreSQL and tell the sto
 	@$(BIN)/leadprotect demo $(ARGS)
 
 test: $(DEV) ## run the whole suite; ends with the number of tests passed
-	@.ci/packages
+	@.ci/packages pgbouncer
 	@$(BIN)/python -m pytest
 
 lint: $(DEV) ## ruff and mypy
