@@ -1,6 +1,7 @@
 """Row-level protection of leads: who may edit what, recorded, on a live PostgreSQL."""
 
 from leadprotect.access import Decision, Page, assert_edit, can_edit, can_edit_many, editable_leads, explain
+from leadprotect.backfill import backfill
 from leadprotect.context import acting_as
 from leadprotect.errors import (
     AuditUnavailable,
@@ -31,6 +32,7 @@ __all__ = [
     "acting_as",
     "assert_edit",
     "assign",
+    "backfill",
     "can_edit",
     "can_edit_many",
     "claim",

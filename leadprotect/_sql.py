@@ -15,6 +15,7 @@ from leadprotect.errors import (
     GateClosed,
     InvalidRequest,
     LeadProtectError,
+    LockUnavailable,
     ProtectionUnavailable,
     SettingsError,
 )
@@ -35,6 +36,8 @@ _CLASSES: dict[str, tuple[type[LeadProtectError], str]] = {
     "42P01": (ProtectionUnavailable, "leadprotect is not installed in this database, or was rolled back"),
     "42501": (ProtectionUnavailable, "the login lacks the role for this call"),
     "25P02": (ConnectionUnusable, "the transaction has failed before; roll it back first"),
+    "40P01": (LockUnavailable, "a deadlock was resolved at our cost; roll back and try again"),
+    "55P03": (LockUnavailable, "a lock could not be had in time; roll back and try again"),
     "LP409": (GateClosed, "contract was refused"),
     "LP422": (InvalidRequest, "the request can't be right"),
 }

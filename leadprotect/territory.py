@@ -1,17 +1,20 @@
-"""The legal terms of a territory: currency, legal framework, and the VAT rate on a day."""
+"""Territories: their legal terms (currency, legal framework, VAT rate on a day), and how to add one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from leadprotect._sql import rows
-from leadprotect.errors import InvalidRequest
-from leadprotect.settings import current, ident
+from leadprotect._sql import mapped_errors, rows
+from leadprotect.errors import InvalidRequest, SettingsError
+from leadprotect.locks import LOCK_TIMEOUT_MS
+from leadprotect.settings import Settings, check_territory_code, current, ident, literal, render, table
 
 if TYPE_CHECKING:
     from decimal import Decimal
+
+    import psycopg
 
     from leadprotect._sql import AnyConnection
 
@@ -39,3 +42,88 @@ def territory(conn: AnyConnection, code: str, on: date | None = None) -> Territo
         message = f"territory: there is no {code!r}"
         raise InvalidRequest(message)
     return Territory(*found[0])
+
+
+def add_territory(
+    conn: psycopg.Connection[Any],
+    code: str,
+    *,
+    name: str | None = None,
+    currency: str | None = None,
+    legal_framework: str | None = None,
+    vat_rate: Decimal | None = None,
+) -> None:
+    """Add a territory with its role, policies and backfill, in one transaction of `conn`.
+
+    `vat_rate` in percent, valid from today. Needs the rights of who runs the migration, and takes
+    ACCESS EXCLUSIVE on the host's leads for milliseconds when contract is applied.
+    Raises `InvalidRequest` when the code is no code or is known already.
+    """
+    s = current()
+    try:
+        check_territory_code(code)
+    except SettingsError as error:
+        raise InvalidRequest(str(error)) from None
+    with mapped_errors(), conn.transaction():
+        conn.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_MS}ms'")
+        known = f"SELECT code FROM {ident(s.schema)}.territories WHERE lower(code) = lower(%s)"
+        if rows(conn, known, (code,)):
+            message = f"territory: {code!r} is known already"
+            raise InvalidRequest(message)
+        role = s.role(code)
+        if not rows(conn, "SELECT FROM pg_catalog.pg_roles WHERE rolname = %s", (role,)):
+            conn.execute(f"CREATE ROLE {ident(role)} NOLOGIN")
+        conn.execute(f"SET LOCAL ROLE {ident(s.role('owner'))}")
+        conn.execute(
+            f"INSERT INTO {ident(s.schema)}.territories (code, name, currency, legal_framework) VALUES (%s, %s, %s, %s)",
+            (code, name or code, currency, legal_framework),
+        )
+        if vat_rate is not None:
+            conn.execute(
+                f"INSERT INTO {ident(s.schema)}.territory_vat_rates (territory, rate, valid_from) "
+                "VALUES (%s, %s, current_date)",
+                (code, vat_rate),
+            )
+        conn.execute(render(_OUR_TABLES, s))
+        conn.execute("RESET ROLE")
+        _protect_host(conn, s, code)
+
+
+# every table of ours that carries a territory gets the policy of the new one
+_OUR_TABLES = """
+    DO $do$
+    DECLARE
+      target regclass;
+    BEGIN
+      FOR target IN
+        SELECT c.oid FROM pg_catalog.pg_class AS c
+        WHERE c.relnamespace = {schema_name}::regnamespace AND c.relkind IN ('r', 'p')
+      LOOP
+        PERFORM {schema}.secure_table(target);
+      END LOOP;
+      IF pg_catalog.to_regclass('{schema}.backfill_jobs') IS NOT NULL THEN
+        INSERT INTO {schema}.backfill_jobs (territory)
+        SELECT code FROM {schema}.territories ON CONFLICT (territory) DO NOTHING;
+      END IF;
+    END
+    $do$
+    """
+
+
+def _protect_host(conn: psycopg.Connection[Any], s: Settings, code: str) -> None:
+    """After contract: the policy of the new territory on the host's leads, as the revision made the others."""
+    leads, column = table(s.leads_table), ident(s.territory_column)
+    query = "SELECT polname FROM pg_catalog.pg_policy WHERE polrelid = %s::regclass"
+    standing = {found[0] for found in rows(conn, query, (leads,))}
+    if f"{s.schema}_floor" not in standing:
+        return
+    border = ident(s.role(code))
+    inside = f"(SELECT pg_catalog.current_setting({literal(s.territory_guc)}, true))"
+    conn.execute(
+        f"CREATE POLICY {ident(f'{s.schema}_territory_{code.lower()}')} ON {leads} TO {border} "
+        f"USING ({column} = {literal(code)} AND {column} = {inside})"
+    )
+    codes = rows(conn, f"SELECT code FROM {ident(s.schema)}.territories ORDER BY code")
+    bound = ", ".join(ident(s.role(name)) for name in ("app", *(found[0] for found in codes)))
+    for verb in ("update", "delete"):
+        conn.execute(f"ALTER POLICY {ident(f'{s.schema}_{verb}')} ON {leads} TO {bound}")

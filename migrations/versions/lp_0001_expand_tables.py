@@ -39,6 +39,7 @@ def upgrade() -> None:
     grant_access()
     leave_quarantine()
     op.execute("RESET ROLE")
+    show_version()
 
 
 def downgrade() -> None:
@@ -641,6 +642,22 @@ def leave_quarantine() -> None:
     )
 
 
+def show_version() -> None:
+    # leadprotect status tells an operator which revision is applied.
+    op.execute(sql("GRANT SELECT ON {versions} TO {operator}"))
+    op.execute(
+        sql("""
+        DO $do$
+        BEGIN
+          IF NOT pg_catalog.has_schema_privilege({operator_name}, {versions_schema}, 'USAGE') THEN
+            EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA %I TO %I', {versions_schema}, {operator_name});
+          END IF;
+        END
+        $do$
+        """)
+    )
+
+
 def enter_quarantine() -> None:
     # Still row-secured and append-only, without any grant. Partitions do not follow their parent.
     op.execute("RESET ROLE")
@@ -696,6 +713,7 @@ def drop_functions() -> None:
 
 
 def drop_schema() -> None:
+    op.execute(sql("REVOKE SELECT ON {versions} FROM {operator}"))
     # The host's tables get their grants back as they were.
     op.execute(sql("REVOKE SELECT ({lead_id}, {territory}) ON {leads} FROM {owner}"))
     op.execute(
@@ -708,13 +726,16 @@ def drop_schema() -> None:
         sql("""
         DO $do$
         DECLARE
-          host text;
+          granted record;
         BEGIN
-          FOR host IN
-            SELECT n.nspname FROM pg_catalog.pg_namespace AS n, pg_catalog.aclexplode(n.nspacl) AS acl
-            WHERE n.nspname IN ({leads_schema}, {activities_schema}) AND acl.grantee = (SELECT r.oid FROM pg_catalog.pg_roles AS r WHERE r.rolname = {owner_name})
+          FOR granted IN
+            SELECT n.nspname, r.rolname
+            FROM pg_catalog.pg_namespace AS n, pg_catalog.aclexplode(n.nspacl) AS acl
+            JOIN pg_catalog.pg_roles AS r ON r.oid = acl.grantee
+            WHERE n.nspname IN ({leads_schema}, {activities_schema}) AND r.rolname = {owner_name}
+              OR n.nspname = {versions_schema} AND r.rolname = {operator_name}
           LOOP
-            EXECUTE pg_catalog.format('REVOKE USAGE ON SCHEMA %I FROM %I', host, {owner_name});
+            EXECUTE pg_catalog.format('REVOKE USAGE ON SCHEMA %I FROM %I', granted.nspname, granted.rolname);
           END LOOP;
         END
         $do$

@@ -5,9 +5,11 @@ from __future__ import annotations
 from datetime import date
 from decimal import Decimal
 
+import psycopg
 import pytest
 
 import leadprotect
+from leadprotect.territory import add_territory
 from tests.support.database import Database
 
 
@@ -40,3 +42,47 @@ def test_currency_and_law_belong_to_the_territory(database: Database) -> None:
 def test_an_unknown_territory_is_named(database: Database) -> None:
     with database.connect("seller_de") as conn, pytest.raises(leadprotect.InvalidRequest, match="there is no 'FR'"):
         leadprotect.territory(conn, "FR")
+
+
+def add_austria(database: Database) -> str:
+    """Returns the URL of a seller of Austria; grants of roles are cluster-wide, so it is nobody else's login."""
+    with database.connect(autocommit=True) as conn:
+        add_territory(conn, "AT", name="Österreich", currency="EUR", legal_framework="ABGB", vat_rate=Decimal(20))
+    login = database.profile.login("seller_at")
+    if not database.sql("SELECT FROM pg_roles WHERE rolname = %s", login):
+        database.sql(f'CREATE ROLE "{login}" LOGIN')
+    roles = ", ".join(f'"{database.settings.role(name)}"' for name in ("app", "AT"))
+    database.sql_script(
+        f'GRANT {roles} TO "{login}"; GRANT USAGE ON SCHEMA crm TO "{login}";'
+        f'GRANT SELECT, UPDATE ON {{leads}} TO "{login}"'
+    )
+    return database.login_url("seller_at")
+
+
+def test_a_territory_added_later_is_protected_like_the_first_ones(database: Database) -> None:
+    url = add_austria(database)
+    austrian, german = (database.lead(code, owner=database.user(1)) for code in ("AT", "DE"))
+    with psycopg.connect(url) as conn, leadprotect.acting_as(conn, database.user(1), "AT"):
+        assert database.query(conn, "SELECT {lead_id} FROM {leads}") == [austrian]
+        assert leadprotect.can_edit_many(conn, [austrian, german]) == {austrian: True, german: False}
+        assert leadprotect.territory(conn, "AT").vat_rate == Decimal(20)
+    with psycopg.connect(url) as conn, leadprotect.acting_as(conn, database.user(2), "AT"):
+        assert conn.execute(database.text("UPDATE {leads} SET city = 'Wien'")).rowcount == 0
+    with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(1), "AT"):
+        assert database.query(conn, "SELECT count(*) FROM {leads}") == [0]
+
+
+def test_a_territory_added_before_contract_is_enforced_by_it(expanded: Database) -> None:
+    url = add_austria(expanded)
+    austrian = expanded.lead("AT", owner=expanded.user(1))
+    expanded.sql("DELETE FROM {schema}.contextless_writes")
+    expanded.upgrade()
+    with psycopg.connect(url) as conn, leadprotect.acting_as(conn, expanded.user(1), "AT"):
+        assert expanded.query(conn, "SELECT {lead_id} FROM {leads}") == [austrian]
+
+
+@pytest.mark.parametrize(("code", "message"), [("DE", "known already"), ("de", "known already"), ("D E", "not a code")])
+def test_a_code_that_can_t_be_added_is_named(database: Database, code: str, message: str) -> None:
+    with database.connect(autocommit=True) as conn, pytest.raises(leadprotect.InvalidRequest, match=message):
+        add_territory(conn, code)
+    assert database.sql("SELECT count(*) FROM {schema}.territories") == [2]

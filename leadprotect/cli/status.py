@@ -1,0 +1,58 @@
+"""``leadprotect status``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from leadprotect._sql import connect
+from leadprotect.cli import main
+from leadprotect.settings import current
+from leadprotect.status import Status
+from leadprotect.status import status as _status
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
+def status(*, as_json: bool) -> None:
+    """Show revision, gate, backfill, quarantine and what is in the way; reads only."""
+    with connect(current()) as conn:
+        conn.execute("SET lock_timeout = '2s'")  # it is asked when something is in the way
+        found = _status(conn)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(found), default=str, indent=2))
+    else:
+        show(found, Console(highlight=False))
+
+
+def show(found: Status, console: Console) -> None:
+    """Print the tables."""
+    at_head = "the head" if found.revision == found.head else f"head is {found.head}"
+    console.print(f"revision  {found.revision or 'none'} ({at_head})")
+    console.print(f"phase     {found.phase}")
+    if found.conditions and found.phase != "contract":
+        gate = Table("condition", "holds", "detail", "what to run", title="Gate of contract", title_justify="left")
+        for c in found.conditions:
+            gate.add_row(c.name, "yes" if c.met else "no", c.detail, c.remedy or "")
+        console.print(gate)
+    if found.backfill:
+        jobs = Table("territory", "state", "scanned", "assigned", "deferred", title="Backfill", title_justify="left")
+        for job in found.backfill:
+            state = "finished" if job.finished_at else "running" if job.started_at else "not started"
+            if job.request != "run":
+                state += f", {job.request}: {job.request_reason or 'asked for'}"
+            jobs.add_row(job.territory, state, f"{job.scanned:,}", f"{job.assigned:,}", f"{job.deferred:,}")
+        console.print(jobs)
+    if found.quarantine:
+        kept = ", ".join(f"{name} (about {rows:,} rows)" for name, rows in found.quarantine.items())
+        console.print(f"quarantine: {kept}")
+        console.print("  alembic upgrade head takes it back, leadprotect purge deletes it")
+    for index in found.invalid_indexes:
+        console.print(f"invalid index {index}: alembic upgrade head rebuilds ours")
+    for session in found.waiting:
+        by = ", ".join(map(str, session.blocked_by)) or "nobody any more"
+        console.print(f"pid {session.pid} ({session.application}) waits {session.seconds:.1f} s for a lock, blocked by {by}")

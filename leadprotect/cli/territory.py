@@ -1,0 +1,37 @@
+"""``leadprotect territory``."""
+
+from __future__ import annotations
+
+from decimal import Decimal, InvalidOperation
+
+import click
+
+from leadprotect._sql import connect
+from leadprotect.cli import main
+from leadprotect.errors import InvalidRequest
+from leadprotect.settings import current
+from leadprotect.territory import add_territory
+
+
+@main.group()
+def territory() -> None:
+    """Territories of the protected leads."""
+
+
+@territory.command()
+@click.argument("code")
+@click.option("--name", help="Readable name.  [default: the code]")
+@click.option("--currency", help="ISO 4217 code, such as EUR.")
+@click.option("--legal-framework", help="Such as ABGB.")
+@click.option("--vat", help="Percent, valid from today.")
+def add(code: str, *, name: str | None, currency: str | None, legal_framework: str | None, vat: str | None) -> None:
+    """Add a territory: its role, its policies and its rows, in one transaction."""
+    try:
+        rate = Decimal(vat) if vat else None
+    except InvalidOperation:
+        message = f"--vat: {vat!r} is not a percentage such as 20 or 8.1"
+        raise InvalidRequest(message) from None
+    with connect(current()) as conn:
+        add_territory(conn, code, name=name, currency=currency, legal_framework=legal_framework, vat_rate=rate)
+        role = current().role(code)
+    click.echo(f"{code} is protected; give its sellers the role: GRANT \"{role}\" TO ...; then leadprotect backfill {code}")
