@@ -1,160 +1,245 @@
-"""Gives every lead with a qualifying activity its owner, while the database is live."""
+"""Gives every lead with a qualifying activity its owner, while the database is live.
+
+Workers claim chunks of leads by a lease, and commit them in slices of about 50 ms that always give
+way; a slice moves its chunk's cursor in the transaction that writes its rows. So a run may end at
+any moment, by Ctrl-C or kill -9, and the next one goes on where it ended.
+"""
 
 from __future__ import annotations
 
-import time
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import psycopg
 from psycopg.conninfo import make_conninfo
 
+from leadprotect import closing, preflight, readiness, verify
 from leadprotect import settings as _settings
 from leadprotect._sql import driver_connection, mapped_errors
-from leadprotect.errors import BackfillIncomplete, InvalidRequest, SettingsError
-from leadprotect.settings import Settings, ident, names
+from leadprotect.errors import (
+    BackfillError,
+    BackfillIncomplete,
+    BackfillStopped,
+    ConnectionUnusable,
+    InvalidRequest,
+    SettingsError,
+)
+from leadprotect.throttle import Throttle
+from leadprotect.watch import Watch, counts
 from leadprotect.worker import Run, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from leadprotect._sql import AnyConnection
+    from leadprotect.closing import Locked
+    from leadprotect.progress import Progress
+    from leadprotect.settings import Settings
+    from leadprotect.signals import Limits
+    from leadprotect.verify import Estimate, Verified
 
+    Watcher = Callable[[Progress], None]
+
+BATCH_SIZE = 20_000
+LEASE_S = 30.0
+PATIENCE_S = 30.0
 _TICK_S = 0.2
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where a running backfill stands: rows, rows per second, seconds."""
-
-    territories: tuple[str, ...]
-    scanned: int
-    assigned: int
-    total: int
-    rate: float
-    seconds: float
-    slice_rows: int
-    deferred: int
-    reason: str | None
-
-    @property
-    def eta(self) -> float | None:
-        """Seconds that are left at the present rate."""
-        return max(self.total - self.scanned, 0) / self.rate if self.rate > 0 else None
-
-
-@dataclass(frozen=True)
 class Backfilled:
-    """What a backfill did in one territory; `missing` counts leads that should have an owner."""
+    """What a backfill did in one territory; all counts are leads.
+
+    `scanned` and `assigned` count the whole walk, with interrupted runs and other machines;
+    `locked` names those that somebody held until the end, `verified` is asked of the data.
+    """
 
     territory: str
     scanned: int
     assigned: int
-    missing: int
+    locked: tuple[Locked, ...]
+    verified: Verified
+    without_territory: int
 
 
-def backfill(  # noqa: PLR0913 - the options of the command, all keyword-only
+@overload
+def backfill(
     conn: AnyConnection | str | None,
     territories: Sequence[str] | str,
     *,
-    batch_size: int = 20_000,
+    batch_size: int = ...,
+    workers: int = ...,
+    dry_run: Literal[False] = ...,
+    lease: float = ...,
+    patience: float = ...,
+    limits: Limits | None = ...,
+    gate: Callable[[], str | None] | None = ...,
+    on_progress: Watcher | None = ...,
+    settings: Settings | None = ...,
+) -> list[Backfilled]: ...
+
+
+@overload
+def backfill(
+    conn: AnyConnection | str | None,
+    territories: Sequence[str] | str,
+    *,
+    batch_size: int = ...,
+    workers: int = ...,
+    dry_run: Literal[True],
+    settings: Settings | None = ...,
+) -> list[Estimate]: ...
+
+
+def backfill(
+    conn: AnyConnection | str | None,
+    territories: Sequence[str] | str,
+    *,
+    batch_size: int = BATCH_SIZE,
     workers: int = 1,
-    lease: float = 30.0,
-    on_progress: Callable[[Progress], None] | None = None,
+    dry_run: bool = False,
+    lease: float = LEASE_S,
+    patience: float = PATIENCE_S,
+    limits: Limits | None = None,
+    gate: Callable[[], str | None] | None = None,
+    on_progress: Watcher | None = None,
     settings: Settings | None = None,
-) -> list[Backfilled]:
+) -> list[Backfilled] | list[Estimate]:
     """Assign every lead of `territories` to the user of its newest qualifying activity.
 
     `conn` says which database: a URL, None for the settings' own, or a connection, on whose server
-    sessions of our own are opened, because each slice is committed at once; yours is not touched.
-    `batch_size` is rows per chunk, `lease` seconds. Raises `InvalidRequest`, `BackfillError`, and
-    `BackfillIncomplete` when leads that need an owner have none at the end.
+    sessions of our own are opened, since every slice is committed at once; yours is not touched.
+    `batch_size` is leads per chunk; `workers` sessions work on them; a chunk of a worker that died is
+    taken over after `lease` seconds; leads that somebody holds are waited for `patience` seconds at
+    the end. `limits` say when to slow down; `gate` is asked once a second and returns why to hold, or
+    None. `dry_run` estimates from a sample and writes nothing. A KeyboardInterrupt ends it after the
+    current slices.
+
+    Raises `InvalidRequest` and `BackfillError` before anything is written, `BackfillStopped` when
+    somebody asked for it, and `BackfillIncomplete` when leads that need an owner have none at the end.
     """
     s = settings or _settings.current()
     codes = (territories,) if isinstance(territories, str) else tuple(dict.fromkeys(territories))
+    _check_arguments(codes, batch_size=batch_size, workers=workers, lease=lease)
+    conninfo = _conninfo(conn, s)
+    with _session(conninfo) as side:
+        preflight.check_direct(side, lambda: _session(conninfo))
+        readiness.check(side, s, codes, read_only=dry_run)
+        if dry_run:
+            return verify.estimate(side, codes, settings=s)
+        throttle = Throttle(conninfo, s, codes, limits=limits, gate=gate)
+        run = Run(s, conninfo, codes, batch_size, lease, throttle)
+        with mapped_errors():
+            if index := readiness.missing_index(side, s):
+                return _nothing_left(run, side, index)
+            return _run(run, side, workers, patience, on_progress or _nobody)
+
+
+def _check_arguments(codes: tuple[str, ...], *, batch_size: int, workers: int, lease: float) -> None:
     if not codes:
-        raise InvalidRequest("name at least one territory")
-    if batch_size < 1 or workers < 1:
-        raise InvalidRequest("batch_size and workers must be at least 1")
-    run = Run(s, _conninfo(conn, s), codes, batch_size, lease)
-    with (
-        mapped_errors(),
-        psycopg.connect(run.conninfo, autocommit=True, application_name="leadprotect backfill") as side,
-    ):
-        total = _start(side, run)
-        _work(run, workers, total, on_progress)
-        return _finish(side, run)
+        message = "name at least one territory"
+        raise InvalidRequest(message)
+    for name, value in (("batch_size", batch_size), ("workers", workers)):
+        if value < 1:
+            raise InvalidRequest(f"{name} is {value}; it must be at least 1")
+    if lease <= 0:
+        raise InvalidRequest(f"lease is {lease:g} s; it must be longer than a slice")
 
 
 def _conninfo(conn: AnyConnection | str | None, s: Settings) -> str:
     if conn is None or isinstance(conn, str):
-        url = conn or s.database_url
+        # parsed like the setting itself, so that a mistake in it never prints a password
+        url = _settings.parse({"database_url": conn}).database_url if conn else s.database_url
         if not url:
-            raise SettingsError("database_url is missing: set DATABASE_URL or the key in [leadprotect]")
+            message = "database_url is missing: set DATABASE_URL or the key in [leadprotect]"
+            raise SettingsError(message)
         return url
     info = driver_connection(conn).info
     return make_conninfo(info.dsn, password=info.password or None)
 
 
-def _start(side: psycopg.Connection[Any], run: Run) -> int:
+@contextmanager
+def _session(conninfo: str) -> Iterator[psycopg.Connection[Any]]:
+    try:
+        conn: psycopg.Connection[Any] = psycopg.connect(
+            conninfo, autocommit=True, application_name="leadprotect backfill"
+        )
+    except psycopg.OperationalError as error:  # names host, port and user, never the password
+        message = f"no connection to the database: {error}"
+        raise ConnectionUnusable(message) from None
+    with conn:
+        yield conn
+
+
+def _nobody(_progress: Progress) -> None:
+    """Nobody watches."""
+
+
+def _run(
+    run: Run, side: psycopg.Connection[Any], workers: int, patience: float, on_progress: Watcher
+) -> list[Backfilled]:
     for code in run.territories:
-        side.execute(run.call("backfill_start", "%s, %s"), (code, fingerprint(run.settings)))
-    return 0
+        side.execute(run.sql("SELECT {schema}.backfill_start(%s, %s)"), (code, readiness.fingerprint(run.settings)))
+    watch = Watch(run, side, on_progress)
+    run.throttle.start()
+    try:
+        _work(run, workers, watch)
+        with run.connect() as victim:
+            locked = closing.retry(run, side, victim, patience)
+            unsettled = closing.settle(run, side, victim, patience)
+        if run.stopping.is_set():
+            raise BackfillStopped(f"stopped from another shell ({run.throttle.stop_asked}); the same command goes on")
+    finally:
+        run.throttle.end()
+    if not unsettled:
+        for code in run.territories:
+            side.execute(run.sql("SELECT {schema}.backfill_finish(%s)"), (code,))
+    watch(done=True)
+    return _results(run, side, locked, unsettled)
 
 
-def fingerprint(s: Settings) -> str:
-    """The settings on which the result depends, as `backfill_start` writes them."""
-    known = names(s)
-    keys = (
-        "leads", "lead_id", "territory", "activities", "activity_id", "activity_lead_id",
-        "activity_user_id", "activity_kind", "activity_at",
-    )  # fmt: skip
-    return "; ".join([*(known[key] for key in keys), ", ".join(sorted(s.qualifying_kinds))])
+def _nothing_left(run: Run, side: psycopg.Connection[Any], index: str) -> list[Backfilled]:
+    try:
+        return _results(run, side, [], None)
+    except BackfillIncomplete as error:
+        raise BackfillError(
+            f"index {index} is missing, without it every slice would read whole tables, and {error}. Before contract, "
+            "alembic upgrade head builds the index; after contract owners change by hand only"
+        ) from None
 
 
-def _work(run: Run, workers: int, total: int, on_progress: Callable[[Progress], None] | None) -> None:
-    began = time.monotonic()
+def _work(run: Run, workers: int, watch: Watch) -> None:
     threads = [Worker(run, number + 1) for number in range(workers)]
     for thread in threads:
         thread.start()
     try:
         while any(thread.is_alive() for thread in threads):
-            threads[0].join(_TICK_S)
-            if on_progress:
-                on_progress(_progress(run, total, time.monotonic() - began))
+            watch()
+            for thread in threads:
+                thread.join(_TICK_S / workers)
     finally:
         run.stopping.set()
         for thread in threads:
             thread.join()
-    if run.failed:
-        raise run.failed[0]
-    if on_progress:
-        on_progress(_progress(run, total, time.monotonic() - began))
+    if run.errors:
+        raise run.errors[0]
+    if run.throttle.stop_asked is None:
+        run.stopping.clear()
 
 
-def _progress(run: Run, total: int, seconds: float) -> Progress:
-    scanned = sum(run.scanned.values())
-    rate = scanned / seconds if seconds else 0.0
-    return Progress(
-        run.territories, scanned, sum(run.assigned.values()), max(total, scanned), rate, seconds,
-        run.slice_rows, run.deferred, run.waiting,
-    )  # fmt: skip
-
-
-def _finish(side: psycopg.Connection[Any], run: Run) -> list[Backfilled]:
+def _results(run: Run, side: psycopg.Connection[Any], locked: list[Locked], unsettled: str | None) -> list[Backfilled]:
+    (outside,) = side.execute(run.sql("SELECT {schema}.backfill_outside()")).fetchone() or (0,)
     results = []
     for code in run.territories:
-        waiting = side.execute(
-            f"SELECT lead_id FROM {ident(run.settings.schema)}.backfill_deferred WHERE territory = %s", (code,)
-        ).fetchall()
-        for (lead,) in waiting:
-            side.execute(run.call("backfill_retry", "%s, %s"), (code, lead))
-        side.execute(run.call("backfill_finish", "%s"), (code,))
-        (missing,) = side.execute(
-            f"SELECT count(*) FROM {ident(run.settings.schema)}.unowned_leads(%s)", (code,)
-        ).fetchone() or (0,)
-        results.append(Backfilled(code, run.scanned.get(code, 0), run.assigned.get(code, 0), missing))
-    if any(result.missing for result in results):
-        text = ", ".join(f"{r.missing} in {r.territory}" for r in results if r.missing)
-        raise BackfillIncomplete(f"leads with a qualifying activity, but without an owner: {text}; run it again")
+        scanned, assigned, _ = counts(run, side, [code])
+        held = tuple(lead for lead in locked if lead.territory == code)
+        verified = verify.count(side, code, run.settings, deep=False)
+        results.append(Backfilled(code, scanned, assigned, held, verified, outside))
+    problems = [f"{r.verified.missing:,} in {r.territory}" for r in results if r.verified.missing]
+    if problems or locked or unsettled:
+        text = f"leads with a qualifying activity but no owner: {', '.join(problems) or 'none'}"
+        by = "".join(f"; lead {lead.lead_id} is locked by {lead.blockers}" for lead in locked)
+        message = f"{text}{by}{'; ' + unsettled if unsettled else ''}. Run the same command again"
+        raise BackfillIncomplete(message, tuple(results))
     return results

@@ -12,9 +12,11 @@
     │   ├── AuditUnavailable     the answer could not be recorded: a denial
     │   └── ConnectionUnusable   the transaction had failed already, or the connection is gone
     ├── GateClosed               contract is required, and a condition is false
+    ├── RollbackError            a rollback or a purge was refused, or stopped on the way; says where it stands
     ├── LockUnavailable          the lock budget is used up; names the blocking sessions
     └── BackfillError            a backfill can't start or can't go on
-        └── BackfillIncomplete   leads that need an owner have none; carries the list
+        ├── BackfillStopped      somebody asked it to stop; a new run goes on where it ended
+        └── BackfillIncomplete   leads that need an owner have none; carries what was done
 
 The class follows from the SQLSTATE alone; the text of a server's message is never parsed.
 An error is never a pass: whoever catches `LeadProtectError` must deny.
@@ -26,6 +28,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from leadprotect.access import Decision
+    from leadprotect.backfill import Backfilled
 
 
 class LeadProtectError(Exception):
@@ -83,6 +86,10 @@ class GateClosed(LeadProtectError):
     """A contract revision was required while a condition of its gate is false."""
 
 
+class RollbackError(LeadProtectError):
+    """A rollback or a purge was refused, or stopped on the way; the message says where it stands."""
+
+
 class LockUnavailable(LeadProtectError):
     """A lock could not be had inside the lock budget."""
 
@@ -91,5 +98,13 @@ class BackfillError(LeadProtectError):
     """The backfill can't start or can't go on; nothing is half done."""
 
 
+class BackfillStopped(BackfillError):
+    """A backfill was stopped from another shell; all its slices are committed."""
+
+
 class BackfillIncomplete(BackfillError):
-    """Leads with a qualifying activity have no owner."""
+    """Leads with a qualifying activity have no owner; `results` tells which, by territory."""
+
+    def __init__(self, message: str, results: tuple[Backfilled, ...] = ()) -> None:
+        self.results = results
+        super().__init__(message)

@@ -1,4 +1,4 @@
-"""One worker of a backfill: claims chunks, commits slices, and is always the victim of a lock."""
+"""One worker of a backfill: claims chunks, commits slices, and gives way to every live transaction."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from leadprotect.controller import Controller
+from leadprotect.errors import BackfillError
 from leadprotect.settings import Settings, ident
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from leadprotect.throttle import Throttle
 
 LOCK_TIMEOUT_MS = 50
 """Below the service's 250 ms, so that of two who wait for each other the backfill gives up first."""
@@ -26,56 +27,83 @@ STATEMENT_TIMEOUT_MS = 200
 VICTIM = ("55P03", "57014", "40P01", "40001")
 """lock_not_available, query_canceled, deadlock_detected, serialization_failure."""
 
-LEASE_LOST = "LP410"
 DIVISOR = 8
+"""A slice that fell victim is cut into so many parts, down to one row."""
+
+_TIMED_OUT = "57014"
+_LEASE_LOST = "LP410"
+_CONNECTION_LOST = ("08", "57P")
+_CLAIM_TIMEOUT_S = 10
 _POLL_S = 0.2
-_STALLED_AFTER = 3
+_RECONNECT_S = 60.0
+# so many locked rows in a row are no row locks: somebody holds the table
+_ROWS_BEFORE_A_STALL = 3
 _LONGEST_STALL_S = 30.0
 
 
 @dataclass
 class Run:
-    """What the workers of one process share; times in seconds."""
+    """What the workers of one process share; `lease` in seconds."""
 
     settings: Settings
     conninfo: str
     territories: tuple[str, ...]
     batch_size: int
     lease: float
-    pace: Callable[[float], None] = lambda _seconds: None
+    throttle: Throttle
     stopping: threading.Event = field(default_factory=threading.Event)
-    failed: list[BaseException] = field(default_factory=list)
-    scanned: dict[str, int] = field(default_factory=dict)
-    assigned: dict[str, int] = field(default_factory=dict)
-    deferred: int = 0
+    errors: list[BaseException] = field(default_factory=list)
     slice_rows: int = 0
     waiting: str | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def count(self, territory: str, scanned: int, assigned: int) -> None:
-        """Add what a committed slice did."""
-        with self.lock:
-            self.scanned[territory] = self.scanned.get(territory, 0) + scanned
-            self.assigned[territory] = self.assigned.get(territory, 0) + assigned
+    def sql(self, statement: str) -> str:
+        """Fill in the name of our schema."""
+        return statement.replace("{schema}", ident(self.settings.schema))
 
-    def call(self, function: str, arguments: str) -> str:
-        """SQL of a call of one of our functions."""
-        return f"SELECT * FROM {ident(self.settings.schema)}.{function}({arguments})"
+    def connect(self) -> psycopg.Connection[Any]:
+        """A session that gives way: short waits for locks, short statements, commits that wait for no disk.
+
+        A crash of the server may undo the last slices, but together with their cursors.
+        """
+        conn: psycopg.Connection[Any] = psycopg.connect(
+            self.conninfo, autocommit=True, application_name="leadprotect backfill"
+        )
+        conn.execute(
+            f"SET lock_timeout = {LOCK_TIMEOUT_MS}; SET statement_timeout = {STATEMENT_TIMEOUT_MS};"
+            "SET synchronous_commit = off; SET default_transaction_isolation = 'read committed'"
+        )
+        return conn
 
 
-def connect(run: Run) -> psycopg.Connection[Any]:
-    """A session that gives way: short waits for locks, short statements, commits that wait for no disk.
+class Bisection:
+    """How many rows to take while one of the next rows is locked: an eighth, down to one.
 
-    A crash of the server may undo the last slices together with their cursors, so nothing is lost.
+    The part that fails is cut again; once it is passed, or its one row put aside, all is as before.
     """
-    conn: psycopg.Connection[Any] = psycopg.connect(
-        run.conninfo, autocommit=True, application_name="leadprotect backfill"
-    )
-    conn.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_MS}ms'")
-    conn.execute(f"SET statement_timeout = '{STATEMENT_TIMEOUT_MS}ms'")
-    conn.execute("SET synchronous_commit = off")
-    conn.execute("SET default_transaction_isolation = 'read committed'")
-    return conn
+
+    def __init__(self) -> None:
+        self.rows: int | None = None
+        self.locked = 0  # rows in a row that fell victim
+        self._rest = 0
+        self._slow = False
+
+    def failed(self, rows: int, *, slow: bool) -> None:
+        """The slice of `rows` rows fell victim; `slow` if not to a lock but to its own timeout."""
+        self.rows, self._rest, self._slow = max(rows // DIVISOR, 1), rows, slow
+
+    def passed(self, rows: int, usual: int) -> None:
+        """A slice of `rows` rows was committed; `usual` is what the controller would take."""
+        self.locked = 0
+        self._rest -= rows
+        if self.rows is None or self._rest > 0:
+            return
+        # after a timeout the next rows are as slow: feel the way back instead of falling again
+        self.rows = self.rows * 2 if self._slow and self.rows * 2 < usual else None
+        self._rest = self.rows or 0
+
+    def put_aside(self) -> None:
+        """The one locked row is out of the way."""
+        self.rows = None
 
 
 class Worker(threading.Thread):
@@ -86,79 +114,142 @@ class Worker(threading.Thread):
         self.job = run
         self.label = f"{socket.gethostname()}:{os.getpid()}:{number}"
         self.controller = Controller()
-        self.conn: psycopg.Connection[Any] | None = None
+        self._conn: psycopg.Connection[Any] | None = None
 
     def run(self) -> None:
         """Never raises: the error is kept for the main thread, and ends the other workers."""
         try:
-            for territory in self.job.territories:
-                while not self.job.stopping.is_set() and self._next_chunk(territory):
-                    pass
+            self._work()
         except BaseException as error:  # noqa: BLE001 - a thread's error must reach the main thread
-            self.job.failed.append(error)
+            self.job.errors.append(error)
             self.job.stopping.set()
         finally:
-            if self.conn is not None:
-                self.conn.close()
+            if self._conn is not None:
+                self._conn.close()
 
-    def _next_chunk(self, territory: str) -> bool:
-        run = self.job
-        found = self._row(
-            run.call("backfill_claim", "%s, %s, %s, make_interval(secs => %s)"),
-            (territory, run.batch_size, self.label, run.lease),
-        )
-        if found is None:
-            return True
-        chunk, token = found
-        if chunk is None:
-            return False
-        self._work(territory, chunk, token)
-        return True
-
-    def _work(self, territory: str, chunk: int, token: int) -> None:
-        limit = None  # rows of the slices of a stretch in which one is locked
-        stretch = 0
-        stalls = 0
+    def _work(self) -> None:
         while not self.job.stopping.is_set():
-            rows = self.controller.rows if limit is None else limit
+            # a chunk of a worker that died is claimed when its lease is over
+            left = [territory for territory in self.job.territories if self._work_on(territory)]
+            if not left:
+                return
+            self.job.waiting = f"waiting for another worker's chunk of {', '.join(left)}"
+            self.job.stopping.wait(_POLL_S)
+
+    def _work_on(self, territory: str) -> bool:
+        """Work on all chunks that can be had; whether others still hold some."""
+        while self.job.throttle.proceed(territory, self.job.stopping):
+            claimed = self._claim(territory)
+            if claimed is None:
+                self.job.stopping.wait(_POLL_S)
+                continue
+            chunk, token, left = claimed
+            if chunk is None:
+                return bool(left)
+            self.job.waiting = None
+            self._slices(territory, chunk, token)
+        return False
+
+    def _claim(self, territory: str) -> tuple[int | None, int | None, bool] | None:
+        """A chunk and its token, and whether others work on one; None if another claim was faster."""
+        conn = self._session()
+        try:
+            # finding the end of a chunk takes no lock that a service could feel
+            with conn.transaction():
+                conn.execute(f"SET LOCAL statement_timeout = '{_CLAIM_TIMEOUT_S}s'")
+                return conn.execute(
+                    self.job.sql("""
+                    SELECT c.chunk, c.token, EXISTS (
+                      SELECT FROM {schema}.backfill_chunks AS o WHERE o.territory = %s AND o.finished_at IS NULL)
+                    FROM {schema}.backfill_claim(%s, %s, %s, make_interval(secs => %s)) AS c
+                    """),
+                    (territory, territory, self.job.batch_size, self.label, self.job.lease),
+                ).fetchone()
+        except psycopg.Error as error:
+            if error.sqlstate not in VICTIM and not self._lost(error):
+                raise
+            return None
+
+    def _slices(self, territory: str, chunk: int, token: int | None) -> None:
+        bisection = Bisection()
+        while self.job.throttle.proceed(territory, self.job.stopping):
+            rows = bisection.rows or self.controller.rows
             began = time.monotonic()
             try:
-                scanned, assigned, finished = self._call("backfill_slice", (territory, chunk, token, rows))
+                scanned, _, finished = self._call("backfill_slice", territory, chunk, token, rows)
             except psycopg.Error as error:
-                if error.sqlstate == LEASE_LOST:
+                if error.sqlstate == _LEASE_LOST:
                     return
-                if error.sqlstate not in VICTIM:
-                    raise
-                if limit is None:
-                    stretch = rows
-                if rows > 1:
-                    limit = max(rows // DIVISOR, 1)
-                    continue
-                stalls += 1
-                if stalls > _STALLED_AFTER:
-                    self.job.stopping.wait(min(2.0 ** (stalls - _STALLED_AFTER), _LONGEST_STALL_S))
-                    continue
-                self._call("backfill_defer", (territory, chunk, token, str(error.sqlstate)))
-                self.job.deferred += 1
-                self.job.count(territory, 1, 0)
-                limit = None
+                if not self._lost(error):
+                    self._give_way(error, bisection, rows, (territory, chunk, token))
                 continue
             seconds = time.monotonic() - began
-            stalls = 0
-            self.controller.observe(scanned, seconds)
-            if limit is not None:
-                stretch -= scanned
-                limit = limit if stretch > 0 else None
-            self.job.slice_rows = self.controller.rows
-            self.job.count(territory, scanned, assigned)
+            if scanned or finished:
+                self.job.waiting = None
+                self.controller.observe(scanned, seconds)
+                bisection.passed(scanned, self.controller.rows)
+                self.job.slice_rows = self.controller.rows
             if finished:
                 return
-            self.job.pace(seconds)
+            self.job.throttle.pace(seconds, self.job.stopping)
+        self._call("backfill_release", territory, chunk, token)
 
-    def _call(self, function: str, arguments: tuple[Any, ...]) -> Any:
-        return self._row(self.job.call(function, ", ".join(["%s"] * len(arguments))), arguments)
+    def _give_way(
+        self, error: psycopg.Error, bisection: Bisection, rows: int, part: tuple[str, int, int | None]
+    ) -> None:
+        """The slice was the victim: cut it, or put its only row aside."""
+        if error.sqlstate not in VICTIM:
+            raise error
+        if slow := error.sqlstate == _TIMED_OUT:
+            self.controller.observe(rows, STATEMENT_TIMEOUT_MS / 1000)
+        if rows > 1:
+            bisection.failed(rows, slow=slow)
+            return
+        bisection.locked += 1
+        if not self._stalled(bisection.locked) and self._defer(*part, str(error.sqlstate)):
+            bisection.put_aside()
 
-    def _row(self, statement: str, arguments: tuple[Any, ...]) -> Any:
-        if self.conn is None:
-            self.conn = connect(self.job)
-        return self.conn.execute(statement, arguments).fetchone()
+    def _stalled(self, locked: int) -> bool:
+        """Wait, instead of putting all rows aside, where somebody holds more than a row."""
+        if locked <= _ROWS_BEFORE_A_STALL:
+            return False
+        self.job.waiting = "every row is locked: a session holds the table, or the server stalls"
+        self.job.stopping.wait(min(2.0 ** (locked - _ROWS_BEFORE_A_STALL - 1), _LONGEST_STALL_S))
+        return True
+
+    def _defer(self, territory: str, chunk: int, token: int | None, reason: str) -> bool:
+        try:
+            self._call("backfill_defer", territory, chunk, token, reason)
+        except psycopg.Error as error:
+            if error.sqlstate not in VICTIM:
+                raise
+            return False
+        return True
+
+    def _call(self, function: str, *arguments: Any) -> Any:
+        marks = ", ".join(["%s"] * len(arguments))
+        return (
+            self._session().execute(self.job.sql(f"SELECT * FROM {{schema}}.{function}({marks})"), arguments).fetchone()
+        )
+
+    def _session(self) -> psycopg.Connection[Any]:
+        if self._conn is None or self._conn.closed:
+            self._conn = self.job.connect()
+        return self._conn
+
+    def _lost(self, error: psycopg.Error) -> bool:
+        """Whether the connection was lost and is there again: the cursor in the database says where to go on."""
+        if not (error.sqlstate is None or error.sqlstate.startswith(_CONNECTION_LOST)):
+            return False
+        began = time.monotonic()
+        while not self.job.stopping.is_set():
+            self.job.waiting = "the connection to the database is lost"
+            try:
+                self._conn = self.job.connect()
+            except psycopg.OperationalError as again:
+                if time.monotonic() - began > _RECONNECT_S:
+                    raise BackfillError(f"no connection to the database for {_RECONNECT_S:.0f} s: {again}") from None
+                self.job.stopping.wait(1.0)
+            else:
+                return True
+        return True

@@ -2,35 +2,230 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
 
-from leadprotect.backfill import Progress
+from leadprotect import jobs as _jobs
+from leadprotect import verify as _verify
+from leadprotect._sql import connect
+from leadprotect.backfill import BATCH_SIZE, PATIENCE_S, Backfilled
 from leadprotect.backfill import backfill as _backfill
 from leadprotect.cli import main
+from leadprotect.errors import BackfillIncomplete, BackfillStopped
+from leadprotect.progress import Bar, Lines
+from leadprotect.settings import current
+from leadprotect.signals import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+INCOMPLETE, STOPPED, INTERRUPTED = 3, 4, 130
+DEFAULTS = Limits()
+TERRITORIES = click.argument("territories", nargs=-1, metavar="[TERRITORY]...")
+REASON = click.option("--reason", help="Shown to whoever waits.")
 
 
-@main.command()
-@click.argument("territories", nargs=-1, required=True)
-@click.option("--batch-size", type=click.IntRange(min=1), default=20_000, show_default=True, help="Leads per chunk.")
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Sessions that work.")
-def backfill(territories: tuple[str, ...], *, batch_size: int, workers: int) -> None:
-    """Give every lead with a qualifying activity its owner, while the database is live."""
-    console = Console(file=sys.stderr)
-    with Bar(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"), console=console, disable=not console.is_terminal,
-    ) as bar:  # fmt: skip
-        task = bar.add_task("backfill " + " ".join(territories), total=None, note="")
+class _Run(click.Command):
+    """The command without a name: its usage is the group's."""
 
-        def show(progress: Progress) -> None:
-            note = f"{progress.rate:,.0f} leads/s, slices of {progress.slice_rows:,}"
-            bar.update(task, completed=progress.scanned, total=progress.total or None, note=note)
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        path = ctx.parent.command_path if ctx.parent else ctx.command_path
+        formatter.write_usage(path, " ".join(self.collect_usage_pieces(ctx)))
+        formatter.write_usage(path, "status|pause|resume|stop [TERRITORY]...", prefix="   or: ")
 
-        results = _backfill(None, territories, batch_size=batch_size, workers=workers, on_progress=show)
+
+class _Group(click.Group):
+    """Runs a backfill unless the first argument names one of the other commands."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or args[0] not in self.commands:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+@main.group(cls=_Group)
+def backfill() -> None:
+    """Give leads their owners (also: backfill status, pause, resume, stop)."""
+
+
+@backfill.command(cls=_Run, hidden=True)
+@click.argument("territories", nargs=-1, required=True, metavar="TERRITORY...")
+@click.option("--batch-size", type=click.IntRange(min=1), default=BATCH_SIZE, show_default=True, help="Leads a chunk.")
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Sessions that work at once.")
+@click.option("--dry-run", is_flag=True, help="Estimate from a sample; write nothing.")
+@click.option("--verify", is_flag=True, help="Only derive every owner again, and compare; write nothing.")
+@click.option(
+    "--report", type=click.Path(dir_okay=False, writable=True, path_type=Path), help="CSV of ownerless leads."
+)
+@click.option("--json", "as_json", is_flag=True, help="JSON lines on stdout instead of text.")
+@click.option("--patience", type=click.FloatRange(min=0), default=PATIENCE_S, show_default=True,
+              help="Seconds to wait at the end for leads that somebody holds.")  # fmt: skip
+@click.option("--max-replica-lag", type=click.FloatRange(min=0.1), default=DEFAULTS.replica_lag, show_default=True,
+              help="Hold when a replica is so many seconds behind.")  # fmt: skip
+@click.option("--max-lock-waits", type=click.IntRange(min=1), default=DEFAULTS.lock_waits, show_default=True,
+              help="Hold when so many sessions wait for locks.")  # fmt: skip
+@click.option("--max-wal-rate", type=click.FloatRange(min=1), default=128, show_default=True,
+              help="Slow down to so many MiB of WAL a second.")  # fmt: skip
+@click.option("--max-archive-queue", type=click.IntRange(min=1), default=DEFAULTS.archive_queue, show_default=True,
+              help="Hold when so many WAL segments wait to be archived.")  # fmt: skip
+@click.option("--hold-unless", metavar="SQL", help="A SELECT, asked every second; hold unless its first value is true.")
+def run(territories: tuple[str, ...], *, as_json: bool, report: Path | None, **options: Any) -> None:
+    """Give every lead with a qualifying activity its owner, while the database is live.
+
+    May be ended at any moment: the same command goes on where it ended. Run it on several machines
+    at once, and they share the work.
+
+    Exit codes: 0 complete; 1 refused, nothing was written; 2 wrong usage; 3 incomplete, leads are
+    missing their owner; 4 stopped by `leadprotect backfill stop`; 130 ended by Ctrl-C or SIGTERM.
+    """
+    if options.pop("verify"):
+        _say_verified(territories, as_json=as_json, report=report)
+    elif options.pop("dry_run"):
+        estimates = _backfill(None, territories, dry_run=True)
+        for estimate in estimates:
+            click.echo(_line(asdict(estimate), "estimate") if as_json else _estimated(estimate))
+    else:
+        _run(territories, options, as_json=as_json, report=report)
+
+
+@backfill.command()
+@TERRITORIES
+@click.option("--json", "as_json", is_flag=True, help="JSON lines instead of text.")
+def status(territories: tuple[str, ...], *, as_json: bool) -> None:
+    """Show where the backfill stands."""
+    with connect(current()) as conn:
+        _say_jobs(_jobs.jobs(conn, territories), as_json=as_json)
+
+
+@backfill.command()
+@TERRITORIES
+@REASON
+def pause(territories: tuple[str, ...], *, reason: str | None) -> None:
+    """Hold it after the current slice, on every machine."""
+    with connect(current()) as conn:
+        _say_jobs(_jobs.pause(conn, territories, reason=reason))
+
+
+@backfill.command()
+@TERRITORIES
+def resume(territories: tuple[str, ...]) -> None:
+    """Take back a pause or a stop."""
+    with connect(current()) as conn:
+        _say_jobs(_jobs.resume(conn, territories))
+
+
+@backfill.command()
+@TERRITORIES
+@REASON
+def stop(territories: tuple[str, ...], *, reason: str | None) -> None:
+    """End it after the current slice, on every machine; the same command goes on later."""
+    with connect(current()) as conn:
+        _say_jobs(_jobs.stop(conn, territories, reason=reason))
+
+
+def _run(territories: tuple[str, ...], options: dict[str, Any], *, as_json: bool, report: Path | None) -> None:
+    limits = Limits(
+        replica_lag=options["max_replica_lag"],
+        lock_waits=options["max_lock_waits"],
+        wal_rate=options["max_wal_rate"] * 2**20,
+        archive_queue=options["max_archive_queue"],
+        condition=options["hold_unless"],
+    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    again = f"leadprotect backfill {' '.join(territories)}"
+    console = Console(stderr=True)
+    try:
+        with (
+            Bar(console)
+            if console.is_terminal and not as_json
+            else Lines(sys.stdout if as_json else sys.stderr, as_json=as_json) as watcher
+        ):
+            results = _backfill(
+                None, territories, batch_size=options["batch_size"], workers=options["workers"],
+                patience=options["patience"], limits=limits, on_progress=watcher,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        click.echo(f"ended after the current slice; nothing is lost, go on with: {again}", err=True)
+        sys.exit(INTERRUPTED)
+    except BackfillStopped as error:
+        click.echo(f"Stopped: {error}: {again}", err=True)
+        sys.exit(STOPPED)
+    except BackfillIncomplete as error:
+        _say_results(error.results, territories, as_json=as_json, report=report)
+        click.echo(f"Incomplete: {error}: {again}", err=True)
+        sys.exit(INCOMPLETE)
+    _say_results(results, territories, as_json=as_json, report=report)
+
+
+def _say_results(
+    results: Sequence[Backfilled], territories: tuple[str, ...], *, as_json: bool, report: Path | None
+) -> None:
     for result in results:
-        click.echo(f"{result.territory}: {result.scanned:,} leads scanned, {result.assigned:,} owners assigned")
+        if as_json:
+            click.echo(_line(asdict(result), "result"))
+            continue
+        seen = result.verified
+        parts = [f"{result.scanned:,} leads scanned, {result.assigned:,} owners assigned"]
+        parts.append(f"{seen.ownerless:,} leads have no qualifying activity")
+        parts += [f"{seen.released:,} were released by hand"] if seen.released else []
+        click.echo(f"{result.territory}: {', '.join(parts)}")
+    if not as_json and results and results[0].without_territory:
+        click.echo(f"{results[0].without_territory:,} leads have no territory: they are outside protection")
+    if report:
+        with connect(current()) as conn:
+            written = _verify.report(conn, territories, report)
+        click.echo(f"{written:,} leads without an owner are listed in {report}", err=True)
+
+
+def _say_verified(territories: tuple[str, ...], *, as_json: bool, report: Path | None) -> None:
+    with connect(current()) as conn:
+        found = _verify.verify(conn, territories)
+        if report:
+            _verify.report(conn, territories, report)
+    for seen in found:
+        if as_json:
+            click.echo(_line(asdict(seen) | {"complete": seen.complete}, "verified"))
+            continue
+        click.echo(
+            f"{seen.territory}: {'complete' if seen.complete else 'INCOMPLETE'}, "
+            f"{seen.missing:,} leads miss their owner, {seen.stale:,} have another than the newest activity names, "
+            f"{seen.ownerless:,} have no qualifying activity, {seen.released:,} were released by hand"
+        )
+        for label, leads in (("missing", seen.missing_leads), ("other owner", seen.stale_leads)):
+            for lead in leads:
+                click.echo(f"  {label}: {lead}")
+    if not all(seen.complete for seen in found):
+        click.echo(f"run leadprotect backfill {' '.join(territories)}", err=True)
+        sys.exit(INCOMPLETE)
+
+
+def _say_jobs(jobs: Sequence[_jobs.Job], *, as_json: bool = False) -> None:
+    for job in jobs:
+        if as_json:
+            click.echo(_line(asdict(job), "job"))
+            continue
+        why = f" ({job.request_reason})" if job.request_reason else ""
+        part = "" if job.state == "done" else f" of about {max(job.total, job.scanned):,}"
+        click.echo(
+            f"{job.territory}: {job.state}{why}, {job.scanned:,}{part} leads scanned, "
+            f"{job.assigned:,} owners assigned, {job.deferred:,} locked, {job.workers} workers"
+        )
+
+
+def _estimated(estimate: _verify.Estimate) -> str:
+    return (
+        f"{estimate.territory}: about {estimate.leads:,} leads, {estimate.assignable:,} would get an owner, "
+        f"{estimate.ownerless:,} have no qualifying activity; about {estimate.seconds:,.0f} s with one worker, "
+        f"{estimate.wal_bytes / 2**20:,.0f} MiB of WAL (from a sample of {estimate.sampled:,})"
+    )
+
+
+def _line(fields: dict[str, Any], event: str) -> str:
+    return json.dumps({"event": event, **fields}, default=str)

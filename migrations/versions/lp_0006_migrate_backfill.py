@@ -44,9 +44,11 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.execute(sql("CREATE SCHEMA IF NOT EXISTS {quarantine} AUTHORIZATION {owner}"))
     op.execute(sql("SET LOCAL ROLE {owner}"))
+    end_pause()
     for signature in (
         "gate_conditions(interval, text, name[])",
         "backfill_report(text[])",
+        "backfill_released(text)",
         "backfill_outside()",
         "backfill_sample(text, integer)",
         "backfill_estimate(text)",
@@ -59,6 +61,7 @@ def downgrade() -> None:
         "backfill_slice(text, bigint, bigint, integer)",
         "backfill_claim(text, integer, text, interval)",
         "backfill_start(text, text)",
+        "backfill_settings()",
         "own_leads(text, {lead_id_type}[])",
         "backfill_stale(text)",
         "unowned_leads(text)",
@@ -77,6 +80,16 @@ def downgrade() -> None:
     op.execute(sql("ALTER TABLE {schema}.backfill_chunks SET SCHEMA {quarantine}"))
     op.execute(sql("ALTER TABLE {schema}.backfill_jobs SET SCHEMA {quarantine}"))
     op.execute("RESET ROLE")
+
+
+def end_pause() -> None:
+    # The pause was asked for by the rollback itself, and ends with the functions that the workers call.
+    op.execute(
+        sql("""
+        UPDATE {schema}.backfill_jobs SET request = 'run', request_reason = NULL
+        WHERE request = 'pause' AND request_reason IN ('alembic downgrade', 'leadprotect rollback')
+        """)
+    )
 
 
 def create_jobs() -> None:
@@ -146,7 +159,9 @@ def create_jobs() -> None:
     op.execute(sql("CREATE POLICY lp_operator ON {schema}.unsettled_leads FOR SELECT TO {operator} USING (true)"))
     op.execute(sql("GRANT SELECT ON {schema}.unsettled_leads TO {operator}"))
     op.execute(
-        sql("COMMENT ON TABLE {schema}.backfill_jobs IS 'One backfill per territory: where it stands, and what was asked of it'")
+        sql(
+            "COMMENT ON TABLE {schema}.backfill_jobs IS 'One backfill per territory: where it stands, and what was asked of it'"
+        )
     )
     op.execute(
         sql("""
@@ -377,9 +392,25 @@ def create_own_leads() -> None:
 
 
 def create_start() -> None:
-    # A walk that ended is followed by a new one, over all leads: what stands costs one probe each.
     # The functions hold the names and kinds of the settings with which they were created; a caller
     # with others would be told owners that he did not ask for.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.backfill_settings()
+        RETURNS text
+        LANGUAGE sql
+        IMMUTABLE
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+          SELECT concat_ws('; ',
+            {leads_name}, '{lead_id}', '{territory}', {activities_name}, '{activity_id}', '{activity_lead_id}',
+            '{activity_user_id}', '{activity_kind}', '{activity_at}',
+            (SELECT string_agg(kind, ', ' ORDER BY kind COLLATE "C") FROM unnest(ARRAY[{kinds}]) AS kind))
+        $body$
+        """)
+    )
+    grant("backfill_settings()")
+    # A walk that ended is followed by a new one, over all leads: what stands costs one probe each.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.backfill_start(here text, settings text)
@@ -392,14 +423,10 @@ def create_start() -> None:
         DECLARE
           job {schema}.backfill_jobs;
           fresh boolean;
-          ours text := concat_ws('; ',
-            {leads_name}, '{lead_id}', '{territory}', {activities_name}, '{activity_id}', '{activity_lead_id}',
-            '{activity_user_id}', '{activity_kind}', '{activity_at}',
-            (SELECT string_agg(kind, ', ' ORDER BY kind COLLATE "C") FROM unnest(ARRAY[{kinds}]) AS kind));
         BEGIN
-          IF settings IS DISTINCT FROM ours THEN
+          IF settings IS DISTINCT FROM {schema}.backfill_settings() THEN
             RAISE EXCEPTION 'the settings are not those with which the backfill was migrated'
-              USING ERRCODE = 'LP422', DETAIL = format('then %s; now %s', ours, settings);
+              USING ERRCODE = 'LP422', DETAIL = format('then %s; now %s', {schema}.backfill_settings(), settings);
           END IF;
           SELECT * INTO job FROM {schema}.backfill_jobs AS j WHERE j.territory = here FOR UPDATE;
           IF NOT FOUND THEN
@@ -827,9 +854,27 @@ def create_estimates() -> None:
         """)
     )
     op.execute(
-        sql("COMMENT ON FUNCTION {schema}.backfill_outside() IS 'Number of leads without a territory: outside protection'")
+        sql(
+            "COMMENT ON FUNCTION {schema}.backfill_outside() IS 'Number of leads without a territory: outside protection'"
+        )
     )
     grant("backfill_outside()")
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.backfill_released(territory text)
+        RETURNS bigint
+        LANGUAGE sql
+        STABLE SECURITY DEFINER
+        BEGIN ATOMIC
+          SELECT pg_catalog.count(*) FROM {schema}.user_lead_assignments AS a
+          WHERE a.user_id IS NULL AND a.territory = backfill_released.territory;
+        END
+        """)
+    )
+    op.execute(
+        sql("COMMENT ON FUNCTION {schema}.backfill_released(text) IS 'Number of leads that were released by hand'")
+    )
+    grant("backfill_released(text)")
     # Every lead that has no owner after the backfill, and why.
     op.execute(
         sql("""

@@ -19,7 +19,7 @@ def test_the_user_of_the_newest_qualifying_activity_becomes_the_owner(expanded: 
     (result,) = backfill(expanded.url, "DE")
 
     assert expanded.user(2) == expanded.owner(lead)
-    assert (2, 1, 0) == (result.scanned, result.assigned, result.missing)
+    assert (2, 1, 0) == (result.scanned, result.assigned, result.verified.missing)
 
 
 def test_the_command_line_backfills_several_territories(expanded: Database) -> None:

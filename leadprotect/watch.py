@@ -1,0 +1,69 @@
+"""Watches a running backfill: reads the counters that all workers move, and tells whoever asked."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from leadprotect.progress import Meter, Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import psycopg
+
+    from leadprotect.worker import Run
+
+_LOOK_S = 1.0
+
+
+class Watch:
+    """Reads the counters of all workers, of other machines too, and tells who watches."""
+
+    def __init__(self, run: Run, side: psycopg.Connection[Any], on_progress: Callable[[Progress], None]) -> None:
+        self._run, self._side, self._tell = run, side, on_progress
+        self._began = time.monotonic()
+        self._looked = 0.0
+        self._meter = Meter()
+        query = run.sql("SELECT sum({schema}.backfill_estimate(code))::bigint FROM unnest(%s::text[]) AS code")
+        self._total = (side.execute(query, (list(run.territories),)).fetchone() or (0,))[0]
+
+    def __call__(self, *, done: bool = False) -> None:
+        """Tell, but not more than once a second; `done` is told at once."""
+        now = time.monotonic()
+        if not done and now - self._looked < _LOOK_S:
+            return
+        self._looked, run = now, self._run
+        scanned, assigned, deferred = counts(run, self._side, list(run.territories))
+        verdict = run.throttle.now()
+        seconds = now - self._began
+        self._tell(
+            Progress(
+                run.territories,
+                scanned,
+                assigned,
+                deferred,
+                total=scanned if done else max(self._total, scanned),
+                seconds=seconds,
+                rate=scanned / seconds if done else self._meter.rate(seconds, scanned),
+                slice_rows=run.slice_rows,
+                factor=1.0 if done else verdict.factor,
+                reason=None if done else run.waiting if verdict.factor else verdict.reason,
+                done=done,
+            )
+        )
+
+
+def counts(run: Run, side: psycopg.Connection[Any], codes: list[str]) -> tuple[int, int, int]:
+    """Leads scanned, owners assigned, leads put aside: of this walk, whoever did it."""
+    found = side.execute(
+        run.sql("""
+        SELECT coalesce(sum(c.scanned), 0)::bigint,
+               (coalesce(sum(c.assigned), 0) + (
+                 SELECT sum(j.retried) FROM {schema}.backfill_jobs AS j WHERE j.territory = ANY (%(codes)s)))::bigint,
+               (SELECT count(*) FROM {schema}.backfill_deferred AS d WHERE d.territory = ANY (%(codes)s))
+        FROM {schema}.backfill_chunks AS c WHERE c.territory = ANY (%(codes)s)
+        """),
+        {"codes": codes},
+    ).fetchone()
+    return found or (0, 0, 0)
