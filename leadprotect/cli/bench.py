@@ -1,0 +1,38 @@
+"""``leadprotect bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from leadprotect.cli import main
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+@main.group()
+def bench() -> None:
+    """Measure on servers of its own: the embedded one, and every installed PostgreSQL from 15 up."""
+
+
+@bench.command()
+@click.option("--leads", type=click.IntRange(min=10_000), default=1_000_000, show_default=True, help="Leads to generate.")
+@click.option("--seconds", type=click.IntRange(min=1), default=5, show_default=True, help="Of each pgbench run.")
+@click.option("--output", type=FOLDER, default=Path("docs/benchmarks"), show_default=True, help="For plot and numbers.")
+def access(leads: int, seconds: int, output: Path) -> None:
+    """Access checks against SELECT 1, a plain INSERT and the unprotected query."""
+    from leadprotect.bench import access as bench_access  # noqa: PLC0415 - the other commands need no extra
+    from leadprotect.bench import report, servers  # noqa: PLC0415
+
+    console = Console(highlight=False)
+    lines, latencies = [], {}
+    for start in (*(servers.system(major) for major in servers.installed()), servers.embedded()):
+        with start as server:
+            found, times = bench_access.access(server, leads=leads, seconds=seconds, say=console.print)
+            lines += found
+            latencies[f"PostgreSQL {server.major}"] = times
+    console.print(report.table(lines))
+    report.save(lines, latencies, output, leads=leads)
+    console.print(f"plot and numbers are in {output}")
