@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from leadprotect.settings import Settings, ident, table
+from leadprotect.settings import Settings, ident
 
 if TYPE_CHECKING:
     import psycopg
@@ -34,11 +34,18 @@ def one(conn: psycopg.Connection[Any], query: str, *params: Any) -> Any:
     return row[0] if row else None
 
 
+def relation(conn: psycopg.Connection[Any], schema: str, name: str) -> int | None:
+    """The oid of a table, view or index; a name cast to regclass would need the right to use its schema."""
+    query = "SELECT c.oid FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+    found = one(conn, query + " WHERE n.nspname = %s AND c.relname = %s", schema, name)
+    return None if found is None else int(found)
+
+
 def _versions(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) -> list[str]:
     if not one(conn, "SELECT to_regnamespace(%s)::oid", ident(s.version_table_schema)):
         statements.append(f"CREATE SCHEMA {ident(s.version_table_schema)};")
         return [f"version_table_schema: there is no schema {s.version_table_schema}"]
-    if one(conn, "SELECT to_regclass(%s)::oid", ident(s.version_table_schema, s.version_table)):
+    if relation(conn, s.version_table_schema, s.version_table):
         return []
     if not one(conn, "SELECT has_schema_privilege(%s, 'CREATE')", s.version_table_schema):
         me = str(one(conn, "SELECT current_user"))
@@ -61,15 +68,16 @@ def _roles(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) ->
         statements += [f"CREATE ROLE {ident(role)} NOLOGIN;" for role in missing]
     owner = s.role("owner")
     modern = conn.info.server_version >= _SET_OPTION
+    usable, grants = False, creates
     if owner in existing:
-        usable = one(conn, "SELECT pg_has_role(%s, 'USAGE')", owner) and (
-            not modern or one(conn, "SELECT pg_has_role(%s, 'SET')", owner)
-        )
-        grants = creates and (not modern or one(conn, "SELECT pg_has_role(%s, 'MEMBER WITH ADMIN OPTION')", owner))
-    else:
-        usable, grants = False, creates
+        usable = one(conn, "SELECT pg_has_role(%s, 'USAGE')", owner)
+        if modern:
+            usable = usable and one(conn, "SELECT pg_has_role(%s, 'SET')", owner)
+            grants = creates and one(conn, "SELECT pg_has_role(%s, 'MEMBER WITH ADMIN OPTION')", owner)
     if not usable and not (grants and inherits):
         found.append(f"role {me} does not act with the rights of {owner}, which owns leadprotect's objects")
+        if owner in missing:
+            statements.append(f"CREATE ROLE {ident(owner)} NOLOGIN;")
         statements.append(f"GRANT {ident(owner)} TO {ident(me)}{' WITH INHERIT TRUE, SET TRUE' if modern else ''};")
         if not modern and not inherits:
             statements.append(f"ALTER ROLE {ident(me)} INHERIT;")
@@ -78,12 +86,19 @@ def _roles(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) ->
 
 def _tables(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) -> list[str]:
     found = []
-    me = str(one(conn, "SELECT current_user"))
+    me, inherits, modern = conn.execute(
+        "SELECT current_user::text, rolinherit, current_setting('server_version_num')::int >= %s "
+        "FROM pg_roles WHERE rolname = current_user",
+        (_SET_OPTION,),
+    ).fetchall()[0]
     for key, name in (("leads_table", s.leads_table), ("activities_table", s.activities_table)):
-        owner = one(conn, "SELECT relowner::regrole::text FROM pg_class WHERE oid = to_regclass(%s)", table(name))
-        if owner and not one(conn, "SELECT pg_has_role(%s::regrole, 'USAGE')", owner):
+        oid = relation(conn, *name.split(".", 1))
+        owner = one(conn, "SELECT pg_get_userbyid(relowner)::text FROM pg_class WHERE oid = %s", oid)
+        if owner and not one(conn, "SELECT pg_has_role(%s::text, 'USAGE')", owner):
             found.append(f"{key}: role {me} does not own {name} and can't create triggers and indexes on it")
-            statements.append(f"GRANT {owner} TO {ident(me)};")
+            statements.append(f"GRANT {ident(owner)} TO {ident(me)}{' WITH INHERIT TRUE' if modern else ''};")
+            if not modern and not inherits:
+                statements.append(f"ALTER ROLE {ident(me)} INHERIT;")
     return found
 
 
@@ -101,11 +116,11 @@ def _schemas(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) 
         reaches = (
             "SELECT coalesce(bool_or(has_schema_privilege(oid, %s, 'USAGE')), false) FROM pg_roles WHERE rolname = %s"
         )
-        if not (
+        if not one(conn, "SELECT has_schema_privilege(%s, 'USAGE')", schema) or not (
             one(conn, reaches, schema, owner)
             or one(conn, "SELECT has_schema_privilege('public', %s, 'USAGE')", schema)
             or one(conn, "SELECT has_schema_privilege(%s, 'USAGE WITH GRANT OPTION')", schema)
         ):
-            found.append(f"{key}: role {me} may not let {owner} use schema {schema}")
-            statements.append(f"GRANT USAGE ON SCHEMA {ident(schema)} TO {ident(owner)};")
+            found.append(f"{key}: role {me} may not use schema {schema}, or not let {owner} use it")
+            statements.append(f"GRANT USAGE ON SCHEMA {ident(schema)} TO {ident(me)} WITH GRANT OPTION;")
     return found

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from leadprotect._rights import one, rights
+from leadprotect._rights import one, relation, rights
 from leadprotect.errors import PreflightError
-from leadprotect.settings import Settings, ident, table
+from leadprotect.settings import Settings, ident
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -109,10 +109,10 @@ def _host(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
         return found
     unique = """
         SELECT count(*) FROM pg_index AS i JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
-        WHERE i.indrelid = %s::regclass AND i.indisunique AND i.indisvalid AND i.indnkeyatts = 1
+        WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid AND i.indnkeyatts = 1
           AND i.indpred IS NULL AND a.attname = %s
         """
-    if not one(conn, unique, table(s.leads_table), s.lead_id_column):
+    if not one(conn, unique, relation(conn, *s.leads_table.split(".", 1)), s.lead_id_column):
         found.append(f"lead_id_column: {s.leads_table}.{s.lead_id_column} has no unique index of its own")
     return found + _kinds(conn, s)
 
@@ -120,7 +120,8 @@ def _host(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
 def _columns(
     conn: psycopg.Connection[Any], key: str, name: str, wanted: Mapping[str, tuple[str, tuple[str, ...] | None, str]]
 ) -> list[str]:
-    kind = one(conn, "SELECT relkind FROM pg_class WHERE oid = to_regclass(%s)", table(name))
+    oid = relation(conn, *name.split(".", 1))
+    kind = one(conn, "SELECT relkind FROM pg_class WHERE oid = %s", oid)
     if kind is None:
         return [f"{key}: there is no table {name}"]
     if kind != "r":
@@ -130,8 +131,8 @@ def _columns(
     types = dict(
         conn.execute(
             "SELECT attname, format_type(atttypid, NULL) FROM pg_attribute "
-            "WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped",
-            (table(name),),
+            "WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped",
+            (oid,),
         ).fetchall()
     )
     found = []
@@ -151,9 +152,11 @@ def _kinds(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
                  SELECT wanted FROM unnest(%s::text[]) AS wanted
                  WHERE NOT EXISTS (SELECT FROM pg_enum AS e WHERE e.enumtypid = t.oid AND e.enumlabel = wanted))
         FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
-        WHERE a.attrelid = %s::regclass AND a.attname = %s
+        WHERE a.attrelid = %s AND a.attname = %s
         """
-    row = conn.execute(column, (list(s.qualifying_kinds), table(s.activities_table), s.activity_kind_column)).fetchone()
+    row = conn.execute(
+        column, (list(s.qualifying_kinds), relation(conn, *s.activities_table.split(".", 1)), s.activity_kind_column)
+    ).fetchone()
     kind, typtype, category, foreign = row or ("", "", "S", [])
     if typtype == "e" and foreign:
         return [f"qualifying_kinds: {', '.join(foreign)} is no label of the enum in {where}"]
@@ -176,10 +179,12 @@ def _strangers(conn: psycopg.Connection[Any], s: Settings, statements: list[str]
             f"{s.schema}.{name} exists, but no revision of leadprotect is applied: it is not ours; "
             "rename it, or choose another name with the key schema"
         )
-    for key, name in (("leads_table", f"ix_{s.schema}_leads"), ("activities_table", f"ix_{s.schema}_activities")):
-        path = ident(getattr(s, key).split(".", 1)[0], name)
-        if one(conn, "SELECT to_regclass(%s)::oid", path):
-            found.append(f"{path} exists, but no revision of leadprotect is applied: it is not ours; rename it")
+    for host, suffix in ((s.leads_table, "leads"), (s.activities_table, "activities")):
+        schema, name = host.split(".", 1)[0], f"ix_{s.schema}_{suffix}"
+        if relation(conn, schema, name):
+            found.append(
+                f"{schema}.{name} exists, but no revision of leadprotect is applied: it is not ours; rename it"
+            )
     owner = one(
         conn,
         "SELECT r.rolname FROM pg_namespace AS n JOIN pg_roles AS r ON r.oid = n.nspowner "
@@ -210,14 +215,18 @@ def _powers(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) -
 def _on_host(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
     query = """
         SELECT 'trigger ' || tgname FROM pg_trigger
-        WHERE tgrelid IN (to_regclass(%(leads)s), to_regclass(%(activities)s))
+        WHERE tgrelid IN (%(leads)s, %(activities)s)
           AND NOT tgisinternal AND starts_with(tgname::text, %(prefix)s)
         UNION ALL
         SELECT 'policy ' || polname FROM pg_policy
-        WHERE polrelid = to_regclass(%(leads)s) AND starts_with(polname::text, %(prefix)s)
+        WHERE polrelid = %(leads)s AND starts_with(polname::text, %(prefix)s)
         ORDER BY 1
         """
-    names = {"leads": table(s.leads_table), "activities": table(s.activities_table), "prefix": f"{s.schema}_"}
+    names = {
+        "leads": relation(conn, *s.leads_table.split(".", 1)),
+        "activities": relation(conn, *s.activities_table.split(".", 1)),
+        "prefix": f"{s.schema}_",
+    }
     return [
         f"{row[0]} exists on the host's tables, but no revision of leadprotect is applied: rename it"
         for row in conn.execute(query, names).fetchall()

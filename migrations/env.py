@@ -20,6 +20,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, exc, pool
 
 from leadprotect import gate, locks, preflight
+from leadprotect._rights import relation
 from leadprotect.errors import GateClosed, LeadProtectError, SettingsError
 from leadprotect.settings import Settings, ident, load
 
@@ -32,6 +33,7 @@ log = logging.getLogger("leadprotect")
 SEARCH_PATH = "SET search_path = pg_catalog"
 LOCK_TIMEOUT = f"SET lock_timeout = '{locks.LOCK_TIMEOUT_MS}ms'"
 GATE_CLOSED = "LP409"
+POOLER_REFUSED = "08P01"  # what PgBouncer answers with when it can't do as it is asked
 CONNECTION_LOST = ("08", "57P")  # classes of SQLSTATE; an error without one comes from the client side
 NAMES_OBJECTS = "2B"  # the detail of dependent objects; other details may hold personal data
 
@@ -63,6 +65,8 @@ def explained(error: Exception) -> str:
     origin: Any = getattr(error, "orig", error)
     if state is None or state.startswith(CONNECTION_LOST):
         reason = " ".join(str(origin).split())
+        if state == POOLER_REFUSED:
+            return f"a pooler stands before the database: {reason}; set DATABASE_URL to the server itself"
         return f"no connection to the database: {reason}. Nothing is half done: run the same command again"
     said = origin.diag
     parts = [said.message_primary, said.message_detail if state.startswith(NAMES_OBJECTS) else None, said.message_hint]
@@ -190,7 +194,7 @@ def plan(
 def current_heads(guard: psycopg.Connection[Any], settings: Settings) -> tuple[str, ...]:
     """What Alembic's own reader would say, but without a table made on the way."""
     versions = ident(settings.version_table_schema, settings.version_table)
-    if guard.execute("SELECT to_regclass(%s)", (versions,)).fetchone() == (None,):
+    if relation(guard, settings.version_table_schema, settings.version_table) is None:
         return ()
     try:
         return tuple(row[0] for row in guard.execute(f"SELECT version_num FROM {versions}"))

@@ -1,0 +1,355 @@
+"""What is refused before anything is touched, and that the printed statements make it pass."""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from alembic.util import CommandError
+
+from leadprotect.preflight import version_problem
+from tests.support.fingerprint import difference, fingerprint
+from tests.support.revisions import HEAD
+from tests.support.topology import pooler, replica
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.support.database import Database
+
+ONE_SERVER = pytest.mark.profiles("pg18")
+
+
+def state(database: Database) -> dict[str, str]:
+    """The whole catalog that a migration could touch: schemas, roles and the version table."""
+    with database.connect(autocommit=True) as conn:
+        found = fingerprint(conn, database.settings)
+    roles = "SELECT rolname, rolcanlogin, rolsuper, rolinherit FROM pg_roles ORDER BY 1"
+    members = "SELECT roleid::regrole::text, member::regrole::text FROM pg_auth_members ORDER BY 1, 2"
+    return found | {
+        "roles": str(database.sql(roles)),
+        "members": str(database.sql(members)),
+        "at": str(versions(database)),
+    }
+
+
+def versions(database: Database) -> list[str]:
+    table = '"' + database.settings.version_table_schema + '"."' + database.settings.version_table + '"'
+    return [f"{found}" for found in database.sql("SELECT to_regclass(%s)", table)]
+
+
+@contextmanager
+def refused(database: Database, expected: str) -> Iterator[list[str]]:
+    """An upgrade is refused with these words, and nothing is touched; yields the DBA's statements."""
+    before = state(database)
+    statements: list[str] = []
+    with pytest.raises(CommandError) as caught:
+        database.upgrade()
+    message = str(caught.value)
+    assert message.startswith("refused before anything was touched:\n  - ")
+    assert expected in message
+    assert difference(before, state(database)) == {}
+    if "\nA DBA can run:\n" in message:
+        statements += [line.strip() for line in message.partition("\nA DBA can run:\n")[2].splitlines()]
+    yield statements
+
+
+# --- the server
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (90624, "PostgreSQL 9 is too old: leadprotect needs 15 or later"),
+        (140020, "PostgreSQL 14 is too old: leadprotect needs 15 or later"),
+        (150013, "PostgreSQL 15.13 has a known row-security vulnerability: update to 15.14 or later"),
+        (150014, None),
+        (160009, "PostgreSQL 16.9 has a known row-security vulnerability: update to 16.10 or later"),
+        (160010, None),
+        (170005, "PostgreSQL 17.5 has a known row-security vulnerability: update to 17.6 or later"),
+        (170006, None),
+        (180000, None),
+        (190001, None),
+    ],
+)
+def test_old_and_vulnerable_versions_are_refused(number: int, expected: str | None) -> None:
+    assert version_problem(number) == expected
+
+
+@ONE_SERVER
+def test_a_read_replica_is_refused_for_the_way_up_and_down(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    with replica(database.server) as standby:
+        monkeypatch.setenv("DATABASE_URL", standby.url(database.name))
+        with pytest.raises(CommandError, match="this server is a read replica: run the migration on the primary"):
+            database.downgrade()
+        assert database.revision() == HEAD
+        database.upgrade()  # nothing to do is no mistake
+
+
+@ONE_SERVER
+def test_a_pool_of_transactions_is_refused_and_the_direct_url_asked_for(
+    host: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pooler(host.server, "transaction") as pool:
+        monkeypatch.setenv("DATABASE_URL", pool.url(host.name))
+        with refused(host, "leads to a transaction pooler"):
+            pass
+    monkeypatch.setenv("DATABASE_URL", host.url)
+    host.upgrade()
+    assert host.revision() == HEAD
+
+
+@ONE_SERVER
+def test_a_pool_of_statements_is_named_as_what_is_in_the_way(host: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pooler(host.server, "statement") as pool:
+        monkeypatch.setenv("DATABASE_URL", pool.url(host.name))
+        with pytest.raises(CommandError, match="a pooler stands before the database: "):
+            host.upgrade()
+    assert host.revision() is None
+
+
+@ONE_SERVER
+def test_a_pool_of_sessions_is_as_good_as_the_server(host: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pooler(host.server, "session") as pool:
+        monkeypatch.setenv("DATABASE_URL", pool.url(host.name))
+        host.upgrade()
+        assert host.revision() == HEAD
+        host.downgrade()
+
+
+# --- the host's tables
+
+
+LEADS, ACTIVITIES = "ALTER TABLE {leads} ", "ALTER TABLE {activities} "
+KINDS = "CREATE TYPE public.kind AS ENUM ('NEWSLETTER'); "
+SHAPES = {
+    "DROP TABLE {activities}": "activities_table: there is no table ",
+    "DROP TABLE {leads} CASCADE": "leads_table: there is no table ",
+    LEADS + "RENAME {lead_id} TO x": "lead_id_column: ",
+    LEADS + "RENAME {territory} TO x": "territory_column: ",
+    LEADS + "ALTER {territory} TYPE integer USING 1": "territory_column: ",
+    LEADS + "DROP {lead_id} CASCADE, ADD {lead_id} integer PRIMARY KEY": "lead_id_type: ",
+    LEADS + "DROP {lead_id} CASCADE, ADD {lead_id} {lead_id_type}": "has no unique index of its own",
+    ACTIVITIES + "RENAME {activity_id} TO x": "activity_id_column: ",
+    ACTIVITIES + "RENAME {activity_lead_id} TO x": "activity_lead_id_column: ",
+    ACTIVITIES + "RENAME {activity_user_id} TO x": "activity_user_id_column: ",
+    ACTIVITIES + "RENAME {activity_kind} TO x": "activity_kind_column: ",
+    ACTIVITIES + "RENAME {activity_at} TO x": "activity_at_column: ",
+    ACTIVITIES + "ALTER {activity_kind} TYPE integer USING 1": "activity_kind_column: ",
+    ACTIVITIES + "DROP {activity_user_id}, ADD {activity_user_id} integer": "user_id_type: ",
+    ACTIVITIES + "DROP {activity_lead_id}, ADD {activity_lead_id} integer": "lead_id_type: ",
+    KINDS + ACTIVITIES + "DROP {activity_kind}, ADD {activity_kind} public.kind": "qualifying_kinds: QUALIFIED_CALL, ",
+    "DROP TABLE {activities}; CREATE VIEW {activities} AS SELECT 1 AS one": "is not an ordinary table",
+    "DROP TABLE {activities}; CREATE TABLE {activities} (a int) PARTITION BY LIST (a)": "is not an ordinary table",
+}
+
+
+@ONE_SERVER
+@pytest.mark.parametrize(("change", "expected"), SHAPES.items())
+def test_a_host_table_of_another_shape_is_refused_with_the_key_named(
+    host: Database, change: str, expected: str
+) -> None:
+    host.sql_script(change)
+    with refused(host, expected):
+        pass
+
+
+@ONE_SERVER
+def test_every_finding_is_told_at_once(host: Database) -> None:
+    host.sql_script("DROP TABLE {activities}; ALTER TABLE {leads} RENAME {territory} TO x; CREATE SCHEMA leadprotect")
+    with refused(host, "activities_table: "), refused(host, "territory_column: "), refused(host, "schema leadprotect "):
+        pass
+
+
+@ONE_SERVER
+def test_an_enum_that_has_the_kinds_is_as_good_as_text(host: Database) -> None:
+    labels = ", ".join(f"'{kind}'" for kind in [*host.settings.qualifying_kinds, "NEWSLETTER"])
+    host.sql_script(
+        f"CREATE TYPE public.kind AS ENUM ({labels}); ALTER TABLE {{activities}} ALTER {{activity_kind}} "
+        "TYPE public.kind USING {activity_kind}::public.kind"
+    )
+    host.upgrade()
+    lead = host.lead("DE")
+    host.activity(lead, host.user(1))
+    host.activity(lead, host.user(2), kind="NEWSLETTER")
+    assert host.owner(lead) is None  # contract is done
+    host.downgrade("lp_0008_contract_enforce")
+    host.activity(lead, host.user(1))
+    assert host.owner(lead) == host.user(1)
+
+
+# --- names of ours that are somebody's
+
+
+CREATE = "CREATE SCHEMA {schema}; CREATE "
+TOUCHED = "BEFORE UPDATE ON {activities} FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()"
+STRANGERS = {
+    "CREATE SCHEMA {schema}": "exists and belongs to postgres",
+    CREATE + "TABLE {schema}.user_lead_assignments (id int)": "user_lead_assignments exists",
+    CREATE + "VIEW {schema}.v_lead_protection AS SELECT 1 AS one": "v_lead_protection exists",
+    CREATE + "TYPE {schema}.lead_action AS ENUM ('X')": "lead_action exists",
+    CREATE + "FUNCTION {schema}.can_edit_lead(int) RETURNS int RETURN 1": "can_edit_lead exists",
+    "CREATE INDEX {leads_index} ON {leads} ({territory})": "it is not ours; rename it",
+    "CREATE POLICY {transition} ON {leads}": "exists on the host's tables",
+    "CREATE TRIGGER {transition} " + TOUCHED: "exists on the host's tables",
+}
+
+
+@pytest.mark.profiles("pg18", "other_names")
+@pytest.mark.parametrize(("script", "expected"), STRANGERS.items())
+def test_an_object_of_our_name_is_refused_by_name(host: Database, script: str, expected: str) -> None:
+    host.sql_script(script)
+    with refused(host, expected):
+        pass
+
+
+def test_a_table_of_our_name_in_another_schema_is_the_hosts(host: Database) -> None:
+    assert host.sql("SELECT to_regclass('public.user_lead_assignments') IS NOT NULL") == [True]
+    host.upgrade()
+    assert host.sql("SELECT column_name FROM information_schema.columns WHERE table_schema = 'public' "
+                    "AND table_name = 'user_lead_assignments' ORDER BY 1") == ["id", "note"]  # fmt: skip
+
+
+@ONE_SERVER
+def test_a_role_of_our_name_with_powers_is_refused_until_it_loses_them(make_database: Callable[..., Database]) -> None:
+    database = make_database("host", schema="powers")
+    database.sql("CREATE ROLE powers_app LOGIN CREATEROLE")
+    with refused(database, "role powers_app exists with powers that it must not have") as statements:
+        assert len(statements) == 1
+        for statement in statements:
+            database.sql(statement)
+    database.upgrade()
+    assert database.revision() == HEAD
+
+
+@ONE_SERVER
+def test_an_exempt_role_must_exist(make_database: Callable[..., Database]) -> None:
+    with refused(make_database("host", exempt_roles="nobody_of_that_name"), "there is no role nobody_of_that_name"):
+        pass
+
+
+@ONE_SERVER
+def test_the_schema_of_the_version_table_is_asked_for(make_database: Callable[..., Database]) -> None:
+    database = make_database("host", version_table_schema="ops")
+    with refused(database, "version_table_schema: there is no schema ops") as statements:
+        assert statements == ['CREATE SCHEMA "ops";']
+        database.sql(statements[0])
+    database.upgrade()
+    assert database.revision() == HEAD
+
+
+# --- the quarantine
+
+
+def test_a_quarantine_of_another_id_type_is_refused(database: Database) -> None:
+    database.downgrade()
+    database.sql("ALTER TABLE {quarantine}.lead_protection_rules ALTER lead_id TYPE varchar USING lead_id::text")
+    with refused(database, "lead_id_type: the quarantine holds "):
+        pass
+
+
+def test_a_quarantine_of_another_version_is_refused(database: Database) -> None:
+    database.downgrade()
+    database.sql("ALTER TABLE {quarantine}.user_lead_assignments DROP activity_id")
+    with refused(database, "user_lead_assignments lacks activity_id: it was left by another version"):
+        pass
+
+
+# --- the migrating role
+
+
+@contextmanager
+def deploying_as(
+    database: Database, options: str, monkeypatch: pytest.MonkeyPatch, *, owns: bool = True
+) -> Iterator[str]:
+    """Migrate as a login that is no superuser; it owns the host's tables and nothing else."""
+    name = f"deploy-{database.name}"
+    owner = name if owns else f"host-{database.name}"
+    database.sql(f'CREATE ROLE "{name}" LOGIN {options}')
+    if not owns:
+        database.sql(f'CREATE ROLE "{owner}" NOLOGIN')
+    for table in ("{leads}", "{activities}"):
+        database.sql(f'ALTER TABLE {table} OWNER TO "{owner}"')
+    with monkeypatch.context() as patch:
+        patch.setenv("DATABASE_URL", database.server.url(database.name, name))
+        yield name
+
+
+@pytest.mark.profiles("pg18", "pg15")
+@pytest.mark.parametrize("options", ["NOCREATEROLE", "CREATEROLE", "NOCREATEROLE NOINHERIT", "CREATEROLE NOINHERIT"])
+def test_what_a_role_lacks_is_printed_as_statements_that_make_the_upgrade_pass(
+    make_database: Callable[..., Database], options: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_it_pass(make_database("host"), options, monkeypatch, owns=True)
+
+
+@pytest.mark.parametrize("options", ["NOCREATEROLE", "CREATEROLE NOINHERIT"])
+def test_a_role_that_does_not_own_the_tables_joins_their_owner(
+    make_database: Callable[..., Database], options: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_it_pass(make_database("host"), options, monkeypatch, owns=False)
+
+
+def make_it_pass(database: Database, options: str, monkeypatch: pytest.MonkeyPatch, *, owns: bool) -> None:
+    # roles are shared by the databases of a server: a schema of its own asks for roles of its own
+    database = replace(database, overrides={"schema": f"s {database.name}"})
+    monkeypatch.setenv("LEADPROTECT_SCHEMA", database.settings.schema)
+    with deploying_as(database, options, monkeypatch, owns=owns):
+        before = fingerprint_of_host(database)
+        with refused(database, "may not create the schema") as statements:
+            pass
+        makes_roles = any(line.startswith("CREATE ROLE") for line in statements)
+        assert makes_roles == (options != "CREATEROLE")
+        for statement in statements:
+            database.sql(statement)
+        database.upgrade()
+        assert database.revision() == HEAD
+        assert owners_of(database) == {database.settings.role("owner")}
+        database.downgrade()
+        database.upgrade()
+        database.downgrade()
+        # what the DBA granted is left, and nothing else
+        assert {name.split()[0] for name in difference(before, fingerprint_of_host(database))} <= {"schema"}
+
+
+def fingerprint_of_host(database: Database) -> dict[str, str]:
+    with database.connect(autocommit=True) as conn:
+        return fingerprint(conn, database.settings, only="host")
+
+
+def owners_of(database: Database) -> set[str]:
+    """Owners of everything in our schema."""
+    return set(
+        database.sql(
+            "SELECT pg_get_userbyid(relowner)::text FROM pg_class WHERE relnamespace = {schema_name}::regnamespace "
+            "UNION SELECT pg_get_userbyid(proowner) FROM pg_proc WHERE pronamespace = {schema_name}::regnamespace "
+            "UNION SELECT pg_get_userbyid(nspowner) FROM pg_namespace WHERE oid = {schema_name}::regnamespace"
+        )
+    )
+
+
+def test_roles_that_another_database_made_are_shared(
+    make_database: Callable[..., Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On PostgreSQL 16 and later CREATEROLE alone can't join a role that somebody else made."""
+    database = make_database("host")
+    with deploying_as(database, "CREATEROLE", monkeypatch):
+        with refused(database, "may not create the schema") as statements:
+            joins = [line for line in statements if re.match(r'GRANT "[^"]*owner" TO ', line)]
+            assert len(joins) == (1 if database.server.major >= 16 else 0)
+        for statement in statements:
+            database.sql(statement)
+        database.upgrade()
+    assert database.revision() == HEAD
+
+
+@ONE_SERVER
+def test_a_dba_may_make_the_schema_beforehand(make_database: Callable[..., Database]) -> None:
+    database = make_database("host", schema="beforehand")
+    database.sql("CREATE ROLE beforehand_owner")
+    database.sql("CREATE SCHEMA beforehand AUTHORIZATION beforehand_owner")
+    database.upgrade()
+    assert database.revision() == HEAD
