@@ -2,41 +2,261 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from typing import TYPE_CHECKING
 
-from click.testing import CliRunner
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
 
+import leadprotect
 from leadprotect.backfill import backfill
 from leadprotect.cli import main
+from leadprotect.errors import BackfillIncomplete
+from leadprotect.jobs import jobs
+from leadprotect.verify import verify
+from tests.support.leads import old_leads, owners
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from leadprotect.progress import Progress
     from tests.support.database import Database
 
 
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["backfill", *arguments])
+
+
 def test_the_user_of_the_newest_qualifying_activity_becomes_the_owner(expanded: Database) -> None:
-    lead = before_the_trigger(expanded)
+    german, swiss = old_leads(expanded, 100), old_leads(expanded, 30, "CH")
+
+    de, ch = leadprotect.backfill(expanded.url, ["DE", "CH"], batch_size=40)
+
+    assert (german, swiss) == (owners(expanded), owners(expanded, "CH"))
+    assert (100, 88, 12) == (de.scanned, de.assigned, de.verified.ownerless)
+    assert (30, 27, 3) == (ch.scanned, ch.assigned, ch.verified.ownerless)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 50, 51, 1000])
+def test_the_size_of_a_chunk_changes_nothing(expanded: Database, batch_size: int) -> None:
+    expected = old_leads(expanded, 51)
+
+    (result,) = backfill(expanded.url, "DE", batch_size=batch_size, workers=2)
+
+    assert expected == owners(expanded)
+    assert 51 == result.scanned
+
+
+def test_of_two_activities_at_one_time_the_higher_id_wins_and_one_without_time_comes_last(expanded: Database) -> None:
+    undated, tied = expanded.lead(), expanded.lead()
+    expanded.activity(undated, expanded.user(1), at="2026-01-01")
+    expanded.activity(undated, expanded.user(2), at=None)
+    expanded.activity(tied, expanded.user(3))
+    expanded.activity(tied, expanded.user(4))
+    expanded.activity(tied, None, at="2026-05-05")
+    expanded.sql("DELETE FROM {schema}.user_lead_assignments")
+
+    backfill(expanded.url, "DE")
+
+    assert {undated: expanded.user(1), tied: expanded.user(4)} == owners(expanded)
+
+
+def test_a_connection_of_the_caller_names_the_database_and_is_not_touched(expanded: Database) -> None:
+    expected = old_leads(expanded, 10)
+    with expanded.connect() as conn, expanded.engine() as engine, engine.connect() as core:
+        conn.execute("SELECT pg_current_xact_id()")
+        backfill(conn, ["DE"])
+        assert psycopg.pq.TransactionStatus.INTRANS == conn.info.transaction_status
+        assert expected == owners(expanded)
+        (again,) = backfill(core, ["DE"])
+    assert 0 == again.assigned
+
+
+def test_a_second_run_assigns_nothing_and_finds_what_came_later(expanded: Database) -> None:
+    old_leads(expanded, 20)
+    backfill(expanded.url, "DE")
+    later = old_leads(expanded, 5)
 
     (result,) = backfill(expanded.url, "DE")
 
-    assert expanded.user(2) == expanded.owner(lead)
-    assert (2, 1, 0) == (result.scanned, result.assigned, result.verified.missing)
+    assert (25, 5) == (result.scanned, result.assigned)
+    assert later.items() <= owners(expanded).items()
 
 
-def test_the_command_line_backfills_several_territories(expanded: Database) -> None:
-    lead = before_the_trigger(expanded)
+def test_a_lead_released_by_hand_before_the_cursor_arrives_stays_released(expanded: Database) -> None:
+    lead = next(iter(old_leads(expanded, 3)))
+    with expanded.connect("manager_de") as conn, leadprotect.acting_as(conn, expanded.user(9), "DE"):
+        leadprotect.assign(conn, lead, expanded.user(4))
+        leadprotect.release(conn, lead)
 
-    answer = CliRunner().invoke(main, ["backfill", "DE", "CH", "--batch-size", "1", "--workers", "2"])
+    (result,) = backfill(expanded.url, "DE")
 
-    assert (0, expanded.user(2)) == (answer.exit_code, expanded.owner(lead)), answer.output
-    assert "DE: 2 leads" in answer.stdout
+    assert (None, 2, 1) == (owners(expanded)[lead], result.assigned, result.verified.released)
 
 
-def before_the_trigger(database: Database) -> object:
-    """Leads and activities as from before the first revision: one lead with an owner to be, one without."""
-    lead = database.lead()
-    database.lead()
-    database.activity(lead, database.user(2), at="2026-02-01")
-    database.activity(lead, database.user(1), at="2026-01-01")
-    database.activity(lead, database.user(3), "NOTE", at="2026-03-01")
-    database.sql("DELETE FROM {schema}.user_lead_assignments")
-    return lead
+def test_an_owner_made_by_hand_stays(expanded: Database) -> None:
+    lead = next(iter(old_leads(expanded, 3)))
+    with expanded.connect("manager_de") as conn, leadprotect.acting_as(conn, expanded.user(9), "DE"):
+        leadprotect.assign(conn, lead, expanded.user(77))
+
+    backfill(expanded.url, "DE")
+
+    assert expanded.user(77) == owners(expanded)[lead]
+
+
+def test_an_owner_that_the_trigger_made_gives_way_to_a_newer_activity_from_before_it(expanded: Database) -> None:
+    lead, owner = next(iter(old_leads(expanded, 1).items()))
+    expanded.activity(lead, expanded.user(99), at="2020-01-01")
+    assert expanded.user(99) == expanded.owner(lead)
+
+    (result,) = backfill(expanded.url, "DE")
+
+    assert (owner, 1) == (expanded.owner(lead), result.assigned)
+
+
+def test_progress_ends_with_everything_done(expanded: Database) -> None:
+    old_leads(expanded, 40)
+    seen: list[Progress] = []
+
+    backfill(expanded.url, "DE", on_progress=seen.append)
+
+    assert (True, 40, 35, 40) == (seen[-1].done, seen[-1].scanned, seen[-1].assigned, seen[-1].total)
+    assert all(one.reason is None for one in seen[-1:])
+
+
+def test_the_operator_s_role_is_enough(expanded: Database) -> None:
+    expected = old_leads(expanded, 20)
+
+    backfill(expanded.login_url("operator"), "DE", batch_size=5)
+
+    assert expected == owners(expanded)
+
+
+def test_nobody_but_the_operator_may_call_its_functions(expanded: Database) -> None:
+    with expanded.connect("seller_de") as conn, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        expanded.query(conn, "SELECT {schema}.backfill_request('DE', 'stop', NULL)")
+
+
+# --- the truth at the end
+
+
+def test_verify_names_what_is_missing_and_what_another_owner_has(expanded: Database) -> None:
+    leads = old_leads(expanded, 10)
+    backfill(expanded.url, "DE")
+    missing, stale, *_ = [lead for lead, owner in leads.items() if owner]
+    expanded.sql("DELETE FROM {schema}.user_lead_assignments WHERE lead_id = %s", missing)
+    expanded.sql("UPDATE {schema}.user_lead_assignments SET user_id = %s WHERE lead_id = %s", expanded.user(98), stale)
+    with expanded.connect("operator") as conn:
+        (seen,) = verify(conn, ["DE"])
+    answer = run("--verify", "DE")
+
+    assert ((missing,), (stale,), False) == (seen.missing_leads, seen.stale_leads, seen.complete)
+    assert 3 == answer.exit_code
+    assert f"missing: {missing}" in answer.stdout
+    assert f"other owner: {stale}" in answer.stdout
+
+    assert 0 == run("DE").exit_code
+    assert 0 == run("--verify", "DE", "CH").exit_code
+    assert leads == owners(expanded)
+
+
+def test_the_gate_and_the_verification_ask_the_same_query(expanded: Database) -> None:
+    old_leads(expanded, 10)
+    gate = expanded.sql("SELECT detail FROM {schema}.gate_conditions('0', 'off', '{}') WHERE condition = 'owners'")
+    with expanded.connect() as conn:
+        (seen,) = verify(conn, ["DE"])
+
+    assert 9 == seen.missing
+    assert ["9 leads in DE have a qualifying activity but no owner"] == gate
+
+
+def test_the_report_lists_every_lead_without_an_owner_and_why(expanded: Database, tmp_path: Path) -> None:
+    leads = old_leads(expanded, 8)
+    (outside,) = old_leads(expanded, 1, None)
+    released = next(iter(leads))
+    expanded.sql(
+        "INSERT INTO {schema}.user_lead_assignments (lead_id, territory, source) VALUES (%s, 'DE', 'release')", released
+    )
+    file = tmp_path / "ownerless.csv"
+    answer = run("DE", "--report", str(file))
+    with file.open() as text:
+        listed = {(row["lead_id"], row["territory"], row["reason"]) for row in csv.DictReader(text)}
+
+    (ownerless,) = [lead for lead, owner in leads.items() if owner is None]
+    assert 0 == answer.exit_code
+    assert {
+        (str(released), "DE", "released"),
+        (str(ownerless), "DE", "no_qualifying_activity"),
+        (str(outside), "", "no_territory"),
+    } == listed
+    assert "1 leads have no territory: they are outside protection" in answer.stdout
+
+
+def test_a_dry_run_estimates_and_writes_nothing(expanded: Database) -> None:
+    old_leads(expanded, 400)
+    before = expanded.sql("SELECT started_at, chunks FROM {schema}.backfill_jobs ORDER BY territory")
+
+    with expanded.connect() as conn:
+        (estimate,) = backfill(conn, ["DE"], dry_run=True)
+    answer = run("DE", "--dry-run")
+
+    assert (400, 350, 50) == (estimate.leads, estimate.assignable, estimate.ownerless)
+    assert estimate.wal_bytes > 0
+    assert "350 would get an owner" in answer.stdout
+    assert before == expanded.sql("SELECT started_at, chunks FROM {schema}.backfill_jobs ORDER BY territory")
+    assert [0] == expanded.sql("SELECT count(*) FROM {schema}.user_lead_assignments")
+
+
+def test_an_incomplete_end_carries_what_was_done(expanded: Database) -> None:
+    lead = next(iter(old_leads(expanded, 3)))
+    with expanded.connect() as conn:
+        expanded.query(
+            conn,
+            "INSERT INTO {schema}.user_lead_assignments (lead_id, territory, user_id, source) "
+            "VALUES (%s, 'DE', %s, 'assign')",
+            *(lead, expanded.user(5)),
+        )
+        with pytest.raises(BackfillIncomplete, match="is locked by pid") as caught:
+            backfill(expanded.url, "DE", patience=0.1)
+        conn.rollback()
+
+    (result,) = caught.value.results
+    assert (3, 2, lead) == (result.scanned, result.assigned, result.locked[0].lead_id)
+
+
+# --- the command line
+
+
+def test_the_command_line_says_what_was_done(expanded: Database) -> None:
+    old_leads(expanded, 24)
+
+    answer = run("DE", "CH", "--batch-size", "10", "--workers", "2")
+
+    assert 0 == answer.exit_code, answer.output
+    assert "DE: 24 leads scanned, 21 owners assigned, 3 leads have no qualifying activity\n" in answer.stdout
+    assert "CH: 0 leads scanned" in answer.stdout
+    assert "24 of about 24 leads (100 %)" in answer.stderr
+
+
+def test_json_lines_are_told_to_programs(expanded: Database) -> None:
+    old_leads(expanded, 24)
+
+    answer = run("DE", "--json")
+    lines = [json.loads(line) for line in answer.stdout.splitlines()]
+
+    assert ["done", "result"] == [line["event"] for line in lines][-2:]
+    assert (24, 21) == (lines[-1]["scanned"], lines[-1]["assigned"])
+    assert 0 == lines[-1]["verified"]["missing"]
+
+
+def test_status_tells_where_each_territory_stands(expanded: Database) -> None:
+    old_leads(expanded, 8)
+    assert run("status").stdout.startswith("CH: new, ")
+    run("DE")
+
+    assert run("status", "DE").stdout == "DE: done, 8 leads scanned, 7 owners assigned, 0 locked, 0 workers\n"
+    assert "DE" == json.loads(run("status", "DE", "--json").stdout)["territory"]
+    with expanded.connect("operator") as conn:
+        assert ["new", "done"] == [job.state for job in jobs(conn)]
