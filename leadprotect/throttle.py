@@ -44,6 +44,7 @@ class Throttle(threading.Thread):
         self._verdict = Verdict(0.0, "the signals were not asked yet")
         self._unreadable: Verdict | None = None
         self._paused: dict[str, str] = {}
+        self._gone = False
         self._conninfo, self._settings, self._territories = conninfo, settings, territories
         self._limits, self._gate = limits or Limits(), gate
         self._asked: Asked | None = None
@@ -72,6 +73,8 @@ class Throttle(threading.Thread):
 
     def now(self, territory: str | None = None) -> Verdict:
         """The verdict for `territory` (None: for any of them); an old one counts as none."""
+        if self._gone:
+            return GO
         paused = [why for code, why in self._paused.items() if territory in (None, code)]
         if paused:
             return Verdict(0.0, paused[0])
@@ -142,11 +145,16 @@ class Throttle(threading.Thread):
         return self._asked
 
     def _requests(self) -> Verdict:
-        (found,) = self._asking().row(
-            "SELECT json_agg(json_build_array(territory, request, request_reason)) "
-            f"FROM {ident(self._settings.schema)}.backfill_jobs WHERE territory = ANY (%s) AND request <> 'run'",
-            (list(self._territories),),
-        )
+        try:
+            (found,) = self._asking().row(
+                "SELECT json_agg(json_build_array(territory, request, request_reason)) "
+                f"FROM {ident(self._settings.schema)}.backfill_jobs WHERE territory = ANY (%s) AND request <> 'run'",
+                (list(self._territories),),
+            )
+        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+            # rolled back: a worker's next call meets the same, and ends the run with its error
+            self._gone = True
+            return GO
         asked = [(code, request, why or "no reason given") for code, request, why in found or []]
         self._paused = {code: f"{code} is paused: {why}" for code, request, why in asked if request == "pause"}
         stops = [f"{code}: {why}" for code, request, why in asked if request == "stop"]

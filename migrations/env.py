@@ -19,7 +19,7 @@ from alembic.runtime.migration import RevisionStep
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, exc, pool
 
-from leadprotect import gate, locks, preflight
+from leadprotect import gate, locks, preflight, rollback
 from leadprotect._rights import relation
 from leadprotect.errors import GateClosed, LeadProtectError, SettingsError
 from leadprotect.settings import Settings, ident, load
@@ -161,6 +161,7 @@ def configure(settings: Settings, **how: Any) -> None:
         transaction_per_migration=True,
         version_table=settings.version_table,
         version_table_schema=settings.version_table_schema,
+        on_version_apply=context.config.attributes.get("on_version_apply"),  # leadprotect rollback looks at each step
         **how,
     )
 
@@ -179,6 +180,9 @@ def plan(
         preflight.check(guard, settings, fresh=not heads)
     elif left:
         preflight.check_server(guard)
+    if any(undoes_backfill(step) for step in left):
+        for territory in rollback.pause_backfill(guard, settings, "alembic downgrade"):
+            log.warning("paused the backfill of %s, which this downgrade ends", territory)
 
     def remaining(_heads: Any, _migration: Any) -> Iterator[Any]:
         while left:
@@ -218,6 +222,11 @@ def may_contract(guard: psycopg.Connection[Any], settings: Settings, contract: s
 
 def is_upgrade(step: Any) -> bool:
     return isinstance(step, RevisionStep) and step.is_upgrade
+
+
+def undoes_backfill(step: Any) -> bool:
+    downwards = isinstance(step, RevisionStep) and not step.is_upgrade
+    return downwards and getattr(step.revision.module, "phase", None) == "migrate"
 
 
 def is_contract(step: Any) -> bool:

@@ -44,7 +44,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.execute(sql("CREATE SCHEMA IF NOT EXISTS {quarantine} AUTHORIZATION {owner}"))
     op.execute(sql("SET LOCAL ROLE {owner}"))
-    end_pause()
+    end_runs()
     for signature in (
         "gate_conditions(interval, text, name[])",
         "backfill_report(text[])",
@@ -82,13 +82,17 @@ def downgrade() -> None:
     op.execute("RESET ROLE")
 
 
-def end_pause() -> None:
+def end_runs() -> None:
     # The pause was asked for by the rollback itself, and ends with the functions that the workers call.
+    # Their leases end, too: after an upgrade nobody must wait for a worker that can't come back.
     op.execute(
         sql("""
         UPDATE {schema}.backfill_jobs SET request = 'run', request_reason = NULL
         WHERE request = 'pause' AND request_reason IN ('alembic downgrade', 'leadprotect rollback')
         """)
+    )
+    op.execute(
+        sql("UPDATE {schema}.backfill_chunks SET token = token + 1, lease_until = '-infinity' WHERE finished_at IS NULL")
     )
 
 
@@ -282,6 +286,7 @@ def create_stale_leads() -> None:
         SET enable_hashjoin = off
         SET enable_mergejoin = off
         AS $body$
+        #variable_conflict use_variable
         BEGIN
           RETURN QUERY
           SELECT a.lead_id
@@ -330,6 +335,7 @@ def create_own_leads() -> None:
         SET enable_mergejoin = off
         SET jit = off
         AS $body$
+        #variable_conflict use_variable
         DECLARE
           fresh {lead_id_type}[] := ARRAY(
             SELECT wanted.lead_id FROM unnest(leads) AS wanted (lead_id)
@@ -466,6 +472,7 @@ def create_claim() -> None:
         SET enable_seqscan = off
         SET enable_bitmapscan = off
         AS $body$
+        #variable_conflict use_variable
         DECLARE
           job {schema}.backfill_jobs;
           first {lead_id_type};
@@ -539,6 +546,7 @@ def create_slice() -> None:
         SET enable_seqscan = off
         SET enable_bitmapscan = off
         AS $body$
+        #variable_conflict use_variable
         DECLARE
           part {schema}.backfill_chunks;
           leads {lead_id_type}[];
@@ -612,6 +620,7 @@ def create_deferral() -> None:
         SET enable_seqscan = off
         SET enable_bitmapscan = off
         AS $body$
+        #variable_conflict use_variable
         DECLARE
           part {schema}.backfill_chunks;
           leads {lead_id_type}[];
@@ -653,6 +662,7 @@ def create_deferral() -> None:
         SET search_path = pg_catalog, pg_temp
         SET row_security = on
         AS $body$
+        #variable_conflict use_variable
         DECLARE
           made integer;
         BEGIN
@@ -689,6 +699,7 @@ def create_settling() -> None:
         SET search_path = pg_catalog, pg_temp
         SET row_security = on
         AS $body$
+        #variable_conflict use_variable
         DECLARE
           notes uuid[] := ARRAY(SELECT u.id FROM {schema}.unsettled_leads AS u WHERE u.lead_id = lead);
           settled integer;
@@ -787,6 +798,7 @@ def create_estimates() -> None:
         SET search_path = pg_catalog, pg_temp
         SET row_security = on
         AS $body$
+        #variable_conflict use_variable
         DECLARE
           plan json;
         BEGIN
@@ -810,6 +822,7 @@ def create_estimates() -> None:
         SET enable_mergejoin = off
         SET jit = off
         AS $body$
+        #variable_conflict use_variable
         DECLARE
           percent float8;
         BEGIN
@@ -885,6 +898,7 @@ def create_estimates() -> None:
         SET search_path = pg_catalog, pg_temp
         SET row_security = on
         AS $body$
+        #variable_conflict use_variable
         BEGIN
           RETURN QUERY
           SELECT u.lead_id, code, CASE
@@ -918,6 +932,7 @@ def create_gate() -> None:
         SET search_path = pg_catalog, pg_temp
         SET row_security = on
         AS $body$
+        #variable_conflict use_variable
         DECLARE
           complete_since timestamptz;
           host_owner oid := (SELECT relowner FROM pg_class WHERE oid = {leads_name}::regclass);

@@ -1,0 +1,38 @@
+"""``leadprotect purge``."""
+
+from __future__ import annotations
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from leadprotect._sql import connect
+from leadprotect.cli import main
+from leadprotect.purge import Quarantine, quarantine
+from leadprotect.purge import purge as _purge
+from leadprotect.settings import current
+
+
+@main.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def purge(*, yes: bool) -> None:
+    """Delete what a downgrade left in the quarantine, the audit included, after asking.
+
+    Until then alembic upgrade head takes every row back. Nothing else is deleted; the roles stay.
+    Exit code 1 when there is no quarantine, when somebody's object depends on it, or without a yes.
+    """
+    with connect(current()) as conn:
+        show(quarantine(conn))
+        if not yes:
+            click.confirm("Delete all of it for ever?", abort=True)
+        deleted = _purge(conn)
+    click.echo(f"deleted {deleted.schema}: {sum(rows or 0 for rows in deleted.rows.values()):,} rows")
+
+
+def show(found: Quarantine) -> None:
+    """The tables with their rows."""
+    made = Table("table", title=f"{found.schema}, {found.bytes / 1e6:,.1f} MB", title_justify="left")
+    made.add_column("rows", justify="right")
+    for name, rows in found.rows.items():
+        made.add_row(name, "not counted" if rows is None else f"{rows:,}")
+    Console(highlight=False).print(made)

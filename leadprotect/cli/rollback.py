@@ -1,0 +1,70 @@
+"""``leadprotect rollback``."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from leadprotect.cli import main
+from leadprotect.rollback import SAFE, Event, Rollback
+from leadprotect.rollback import rollback as _rollback
+
+NOT_VERIFIED = 3
+
+
+@main.command()
+@click.option("--to", "target", default=SAFE, show_default=True, metavar="REVISION", help="A revision below, or base.")
+@click.option(
+    "--lock-budget", metavar="DURATION", help="How long to wait for locks in all, such as 5min.  [default: 60s]"
+)
+def rollback(target: str, *, lock_budget: str | None) -> None:
+    """Go back to the last safe revision, verify it, and print the timeline.
+
+    Without --to, contract is undone and nothing else: the host's tables are open again, owners and
+    audit stay. A running backfill is paused first. No row is lost; alembic upgrade head goes forward again.
+
+    Exit codes: 0 done and verified, or nothing to undo; 1 refused, or stopped on the way (the same
+    command goes on); 3 done, but something is not as it must be: it is listed.
+    """
+    done = _rollback(target, lock_budget=lock_budget, on_event=show)
+    if not done.timeline:
+        click.echo(f"nothing to undo: the database stands at {done.after or 'the base'}")
+        return
+    click.echo(f"{'':<12}  {done.seconds:5.2f} s  in all, from {done.before} to {done.after or 'the base'}")
+    Console(highlight=False).print(counts(done))
+    for problem in done.problems:
+        click.echo(f"NOT AS IT MUST BE: {problem}", err=True)
+    if done.problems:
+        sys.exit(NOT_VERIFIED)
+    click.echo("verified: no table of leadprotect was open after any step, and every row is there")
+    for hint in hints(done):
+        click.echo(hint)
+
+
+def hints(done: Rollback) -> list[str]:
+    """What to know before the next deploy."""
+    if done.after is None:
+        return ["alembic upgrade head takes every row back; leadprotect purge deletes them"]
+    found = ["until the cause is found, deploy with: alembic -x contract=hold upgrade head"]
+    if any(event.what.startswith("paused") for event in done.timeline):
+        found.append("the backfill stays paused until: leadprotect backfill resume")
+    return found
+
+
+def show(event: Event) -> None:
+    """One line of the timeline, while it happens."""
+    click.echo(f"{event.at:%H:%M:%S.%f}"[:12] + f"  {event.seconds:5.2f} s  {event.what}")
+
+
+def counts(done: Rollback) -> Table:
+    """The tables with their rows before and after."""
+    made = Table("table", title="Rows", title_justify="left")
+    made.add_column("before", justify="right")
+    made.add_column("after", justify="right")
+    for name, pair in done.rows.items():
+        if any(pair):
+            made.add_row(name, *("-" if rows is None else f"{rows:,}" for rows in pair))
+    return made
