@@ -196,32 +196,32 @@ def create_decision() -> None:
           SELECT CASE
             WHEN EXISTS (
               SELECT FROM {schema}.lead_protection_rules AS r
-              WHERE r.user_id = caller AND r.territory = here AND r.protection = 'VIEW_ONLY' AND r.lead_id IS NULL
+              WHERE r.user_id = decision.caller AND r.territory = decision.here AND r.protection = 'VIEW_ONLY' AND r.lead_id IS NULL
                 AND {schema}.in_force(r.active, r.effective_from, r.effective_to))
               OR EXISTS (
               SELECT FROM {schema}.lead_protection_rules AS r
-              WHERE r.user_id = caller AND r.territory = here AND r.protection = 'VIEW_ONLY' AND r.lead_id = lead
+              WHERE r.user_id = decision.caller AND r.territory = decision.here AND r.protection = 'VIEW_ONLY' AND r.lead_id = decision.lead
                 AND {schema}.in_force(r.active, r.effective_from, r.effective_to)) THEN 'suspended'
-            WHEN a.user_id = caller THEN 'owner'
+            WHEN a.user_id = decision.caller THEN 'owner'
             WHEN EXISTS (
               SELECT FROM {schema}.lead_protection_rules AS r
-              WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR' AND r.lead_id = lead
+              WHERE r.user_id = decision.caller AND r.territory = decision.here AND r.protection = 'COLLABORATOR' AND r.lead_id = decision.lead
                 AND {schema}.in_force(r.active, r.effective_from, r.effective_to)) THEN 'collaborator'
             WHEN EXISTS (
               SELECT FROM {schema}.lead_protection_rules AS r
-              WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR' AND r.lead_id IS NULL
+              WHERE r.user_id = decision.caller AND r.territory = decision.here AND r.protection = 'COLLABORATOR' AND r.lead_id IS NULL
                 AND {schema}.in_force(r.active, r.effective_from, r.effective_to))
               AND NOT EXISTS (
               SELECT FROM {schema}.lead_protection_rules AS sole
-              WHERE sole.user_id = a.user_id AND sole.territory = here AND sole.protection = 'SOLE_OWNER'
-                AND (sole.lead_id IS NULL OR sole.lead_id = lead)
+              WHERE sole.user_id = a.user_id AND sole.territory = decision.here AND sole.protection = 'SOLE_OWNER'
+                AND (sole.lead_id IS NULL OR sole.lead_id = decision.lead)
                 AND {schema}.in_force(sole.active, sole.effective_from, sole.effective_to)) THEN 'collaborator'
             WHEN a.user_id IS NULL THEN 'unassigned'
             ELSE 'not_owner'
           END
           FROM {leads} AS l
-          LEFT JOIN {schema}.user_lead_assignments AS a ON a.lead_id = lead AND a.territory = here
-          WHERE l.{lead_id} = lead AND l.{territory} = here;
+          LEFT JOIN {schema}.user_lead_assignments AS a ON a.lead_id = decision.lead AND a.territory = decision.here
+          WHERE l.{lead_id} = decision.lead AND l.{territory} = decision.here;
         END
         """)
     )
@@ -239,6 +239,7 @@ def create_decision() -> None:
         STABLE PARALLEL SAFE SECURITY DEFINER COST 1000
         SET search_path = pg_catalog, pg_temp
         AS $body$
+        #variable_conflict use_variable
         DECLARE
           caller {user_id_type} := {schema}.parse_user(declared_user);
           owner {user_id_type};
@@ -309,6 +310,7 @@ def create_decision_entry_points() -> None:
         STABLE PARALLEL SAFE SECURITY DEFINER
         SET search_path = pg_catalog, pg_temp
         AS $body$
+        #variable_conflict use_variable
         DECLARE
           here text := current_setting({territory_guc}, true);
           caller {user_id_type} := {schema}.parse_user(current_setting({user_guc}, true));
@@ -348,6 +350,7 @@ def create_decision_entry_points() -> None:
         STABLE SECURITY DEFINER
         SET search_path = pg_catalog, pg_temp
         AS $body$
+        #variable_conflict use_variable
         DECLARE
           here text := current_setting({territory_guc}, true);
           caller {user_id_type} := {schema}.parse_user(current_setting({user_guc}, true));
@@ -421,6 +424,7 @@ def create_audit_writer() -> None:
         LANGUAGE plpgsql
         SET search_path = pg_catalog, pg_temp
         AS $body$
+        #variable_conflict use_variable
         DECLARE
           declared_user text := current_setting({user_guc}, true);
           declared_territory text := current_setting({territory_guc}, true);
@@ -621,9 +625,9 @@ def create_ownership() -> None:
         BEGIN ATOMIC
           SELECT l.{territory}
           FROM {leads} AS l
-          WHERE l.{lead_id} = lead AND {schema}.is_member(l.{territory})
+          WHERE l.{lead_id} = lead_for_ownership.lead AND {schema}.is_member(l.{territory})
             AND (l.{territory} = pg_catalog.current_setting({territory_guc}, true)
-                 OR manager AND coalesce(pg_catalog.current_setting({territory_guc}, true), '') = '');
+                 OR lead_for_ownership.manager AND coalesce(pg_catalog.current_setting({territory_guc}, true), '') = '');
         END
         """)
     )
@@ -919,6 +923,7 @@ def create_rule_functions() -> None:
         SET search_path = pg_catalog, pg_temp
         SET row_security = on
         AS $body$
+        #variable_conflict use_variable
         DECLARE
           starts timestamptz := coalesce(effective_from, clock_timestamp());
         BEGIN
