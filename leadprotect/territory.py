@@ -118,10 +118,10 @@ def _protect_host(conn: psycopg.Connection[Any], s: Settings, code: str) -> None
     if f"{s.schema}_floor" not in standing:
         return
     border = ident(s.role(code))
-    inside = f"(SELECT pg_catalog.current_setting({literal(s.territory_guc)}, true))"
+    inside = f"pg_catalog.current_setting({literal(s.territory_guc)}, true)"
     conn.execute(
         f"CREATE POLICY {ident(f'{s.schema}_territory_{code.lower()}')} ON {leads} TO {border} "
-        f"USING ({column} = {literal(code)} AND {column} = {inside})"
+        f"USING ({column} = {literal(code)} AND (SELECT {inside} = {literal(code)}))"
     )
     codes = rows(conn, f"SELECT code FROM {ident(s.schema)}.territories ORDER BY code")
     bound = ", ".join(ident(s.role(name)) for name in ("app", *(found[0] for found in codes)))

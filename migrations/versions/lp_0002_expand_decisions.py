@@ -43,6 +43,7 @@ def downgrade() -> None:
     op.execute(sql("DROP VIEW {schema}.v_lead_protection"))
     op.execute(sql("DROP FUNCTION IF EXISTS {schema}.set_context(uuid, text, text)"))
     for signature in (
+        "has_rules()",
         "territory_terms(text, date)",
         "revoke_protection({user_id_type}, text, {schema}.protection_type, {lead_id_type})",
         "grant_protection({user_id_type}, text, {schema}.protection_type, {lead_id_type}, timestamptz, timestamptz)",
@@ -991,7 +992,24 @@ def create_territory_terms() -> None:
 
 
 def create_view() -> None:
-    # Before contract the host's leads have no policies, so the view draws the border itself.
+    # Whether the caller has any rule in his territory; without one, ownership alone decides.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.has_rules()
+        RETURNS boolean
+        LANGUAGE sql
+        STABLE PARALLEL SAFE SECURITY DEFINER
+        BEGIN ATOMIC
+          SELECT EXISTS (
+            SELECT FROM {schema}.lead_protection_rules AS r
+            WHERE r.user_id = {schema}.parse_user(pg_catalog.current_setting({user_guc}, true))
+              AND r.territory = pg_catalog.current_setting({territory_guc}, true));
+        END
+        """)
+    )
+    grant("has_rules()", "{app}, {auditor}, {manager}")
+    # Before contract the host's leads have no policies, so the view draws the border itself. What
+    # does not depend on the lead is asked once, in sub-selects: a dashboard reads many leads.
     op.execute(
         sql("""
         CREATE VIEW {schema}.v_lead_protection
@@ -1004,7 +1022,14 @@ def create_view() -> None:
         FROM {leads} AS l
         LEFT JOIN {schema}.user_lead_assignments AS a
           ON a.lead_id = l.{lead_id} AND a.territory = l.{territory},
-          LATERAL (SELECT {schema}.explain_edit(l.{lead_id}) AS reason OFFSET 0) AS decision
+          LATERAL (
+            SELECT CASE
+              WHEN (SELECT {schema}.parse_user(pg_catalog.current_setting({user_guc}, true)) IS NULL) THEN 'no_context'
+              WHEN (SELECT {schema}.has_rules()) THEN {schema}.explain_edit(l.{lead_id})
+              WHEN a.user_id IS NULL THEN 'unassigned'
+              WHEN a.user_id = (SELECT {schema}.parse_user(pg_catalog.current_setting({user_guc}, true))) THEN 'owner'
+              ELSE 'not_owner'
+            END AS reason OFFSET 0) AS decision
         WHERE l.{territory} = (SELECT pg_catalog.current_setting({territory_guc}, true))
           AND (SELECT {schema}.is_member(pg_catalog.current_setting({territory_guc}, true)))
         """)

@@ -184,7 +184,7 @@ def enforce() -> None:
         DO $do$
         DECLARE
           prefix text := {role_prefix};
-          inside text := pg_catalog.format('(SELECT pg_catalog.current_setting(%L, true))', {territory_guc});
+          inside text := pg_catalog.format('pg_catalog.current_setting(%L, true)', {territory_guc});
           borders text;
           known record;
           exempt text;
@@ -198,16 +198,18 @@ def enforce() -> None:
           EXECUTE pg_catalog.format('CREATE POLICY %I ON {leads} FOR SELECT TO {owner} USING (true)', prefix || 'owner');
           -- a lead without territory is outside protection: visible and editable as before
           EXECUTE pg_catalog.format('CREATE POLICY %I ON {leads} USING ({territory} IS NULL)', prefix || 'unprotected');
+          -- two comparisons for a row and not four: what does not depend on the row is asked once
           FOR known IN SELECT code FROM {schema}.territories ORDER BY code LOOP
             EXECUTE pg_catalog.format(
-              'CREATE POLICY %I ON {leads} TO %I USING ({territory} = %L AND {territory} = %s)',
+              'CREATE POLICY %I ON {leads} TO %I USING ({territory} = %L AND (SELECT %s = %L))',
               prefix || 'territory_' || pg_catalog.lower(known.code), prefix || pg_catalog.lower(known.code),
-              known.code, inside);
+              known.code, inside, known.code);
           END LOOP;
-          -- the floor holds whatever permissive policy somebody adds later, and asks the login again
+          -- the floor holds whatever permissive policy somebody adds later, and asks the login again;
+          -- without a context it compares with '', so only a lead without territory passes
           EXECUTE pg_catalog.format(
             'CREATE POLICY %I ON {leads} AS RESTRICTIVE TO {app}
-             USING ({territory} IS NULL OR {territory} = %s AND (SELECT {schema}.is_member(%s)))',
+             USING (({territory} = (SELECT CASE WHEN {schema}.is_member(%s) THEN %s ELSE '''' END)) IS NOT FALSE)',
             prefix || 'floor', inside, inside);
           -- the decision itself; a new row is bound by the policies above
           EXECUTE pg_catalog.format(

@@ -35,6 +35,7 @@ CALLERS = {
     "can_edit_lead": EVERYBODY,
     "explain_edit": EVERYBODY,
     "explain_many": EVERYBODY,
+    "has_rules": EVERYBODY,
     "editable_leads": {"app", "manager"},
     "record_edit_attempt": {"app", "manager"},
     "record_denial": {"app", "manager"},
