@@ -121,20 +121,17 @@ class Demo:
         With `brief` the revisions are counted only. Raises `LeadProtectError` when it fails.
         """
         self.console.print(f"$ {' '.join(command)}", style="bold cyan", markup=False)
-        steps = 0
         began = time.perf_counter()
         # the command of this very installation; a progress bar needs the terminal itself
         shown = subprocess.PIPE if command[0] == "alembic" else None
         with subprocess.Popen(  # noqa: S603 - commands of ours, no text of a user
             [sys.executable, "-m", *command], stdout=shown, stderr=subprocess.STDOUT if shown else None, text=True
         ) as process:
-            for line in process.stdout or ():
-                step = RUNNING.search(line)
-                steps += step is not None
-                if step and not brief:
-                    self._show(*step.groups())
-                elif not re.match(r"INFO +\[alembic", line):  # what Alembic says about itself
-                    self.console.print(line.rstrip(), style="yellow", markup=False)
+            try:
+                steps = self._follow(process, brief=brief)
+            except BaseException:  # stopped: the command must not be waited for
+                process.terminate()
+                raise
         seconds = time.perf_counter() - began
         if process.returncode:
             message = f"{' '.join(command)} ended with exit code {process.returncode}"
@@ -142,6 +139,19 @@ class Demo:
         counted = f"{steps} revisions, " if brief else ""
         self.console.print(f"{counted}exit code 0 after {seconds:.1f} s", style="dim")
         return seconds
+
+    def _follow(self, process: subprocess.Popen[str], *, brief: bool) -> int:
+        """Show each line until the command ends; returns how many revisions it ran."""
+        steps = 0
+        for line in process.stdout or ():
+            step = RUNNING.search(line)
+            steps += step is not None
+            if step and not brief:
+                self._show(*step.groups())
+            elif not re.match(r"INFO +\[alembic", line):  # what Alembic says about itself
+                self.console.print(line.rstrip(), style="yellow", markup=False)
+        process.wait()
+        return steps
 
     def _show(self, direction: str, before: str, after: str, summary: str) -> None:
         row = Table.grid(padding=(0, 2))
