@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING
 
 import psycopg.conninfo
@@ -50,13 +51,13 @@ def check_territory_code(code: str) -> None:
         raise SettingsError(f"territories: {code!r} would collide with the role of that name ({', '.join(OFFICES)})")
 
 
-def _url(text: str) -> str:
+def _url(key: str, text: str) -> str:
     url = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", text)
     try:
         parsed = psycopg.conninfo.conninfo_to_dict(url)
     except psycopg.Error:  # libpq's own message repeats the URL, password included
         raise SettingsError(
-            "database_url is not a URL that libpq can read; expected postgresql://user@host:5432/name"
+            f"{key} is not a URL that libpq can read; expected postgresql://user@host:5432/name"
         ) from None
     # a password that is not percent-encoded is taken for a host or a port, and libpq would print it
     head = url.removeprefix("postgresql://").split("?")[0] if url.startswith("postgresql://") else ""
@@ -64,11 +65,18 @@ def _url(text: str) -> str:
     host = str(parsed.get("host") or "").lstrip("@")  # a leading one names an abstract socket
     if "@" in host or head.count("@") > 1 or (at and "/" in before):
         raise SettingsError(
-            "database_url: its password holds a character that means something else in a URL; "
+            f"{key}: its password holds a character that means something else in a URL; "
             "percent-encode it (@ is %40, / is %2F)"
         )
     if not re.fullmatch(r"[0-9,]*", str(parsed.get("port") or "")):
-        raise SettingsError("database_url: its port is not a number; expected postgresql://user@host:5432/name")
+        raise SettingsError(f"{key}: its port is not a number; expected postgresql://user@host:5432/name")
+    return url
+
+
+def _audit_url(text: str) -> str:
+    url = _url("audit_url", text)
+    if {"user", "password", "service"} & set(psycopg.conninfo.conninfo_to_dict(url)):
+        raise SettingsError("audit_url names a login; it says where only, since a denial is recorded by who was denied")
     return url
 
 
@@ -161,7 +169,8 @@ def _name(key: str, text: str) -> str:
 
 
 _READERS: dict[str, Callable[[str], object]] = {
-    "database_url": _url,
+    "audit_url": _audit_url,
+    "database_url": partial(_url, "database_url"),
     "exempt_roles": _exempt,
     "observation_window": _window,
     "qualifying_kinds": _kinds,

@@ -22,6 +22,7 @@ POOL_SIZE = 2
 
 TIMEOUT_S = 5.0
 IDLE_S = 60.0
+_GRACE_S = 0.2  # the pool's own answer, when it has one, says more
 
 _pools: dict[tuple[int, str], ConnectionPool[psycopg.Connection[Any]]] = {}
 _lock = threading.Lock()
@@ -54,18 +55,47 @@ def record_denial(conn: AnyConnection, attempt: Attempt) -> None:
     )
     a = attempt
     values = (a.lead_id, a.action, a.reason, a.note, a.user_id, a.territory, a.correlation_id)
-    try:
-        with _pool(conn).connection(timeout=TIMEOUT_S) as own, mapped_errors():
-            own.execute(statement, values)
-    except (LeadProtectError, psycopg.Error, PoolTimeout, PoolClosed) as error:
+    _within_time(_pool(conn), statement, values)
+
+
+def _within_time(pool: ConnectionPool[psycopg.Connection[Any]], statement: str, values: tuple[Any, ...]) -> None:
+    """Execute on a connection of `pool`, but never wait longer than the caller can.
+
+    In a thread, because a pooler in front of the server may hold a statement back until the caller's
+    own transaction ends, which waits for us. Given up, it may still be written later.
+    """
+    failed: list[Exception] = []
+
+    def write() -> None:
+        try:
+            with pool.connection(timeout=TIMEOUT_S) as own, mapped_errors():
+                own.execute(statement, values)
+        except (LeadProtectError, psycopg.Error, PoolTimeout, PoolClosed) as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=write, name="leadprotect-audit", daemon=True)
+    thread.start()
+    thread.join(TIMEOUT_S + _GRACE_S)
+    if thread.is_alive():
+        message = (
+            f"the denial could not be recorded within {TIMEOUT_S:g} s, so no answer is given; "
+            "behind a pooler, give it a way of its own with the setting audit_url"
+        )
+        raise AuditUnavailable(message)
+    for error in failed:
         message = f"the denial could not be recorded ({type(error).__name__}), so no answer is given"
         raise AuditUnavailable(message) from error
 
 
 def _pool(conn: AnyConnection) -> ConnectionPool[psycopg.Connection[Any]]:
     info = driver_connection(conn).info
-    parameters = {**info.get_parameters(), "password": info.password} if info.password else info.get_parameters()
-    dsn = psycopg.conninfo.make_conninfo(**parameters)
+    parameters: dict[str, Any] = dict(info.get_parameters())
+    if info.password:
+        parameters["password"] = info.password
+    way = psycopg.conninfo.conninfo_to_dict(current().audit_url)
+    if "host" in way or "hostaddr" in way:
+        parameters = {name: value for name, value in parameters.items() if name not in ("host", "hostaddr", "port")}
+    dsn = psycopg.conninfo.make_conninfo(**(parameters | way))
     key = (os.getpid(), dsn)  # a fork must not share its parent's sockets
     with _lock:
         if key not in _pools:

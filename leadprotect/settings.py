@@ -47,7 +47,8 @@ class Settings:
     """What a host can set; every field is a key of section ``[leadprotect]``.
 
     Names are unquoted, as the catalog has them (``crm.Leads`` is the table ``Leads`` in ``crm``).
-    `observation_window` is in seconds.
+    `observation_window` is in seconds. `audit_url` says where denials are recorded, when not on the way
+    of the caller's own connection: past a pooler, or through another of its pools.
     """
 
     database_url: str = field(default="", repr=False)  # it may hold a password
@@ -79,6 +80,7 @@ class Settings:
     version_table_schema: str = "public"
     observation_window: int = 7 * 86400
     exempt_roles: tuple[str, ...] = ()
+    audit_url: str = ""
 
     def role(self, name: str) -> str:
         """Name of a cluster role, unquoted: an office (``app``) or a territory code (``DE``)."""

@@ -57,24 +57,28 @@ def replica(primary: Server) -> Iterator[Server]:
 
 
 @contextmanager
-def pooler(server: Server, mode: str) -> Iterator[Server]:
-    """PgBouncer in front of a server; `mode` is session, transaction or statement."""
+def pooler(server: Server, mode: str, *, logins: tuple[str, ...] = (), size: int = 10) -> Iterator[Server]:
+    """PgBouncer in front of a server; `mode` is session, transaction or statement.
+
+    Everybody is the superuser behind it, or with `logins` who he says he is. It opens `size`
+    connections to the server for each login and database.
+    """
     path = program("pgbouncer", "pgbouncer")
     owner = account(server)
     with folder("lp-pooler-", owner) as home:
         settings = {
             "listen_port": "6432",
             "unix_socket_dir": str(home),
-            "auth_type": "any",
+            "auth_type": "trust" if logins else "any",
+            "auth_file": str(home / "logins"),
             "pool_mode": mode,
-            "default_pool_size": "10",
+            "default_pool_size": str(size),
             "client_login_timeout": "5",
         }
         lines = [f"{key} = {value}" for key, value in settings.items()]
-        (home / "ini").write_text(
-            f"[databases]\n* = host={server.host} user=postgres\n\n[pgbouncer]\n" + "\n".join(lines) + "\n",
-            encoding="utf-8",
-        )
+        target = f"* = host={server.host}" + ("" if logins else " user=postgres")
+        (home / "ini").write_text("\n".join(["[databases]", target, "[pgbouncer]", *lines, ""]), encoding="utf-8")
+        (home / "logins").write_text("".join(f'"{login}" ""\n' for login in logins), encoding="utf-8")
         process = subprocess.Popen([path, "-q", str(home / "ini")], user=owner, cwd=home, stderr=subprocess.DEVNULL)
         try:
             _wait(home / ".s.PGSQL.6432")

@@ -33,6 +33,7 @@ def ini(folder: Path, text: str, name: str = "alembic.ini") -> Path:
 
 def test_the_defaults_are_those_of_the_design() -> None:
     expected = Settings(
+        audit_url="",
         database_url="",
         schema="leadprotect",
         leads_table="public.leads",
@@ -67,6 +68,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
 
 
 GOOD = {
+    "audit_url": ("postgresql://db:5432", "postgresql://db:5432"),
     "database_url": ("postgresql://me@db:5432/crm", "postgresql://me@db:5432/crm"),
     "schema": ("Lead Guard", "Lead Guard"),
     "leads_table": ("crm.Leads", "crm.Leads"),
@@ -318,6 +320,13 @@ def test_a_bad_url_is_refused_without_its_password(url: str) -> None:
 )
 def test_a_good_url_is_left_as_it_is(url: str) -> None:
     assert parse({"database_url": url}).database_url == url
+
+
+def test_the_way_of_the_denials_names_no_login() -> None:
+    for url in ("postgresql://me@db", f"postgresql://:{PASSWORD}@db", "service=crm"):
+        text = refusal(audit_url=url)
+        assert text.startswith("audit_url names a login")
+        assert PASSWORD not in text
 
 
 def test_the_password_is_no_part_of_how_settings_are_printed() -> None:
