@@ -1,0 +1,170 @@
+"""A backfill that is killed at any moment loses nothing and repeats nothing."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+from leadprotect.backfill import backfill
+from tests.support.leads import old_leads, owners
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.database import Database
+
+LEASE = 0.5
+RUN = f"from leadprotect.backfill import backfill; backfill(None, ['DE'], batch_size=700, workers=2, lease={LEASE})"
+
+
+@contextmanager
+def running(database: Database, *command: str) -> Iterator[subprocess.Popen[str]]:
+    """A backfill in a process of its own, from its first claimed chunk on."""
+    before = claimed(database)
+    process = subprocess.Popen(
+        [sys.executable, *command], text=True, stderr=subprocess.PIPE, env=os.environ | database.environment
+    )
+    with process:
+        try:
+            while claimed(database) == before and process.poll() is None:
+                time.sleep(0.001)
+            yield process
+        finally:
+            process.kill()
+
+
+def claimed(database: Database) -> Any:
+    return database.sql("SELECT coalesce(sum(token), 0) FROM {schema}.backfill_chunks")[0]
+
+
+def counted(database: Database) -> tuple[int, int]:
+    ((scanned, assigned),) = database.sql("SELECT sum(scanned)::int, sum(assigned)::int FROM {schema}.backfill_chunks")
+    return scanned, assigned
+
+
+def test_kills_at_random_moments_lose_and_repeat_nothing(expanded: Database) -> None:
+    expected = old_leads(expanded, 16_000)
+    chance = random.Random()  # noqa: S311 - moments, no secret
+    cut_short = 0
+    for number in range(5):
+        with running(expanded, "-c", RUN) as process:
+            time.sleep(chance.uniform(0, 0.03 * number))
+            process.kill()
+        if expanded.sql("SELECT ended_at IS NOT NULL FROM {schema}.backfill_jobs WHERE territory = 'DE'") == [True]:
+            break
+        cut_short += 1
+        assert (len(owners_made(expanded)),) == counted(expanded)[1:]
+    else:
+        backfill(expanded.url, "DE", batch_size=700, workers=2, lease=LEASE)
+
+    assert cut_short > 0
+    assert expected == owners(expanded)
+    assert (16_000, 14_000) == counted(expanded)
+    # an assignment that was written twice would have left a trace
+    assert [0] == expanded.sql("SELECT count(*) FROM {schema}.user_lead_assignment_history")
+
+
+def owners_made(database: Database) -> list[Any]:
+    return database.sql("SELECT lead_id FROM {schema}.user_lead_assignments")
+
+
+@pytest.mark.profiles("pg18")
+def test_sessions_ended_by_the_server_are_opened_again(expanded: Database) -> None:
+    expected = old_leads(expanded, 16_000)
+    ended = threading.Event()
+    terminated = 0
+
+    def terminate() -> None:
+        nonlocal terminated
+        with expanded.connect(autocommit=True) as conn:
+            while not ended.wait(0.05):
+                terminated += len(
+                    conn.execute(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                        "WHERE query LIKE 'SELECT * FROM%backfill_slice%' AND datname = current_database()"
+                    ).fetchall()
+                )
+
+    killer = threading.Thread(target=terminate)
+    killer.start()
+    try:
+        (result,) = backfill(expanded.url, "DE", batch_size=700, workers=2, lease=LEASE)
+    finally:
+        ended.set()
+        killer.join()
+
+    assert terminated > 0
+    assert expected == owners(expanded)
+    assert (16_000, 14_000) == (result.scanned, result.assigned)
+
+
+def test_a_worker_that_lost_its_lease_writes_nothing_more(expanded: Database) -> None:
+    expected = old_leads(expanded, 10)
+    with expanded.connect(autocommit=True) as slow, expanded.connect(autocommit=True) as fast:
+        claim = "SELECT chunk, token FROM {schema}.backfill_claim('DE', 100, %s, make_interval(secs => %s))"
+        ((chunk, token),) = expanded.query(slow, claim, "slow", 0.01)
+        time.sleep(0.02)
+        ((taken, newer),) = expanded.query(fast, claim, "fast", 30)
+        with pytest.raises(psycopg.Error) as refused:
+            expanded.query(slow, "SELECT {schema}.backfill_slice('DE', %s, %s, 100)", chunk, token)
+        assert [] == owners_made(expanded)
+        expanded.query(fast, "SELECT {schema}.backfill_slice('DE', %s, %s, 100)", taken, newer)
+
+    assert (chunk, token + 1, "LP410") == (taken, newer, refused.value.sqlstate)
+    assert expected == owners(expanded)
+
+
+def test_a_lease_that_is_not_over_is_respected(expanded: Database) -> None:
+    old_leads(expanded, 10)
+    claim = "SELECT chunk FROM {schema}.backfill_claim('DE', 4, %s, '30 s')"
+
+    assert [1, 2, 3, None] == [expanded.sql(claim, f"worker {number}")[0] for number in range(4)]
+
+
+@pytest.mark.profiles("pg18")
+def test_workers_in_several_processes_share_the_work(expanded: Database) -> None:
+    expected = old_leads(expanded, 16_000)
+    expanded.sql("SELECT {schema}.backfill_request('DE', 'pause', 'until both are there')")
+    command, environment = [sys.executable, "-c", RUN.replace("700", "40")], os.environ | expanded.environment
+    with subprocess.Popen(command, env=environment) as first, subprocess.Popen(command, env=environment) as second:
+        there = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'leadprotect backfill throttle'"
+        while expanded.sql(f"{there} AND datname = current_database()") != [2]:
+            time.sleep(0.01)
+        expanded.sql("SELECT {schema}.backfill_request('DE', 'run', NULL)")
+        assert [0, 0] == [first.wait(), second.wait()]
+    workers = expanded.sql("SELECT DISTINCT split_part(worker, ':', 2) FROM {schema}.backfill_chunks")
+
+    assert {str(first.pid), str(second.pid)} == set(workers)
+    assert expected == owners(expanded)
+    assert (16_000, 14_000) == counted(expanded)
+
+
+@pytest.mark.profiles("pg18")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_after_the_current_slice_and_says_how_to_go_on(expanded: Database, number: int) -> None:
+    expected = old_leads(expanded, 16_000)
+    with running(expanded, "-m", "leadprotect", "backfill", "DE", "--batch-size", "700") as process:
+        process.send_signal(number)
+        _, said = process.communicate()
+    assert 130 == process.returncode
+    assert "go on with: leadprotect backfill DE" in said
+    assert (len(owners_made(expanded)),) == counted(expanded)[1:]
+    # the chunk was given back: nobody waits for its lease
+    assert [0] == expanded.sql(
+        "SELECT count(*) FROM {schema}.backfill_chunks WHERE finished_at IS NULL AND lease_until > clock_timestamp()"
+    )
+
+    backfill(expanded.url, "DE")
+
+    assert expected == owners(expanded)
+    assert (16_000, 14_000) == counted(expanded)
