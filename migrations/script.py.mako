@@ -16,6 +16,8 @@ down_revision = ${repr(down_revision)}
 branch_labels = ${repr(branch_labels)}
 depends_on = ${repr(depends_on)}
 phase = "expand"
+# the strongest lock beyond ACCESS SHARE on each host table, traced by tests/migrations/test_locks.py
+locks = {"upgrade": {}, "downgrade": {}}
 
 
 def upgrade() -> None:

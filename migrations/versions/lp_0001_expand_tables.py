@@ -4,7 +4,7 @@ Why: everything that later revisions, services and auditors stand on. Nothing of
 but two grants: leadprotect_owner may read the id and territory of leads, and of activities the
 columns from which owners are derived.
 
-Locks on host tables: none (GRANT takes no table lock).
+Locks on host tables: none beyond ACCESS SHARE, which every SELECT takes (GRANT, since PostgreSQL 18).
 
 Undone by: moving the tables to the quarantine schema, still row-secured, without grants; upgrade
 takes them back with every row. Roles are cluster-wide and stay.
@@ -19,6 +19,7 @@ down_revision = None
 branch_labels = None
 depends_on = None
 phase = "expand"
+locks = {"upgrade": {}, "downgrade": {}}
 
 
 def upgrade() -> None:

@@ -6,7 +6,7 @@ search_path and no temporary object can shadow what they name; the others pin th
 Each function that runs as leadprotect_owner checks the login (session_user), because the caller's
 policies do not apply inside it.
 
-Locks on host tables: none.
+Locks on host tables: none beyond ACCESS SHARE, which every SELECT takes.
 
 Undone by: dropping the functions and the view; they hold no data.
 """
@@ -20,6 +20,7 @@ down_revision = "lp_0001_expand_tables"
 branch_labels = None
 depends_on = None
 phase = "expand"
+locks = {"upgrade": {}, "downgrade": {}}
 
 
 def upgrade() -> None:

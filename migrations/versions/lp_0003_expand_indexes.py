@@ -5,7 +5,7 @@ without these it would read whole tables. They serve the transition only, contra
 
 Locks on host tables: SHARE UPDATE EXCLUSIVE on leads, then on activities, for the time of each
 build (CONCURRENTLY: reads and writes go on). It waits for older transactions, and nobody waits
-for it but DDL and VACUUM.
+for it but DDL and VACUUM. The same for the way down.
 
 Undone by: DROP INDEX CONCURRENTLY.
 """
@@ -20,6 +20,10 @@ down_revision = "lp_0002_expand_decisions"
 branch_labels = None
 depends_on = None
 phase = "expand"
+locks = {
+    "upgrade": {"leads": "ShareUpdateExclusiveLock", "activities": "ShareUpdateExclusiveLock"},
+    "downgrade": {"leads": "ShareUpdateExclusiveLock", "activities": "ShareUpdateExclusiveLock"},
+}
 
 
 def upgrade() -> None:

@@ -4,7 +4,8 @@ Why: between expand and contract the old and the new version of the application 
 A lead that changes its territory gets its owner there; a deleted lead takes its assignments along;
 and contract must know whether anybody still writes without saying who he is.
 
-Locks on host tables: SHARE ROW EXCLUSIVE on leads, for milliseconds (CREATE TRIGGER).
+Locks on host tables: SHARE ROW EXCLUSIVE on leads, for milliseconds (CREATE TRIGGER). On the way
+down ACCESS EXCLUSIVE on leads, for milliseconds (DROP TRIGGER).
 
 Undone by: dropping the triggers; the notes move to the quarantine schema.
 """
@@ -18,6 +19,7 @@ down_revision = "lp_0003_expand_indexes"
 branch_labels = None
 depends_on = None
 phase = "expand"
+locks = {"upgrade": {"leads": "ShareRowExclusiveLock"}, "downgrade": {"leads": "AccessExclusiveLock"}}
 
 
 def upgrade() -> None:

@@ -5,7 +5,8 @@ newest qualifying activity wins over an assignment that backfill or trigger made
 made, released or transferred by hand. The trigger compares with the activity on which the
 assignment rests, so it reads no activities and needs no index.
 
-Locks on host tables: SHARE ROW EXCLUSIVE on activities, for milliseconds (CREATE TRIGGER).
+Locks on host tables: SHARE ROW EXCLUSIVE on activities, for milliseconds (CREATE TRIGGER). On the
+way down ACCESS EXCLUSIVE on activities, for milliseconds (DROP TRIGGER).
 
 Undone by: dropping the triggers.
 """
@@ -19,6 +20,7 @@ down_revision = "lp_0004_expand_lead_triggers"
 branch_labels = None
 depends_on = None
 phase = "expand"
+locks = {"upgrade": {"activities": "ShareRowExclusiveLock"}, "downgrade": {"activities": "AccessExclusiveLock"}}
 
 
 def upgrade() -> None:

@@ -4,7 +4,7 @@ Why: every lead with a qualifying activity needs its owner before anything is en
 shared through these tables alone: a chunk is claimed with a lease and a fencing token, a slice
 moves the chunk's cursor in the transaction that writes its rows.
 
-Locks on host tables: none.
+Locks on host tables: none beyond ACCESS SHARE, which every SELECT takes.
 
 Undone by: moving the tables to the quarantine schema and dropping the functions.
 """
@@ -18,6 +18,7 @@ down_revision = "lp_0005_expand_activity_triggers"
 branch_labels = None
 depends_on = None
 phase = "migrate"
+locks = {"upgrade": {}, "downgrade": {}}
 
 
 def upgrade() -> None:

@@ -3,7 +3,8 @@
 Why: they cost every write of the host, and nothing reads them after the backfill. They go before
 anything is enforced, so that a downgrade opens the host's tables first and rebuilds indexes last.
 
-Locks on host tables: SHARE UPDATE EXCLUSIVE on activities, then on leads (CONCURRENTLY).
+Locks on host tables: SHARE UPDATE EXCLUSIVE on activities, then on leads (CONCURRENTLY: reads and
+writes go on). The same for the way down, for the time of each build.
 
 Undone by: building them again, CONCURRENTLY; not at all when the downgrade goes on to the base.
 """
@@ -17,6 +18,10 @@ down_revision = "lp_0006_migrate_backfill"
 branch_labels = None
 depends_on = None
 phase = "contract"
+locks = {
+    "upgrade": {"leads": "ShareUpdateExclusiveLock", "activities": "ShareUpdateExclusiveLock"},
+    "downgrade": {"leads": "ShareUpdateExclusiveLock", "activities": "ShareUpdateExclusiveLock"},
+}
 
 
 def upgrade() -> None:

@@ -5,7 +5,7 @@ territory stays outside protection, as before. The host's owner keeps maintenanc
 host_rls = force; with host_rls = off the table is left alone.
 
 Locks on host tables: ACCESS EXCLUSIVE on leads for milliseconds (ENABLE ROW LEVEL SECURITY,
-CREATE POLICY); the gate is asked before the lock.
+CREATE POLICY); the gate is asked before the lock. The same for the way down.
 
 Undone by: dropping our policies and triggers, and restoring the two row security flags that stood
 before. Nothing else of the table is touched.
@@ -20,6 +20,7 @@ down_revision = "lp_0007_contract_indexes"
 branch_labels = None
 depends_on = None
 phase = "contract"
+locks = {"upgrade": {"leads": "AccessExclusiveLock"}, "downgrade": {"leads": "AccessExclusiveLock"}}
 
 
 def upgrade() -> None:

@@ -3,7 +3,8 @@
 Why: after contract an activity no longer makes an owner; leads are claimed, assigned and
 transferred. It is the last step, because the gate counts on the trigger until then.
 
-Locks on host tables: ACCESS EXCLUSIVE on activities, for milliseconds (DROP TRIGGER).
+Locks on host tables: ACCESS EXCLUSIVE on activities, for milliseconds (DROP TRIGGER). On the way
+down SHARE ROW EXCLUSIVE on activities, for milliseconds (CREATE TRIGGER).
 
 Undone by: creating the triggers again.
 """
@@ -17,6 +18,7 @@ down_revision = "lp_0008_contract_enforce"
 branch_labels = None
 depends_on = None
 phase = "contract"
+locks = {"upgrade": {"activities": "AccessExclusiveLock"}, "downgrade": {"activities": "ShareRowExclusiveLock"}}
 
 
 def upgrade() -> None:
