@@ -153,4 +153,4 @@ def _waiting(conn: AnyConnection, s: Settings) -> tuple[Waiting, ...]:
         ORDER BY a.pid
         """
     names: tuple[Any, ...] = (ident(s.schema), table(s.leads_table), table(s.activities_table))
-    return tuple(Waiting(*found[:3], blocked_by=tuple(found[3])) for found in rows(conn, query, names))
+    return tuple(Waiting(found[0], found[1], found[2], tuple(found[3])) for found in rows(conn, query, names))

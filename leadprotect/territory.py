@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from leadprotect._sql import mapped_errors, rows
@@ -12,6 +11,7 @@ from leadprotect.locks import LOCK_TIMEOUT_MS
 from leadprotect.settings import Settings, check_territory_code, current, ident, literal, render, table
 
 if TYPE_CHECKING:
+    from datetime import date
     from decimal import Decimal
 
     import psycopg
@@ -75,7 +75,8 @@ def add_territory(
             conn.execute(f"CREATE ROLE {ident(role)} NOLOGIN")
         conn.execute(f"SET LOCAL ROLE {ident(s.role('owner'))}")
         conn.execute(
-            f"INSERT INTO {ident(s.schema)}.territories (code, name, currency, legal_framework) VALUES (%s, %s, %s, %s)",
+            f"INSERT INTO {ident(s.schema)}.territories (code, name, currency, legal_framework) "
+            "VALUES (%s, %s, %s, %s)",
             (code, name or code, currency, legal_framework),
         )
         if vat_rate is not None:

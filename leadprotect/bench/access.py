@@ -35,12 +35,14 @@ DATA = """
     CREATE TABLE public.activities (
       id bigserial PRIMARY KEY, lead_id uuid NOT NULL, user_id uuid, kind text NOT NULL, created_at timestamptz);
     INSERT INTO public.leads
-    SELECT ('a0000000-0000-4000-8000-' || (100000000000 + n))::uuid, CASE n % 2 WHEN 0 THEN 'DE' ELSE 'CH' END, 'Muster ' || n
+    SELECT ('a0000000-0000-4000-8000-' || (100000000000 + n))::uuid,
+           CASE n % 2 WHEN 0 THEN 'DE' ELSE 'CH' END, 'Muster ' || n
     FROM generate_series(0, {leads} - 1) AS n ORDER BY md5(n::text);
     """
 ASSIGNMENTS = """
     INSERT INTO leadprotect.user_lead_assignments (lead_id, territory, user_id, source)
-    SELECT l.id, l.territory, ('00000000-0000-4000-8000-' || lpad((right(l.id::text, 12)::bigint %% 100)::text, 12, '0'))::uuid, 'assign'
+    SELECT l.id, l.territory,
+           ('00000000-0000-4000-8000-' || lpad((right(l.id::text, 12)::bigint % 100)::text, 12, '0'))::uuid, 'assign'
     FROM public.leads AS l;
     """
 PLAIN_LOG = """
@@ -67,7 +69,9 @@ class Line:
         return self.figure is None or self.measured <= self.figure
 
 
-def access(server: Server, *, leads: int, seconds: int, say: Callable[[str], None]) -> tuple[list[Line], dict[str, list[float]]]:
+def access(
+    server: Server, *, leads: int, seconds: int, say: Callable[[str], None]
+) -> tuple[list[Line], dict[str, list[float]]]:
     """Generate `leads` on `server`, measure for `seconds` per pgbench run; ratios of p95, and latencies in ms."""
     name = f"PostgreSQL {server.major}"
     url = server.url("bench_access")
@@ -81,9 +85,24 @@ def access(server: Server, *, leads: int, seconds: int, say: Callable[[str], Non
     say(f"{name}: pgbench, 8 clients that write")
     for script in ("plain_insert", "lead_assert", "plain_insert", "lead_assert"):
         latencies.setdefault(script, []).extend(pgbench(server, script, leads, seconds, clients=8))
-    lines.append(line(name, "can_edit_lead, prepared, 10 clients", "SELECT 1", latencies["lead_check"], latencies["select_1"], 1.5))
-    lines.append(line(name, "the same rows read by primary key", "SELECT 1", latencies["lead_read"], latencies["select_1"], None))
-    lines.append(line(name, "assert_edit_and_audit, 8 clients", "plain INSERT", latencies["lead_assert"], latencies["plain_insert"], 1.3))
+    lines.append(
+        line(
+            name, "can_edit_lead, prepared, 10 clients", "SELECT 1", latencies["lead_check"], latencies["select_1"], 1.5
+        )
+    )
+    lines.append(
+        line(name, "the same rows read by primary key", "SELECT 1", latencies["lead_read"], latencies["select_1"], None)
+    )
+    lines.append(
+        line(
+            name,
+            "assert_edit_and_audit, 8 clients",
+            "plain INSERT",
+            latencies["lead_assert"],
+            latencies["plain_insert"],
+            1.3,
+        )
+    )
     say(f"{name}: from Python")
     with psycopg.connect(server.url("bench_access", LOGIN), autocommit=True) as conn:
         conn.execute("SELECT set_config('app.user_id', %s, false), set_config('app.territory', 'DE', false)", (USER,))
@@ -108,11 +127,12 @@ def prepare(server: Server, url: str, leads: int) -> None:
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute(DATA.format(leads=leads))
         command.upgrade(config, "lp_0006_migrate_backfill")
-        conn.execute(ASSIGNMENTS.replace("%%", "%"))
+        conn.execute(ASSIGNMENTS)
         conn.execute(PLAIN_LOG)
         conn.execute(f"GRANT leadprotect_app, leadprotect_de TO {LOGIN}")
         conn.execute(f"GRANT SELECT ON public.leads TO {LOGIN}; GRANT INSERT ON public.plain_log TO {LOGIN}")
-        conn.execute(f"GRANT USAGE ON SEQUENCE leadprotect.lead_access_audit_id_seq TO {LOGIN}; GRANT USAGE ON SCHEMA leadprotect TO {LOGIN}")
+        conn.execute(f"GRANT USAGE ON SCHEMA leadprotect TO {LOGIN}")
+        conn.execute(f"GRANT USAGE ON SEQUENCE leadprotect.lead_access_audit_id_seq TO {LOGIN}")
         conn.execute("VACUUM (ANALYZE)")
         command.upgrade(config, "head")
         conn.execute("CHECKPOINT")
@@ -124,8 +144,19 @@ def pgbench(server: Server, script: str, leads: int, seconds: int, *, clients: i
         user = "postgres" if script == "lead_read" else LOGIN
         arguments = ["-n", "-M", "prepared", "-c", str(clients), "-j", "2", "-T", str(seconds), "-D", f"leads={leads}"]
         log = ["--log", "--log-prefix", f"{folder}/log", "--sampling-rate", "0.2"]
-        subprocess.run(
-            [server.programs / "pgbench", *arguments, *log, "-f", SCRIPTS / f"{script}.sql", "-h", server.host, "-U", user, "bench_access"],
+        subprocess.run(  # noqa: S603 - our own program, no shell
+            [
+                server.programs / "pgbench",
+                *arguments,
+                *log,
+                "-f",
+                SCRIPTS / f"{script}.sql",
+                "-h",
+                server.host,
+                "-U",
+                user,
+                "bench_access",
+            ],
             check=True,
             capture_output=True,
             env=os.environ | {"PGOPTIONS": f"-c app.user_id={USER} -c app.territory=DE"},
@@ -141,7 +172,7 @@ def python_path(conn: psycopg.Connection[Any], name: str, leads: int) -> list[Li
     with conn.transaction(), leadprotect.acting_as(conn, USER, "DE"):
         one = measure(
             {
-                "select": lambda n: conn.execute("SELECT 1").fetchone(),
+                "select": lambda _: conn.execute("SELECT 1").fetchone(),
                 "check": lambda n: leadprotect.can_edit(conn, mine[n % len(mine)], user_id=USER, territory="DE"),
             },
             rounds=3000,
@@ -149,7 +180,7 @@ def python_path(conn: psycopg.Connection[Any], name: str, leads: int) -> list[Li
         more = measure(
             {
                 "check": lambda n: leadprotect.can_edit(conn, mine[n % len(mine)]),
-                "many": lambda n: leadprotect.can_edit_many(conn, some),
+                "many": lambda _: leadprotect.can_edit_many(conn, some),
                 "list": lambda n: leadprotect.editable_leads(conn, after=mine[n % 9] if n % 2 else None, limit=50),
             },
             rounds=200,
@@ -182,11 +213,17 @@ def view(conn: psycopg.Connection[Any], name: str, leads: int) -> list[Line]:
 def rls_tax(server: Server, name: str) -> Line:
     """A count over a territory with and without row-level security: the medians of interleaved runs."""
     count = "SELECT count(*) FROM public.leads WHERE territory = 'DE'"
-    with psycopg.connect(server.url("bench_access", LOGIN)) as seller, psycopg.connect(server.url("bench_access")) as free:
+    with (
+        psycopg.connect(server.url("bench_access", LOGIN)) as seller,
+        psycopg.connect(server.url("bench_access")) as free,
+    ):
         seller.execute("SELECT set_config('app.territory', 'DE', false)")
         for conn in (seller, free):
             conn.execute("SET max_parallel_workers_per_gather = 0")
-        found = measure({"with": lambda n: seller.execute(count).fetchone(), "without": lambda n: free.execute(count).fetchone()}, rounds=15)
+        found = measure(
+            {"with": lambda _: seller.execute(count).fetchone(), "without": lambda _: free.execute(count).fetchone()},
+            rounds=15,
+        )
     with_rls, without = (statistics.median(found[key]) for key in ("with", "without"))
     return Line(name, "count of a territory, with row-level security", "without it", with_rls / without, 1.10, with_rls)
 

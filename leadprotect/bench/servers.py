@@ -17,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+OLDEST = 15
 INSTALLED = Path("/usr/lib/postgresql")
 # a throwaway server may lose everything on a crash of the machine, never on a kill of one session
 FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "on", "jit": "off"}
@@ -44,7 +45,7 @@ def installed() -> list[int]:
     majors = [
         int(path.name) for path in INSTALLED.glob("*") if path.name.isdigit() and (path / "bin/postgres").exists()
     ]
-    return sorted(major for major in majors if major >= 15)
+    return sorted(major for major in majors if major >= OLDEST)
 
 
 @contextmanager
@@ -72,7 +73,7 @@ def system(major: int, *, throwaway: bool = False) -> Iterator[Server]:
     data = folder / "data"
 
     def run(*command: str) -> None:
-        subprocess.run(command, check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL)
+        subprocess.run(command, check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL)  # noqa: S603 - our own programs, no shell
 
     run(f"{programs}/initdb", "-D", str(data), "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8", "--locale=C.UTF-8")
     options = f"-c listen_addresses='' -c unix_socket_directories='{folder}'"

@@ -18,7 +18,9 @@ def bench() -> None:
 
 
 @bench.command()
-@click.option("--leads", type=click.IntRange(min=10_000), default=1_000_000, show_default=True, help="Leads to generate.")
+@click.option(
+    "--leads", type=click.IntRange(min=10_000), default=1_000_000, show_default=True, help="Leads to generate."
+)
 @click.option("--seconds", type=click.IntRange(min=1), default=5, show_default=True, help="Of each pgbench run.")
 @click.option("--output", type=FOLDER, default=Path("docs/benchmarks"), show_default=True, help="For plot and numbers.")
 def access(leads: int, seconds: int, output: Path) -> None:

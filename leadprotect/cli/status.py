@@ -55,4 +55,6 @@ def show(found: Status, console: Console) -> None:
         console.print(f"invalid index {index}: alembic upgrade head rebuilds ours")
     for session in found.waiting:
         by = ", ".join(map(str, session.blocked_by)) or "nobody any more"
-        console.print(f"pid {session.pid} ({session.application}) waits {session.seconds:.1f} s for a lock, blocked by {by}")
+        console.print(
+            f"pid {session.pid} ({session.application}) waits {session.seconds:.1f} s for a lock, blocked by {by}"
+        )

@@ -34,4 +34,4 @@ def add(code: str, *, name: str | None, currency: str | None, legal_framework: s
     with connect(current()) as conn:
         add_territory(conn, code, name=name, currency=currency, legal_framework=legal_framework, vat_rate=rate)
         role = current().role(code)
-    click.echo(f"{code} is protected; give its sellers the role: GRANT \"{role}\" TO ...; then leadprotect backfill {code}")
+    click.echo(f"{code} is protected. Give its sellers the role {role}, then run: leadprotect backfill {code}")

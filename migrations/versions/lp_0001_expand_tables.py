@@ -19,7 +19,7 @@ down_revision = None
 branch_labels = None
 depends_on = None
 phase = "expand"
-locks = {"upgrade": {}, "downgrade": {}}
+locks: dict[str, dict[str, str]] = {"upgrade": {}, "downgrade": {}}
 
 
 def upgrade() -> None:

@@ -20,7 +20,7 @@ down_revision = "lp_0001_expand_tables"
 branch_labels = None
 depends_on = None
 phase = "expand"
-locks = {"upgrade": {}, "downgrade": {}}
+locks: dict[str, dict[str, str]] = {"upgrade": {}, "downgrade": {}}
 
 
 def upgrade() -> None:

@@ -18,7 +18,7 @@ down_revision = "lp_0005_expand_activity_triggers"
 branch_labels = None
 depends_on = None
 phase = "migrate"
-locks = {"upgrade": {}, "downgrade": {}}
+locks: dict[str, dict[str, str]] = {"upgrade": {}, "downgrade": {}}
 
 
 def upgrade() -> None:
