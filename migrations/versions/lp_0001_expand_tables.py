@@ -121,9 +121,7 @@ def create_schema() -> None:
 
 
 def describe_schema() -> None:
-    op.execute(
-        sql("COMMENT ON SCHEMA {schema} IS 'leadprotect: one owner per lead and territory, audited'")
-    )
+    op.execute(sql("COMMENT ON SCHEMA {schema} IS 'leadprotect: one owner per lead and territory, audited'"))
     op.execute(sql("REVOKE ALL ON SCHEMA {schema} FROM PUBLIC"))
 
 
@@ -603,9 +601,7 @@ def create_audit_partitions() -> None:
         """)
     )
     op.execute(sql("REVOKE ALL ON FUNCTION {schema}.create_audit_partitions(integer) FROM PUBLIC"))
-    op.execute(
-        sql("GRANT EXECUTE ON FUNCTION {schema}.create_audit_partitions(integer) TO {operator}")
-    )
+    op.execute(sql("GRANT EXECUTE ON FUNCTION {schema}.create_audit_partitions(integer) TO {operator}"))
     op.execute(
         sql("""
         SELECT {schema}.secure_audit_table(relid) FROM pg_catalog.pg_partition_tree('{schema}.lead_access_audit')
@@ -618,10 +614,16 @@ def grant_access() -> None:
     # Services read who owns what in their territory; nobody writes but the functions.
     op.execute(sql("GRANT USAGE ON SCHEMA {schema} TO {app}, {auditor}, {operator}, {manager}"))
     op.execute(
-        sql("GRANT SELECT ON {schema}.territories, {schema}.territory_vat_rates TO {app}, {auditor}, {operator}, {manager}")
+        sql(
+            "GRANT SELECT ON {schema}.territories, {schema}.territory_vat_rates TO {app}, {auditor}, {operator}, {manager}"
+        )
     )
     op.execute(sql("GRANT SELECT ON {schema}.user_lead_assignments TO {app}, {auditor}, {manager}"))
-    op.execute(sql("GRANT SELECT ON {schema}.lead_protection_rules, {schema}.user_lead_assignment_history TO {manager}, {auditor}"))
+    op.execute(
+        sql(
+            "GRANT SELECT ON {schema}.lead_protection_rules, {schema}.user_lead_assignment_history TO {manager}, {auditor}"
+        )
+    )
     # The audit's reasons tell what the answer to a service hides: auditors only.
     op.execute(sql("GRANT SELECT ON {schema}.lead_access_audit TO {auditor}"))
 

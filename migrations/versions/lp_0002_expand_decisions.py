@@ -227,9 +227,7 @@ def create_decision() -> None:
         END
         """)
     )
-    op.execute(
-        sql("REVOKE ALL ON FUNCTION {schema}.decision({lead_id_type}, {user_id_type}, text) FROM PUBLIC")
-    )
+    op.execute(sql("REVOKE ALL ON FUNCTION {schema}.decision({lead_id_type}, {user_id_type}, text) FROM PUBLIC"))
     # Who has no rule at all, the most of all callers, is answered by two probes and not five. In
     # PL/pgSQL because its plans last for the session; a body in SQL is planned anew in every call
     # before PostgreSQL 18. The cost is honest, so that a page of the view is not made of all leads.
@@ -633,9 +631,7 @@ def create_ownership() -> None:
         END
         """)
     )
-    op.execute(
-        sql("REVOKE ALL ON FUNCTION {schema}.lead_for_ownership({lead_id_type}, boolean) FROM PUBLIC")
-    )
+    op.execute(sql("REVOKE ALL ON FUNCTION {schema}.lead_for_ownership({lead_id_type}, boolean) FROM PUBLIC"))
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.is_manager()
@@ -808,9 +804,7 @@ def create_ownership() -> None:
         FROM PUBLIC
         """)
     )
-    grant(
-        "change_sharing({lead_id_type}, text, {user_id_type}, timestamptz, timestamptz, text)", "{app}, {manager}"
-    )
+    grant("change_sharing({lead_id_type}, text, {user_id_type}, timestamptz, timestamptz, text)", "{app}, {manager}")
 
 
 def create_ownership_functions() -> None:

@@ -93,7 +93,9 @@ def end_runs() -> None:
         """)
     )
     op.execute(
-        sql("UPDATE {schema}.backfill_chunks SET token = token + 1, lease_until = '-infinity' WHERE finished_at IS NULL")
+        sql(
+            "UPDATE {schema}.backfill_chunks SET token = token + 1, lease_until = '-infinity' WHERE finished_at IS NULL"
+        )
     )
 
 
