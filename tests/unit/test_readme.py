@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+
+from leadprotect import demodata
+from leadprotect.cli.demo import LEADS
+from tests.support.database import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FIRST_SCREEN = README.splitlines()[:25]
+
+
+def test_the_first_screen_holds_what_a_visitor_needs() -> None:
+    text = "\n".join(FIRST_SCREEN)
+    assert {"make demo", "make test", "SELECT", "can_edit"} <= set(re.findall(r"make \w+|SELECT|can_edit", text))
+    assert "[Tutorial]" in text
+
+
+def test_the_figures_are_those_of_the_demo() -> None:
+    seen = Counter(lead[1] for lead in demodata.generate(LEADS).leads())
+    assert f"{LEADS:,} leads" in README
+    assert f"seller_de:  DE {seen['DE']:,} and {seen[None]:,} without a territory" in README
+    assert f"seller_ch:  CH {seen['CH']:,} and {seen[None]:,} without a territory" in README
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
+def test_every_link_leads_to_a_file(target: str) -> None:
+    assert (ROOT / target).is_file()
