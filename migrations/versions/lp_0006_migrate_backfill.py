@@ -1052,8 +1052,12 @@ def create_gate() -> None:
               CASE WHEN s.owns
                 THEN format('let the service log in as another member of %I and wait until %s,', {app_name},
                             to_char((s.wrote + observation_window + noted) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'))
-                ELSE format('GRANT %I, %I TO %I;', {app_name},
-                            {role_prefix} || lower((SELECT min(t.code) FROM {schema}.territories AS t)), s.rolname) END AS remedy
+                -- which territory a login serves, only its owner knows: the others are named beside the first
+                ELSE (
+                  SELECT format('GRANT %I, %I%s TO %I;', {app_name}, t.roles[1],
+                                ' /* or ' || nullif(array_to_string(t.roles[2:], ', '), '') || ' */', s.rolname)
+                  FROM (SELECT array_agg({role_prefix} || lower(code) ORDER BY code) AS roles
+                        FROM {schema}.territories) AS t) END AS remedy
             FROM suspects AS s
             WHERE NOT s.owns OR s.wrote IS NOT NULL
             ORDER BY s.rolname LIMIT 20) AS locked;
