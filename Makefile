@@ -15,7 +15,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit
 DEMO := .venv/demo.stamp
 DEV := .venv/dev.stamp
 
-.PHONY: help demo test lint docs lock clean
+.PHONY: help demo test lint docs bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile
@@ -34,7 +34,10 @@ lint: $(DEV) ## ruff and mypy
 	@echo "lint: clean"
 
 docs: $(DEV) ## build the documentation into docs/_build/html
-	@if [ -f docs/conf.py ]; then $(BIN)/sphinx-build -W --keep-going --quiet -b html docs docs/_build/html; fi
+	@$(BIN)/sphinx-build -W --keep-going --quiet -b html docs docs/_build/html
+
+bench: $(DEV) ## measure access checks with a million leads, into docs/benchmarks (ARGS="--leads 100000")
+	@$(BIN)/leadprotect bench access $(ARGS)
 
 lock: $(DEV) ## write the lock files anew from the ranges in pyproject.toml
 	@$(COMPILE) --extra demo --extra gates --extra report --group dev --upgrade -o requirements.lock
