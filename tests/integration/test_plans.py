@@ -1,0 +1,82 @@
+"""A decision costs index probes only, whatever the number of leads."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.support.database import Database
+
+LEADS = 1_000_000
+RULES = 5_000
+
+
+@pytest.fixture
+def large(database: Database) -> Database:
+    """A million leads with owners, and some thousand rules."""
+    kind, user = database.settings.lead_id_type, database.settings.user_id_type
+    as_lead = {"uuid": "('a0000000-0000-4000-8000-' || (100000000000 + n))::uuid", "bigint": "n"}[kind]
+    as_user = {"uuid": "('00000000-0000-4000-8000-' || (100000000000 + n % 1000))::uuid", "text": "'u' || n % 1000"}[
+        user
+    ]
+    database.sql(
+        f"INSERT INTO {{leads}} ({{lead_id}}, {{territory}}) "
+        f"SELECT {as_lead}, CASE n % 2 WHEN 0 THEN 'DE' ELSE 'CH' END FROM generate_series(1, {LEADS}) AS n"
+    )
+    database.sql(
+        "INSERT INTO {schema}.user_lead_assignments (lead_id, territory, user_id, source) "
+        f"SELECT {as_lead}, CASE n % 2 WHEN 0 THEN 'DE' ELSE 'CH' END, {as_user}, 'assign' "
+        f"FROM generate_series(1, {LEADS}) AS n"
+    )
+    database.sql(
+        "INSERT INTO {schema}.lead_protection_rules (user_id, territory, protection, lead_id) "
+        f"SELECT {as_user}, 'DE', 'COLLABORATOR', {as_lead} FROM generate_series(1, {RULES}) AS n"
+    )
+    database.sql_script("ANALYZE")
+    return database
+
+
+def plans(database: Database, query: str, user: str) -> str:
+    """The plans of the query and of every statement in the functions that it calls."""
+    seen: list[str] = []
+    with database.connect() as conn:
+        conn.add_notice_handler(lambda notice: seen.append(notice.message_primary or ""))
+        conn.execute("LOAD 'auto_explain'")
+        for setting, value in {
+            "auto_explain.log_min_duration": "0",
+            "auto_explain.log_nested_statements": "on",
+            "auto_explain.log_level": "notice",
+        }.items():
+            conn.execute("SELECT set_config(%s, %s, true)", (setting, value))
+        conn.execute(f'SET LOCAL SESSION AUTHORIZATION "{database.profile.login("seller_de")}"')
+        database.context(conn, user, "DE")
+        seen.clear()
+        database.query(conn, query)
+    return "\n".join(seen)
+
+
+@pytest.mark.profiles("pg18", "pg15")
+def test_every_check_probes_indexes_and_scans_no_table(large: Database) -> None:
+    lead = "a0000000-0000-4000-8000-100000000004"
+    with_rules, without = "00000000-0000-4000-8000-100000000004", "7e57d004-2b97-4e7a-b45f-5387367791cd"
+    for user in (with_rules, without):
+        for query in (
+            f"SELECT {{schema}}.can_edit_lead('{lead}')",
+            f"SELECT {{schema}}.explain_edit('{lead}')",
+            f"SELECT * FROM {{schema}}.explain_many(ARRAY['{lead}']::uuid[])",
+            "SELECT * FROM {schema}.editable_leads(NULL, 50)",
+            f"SELECT {{schema}}.record_edit_attempt('{lead}')",
+            f"SELECT * FROM {{schema}}.v_lead_protection WHERE lead = '{lead}'",
+        ):
+            found = plans(large, query, user)
+            assert "Index" in found, query
+            # two rows of legal terms are no table to speak of
+            scanned = set(re.findall(r"Seq Scan on (\w+)", found)) - {"territories"}
+            assert scanned == set(), f"{query}\n{found}"
+    # control: without its index the same check scans, and this test sees it
+    large.sql("ALTER TABLE {schema}.lead_protection_rules DROP CONSTRAINT ix_lpr_user")
+    found = plans(large, f"SELECT {{schema}}.can_edit_lead('{lead}')", with_rules)
+    assert "Seq Scan on lead_protection_rules" in found
