@@ -324,7 +324,7 @@ def create_assignments() -> None:
               user_id {user_id_type},
               assigned_at timestamptz NOT NULL DEFAULT pg_catalog.statement_timestamp(),
               assigned_by {user_id_type},
-              source text NOT NULL,
+              source text NOT NULL DEFAULT 'assign',
               CONSTRAINT ix_ula_lead PRIMARY KEY (lead_id, territory) INCLUDE (user_id)
             );
             -- The activity on which a derived assignment rests, in the host's own types.
@@ -338,8 +338,6 @@ def create_assignments() -> None:
                 ON a.attrelid = {activities_name}::regclass AND a.attname = wanted.host_column
             );
             ALTER TABLE {schema}.user_lead_assignments
-              ADD CONSTRAINT ula_source CHECK (source IN
-                ('backfill', 'activity', 'assign', 'claim', 'transfer', 'release')) NOT VALID,
               ADD CONSTRAINT ula_released CHECK ((user_id IS NULL) = (source = 'release')) NOT VALID;
             CREATE INDEX ix_ula_user ON {schema}.user_lead_assignments (user_id, territory, lead_id);
           END IF;
@@ -351,6 +349,12 @@ def create_assignments() -> None:
         sql("""
         COMMENT ON TABLE {schema}.user_lead_assignments IS
         'Who owns a lead in a territory; changed only by functions. user_id NULL: released by hand'
+        """)
+    )
+    op.execute(
+        sql("""
+        COMMENT ON COLUMN {schema}.user_lead_assignments.source IS
+        'backfill and activity: derived, a newer activity wins; release: no owner by hand; anything else: made by hand, stays'
         """)
     )
     op.execute(
