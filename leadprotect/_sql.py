@@ -102,6 +102,9 @@ def _mapped(error: BaseException | None) -> LeadProtectError:
     state = getattr(error, "sqlstate", None)
     if state in _CLASSES:
         cls, text = _CLASSES[state]
-        primary = error.diag.message_primary if isinstance(error, psycopg.Error) else None
-        return cls(f"{text}: {primary}" if primary else text)
+        diag = error.diag if isinstance(error, psycopg.Error) else None
+        primary = diag.message_primary if diag else None
+        # what to do stands in the hints of our own errors
+        hint = diag.message_hint if diag and state.startswith("LP") else None
+        return cls(". ".join(filter(None, (f"{text}: {primary}" if primary else text, hint))))
     return ConnectionUnusable(f"the database gave no answer (SQLSTATE {state or 'none'})")

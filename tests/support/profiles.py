@@ -13,6 +13,7 @@ LOGINS = {
     "manager_de": ("app", "manager", "de"),
     "auditor": ("auditor",),
     "auditor_de": ("auditor", "de"),
+    "auditor_both": ("auditor", "de", "ch"),
     "operator": ("operator",),
     "outsider": (),
 }
