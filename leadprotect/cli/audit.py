@@ -1,0 +1,263 @@
+"""``leadprotect audit``: care for the audit, and questions to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from contextlib import contextmanager
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from leadprotect import evidence, history, proofs, retention, seals
+from leadprotect import export as _export
+from leadprotect._sql import connect
+from leadprotect.cli import main
+from leadprotect.errors import InvalidRequest
+from leadprotect.settings import current
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+TAMPERED = 1
+JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+FILE = click.File("r", encoding="utf-8")
+
+
+class _Time(click.ParamType[datetime]):
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        try:
+            time = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a time such as 2026-03-01T09:00+01:00", param, ctx)
+        if time.tzinfo is None:
+            self.fail(f"{value!r} needs a time zone, as in 2026-03-01T09:00+01:00 or 2026-03-01T08:00Z", param, ctx)
+        return time
+
+
+class _Month(click.ParamType[date]):
+    name = "month"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> date:
+        try:
+            return datetime.strptime(value, "%Y-%m").date()  # noqa: DTZ007 - a month, no time
+        except ValueError:
+            self.fail(f"{value!r} is not a month such as 2026-03", param, ctx)
+
+
+TIME, MONTH = _Time(), _Month()
+SINCE = click.option("--since", type=TIME, help="From this time on, such as 2026-03-01T00:00Z.")
+UNTIL = click.option("--until", type=TIME, help="Before this time.")
+
+
+@main.group()
+def audit() -> None:
+    """Care for the audit (operators), and ask it (auditors)."""
+
+
+@audit.command()
+@click.option("--ahead", type=int, default=3, show_default=True, help="Months after this one.")
+@click.option(
+    "--max-moved",
+    type=click.IntRange(min=0),
+    default=retention.MAX_MOVED,
+    show_default=True,
+    help="Rows that may be copied out of the default partition; nobody can record meanwhile.",
+)
+def partitions(*, ahead: int, max_moved: int) -> None:
+    """Make the partitions of the coming months, and tidy the default one."""
+    with connect(current()) as conn:
+        created = retention.create_partitions(conn, ahead=ahead, max_moved=max_moved)
+    click.echo(f"{created} new partitions" if created else "every partition is there already")
+
+
+@audit.command()
+def seal() -> None:
+    """Seal what was recorded, and print the newest hash of each chain: keep them elsewhere, too."""
+    with connect(current()) as conn:
+        for head in seals.seal(conn):
+            click.echo(f"{_named(head.territory)}: {head.sealed:,} rows sealed; seal {head.number} is {head.hash}")
+
+
+@audit.command()
+@click.option("--before", type=MONTH, required=True, help="The first month that stays, such as 2026-01.")
+def detach(*, before: date) -> None:
+    """Detach sealed months from the audit; no row is deleted, and the tables stay guarded."""
+    with connect(current()) as conn:
+        found = False
+        for gone in retention.detach(conn, before):
+            click.echo(f"{gone.table} detached with {gone.rows:,} rows: archive it, then drop it")
+            found = True
+    if not found:
+        click.echo(f"nothing to detach before {before:%Y-%m}")
+
+
+@audit.command()
+@click.option("--file", type=FILE, help="Check an export instead of a database; needs no database.")
+@click.option("--against", type=FILE, help="An earlier export: its seals must still be there.")
+@click.option(
+    "--log", type=click.File("r", encoding="utf-8", errors="replace"), help="The server's log: explains gaps."
+)
+@JSON
+def verify(*, file: TextIO | None, against: TextIO | None, log: TextIO | None, as_json: bool) -> None:
+    """Find whatever was changed, removed or inserted since it was sealed.
+
+    Exit code 0: nothing; 1: evidence was tampered with. A gap in the numbers is no tampering, it is
+    reported beside.
+    """
+    if file:
+        if against or log:
+            message = "--file checks a file alone; --against and --log need the database"
+            raise click.UsageError(message)
+        found: proofs.Proof | evidence.Verification = proofs.verify_file(file)
+    else:
+        known = proofs.known(against) if against else None
+        with connect(current()) as conn, conn.transaction():
+            found = evidence.verify(conn, known=known, log=log or ())
+    if as_json:
+        click.echo(_json({"intact": found.intact, **dataclasses.asdict(found)}))
+    else:
+        for line in _of_file(found) if isinstance(found, proofs.Proof) else _of_database(found):
+            click.echo(line)
+    sys.exit(0 if found.intact else TAMPERED)
+
+
+@audit.command()
+@click.option("--sealed", is_flag=True, help="Whole seals and every link of the chains: verify --file can check it.")
+@SINCE
+@UNTIL
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="A file.  [default: stdout]")
+def export(*, sealed: bool, since: datetime | None, until: datetime | None, output: Path | None) -> None:
+    """Write the rows of a period as JSON lines."""
+    with connect(current()) as conn, conn.transaction(), _whole(output) as out:
+        conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        written = _export.export(conn, out, sealed=sealed, since=since, until=until)
+    click.echo(f"{written:,} rows written", err=True)
+
+
+@audit.command()
+@click.argument("lead")
+@click.option("--at", type=TIME, required=True, help="The time, such as 2026-03-01T09:00+01:00.")
+@JSON
+def who(lead: str, *, at: datetime, as_json: bool) -> None:
+    """Show who could edit LEAD at a time, and why."""
+    with connect(current()) as conn:
+        found = history.who_could_edit(conn, lead, at)
+    header = ("territory", "user", "could edit", "reason", "since (UTC)", "until (UTC)", "because of")
+    table = [
+        (
+            r.territory,
+            r.user_id or "nobody",
+            "yes" if r.could_edit else "no",
+            r.reason,
+            _utc(r.since),
+            _utc(r.until),
+            r.source,
+        )
+        for r in found
+    ]
+    _show(header, table, found, as_json=as_json)
+
+
+@audit.command("list")
+@click.option("--lead", help="Attempts on this lead only.")
+@click.option("--user", help="Attempts of this user only.")
+@click.option("--outcome", type=click.Choice(["ALLOW", "DENY"]), help="Only allowed, or only denied ones.")
+@SINCE
+@UNTIL
+@click.option("--limit", type=int, default=100, show_default=True, help="The newest so many.")
+@JSON
+def attempts(*, lead: str | None, user: str | None, as_json: bool, **filters: Any) -> None:
+    """List attempts, the newest first."""
+    with connect(current()) as conn, conn.transaction():
+        found = history.attempts(conn, lead_id=lead, user_id=user, **filters)
+    header = ("number", "time (UTC)", "lead", "user", "login", "territory", "action", "outcome", "reason", "note")
+    table = [
+        (a.id, _utc(a.at), a.lead_id, a.user_id, a.login, a.territory, a.action, a.outcome, a.reason, a.note)
+        for a in found
+    ]
+    _show(header, table, found, as_json=as_json)
+
+
+@contextmanager
+def _whole(path: Path | None) -> Iterator[TextIO]:
+    """A file that gets its name when it is complete: half an export must not look like one."""
+    if path is None:
+        yield sys.stdout
+        return
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("w", encoding="utf-8") as out:
+            yield out
+        part.replace(path)
+    except OSError as error:
+        raise InvalidRequest(f"{path}: {error.strerror}") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _of_file(proof: proofs.Proof) -> Iterator[str]:
+    for territory, (number, own) in proof.heads.items():
+        yield f"{_named(territory)}: seal {number} is {own}"
+    yield f"{proof.seals:,} seals linked, {proof.rows:,} rows as they were sealed"
+    yield from _findings(proof.findings)
+
+
+def _of_database(found: evidence.Verification) -> Iterator[str]:
+    for chain in found.chains:
+        state = "TAMPERED WITH" if chain.findings else "intact" if chain.seals else "not sealed yet"
+        yield (
+            f"{_named(chain.territory)}: {state}; {chain.seals:,} seals, {chain.rows:,} sealed rows as they were, "
+            f"{chain.pending:,} to be sealed"
+        )
+        for month, table in chain.retired.items():
+            yield f"  {month} was detached as {table}, which is gone: check its archive with --file"
+    yield from _findings(found.findings)
+    if found.unchecked:
+        yield f"not checked, because this login may not read it: {', '.join(found.unchecked)}"
+    if found.explained:
+        yield f"{found.explained:,} numbers without a row stand in the log as denials that were raised"
+    if found.gaps:
+        yield (
+            f"{sum(map(len, found.gaps)):,} numbers have no row: {seals.listed(found.gaps)}\n"
+            "  A denial raised in plain SQL leaves its facts in the server's log (leadprotect denial N; --log FILE\n"
+            "  compares), a recording that was rolled back leaves nothing, a crash of the server skips up to 32."
+        )
+
+
+def _findings(findings: Sequence[evidence.Finding]) -> Iterator[str]:
+    for finding in findings:
+        place = "" if finding.seal is None else f", seal {finding.seal}"
+        yield f"TAMPERED WITH: {_named(finding.territory)}{place}: {finding.what}"
+
+
+def _named(territory: str | None) -> str:
+    return territory or "rows without territory"
+
+
+def _utc(time: datetime | None) -> str:
+    return "" if time is None else f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def _show(header: Sequence[str], table: Sequence[Sequence[object]], found: Sequence[Any], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(_json([dataclasses.asdict(one) for one in found]))
+        return
+    shown = Table(*header, box=None)
+    for line in table:
+        shown.add_row(*("" if cell is None else str(cell) for cell in line))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 250  # a file or a pipe has no width; a wrapped id can't be searched for
+    console.print(shown)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, default=lambda one: [one[0], one[-1]] if isinstance(one, range) else str(one), indent=2)
