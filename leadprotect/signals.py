@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import psycopg
 
 
+_REPLICA_BYTES = 1024**3
+
+
 @dataclass(frozen=True)
 class Limits:
     """Where the backfill slows down and where it holds; None switches a signal off.
@@ -61,17 +64,19 @@ def replicas(asked: Asked) -> Verdict:
     """How far the replicas are behind with replaying: pg_stat_replication."""
     if asked.limits.replica_lag is None:
         return GO
-    hidden, behind, lag = asked.row("""
-        SELECT count(*) FILTER (WHERE state IS NULL), count(*) FILTER (WHERE state = 'catchup'),
-               coalesce(max(extract(epoch FROM replay_lag)) FILTER (WHERE state <> 'backup'), 0)::float8
+    hidden, lag, size = asked.row("""
+        SELECT count(*) FILTER (WHERE state IS NULL),
+               coalesce(max(extract(epoch FROM replay_lag)) FILTER (WHERE state <> 'backup'), 0)::float8,
+               coalesce(max(pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), replay_lsn)), 0)::float8
         FROM pg_catalog.pg_stat_replication
         """)
     if hidden:
         role = ident(asked.settings.role("operator"))
         return Verdict(0.0, f"the replicas' lag is hidden from this login; a DBA can run: GRANT pg_monitor TO {role};")
-    if behind:
-        return Verdict(0.5, "a replica is catching up")
-    return _level(lag, asked.limits.replica_lag, f"a replica is {lag:.1f} s behind")
+    # a replica that replays nothing reports no new lag, only the distance grows
+    in_time = _level(lag, asked.limits.replica_lag, f"a replica is {lag:.1f} s behind")
+    in_bytes = _level(size, _REPLICA_BYTES, f"a replica is {size / 2**20:,.0f} MiB behind")
+    return min(in_time, in_bytes, key=lambda verdict: verdict.factor)
 
 
 def lock_waits(asked: Asked) -> Verdict:

@@ -1,0 +1,236 @@
+"""The backfill slows down or holds for the database's sake, and always says why."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+
+from leadprotect import jobs
+from leadprotect.backfill import backfill
+from leadprotect.cli import main
+from leadprotect.errors import BackfillStopped
+from leadprotect.signals import GO, SIGNALS, Asked, Limits, Verdict
+from leadprotect.throttle import Throttle
+from tests.support.leads import old_leads, owners
+from tests.support.topology import replica
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from leadprotect.backfill import Backfilled
+    from leadprotect.progress import Progress
+    from tests.support.database import Database
+
+
+@contextmanager
+def asked(database: Database, limits: Limits | None = None, login: str | None = None) -> Iterator[Asked]:
+    with database.connect(login, autocommit=True) as conn:
+        yield Asked(conn, limits or Limits(), database.settings)
+
+
+def ask(
+    database: Database,
+    limits: Limits | None = None,
+    *,
+    url: str | None = None,
+    gate: Callable[[], str | None] | None = None,
+) -> Verdict:
+    throttle = Throttle(url or database.url, database.settings, ("DE", "CH"), limits=limits, gate=gate)
+    try:
+        return throttle.ask()
+    finally:
+        throttle.close()
+
+
+# --- the signals
+
+
+def test_a_quiet_database_lets_the_backfill_go_as_the_operator_too(expanded: Database) -> None:
+    for login in (None, "operator"):
+        with asked(expanded, login=login) as now:
+            assert dict.fromkeys(SIGNALS, GO) == {name: signal(now) for name, signal in SIGNALS.items()}
+
+
+def test_sessions_that_wait_for_locks_slow_it_down_and_then_hold_it(expanded: Database) -> None:
+    lead = next(iter(old_leads(expanded, 1)))
+    with expanded.connect() as holder, expanded.connect() as waiter, asked(expanded, login="operator") as now:
+        for conn in (holder, waiter):
+            conn.execute("SET application_name = 'service'")
+        expanded.query(holder, "SELECT FROM {leads} WHERE {lead_id} = %s FOR UPDATE", lead)
+        waiting = threading.Thread(
+            target=expanded.query,
+            args=(waiter, "SELECT FROM {leads} WHERE {lead_id} = %s FOR UPDATE", lead),
+        )
+        waiting.start()
+        while not now.row("SELECT pid FROM pg_locks WHERE NOT granted"):
+            time.sleep(0.01)
+        seen = [
+            SIGNALS["the waiting lock requests"](replace(now, limits=Limits(lock_waits=limit))) for limit in (8, 4, 1)
+        ]
+        holder.rollback()
+        waiting.join()
+
+    assert [GO, Verdict(0.5, "1 sessions wait for locks"), Verdict(0.0, "1 sessions wait for locks")] == seen
+
+
+def test_wal_above_its_limit_slows_it_down_in_proportion(expanded: Database) -> None:
+    with asked(expanded, Limits(wal_rate=1.0)) as now:
+        assert GO == SIGNALS["the WAL rate"](now)  # one sample tells no rate
+        old_leads(expanded, 2000)
+        verdict = SIGNALS["the WAL rate"](now)
+    assert 0.1 == verdict.factor
+    assert "MiB of WAL a second" in (verdict.reason or "")
+
+
+def test_a_vacuum_of_the_assignments_slows_it_down(expanded: Database) -> None:
+    with expanded.connect() as conn, asked(expanded, login="operator") as now:
+        expanded.query(conn, "LOCK TABLE {schema}.user_lead_assignments IN SHARE UPDATE EXCLUSIVE MODE")
+        assert Verdict(0.8, "the assignments are being vacuumed") == SIGNALS["the vacuum of the assignments"](now)
+
+
+def test_the_user_s_condition_must_be_true(expanded: Database) -> None:
+    for condition, factor in (("SELECT true", 1.0), ("SELECT false", 0.0), ("SELECT NULL", 0.0), ("SELECT 1", 0.0)):
+        with asked(expanded, Limits(condition=condition)) as now:
+            assert factor == SIGNALS["the SQL condition"](now).factor, condition
+
+
+@pytest.mark.profiles("pg18")
+def test_replicas_are_waited_for_and_a_lag_that_is_hidden_holds_it(expanded: Database) -> None:
+    with replica(expanded.server) as standby, expanded.connect(autocommit=True) as primary:
+        with psycopg.connect(standby.url(), autocommit=True) as behind:
+            while primary.execute("SELECT state FROM pg_stat_replication").fetchone() != ("streaming",):
+                time.sleep(0.05)
+            with asked(expanded, login="operator") as now:
+                hidden = SIGNALS["the replicas' lag"](now)
+            behind.execute("SELECT pg_wal_replay_pause()")
+            old_leads(expanded, 1)
+            time.sleep(0.5)
+            behind.execute("SELECT pg_wal_replay_resume()")
+            lagging = GO
+            for _ in range(100):
+                with asked(expanded, Limits(replica_lag=0.2)) as now:
+                    lagging = min(lagging, SIGNALS["the replicas' lag"](now), key=lambda verdict: verdict.factor)
+                time.sleep(0.02)
+
+    assert 0.0 == hidden.factor
+    assert "GRANT pg_monitor" in (hidden.reason or "")
+    assert 0.0 == lagging.factor
+    assert "behind" in (lagging.reason or "")
+
+
+def test_a_signal_that_can_t_be_read_holds_it(expanded: Database) -> None:
+    verdict = ask(expanded, Limits(condition="SELECT no_such_column"))
+    nowhere = ask(expanded, url="postgresql://postgres@/nowhere?host=/nonexistent")
+
+    assert 0.0 == verdict.factor
+    assert (verdict.reason or "").startswith("the SQL condition can't be read: column")
+    assert (0.0, True) == (nowhere.factor, "can't be read" in (nowhere.reason or ""))
+
+
+def test_the_condition_can_t_write(expanded: Database) -> None:
+    lead = next(iter(old_leads(expanded, 1)))
+    statement = expanded.text(f"DELETE FROM {{activities}} WHERE {{activity_lead_id}} = '{lead}' RETURNING true")
+    verdict = ask(expanded, Limits(condition=statement))
+
+    assert "read-only transaction" in (verdict.reason or "")
+    assert [2] == expanded.sql("SELECT count(*) FROM {activities}")
+
+
+def test_a_gate_that_says_pause_or_fails_holds_it(expanded: Database) -> None:
+    def broken() -> str | None:
+        message = "no data"
+        raise RuntimeError(message)
+
+    assert Verdict(0.0, "the gate says pause: deadlocks") == ask(expanded, gate=lambda: "deadlocks")
+    assert Verdict(0.0, "the gate can't be read: no data") == ask(expanded, gate=broken)
+    assert GO == ask(expanded, gate=lambda: None)
+
+
+# --- what a running backfill does about it
+
+
+class Running(threading.Thread):
+    """A backfill in a thread, with everything it told."""
+
+    def __init__(self, database: Database, limits: Limits | None = None) -> None:
+        super().__init__()
+        self.database, self.limits = database, limits
+        self.told: list[Progress] = []
+        self.results: list[Backfilled] = []
+        self.error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.results = backfill(
+                self.database.url, ["DE", "CH"], limits=self.limits, on_progress=self.told.append, batch_size=50
+            )
+        except Exception as error:  # noqa: BLE001 - the test looks at it
+            self.error = error
+
+    def until(self, reason: str) -> None:
+        while not any(reason in (one.reason or "") for one in self.told):
+            assert self.is_alive(), self.error
+            time.sleep(0.02)
+
+
+def test_a_paused_backfill_waits_and_goes_on_after_resume(expanded: Database) -> None:
+    expected = old_leads(expanded, 100)
+    paused = CliRunner().invoke(main, ["backfill", "pause", "DE", "--reason", "month-end closing"])
+    running = Running(expanded)
+    running.until("DE is paused: month-end closing")
+    before = expanded.sql("SELECT count(*) FROM {schema}.user_lead_assignments")
+    CliRunner().invoke(main, ["backfill", "resume"])
+    running.join()
+
+    assert "DE: paused (month-end closing), 0 of about" in paused.stdout
+    assert [0] == before
+    assert expected == owners(expanded)
+
+
+def test_a_stopped_backfill_ends_and_the_same_command_goes_on(expanded: Database) -> None:
+    expected = old_leads(expanded, 100)
+    CliRunner().invoke(main, ["backfill", "pause", "DE"])
+    running = Running(expanded)
+    running.until("DE is paused")
+    CliRunner().invoke(main, ["backfill", "stop", "DE", "--reason", "enough for today"])
+    running.join()
+    with expanded.connect() as conn:
+        state = [job.state for job in jobs.jobs(conn, ["DE"])]
+        conn.commit()
+    answer = CliRunner().invoke(main, ["backfill", "DE"])
+
+    assert isinstance(running.error, BackfillStopped)
+    assert "DE: enough for today" in str(running.error)
+    assert ["stopped"] == state
+    assert (0, expected) == (answer.exit_code, owners(expanded))
+
+
+def test_a_condition_holds_a_running_backfill_until_it_is_true(expanded: Database) -> None:
+    expected = old_leads(expanded, 100)
+    expanded.sql("CREATE TABLE public.quiet AS SELECT false AS yes")
+    running = Running(expanded, Limits(condition="SELECT yes FROM public.quiet"))
+    running.until("the SQL condition is not true")
+    before = expanded.sql("SELECT count(*) FROM {schema}.user_lead_assignments")
+    expanded.sql("UPDATE public.quiet SET yes = true")
+    running.join()
+
+    assert [0] == before
+    assert expected == owners(expanded)
+
+
+@pytest.mark.usefixtures("expanded")
+def test_requests_for_an_unknown_territory_are_refused() -> None:
+    for command in ("status", "pause", "resume", "stop"):
+        answer = CliRunner().invoke(main, ["backfill", command, "AT"])
+        assert (1, "Error: territory 'AT' is not in the database; known are: CH, DE\n") == (
+            answer.exit_code,
+            answer.stderr,
+        )
