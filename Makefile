@@ -23,6 +23,8 @@ help: ## list the targets
 demo: $(DEMO) ## protect 20,000 leads in an embedded PostgreSQL and tell the story (ARGS="--keep")
 	@$(BIN)/leadprotect demo $(ARGS)
 
+# the tests run commands by name, squawk for one
+test: export PATH := $(CURDIR)/$(BIN):$(PATH)
 test: $(DEV) ## run the whole suite; ends with the number of tests passed
 	@.ci/packages pgbouncer
 	@$(BIN)/python -m pytest -n auto
