@@ -38,3 +38,28 @@ def access(leads: int, seconds: int, output: Path) -> None:
     console.print(report.table(lines))
     report.save(lines, latencies, output, leads=leads)
     console.print(f"plot and numbers are in {output}")
+
+
+@bench.command()
+@click.option(
+    "--leads",
+    type=click.IntRange(min=1000),
+    default=1_000_000,
+    show_default=True,
+    help="Leads to generate, times 5 activities.",
+)
+@click.option("--scale", type=click.FloatRange(min=0.001), default=1.0, help="Times so many.  [default: 1]")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Every mode runs so often.")
+@click.option("--output", type=FOLDER, default=Path("docs/benchmarks"), show_default=True, help="For plot and numbers.")
+def backfill(leads: int, scale: float, rounds: int, output: Path) -> None:
+    """The backfill against one monolithic INSERT..SELECT, both under live traffic."""
+    from leadprotect.bench import backfill as bench_backfill  # noqa: PLC0415 - the other commands need no extra
+    from leadprotect.bench import chart, servers  # noqa: PLC0415
+
+    console = Console(highlight=False)
+    count = round(leads * scale)
+    with servers.embedded() as server:
+        measured = bench_backfill.backfill(server, leads=count, rounds=rounds, say=console.print)
+    console.print(chart.table(measured))
+    chart.save(measured, output, leads=count, name="backfill" if scale == 1.0 else f"backfill_{scale:g}x")
+    console.print(f"plot and numbers are in {output}")
