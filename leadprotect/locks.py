@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("leadprotect")
 
-LOCK_TIMEOUT_MS = 250
-"""How long one step waits for a lock: as long as live traffic may stall behind it."""
+LOCK_TIMEOUT_MS = 100
+"""How long one step waits for a lock: live traffic stalls behind it, and for what the step takes afterwards.
+
+250 ms in all is what traffic may feel. With a timeout of 250 ms a rehearsal measured 279 ms, with 100 ms 145 ms.
+"""
 
 DEFAULT_BUDGET_S = 60.0
 RETRYABLE = ("55P03", "40P01")  # lock_not_available, deadlock_detected
@@ -31,6 +34,7 @@ RETRYABLE = ("55P03", "40P01")  # lock_not_available, deadlock_detected
 _SAMPLE_S = 0.05
 _POLL_S = 0.2
 _REMIND_S = 10.0
+_LONGEST_PAUSE_S = 1.0
 
 # the parts of a query that may hold personal data, and quoted names, which hold none; the server
 # cuts long queries, so whatever is still open at the end is hidden as well
@@ -199,7 +203,7 @@ def retry(attempt: Callable[[], None], *, budget: Budget, seen: Callable[[], lis
             wait = min(budget.rest, random.uniform(pause, 2 * pause))  # noqa: S311 - jitter, no secret
             time.sleep(wait)
             budget.spent += wait
-            pause = min(pause * 1.5, 5.0)
+            pause = min(pause * 1.5, _LONGEST_PAUSE_S)
 
 
 def sqlstate(error: BaseException) -> str | None:

@@ -772,7 +772,7 @@ def create_audit_partitions() -> None:
         SECURITY DEFINER
         SET search_path = pg_catalog, pg_temp
         SET timezone = 'UTC'
-        SET lock_timeout = '250ms'
+        SET lock_timeout = '100ms'
         SET row_security = on
         AS $body$
         DECLARE
@@ -1027,7 +1027,7 @@ def create_detaching() -> None:
         SECURITY DEFINER
         SET search_path = pg_catalog, pg_temp
         SET timezone = 'UTC'
-        SET lock_timeout = '250ms'
+        SET lock_timeout = '100ms'
         SET row_security = on
         AS $body$
         #variable_conflict use_column

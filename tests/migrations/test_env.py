@@ -106,16 +106,16 @@ def test_a_revision_that_fails_leaves_those_before_it(host: Database) -> None:
 
 
 @ONE_SERVER
-def test_every_step_waits_250_ms_for_a_lock_whatever_the_step_before_it_set(host: Database) -> None:
+def test_every_step_waits_100_ms_for_a_lock_whatever_the_step_before_it_set(host: Database) -> None:
     host.sql_script(NOTE_TIMEOUTS)
     host.upgrade(HEAD, lock_budget="77s")
     host.downgrade("base", lock_budget="77s")
     host.sql("DROP EVENT TRIGGER note_timeouts")
     found = host.sql("SELECT DISTINCT tag, lock_timeout FROM public.ddl")
     quick = {"ALTER TABLE", "CREATE FUNCTION", "CREATE POLICY", "CREATE TRIGGER", "DROP TRIGGER"}
-    assert {tag for tag, timeout in found if timeout == "250ms"} - {"CREATE INDEX"} == quick
+    assert {tag for tag, timeout in found if timeout == "100ms"} - {"CREATE INDEX"} == quick
     # a build on a host table blocks nobody while it waits: as long as the budget lasts
-    assert {tag for tag, timeout in found if timeout != "250ms"} == {"CREATE INDEX"}
+    assert {tag for tag, timeout in found if timeout != "100ms"} == {"CREATE INDEX"}
     # the second is that of our functions
     assert set(host.sql("SELECT search_path FROM public.ddl")) == {"pg_catalog", "pg_catalog, pg_temp"}
 
