@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 BATCH_SIZE = 20_000
 LEASE_S = 30.0
 PATIENCE_S = 30.0
-_TICK_S = 0.2
+_TICK_S = 0.05
 
 
 @dataclass(frozen=True)

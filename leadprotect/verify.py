@@ -138,13 +138,14 @@ def _check(conn: AnyConnection, territories: Sequence[str], s: Settings) -> None
 def count(conn: AnyConnection, code: str, s: Settings, *, deep: bool) -> Verified:
     """The counts of one territory; `deep` derives the owners that stand as well."""
     schema = ident(s.schema)
-    (ownerless, released) = row(
+    ownerless, missing, released = row(
         conn,
-        f"SELECT (SELECT count(*) FROM {schema}.backfill_unassigned(%s) WHERE NOT qualifying), "
-        f"{schema}.backfill_released(%s)",
+        "SELECT count(*) FILTER (WHERE NOT u.qualifying), count(*) FILTER (WHERE u.qualifying), "
+        f"{schema}.backfill_released(%s) FROM {schema}.backfill_unassigned(%s) AS u",
         (code, code),
     )
-    missing, missing_leads = _named(conn, f"{schema}.unowned_leads(%s)", code)
+    # most often none is missing, and the leads need not be looked for a second time
+    missing_leads = _named(conn, f"{schema}.unowned_leads(%s)", code)[1] if missing else ()
     stale, stale_leads = _named(conn, f"{schema}.backfill_stale(%s)", code) if deep else (0, ())
     return Verified(code, ownerless, released, missing, stale, missing_leads, stale_leads)
 

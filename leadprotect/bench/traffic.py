@@ -92,7 +92,7 @@ def _schedule(rate: float) -> Iterator[float]:
         number += 1
 
 
-def _serve(  # noqa: PLR0913 - a thread's arguments
+def _serve(
     url: str,
     leads: int,
     due: Iterator[float],
