@@ -52,7 +52,7 @@ def main() -> None:
             run_online(settings, **options)
     except LeadProtectError as error:
         raise CommandError(str(error)) from None
-    except (exc.DBAPIError, psycopg.Error) as error:
+    except (exc.DBAPIError, exc.PendingRollbackError, psycopg.Error) as error:
         log.debug("the statement that failed", exc_info=True)
         raise CommandError(explained(error)) from None
     except KeyboardInterrupt:
@@ -64,7 +64,8 @@ def explained(error: Exception) -> str:
     state = locks.sqlstate(error)
     origin: Any = getattr(error, "orig", error)
     if state is None or state.startswith(CONNECTION_LOST):
-        reason = " ".join(str(origin).split())
+        lost = isinstance(error, exc.PendingRollbackError)  # SQLAlchemy noticed it before the driver could say so
+        reason = "it was lost" if lost else " ".join(str(origin).split())
         if state == POOLER_REFUSED:
             return f"a pooler stands before the database: {reason}; set DATABASE_URL to the server itself"
         return f"no connection to the database: {reason}. Nothing is half done: run the same command again"
@@ -272,7 +273,11 @@ def migration_connection(engine: Engine, lost: locks.Budget) -> Iterator[Connect
             # an index build blocks nobody while it waits, so it may wait as long as the budget lasts
             session: psycopg.Connection[Any] = conn.connection.driver_connection  # type: ignore[assignment]
             rest = max(int(lost.rest * 1000), locks.LOCK_TIMEOUT_MS)
-            session.execute(f"{SEARCH_PATH}; {LOCK_TIMEOUT}; SET leadprotect.lock_budget = '{rest}ms'")
+            try:
+                session.execute(f"{SEARCH_PATH}; {LOCK_TIMEOUT}; SET leadprotect.lock_budget = '{rest}ms'")
+            except psycopg.OperationalError as error:
+                conn.invalidate(error)  # or the pool would try to roll back what is lost, and say so at length
+                raise
 
         yield connection
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import signal
-import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from alembic import command
 from alembic.util import CommandError
 from sqlalchemy import Engine, create_engine, event, pool
 
-from tests.support.alembic import alembic, started, until
+from tests.support.alembic import alembic, started, until, waiting
 from tests.support.revisions import HEAD, REVISIONS
 
 if TYPE_CHECKING:
@@ -52,25 +51,6 @@ def blocker(database: Database, statement: str, name: str = "nightly report") ->
     with psycopg.connect(database.url, application_name=name) as conn:
         database.query(conn, statement)
         yield conn
-
-
-def wait_for(database: Database, query: str, *params: Any) -> Any:
-    """The first value that a query returns, asked until there is one."""
-    for _ in range(600):
-        if found := database.sql(query, *params):
-            return found[0]
-        time.sleep(0.05)
-    raise AssertionError(query)
-
-
-def waiting(database: Database) -> int:
-    """The process id of the migration, as soon as it waits for a lock."""
-    pid: int = wait_for(
-        database,
-        "SELECT a.pid FROM pg_stat_activity AS a WHERE a.datname = current_database() "
-        "AND a.application_name = 'leadprotect migration' AND cardinality(pg_blocking_pids(a.pid)) > 0",
-    )
-    return pid
 
 
 def engine_of(database: Database) -> Engine:

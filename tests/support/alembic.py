@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.support.database import ROOT, Database
 
@@ -59,6 +60,25 @@ def until(process: subprocess.Popen[str], text: str) -> str:
         if text in line:
             break
     return "".join(lines)
+
+
+def wait_for(database: Database, query: str, *params: Any) -> Any:
+    """The first value that a query returns, asked until there is one."""
+    for _ in range(600):
+        if found := database.sql(query, *params):
+            return found[0]
+        time.sleep(0.05)
+    raise AssertionError(query)
+
+
+def waiting(database: Database) -> int:
+    """The process id of the migration, as soon as it waits for a lock."""
+    pid: int = wait_for(
+        database,
+        "SELECT a.pid FROM pg_stat_activity AS a WHERE a.datname = current_database() "
+        "AND a.application_name = 'leadprotect migration' AND cardinality(pg_blocking_pids(a.pid)) > 0",
+    )
+    return pid
 
 
 def _environment(database: Database) -> dict[str, str]:

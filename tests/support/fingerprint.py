@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     from leadprotect.settings import Settings
 
 # One row per object: what it is, its name, and everything about it that a dump would hold. An empty
-# access list means the default one, so both are written out.
+# access list means the default one, so both are written out; [[...]] is an access list.
 OBJECTS = """
 WITH wanted AS (SELECT n.* FROM pg_namespace AS n WHERE n.nspname = ANY (%(schemas)s)),
 relations AS (
@@ -18,7 +19,7 @@ relations AS (
   WHERE NOT (w.nspname = %(version_schema)s AND c.relname LIKE %(version_table)s)),
 routines AS (SELECT p.*, w.nspname FROM pg_proc AS p JOIN wanted AS w ON w.oid = p.pronamespace)
 SELECT 'schema', format('%%I', nspname), concat_ws(' | ', concat('owner ', nspowner::regrole),
-         pg_temp.access(coalesce(nspacl, acldefault('n', nspowner))), obj_description(oid, 'pg_namespace'))
+         [[coalesce(nspacl, acldefault('n', nspowner))]], obj_description(oid, 'pg_namespace'))
 FROM wanted
 UNION ALL
 SELECT 'relation', format('%%I.%%I', nspname, relname), concat_ws(' | ',
@@ -27,14 +28,14 @@ SELECT 'relation', format('%%I.%%I', nspname, relname), concat_ws(' | ',
          concat('identity ', relreplident), array_to_string(reloptions, ','), pg_get_expr(relpartbound, oid),
          CASE WHEN relkind = 'p' THEN pg_get_partkeydef(oid) END,
          CASE WHEN relkind = 'v' THEN pg_get_viewdef(oid) END,
-         pg_temp.access(coalesce(relacl, acldefault(CASE relkind WHEN 'S' THEN 's' ELSE 'r' END::"char", relowner))),
+         [[coalesce(relacl, acldefault(CASE relkind WHEN 'S' THEN 's' ELSE 'r' END::"char", relowner))]],
          obj_description(oid, 'pg_class'))
 FROM relations WHERE relkind IN ('r', 'p', 'v', 'm', 'S', 'f')
 UNION ALL
 SELECT 'column', format('%%I.%%I.%%I', r.nspname, r.relname, a.attname), concat_ws(' | ',
          row_number() OVER (PARTITION BY r.oid ORDER BY a.attnum), format_type(a.atttypid, a.atttypmod),
          CASE WHEN a.attnotnull THEN 'NOT NULL' END, pg_get_expr(d.adbin, d.adrelid), a.attidentity, a.attgenerated,
-         a.attcollation, pg_temp.access(a.attacl), col_description(r.oid, a.attnum))
+         a.attcollation, [[a.attacl]], col_description(r.oid, a.attnum))
 FROM relations AS r
 JOIN pg_attribute AS a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped
 LEFT JOIN pg_attrdef AS d ON d.adrelid = r.oid AND d.adnum = a.attnum
@@ -61,12 +62,12 @@ FROM relations AS r JOIN pg_trigger AS t ON t.tgrelid = r.oid AND NOT t.tgisinte
 UNION ALL
 SELECT 'function', oid::regprocedure::text,
        concat_ws(' | ', pg_get_functiondef(oid), concat('owner ', proowner::regrole),
-         pg_temp.access(coalesce(proacl, acldefault('f', proowner))), obj_description(oid, 'pg_proc'))
+         [[coalesce(proacl, acldefault('f', proowner))]], obj_description(oid, 'pg_proc'))
 FROM routines WHERE prokind IN ('f', 'p')
 UNION ALL
 SELECT 'type', format('%%I.%%I', w.nspname, t.typname), concat_ws(' | ', concat('owner ', t.typowner::regrole),
          ARRAY(SELECT e.enumlabel FROM pg_enum AS e WHERE e.enumtypid = t.oid ORDER BY e.enumsortorder),
-         pg_temp.access(coalesce(t.typacl, acldefault('T', t.typowner))), obj_description(t.oid, 'pg_type'))
+         [[coalesce(t.typacl, acldefault('T', t.typowner))]], obj_description(t.oid, 'pg_type'))
 FROM wanted AS w JOIN pg_type AS t ON t.typnamespace = w.oid AND t.typtype IN ('e', 'd')
 UNION ALL
 SELECT 'sequence', format('%%I.%%I', r.nspname, r.relname),
@@ -75,18 +76,15 @@ SELECT 'sequence', format('%%I.%%I', r.nspname, r.relname),
             WHERE d.objid = r.oid AND d.classid = 'pg_class'::regclass AND d.deptype = 'a'))
 FROM relations AS r JOIN pg_sequence AS s ON s.seqrelid = r.oid
 UNION ALL
-SELECT 'default privileges', format('%%s %%s', w.nspname, a.defaclobjtype), pg_temp.access(a.defaclacl)
+SELECT 'default privileges', format('%%s %%s', w.nspname, a.defaclobjtype), [[a.defaclacl]]
 FROM wanted AS w JOIN pg_default_acl AS a ON a.defaclnamespace = w.oid
 """
 
-ACCESS = """
-CREATE OR REPLACE FUNCTION pg_temp.access(list aclitem[]) RETURNS text LANGUAGE sql STABLE AS $$
-  SELECT string_agg(format('%s to %s by %s%s', e.privilege_type,
+ACCESS = r"""(SELECT string_agg(format('%%s to %%s by %%s%%s', e.privilege_type,
            CASE e.grantee WHEN 0 THEN 'PUBLIC' ELSE e.grantee::regrole::text END, e.grantor::regrole,
-           CASE WHEN e.is_grantable THEN ' grantable' END), ', ' ORDER BY 1)
-  FROM aclexplode(list) AS e
-$$
-"""
+           CASE WHEN e.is_grantable THEN ' grantable' END), ', ' ORDER BY e.privilege_type, e.grantee::regrole::text)
+  FROM aclexplode(\1) AS e)"""
+OBJECTS = re.sub(r"\[\[(.*?)\]\]", ACCESS, OBJECTS)
 
 
 def fingerprint(conn: psycopg.Connection[Any], settings: Settings, *, only: str | None = None) -> dict[str, str]:
@@ -104,7 +102,6 @@ def fingerprint(conn: psycopg.Connection[Any], settings: Settings, *, only: str 
     }
     with conn.transaction():
         conn.execute("SET LOCAL search_path = pg_catalog")
-        conn.execute(ACCESS)
         return {f"{kind} {name}": definition for kind, name, definition in conn.execute(OBJECTS, params).fetchall()}
 
 

@@ -1,0 +1,141 @@
+"""A migration that is ended at any moment: run it again, and the same schema stands with the same rows."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+from alembic.util import CommandError
+
+from tests.support.alembic import started, until, waiting
+from tests.support.faults import APPLICATION, faulty_engine, killer, migrate
+from tests.support.fingerprint import contents, difference, fingerprint
+from tests.support.revisions import HEAD, SCRIPTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy import Connection
+
+    from tests.support.database import Database
+
+    End = Callable[[str, str, int], bool]
+
+pytestmark = pytest.mark.profiles("pg18")
+
+# both ways at every moment take minutes; in turns, each statement still has one before it and one after it
+BOTH_WAYS = os.environ.get("CI") == "true"
+
+# steps that commit in between: an index build can't be part of a transaction
+MANY_COMMITS = {"lp_0003_expand_indexes", "lp_0007_contract_indexes"}
+# one step up from each revision, then one step down
+STEPS = [("upgrade", "+1", script.revision) for script in SCRIPTS]
+STEPS += [("downgrade", "-1", script.revision) for script in reversed(SCRIPTS)]
+
+# whatever was committed left a row of another transaction in one of these
+CATALOGS = ("class", "constraint", "namespace", "policy", "proc", "trigger", "type")
+STATE = "SELECT " + ", ".join(f"(SELECT sum(xmin::text::bigint) FROM pg_{name})" for name in CATALOGS)
+GONE = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name = %s)"
+
+
+def clean_states(database: Database) -> list[dict[str, str]]:
+    """The schema after each step, when nothing goes wrong."""
+    states = []
+    for direction, target, _ in STEPS:
+        {"upgrade": database.upgrade, "downgrade": database.downgrade}[direction](target)
+        states.append(schema(database))
+    return states
+
+
+def schema(database: Database) -> dict[str, str]:
+    with database.connect(autocommit=True) as conn:
+        return fingerprint(conn, database.settings)
+
+
+def sessions_are_gone(conn: psycopg.Connection[Any]) -> None:
+    """The server notices at once that a client is gone, but not in the same instant."""
+    while conn.execute(GONE, (APPLICATION,)).fetchone() != (True,):
+        conn.execute("SELECT pg_sleep(0.002)")
+
+
+@contextmanager
+def terminator(database: Database) -> Iterator[End]:
+    """A function that migrates and tells whether its session was terminated at that moment."""
+    with database.connect(autocommit=True) as other:
+
+        def terminate(conn: Connection) -> None:
+            session: psycopg.Connection[Any] = conn.connection.driver_connection  # type: ignore[assignment]
+            other.execute("SELECT pg_terminate_backend(%s, 5000)", (session.info.backend_pid,))
+
+        def end(direction: str, target: str, moment: int) -> bool:
+            with faulty_engine(database.url, moment, terminate) as engine:
+                try:
+                    migrate(database.config(), engine, direction, target)
+                except CommandError as error:
+                    return str(error).startswith("no connection to the database: ")
+            return False
+
+        yield end
+
+
+def test_kill_9_and_terminated_sessions_before_and_after_every_statement(
+    make_database: Callable[..., Database],
+) -> None:
+    expected = clean_states(make_database("host"))
+    database = make_database("host")
+    database.lead("CH")
+    ends = 0
+    with killer(database) as kill, terminator(database) as terminate, database.connect(autocommit=True) as conn:
+        for (direction, target, revision), after in zip(STEPS, expected, strict=True):
+            ends += every_moment(database, conn, (direction, target, revision), (kill, terminate))
+            assert difference(after, schema(database)) == {}, f"{direction} {revision}"
+            if revision == "lp_0005_expand_activity_triggers" and direction == "upgrade":
+                database.activity(database.lead("DE"), database.user(1))
+    assert ends > 400
+    database.upgrade()
+    assert database.revision() == HEAD
+    assert database.sql("SELECT count(*) FROM {schema}.user_lead_assignments") == [1]
+
+
+def every_moment(
+    database: Database, conn: psycopg.Connection[Any], step: tuple[str, str, str], ways: tuple[End, End]
+) -> int:
+    """End a step at every moment until it finishes; returns how many ends there were.
+
+    A revision in one transaction leaves nothing behind. One that commits in between may leave the
+    host an index, and the next attempt goes on from there.
+    """
+    direction, target, revision = step
+    state, held = conn.execute(STATE).fetchone(), contents(conn, database.settings)
+    ends = moment = 0
+    while True:
+        for end in ways if BOTH_WAYS else ways[moment % 2 :][:1]:
+            if not end(direction, target, moment):
+                return ends
+            sessions_are_gone(conn)
+            where = f"{direction} {revision}, moment {moment}"
+            if revision in MANY_COMMITS:
+                assert difference(held, contents(conn, database.settings)) == {}, where
+            else:
+                assert conn.execute(STATE).fetchone() == state, where
+            ends += 1
+        moment += 1
+
+
+def test_kill_9_in_the_middle_of_an_index_build(host: Database) -> None:
+    host.upgrade("lp_0002_expand_decisions")
+    with host.connect() as writer:
+        host.query(writer, "LOCK TABLE {leads} IN ROW EXCLUSIVE MODE")
+        with started(host, "upgrade", "head") as process:
+            waiting(host)
+            process.kill()
+        # the server goes on with the build of the client that is gone; the next deploy waits for it
+        with started(host, "-x", "lock_budget=5min", "upgrade", "head") as process:
+            until(process, "Running upgrade lp_0002_expand_decisions -> lp_0003_expand_indexes")
+            writer.commit()
+            process.communicate()
+            assert process.returncode == 0
+    assert host.revision() == HEAD
