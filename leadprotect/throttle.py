@@ -97,7 +97,7 @@ class Throttle(threading.Thread):
             self._unreadable = requests if requests.factor == 0 else None
             if time.monotonic() >= next_look:
                 self._verdict = self.ask()
-                hold = min(max(hold * 2, INTERVAL_S), LONGEST_HOLD_S) if self._verdict.factor == 0 else 0.0
+                hold = next_hold(hold) if self._verdict.factor == 0 else 0.0
                 next_look = time.monotonic() + hold
             self._asked_at = time.monotonic()
             self._first.set()
@@ -164,3 +164,8 @@ class Throttle(threading.Thread):
     def _gate_verdict(self) -> Verdict:
         reason = self._gate() if self._gate else None
         return Verdict(0.0, f"the gate says pause: {reason}") if reason else GO
+
+
+def next_hold(hold: float) -> float:
+    """Seconds until the signals are asked again, after a hold of `hold` seconds that did not help."""
+    return min(max(hold * 2, INTERVAL_S), LONGEST_HOLD_S)

@@ -17,7 +17,7 @@ from leadprotect.backfill import backfill
 from leadprotect.cli import main
 from leadprotect.errors import BackfillStopped
 from leadprotect.signals import GO, SIGNALS, Asked, Limits, Verdict
-from leadprotect.throttle import Throttle
+from leadprotect.throttle import Throttle, next_hold
 from tests.support.leads import old_leads, owners
 from tests.support.topology import replica
 
@@ -151,6 +151,14 @@ def test_a_gate_that_says_pause_or_fails_holds_it(expanded: Database) -> None:
     assert Verdict(0.0, "the gate says pause: deadlocks") == ask(expanded, gate=lambda: "deadlocks")
     assert Verdict(0.0, "the gate can't be read: no data") == ask(expanded, gate=broken)
     assert GO == ask(expanded, gate=lambda: None)
+
+
+def test_holds_grow_from_a_second_to_five_minutes() -> None:
+    holds = [0.0]
+    for _ in range(11):
+        holds.append(next_hold(holds[-1]))
+
+    assert [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300] == holds[1:]
 
 
 # --- what a running backfill does about it
