@@ -40,7 +40,7 @@ def create_partitions(conn: psycopg.Connection[Any], *, ahead: int = 3, max_move
     For operators, in autocommit. Rows that came while a month was missing lie in the default
     partition: they get a partition of their own as well. Raises `InvalidRequest` when `ahead` is
     not 0 to 120, or when more than `max_moved` rows would have to be copied, `LockUnavailable`
-    when live traffic leaves no gap of 250 ms within the budget.
+    when live traffic leaves no gap of 100 ms within some ten seconds.
     """
     call = f"SELECT {ident(current().schema)}.create_audit_partitions(%s::integer, %s::integer)"
     (created,) = _patiently(conn, partial(row, conn, call, (ahead, max_moved)))
@@ -68,7 +68,7 @@ def detach(conn: psycopg.Connection[Any], before: date) -> Iterator[Detached]:
 
 
 def _patiently(conn: psycopg.Connection[Any], attempt: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
-    """Each attempt gives up after 250 ms, so that no recording queues behind it for longer."""
+    """Each attempt gives up after 100 ms, so that no recording queues behind it for longer."""
     secret = {"password": conn.info.password} if conn.info.password else {}
     dsn = make_conninfo(**conn.info.get_parameters(), **secret)
     with psycopg.connect(dsn, autocommit=True) as side, locks.watch(side, conn.info.backend_pid) as seen:

@@ -692,8 +692,8 @@ def create_audit_partitions() -> None:
     op.execute(sql("REVOKE ALL ON FUNCTION {schema}.add_audit_partition(timestamptz, timestamptz) FROM PUBLIC"))
     # Rows in the default partition keep a month's own from being attached. Nothing is deleted and no
     # guard comes off: where the months in it belong together, the default partition itself becomes
-    # theirs, however large it is, and a new one takes its place. Months with others between them
-    # (a clock that was wrong) are copied, which locks, so only as many rows as `max_moved`.
+    # theirs, and a new one takes its place; it is read once under the lock. Months with others
+    # between them (a clock that was wrong) are copied under it, so only as many rows as `max_moved`.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.clear_audit_default(max_moved integer)
@@ -726,13 +726,19 @@ def create_audit_partitions() -> None:
             SELECT FROM {schema}.audit_partitions() AS p
             WHERE p.from_month < high AND low < p.to_month)
           THEN
+            LOCK TABLE {schema}.lead_access_audit IN ACCESS EXCLUSIVE MODE;
             ALTER TABLE {schema}.lead_access_audit DETACH PARTITION {schema}.lead_access_audit_default;
             EXECUTE format('ALTER INDEX %s RENAME TO %I',
               (SELECT i.indexrelid::regclass FROM pg_index AS i
                WHERE i.indrelid = '{schema}.lead_access_audit_default'::regclass AND i.indisprimary), part || '_pkey');
             EXECUTE format('ALTER TABLE {schema}.lead_access_audit_default RENAME TO %I', part);
-            EXECUTE format('ALTER TABLE {schema}.lead_access_audit ATTACH PARTITION {schema}.%I
-                            FOR VALUES FROM (%L) TO (%L)', part, low, high);
+            BEGIN
+              EXECUTE format('ALTER TABLE {schema}.lead_access_audit ATTACH PARTITION {schema}.%I
+                              FOR VALUES FROM (%L) TO (%L)', part, low, high);
+            EXCEPTION WHEN check_violation THEN
+              RAISE EXCEPTION 'rows of another month have just come into the default partition; try again'
+                USING ERRCODE = 'lock_not_available';
+            END;
             CREATE TABLE {schema}.lead_access_audit_default PARTITION OF {schema}.lead_access_audit DEFAULT;
             PERFORM {schema}.secure_audit_table('{schema}.lead_access_audit_default');
             RETURN 1;
@@ -742,6 +748,7 @@ def create_audit_partitions() -> None:
                 'Moving them stops every recording for about %s s. In a quiet hour: leadprotect audit partitions --max-moved %s',
                 ceil(found / 100000.0), found);
           END IF;
+          LOCK TABLE {schema}.lead_access_audit IN ACCESS EXCLUSIVE MODE;
           ALTER TABLE {schema}.lead_access_audit DETACH PARTITION {schema}.lead_access_audit_default;
           ALTER TABLE {schema}.lead_access_audit_default RENAME TO lead_access_audit_moving;
           ALTER INDEX {schema}.lead_access_audit_default_pkey RENAME TO lead_access_audit_moving_pkey;
@@ -773,6 +780,7 @@ def create_audit_partitions() -> None:
         SET search_path = pg_catalog, pg_temp
         SET timezone = 'UTC'
         SET lock_timeout = '100ms'
+        SET client_min_messages = warning
         SET row_security = on
         AS $body$
         DECLARE
@@ -783,11 +791,7 @@ def create_audit_partitions() -> None:
           IF months_ahead IS NULL OR months_ahead NOT BETWEEN 0 AND 120 THEN
             RAISE EXCEPTION 'months ahead: % is not between 0 and 120', months_ahead USING ERRCODE = 'LP422';
           END IF;
-          -- the whole audit first: a writer locks it before the partition, and nobody must deadlock
-          IF EXISTS (SELECT FROM {schema}.lead_access_audit_default AS d WHERE isfinite(d.at)) THEN
-            LOCK TABLE {schema}.lead_access_audit IN ACCESS EXCLUSIVE MODE;
-            created := {schema}.clear_audit_default(max_moved);
-          END IF;
+          created := {schema}.clear_audit_default(max_moved);
           FOR step IN 0 .. months_ahead LOOP
             month := this_month + make_interval(months => step);
             IF NOT EXISTS (

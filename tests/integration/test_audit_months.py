@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 
 import psycopg
@@ -88,6 +90,32 @@ def test_the_current_month_may_have_been_missing(database: Database) -> None:
     record(database)
     assert len(database.sql("SELECT DISTINCT tableoid FROM {schema}.lead_access_audit")) == 1
     assert database.sql("SELECT count(*) FROM {schema}.lead_access_audit_default") == [0]
+
+
+def test_months_are_made_while_everybody_records(database: Database) -> None:
+    """The current month is missing, so every row goes to the partition that is about to change its role."""
+    for name, *_ in database.sql(PARTS):
+        database.sql(f"DROP TABLE {{schema}}.{name}")
+    ended = threading.Event()
+
+    def write() -> int:
+        written = 0
+        with database.connect(autocommit=True) as conn:
+            while not ended.is_set():
+                record(database, conn=conn)
+                written += 1
+        return written
+
+    with ThreadPoolExecutor() as pool:
+        writers = [pool.submit(write) for _ in range(3)]
+        while len(database.sql("SELECT FROM {schema}.lead_access_audit_default LIMIT 10")) < 10:
+            pass
+        created = create(database, ahead=1)
+        ended.set()
+        written = sum(writer.result() for writer in writers)
+    assert (created, [written]) == (2, database.sql("SELECT count(*) FROM {schema}.lead_access_audit"))
+    assert database.sql("SELECT count(*) FROM {schema}.lead_access_audit_default") == [0]
+    assert unguarded(database) == []
 
 
 def test_rows_of_months_that_others_lie_between_are_copied(database: Database) -> None:
