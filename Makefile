@@ -15,7 +15,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit
 DEMO := .venv/demo.stamp
 DEV := .venv/dev.stamp
 
-.PHONY: help demo test lint docs bench lock clean
+.PHONY: help demo test lint schema docs bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile
@@ -34,6 +34,9 @@ lint: $(DEV) ## ruff and mypy
 	@$(BIN)/ruff format --check --quiet
 	@$(BIN)/mypy --no-error-summary
 	@echo "lint: clean"
+
+schema: $(DEV) ## write docs/reference/schema.sql anew, from a database at head
+	@$(BIN)/python -m tests.support.schema_page
 
 docs: $(DEV) ## build the documentation into docs/_build/html
 	@$(BIN)/sphinx-build -W --keep-going --quiet -b html docs docs/_build/html
