@@ -1,0 +1,159 @@
+"""The steps of a rehearsal: the real commands, in a process of their own, timed revision by revision."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from leadprotect.paths import migrations
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+INI = """\
+[alembic]
+script_location = {migrations}
+path_separator = os
+
+[loggers]
+keys = root,alembic
+
+[handlers]
+keys = console
+
+[formatters]
+keys = plain
+
+[logger_root]
+level = WARNING
+handlers = console
+
+[logger_alembic]
+level = INFO
+handlers =
+qualname = alembic
+
+[handler_console]
+class = StreamHandler
+args = (sys.stderr,)
+formatter = plain
+
+[formatter_plain]
+format = %(levelname)s %(name)s %(message)s
+"""
+
+BUILDS = ("lp_0003_expand_indexes", "lp_0007_contract_indexes")
+"""Revisions that build or drop indexes CONCURRENTLY: they take as long as the tables are large, and block nobody."""
+
+_RUNNING = re.compile(r"Running (?:upgrade|downgrade) (\S*) ?-> ([^, ]*)")
+
+
+@dataclass
+class Revision:
+    """One revision of a step; times in epoch seconds. `began` is the first attempt, `tried` the last one."""
+
+    name: str
+    began: float
+    tried: float
+    ended: float = 0.0
+    attempts: int = 1
+
+    @property
+    def seconds(self) -> float:
+        """What it took once it had its locks."""
+        return self.ended - self.tried
+
+    @property
+    def waited(self) -> float:
+        """What it lost to locks before."""
+        return self.tried - self.began
+
+
+@dataclass
+class Step:
+    """A command that ran under traffic; `lines` is what it said, and when."""
+
+    title: str
+    command: str
+    began: float
+    ended: float = 0.0
+    code: int | None = None
+    revisions: list[Revision] = field(default_factory=list)
+    lines: list[tuple[float, str]] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """From start to exit, Python's own start included."""
+        return self.ended - self.began
+
+
+def write_ini(folder: Path) -> Path:
+    """An alembic.ini for our revisions; the settings come from the environment."""
+    file = folder / "alembic.ini"
+    file.write_text(INI.format(migrations=str(migrations()).replace("%", "%%")), encoding="utf-8")
+    return file
+
+
+def run(
+    title: str, command: tuple[str, ...], *, folder: Path, environment: dict[str, str], say: Callable[[str], None]
+) -> Step:
+    """Run ``python -m`` with `command` in `folder` to its end, and note when each revision began."""
+    step = Step(title, " ".join(command), time.time())
+    say(f"{title}: {step.command}")
+    with subprocess.Popen(  # noqa: S603 - commands of ours, no text of a user
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env=inherited(environment),
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        try:
+            for line in process.stdout or ():
+                note(step, line.rstrip(), time.time())
+            step.code = process.wait()
+        except BaseException:  # stopped: the command must not be waited for
+            process.terminate()
+            raise
+    step.ended = time.time()
+    if step.revisions:
+        step.revisions[-1].ended = step.ended
+    return step
+
+
+def inherited(settings: dict[str, str]) -> dict[str, str]:
+    """The environment of this process, with these settings instead of its own."""
+    own = {name for name in os.environ if name.startswith("LEADPROTECT_") or name == "DATABASE_URL"}
+    return {name: value for name, value in os.environ.items() if name not in own} | settings
+
+
+def note(step: Step, line: str, now: float) -> None:
+    """Keep a line; one that names a revision ends the one before, or is another attempt at it."""
+    step.lines.append((now, line))
+    found = _RUNNING.search(line)
+    if not found:
+        return
+    name = found[2] if "Running upgrade" in line else found[1]
+    last = step.revisions[-1] if step.revisions else None
+    if last and last.name == name:
+        last.tried = now
+        last.attempts += 1
+        return
+    if last:
+        last.ended = now
+    step.revisions.append(Revision(name, now, now))
+
+
+def settle(step: Step, versions: list[tuple[float, str | None]]) -> None:
+    """Correct when each revision ended by what the database said; before the next one, the gate was asked."""
+    for one in step.revisions:
+        downwards = "downgrade" in step.command
+        ends = [at for at, version in versions if at >= one.tried and (version == one.name) != downwards]
+        one.ended = min([one.ended, *ends[:1]])
