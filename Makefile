@@ -26,7 +26,7 @@ demo: $(DEMO) ## protect 20,000 leads in an embedded PostgreSQL and tell the sto
 # the tests run commands by name, squawk for one
 test: export PATH := $(CURDIR)/$(BIN):$(PATH)
 test: $(DEV) ## run the whole suite; ends with the number of tests passed
-	@.ci/packages pgbouncer
+	@.ci/packages chromium pgbouncer
 	@$(BIN)/python -m pytest -n auto
 
 lint: $(DEV) ## ruff and mypy

@@ -39,4 +39,4 @@ def main() -> None:
 
 
 # a command registers itself when its module is imported
-from leadprotect.cli import audit, backfill, bench, demo, purge, rollback, status, territory  # noqa: E402, F401
+from leadprotect.cli import audit, backfill, bench, demo, purge, rehearse, rollback, status, territory  # noqa: E402, F401
