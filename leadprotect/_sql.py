@@ -35,6 +35,7 @@ _CLASSES: dict[str, tuple[type[LeadProtectError], str]] = {
     "42883": (ProtectionUnavailable, "leadprotect is not installed in this database, or was rolled back"),
     "42P01": (ProtectionUnavailable, "leadprotect is not installed in this database, or was rolled back"),
     "42501": (ProtectionUnavailable, "the login lacks the role for this call"),
+    "25006": (ConnectionUnusable, "this is a read replica, or a read-only transaction; recording needs the primary"),
     "25P02": (ConnectionUnusable, "the transaction has failed before; roll it back first"),
     "40P01": (LockUnavailable, "a deadlock was resolved at our cost; roll back and try again"),
     "55P03": (LockUnavailable, "a lock could not be had in time; roll back and try again"),

@@ -264,6 +264,13 @@ def test_a_month_that_is_not_over_is_refused(database: Database) -> None:
         database.query(conn, "SELECT {schema}.detach_audit_month('1999-01-01')")
 
 
+def test_postgresql_detaches_nothing_concurrently_beside_a_default_partition(database: Database) -> None:
+    """Why detaching takes its short lock on the whole audit."""
+    name = database.sql(PARTS)[0][0]
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="default partition exists"):
+        database.sql(f"ALTER TABLE {{schema}}.lead_access_audit DETACH PARTITION {{schema}}.{name} CONCURRENTLY")
+
+
 @pytest.mark.profiles("pg18")
 def test_who_stands_in_the_way_is_named(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "_PAUSES_S", (0.01, 0.01))

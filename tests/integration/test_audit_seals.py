@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from leadprotect import seals
-from leadprotect.errors import InvalidRequest, ProtectionUnavailable
+from leadprotect.errors import ConnectionUnusable, InvalidRequest, ProtectionUnavailable
 from tests.support.auditing import record, said, seal, verify
 from tests.support.database import Database
 
@@ -143,6 +143,13 @@ def test_sealing_needs_a_transaction_of_its_own(database: Database) -> None:
             seals.seal(conn)
     with database.connect("operator") as conn, pytest.raises(InvalidRequest, match="rows per seal: 0 is not"):
         seals.seal(conn, rows_per_seal=0)
+
+
+def test_where_nothing_can_be_written_sealing_says_so(database: Database) -> None:
+    with database.connect("operator") as conn:
+        conn.read_only = True
+        with pytest.raises(ConnectionUnusable, match="this is a read replica, or a read-only transaction"):
+            seals.seal(conn)
 
 
 @pytest.mark.parametrize("login", ["seller_de", "manager_de", "auditor_both", "outsider"])

@@ -191,6 +191,22 @@ def test_an_auditor_of_one_territory_checks_that_one(database: Database) -> None
     assert ["CH 1: row 5 was changed", "DE 1: row 2 was changed"] == said(verify(database, None))
 
 
+def test_a_login_that_is_a_service_as_well_is_told_what_it_can_t_check(database: Database) -> None:
+    """The floor under services hides rows without territory: that is no tampering."""
+    sealed_audit(database)
+    record(database, None)
+    seal(database)
+    login = f"{database.name}_both"
+    roles = ", ".join(f'"{database.settings.role(name)}"' for name in ("app", "auditor", "de"))
+    database.sql(f'CREATE ROLE "{login}" LOGIN IN ROLE {roles}')
+    try:
+        with psycopg.connect(database.server.url(database.name, login)) as conn:
+            found = evidence.verify(conn)
+        assert (found.intact, found.unchecked) == (True, ("CH", "rows without territory"))
+    finally:
+        database.sql(f'DROP ROLE "{login}"')
+
+
 @pytest.mark.parametrize("login", ["seller_de", "manager_de", "operator", "outsider"])
 def test_only_an_auditor_verifies(database: Database, login: str) -> None:
     with database.connect(login) as conn, pytest.raises(ProtectionUnavailable):
