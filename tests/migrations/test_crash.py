@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     End = Callable[[str, str, int], bool]
 
 pytestmark = pytest.mark.profiles("pg18")
-
-# both ways at every moment take minutes; in turns, each statement still has one before it and one after it
-BOTH_WAYS = os.environ.get("CI") == "true"
 
 # steps that commit in between: an index build can't be part of a transaction
 MANY_COMMITS = {"lp_0003_expand_indexes", "lp_0007_contract_indexes"}
@@ -81,16 +77,17 @@ def terminator(database: Database) -> Iterator[End]:
         yield end
 
 
-def test_kill_9_and_terminated_sessions_before_and_after_every_statement(
-    make_database: Callable[..., Database],
+@pytest.mark.parametrize("way", [killer, terminator], ids=["kill-9", "terminated-session"])
+def test_a_migration_that_ends_before_or_after_any_statement_is_run_again(
+    make_database: Callable[..., Database], way: Callable[[Database], AbstractContextManager[End]]
 ) -> None:
     expected = clean_states(make_database("host"))
     database = make_database("host")
     database.lead("CH")
     ends = 0
-    with killer(database) as kill, terminator(database) as terminate, database.connect(autocommit=True) as conn:
+    with way(database) as end, database.connect(autocommit=True) as conn:
         for (direction, target, revision), after in zip(STEPS, expected, strict=True):
-            ends += every_moment(database, conn, (direction, target, revision), (kill, terminate))
+            ends += every_moment(database, conn, (direction, target, revision), end)
             assert difference(after, schema(database)) == {}, f"{direction} {revision}"
             if revision == "lp_0005_expand_activity_triggers" and direction == "upgrade":
                 database.activity(database.lead("DE"), database.user(1))
@@ -100,9 +97,7 @@ def test_kill_9_and_terminated_sessions_before_and_after_every_statement(
     assert database.sql("SELECT count(*) FROM {schema}.user_lead_assignments") == [1]
 
 
-def every_moment(
-    database: Database, conn: psycopg.Connection[Any], step: tuple[str, str, str], ways: tuple[End, End]
-) -> int:
+def every_moment(database: Database, conn: psycopg.Connection[Any], step: tuple[str, str, str], end: End) -> int:
     """End a step at every moment until it finishes; returns how many ends there were.
 
     A revision in one transaction leaves nothing behind. One that commits in between may leave the
@@ -110,19 +105,16 @@ def every_moment(
     """
     direction, target, revision = step
     state, held = conn.execute(STATE).fetchone(), contents(conn, database.settings)
-    ends = moment = 0
-    while True:
-        for end in ways if BOTH_WAYS else ways[moment % 2 :][:1]:
-            if not end(direction, target, moment):
-                return ends
-            sessions_are_gone(conn)
-            where = f"{direction} {revision}, moment {moment}"
-            if revision in MANY_COMMITS:
-                assert difference(held, contents(conn, database.settings)) == {}, where
-            else:
-                assert conn.execute(STATE).fetchone() == state, where
-            ends += 1
+    moment = 0
+    while end(direction, target, moment):
+        sessions_are_gone(conn)
+        where = f"{direction} {revision}, moment {moment}"
+        if revision in MANY_COMMITS:
+            assert difference(held, contents(conn, database.settings)) == {}, where
+        else:
+            assert conn.execute(STATE).fetchone() == state, where
         moment += 1
+    return moment
 
 
 def test_kill_9_in_the_middle_of_an_index_build(host: Database) -> None:

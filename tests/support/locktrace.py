@@ -12,7 +12,7 @@ from alembic import command
 from sqlalchemy import create_engine, event, pool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from alembic.script import Script
 
@@ -52,9 +52,9 @@ def trace(database: Database, direction: str, script: Script) -> dict[str, str]:
             for table, mode in database.query(watcher, HELD, APPLICATION):
                 seen[table] = max(mode, seen.get(table, mode), key=MODES.index)
 
-        if "CONCURRENTLY" in Path(script.path).read_text(encoding="utf-8"):
-            with in_the_way(database) as waiting, migrating(database, direction, target, look):
-                for _ in waiting:
+        if "autocommit_block" in Path(script.path).read_text(encoding="utf-8"):
+            with in_the_way(database) as waiting, migrating(database, direction, target, look) as running:
+                for _ in waiting(running):
                     look()
         else:
             with migrating(database, direction, target, look):
@@ -63,23 +63,23 @@ def trace(database: Database, direction: str, script: Script) -> dict[str, str]:
 
 
 @contextmanager
-def in_the_way(database: Database) -> Iterator[Iterator[None]]:
+def in_the_way(database: Database) -> Iterator[Callable[[Thread], Iterator[None]]]:
     """A transaction on each host table; yields once while the migration waits for each, then lets it go on."""
     tables = ["{leads}", "{activities}"]
     holders = [database.connect() for _ in tables]
     for table, holder in zip(tables, holders, strict=True):
         database.query(holder, f"LOCK TABLE {table} IN ROW EXCLUSIVE MODE")
 
-    def each() -> Iterator[None]:
+    def each(running: Thread) -> Iterator[None]:
         left = {holder.info.backend_pid: holder for holder in holders}
-        while left:
+        while left and running.is_alive():
             for pid in blockers(database):
                 if holder := left.pop(pid, None):
                     yield
                     holder.rollback()
 
     try:
-        yield each()
+        yield each
     finally:
         for holder in holders:
             holder.close()
@@ -92,8 +92,8 @@ def blockers(database: Database) -> list[int]:
 
 
 @contextmanager
-def migrating(database: Database, direction: str, revision: str, look: Any) -> Iterator[None]:
-    """Run the migration beside the block, and end with it."""
+def migrating(database: Database, direction: str, revision: str, look: Any) -> Iterator[Thread]:
+    """Run the migration beside the block, in the thread that it yields, and end with it."""
     engine = create_engine(
         "postgresql+psycopg://",
         creator=lambda: psycopg.connect(database.url, application_name=APPLICATION),
@@ -113,7 +113,7 @@ def migrating(database: Database, direction: str, revision: str, look: Any) -> I
     thread = Thread(target=run)
     thread.start()
     try:
-        yield
+        yield thread
     finally:
         thread.join()
         engine.dispose()
