@@ -273,9 +273,12 @@ def deploying_as(
         database.sql(f'CREATE ROLE "{owner}" NOLOGIN')
     for table in ("{leads}", "{activities}"):
         database.sql(f'ALTER TABLE {table} OWNER TO "{owner}"')
-    with monkeypatch.context() as patch:
-        patch.setenv("DATABASE_URL", database.server.url(database.name, name))
-        yield name
+    try:
+        with monkeypatch.context() as patch:
+            patch.setenv("DATABASE_URL", database.server.url(database.name, name))
+            yield name
+    finally:  # it may have joined roles that all databases share, and the gate of each of them would see it
+        database.sql_script(f'REASSIGN OWNED BY "{name}" TO postgres; DROP OWNED BY "{name}"; DROP ROLE "{name}"')
 
 
 @pytest.mark.profiles("pg18", "pg15")

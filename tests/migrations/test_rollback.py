@@ -401,7 +401,7 @@ def many_leads(database: Database, leads: int) -> None:
 def backfilling(database: Database) -> Iterator[subprocess.Popen[str]]:
     """The command in a process of its own, once it has assigned something."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "leadprotect", "backfill", "DE", "--batch-size", "2000"],
+        [sys.executable, "-m", "leadprotect", "backfill", "DE", "--batch-size", "10"],
         cwd=ROOT,
         text=True,
         stdin=subprocess.DEVNULL,
@@ -428,7 +428,7 @@ def test_a_downgrade_pauses_a_running_backfill_which_ends_with_one_clear_error(e
             assert () == done.problems
             assert "paused the backfill of DE" in [event.what for event in done.timeline]
         messages = process.communicate(timeout=30)[1]
-    assert 1 == process.returncode
+    assert 1 == process.returncode, messages
     errors = [line for line in messages.splitlines() if line.startswith("Error")]
     assert 1 == len(errors)
     assert "leadprotect is not installed in this database, or was rolled back" in errors[0]
