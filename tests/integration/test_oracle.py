@@ -140,7 +140,7 @@ def test_every_entry_point_decides_as_the_oracle_does(database: Database) -> Non
                 visible = {ids[lead]: "no_context" for lead in here}
             assert found == {
                 "explain_edit": expected,
-                "explain_many": expected,
+                "editable_among": allowed,
                 "can_edit_lead": {lead: lead in allowed for lead in expected},
                 "editable_leads": allowed,
                 "v_lead_protection": visible,
@@ -199,13 +199,13 @@ def answers(database: Database, conn: psycopg.Connection[Any], leads: list[Any])
     each = "SELECT lead, {schema}.explain_edit(lead), {schema}.can_edit_lead(lead), "
     each += "{schema}.record_edit_attempt(lead), {schema}.allow_edit(lead) " + asked
     rows = database.query(conn, each, leads)
-    many = "SELECT lead, reason FROM {schema}.explain_many(%s::" + database.settings.lead_id_type + "[])"
+    among = "SELECT lead, reason FROM {schema}.editable_among(%s::" + database.settings.lead_id_type + "[])"
     return {
         "explain_edit": {row[0]: row[1] for row in rows},
         "can_edit_lead": {row[0]: row[2] for row in rows},
         "record_edit_attempt": {row[0]: row[3] for row in rows},
         "allow_edit": {row[0]: row[4] for row in rows},
-        "explain_many": dict(database.query(conn, many, leads)),
+        "editable_among": dict(database.query(conn, among, leads)),
         "editable_leads": dict(database.query(conn, "SELECT lead, reason FROM {schema}.editable_leads(NULL, 100)")),
         "v_lead_protection": dict(database.query(conn, "SELECT lead, reason FROM {schema}.v_lead_protection")),
     }

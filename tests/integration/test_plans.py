@@ -66,7 +66,7 @@ def test_every_check_probes_indexes_and_scans_no_table(large: Database) -> None:
         for query in (
             f"SELECT {{schema}}.can_edit_lead('{lead}')",
             f"SELECT {{schema}}.explain_edit('{lead}')",
-            f"SELECT * FROM {{schema}}.explain_many(ARRAY['{lead}']::uuid[])",
+            f"SELECT * FROM {{schema}}.editable_among(ARRAY['{lead}']::uuid[])",
             "SELECT * FROM {schema}.editable_leads(NULL, 50)",
             f"SELECT {{schema}}.record_edit_attempt('{lead}')",
             f"SELECT * FROM {{schema}}.v_lead_protection WHERE lead = '{lead}'",

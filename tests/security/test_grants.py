@@ -35,7 +35,7 @@ CALLERS = {
     "decide": EVERYBODY,
     "can_edit_lead": EVERYBODY,
     "explain_edit": EVERYBODY,
-    "explain_many": EVERYBODY,
+    "editable_among": EVERYBODY,
     "has_rules": EVERYBODY,
     "editable_leads": {"app", "manager"},
     "record_edit_attempt": {"app", "manager"},
