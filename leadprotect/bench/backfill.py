@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import statistics
 import threading
@@ -151,6 +152,7 @@ def measure(url: str, leads: int, mode: str, run: Callable[[], object]) -> Measu
         conn.execute("VACUUM (ANALYZE) public.leads")
         conn.execute("VACUUM (ANALYZE) public.activities")
         conn.execute("CHECKPOINT")
+        os.sync()  # what the run before left to the disk is not felt by this one
         with traffic.running(url, leads, RATE) as served, _sampled(url, measured):
             time.sleep(2.0)
             written = _wal(conn)
@@ -203,8 +205,6 @@ def numbers(measured: list[Measured]) -> list[dict[str, Any]]:
 @contextmanager
 def leadprotect_environment(url: str) -> Iterator[None]:
     """Alembic reads the environment: the benchmark's database instead of the user's, while the block lasts."""
-    import os  # noqa: PLC0415 - nothing else here touches the environment
-
     before = dict(os.environ)
     for name in before:
         if name.startswith("LEADPROTECT_"):

@@ -20,7 +20,7 @@ P99_MS = 10.0
 
 def table(measured: list[Measured]) -> Table:
     """Readable in 80 columns."""
-    shown = Table("", "seconds", "ratio", "live p99 ms", "longest", "failed", "WAL MiB", title_justify="left")
+    shown = Table("", "s", "ratio", "p99 ms", "longest", "failed", "WAL MiB", title="Backfill", title_justify="left")
     for line in summary(measured):
         ratio = "" if line["ratio"] is None else f"{line['ratio']:.2f}"
         shown.add_row(
