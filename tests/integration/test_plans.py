@@ -62,6 +62,7 @@ def plans(database: Database, query: str, user: str) -> str:
 def test_every_check_probes_indexes_and_scans_no_table(large: Database) -> None:
     lead = "a0000000-0000-4000-8000-100000000004"
     with_rules, without = "00000000-0000-4000-8000-100000000004", "7e57d004-2b97-4e7a-b45f-5387367791cd"
+    page = f"SELECT id FROM {{leads}} WHERE id > '{lead}' ORDER BY id LIMIT 50"
     for user in (with_rules, without):
         for query in (
             f"SELECT {{schema}}.can_edit_lead('{lead}')",
@@ -70,6 +71,7 @@ def test_every_check_probes_indexes_and_scans_no_table(large: Database) -> None:
             "SELECT * FROM {schema}.editable_leads(NULL, 50)",
             f"SELECT {{schema}}.record_edit_attempt('{lead}')",
             f"SELECT * FROM {{schema}}.v_lead_protection WHERE lead = '{lead}'",
+            f"SELECT * FROM {{schema}}.v_lead_protection WHERE lead = ANY (ARRAY({page}))",
         ):
             found = plans(large, query, user)
             assert "Index" in found, query
