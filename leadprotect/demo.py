@@ -49,43 +49,6 @@ GRANT SELECT ON public.users TO seller_de, seller_ch
 
 RUNNING = re.compile(r"Running (upgrade|downgrade) (\S*) ?-> ([^,]*), (.*)")
 
-INI = """\
-[alembic]
-script_location = {migrations}
-path_separator = os
-
-[leadprotect]
-database_url = {url}
-# a demo can't wait; a production database keeps the default of 7 days
-observation_window = 0
-
-[loggers]
-keys = root,alembic
-
-[handlers]
-keys = console
-
-[formatters]
-keys = plain
-
-[logger_root]
-level = WARNING
-handlers = console
-
-[logger_alembic]
-level = INFO
-handlers =
-qualname = alembic
-
-[handler_console]
-class = StreamHandler
-args = (sys.stderr,)
-formatter = plain
-
-[formatter_plain]
-format = %(levelname)-7s [%(name)s] %(message)s
-"""
-
 
 @dataclass(frozen=True)
 class Demo:
@@ -209,8 +172,8 @@ def server(console: Console, *, keep: bool) -> Iterator[Demo]:
 @contextmanager
 def _as_its_user(demo: Demo) -> Iterator[None]:
     """In the demo's folder, with its alembic.ini and nothing of the caller's settings."""
-    ini = INI.format(migrations=_escaped(paths.migrations()), url=_escaped(demo.url()))
-    (demo.folder / "alembic.ini").write_text(ini, encoding="utf-8")
+    # a demo can't wait; a production database keeps the default of 7 days
+    paths.write_ini(demo.folder, database_url=demo.url(), observation_window=0)
     before = dict(os.environ)
     for name in ("DATABASE_URL", *demo.hidden):
         os.environ.pop(name, None)
@@ -221,10 +184,6 @@ def _as_its_user(demo: Demo) -> Iterator[None]:
     finally:
         os.environ.update(before)
         settings.current.cache_clear()
-
-
-def _escaped(value: object) -> str:
-    return str(value).replace("%", "%%")
 
 
 def load(demo: Demo, dataset: Dataset) -> float:

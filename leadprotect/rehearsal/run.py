@@ -18,7 +18,7 @@ from leadprotect import gate
 from leadprotect._sql import connect, mapped_errors
 from leadprotect.bench.servers import embedded
 from leadprotect.errors import LeadProtectError, SettingsError
-from leadprotect.paths import migrations
+from leadprotect.paths import migrations, write_ini
 from leadprotect.rehearsal import host, steps
 from leadprotect.rehearsal.generate import ACTIVITIES_PER_LEAD, check_extra, generate
 from leadprotect.rehearsal.result import MAX_STALL_S, Done, Rehearsal
@@ -176,7 +176,7 @@ class _Runner:
         self.environment = host.environment(s)
         self.territories = s.territories
         self.head = ScriptDirectory(str(migrations())).get_current_head()
-        steps.write_ini(folder)
+        write_ini(folder)
 
     def alembic(self, title: str, *arguments: str) -> None:
         self._run(title, ("alembic", "-x", f"lock_budget={self.lock_budget}", *arguments))

@@ -10,43 +10,9 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from leadprotect.paths import migrations
-
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-INI = """\
-[alembic]
-script_location = {migrations}
-path_separator = os
-
-[loggers]
-keys = root,alembic
-
-[handlers]
-keys = console
-
-[formatters]
-keys = plain
-
-[logger_root]
-level = WARNING
-handlers = console
-
-[logger_alembic]
-level = INFO
-handlers =
-qualname = alembic
-
-[handler_console]
-class = StreamHandler
-args = (sys.stderr,)
-formatter = plain
-
-[formatter_plain]
-format = %(levelname)s %(name)s %(message)s
-"""
 
 BUILDS = ("lp_0003_expand_indexes", "lp_0007_contract_indexes")
 """Revisions that build or drop indexes CONCURRENTLY: they take as long as the tables are large, and block nobody."""
@@ -91,13 +57,6 @@ class Step:
     def seconds(self) -> float:
         """From start to exit, Python's own start included."""
         return self.ended - self.began
-
-
-def write_ini(folder: Path) -> Path:
-    """An alembic.ini for our revisions; the settings come from the environment."""
-    file = folder / "alembic.ini"
-    file.write_text(INI.format(migrations=str(migrations()).replace("%", "%%")), encoding="utf-8")
-    return file
 
 
 def run(
