@@ -206,7 +206,8 @@ def names(settings: Settings) -> dict[str, str]:
         "host_rls": literal(s.host_rls),
         "exempt_roles": ", ".join(literal(role) for role in s.exempt_roles),
         "observation_window": f"interval '{s.observation_window} seconds'",
-        "note_interval": f"interval '{min(60, s.observation_window / 100)} seconds'",
+        # without a window nobody reads the notes, and they must not grow with every write either
+        "note_interval": f"interval '{min(60, s.observation_window / 100) or 60} seconds'",
         # an index lives in the schema of its table; ours carry our schema's name
         "leads_index": ident(f"ix_{s.schema}_leads"),
         "leads_index_path": ident(host_schema, f"ix_{s.schema}_leads"),

@@ -251,6 +251,12 @@ def test_a_note_stands_for_the_writes_of_the_minute_after_it(make_database: Call
     assert is_open(database)
 
 
+def test_without_a_window_not_every_write_is_noted_either(expanded: Database) -> None:
+    for _ in range(3):
+        write(expanded, "seller_de")
+    assert expanded.sql("SELECT count(*) FROM {schema}.contextless_writes") == [1]
+
+
 @pytest.mark.parametrize("statement", ["DELETE FROM {activities}", "UPDATE {activities} SET {activity_kind} = 'X'"])
 def test_activities_count_as_well(watched: Database, statement: str) -> None:
     with watched.connect("seller_de") as conn:
