@@ -58,6 +58,16 @@ def record_denial(conn: AnyConnection, attempt: Attempt) -> None:
     _within_time(_pool(conn), statement, values)
 
 
+def close() -> None:
+    """Close this process's connections of denials; the next denial opens them anew."""
+    with _lock:
+        pools = list(_pools.items())
+        _pools.clear()
+    for (pid, _), pool in pools:
+        if pid == os.getpid():
+            pool.close()
+
+
 def _within_time(pool: ConnectionPool[psycopg.Connection[Any]], statement: str, values: tuple[Any, ...]) -> None:
     """Execute on a connection of `pool`, but never wait longer than the caller can.
 

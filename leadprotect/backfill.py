@@ -211,17 +211,18 @@ def _nothing_left(run: Run, side: psycopg.Connection[Any], index: str) -> list[B
 
 def _work(run: Run, workers: int, watch: Watch) -> None:
     threads = [Worker(run, number + 1) for number in range(workers)]
-    for thread in threads:
-        thread.start()
     try:
-        while any(thread.is_alive() for thread in threads):
+        for thread in threads:  # Ctrl-C may come between two of them, too
+            thread.start()
+        while not all(thread.ended.is_set() for thread in threads):
             watch()
             for thread in threads:
-                thread.join(_TICK_S / workers)
+                thread.ended.wait(_TICK_S / workers)
     finally:
         run.stopping.set()
         for thread in threads:
-            thread.join()
+            if thread.is_alive():  # one that is still being started does nothing any more
+                thread.join()
     if run.errors:
         raise run.errors[0]
     if run.throttle.stop_asked is None:

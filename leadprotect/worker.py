@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from leadprotect.errors import BackfillError
 from leadprotect.settings import Settings, ident
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from leadprotect.throttle import Throttle
 
 LOCK_TIMEOUT_MS = 50
@@ -33,7 +36,7 @@ DIVISOR = 8
 _TIMED_OUT = "57014"
 _LEASE_LOST = "LP410"
 _CONNECTION_LOST = ("08", "57P")
-_CLAIM_TIMEOUT_S = 10
+_BOOKKEEPING_S = 10  # claiming and giving back a chunk takes no lock that a service could feel
 _POLL_S = 0.2
 _RECONNECT_S = 60.0
 # so many locked rows in a row are no row locks: somebody holds the table
@@ -114,6 +117,8 @@ class Worker(threading.Thread):
         self.job = run
         self.label = f"{socket.gethostname()}:{os.getpid()}:{number}"
         self.controller = Controller()
+        # waited for instead of join(), which Ctrl-C makes believe that the thread is over (before Python 3.13)
+        self.ended = threading.Event()
         self._conn: psycopg.Connection[Any] | None = None
 
     def run(self) -> None:
@@ -126,6 +131,7 @@ class Worker(threading.Thread):
         finally:
             if self._conn is not None:
                 self._conn.close()
+            self.ended.set()
 
     def _work(self) -> None:
         while not self.job.stopping.is_set():
@@ -152,11 +158,8 @@ class Worker(threading.Thread):
 
     def _claim(self, territory: str) -> tuple[int | None, int | None, bool] | None:
         """A chunk and its token, and whether others work on one; None if another claim was faster."""
-        conn = self._session()
         try:
-            # finding the end of a chunk takes no lock that a service could feel
-            with conn.transaction():
-                conn.execute(f"SET LOCAL statement_timeout = '{_CLAIM_TIMEOUT_S}s'")
+            with self._patient() as conn:
                 return conn.execute(
                     self.job.sql("""
                     SELECT c.chunk, c.token, EXISTS (
@@ -192,7 +195,16 @@ class Worker(threading.Thread):
             if finished:
                 return
             self.job.throttle.pace(seconds, self.job.stopping)
-        self._call("backfill_release", territory, chunk, token)
+        self._release(territory, chunk, token)
+
+    def _release(self, territory: str, chunk: int, token: int | None) -> None:
+        """Give the chunk back, so that the next run need not wait until its lease is over."""
+        try:
+            with self._patient():
+                self._call("backfill_release", territory, chunk, token)
+        except psycopg.Error as error:
+            if error.sqlstate not in VICTIM and not self._lost(error):
+                raise
 
     def _give_way(
         self, error: psycopg.Error, bisection: Bisection, rows: int, part: tuple[str, int, int | None]
@@ -231,6 +243,13 @@ class Worker(threading.Thread):
         return (
             self._session().execute(self.job.sql(f"SELECT * FROM {{schema}}.{function}({marks})"), arguments).fetchone()
         )
+
+    @contextmanager
+    def _patient(self) -> Iterator[psycopg.Connection[Any]]:
+        conn = self._session()
+        with conn.transaction():
+            conn.execute(f"SET LOCAL statement_timeout = '{_BOOKKEEPING_S}s'; SET LOCAL lock_timeout = 0")
+            yield conn
 
     def _session(self) -> psycopg.Connection[Any]:
         if self._conn is None or self._conn.closed:

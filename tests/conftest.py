@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from pytest_postgresql.janitor import DatabaseJanitor
 
-from leadprotect import settings
+from leadprotect import audit, settings
 from tests.support import servers
 from tests.support.database import MIGRATE_HEAD, Database
 from tests.support.profiles import EXTRA, PROFILES, Profile
@@ -80,6 +80,7 @@ def make_database(
             return database
 
         yield make
+        audit.close()
         settings.current.cache_clear()
 
 

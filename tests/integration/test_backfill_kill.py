@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
+from leadprotect import worker
 from leadprotect.backfill import backfill
 from tests.support.leads import old_leads, owners
 
@@ -149,6 +150,13 @@ def test_workers_in_several_processes_share_the_work(expanded: Database) -> None
     assert (16_000, 14_000) == counted(expanded)
 
 
+def leased(database: Database) -> list[Any]:
+    """Chunks that were not given back: the next run would wait for their lease."""
+    return database.sql(
+        "SELECT chunk FROM {schema}.backfill_chunks WHERE finished_at IS NULL AND lease_until > clock_timestamp()"
+    )
+
+
 @pytest.mark.profiles("pg18")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_after_the_current_slice_and_says_how_to_go_on(expanded: Database, number: int) -> None:
@@ -159,12 +167,46 @@ def test_ctrl_c_ends_after_the_current_slice_and_says_how_to_go_on(expanded: Dat
     assert 130 == process.returncode
     assert "go on with: leadprotect backfill DE" in said
     assert (len(owners_made(expanded)),) == counted(expanded)[1:]
-    # the chunk was given back: nobody waits for its lease
-    assert [0] == expanded.sql(
-        "SELECT count(*) FROM {schema}.backfill_chunks WHERE finished_at IS NULL AND lease_until > clock_timestamp()"
-    )
+    assert [] == leased(expanded)
 
     backfill(expanded.url, "DE")
 
     assert expected == owners(expanded)
     assert (16_000, 14_000) == counted(expanded)
+
+
+@pytest.mark.profiles("pg18")
+def test_ctrl_c_between_the_starts_of_two_workers_ends_both(
+    expanded: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old_leads(expanded, 2_000)
+    monkeypatch.setattr(worker.Worker, "start", start_interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        backfill(expanded.url, "DE", batch_size=700, workers=2)
+
+    assert [] == [thread.name for thread in threading.enumerate() if isinstance(thread, worker.Worker)]
+    assert [] == leased(expanded)
+    assert (len(owners_made(expanded)),) == counted(expanded)[1:]
+
+
+def start_interrupted(thread: worker.Worker) -> None:
+    """As if the signal came right after the second thread began to run."""
+    threading.Thread.start(thread)
+    if thread.label.endswith(":2"):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.profiles("pg18")
+def test_a_chunk_is_given_back_although_its_row_is_held_for_a_moment(expanded: Database) -> None:
+    old_leads(expanded, 16_000)
+    with expanded.connect() as holder, running(expanded, "-m", "leadprotect", "backfill", "DE") as process:
+        held = expanded.query(holder, "SELECT chunk FROM {schema}.backfill_chunks WHERE finished_at IS NULL FOR UPDATE")
+        assert len(held) == 1
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(worker.STATEMENT_TIMEOUT_MS / 1000 * 3)
+        holder.rollback()
+        assert process.wait() == 130
+
+    assert [] == leased(expanded)
