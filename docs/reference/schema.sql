@@ -912,7 +912,9 @@ CREATE FUNCTION leadprotect.change_owner(lead uuid, change text, new_owner uuid,
               RETURN decision;
             END IF;
           ELSIF manager THEN
-            IF here IS NULL THEN
+            IF author IS NULL AND current_setting('app.user_id', true) <> '' THEN
+              RETURN 'no_context';
+            ELSIF here IS NULL THEN
               RETURN 'not_found';
             ELSIF change = 'transfer' AND standing.user_id IS NULL THEN
               RETURN 'unassigned';
@@ -979,6 +981,9 @@ CREATE FUNCTION leadprotect.change_sharing(lead uuid, change text, with_user uui
           IF here IS NULL THEN
             RETURN CASE decision WHEN 'no_context' THEN decision ELSE 'not_found' END;
           ELSIF manager THEN
+            IF current_setting('app.user_id', true) <> '' AND "leadprotect".parse_user(current_setting('app.user_id', true)) IS NULL THEN
+              RETURN 'no_context';
+            END IF;
             decision := 'manager';
           ELSIF decision <> 'owner' THEN
             RETURN CASE decision WHEN 'collaborator' THEN 'not_owner' ELSE decision END;
@@ -1311,16 +1316,25 @@ CREATE FUNCTION leadprotect.editable_among(leads uuid[]) RETURNS TABLE(lead uuid
 CREATE FUNCTION leadprotect.editable_leads(after uuid, page_size integer) RETURNS TABLE(lead uuid, reason text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
     AS $$
         #variable_conflict use_variable
         DECLARE
           here text := current_setting('app.territory', true);
           caller uuid := "leadprotect".parse_user(current_setting('app.user_id', true));
+          first uuid := after;
           everywhere boolean;
           has_rules boolean;
         BEGIN
           IF caller IS NULL OR here IS NULL OR NOT "leadprotect".is_member(here) THEN
             RETURN;
+          END IF;
+          IF first IS NULL THEN
+            SELECT l."id" INTO first FROM "public"."leads" AS l ORDER BY l."id" LIMIT 1;
           END IF;
           SELECT count(*) > 0,
                  coalesce(bool_or(r.protection = 'COLLABORATOR' AND r.lead_id IS NULL
@@ -1331,7 +1345,7 @@ CREATE FUNCTION leadprotect.editable_leads(after uuid, page_size integer) RETURN
             RETURN QUERY
               SELECT l."id", d.reason
               FROM "public"."leads" AS l, LATERAL "leadprotect".decision(l."id", caller, here) AS d
-              WHERE l."territory" = here AND (after IS NULL OR l."id" > after)
+              WHERE l."territory" = here AND l."id" >= first AND l."id" IS DISTINCT FROM after
                 AND d.reason IN ('owner', 'collaborator')
               ORDER BY l."id" LIMIT page_size;
           ELSIF has_rules THEN
@@ -1339,30 +1353,24 @@ CREATE FUNCTION leadprotect.editable_leads(after uuid, page_size integer) RETURN
               SELECT candidate.lead_id, d.reason
               FROM (
                 (SELECT a.lead_id FROM "leadprotect".user_lead_assignments AS a
-                 WHERE a.user_id = caller AND a.territory = here AND (after IS NULL OR a.lead_id > after)
+                 WHERE a.user_id = caller AND a.territory = here AND a.lead_id >= first
                  ORDER BY a.lead_id)
                 UNION
                 SELECT r.lead_id FROM "leadprotect".lead_protection_rules AS r
                 WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR'
-                  AND r.lead_id IS NOT NULL AND (after IS NULL OR r.lead_id > after)
+                  AND r.lead_id >= first
                   AND "leadprotect".in_force(r.active, r.effective_from, r.effective_to)
                 ORDER BY 1
               ) AS candidate, LATERAL "leadprotect".decision(candidate.lead_id, caller, here) AS d
-              WHERE d.reason IN ('owner', 'collaborator')
+              WHERE candidate.lead_id IS DISTINCT FROM after AND d.reason IN ('owner', 'collaborator')
               ORDER BY candidate.lead_id LIMIT page_size;
-          ELSIF after IS NULL THEN
-            RETURN QUERY
-              SELECT a.lead_id, 'owner'
-              FROM "leadprotect".user_lead_assignments AS a
-              JOIN "public"."leads" AS l ON l."id" = a.lead_id AND l."territory" = here
-              WHERE a.user_id = caller AND a.territory = here
-              ORDER BY a.lead_id LIMIT page_size;
           ELSE
             RETURN QUERY
               SELECT a.lead_id, 'owner'
               FROM "leadprotect".user_lead_assignments AS a
               JOIN "public"."leads" AS l ON l."id" = a.lead_id AND l."territory" = here
-              WHERE a.user_id = caller AND a.territory = here AND a.lead_id > after
+              WHERE a.user_id = caller AND a.territory = here AND a.lead_id >= first
+                AND a.lead_id IS DISTINCT FROM after
               ORDER BY a.lead_id LIMIT page_size;
           END IF;
         END
@@ -1849,6 +1857,10 @@ CREATE FUNCTION leadprotect.record_denial(lead uuid, action leadprotect.lead_act
         BEGIN
           IF decision NOT IN ('no_context', 'not_found', 'suspended', 'unassigned', 'not_owner') THEN
             RAISE EXCEPTION '% is not a reason of a denial', decision USING ERRCODE = 'LP422';
+          ELSIF decision NOT IN ('no_context', 'not_found') AND current_setting('app.territory', true) <> ''
+            AND NOT "leadprotect".is_member(current_setting('app.territory', true)) THEN
+            -- nobody is answered so about another territory
+            RAISE EXCEPTION 'reason % is not of this login', decision USING ERRCODE = 'LP422';
           END IF;
           IF lead IS NOT NULL THEN
             PERFORM "leadprotect".write_audit(lead, action, decision, note);
@@ -2388,7 +2400,10 @@ CREATE FUNCTION leadprotect.write_audit(lead uuid, action leadprotect.lead_actio
                 format('declared user %L', left(declared_user, 100)) END,
               CASE WHEN known_territory IS NULL AND declared_territory <> '' THEN
                 format('declared territory %L', left(declared_territory, 100)) END), '');
-            IF decision = 'not_found' THEN
+            IF decision = 'manager' THEN
+              -- his right needs no declared territory, but the row belongs to the lead's
+              known_territory := (SELECT l."territory" FROM "public"."leads" AS l WHERE l."id" = lead);
+            ELSIF decision = 'not_found' THEN
               recorded := CASE WHEN EXISTS (SELECT FROM "public"."leads" AS l WHERE l."id" = lead)
                 THEN 'other_territory' ELSE 'unknown_lead' END;
             END IF;
@@ -2400,7 +2415,7 @@ CREATE FUNCTION leadprotect.write_audit(lead uuid, action leadprotect.lead_actio
             known_user,
             coalesce(nullif(current_setting('role'), 'none'), session_user),
             known_territory,
-            action,
+            coalesce(action, 'EDIT'),
             CASE WHEN decision IN ('owner', 'collaborator', 'manager', 'maintenance')
               THEN 'ALLOW'::"leadprotect".lead_access_outcome ELSE 'DENY'::"leadprotect".lead_access_outcome END,
             recorded,
@@ -2568,19 +2583,20 @@ CREATE VIEW leadprotect.v_lead_protection WITH (security_invoker='true', securit
  SELECT l.id AS lead,
     (l.territory)::text AS territory,
     a.user_id AS owner,
-    (decision.reason = ANY (ARRAY['owner'::text, 'collaborator'::text])) AS can_edit,
-    decision.reason
+        CASE
+            WHEN ( SELECT (leadprotect.parse_user(current_setting('app.user_id'::text, true)) IS NULL)) THEN false
+            WHEN ( SELECT leadprotect.has_rules() AS has_rules) THEN leadprotect.can_edit_lead(l.id)
+            ELSE COALESCE((a.user_id = ( SELECT leadprotect.parse_user(current_setting('app.user_id'::text, true)) AS parse_user)), false)
+        END AS can_edit,
+        CASE
+            WHEN ( SELECT (leadprotect.parse_user(current_setting('app.user_id'::text, true)) IS NULL)) THEN 'no_context'::text
+            WHEN ( SELECT leadprotect.has_rules() AS has_rules) THEN leadprotect.explain_edit(l.id)
+            WHEN (a.user_id IS NULL) THEN 'unassigned'::text
+            WHEN (a.user_id = ( SELECT leadprotect.parse_user(current_setting('app.user_id'::text, true)) AS parse_user)) THEN 'owner'::text
+            ELSE 'not_owner'::text
+        END AS reason
    FROM (public.leads l
-     LEFT JOIN leadprotect.user_lead_assignments a ON (((a.lead_id = l.id) AND (a.territory = (l.territory)::text)))),
-    LATERAL ( SELECT
-                CASE
-                    WHEN ( SELECT (leadprotect.parse_user(current_setting('app.user_id'::text, true)) IS NULL)) THEN 'no_context'::text
-                    WHEN ( SELECT leadprotect.has_rules() AS has_rules) THEN leadprotect.explain_edit(l.id)
-                    WHEN (a.user_id IS NULL) THEN 'unassigned'::text
-                    WHEN (a.user_id = ( SELECT leadprotect.parse_user(current_setting('app.user_id'::text, true)) AS parse_user)) THEN 'owner'::text
-                    ELSE 'not_owner'::text
-                END AS reason
-         OFFSET 0) decision
+     LEFT JOIN leadprotect.user_lead_assignments a ON (((a.lead_id = l.id) AND (a.territory = (l.territory)::text))))
   WHERE (((l.territory)::text = ( SELECT current_setting('app.territory'::text, true) AS current_setting)) AND ( SELECT leadprotect.is_member(current_setting('app.territory'::text, true)) AS is_member));
 
 -- COMMENT VIEW v_lead_protection

@@ -338,7 +338,9 @@ def create_decision_entry_points() -> None:
     )
     # A page of what the caller may edit, in the order of the lead's id. Candidates come in order
     # from an index (own leads, leads shared one by one, or for a collaborator of the whole territory
-    # all of its leads), and the decision is asked until the page is full.
+    # all of its leads), and the decision is asked until the page is full. Plans are pinned to such
+    # probes and kept: with a LIMIT that it knows, the planner plans every call anew, at the price of
+    # a page. `first` serves the index where `after` is NULL.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.editable_leads(after {lead_id_type}, page_size integer)
@@ -346,16 +348,25 @@ def create_decision_entry_points() -> None:
         LANGUAGE plpgsql
         STABLE SECURITY DEFINER
         SET search_path = pg_catalog, pg_temp
+        SET plan_cache_mode = force_generic_plan
+        SET enable_seqscan = off
+        SET enable_bitmapscan = off
+        SET enable_hashjoin = off
+        SET enable_mergejoin = off
         AS $body$
         #variable_conflict use_variable
         DECLARE
           here text := current_setting({territory_guc}, true);
           caller {user_id_type} := {schema}.parse_user(current_setting({user_guc}, true));
+          first {lead_id_type} := after;
           everywhere boolean;
           has_rules boolean;
         BEGIN
           IF caller IS NULL OR here IS NULL OR NOT {schema}.is_member(here) THEN
             RETURN;
+          END IF;
+          IF first IS NULL THEN
+            SELECT l.{lead_id} INTO first FROM {leads} AS l ORDER BY l.{lead_id} LIMIT 1;
           END IF;
           SELECT count(*) > 0,
                  coalesce(bool_or(r.protection = 'COLLABORATOR' AND r.lead_id IS NULL
@@ -366,7 +377,7 @@ def create_decision_entry_points() -> None:
             RETURN QUERY
               SELECT l.{lead_id}, d.reason
               FROM {leads} AS l, LATERAL {schema}.decision(l.{lead_id}, caller, here) AS d
-              WHERE l.{territory} = here AND (after IS NULL OR l.{lead_id} > after)
+              WHERE l.{territory} = here AND l.{lead_id} >= first AND l.{lead_id} IS DISTINCT FROM after
                 AND d.reason IN ('owner', 'collaborator')
               ORDER BY l.{lead_id} LIMIT page_size;
           ELSIF has_rules THEN
@@ -374,30 +385,24 @@ def create_decision_entry_points() -> None:
               SELECT candidate.lead_id, d.reason
               FROM (
                 (SELECT a.lead_id FROM {schema}.user_lead_assignments AS a
-                 WHERE a.user_id = caller AND a.territory = here AND (after IS NULL OR a.lead_id > after)
+                 WHERE a.user_id = caller AND a.territory = here AND a.lead_id >= first
                  ORDER BY a.lead_id)
                 UNION
                 SELECT r.lead_id FROM {schema}.lead_protection_rules AS r
                 WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR'
-                  AND r.lead_id IS NOT NULL AND (after IS NULL OR r.lead_id > after)
+                  AND r.lead_id >= first
                   AND {schema}.in_force(r.active, r.effective_from, r.effective_to)
                 ORDER BY 1
               ) AS candidate, LATERAL {schema}.decision(candidate.lead_id, caller, here) AS d
-              WHERE d.reason IN ('owner', 'collaborator')
+              WHERE candidate.lead_id IS DISTINCT FROM after AND d.reason IN ('owner', 'collaborator')
               ORDER BY candidate.lead_id LIMIT page_size;
-          ELSIF after IS NULL THEN
-            RETURN QUERY
-              SELECT a.lead_id, 'owner'
-              FROM {schema}.user_lead_assignments AS a
-              JOIN {leads} AS l ON l.{lead_id} = a.lead_id AND l.{territory} = here
-              WHERE a.user_id = caller AND a.territory = here
-              ORDER BY a.lead_id LIMIT page_size;
           ELSE
             RETURN QUERY
               SELECT a.lead_id, 'owner'
               FROM {schema}.user_lead_assignments AS a
               JOIN {leads} AS l ON l.{lead_id} = a.lead_id AND l.{territory} = here
-              WHERE a.user_id = caller AND a.territory = here AND a.lead_id > after
+              WHERE a.user_id = caller AND a.territory = here AND a.lead_id >= first
+                AND a.lead_id IS DISTINCT FROM after
               ORDER BY a.lead_id LIMIT page_size;
           END IF;
         END
@@ -438,7 +443,10 @@ def create_audit_writer() -> None:
                 format('declared user %L', left(declared_user, 100)) END,
               CASE WHEN known_territory IS NULL AND declared_territory <> '' THEN
                 format('declared territory %L', left(declared_territory, 100)) END), '');
-            IF decision = 'not_found' THEN
+            IF decision = 'manager' THEN
+              -- his right needs no declared territory, but the row belongs to the lead's
+              known_territory := (SELECT l.{territory} FROM {leads} AS l WHERE l.{lead_id} = lead);
+            ELSIF decision = 'not_found' THEN
               recorded := CASE WHEN EXISTS (SELECT FROM {leads} AS l WHERE l.{lead_id} = lead)
                 THEN 'other_territory' ELSE 'unknown_lead' END;
             END IF;
@@ -450,7 +458,7 @@ def create_audit_writer() -> None:
             known_user,
             coalesce(nullif(current_setting('role'), 'none'), session_user),
             known_territory,
-            action,
+            coalesce(action, 'EDIT'),
             CASE WHEN decision IN ('owner', 'collaborator', 'manager', 'maintenance')
               THEN 'ALLOW'::{schema}.lead_access_outcome ELSE 'DENY'::{schema}.lead_access_outcome END,
             recorded,
@@ -503,6 +511,10 @@ def create_attempts() -> None:
         BEGIN
           IF decision NOT IN ('no_context', 'not_found', 'suspended', 'unassigned', 'not_owner') THEN
             RAISE EXCEPTION '% is not a reason of a denial', decision USING ERRCODE = 'LP422';
+          ELSIF decision NOT IN ('no_context', 'not_found') AND current_setting({territory_guc}, true) <> ''
+            AND NOT {schema}.is_member(current_setting({territory_guc}, true)) THEN
+            -- nobody is answered so about another territory
+            RAISE EXCEPTION 'reason % is not of this login', decision USING ERRCODE = 'LP422';
           END IF;
           IF lead IS NOT NULL THEN
             PERFORM {schema}.write_audit(lead, action, decision, note);
@@ -622,7 +634,7 @@ def create_attempts() -> None:
 def create_ownership() -> None:
     # Returns the territory in which the caller may change ownership of this lead, or NULL: an
     # unknown lead and a lead behind the border look alike. A manager needs no declared user, his
-    # right rests on his login; a declared territory narrows him like anybody else.
+    # right rests on his login; what he does declare must be well formed and narrows him like anybody else.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.lead_for_ownership(lead {lead_id_type}, manager boolean)
@@ -684,7 +696,9 @@ def create_ownership() -> None:
               RETURN decision;
             END IF;
           ELSIF manager THEN
-            IF here IS NULL THEN
+            IF author IS NULL AND current_setting({user_guc}, true) <> '' THEN
+              RETURN 'no_context';
+            ELSIF here IS NULL THEN
               RETURN 'not_found';
             ELSIF change = 'transfer' AND standing.user_id IS NULL THEN
               RETURN 'unassigned';
@@ -759,6 +773,9 @@ def create_ownership() -> None:
           IF here IS NULL THEN
             RETURN CASE decision WHEN 'no_context' THEN decision ELSE 'not_found' END;
           ELSIF manager THEN
+            IF current_setting({user_guc}, true) <> '' AND {schema}.parse_user(current_setting({user_guc}, true)) IS NULL THEN
+              RETURN 'no_context';
+            END IF;
             decision := 'manager';
           ELSIF decision <> 'owner' THEN
             RETURN CASE decision WHEN 'collaborator' THEN 'not_owner' ELSE decision END;
@@ -1011,7 +1028,8 @@ def create_view() -> None:
     )
     grant("has_rules()", "{app}, {auditor}, {manager}")
     # Before contract the host's leads have no policies, so the view draws the border itself. What
-    # does not depend on the lead is asked once, in sub-selects: a dashboard reads many leads.
+    # does not depend on the lead is asked once, in sub-selects: a dashboard reads many leads. Two
+    # columns that say the same, so that a count of the leads needs neither them nor the owner.
     op.execute(
         sql("""
         CREATE VIEW {schema}.v_lead_protection
@@ -1019,19 +1037,22 @@ def create_view() -> None:
         SELECT l.{lead_id} AS lead,
                l.{territory}::text AS territory,
                a.user_id AS owner,
-               decision.reason IN ('owner', 'collaborator') AS can_edit,
-               decision.reason
+               CASE
+                 WHEN (SELECT {schema}.parse_user(pg_catalog.current_setting({user_guc}, true)) IS NULL) THEN false
+                 WHEN (SELECT {schema}.has_rules()) THEN {schema}.can_edit_lead(l.{lead_id})
+                 ELSE coalesce(
+                   a.user_id = (SELECT {schema}.parse_user(pg_catalog.current_setting({user_guc}, true))), false)
+               END AS can_edit,
+               CASE
+                 WHEN (SELECT {schema}.parse_user(pg_catalog.current_setting({user_guc}, true)) IS NULL) THEN 'no_context'
+                 WHEN (SELECT {schema}.has_rules()) THEN {schema}.explain_edit(l.{lead_id})
+                 WHEN a.user_id IS NULL THEN 'unassigned'
+                 WHEN a.user_id = (SELECT {schema}.parse_user(pg_catalog.current_setting({user_guc}, true))) THEN 'owner'
+                 ELSE 'not_owner'
+               END AS reason
         FROM {leads} AS l
         LEFT JOIN {schema}.user_lead_assignments AS a
-          ON a.lead_id = l.{lead_id} AND a.territory = l.{territory},
-          LATERAL (
-            SELECT CASE
-              WHEN (SELECT {schema}.parse_user(pg_catalog.current_setting({user_guc}, true)) IS NULL) THEN 'no_context'
-              WHEN (SELECT {schema}.has_rules()) THEN {schema}.explain_edit(l.{lead_id})
-              WHEN a.user_id IS NULL THEN 'unassigned'
-              WHEN a.user_id = (SELECT {schema}.parse_user(pg_catalog.current_setting({user_guc}, true))) THEN 'owner'
-              ELSE 'not_owner'
-            END AS reason OFFSET 0) AS decision
+          ON a.lead_id = l.{lead_id} AND a.territory = l.{territory}
         WHERE l.{territory} = (SELECT pg_catalog.current_setting({territory_guc}, true))
           AND (SELECT {schema}.is_member(pg_catalog.current_setting({territory_guc}, true)))
         """)

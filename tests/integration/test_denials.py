@@ -199,3 +199,27 @@ def test_a_denial_can_t_be_forged_into_an_allowance(database: Database) -> None:
     with database.connect("seller_de") as conn, pytest.raises(psycopg.Error) as caught:
         database.query(conn, "SELECT {schema}.record_denial(%s, 'EDIT', 'owner')", lead)
     assert caught.value.sqlstate == "LP422"
+
+
+def test_a_denial_can_t_be_forged_about_another_territory(database: Database) -> None:
+    swiss = database.lead("CH", owner=database.user(2))
+    forge = "SELECT {schema}.record_denial(%s, 'EDIT', %s, 'forged')"
+    with database.connect("seller_de", autocommit=True) as conn:
+        for reason in ("suspended", "unassigned", "not_owner"):
+            with conn.transaction(force_rollback=True):
+                database.context(conn, database.user(1), "CH")
+                with pytest.raises(psycopg.errors.DatabaseError) as refused:
+                    database.query(conn, forge, swiss, reason)
+            assert refused.value.sqlstate == "LP422"
+        with conn.transaction():
+            database.context(conn, database.user(1), "CH")
+            database.query(conn, forge, swiss, "not_found")
+    assert database.audit("reason") == ["other_territory"]
+
+
+def test_in_sql_an_attempt_without_an_action_is_an_edit(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(2))
+    with database.connect("seller_de") as conn:
+        database.context(conn, database.user(1), "DE")
+        assert database.query(conn, "SELECT {schema}.record_edit_attempt(%s, NULL, 'x')", lead) == [False]
+    assert database.audit() == [("EDIT", "DENY", "not_owner")]

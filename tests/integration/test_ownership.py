@@ -229,3 +229,25 @@ def test_a_manager_grants_and_revokes_rules(database: Database) -> None:
             database.query(conn, "SELECT {schema}.grant_protection(%s, 'CH', 'VIEW_ONLY')", database.user(1))
     with database.connect("seller_de") as conn, pytest.raises(psycopg.errors.InsufficientPrivilege):
         database.query(conn, "SELECT {schema}.grant_protection(%s, 'DE', 'COLLABORATOR')", database.user(3))
+
+
+def test_what_a_manager_does_without_a_context_is_recorded_in_the_lead_s_territory(database: Database) -> None:
+    lead = database.lead("DE")
+    assign = "SELECT {schema}.assign_lead(%s, %s)"
+    with database.connect("manager_de") as conn:
+        database.query(conn, assign, lead, database.user(2))
+    assert database.audit("territory, reason") == [("DE", "manager")]
+    with database.connect("auditor") as conn:
+        assert database.query(conn, "SELECT lead_id FROM {schema}.lead_access_audit") == []
+
+
+@pytest.mark.profiles("pg18", "pg15")
+def test_a_manager_who_declares_a_malformed_user_changes_nothing(database: Database) -> None:
+    lead = database.lead("DE")
+    for change in ("assign_lead(%s, %s)", "share_lead(%s, %s)"):
+        with database.connect("manager_de") as conn:
+            database.context(conn, "nonsense", "DE")
+            with pytest.raises(psycopg.errors.DatabaseError) as denied:
+                database.query(conn, f"SELECT {{schema}}.{change}", lead, database.user(2))
+            assert (denied.value.sqlstate, denied.value.diag.message_detail) == ("LP403", "no_context")
+    assert database.owner(lead) is None
