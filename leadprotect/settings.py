@@ -219,6 +219,8 @@ def names(settings: Settings) -> dict[str, str]:
         "forget": ident(f"{s.schema}_forget"),
         "note_writes": ident(f"{s.schema}_note_writes"),
         "audit_edit": ident(f"{s.schema}_audit_edit"),
+        "audit_maintenance": ident(f"{s.schema}_audit_maintenance"),
+        "audit_truncate": ident(f"{s.schema}_audit_truncate"),
         "refuse_move": ident(f"{s.schema}_refuse_move"),
         "refuse_truncate": ident(f"{s.schema}_refuse_truncate"),
     }

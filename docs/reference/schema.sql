@@ -209,23 +209,32 @@ CREATE FUNCTION leadprotect.audit_edit() RETURNS trigger
     SET row_security TO 'on'
     AS $$
         DECLARE
-          decision text := "leadprotect".explain_edit(OLD."id");
+          author uuid := "leadprotect".parse_user(current_setting('app.user_id', true));
+          remark text := lower(TG_OP) || ' without assertion';
+          decision text;
         BEGIN
           IF NOT EXISTS (
             SELECT FROM "leadprotect".lead_access_audit AS e
             WHERE e.lead_id = OLD."id" AND e.at >= transaction_timestamp()
-              AND e.transaction_id = pg_current_xact_id() AND e.action = 'EDIT' AND e.outcome = 'ALLOW')
+              AND e.transaction_id = pg_current_xact_id() AND e.action = 'EDIT' AND e.outcome = 'ALLOW'
+              AND e.user_id IS NOT DISTINCT FROM author)
           THEN
-            INSERT INTO "leadprotect".lead_access_audit
-              (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id)
-            VALUES (
-              OLD."id",
-              "leadprotect".parse_user(current_setting('app.user_id', true)),
-              coalesce(nullif(current_setting('role'), 'none'), session_user),
-              OLD."territory", 'EDIT', 'ALLOW',
-              CASE WHEN decision IN ('owner', 'collaborator') THEN decision ELSE 'maintenance' END,
-              lower(TG_OP) || ' without assertion',
-              nullif(current_setting('app.correlation_id', true), ''));
+            IF TG_ARGV[0] = 'bound' THEN
+              decision := "leadprotect".allow_edit(OLD."id", 'EDIT', remark);
+              IF decision NOT IN ('owner', 'collaborator') THEN
+                PERFORM "leadprotect".deny(OLD."id", 'EDIT', decision, remark);
+              END IF;
+            ELSE
+              decision := "leadprotect".explain_edit(OLD."id");
+              INSERT INTO "leadprotect".lead_access_audit
+                (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id)
+              VALUES (
+                OLD."id", author,
+                coalesce(nullif(current_setting('role'), 'none'), session_user),
+                OLD."territory", 'EDIT', 'ALLOW',
+                CASE WHEN decision IN ('owner', 'collaborator') THEN decision ELSE 'maintenance' END, remark,
+                nullif(current_setting('app.correlation_id', true), ''));
+            END IF;
           END IF;
           RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
         END
@@ -340,6 +349,26 @@ CREATE FUNCTION leadprotect.audit_settled_until() RETURNS timestamp with time zo
                  AND s.transaction_id < pg_snapshot_xmin(pg_current_snapshot())))
              FROM "leadprotect".lead_access_audit_seals AS s WHERE s.detached_table IS NULL),
             '-infinity');
+        END
+        $$;
+
+-- FUNCTION audit_truncate()
+
+CREATE FUNCTION leadprotect.audit_truncate() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    AS $$
+        BEGIN
+          INSERT INTO "leadprotect".lead_access_audit
+            (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id)
+          SELECT l."id", "leadprotect".parse_user(current_setting('app.user_id', true)),
+                 coalesce(nullif(current_setting('role'), 'none'), session_user),
+                 l."territory", 'EDIT', 'ALLOW', 'maintenance', 'truncate without assertion',
+                 nullif(current_setting('app.correlation_id', true), '')
+          FROM "public"."leads" AS l WHERE l."territory" IS NOT NULL;
+          DELETE FROM "leadprotect".user_lead_assignments;
+          RETURN NULL;
         END
         $$;
 
@@ -2741,7 +2770,21 @@ CREATE TRIGGER lp_keep_assignment AFTER DELETE OR UPDATE ON leadprotect.user_lea
 
 -- TRIGGER leads leadprotect_audit_edit
 
-CREATE TRIGGER leadprotect_audit_edit BEFORE DELETE OR UPDATE ON public.leads FOR EACH ROW WHEN ((old.territory IS NOT NULL)) EXECUTE FUNCTION leadprotect.audit_edit();
+CREATE TRIGGER leadprotect_audit_edit BEFORE DELETE OR UPDATE ON public.leads FOR EACH ROW WHEN (((old.territory IS NOT NULL) AND row_security_active(('public.leads'::regclass)::oid) AND (CURRENT_USER <> ALL (ARRAY[]::name[])))) EXECUTE FUNCTION leadprotect.audit_edit('bound');
+
+ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_audit_edit;
+
+-- TRIGGER leads leadprotect_audit_maintenance
+
+CREATE TRIGGER leadprotect_audit_maintenance BEFORE DELETE OR UPDATE ON public.leads FOR EACH ROW WHEN (((old.territory IS NOT NULL) AND (NOT (row_security_active(('public.leads'::regclass)::oid) AND (CURRENT_USER <> ALL (ARRAY[]::name[])))))) EXECUTE FUNCTION leadprotect.audit_edit('maintenance');
+
+ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_audit_maintenance;
+
+-- TRIGGER leads leadprotect_audit_truncate
+
+CREATE TRIGGER leadprotect_audit_truncate BEFORE TRUNCATE ON public.leads FOR EACH STATEMENT WHEN ((NOT row_security_active(('public.leads'::regclass)::oid))) EXECUTE FUNCTION leadprotect.audit_truncate();
+
+ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_audit_truncate;
 
 -- TRIGGER leads leadprotect_forget
 
@@ -2751,9 +2794,13 @@ CREATE TRIGGER leadprotect_forget AFTER DELETE ON public.leads FOR EACH ROW EXEC
 
 CREATE TRIGGER leadprotect_refuse_move AFTER UPDATE OF id, territory ON public.leads FOR EACH ROW WHEN (((old.territory IS NOT NULL) AND (((new.territory)::text IS DISTINCT FROM (old.territory)::text) OR (new.id <> old.id)) AND row_security_active(('public.leads'::regclass)::oid) AND (CURRENT_USER <> ALL (ARRAY[]::name[])))) EXECUTE FUNCTION leadprotect.refuse_move();
 
+ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_refuse_move;
+
 -- TRIGGER leads leadprotect_refuse_truncate
 
 CREATE TRIGGER leadprotect_refuse_truncate BEFORE TRUNCATE ON public.leads FOR EACH STATEMENT WHEN (row_security_active(('public.leads'::regclass)::oid)) EXECUTE FUNCTION leadprotect.refuse_truncate();
+
+ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_refuse_truncate;
 
 -- FK CONSTRAINT backfill_chunks backfill_chunks_territory_fkey
 
@@ -3147,6 +3194,10 @@ GRANT ALL ON FUNCTION leadprotect.audit_partitions() TO leadprotect_operator;
 -- ACL FUNCTION audit_settled_until()
 
 REVOKE ALL ON FUNCTION leadprotect.audit_settled_until() FROM PUBLIC;
+
+-- ACL FUNCTION audit_truncate()
+
+REVOKE ALL ON FUNCTION leadprotect.audit_truncate() FROM PUBLIC;
 
 -- ACL FUNCTION backfill_claim(here text, chunk_rows integer, worker text, lease interval, OUT chunk bigint, OUT token bigint)
 

@@ -52,6 +52,7 @@ def downgrade() -> None:
     )
     op.execute(sql("SET LOCAL ROLE {owner}"))
     op.execute(sql("DROP FUNCTION {schema}.audit_edit()"))
+    op.execute(sql("DROP FUNCTION {schema}.audit_truncate()"))
     op.execute(sql("DROP FUNCTION {schema}.refuse_move()"))
     op.execute(sql("DROP FUNCTION {schema}.refuse_truncate()"))
     op.execute(sql("DROP TABLE {schema}.host_row_security"))
@@ -82,8 +83,10 @@ def ask_gate() -> None:
 
 
 def create_edit_audit() -> None:
-    # One row per lead and transaction: an assertion in the same transaction is the row already,
-    # unless its savepoint was rolled back. Whoever row security does not bind edits as maintenance.
+    # One row per lead, user and transaction: an assertion in the same transaction is the row already,
+    # unless its savepoint was rolled back. Who did not assert is asked now, under the locks that an
+    # assertion takes: the policy decided in the statement's snapshot, which may be older than a
+    # transfer for which this row waited. Whom row security does not bind edits as maintenance.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.audit_edit()
@@ -94,23 +97,32 @@ def create_edit_audit() -> None:
         SET row_security = on
         AS $body$
         DECLARE
-          decision text := {schema}.explain_edit(OLD.{lead_id});
+          author {user_id_type} := {schema}.parse_user(current_setting({user_guc}, true));
+          remark text := lower(TG_OP) || ' without assertion';
+          decision text;
         BEGIN
           IF NOT EXISTS (
             SELECT FROM {schema}.lead_access_audit AS e
             WHERE e.lead_id = OLD.{lead_id} AND e.at >= transaction_timestamp()
-              AND e.transaction_id = pg_current_xact_id() AND e.action = 'EDIT' AND e.outcome = 'ALLOW')
+              AND e.transaction_id = pg_current_xact_id() AND e.action = 'EDIT' AND e.outcome = 'ALLOW'
+              AND e.user_id IS NOT DISTINCT FROM author)
           THEN
-            INSERT INTO {schema}.lead_access_audit
-              (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id)
-            VALUES (
-              OLD.{lead_id},
-              {schema}.parse_user(current_setting({user_guc}, true)),
-              coalesce(nullif(current_setting('role'), 'none'), session_user),
-              OLD.{territory}, 'EDIT', 'ALLOW',
-              CASE WHEN decision IN ('owner', 'collaborator') THEN decision ELSE 'maintenance' END,
-              lower(TG_OP) || ' without assertion',
-              nullif(current_setting({correlation_guc}, true), ''));
+            IF TG_ARGV[0] = 'bound' THEN
+              decision := {schema}.allow_edit(OLD.{lead_id}, 'EDIT', remark);
+              IF decision NOT IN ('owner', 'collaborator') THEN
+                PERFORM {schema}.deny(OLD.{lead_id}, 'EDIT', decision, remark);
+              END IF;
+            ELSE
+              decision := {schema}.explain_edit(OLD.{lead_id});
+              INSERT INTO {schema}.lead_access_audit
+                (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id)
+              VALUES (
+                OLD.{lead_id}, author,
+                coalesce(nullif(current_setting('role'), 'none'), session_user),
+                OLD.{territory}, 'EDIT', 'ALLOW',
+                CASE WHEN decision IN ('owner', 'collaborator') THEN decision ELSE 'maintenance' END, remark,
+                nullif(current_setting({correlation_guc}, true), ''));
+            END IF;
           END IF;
           RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
         END
@@ -118,6 +130,31 @@ def create_edit_audit() -> None:
         """)
     )
     op.execute(sql("REVOKE ALL ON FUNCTION {schema}.audit_edit() FROM PUBLIC"))
+    # TRUNCATE fires no trigger of rows: each lead gets its row, and a new one with its id no old owner.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.audit_truncate()
+        RETURNS trigger
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        BEGIN
+          INSERT INTO {schema}.lead_access_audit
+            (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id)
+          SELECT l.{lead_id}, {schema}.parse_user(current_setting({user_guc}, true)),
+                 coalesce(nullif(current_setting('role'), 'none'), session_user),
+                 l.{territory}, 'EDIT', 'ALLOW', 'maintenance', 'truncate without assertion',
+                 nullif(current_setting({correlation_guc}, true), '')
+          FROM {leads} AS l WHERE l.{territory} IS NOT NULL;
+          DELETE FROM {schema}.user_lead_assignments;
+          RETURN NULL;
+        END
+        $body$
+        """)
+    )
+    op.execute(sql("REVOKE ALL ON FUNCTION {schema}.audit_truncate() FROM PUBLIC"))
 
 
 def create_refusals() -> None:
@@ -227,8 +264,23 @@ def enforce() -> None:
           IF {host_rls} = 'force' THEN
             ALTER TABLE {leads} FORCE ROW LEVEL SECURITY;
           END IF;
+          -- ALWAYS: no session_replication_role edits without a row
           CREATE TRIGGER {audit_edit} BEFORE UPDATE OR DELETE ON {leads}
-            FOR EACH ROW WHEN (OLD.{territory} IS NOT NULL) EXECUTE FUNCTION {schema}.audit_edit();
+            FOR EACH ROW WHEN (OLD.{territory} IS NOT NULL
+              AND pg_catalog.row_security_active({leads_name}::regclass::oid)
+              AND current_user <> ALL (ARRAY[{exempt_roles}]::name[]))
+            EXECUTE FUNCTION {schema}.audit_edit('bound');
+          CREATE TRIGGER {audit_maintenance} BEFORE UPDATE OR DELETE ON {leads}
+            FOR EACH ROW WHEN (OLD.{territory} IS NOT NULL
+              AND NOT (pg_catalog.row_security_active({leads_name}::regclass::oid)
+                AND current_user <> ALL (ARRAY[{exempt_roles}]::name[])))
+            EXECUTE FUNCTION {schema}.audit_edit('maintenance');
+          CREATE TRIGGER {audit_truncate} BEFORE TRUNCATE ON {leads}
+            FOR EACH STATEMENT WHEN (NOT pg_catalog.row_security_active({leads_name}::regclass::oid))
+            EXECUTE FUNCTION {schema}.audit_truncate();
+          ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {audit_edit};
+          ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {audit_maintenance};
+          ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {audit_truncate};
           CREATE TRIGGER {refuse_move} AFTER UPDATE OF {lead_id}, {territory} ON {leads}
             FOR EACH ROW WHEN (OLD.{territory} IS NOT NULL
               AND (NEW.{territory} IS DISTINCT FROM OLD.{territory} OR NEW.{lead_id} <> OLD.{lead_id})
@@ -238,6 +290,8 @@ def enforce() -> None:
           CREATE TRIGGER {refuse_truncate} BEFORE TRUNCATE ON {leads}
             FOR EACH STATEMENT WHEN (pg_catalog.row_security_active({leads_name}::regclass::oid))
             EXECUTE FUNCTION {schema}.refuse_truncate();
+          ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {refuse_move};
+          ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {refuse_truncate};
         END
         $do$
         """)
@@ -269,6 +323,8 @@ def open_again() -> None:
             EXECUTE pg_catalog.format('DROP POLICY %I ON {leads}', ours);
           END LOOP;
           DROP TRIGGER IF EXISTS {audit_edit} ON {leads};
+          DROP TRIGGER IF EXISTS {audit_maintenance} ON {leads};
+          DROP TRIGGER IF EXISTS {audit_truncate} ON {leads};
           DROP TRIGGER IF EXISTS {refuse_move} ON {leads};
           DROP TRIGGER IF EXISTS {refuse_truncate} ON {leads};
           IF NOT before_contract.enabled THEN

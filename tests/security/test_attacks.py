@@ -215,8 +215,12 @@ ATTACKS = [
         "DROP TRIGGER {refuse_move} ON {leads}; ALTER TABLE {leads} DISABLE ROW LEVEL SECURITY",
     ),
     Attack(move_a_lead_out_of_protection, "DROP TRIGGER {refuse_move} ON {leads}"),
-    Attack(edit_a_lead_of_somebody_else, "DROP POLICY {update_policy} ON {leads}"),
-    Attack(delete_a_lead_of_somebody_else, "DROP POLICY {delete_policy} ON {leads}"),
+    Attack(
+        edit_a_lead_of_somebody_else, "DROP POLICY {update_policy} ON {leads}; DROP TRIGGER {audit_edit} ON {leads}"
+    ),
+    Attack(
+        delete_a_lead_of_somebody_else, "DROP POLICY {delete_policy} ON {leads}; DROP TRIGGER {audit_edit} ON {leads}"
+    ),
     Attack(
         grant_oneself_a_lead,
         "GRANT UPDATE ON {schema}.user_lead_assignments TO {app}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 
 import psycopg
@@ -144,3 +146,88 @@ def test_host_rls_says_how_far_contract_goes(
     assert database.sql(query) == [flags]
     database.downgrade("base")
     assert database.sql(query) == [(False, False)]
+
+
+def edited_after_a_wait(database: Database, lead: object, statement: str = EDIT) -> str | None:
+    """Who holds the row lets go after the lead was given to another: what the waiting statement of user 1 meets."""
+    met: list[str | None] = []
+
+    def wait_and_edit() -> None:
+        with database.connect("seller_de") as conn:
+            database.context(conn, database.user(1), "DE")
+            try:
+                database.query(conn, statement, lead)
+            except psycopg.Error as error:
+                met.append(error.sqlstate)
+            else:
+                met.append(None)
+
+    with database.connect() as holder:
+        database.query(holder, "SELECT FROM {leads} WHERE {lead_id} = %s FOR UPDATE", lead)
+        waiting = threading.Thread(target=wait_and_edit)
+        waiting.start()
+        while not database.sql("SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%%eads%%'"):
+            time.sleep(0.01)
+        with database.connect("manager_de") as conn, leadprotect.acting_as(conn, database.user(9), "DE"):
+            leadprotect.transfer(conn, lead, database.user(2))
+    waiting.join()
+    return met[0]
+
+
+@pytest.mark.parametrize("statement", [EDIT, "DELETE FROM {leads} WHERE {lead_id} = %s"])
+def test_an_edit_that_waited_for_a_transfer_is_decided_after_it(database: Database, statement: str) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    assert edited_after_a_wait(database, lead, statement) == "LP403"
+    assert database.sql("SELECT city FROM {leads} WHERE {lead_id} = %s", lead) == [None]
+
+
+def test_control_without_the_trigger_the_statement_s_snapshot_decides(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    database.sql_script("DROP TRIGGER {audit_edit} ON {leads}")
+    assert edited_after_a_wait(database, lead) is None
+    assert database.sql("SELECT city FROM {leads} WHERE {lead_id} = %s", lead) == ["Köln"]
+
+
+def test_an_old_snapshot_does_not_edit_what_was_transferred_since(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    with database.connect("seller_de") as conn:
+        conn.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        database.context(conn, database.user(1), "DE")
+        with database.connect("manager_de") as other, leadprotect.acting_as(other, database.user(9), "DE"):
+            leadprotect.transfer(other, lead, database.user(2))
+            other.commit()
+        with pytest.raises(psycopg.errors.SerializationFailure):
+            database.query(conn, EDIT, lead)
+
+
+def test_an_assertion_of_one_user_is_no_record_of_another_one_s_edit(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    database.rule(database.user(2), "COLLABORATOR", lead)
+    with database.connect("seller_de") as conn:
+        with leadprotect.acting_as(conn, database.user(1), "DE"):
+            leadprotect.assert_edit(conn, lead)
+        with leadprotect.acting_as(conn, database.user(2), "DE"):
+            database.query(conn, EDIT, lead)
+    assert database.audit("user_id::text, reason, note") == [
+        (database.user(1), "owner", None),
+        (database.user(2), "collaborator", "update without assertion"),
+    ]
+
+
+def test_truncate_by_maintenance_leaves_a_row_for_each_lead_and_no_owner_for_its_id(database: Database) -> None:
+    leads = [database.lead("DE", owner=database.user(1)), database.lead("CH"), database.lead(None)]
+    database.sql("TRUNCATE {leads} CASCADE")
+    assert database.audit("lead_id, territory, reason, note") == [
+        (leads[0], "DE", "maintenance", "truncate without assertion"),
+        (leads[1], "CH", "maintenance", "truncate without assertion"),
+    ]
+    database.sql("INSERT INTO {leads} ({lead_id}, {territory}) VALUES (%s, 'DE')", leads[0])
+    assert database.owner(leads[0]) is None
+
+
+def test_no_replication_role_edits_without_a_row(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    with database.connect() as conn:
+        conn.execute("SET session_replication_role = replica")
+        database.query(conn, EDIT, lead)
+    assert database.audit("reason, note") == [("maintenance", "update without assertion")]
