@@ -77,6 +77,7 @@ def terminator(database: Database) -> Iterator[End]:
         yield end
 
 
+@pytest.mark.timeout(1200)  # a migration for each statement, twice; minutes on a busy machine
 @pytest.mark.parametrize("way", [killer, terminator], ids=["kill-9", "terminated-session"])
 def test_a_migration_that_ends_before_or_after_any_statement_is_run_again(
     make_database: Callable[..., Database], way: Callable[[Database], AbstractContextManager[End]]
