@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from leadprotect import audit, metrics
+from leadprotect._arguments import as_lead_id, as_lead_ids, check_caller, check_text, missing
 from leadprotect._sql import row, rows
 from leadprotect.context import declared
-from leadprotect.errors import ContextMissing, InvalidRequest, LeadAccessDenied
+from leadprotect.errors import InvalidRequest, LeadAccessDenied
 from leadprotect.settings import current, ident
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from uuid import UUID
 
     from leadprotect._sql import AnyConnection
 
@@ -64,10 +65,11 @@ def can_edit(
     """Whether the user in context, or the one named, may edit the lead; one statement, nothing is recorded.
 
     `lead_id` has the type of the setting lead_id_type; an id given as text is converted. What is
-    not named comes from the context, and the context stays as it was.
+    not named (None) comes from the context, and the context stays as it was.
 
-    Raises `ContextMissing` without user or territory, `InvalidRequest` for an id of the wrong
-    type, `ProtectionUnavailable` when no answer could be had. Source of the rule: DESIGN, decisions.
+    Raises `ContextMissing` without user or territory, or where one is named as '', `InvalidRequest`
+    for an id of the wrong type, `ProtectionUnavailable` when no answer could be had. Source of the
+    rule: DESIGN, decisions.
     """
     return _decide(conn, lead_id, user_id, territory).allowed
 
@@ -86,7 +88,7 @@ def can_edit_many(conn: AnyConnection, lead_ids: Iterable[Any]) -> dict[Any, boo
 
     Raises what `can_edit` raises.
     """
-    given = {lead: as_lead_id(lead) for lead in lead_ids}
+    given = as_lead_ids(lead_ids)
     s = current()
     # in binary, a thousand uuids are sent in a fifth of the time
     statement = f"SELECT lead FROM {ident(s.schema)}.editable_among(%b::{s.lead_id_type}[])"
@@ -103,8 +105,8 @@ def editable_leads(conn: AnyConnection, *, after: Any = None, limit: int = 100) 
     `after` is the last lead id of the page before, `limit` 1 to 1000 leads.
     Raises what `can_edit` raises, and `InvalidRequest` for a limit out of bounds.
     """
-    if not 1 <= limit <= MAX_PAGE:
-        message = f"limit: {limit} is not between 1 and {MAX_PAGE}"
+    if type(limit) is not int or not 1 <= limit <= MAX_PAGE:
+        message = f"limit: {limit!r} is not a whole number between 1 and {MAX_PAGE}"
         raise InvalidRequest(message)
     s = current()
     statement = f"SELECT lead, reason FROM {ident(s.schema)}.editable_leads(%s::{s.lead_id_type}, %s::integer)"
@@ -129,6 +131,7 @@ def assert_edit(conn: AnyConnection, lead_id: Any, *, action: str = "EDIT", note
     if action not in ACTIONS:
         message = f"action: {action!r} is not one of {', '.join(ACTIONS)}"
         raise InvalidRequest(message)
+    check_text("note", note)
     s = current()
     schema = ident(s.schema)
     statement = (
@@ -145,7 +148,7 @@ def assert_edit(conn: AnyConnection, lead_id: Any, *, action: str = "EDIT", note
 def settle(conn: AnyConnection, decision: Decision, attempt: audit.Attempt) -> Decision:
     """Return an allowed decision; record a denied one so that it lasts, and raise it."""
     if decision.reason == "no_context" and not (attempt.user_id and attempt.territory):
-        _missing(attempt.user_id, attempt.territory)
+        missing(attempt.user_id, attempt.territory)
     if decision.allowed:
         metrics.allowed()
         return decision
@@ -153,24 +156,6 @@ def settle(conn: AnyConnection, decision: Decision, attempt: audit.Attempt) -> D
         audit.record_denial(conn, attempt)
     metrics.denied(decision.reason)
     raise LeadAccessDenied(decision)
-
-
-def as_lead_id(lead_id: Any) -> Any:
-    """The id in the type of the setting lead_id_type; raises `InvalidRequest` if it can't be one."""
-    kind = current().lead_id_type
-    if lead_id is None:
-        return None
-    try:
-        if kind == "uuid":
-            return lead_id if isinstance(lead_id, UUID) else UUID(lead_id)
-        if kind == "bigint" and not isinstance(lead_id, (bool, float)) and -(2**63) <= int(lead_id) < 2**63:
-            return int(lead_id)
-        if kind == "text" and isinstance(lead_id, str):
-            return lead_id
-    except (TypeError, ValueError, AttributeError):
-        pass
-    message = f"lead_id: {lead_id!r} is not of type {kind}, which the setting lead_id_type names"
-    raise InvalidRequest(message)
 
 
 def _decide(conn: AnyConnection, lead_id: Any, user_id: UUID | str | None, territory: str | None) -> Decision:
@@ -185,9 +170,9 @@ def _decide(conn: AnyConnection, lead_id: Any, user_id: UUID | str | None, terri
         else:
             if user_id is None or territory is None:
                 outer_user, outer_territory, _ = declared(conn)
-                user_id, territory = user_id or outer_user, territory or outer_territory
-            if not user_id or not territory:
-                _missing(user_id, territory)
+                user_id = outer_user if user_id is None else user_id
+                territory = outer_territory if territory is None else territory
+            check_caller(user_id, territory)
             statement = f"SELECT {schema}.decide(%s::{s.lead_id_type}, %s::text, %s::text)"
             (reason,) = row(conn, statement, (lead, str(user_id), territory))
     return Decision(lead_id, reason)
@@ -196,10 +181,4 @@ def _decide(conn: AnyConnection, lead_id: Any, user_id: UUID | str | None, terri
 def _require_context(conn: AnyConnection) -> None:
     user_id, territory, _ = declared(conn)
     if not user_id or not territory:
-        _missing(user_id, territory)
-
-
-def _missing(user_id: object, territory: object) -> None:
-    what = " and ".join(name for name, value in (("user", user_id), ("territory", territory)) if not value)
-    message = f"no {what} in context: use leadprotect.acting_as(conn, user_id, territory), or name them"
-    raise ContextMissing(message)
+        missing(user_id, territory)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from psycopg.pq import TransactionStatus
 
+from leadprotect._arguments import check_caller, check_text
 from leadprotect._sql import driver_connection, row
 from leadprotect.errors import ContextMissing
 from leadprotect.settings import current, ident
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from uuid import UUID
 
     from leadprotect._sql import AnyConnection
 
@@ -23,7 +24,7 @@ _DEAD = (TransactionStatus.INERROR, TransactionStatus.UNKNOWN)
 
 @contextmanager
 def acting_as(
-    conn: AnyConnection, user_id: UUID | str, territory: str, correlation_id: str | None = None
+    conn: AnyConnection, user_id: UUID | str, territory: str, correlation_id: UUID | str | None = None
 ) -> Iterator[None]:
     """Let `user_id` act in `territory` until the block ends; then the outer context holds again.
 
@@ -31,12 +32,23 @@ def acting_as(
     them as well. Without `correlation_id`, the id of the current OpenTelemetry trace is taken when
     that package is installed.
 
-    Raises `ContextMissing` on a connection in autocommit (nothing would last to the next
-    statement), `ProtectionUnavailable` when leadprotect is not installed in the database.
+    Raises `ContextMissing` without a user or territory (None or ''), and on a connection in autocommit
+    (nothing would last to the next statement); `InvalidRequest` for a user that is no UUID and no
+    text; `ProtectionUnavailable` when leadprotect is not installed in the database.
     Source: https://www.postgresql.org/docs/current/sql-set.html (SET LOCAL).
     """
+    check_caller(user_id, territory)
+    correlation = str(correlation_id) if isinstance(correlation_id, UUID) else correlation_id or _trace_id()
+    check_text("correlation_id", correlation)
+    with declaring(conn, str(user_id), territory, correlation):
+        yield
+
+
+@contextmanager
+def declaring(conn: AnyConnection, user_id: str, territory: str, correlation_id: str | None = None) -> Iterator[None]:
+    """`acting_as` for ourselves: an auditor reads a territory without being a user in it ('')."""
     outer = declared(conn)
-    _set(conn, str(user_id), territory, correlation_id or _trace_id())
+    _set(conn, user_id, territory, correlation_id)
     if driver_connection(conn).info.transaction_status == TransactionStatus.IDLE:
         message = "acting_as needs a transaction; this connection is in autocommit, so nothing would last"
         raise ContextMissing(message)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from leadprotect import _evidence
 from leadprotect._sql import rows
-from leadprotect.context import acting_as
+from leadprotect.context import declaring
 from leadprotect.seals import joined, listed
 from leadprotect.settings import current, ident
 
@@ -97,7 +97,7 @@ def verify(
         readable.insert(0, None)
     chains = []
     for code in readable:
-        with acting_as(conn, "", code or ""):
+        with declaring(conn, "", code or ""):
             chains.append(_chain(conn, code, known or {}))
     # whom no policy binds sees chains of territories that are no longer listed, too
     for (code,) in rows(conn, f"SELECT DISTINCT territory FROM {schema}.lead_access_audit_seals"):

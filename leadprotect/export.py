@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from leadprotect import _evidence
 from leadprotect._sql import mapped_errors, row, rows
-from leadprotect.context import acting_as
+from leadprotect.context import declaring
 from leadprotect.errors import InvalidRequest
 from leadprotect.history import territories
 from leadprotect.seals import FORMAT, ROW, ROW_ORDER, ROW_TEXT, SEAL, SEAL_TEXT, seal_body
@@ -79,7 +79,7 @@ def _links(
         WHERE s.territory IS NOT DISTINCT FROM %s::text ORDER BY s.number
         """
     found = []
-    with acting_as(conn, "", territory or ""):
+    with declaring(conn, "", territory or ""):
         for text, previous, own, full in rows(conn, query, (since, until, territory)):
             fields = dict(zip(SEAL, json.loads(text)[1:], strict=True))
             place = {"territory": fields["territory"], "number": fields["number"]}
@@ -133,7 +133,7 @@ def _stream(
     conn: psycopg.Connection[Any], out: TextIO, territory: str | None, query: str, params: tuple[Any, ...]
 ) -> int:
     written = 0
-    with mapped_errors(), acting_as(conn, "", territory or ""), conn.cursor(name="leadprotect_export") as cursor:
+    with mapped_errors(), declaring(conn, "", territory or ""), conn.cursor(name="leadprotect_export") as cursor:
         for number, text in cursor.execute(query, params):
             fields = dict(zip(ROW, json.loads(text)[1:], strict=True))
             _write(out, {"type": "row", "seal": number, **fields} if number is not None else fields)

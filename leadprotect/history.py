@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
+from leadprotect._arguments import as_lead_id, as_user_id
 from leadprotect._sql import rows
-from leadprotect.access import as_lead_id
-from leadprotect.context import acting_as
+from leadprotect.context import declaring
 from leadprotect.errors import InvalidRequest
 from leadprotect.settings import current, ident
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from leadprotect._sql import AnyConnection
 
 MAX_ATTEMPTS = 10_000
@@ -110,11 +111,11 @@ def attempts(
           AND a.at >= coalesce(%s::timestamptz, '-infinity') AND a.at < coalesce(%s::timestamptz, 'infinity')
         ORDER BY a.at DESC, a.id DESC LIMIT %s
         """
-    lead, user = as_lead_id(lead_id), _as_user_id(user_id)
+    lead, user = as_lead_id(lead_id), None if user_id is None else as_user_id(user_id)
     filters = (lead, lead, user, user, outcome, outcome, since, until, limit)
     found: list[Recorded] = []
     for code in territories(conn):
-        with acting_as(conn, "", code or ""):
+        with declaring(conn, "", code or ""):
             found += [Recorded(*attempt) for attempt in rows(conn, query, (code, *filters))]
     found.sort(key=lambda attempt: (attempt.at, attempt.id), reverse=True)
     return tuple(found[:limit])
@@ -125,16 +126,6 @@ def territories(conn: AnyConnection) -> list[str | None]:
     schema = ident(current().schema)
     query = f"SELECT code FROM {schema}.territories WHERE {schema}.is_member(code) ORDER BY code"
     return [None, *(code for (code,) in rows(conn, query))]
-
-
-def _as_user_id(user_id: UUID | str | None) -> str | None:
-    if user_id is not None and current().user_id_type == "uuid":
-        try:
-            return str(UUID(str(user_id)))
-        except ValueError:
-            message = f"user_id: {user_id!r} is not of type uuid, which the setting user_id_type names"
-            raise InvalidRequest(message) from None
-    return user_id if user_id is None else str(user_id)
 
 
 def _check_zone(name: str, time: datetime | None) -> None:

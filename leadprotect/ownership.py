@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from leadprotect import metrics
+from leadprotect._arguments import as_lead_id, as_user_id, check_text, missing
 from leadprotect._sql import row
-from leadprotect.access import Decision, as_lead_id, settle
+from leadprotect.access import Decision, settle
 from leadprotect.audit import Attempt
 from leadprotect.errors import InvalidRequest
 from leadprotect.settings import current, ident
 
 if TYPE_CHECKING:
-    from datetime import datetime
     from uuid import UUID
 
     from leadprotect._sql import AnyConnection
@@ -22,14 +23,15 @@ def assign(conn: AnyConnection, lead_id: Any, user_id: UUID | str, *, note: str 
     """Give the lead to `user_id`, whoever owns it now; for managers of its territory.
 
     Like every function here it records the attempt as `assert_edit` does and raises
-    `LeadAccessDenied` when it is denied, `InvalidRequest` when the new owner is suspended.
+    `LeadAccessDenied` when it is denied, `ContextMissing` without a user or territory in context (a
+    manager needs them, too: they are recorded), `InvalidRequest` when the new owner is suspended.
     """
-    return _change_owner(conn, lead_id, "assign", _user(user_id), note)
+    return _change_owner(conn, lead_id, "assign", as_user_id(user_id), note)
 
 
 def transfer(conn: AnyConnection, lead_id: Any, user_id: UUID | str, *, note: str | None = None) -> Decision:
     """Give an owned lead to `user_id`; for managers. An edit under way is waited for."""
-    return _change_owner(conn, lead_id, "transfer", _user(user_id), note)
+    return _change_owner(conn, lead_id, "transfer", as_user_id(user_id), note)
 
 
 def claim(conn: AnyConnection, lead_id: Any, *, note: str | None = None) -> Decision:
@@ -75,9 +77,13 @@ def _change_sharing(
     lead_id: Any,
     change: str,
     user_id: UUID | str,
-    dates: tuple[datetime | None, datetime | None],
+    dates: tuple[Any, Any],
     note: str | None,
 ) -> Decision:
+    for name, date in zip(("effective_from", "effective_to"), dates, strict=True):
+        if date is not None and not isinstance(date, datetime):
+            message = f"{name}: {date!r} is not a datetime"
+            raise InvalidRequest(message)
     if any(date is not None and date.tzinfo is None for date in dates):
         message = "effective_from and effective_to need a time zone: 9 o'clock is another moment in another place"
         raise InvalidRequest(message)
@@ -87,7 +93,7 @@ def _change_sharing(
         "%s::timestamptz, %s::timestamptz, %s::text)"
     )
     action = "ASSIGN" if change == "share" else "UNASSIGN"
-    return _change(conn, lead_id, action, call, (change, _user(user_id), *dates, note), note)
+    return _change(conn, lead_id, action, call, (change, as_user_id(user_id), *dates, note), note)
 
 
 def _change(
@@ -95,16 +101,14 @@ def _change(
 ) -> Decision:
     schema = ident(current().schema)
     lead = as_lead_id(lead_id)
+    check_text("note", note)
+    # without a context a manager's change would be recorded in no territory: CASE leaves it undone
     statement = (
-        f"SELECT attempt.reason, context.* FROM {schema}.{call} AS attempt (reason), {schema}.context() AS context"
+        f"SELECT CASE WHEN context.user_id <> '' AND context.territory <> '' THEN {schema}.{call} END, context.* "
+        f"FROM {schema}.context() AS context"
     )
     with metrics.timed("change"):
         reason, *context = row(conn, statement, (lead, *values))
+    if reason is None:
+        missing(*context[:2])
     return settle(conn, Decision(lead_id, reason), Attempt(lead, action, reason, note, *context))
-
-
-def _user(user_id: UUID | str | None) -> str:
-    if not user_id:
-        message = "user_id is missing"
-        raise InvalidRequest(message)
-    return str(user_id)

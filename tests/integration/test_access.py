@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import psycopg
 import pytest
@@ -159,8 +160,8 @@ def test_pages_of_editable_leads_come_in_order_and_say_whether_more_follow(datab
         assert leadprotect.editable_leads(conn, limit=1).leads[0].lead_id == mine[1]
 
 
-@pytest.mark.parametrize("limit", [0, -1, 1001])
-def test_a_page_has_a_sensible_size(database: Database, limit: int) -> None:
+@pytest.mark.parametrize("limit", [0, -1, 1001, "5", 2.5, True, None])
+def test_a_page_has_a_sensible_size(database: Database, limit: Any) -> None:
     with database.connect("seller_de") as conn, pytest.raises(leadprotect.InvalidRequest, match="limit"):
         leadprotect.editable_leads(conn, limit=limit)
 

@@ -28,7 +28,7 @@ def who(database: Database, lead: Any, at: datetime, login: str | None = "audito
 
 
 def manage(database: Database, change: Any, lead: Any, *values: Any) -> None:
-    with database.connect("manager_de") as conn:
+    with database.acting("manager_de", 9) as conn:
         change(conn, lead, *values)
 
 
@@ -55,8 +55,7 @@ def test_the_answer_is_what_was_decided_at_the_time(database: Database) -> None:
     owner, shared, everywhere, shut = (database.user(number) for number in range(4, 8))
     lead = database.lead("DE", owner=owner)
     users = [owner, shared, everywhere, shut, database.user(9)]
-    with database.connect("manager_de") as conn:
-        database.context(conn, None, "DE")
+    with database.acting("manager_de", 9) as conn:
         leadprotect.share(conn, lead, shared)
         for user, kind in ((everywhere, "COLLABORATOR"), (shut, "COLLABORATOR"), (shut, "VIEW_ONLY")):
             database.query(conn, "SELECT {schema}.grant_protection(%s, 'DE', %s)", user, kind)
@@ -78,7 +77,7 @@ def test_the_answer_is_what_was_decided_at_the_time(database: Database) -> None:
             database.context(conn, None, "DE")
             database.query(conn, statement, owner)
         answers.append((now(database), decided()))
-    with database.connect("manager_de") as conn:
+    with database.acting("manager_de", 9) as conn:
         leadprotect.unshare(conn, lead, shared)
         leadprotect.transfer(conn, lead, users[4])
     answers.append((now(database), decided()))
@@ -90,7 +89,7 @@ def test_a_rule_that_was_made_later_gives_no_right_before(database: Database) ->
     """Sharing since last year was written down today: until today nobody could rely on it."""
     lead = database.lead("DE", owner=database.user(ANNA))
     before = now(database)
-    with database.connect("manager_de") as conn:
+    with database.acting("manager_de", 9) as conn:
         leadprotect.share(conn, lead, database.user(BERT), effective_from=before - timedelta(days=365))
     assert [database.user(ANNA)] == [user for _, user, *_ in who(database, lead, before)]
     assert [database.user(ANNA), database.user(BERT)] == [user for _, user, *_ in who(database, lead, now(database))]

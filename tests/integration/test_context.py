@@ -94,3 +94,38 @@ def test_the_caller_s_transaction_is_neither_committed_nor_rolled_back(database:
             leadprotect.assert_edit(conn, lead)
         conn.rollback()
     assert database.sql("SELECT city FROM {leads}") == [None]
+
+
+@pytest.mark.parametrize(
+    ("user", "territory", "named"),
+    [(None, "DE", "user"), ("", "DE", "user"), (1, None, "territory"), (1, "", "territory"), (None, None, "user and")],
+)
+def test_a_missing_user_or_territory_is_no_context(
+    database: Database, user: int | str | None, territory: str | None, named: str
+) -> None:
+    """None, put into a text, would be the user "None": recorded for ever as one who exists."""
+    somebody = database.user(user) if isinstance(user, int) else user
+    with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(2), "DE"):
+        with pytest.raises(leadprotect.ContextMissing, match=f"no {named}"):
+            with leadprotect.acting_as(conn, somebody, territory):  # type: ignore[arg-type]
+                pytest.fail("the block must not run")
+        assert declared(conn)[:2] == (database.user(2), "DE")
+
+
+@pytest.mark.parametrize(("user", "territory"), [(7, "DE"), (b"seller 1", "DE"), ("a\0b", "DE"), ("seller 1", 7)])
+def test_who_acts_is_named_by_a_text_or_a_uuid(database: Database, user: object, territory: object) -> None:
+    with database.connect("seller_de") as conn:
+        with pytest.raises(leadprotect.InvalidRequest, match=r"user_id|territory"):
+            with leadprotect.acting_as(conn, user, territory):  # type: ignore[arg-type]
+                pytest.fail("the block must not run")
+        assert conn.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_an_explicit_nobody_is_not_the_user_in_context(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(1), "DE"):
+        with pytest.raises(leadprotect.ContextMissing, match="no user"):
+            leadprotect.can_edit(conn, lead, user_id="")
+        with pytest.raises(leadprotect.ContextMissing, match="no territory"):
+            leadprotect.can_edit(conn, lead, territory="")
+        assert leadprotect.can_edit(conn, lead, user_id=None, territory=None) is True

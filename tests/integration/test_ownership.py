@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -83,7 +84,7 @@ def test_only_the_owner_or_a_manager_releases(database: Database) -> None:
     database.rule(database.user(2), "COLLABORATOR", lead)
     with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(2), "DE"):
         assert denied(leadprotect.release, conn, lead) == "not_owner"
-    with database.connect("manager_de") as conn:
+    with database.acting("manager_de", 9) as conn:
         assert leadprotect.release(conn, lead).reason == "manager"
     assert database.owner(lead) is None
 
@@ -96,14 +97,14 @@ def test_only_a_manager_assigns_and_transfers(database: Database) -> None:
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             database.query(conn, "SELECT {schema}.transfer_lead(%s, %s)", lead, database.user(2))
     assert database.owner(lead) == database.user(1)
-    with database.connect("manager_de") as conn:
+    with database.acting("manager_de", 9) as conn:
         assert leadprotect.transfer(conn, lead, database.user(2)).reason == "manager"
     assert database.owner(lead) == database.user(2)
 
 
 def test_a_manager_of_another_territory_finds_nothing(database: Database) -> None:
     lead = database.lead("CH", owner=database.user(1))
-    with database.connect("manager_de") as conn:
+    with database.acting("manager_de", 9) as conn:
         assert denied(leadprotect.assign, conn, lead, database.user(2)) == "not_found"
         with leadprotect.acting_as(conn, database.user(1), "CH"):
             assert denied(leadprotect.transfer, conn, lead, database.user(2)) == "not_found"
@@ -112,7 +113,7 @@ def test_a_manager_of_another_territory_finds_nothing(database: Database) -> Non
 
 def test_only_an_owned_lead_is_transferred(database: Database) -> None:
     lead = database.lead("DE")
-    with database.connect("manager_de") as conn:
+    with database.acting("manager_de", 9) as conn:
         assert denied(leadprotect.transfer, conn, lead, database.user(2)) == "unassigned"
         assert leadprotect.assign(conn, lead, database.user(2)).reason == "manager"
 
@@ -120,7 +121,7 @@ def test_only_an_owned_lead_is_transferred(database: Database) -> None:
 def test_a_lead_is_not_given_to_who_is_suspended(database: Database) -> None:
     lead = database.lead("DE", owner=database.user(1))
     database.rule(database.user(2), "VIEW_ONLY")
-    with database.connect("manager_de") as conn:
+    with database.acting("manager_de", 9) as conn:
         with pytest.raises(leadprotect.InvalidRequest, match="suspended in territory DE"):
             leadprotect.transfer(conn, lead, database.user(2))
         conn.rollback()
@@ -152,6 +153,8 @@ def test_a_share_ends_after_it_begins(database: Database) -> None:
     with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(1), "DE"):
         with pytest.raises(leadprotect.InvalidRequest, match="time zone"):
             leadprotect.share(conn, lead, database.user(2), effective_to=datetime(2030, 1, 1))  # noqa: DTZ001
+        with pytest.raises(leadprotect.InvalidRequest, match="not a datetime"):
+            leadprotect.share(conn, lead, database.user(2), effective_to=date(2030, 1, 1))  # type: ignore[arg-type]
         with pytest.raises(leadprotect.InvalidRequest, match="effective_to is not after effective_from"):
             leadprotect.share(conn, lead, database.user(2), effective_from=now, effective_to=now - timedelta(days=1))
 
@@ -160,18 +163,18 @@ def test_a_transfer_waits_for_an_asserted_edit(database: Database) -> None:
     lead = database.lead("DE", owner=database.user(1))
     with database.connect("seller_de") as seller, leadprotect.acting_as(seller, database.user(1), "DE"):
         leadprotect.assert_edit(seller, lead)
-        with database.connect("manager_de") as manager:
+        with database.acting("manager_de", 9) as manager:
             manager.execute("SET lock_timeout = '100ms'")
             with pytest.raises(leadprotect.LeadProtectError):
                 leadprotect.transfer(manager, lead, database.user(2))
         seller.rollback()
-    with database.connect("manager_de") as manager:
+    with database.acting("manager_de", 9) as manager:
         assert leadprotect.transfer(manager, lead, database.user(2)).reason == "manager"
 
 
 def test_an_assertion_that_waited_for_a_transfer_is_decided_after_it(database: Database) -> None:
     lead = database.lead("DE", owner=database.user(1))
-    with database.connect("manager_de") as manager, ThreadPoolExecutor(1) as thread:
+    with database.acting("manager_de", 9) as manager, ThreadPoolExecutor(1) as thread:
         leadprotect.transfer(manager, lead, database.user(2))
 
         def edit() -> str:
@@ -211,7 +214,7 @@ def wait_for_a_waiter(database: Database) -> None:
 
 def test_former_assignments_are_kept(database: Database) -> None:
     lead = database.lead("DE", owner=database.user(1))
-    with database.connect("manager_de") as conn:
+    with database.acting("manager_de", 9) as conn:
         leadprotect.transfer(conn, lead, database.user(2))
         leadprotect.release(conn, lead)
     history = "SELECT user_id::text, source FROM {schema}.user_lead_assignment_history ORDER BY id"
@@ -251,3 +254,56 @@ def test_a_manager_who_declares_a_malformed_user_changes_nothing(database: Datab
                 database.query(conn, f"SELECT {{schema}}.{change}", lead, database.user(2))
             assert (denied.value.sqlstate, denied.value.diag.message_detail) == ("LP403", "no_context")
     assert database.owner(lead) is None
+
+
+def test_without_a_context_nothing_is_changed_by_a_manager_either(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    calls: list[Any] = [
+        lambda conn: leadprotect.assign(conn, lead, database.user(2)),
+        lambda conn: leadprotect.transfer(conn, lead, database.user(2)),
+        lambda conn: leadprotect.claim(conn, lead),
+        lambda conn: leadprotect.release(conn, lead),
+        lambda conn: leadprotect.share(conn, lead, database.user(2)),
+        lambda conn: leadprotect.unshare(conn, lead, database.user(2)),
+    ]
+    with database.connect("manager_de") as conn:
+        for user, territory in ((None, None), (database.user(9), None), (None, "DE")):
+            database.context(conn, user, territory)
+            for call in calls:
+                with pytest.raises(leadprotect.ContextMissing):
+                    call(conn)
+    assert (database.user(1), []) == (database.owner(lead), database.audit())
+
+
+def test_an_id_that_is_no_user_costs_no_transaction(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    wrong = [None, "", 7, b"seller 2", "a\0b"]
+    if database.settings.user_id_type == "uuid":
+        wrong += ["nobody", "0x" + "0" * 30, "1_" + "0" * 30, f" {database.user(2)}"]
+    with database.acting("manager_de", 9) as conn:
+        for user in wrong:
+            for call in (leadprotect.assign, leadprotect.transfer, leadprotect.share, leadprotect.unshare):
+                with pytest.raises(leadprotect.InvalidRequest, match="user_id"):
+                    call(conn, lead, user)  # type: ignore[arg-type]
+        assert leadprotect.assign(conn, lead, database.user(2)).reason == "manager"
+
+
+@pytest.mark.profiles("pg18")
+def test_a_new_owner_is_named_in_every_form_of_a_uuid(database: Database) -> None:
+    owner = uuid.uuid4()
+    lead = database.lead("DE")
+    with database.acting("manager_de", 9) as conn:
+        for form in (owner, str(owner).upper(), f"{{{owner}}}", owner.hex, owner.urn):
+            leadprotect.assign(conn, lead, form)
+            assert database.query(conn, "SELECT user_id FROM {schema}.user_lead_assignments") == [owner]
+            leadprotect.release(conn, lead)
+
+
+def test_a_note_that_can_t_be_stored_costs_no_transaction(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    with database.acting("seller_de", 1) as conn:
+        for note in ("a\0b", "\ud800", 7):
+            for call in (leadprotect.release, leadprotect.assert_edit):
+                with pytest.raises(leadprotect.InvalidRequest, match="note"):
+                    call(conn, lead, note=note)  # type: ignore[arg-type]
+        assert leadprotect.assert_edit(conn, lead).reason == "owner"

@@ -111,7 +111,7 @@ def test_assert_then_transfer_then_edit_can_t_slip_through(database: Database) -
         with leadprotect.acting_as(conn, database.user(1), "DE"):
             leadprotect.assert_edit(conn, lead)
         conn.commit()
-    with database.connect("manager_de") as conn:
+    with database.acting("manager_de", 9) as conn:
         leadprotect.transfer(conn, lead, database.user(2))
     assert edit(database, lead, 1) is False
 

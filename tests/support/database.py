@@ -16,6 +16,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Engine, create_engine, pool
 
+from leadprotect import acting_as
 from leadprotect.settings import Settings, parse, render
 from tests.support.profiles import HOST_TABLES, HOST_USERS, LOGINS, Profile
 
@@ -90,6 +91,12 @@ class Database:
     def context(self, conn: psycopg.Connection[Any], user: str | None, territory: str | None) -> None:
         """What a service does in plain SQL at the begin of a transaction."""
         self.query(conn, "SELECT {schema}.set_context(%s::text, %s::text)", user, territory)
+
+    @contextmanager
+    def acting(self, login: str, number: int, territory: str = "DE") -> Iterator[psycopg.Connection[Any]]:
+        """A connection of one of LOGINS that acts as `user(number)`."""
+        with self.connect(login) as conn, acting_as(conn, self.user(number), territory):
+            yield conn
 
     # --- the host's data
 

@@ -1,0 +1,109 @@
+"""What a caller passes to a function, checked before a statement: the server's refusal would cost his transaction."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from leadprotect.errors import ContextMissing, InvalidRequest
+from leadprotect.settings import current
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+# UUID() alone takes blanks, underscores and a sign for digits, as int() does
+_UUID = re.compile(r"(?:urn:uuid:)?\{?[0-9A-Fa-f-]{32,}\}?")
+_BIGINT = re.compile(r"-?[0-9]{1,19}")
+# what a text of PostgreSQL can't hold, or the driver can't send
+_UNSENDABLE = re.compile(r"[\0\ud800-\udfff]")
+
+
+def as_lead_id(lead_id: Any) -> Any:
+    """The id in the type of the setting lead_id_type; raises `InvalidRequest` if it can't be one."""
+    kind = current().lead_id_type
+    return None if lead_id is None else _typed("lead_id", lead_id, kind, _READERS[kind])
+
+
+def as_lead_ids(lead_ids: Iterable[Any]) -> dict[Any, Any]:
+    """The same for each, by the id as it was given."""
+    kind = current().lead_id_type
+    reader = _READERS[kind]
+    return {lead: None if lead is None else _typed("lead_id", lead, kind, reader) for lead in lead_ids}
+
+
+def as_user_id(user_id: Any) -> str:
+    """The id of a user as text of the setting user_id_type; raises `InvalidRequest` if it can't be one."""
+    if user_id is None or user_id == "":
+        message = "user_id is missing"
+        raise InvalidRequest(message)
+    if isinstance(user_id, UUID):
+        return str(user_id)
+    kind = current().user_id_type
+    return str(_typed("user_id", user_id, kind, _READERS[kind]))
+
+
+def check_caller(user_id: Any, territory: Any) -> None:
+    """Check who is declared to act, as far as types go: a malformed id is a denial, and that has its record.
+
+    Raises `ContextMissing` where one is None or '', `InvalidRequest` for another type than text
+    (or UUID, for the user).
+    """
+    if user_id in (None, "") or territory in (None, ""):
+        missing(user_id, territory)
+    if not isinstance(user_id, UUID):
+        check_text("user_id", user_id)
+    check_text("territory", territory)
+
+
+def check_text(name: str, value: Any) -> None:
+    """Raise `InvalidRequest` unless `value` is None or a text that PostgreSQL can hold."""
+    if value is None:
+        return
+    if not isinstance(value, str):
+        message = f"{name}: {value!r} is not a text"
+        raise InvalidRequest(message)
+    if found := _UNSENDABLE.search(value):
+        message = f"{name}: holds {found[0]!r}, which PostgreSQL can't store"
+        raise InvalidRequest(message)
+
+
+def missing(user_id: object, territory: object) -> None:
+    """Raise `ContextMissing`, naming which of the two is not set."""
+    what = " and ".join(name for name, value in (("user", user_id), ("territory", territory)) if not value)
+    message = f"no {what} in context: use leadprotect.acting_as(conn, user_id, territory), or name them"
+    raise ContextMissing(message)
+
+
+def _typed(name: str, given: Any, kind: str, reader: Callable[[Any], Any]) -> Any:
+    try:
+        return reader(given)
+    except (TypeError, ValueError):
+        message = f"{name}: {given!r} is not of type {kind}, which the setting {name}_type names"
+        raise InvalidRequest(message) from None
+
+
+def _uuid(given: Any) -> UUID:
+    if isinstance(given, UUID):
+        return given
+    if not _UUID.fullmatch(given):
+        raise ValueError
+    return UUID(given)
+
+
+def _bigint(given: Any) -> int:
+    if isinstance(given, bool) or not (isinstance(given, int) or _BIGINT.fullmatch(given)):
+        raise ValueError
+    number = int(given)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError
+    return number
+
+
+def _text(given: Any) -> str:
+    if not isinstance(given, str) or _UNSENDABLE.search(given):
+        raise ValueError
+    return given
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {"uuid": _uuid, "bigint": _bigint, "text": _text}
