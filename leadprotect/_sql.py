@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -11,6 +12,7 @@ from sqlalchemy import exc
 from sqlalchemy.engine import Connection
 
 from leadprotect.errors import (
+    AuditUnavailable,
     ConnectionUnusable,
     GateClosed,
     InvalidRequest,
@@ -37,11 +39,15 @@ _CLASSES: dict[str, tuple[type[LeadProtectError], str]] = {
     "42501": (ProtectionUnavailable, "the login lacks the role for this call"),
     "25006": (ConnectionUnusable, "this is a read replica, or a read-only transaction; recording needs the primary"),
     "25P02": (ConnectionUnusable, "the transaction has failed before; roll it back first"),
+    "40001": (LockUnavailable, "another transaction was faster; roll back and try again"),
     "40P01": (LockUnavailable, "a deadlock was resolved at our cost; roll back and try again"),
     "55P03": (LockUnavailable, "a lock could not be had in time; roll back and try again"),
     "LP409": (GateClosed, "contract was refused"),
     "LP422": (InvalidRequest, "the request can't be right"),
 }
+# what keeps a record from being written: a constraint or a guard of the audit, a full disk, a missing partition
+_UNRECORDED = ("23", "53", "54", "58", "XX", "42P01", "42703", "P0001")
+_NO_PRIVILEGE = "42501"
 
 
 def connect(settings: Settings, *, autocommit: bool = True) -> psycopg.Connection[Any]:
@@ -59,21 +65,26 @@ def connect(settings: Settings, *, autocommit: bool = True) -> psycopg.Connectio
         raise ConnectionUnusable(message) from None
 
 
-def rows(conn: AnyConnection, statement: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-    """Execute `statement` (psycopg's ``%s`` style) in the caller's transaction and fetch all rows."""
-    with mapped_errors():
+def rows(
+    conn: AnyConnection, statement: str, params: Sequence[Any] = (), *, recording: bool = False
+) -> list[tuple[Any, ...]]:
+    """Execute `statement` (psycopg's ``%s`` style) in the caller's transaction and fetch all rows.
+
+    `recording`: it writes to the audit, so that what keeps it from that is `AuditUnavailable`.
+    """
+    with mapped_errors(recording=recording):
         if isinstance(conn, psycopg.Connection):
             return conn.cursor(row_factory=tuple_row).execute(statement, params).fetchall()
-        core = conn if isinstance(conn, Connection) else conn.connection()
+        core = _core(conn)
         if core.dialect.driver not in ("psycopg", "psycopg_async"):
             message = f"the driver is {core.dialect.driver}; leadprotect needs psycopg 3: postgresql+psycopg://"
             raise InvalidRequest(message)
         return [tuple(found) for found in core.exec_driver_sql(statement, tuple(params))]
 
 
-def row(conn: AnyConnection, statement: str, params: Sequence[Any] = ()) -> tuple[Any, ...]:
+def row(conn: AnyConnection, statement: str, params: Sequence[Any] = (), *, recording: bool = False) -> tuple[Any, ...]:
     """The same for a statement that returns exactly one row."""
-    (found,) = rows(conn, statement, params)
+    (found,) = rows(conn, statement, params, recording=recording)
     return found
 
 
@@ -81,31 +92,55 @@ def driver_connection(conn: AnyConnection) -> psycopg.Connection[Any] | psycopg.
     """The driver's connection below; of an async engine, the async one: ask it for facts only."""
     if isinstance(conn, psycopg.Connection):
         return conn
-    core = conn if isinstance(conn, Connection) else conn.connection()
+    core = _core(conn)
     return core.connection.driver_connection  # type: ignore[return-value]
 
 
+def _core(conn: Connection | Session) -> Connection:
+    if isinstance(conn, Connection):
+        return conn
+    # an Engine has no connection(), and an AsyncSession's is for await
+    given = getattr(type(conn), "connection", None)
+    if not callable(given) or iscoroutinefunction(given):
+        message = (
+            f"conn: {type(conn).__name__} is not a sqlalchemy.Connection, a sqlalchemy.orm.Session or a "
+            "psycopg.Connection; of an async one, use run_sync"
+        )
+        raise InvalidRequest(message)
+    return conn.connection()
+
+
 @contextmanager
-def mapped_errors() -> Iterator[None]:
+def mapped_errors(*, recording: bool = False) -> Iterator[None]:
     """Turn the driver's error into ours by its SQLSTATE; an error without one means no answer."""
     try:
         yield
     except exc.DBAPIError as error:
-        raise _mapped(error.orig) from error
+        raise _mapped(error.orig, recording=recording) from error
     except psycopg.Error as error:
-        raise _mapped(error) from error
+        raise _mapped(error, recording=recording) from error
     except (exc.PendingRollbackError, exc.ResourceClosedError) as error:
         message = "the transaction has failed before, or the connection is closed; roll it back first"
         raise ConnectionUnusable(message) from error
 
 
-def _mapped(error: BaseException | None) -> LeadProtectError:
+def _mapped(error: BaseException | None, *, recording: bool) -> LeadProtectError:
     state = getattr(error, "sqlstate", None)
+    diag = error.diag if isinstance(error, psycopg.Error) else None
+    primary = diag.message_primary if diag else None
+    if recording and state and _keeps_from_recording(state, diag):
+        message = f"the attempt could not be recorded (SQLSTATE {state}: {primary}), so no answer is given"
+        return AuditUnavailable(message)
     if state in _CLASSES:
         cls, text = _CLASSES[state]
-        diag = error.diag if isinstance(error, psycopg.Error) else None
-        primary = diag.message_primary if diag else None
         # what to do stands in the hints of our own errors
         hint = diag.message_hint if diag and state.startswith("LP") else None
         return cls(". ".join(filter(None, (f"{text}: {primary}" if primary else text, hint))))
     return ConnectionUnusable(f"the database gave no answer (SQLSTATE {state or 'none'})")
+
+
+def _keeps_from_recording(state: str, diag: psycopg.errors.Diagnostic | None) -> bool:
+    if state == _NO_PRIVILEGE:
+        # only what was raised inside a function has a context: there the caller was allowed to call it
+        return diag is not None and diag.context is not None
+    return state.startswith(_UNRECORDED)

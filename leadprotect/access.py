@@ -125,8 +125,8 @@ def assert_edit(conn: AnyConnection, lead_id: Any, *, action: str = "EDIT", note
     rests stay locked until it ends, so a transfer waits. Denied: the record is committed on a
     connection of leadprotect's own before the error is raised; it survives whatever the caller does.
 
-    Raises `LeadAccessDenied` (carries the decision), `AuditUnavailable` when a denial could not
-    be recorded (a denial, too), and what `can_edit` raises.
+    Raises `LeadAccessDenied` (carries the decision), `AuditUnavailable` when the attempt could not
+    be recorded, allowed or not (a denial, too), and what `can_edit` raises.
     """
     if action not in ACTIONS:
         message = f"action: {action!r} is not one of {', '.join(ACTIONS)}"
@@ -141,7 +141,7 @@ def assert_edit(conn: AnyConnection, lead_id: Any, *, action: str = "EDIT", note
     )
     lead = as_lead_id(lead_id)
     with metrics.timed("assert"):
-        reason, *context = row(conn, statement, (lead, action, note))
+        reason, *context = row(conn, statement, (lead, action, note), recording=True)
     return settle(conn, Decision(lead_id, reason), audit.Attempt(lead, action, reason, note, *context))
 
 

@@ -13,7 +13,7 @@
     │   └── ConnectionUnusable   the transaction had failed already, or the connection is gone
     ├── GateClosed               contract is required, and a condition is false
     ├── RollbackError            a rollback or a purge was refused, or stopped on the way; says where it stands
-    ├── LockUnavailable          the lock budget is used up; names the blocking sessions
+    ├── LockUnavailable          no lock in time, or another transaction was faster: roll back and try again
     └── BackfillError            a backfill can't start or can't go on
         ├── BackfillStopped      somebody asked it to stop; a new run goes on where it ended
         └── BackfillIncomplete   leads that need an owner have none; carries what was done
@@ -75,7 +75,7 @@ class ProtectionUnavailable(LeadProtectError):
 
 
 class AuditUnavailable(ProtectionUnavailable):
-    """The denial could not be recorded, so no answer is given. Deny."""
+    """The attempt could not be recorded, allowed or not, so no answer is given. Deny."""
 
 
 class ConnectionUnusable(ProtectionUnavailable):
@@ -91,7 +91,10 @@ class RollbackError(LeadProtectError):
 
 
 class LockUnavailable(LeadProtectError):
-    """A lock could not be had inside the lock budget."""
+    """A lock could not be had inside the lock budget, or another transaction was faster; try again.
+
+    Of a migration it names the blocking sessions.
+    """
 
 
 class BackfillError(LeadProtectError):

@@ -108,7 +108,7 @@ def _change(
         f"FROM {schema}.context() AS context"
     )
     with metrics.timed("change"):
-        reason, *context = row(conn, statement, (lead, *values))
+        reason, *context = row(conn, statement, (lead, *values), recording=True)
     if reason is None:
         missing(*context[:2])
     return settle(conn, Decision(lead_id, reason), Attempt(lead, action, reason, note, *context))

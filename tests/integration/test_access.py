@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import scoped_session, sessionmaker
 
 import leadprotect
 from leadprotect import settings
@@ -185,6 +188,17 @@ def test_an_id_of_the_wrong_type_is_named(database: Database) -> None:
         with pytest.raises(leadprotect.InvalidRequest, match=f"{wrong!r} is not of type"):
             leadprotect.can_edit(conn, wrong)
         assert leadprotect.can_edit(conn, database.new_id()) is False
+
+
+def test_what_is_no_connection_is_told_what_would_be(database: Database) -> None:
+    asynchronous = create_async_engine("postgresql+psycopg://")
+    with database.engine("seller_de") as engine:
+        for given in (engine, asynchronous, AsyncSession(asynchronous), asynchronous.connect(), None, "conn"):
+            with pytest.raises(leadprotect.InvalidRequest, match=r"not a sqlalchemy\.Connection"):
+                leadprotect.can_edit(given, database.new_id())  # type: ignore[arg-type]
+        session = scoped_session(sessionmaker(engine))
+        with closing(session), pytest.raises(leadprotect.ContextMissing):
+            leadprotect.can_edit(session, database.new_id())  # type: ignore[arg-type] # a proxy of a Session
 
 
 def test_a_failed_transaction_gives_no_answer(database: Database) -> None:

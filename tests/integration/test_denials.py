@@ -15,6 +15,7 @@ from psycopg_pool import ConnectionPool
 from sqlalchemy.orm import Session
 
 import leadprotect
+from leadprotect.errors import LockUnavailable
 from tests.support.database import Database
 
 
@@ -146,6 +147,52 @@ def test_a_denial_that_can_t_be_recorded_is_no_answer_but_a_denial(database: Dat
                 leadprotect.assert_edit(conn, lead)
         finally:
             database.sql(f'ALTER ROLE "{login}" CONNECTION LIMIT -1')
+
+
+BROKEN_AUDITS = {
+    "constraint": "ALTER TABLE {schema}.lead_access_audit ADD CONSTRAINT broken CHECK (false) NOT VALID",
+    "guard": (
+        "CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$BEGIN RAISE EXCEPTION 'no'; END$$; CREATE TRIGGER refuse BEFORE INSERT ON {schema}.lead_access_audit "
+        "FOR EACH ROW EXECUTE FUNCTION public.refuse()"
+    ),
+    "policy": "DROP POLICY lp_owner ON {schema}.lead_access_audit",
+    "privilege": "REVOKE ALL ON {schema}.lead_access_audit FROM {owner}",
+    "column": "ALTER TABLE {schema}.lead_access_audit RENAME COLUMN note TO remark",
+    "table": "DROP TABLE {schema}.lead_access_audit CASCADE",
+}
+
+
+@pytest.mark.profiles("pg18")
+@pytest.mark.parametrize("broken", BROKEN_AUDITS.values(), ids=BROKEN_AUDITS.keys())
+def test_a_permission_that_can_t_be_recorded_is_no_answer_but_a_denial(database: Database, broken: str) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    database.sql_script(broken)
+    for call in (leadprotect.assert_edit, leadprotect.release):
+        with database.acting("seller_de", 1) as conn:
+            with pytest.raises(leadprotect.AuditUnavailable, match="no answer is given"):
+                call(conn, lead)
+            conn.rollback()
+    assert database.owner(lead) == database.user(1)
+
+
+def test_a_login_that_may_not_call_is_told_of_its_role_and_not_of_the_audit(database: Database) -> None:
+    with database.connect("outsider") as conn:
+        with pytest.raises(leadprotect.ProtectionUnavailable, match="lacks the role") as caught:
+            leadprotect.assert_edit(conn, database.new_id())
+    assert type(caught.value) is leadprotect.ProtectionUnavailable
+
+
+def test_who_was_slower_is_told_to_try_again(database: Database) -> None:
+    lead = database.lead("DE")
+    with database.connect("seller_de") as conn:
+        conn.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        with leadprotect.acting_as(conn, database.user(1), "DE"):
+            with database.acting("seller_de", 2) as other:
+                leadprotect.claim(other, lead)
+            with pytest.raises(LockUnavailable, match="roll back and try again"):
+                leadprotect.claim(conn, lead)
+            conn.rollback()
 
 
 def test_a_session_of_sqlalchemy_gets_durable_denials_too(database: Database) -> None:
