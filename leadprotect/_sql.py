@@ -5,8 +5,10 @@ from __future__ import annotations
 from contextlib import contextmanager
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 from sqlalchemy import exc
 from sqlalchemy.engine import Connection
@@ -49,6 +51,9 @@ _CLASSES: dict[str, tuple[type[LeadProtectError], str]] = {
 _UNRECORDED = ("23", "53", "54", "58", "XX", "42P01", "42703", "P0001")
 _NO_PRIVILEGE = "42501"
 
+# driver's connection -> statements that a failed transaction did not take, and that come before our next one
+owed: WeakKeyDictionary[Any, list[tuple[str, tuple[Any, ...]]]] = WeakKeyDictionary()
+
 
 def connect(settings: Settings, *, autocommit: bool = True) -> psycopg.Connection[Any]:
     """A connection of our own to the settings' database.
@@ -73,13 +78,9 @@ def rows(
     `recording`: it writes to the audit, so that what keeps it from that is `AuditUnavailable`.
     """
     with mapped_errors(recording=recording):
-        if isinstance(conn, psycopg.Connection):
-            return conn.cursor(row_factory=tuple_row).execute(statement, params).fetchall()
-        core = _core(conn)
-        if core.dialect.driver not in ("psycopg", "psycopg_async"):
-            message = f"the driver is {core.dialect.driver}; leadprotect needs psycopg 3: postgresql+psycopg://"
-            raise InvalidRequest(message)
-        return [tuple(found) for found in core.exec_driver_sql(statement, tuple(params))]
+        if owed:
+            _settle(conn)
+        return _execute(conn, statement, params)
 
 
 def row(conn: AnyConnection, statement: str, params: Sequence[Any] = (), *, recording: bool = False) -> tuple[Any, ...]:
@@ -94,6 +95,27 @@ def driver_connection(conn: AnyConnection) -> psycopg.Connection[Any] | psycopg.
         return conn
     core = _core(conn)
     return core.connection.driver_connection  # type: ignore[return-value]
+
+
+def _settle(conn: AnyConnection) -> None:
+    driver = driver_connection(conn)
+    status = driver.info.transaction_status
+    if status == TransactionStatus.INERROR:
+        return
+    if status != TransactionStatus.IDLE:  # what was owed to a transaction ended with it
+        for statement, params in owed.get(driver, ()):
+            _execute(conn, statement, params)
+    owed.pop(driver, None)
+
+
+def _execute(conn: AnyConnection, statement: str, params: Sequence[Any]) -> list[tuple[Any, ...]]:
+    if isinstance(conn, psycopg.Connection):
+        return conn.cursor(row_factory=tuple_row).execute(statement, params).fetchall()
+    core = _core(conn)
+    if core.dialect.driver not in ("psycopg", "psycopg_async"):
+        message = f"the driver is {core.dialect.driver}; leadprotect needs psycopg 3: postgresql+psycopg://"
+        raise InvalidRequest(message)
+    return [tuple(found) for found in core.exec_driver_sql(statement, tuple(params))]
 
 
 def _core(conn: Connection | Session) -> Connection:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import psycopg
 from psycopg.pq import TransactionStatus
+from sqlalchemy import exc
 
 from leadprotect._arguments import check_caller, check_text
-from leadprotect._sql import driver_connection, row
-from leadprotect.errors import ContextMissing
+from leadprotect._sql import driver_connection, owed, row
+from leadprotect.errors import ConnectionUnusable, ContextMissing
 from leadprotect.settings import current, ident
 
 if TYPE_CHECKING:
@@ -19,6 +22,10 @@ if TYPE_CHECKING:
 
     from leadprotect._sql import AnyConnection
 
+    _Driver = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
+
+_BLOCK_NOW = "pg_catalog.current_setting('leadprotect.block', true)"
+_blocks = itertools.count(1)
 _DEAD = (TransactionStatus.INERROR, TransactionStatus.UNKNOWN)
 
 
@@ -29,8 +36,10 @@ def acting_as(
     """Let `user_id` act in `territory` until the block ends; then the outer context holds again.
 
     The settings are local to the caller's transaction: a commit or rollback inside the block ends
-    them as well. Without `correlation_id`, the id of the current OpenTelemetry trace is taken when
-    that package is installed.
+    them as well. Where a savepoint of the block is rolled back only after the block, the outer
+    context comes back with the next call of leadprotect; SQL in between still has the inner one.
+    Without `correlation_id`, the id of the current OpenTelemetry trace is taken when that package
+    is installed.
 
     Raises `ContextMissing` without a user or territory (None or ''), and on a connection in autocommit
     (nothing would last to the next statement); `InvalidRequest` for a user that is no UUID and no
@@ -47,17 +56,38 @@ def acting_as(
 @contextmanager
 def declaring(conn: AnyConnection, user_id: str, territory: str, correlation_id: str | None = None) -> Iterator[None]:
     """`acting_as` for ourselves: an auditor reads a territory without being a user in it ('')."""
-    outer = declared(conn)
-    _set(conn, user_id, territory, correlation_id)
-    if driver_connection(conn).info.transaction_status == TransactionStatus.IDLE:
+    statement = f"SELECT context.*, {_BLOCK_NOW} FROM {ident(current().schema)}.context() AS context"
+    *outer, outer_block = row(conn, statement)
+    block = str(next(_blocks))
+    row(conn, _setting(), (user_id, territory, correlation_id, block))
+    driver = driver_connection(conn)
+    if driver.info.transaction_status == TransactionStatus.IDLE:
         message = "acting_as needs a transaction; this connection is in autocommit, so nothing would last"
         raise ContextMissing(message)
     try:
         yield
     finally:
-        # a failed transaction takes no statement, and its rollback restores the outer context itself
-        if not driver_connection(conn).closed and driver_connection(conn).info.transaction_status not in _DEAD:
-            _set(conn, *outer)
+        _restore(conn, driver, (*outer, outer_block or ""), block)
+
+
+def _restore(conn: AnyConnection, driver: _Driver, outer: tuple[str | None, ...], block: str) -> None:
+    """Set the context as it was outside of `block`, or owe it where the transaction takes no statement.
+
+    A rollback to a savepoint from inside the block leaves the block's context, any other takes it
+    away: so what is owed asks first which block's context stands.
+    """
+    if driver.closed:
+        return
+    if driver.info.transaction_status not in _DEAD:
+        owed.pop(driver, None)
+        try:
+            row(conn, _setting(), outer)
+        except ConnectionUnusable as error:
+            if isinstance(error.__cause__, (exc.DBAPIError, psycopg.Error)):
+                raise
+        else:
+            return
+    owed.setdefault(driver, []).append((f"{_setting()} WHERE {_BLOCK_NOW} = %s", (*outer, block)))
 
 
 def declared(conn: AnyConnection) -> tuple[str | None, str | None, str | None]:
@@ -66,9 +96,9 @@ def declared(conn: AnyConnection) -> tuple[str | None, str | None, str | None]:
     return user_id, territory, correlation_id
 
 
-def _set(conn: AnyConnection, user_id: str | None, territory: str | None, correlation_id: str | None) -> None:
-    statement = f"SELECT {ident(current().schema)}.set_context(%s::text, %s::text, %s::text)"
-    row(conn, statement, (user_id, territory, correlation_id))
+def _setting() -> str:
+    context = f"{ident(current().schema)}.set_context(%s::text, %s::text, %s::text)"
+    return f"SELECT {context}, pg_catalog.set_config('leadprotect.block', %s, true)"
 
 
 def _trace_id() -> str | None:

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import psycopg
 import pytest
-from sqlalchemy.orm import Session
+from sqlalchemy import BigInteger, exc, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 import leadprotect
+from leadprotect._sql import owed
 from leadprotect.context import declared
 from tests.support.database import Database
+
+
+class Base(DeclarativeBase):
+    """What the service's own classes are mapped with."""
+
+
+class Broken(Base):
+    """Whose insert fails."""
+
+    __tablename__ = "broken"
+    number: Mapped[int] = mapped_column(BigInteger, primary_key=True)
 
 
 def test_a_context_ends_with_its_block(database: Database) -> None:
@@ -40,6 +55,53 @@ def test_a_failed_statement_in_a_nested_context_leaves_the_outer_one_after_its_s
             with leadprotect.acting_as(conn, database.user(2), "CH"):
                 conn.execute("SELECT 1/0")
         assert declared(conn)[:2] == (database.user(1), "DE")
+
+
+def test_a_savepoint_that_ends_after_its_block_brings_no_inner_context_back(database: Database) -> None:
+    lead = database.lead("DE", owner=database.user(1))
+    with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(1), "DE", "request 7"):
+        with (
+            pytest.raises(psycopg.errors.DivisionByZero),
+            leadprotect.acting_as(conn, database.user(2), "DE"),
+            leadprotect.acting_as(conn, database.user(3), "DE"),
+        ):
+            conn.execute("SAVEPOINT inside; SELECT 1/0")
+        with pytest.raises(leadprotect.ProtectionUnavailable):
+            leadprotect.can_edit(conn, lead)
+        conn.execute("ROLLBACK TO SAVEPOINT inside")
+        assert leadprotect.can_edit(conn, lead) is True
+        assert declared(conn) == (database.user(1), "DE", "request 7")
+
+
+def test_a_savepoint_of_sqlalchemy_that_ends_after_its_block_brings_none_back(database: Database) -> None:
+    with database.engine("seller_de") as engine:
+        with engine.connect() as conn, leadprotect.acting_as(conn, database.user(1), "DE"):
+            with suppress(exc.DataError), leadprotect.acting_as(conn, database.user(2), "DE"):
+                savepoint = conn.begin_nested()
+                conn.execute(text("SELECT 1/0"))
+            savepoint.rollback()
+            with leadprotect.acting_as(conn, database.user(3), "DE"):
+                pass
+            assert declared(conn)[0] == database.user(1)
+        # a session rolls the savepoint back when a flush fails, but takes no statement before it is told
+        with Session(engine) as session, leadprotect.acting_as(session, database.user(1), "DE"):
+            with suppress(exc.ProgrammingError), leadprotect.acting_as(session, database.user(2), "DE"):
+                nested = session.begin_nested()
+                session.add(Broken(number=1))
+                session.flush()
+            nested.rollback()
+            assert declared(session)[0] == database.user(1)
+
+
+def test_a_transaction_that_ends_after_a_failed_block_owes_nothing_to_the_next(database: Database) -> None:
+    with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(1), "DE"):
+        for _ in range(2):
+            with pytest.raises(psycopg.errors.DivisionByZero), leadprotect.acting_as(conn, database.user(2), "DE"):
+                conn.execute("SELECT 1/0")
+            conn.rollback()
+            database.context(conn, database.user(2), "DE")
+            assert declared(conn)[0] == database.user(2)
+        assert not owed
 
 
 def test_a_commit_inside_the_block_ends_the_context(database: Database) -> None:
