@@ -11,7 +11,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 from sqlalchemy import exc
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import AdaptedConnection, Connection
 
 from leadprotect.errors import (
     AuditUnavailable,
@@ -95,6 +95,14 @@ def driver_connection(conn: AnyConnection) -> psycopg.Connection[Any] | psycopg.
         return conn
     core = _core(conn)
     return core.connection.driver_connection  # type: ignore[return-value]
+
+
+def async_connection(conn: AnyConnection) -> AdaptedConnection | None:
+    """SQLAlchemy's adapter of an async driver's connection, which can wait without blocking the event loop."""
+    if isinstance(conn, psycopg.Connection):
+        return None
+    adapted: object = _core(conn).connection.dbapi_connection
+    return adapted if isinstance(adapted, AdaptedConnection) else None
 
 
 def _settle(conn: AnyConnection) -> None:

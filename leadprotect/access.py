@@ -135,14 +135,14 @@ def assert_edit(conn: AnyConnection, lead_id: Any, *, action: str = "EDIT", note
     s = current()
     schema = ident(s.schema)
     statement = (
-        "SELECT attempt.reason, context.* FROM "
+        f"SELECT attempt.reason, {audit.FACTS} FROM "
         f"{schema}.allow_edit(%s::{s.lead_id_type}, %s::{schema}.lead_action, %s::text) AS attempt (reason), "
         f"{schema}.context() AS context"
     )
     lead = as_lead_id(lead_id)
     with metrics.timed("assert"):
-        reason, *context = row(conn, statement, (lead, action, note), recording=True)
-    return settle(conn, Decision(lead_id, reason), audit.Attempt(lead, action, reason, note, *context))
+        reason, *facts = row(conn, statement, (lead, action, note), recording=True)
+    return settle(conn, Decision(lead_id, reason), audit.Attempt(lead, action, reason, note, *facts))
 
 
 def settle(conn: AnyConnection, decision: Decision, attempt: audit.Attempt) -> Decision:

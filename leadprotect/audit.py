@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
-from leadprotect._sql import driver_connection, mapped_errors
+from leadprotect._sql import async_connection, driver_connection, mapped_errors
 from leadprotect.errors import AuditUnavailable, LeadProtectError
 from leadprotect.settings import current, ident
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from leadprotect._sql import AnyConnection
 
 POOL_SIZE = 2
@@ -30,7 +35,11 @@ _lock = threading.Lock()
 
 @dataclass(frozen=True)
 class Attempt:
-    """An attempt as it was declared: what the record says besides what the server knows itself."""
+    """An attempt as it was declared: what the record says besides what the server knows itself.
+
+    `login` and `role` are those of the caller's connection (session_user, and current_setting('role')):
+    a service may have changed either after it connected.
+    """
 
     lead_id: Any
     action: str
@@ -39,6 +48,12 @@ class Attempt:
     user_id: str | None
     territory: str | None
     correlation_id: str | None
+    login: str
+    role: str
+
+
+FACTS = "context.*, session_user::text, pg_catalog.current_setting('role')"
+"""What a statement that decides an attempt selects besides the reason; `context` is our function of that name."""
 
 
 def record_denial(conn: AnyConnection, attempt: Attempt) -> None:
@@ -55,7 +70,33 @@ def record_denial(conn: AnyConnection, attempt: Attempt) -> None:
     )
     a = attempt
     values = (a.lead_id, a.action, a.reason, a.note, a.user_id, a.territory, a.correlation_id)
-    _within_time(_pool(conn), statement, values)
+    pool = _pool(conn)
+
+    def write() -> None:
+        with pool.connection(timeout=TIMEOUT_S) as own, mapped_errors(), _as_caller(own, a.login, a.role):
+            own.execute(statement, values)
+
+    _within_time(conn, write)
+
+
+@contextmanager
+def _as_caller(own: psycopg.Connection[Any], login: str, role: str) -> Iterator[None]:
+    """Take on, for one transaction, what the caller took on after he connected.
+
+    The privilege to record may be his role's alone, and the role is recorded. Only a superuser's
+    session can have another login; behind a pooler the names may differ without that.
+    """
+    if login == own.info.user and role == "none":
+        yield
+        return
+    with own.transaction():
+        own.execute(
+            "SELECT pg_catalog.set_config('session_authorization', %s, true) FROM pg_catalog.pg_roles "
+            "WHERE rolname = session_user AND rolsuper AND rolname <> %s",
+            (login, login),
+        )
+        own.execute("SELECT pg_catalog.set_config('role', %s, true)", (role,))
+        yield
 
 
 def close() -> None:
@@ -68,33 +109,44 @@ def close() -> None:
             pool.close()
 
 
-def _within_time(pool: ConnectionPool[psycopg.Connection[Any]], statement: str, values: tuple[Any, ...]) -> None:
-    """Execute on a connection of `pool`, but never wait longer than the caller can.
+def _within_time(conn: AnyConnection, write: Callable[[], None]) -> None:
+    """Call `write` in a thread of its own, but never wait longer than the caller can.
 
-    In a thread, because a pooler in front of the server may hold a statement back until the caller's
-    own transaction ends, which waits for us. Given up, it may still be written later.
+    A pooler in front of the server may hold a statement back until the caller's own transaction
+    ends, which waits for us. Given up, it may still be written later.
     """
-    failed: list[Exception] = []
+    written: Future[None] = Future()
+    written.set_running_or_notify_cancel()  # who gives up waiting can't cancel it any more
 
-    def write() -> None:
+    def run() -> None:
         try:
-            with pool.connection(timeout=TIMEOUT_S) as own, mapped_errors():
-                own.execute(statement, values)
+            write()
         except (LeadProtectError, psycopg.Error, PoolTimeout, PoolClosed) as error:
-            failed.append(error)
+            written.set_exception(error)
+        else:
+            written.set_result(None)
 
-    thread = threading.Thread(target=write, name="leadprotect-audit", daemon=True)
-    thread.start()
-    thread.join(TIMEOUT_S + _GRACE_S)
-    if thread.is_alive():
+    threading.Thread(target=run, name="leadprotect-audit", daemon=True).start()
+    try:
+        _wait(conn, written)
+    except TimeoutError:
         message = (
             f"the denial could not be recorded within {TIMEOUT_S:g} s, so no answer is given; "
             "behind a pooler, give it a way of its own with the setting audit_url"
         )
-        raise AuditUnavailable(message)
-    for error in failed:
+        raise AuditUnavailable(message) from None
+    except (LeadProtectError, psycopg.Error, PoolTimeout, PoolClosed) as error:
         message = f"the denial could not be recorded ({type(error).__name__}), so no answer is given"
         raise AuditUnavailable(message) from error
+
+
+def _wait(conn: AnyConnection, written: Future[None]) -> None:
+    timeout = TIMEOUT_S + _GRACE_S
+    own = async_connection(conn)
+    if own is None:
+        written.result(timeout)
+    else:  # only this task waits, not the event loop below it
+        own.run_async(lambda _: asyncio.wait_for(asyncio.wrap_future(written), timeout))
 
 
 def _pool(conn: AnyConnection) -> ConnectionPool[psycopg.Connection[Any]]:

@@ -9,7 +9,7 @@ from leadprotect import metrics
 from leadprotect._arguments import as_lead_id, as_user_id, check_text, missing
 from leadprotect._sql import row
 from leadprotect.access import Decision, settle
-from leadprotect.audit import Attempt
+from leadprotect.audit import FACTS, Attempt
 from leadprotect.errors import InvalidRequest
 from leadprotect.settings import current, ident
 
@@ -104,11 +104,11 @@ def _change(
     check_text("note", note)
     # without a context a manager's change would be recorded in no territory: CASE leaves it undone
     statement = (
-        f"SELECT CASE WHEN context.user_id <> '' AND context.territory <> '' THEN {schema}.{call} END, context.* "
+        f"SELECT CASE WHEN context.user_id <> '' AND context.territory <> '' THEN {schema}.{call} END, {FACTS} "
         f"FROM {schema}.context() AS context"
     )
     with metrics.timed("change"):
-        reason, *context = row(conn, statement, (lead, *values), recording=True)
+        reason, *facts = row(conn, statement, (lead, *values), recording=True)
     if reason is None:
-        missing(*context[:2])
-    return settle(conn, Decision(lead_id, reason), Attempt(lead, action, reason, note, *context))
+        missing(*facts[:2])
+    return settle(conn, Decision(lead_id, reason), Attempt(lead, action, reason, note, *facts))

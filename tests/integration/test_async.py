@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 import leadprotect
+from leadprotect import audit
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -61,3 +62,44 @@ def test_can_edit_is_called_as_it_is(database: Database) -> None:
     lead = database.lead("DE", owner=database.user(1))
     ask = {"user_id": database.user(1), "territory": "DE"}
     assert with_session(database, lambda session: session.run_sync(leadprotect.can_edit, lead, **ask)) is True
+
+
+def test_a_denial_that_waits_for_its_record_keeps_nobody_else_waiting(database: Database) -> None:
+    """A thread holds the audit back; meanwhile the other tasks of the event loop go on."""
+    lead = database.lead("DE", owner=database.user(2))
+
+    def edit(session: Session) -> None:
+        with leadprotect.acting_as(session, database.user(1), "DE"):
+            leadprotect.assert_edit(session, lead)
+
+    async def attempt(session: AsyncSession) -> int:
+        beats = 0
+        with database.connect() as holder:
+            database.query(holder, "LOCK TABLE {schema}.lead_access_audit IN ACCESS EXCLUSIVE MODE")
+            denial = asyncio.create_task(session.run_sync(edit))
+            while beats < 20 and not denial.done():
+                await asyncio.sleep(0.01)
+                beats += 1
+            holder.rollback()
+        with pytest.raises(leadprotect.LeadAccessDenied):
+            await denial
+        return beats
+
+    assert with_session(database, attempt) == 20
+    assert database.audit() == [("EDIT", "DENY", "not_owner")]
+
+
+def test_a_denial_that_is_not_recorded_in_time_is_no_answer(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lead = database.lead("DE", owner=database.user(2))
+    monkeypatch.setattr(audit, "TIMEOUT_S", 0.2)
+
+    def edit(session: Session) -> None:
+        with leadprotect.acting_as(session, database.user(1), "DE"):
+            leadprotect.assert_edit(session, lead)
+
+    with database.connect() as holder:
+        database.query(holder, "LOCK TABLE {schema}.lead_access_audit IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(leadprotect.AuditUnavailable, match="could not be recorded within"):
+            with_session(database, lambda session: session.run_sync(edit))

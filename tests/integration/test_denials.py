@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
@@ -15,6 +16,7 @@ from psycopg_pool import ConnectionPool
 from sqlalchemy.orm import Session
 
 import leadprotect
+from leadprotect import audit
 from leadprotect.errors import LockUnavailable
 from tests.support.database import Database
 
@@ -193,6 +195,50 @@ def test_who_was_slower_is_told_to_try_again(database: Database) -> None:
             with pytest.raises(LockUnavailable, match="roll back and try again"):
                 leadprotect.claim(conn, lead)
             conn.rollback()
+
+
+@pytest.fixture
+def broker(database: Database) -> Iterator[str]:
+    """A login that holds the roles of a seller only through another role, which it must take on."""
+    name, seller = f"{database.profile.name}_broker", database.profile.login("seller_de")
+    database.sql(f'CREATE ROLE "{name}" LOGIN NOINHERIT IN ROLE "{seller}"')
+    yield name
+    audit.close()
+    database.sql(f'DROP ROLE "{name}"')
+
+
+def test_a_denial_is_recorded_with_the_role_that_the_caller_took_on(database: Database, broker: str) -> None:
+    lead, seller = database.lead("DE", owner=database.user(2)), database.profile.login("seller_de")
+    with psycopg.connect(database.server.url(database.name, broker)) as conn:
+        conn.execute(f'SET ROLE "{seller}"')
+        with leadprotect.acting_as(conn, database.user(1), "DE"):
+            assert denied(conn, lead) == "not_owner"
+            with pytest.raises(leadprotect.LeadAccessDenied):
+                leadprotect.claim(conn, lead)
+        with leadprotect.acting_as(conn, database.user(2), "DE"):
+            leadprotect.assert_edit(conn, lead)
+    rows = [("DENY", broker, seller), ("DENY", broker, seller), ("ALLOW", broker, seller)]
+    assert rows == database.audit("outcome::text, login, role")
+
+
+def test_a_role_that_was_taken_on_is_laid_down_before_the_next_denial(database: Database) -> None:
+    lead, login = database.lead("DE", owner=database.user(2)), database.profile.login("seller_de")
+    roles = []
+    with database.acting("seller_de", 1) as conn:
+        for role in (database.settings.role("app"), "none"):
+            conn.execute(f'SET ROLE "{role}"' if role != "none" else "RESET ROLE")
+            denied(conn, lead)
+            roles.append(role if role != "none" else login)
+    assert [(login, role) for role in roles] == database.audit("login, role")
+
+
+def test_a_denial_of_a_superuser_who_acts_as_a_login_is_that_login_s(database: Database) -> None:
+    lead, login = database.lead("DE", owner=database.user(2)), database.profile.login("seller_de")
+    with database.connect() as conn:
+        conn.execute(f'SET SESSION AUTHORIZATION "{login}"')
+        with leadprotect.acting_as(conn, database.user(1), "DE"):
+            assert denied(conn, lead) == "not_owner"
+    assert [(login, login)] == database.audit("login, role")
 
 
 def test_a_session_of_sqlalchemy_gets_durable_denials_too(database: Database) -> None:
