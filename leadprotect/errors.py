@@ -53,6 +53,10 @@ class PreflightError(LeadProtectError):
             text += "\nA DBA can run:\n" + "\n".join(f"    {line}" for line in self.statements)
         super().__init__(text)
 
+    def __reduce__(self) -> tuple[type[PreflightError], tuple[list[str], list[str]]]:
+        """As for `LeadAccessDenied`."""
+        return type(self), (self.problems, self.statements)
+
 
 class ContextMissing(LeadProtectError):
     """No user or no territory is set: a mistake of the caller (SQL answers false)."""
@@ -68,6 +72,10 @@ class LeadAccessDenied(LeadProtectError):
     def __init__(self, decision: Decision) -> None:
         self.decision = decision
         super().__init__(f"access to lead {decision.lead_id} denied: {decision.reason}")
+
+    def __reduce__(self) -> tuple[type[LeadAccessDenied], tuple[Decision]]:
+        """What to make it from again: Exception would pass its text on, where a decision is expected."""
+        return type(self), (self.decision,)
 
 
 class ProtectionUnavailable(LeadProtectError):
