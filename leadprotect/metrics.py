@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from leadprotect.errors import SettingsError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -20,6 +22,7 @@ BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
 
 @dataclass(frozen=True)
 class _Metrics:
+    registry: CollectorRegistry
     allow: Counter
     deny: Counter
     seconds: Histogram
@@ -29,17 +32,23 @@ _active: list[_Metrics] = []
 
 
 def enable(registry: CollectorRegistry | None = None) -> None:
-    """Count from now on, in `registry` (default: prometheus_client's own); a second call changes nothing.
+    """Count from now on, in `registry` (default: prometheus_client's own), and in every one enabled before.
 
-    Every label set exists from the start, so a rate is 0 and not absent before the first denial.
-    Works in multiprocess mode, starts no server, needs the extra `gates`.
+    A second call for the same registry changes nothing. Every label set exists from the start, so a
+    rate is 0 and not absent before the first denial. Works in multiprocess mode, starts no server.
+    Raises `SettingsError` without the extra `gates`.
     """
-    if _active:
-        return
-    from prometheus_client import REGISTRY, Counter, Histogram  # noqa: PLC0415 - an extra
+    try:
+        from prometheus_client import REGISTRY, Counter, Histogram  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError:
+        message = "metrics need the extra gates: pip install 'leadprotect[gates]'"
+        raise SettingsError(message) from None
 
     r = registry or REGISTRY
+    if any(metrics.registry is r for metrics in _active):
+        return
     made = _Metrics(
+        r,
         Counter("lead_access_assert_allow", "Asserted attempts that were allowed", registry=r),
         Counter("lead_access_assert_deny", "Asserted attempts that were denied", ["reason"], registry=r),
         Histogram("leadprotect_check_seconds", "Time of an access check", ["kind"], buckets=BUCKETS, registry=r),
@@ -73,4 +82,6 @@ def timed(kind: str) -> Iterator[None]:
     try:
         yield
     finally:
-        _active[0].seconds.labels(kind).observe(time.perf_counter() - begin)
+        seconds = time.perf_counter() - begin
+        for metrics in _active:
+            metrics.seconds.labels(kind).observe(seconds)

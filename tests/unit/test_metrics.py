@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from leadprotect import metrics
+from leadprotect.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,3 +54,23 @@ def test_nothing_is_counted_before_it_is_enabled() -> None:
         assert registry.get_sample_value("lead_access_assert_allow_total") == 0
     finally:
         metrics._active.clear()  # noqa: SLF001 - a process never switches it off, only the next test wants it off
+
+
+def test_every_registry_that_is_enabled_counts_everything_once(registry: CollectorRegistry) -> None:
+    second = CollectorRegistry()
+    metrics.enable(second)
+    metrics.enable(registry)
+    metrics.allowed()
+    metrics.denied("not_owner")
+    with metrics.timed("check"):
+        pass
+    for each in (registry, second):
+        assert each.get_sample_value("lead_access_assert_allow_total") == 1
+        assert each.get_sample_value("lead_access_assert_deny_total", {"reason": "not_owner"}) == 1
+        assert each.get_sample_value("leadprotect_check_seconds_count", {"kind": "check"}) == 1
+
+
+def test_without_its_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(SettingsError, match="extra gates: pip install 'leadprotect"):
+        metrics.enable()
