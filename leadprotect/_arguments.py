@@ -12,24 +12,38 @@ from leadprotect.settings import current
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-# UUID() alone takes blanks, underscores and a sign for digits, as int() does
-_UUID = re.compile(r"(?:urn:uuid:)?\{?[0-9A-Fa-f-]{32,}\}?")
+_UUID_DIGITS = 32
+_WRITTEN_UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}").fullmatch
 _BIGINT = re.compile(r"-?[0-9]{1,19}")
 # what a text of PostgreSQL can't hold, or the driver can't send
 _UNSENDABLE = re.compile(r"[\0\ud800-\udfff]")
 
+_NOT_READ = (TypeError, ValueError, AttributeError)
+
 
 def as_lead_id(lead_id: Any) -> Any:
     """The id in the type of the setting lead_id_type; raises `InvalidRequest` if it can't be one."""
-    kind = current().lead_id_type
-    return None if lead_id is None else _typed("lead_id", lead_id, kind, _READERS[kind])
+    return None if lead_id is None else _typed("lead_id", lead_id, current().lead_id_type)
 
 
-def as_lead_ids(lead_ids: Iterable[Any]) -> dict[Any, Any]:
-    """The same for each, by the id as it was given."""
+def as_lead_ids(lead_ids: Iterable[Any]) -> tuple[str, dict[Any, Any]]:
+    """The same for each, by the id as it was given, and the SQL type to send and fetch them in.
+
+    To make a UUID costs more than all else that is done with it here: written as PostgreSQL writes
+    them, they stay text.
+    """
     kind = current().lead_id_type
+    given = list(lead_ids)
+    try:
+        if kind == "uuid" and all(lead is None or _WRITTEN_UUID(lead) for lead in given):
+            return "text", {lead: lead for lead in given}
+    except TypeError:  # not every one is a text
+        pass
     reader = _READERS[kind]
-    return {lead: None if lead is None else _typed("lead_id", lead, kind, reader) for lead in lead_ids}
+    try:
+        return kind, {lead: None if lead is None else reader(lead) for lead in given}
+    except _NOT_READ:
+        return kind, {lead: as_lead_id(lead) for lead in given}  # names the first that is wrong
 
 
 def as_user_id(user_id: Any) -> str:
@@ -39,8 +53,7 @@ def as_user_id(user_id: Any) -> str:
         raise InvalidRequest(message)
     if isinstance(user_id, UUID):
         return str(user_id)
-    kind = current().user_id_type
-    return str(_typed("user_id", user_id, kind, _READERS[kind]))
+    return str(_typed("user_id", user_id, current().user_id_type))
 
 
 def check_caller(user_id: Any, territory: Any) -> None:
@@ -75,10 +88,10 @@ def missing(user_id: object, territory: object) -> None:
     raise ContextMissing(message)
 
 
-def _typed(name: str, given: Any, kind: str, reader: Callable[[Any], Any]) -> Any:
+def _typed(name: str, given: Any, kind: str) -> Any:
     try:
-        return reader(given)
-    except (TypeError, ValueError):
+        return _READERS[kind](given)
+    except _NOT_READ:
         message = f"{name}: {given!r} is not of type {kind}, which the setting {name}_type names"
         raise InvalidRequest(message) from None
 
@@ -86,9 +99,14 @@ def _typed(name: str, given: Any, kind: str, reader: Callable[[Any], Any]) -> An
 def _uuid(given: Any) -> UUID:
     if isinstance(given, UUID):
         return given
-    if not _UUID.fullmatch(given):
+    digits = given.replace("-", "")
+    if len(digits) != _UUID_DIGITS:
+        digits = digits.removeprefix("urn:uuid:").strip("{}")
+    # UUID() would take blanks, underscores and a sign for digits, as int() does
+    raw = bytes.fromhex(digits)
+    if len(digits) != _UUID_DIGITS:
         raise ValueError
-    return UUID(given)
+    return UUID(bytes=raw)
 
 
 def _bigint(given: Any) -> int:

@@ -142,6 +142,21 @@ def test_many_leads_are_decided_as_each_of_them(database: Database) -> None:
         assert list(many.values()) == [True, False, False, False, False, False]
 
 
+@pytest.mark.profiles("pg18")
+def test_many_leads_are_found_in_every_form_of_their_ids(database: Database) -> None:
+    mine, other = database.lead("DE", owner=database.user(1)), database.lead("DE")
+    forms: list[list[Any]] = [
+        [str(mine), str(other), None],
+        [str(mine).upper(), str(other).upper()],
+        [mine, str(other)],
+        [str(mine), other, f"{{{mine}}}", mine.hex],
+    ]
+    with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(1), "DE"):
+        for ids in forms:
+            expected = {given: given is not None and uuid.UUID(str(given)) == mine for given in ids}
+            assert expected == leadprotect.can_edit_many(conn, ids)
+
+
 def test_pages_of_editable_leads_come_in_order_and_say_whether_more_follow(database: Database) -> None:
     mine = [database.lead("DE", owner=database.user(1)) for _ in range(5)]
     database.lead("DE", owner=database.user(2))
