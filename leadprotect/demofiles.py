@@ -31,13 +31,14 @@ from leadprotect.errors import InvalidRequest
 from leadprotect.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from leadprotect.demodata import Activity, Lead
 
 TERRITORIES = Settings().territories
 NOT_TEXT = re.compile(r"[\0\ud800-\udfff]")
+FIELD = re.compile(r'(?:"(?:[^"]|"")*"|[^",\r\n][^,\r\n]*|),')
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ def _check_leads(path: Path) -> dict[UUID, int]:
     for line, (lead, territory, *_) in _records(path, LEADS):
         _once(lines, lead, path, line)
         protected = protected or territory is not None
+    if not lines:
+        raise _refusal(path, 2, "id", "missing: no lead follows the header")
     if not protected:
         message = f"{path}, column territory: no lead has one, so there is nothing to protect"
         raise InvalidRequest(message)
@@ -107,11 +110,12 @@ def _records(path: Path, columns: tuple[Column, ...]) -> Iterator[tuple[int, Any
     """Each record as (line it begins in, parsed values in the order of `columns`)."""
     # bytes that are no UTF-8 come as surrogates, so that their cell can be named
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        header = _header(path, _rows(path, reader), columns)
+        record: list[str] = []  # the lines of the one that is being read
+        reader = csv.reader(_kept(file, record), strict=True)
+        header = _header(path, _rows(path, reader, record, []), columns)
         places = [header.index(column.name) if column.name in header else None for column in columns]
         begin = reader.line_num + 1
-        for row in _rows(path, reader):
+        for row in _rows(path, reader, record, header):
             if row:  # an empty line is no record
                 if len(row) < len(header):
                     raise _refusal(path, begin, header[len(row)], f"missing: {len(row)} of {len(header)} values")
@@ -127,19 +131,38 @@ def _records(path: Path, columns: tuple[Column, ...]) -> Iterator[tuple[int, Any
             begin = reader.line_num + 1
 
 
-def _rows(path: Path, reader: Any) -> Iterator[list[str]]:
+def _kept(file: Iterable[str], record: list[str]) -> Iterator[str]:
+    for line in file:
+        record.append(line)
+        yield line
+
+
+def _rows(path: Path, reader: Any, record: list[str], header: list[str]) -> Iterator[list[str]]:
     try:
-        yield from reader
+        for row in reader:
+            record.clear()
+            yield row
     except csv.Error as error:
-        message = f"{path}, line {reader.line_num}: not CSV ({error})"
-        raise InvalidRequest(message) from None
+        begin, number = reader.line_num - len(record) + 1, _bad_field("".join(record))
+        column = header[number] if number < len(header) else str(number + 1)
+        raise _refusal(path, begin, column, f"not CSV ({error})") from None
+
+
+def _bad_field(record: str) -> int:
+    """Which value of a record, from 0, is the first that is not CSV: the reader's error does not tell."""
+    number, place = 0, 0
+    while field := FIELD.match(record, place):
+        number, place = number + 1, field.end()
+    return number
 
 
 def _header(path: Path, rows: Iterator[list[str]], columns: tuple[Column, ...]) -> list[str]:
     header = next(rows, [])
     for number, name in enumerate(header, 1):
-        if NOT_TEXT.search(name):
-            raise _refusal(path, 1, str(number), "holds a byte that is not UTF-8 text")
+        try:
+            _readable(name)
+        except ValueError as error:
+            raise _refusal(path, 1, str(number), str(error)) from None
     for column in columns:
         if header.count(column.name) > 1:
             raise _refusal(path, 1, column.name, "twice in the header")
@@ -161,8 +184,9 @@ def _refusal(path: Path, line: int, column: str, what: str) -> InvalidRequest:
 
 
 def _readable(text: str) -> str:
-    if NOT_TEXT.search(text):
-        raise ValueError("holds a byte that is not UTF-8 text")
+    if found := NOT_TEXT.search(text):
+        nul = "holds a NUL byte, which PostgreSQL can't store"
+        raise ValueError(nul if found[0] == "\0" else "holds a byte that is not UTF-8 text")
     return text
 
 

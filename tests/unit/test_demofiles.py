@@ -91,9 +91,27 @@ BAD_LEADS = {
     "too few values": (f"id,territory,city\n{ONE},DE\n", "line 2, column city: missing: 2 of 3 values"),
     "too many values": (f"id,territory\n{ONE},DE,x\n", "line 2, column 3: the header has 2 columns only"),
     "Latin-1": (LEADS.encode("latin-1"), "line 2, column city: holds a byte that is not UTF-8 text"),
-    "NUL": (f"id,territory,city\n{ONE},DE,a\0b\n", "line 2, column city: holds a byte that is not UTF-8 text"),
-    "open quote": (f'id,territory\n{ONE},"DE\n', "line 2: not CSV (unexpected end of data)"),
-    "text after a quote": (f'id,territory\n{ONE},"DE"x\n', "line 2: not CSV (',' expected after '\"')"),
+    "NUL": (
+        f"id,territory,city\n{ONE},DE,a\0b\n",
+        "line 2, column city: holds a NUL byte, which PostgreSQL can't store",
+    ),
+    "NUL in the header": ("id,territory,ci\0ty\n", "line 1, column 3: holds a NUL byte"),
+    "header only": ("id,territory\n", "line 2, column id: missing: no lead follows the header"),
+    "open quote": (f'id,territory\n{ONE},"DE\n', "line 2, column territory: not CSV (unexpected end of data)"),
+    "open quote over several lines": (
+        f'id,territory,company,city\n{TWO},DE,"a\nb",c\n{ONE},DE,"d, ""e"",\nf","g\n{UUID(int=3)},CH,h,i\n',
+        "line 4, column city: not CSV (unexpected end of data)",
+    ),
+    "open quote in a long file": (
+        f'id,territory,city\n{ONE},"DE\n' + "x,y,z\n" * 50_000,
+        "line 2, column territory: not CSV (field larger than field limit",
+    ),
+    "open quote in the header": ('id,"territory\n', "line 1, column 2: not CSV (unexpected end of data)"),
+    "open quote past the header": (f'id,territory\n{ONE},DE,"x\n', "line 2, column 3: not CSV (unexpected end"),
+    "text after a quote": (
+        f'id,territory\n{ONE},"DE"x\n',
+        "line 2, column territory: not CSV (',' expected after '\"')",
+    ),
     "a line after a value of several lines": (
         f'id,territory,city\n{ONE},DE,"a\nb\nc"\nx,DE,d\n',
         "line 5, column id: 'x' is not a uuid",
