@@ -34,9 +34,13 @@ DIVISOR = 8
 """A slice that fell victim is cut into so many parts, down to one row."""
 
 _TIMED_OUT = "57014"
+_GIVES_WAY = f"SET lock_timeout = {LOCK_TIMEOUT_MS}; SET statement_timeout = {STATEMENT_TIMEOUT_MS}"
 _LEASE_LOST = "LP410"
 _CONNECTION_LOST = ("08", "57P")
 _BOOKKEEPING_S = 10  # claiming and giving back a chunk takes no lock that a service could feel
+_CLAIM_WAITS_S = 1  # then it says so, and asks again
+_SLOW_CLAIM = f"to claim a chunk takes longer than {_BOOKKEEPING_S} s: a smaller --batch-size helps"
+_IDLE_S = 5  # no session of ours is idle in a transaction; one that were must not hold the others
 _POLL_S = 0.2
 _RECONNECT_S = 60.0
 # so many locked rows in a row are no row locks: somebody holds the table
@@ -72,8 +76,9 @@ class Run:
             self.conninfo, autocommit=True, application_name="leadprotect backfill"
         )
         conn.execute(
-            f"SET lock_timeout = {LOCK_TIMEOUT_MS}; SET statement_timeout = {STATEMENT_TIMEOUT_MS};"
-            "SET synchronous_commit = off; SET default_transaction_isolation = 'read committed'"
+            f"{_GIVES_WAY};"
+            "SET synchronous_commit = off; SET default_transaction_isolation = 'read committed';"
+            f"SET idle_in_transaction_session_timeout = '{_IDLE_S}s'"
         )
         return conn
 
@@ -159,17 +164,24 @@ class Worker(threading.Thread):
     def _claim(self, territory: str) -> tuple[int | None, int | None, bool] | None:
         """A chunk and its token, and whether others work on one; None if another claim was faster."""
         try:
-            with self._patient() as conn:
-                return conn.execute(
-                    self.job.sql("""
+            with self._patient(_CLAIM_WAITS_S):
+                return (
+                    self._session()
+                    .execute(
+                        self.job.sql("""
                     SELECT c.chunk, c.token, EXISTS (
                       SELECT FROM {schema}.backfill_chunks AS o WHERE o.territory = %s AND o.finished_at IS NULL)
                     FROM {schema}.backfill_claim(%s, %s, %s, make_interval(secs => %s)) AS c
                     """),
-                    (territory, territory, self.job.batch_size, self.label, self.job.lease),
-                ).fetchone()
+                        (territory, territory, self.job.batch_size, self.label, self.job.lease),
+                    )
+                    .fetchone()
+                )
         except psycopg.Error as error:
-            if error.sqlstate not in VICTIM and not self._lost(error):
+            if error.sqlstate in VICTIM:
+                slow = error.sqlstate == _TIMED_OUT
+                self.job.waiting = _SLOW_CLAIM if slow else f"another session holds the job of {territory}"
+            elif not self._lost(error):
                 raise
             return None
 
@@ -200,7 +212,7 @@ class Worker(threading.Thread):
     def _release(self, territory: str, chunk: int, token: int | None) -> None:
         """Give the chunk back, so that the next run need not wait until its lease is over."""
         try:
-            with self._patient():
+            with self._patient(_BOOKKEEPING_S):
                 self._call("backfill_release", territory, chunk, token)
         except psycopg.Error as error:
             if error.sqlstate not in VICTIM and not self._lost(error):
@@ -245,11 +257,15 @@ class Worker(threading.Thread):
         )
 
     @contextmanager
-    def _patient(self) -> Iterator[psycopg.Connection[Any]]:
+    def _patient(self, lock_s: int) -> Iterator[None]:
+        """The session's, not a transaction's: a process frozen between two statements would hold the others."""
         conn = self._session()
-        with conn.transaction():
-            conn.execute(f"SET LOCAL statement_timeout = '{_BOOKKEEPING_S}s'; SET LOCAL lock_timeout = 0")
-            yield conn
+        conn.execute(f"SET statement_timeout = '{_BOOKKEEPING_S}s'; SET lock_timeout = '{lock_s}s'")
+        try:
+            yield
+        finally:
+            if not conn.closed:
+                conn.execute(_GIVES_WAY)
 
     def _session(self) -> psycopg.Connection[Any]:
         if self._conn is None or self._conn.closed:

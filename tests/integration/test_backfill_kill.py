@@ -17,14 +17,29 @@ import pytest
 
 from leadprotect import worker
 from leadprotect.backfill import backfill
+from leadprotect.throttle import Throttle
 from tests.support.leads import old_leads, owners
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from leadprotect.progress import Progress
     from tests.support.database import Database
 
 LEASE = 0.5
+# as soon as the server has answered to the claim, before anything else is said to it
+STOPS_ITSELF = f"""
+import os, signal, psycopg
+from leadprotect.backfill import backfill
+execute = psycopg.Connection.execute
+def stopping(conn, query, *arguments, **more):
+    cursor = execute(conn, query, *arguments, **more)
+    if "backfill_claim" in str(query):
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return cursor
+psycopg.Connection.execute = stopping
+backfill(None, ["DE"], batch_size=700, lease={LEASE})
+"""
 RUN = f"from leadprotect.backfill import backfill; backfill(None, ['DE'], batch_size=700, workers=2, lease={LEASE})"
 
 
@@ -130,6 +145,71 @@ def test_a_lease_that_is_not_over_is_respected(expanded: Database) -> None:
     claim = "SELECT chunk FROM {schema}.backfill_claim('DE', 4, %s, '30 s')"
 
     assert [1, 2, 3, None] == [expanded.sql(claim, f"worker {number}")[0] for number in range(4)]
+
+
+@pytest.mark.profiles("pg18")
+def test_a_process_stopped_right_after_its_claim_holds_nobody_beyond_its_lease(expanded: Database) -> None:
+    """SIGSTOP, a laptop that sleeps, a virtual machine that is moved: alive for the server, and silent."""
+    expected = old_leads(expanded, 2_000)
+    with subprocess.Popen([sys.executable, "-c", STOPS_ITSELF], env=os.environ | expanded.environment) as stopped:
+        try:
+            os.waitpid(stopped.pid, os.WUNTRACED)
+            other = threading.Thread(target=backfill, args=(expanded.url, "DE"), kwargs={"lease": LEASE})
+            other.start()
+            other.join(20)
+            stuck = other.is_alive()
+        finally:
+            stopped.kill()
+    other.join()
+
+    assert not stuck
+    assert expected == owners(expanded)
+    assert (2_000, 1_750) == counted(expanded)
+
+
+@pytest.mark.profiles("pg18")
+def test_a_worker_s_session_that_is_idle_in_a_transaction_is_ended_by_the_server(
+    expanded: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of ours leaves one; whatever does must not hold the others."""
+    monkeypatch.setattr(worker, "_IDLE_S", 1)
+    run = worker.Run(
+        expanded.settings, expanded.url, ("DE",), 700, LEASE, Throttle(expanded.url, expanded.settings, ())
+    )
+    with run.connect() as conn, expanded.connect(autocommit=True) as other:
+        conn.autocommit = False
+        expanded.query(conn, "SELECT {schema}.backfill_claim('DE', 700, 'frozen', '30 s')")
+        expanded.query(other, "SELECT {schema}.backfill_claim('DE', 700, 'other', '30 s')")
+        with pytest.raises(psycopg.Error):
+            conn.execute("SELECT 1")
+        assert conn.closed
+
+
+@pytest.mark.profiles("pg18")
+def test_a_claim_that_waits_for_another_session_says_so(expanded: Database) -> None:
+    expected = old_leads(expanded, 100)
+    held = threading.Event()
+    said: list[str] = []
+
+    def tell(progress: Progress) -> None:
+        said.append(progress.reason or "")
+        if "holds the job of DE" in said[-1]:
+            holder.rollback()
+
+    with expanded.connect() as holder:
+        arguments = {"gate": lambda: None if held.is_set() else "not yet", "on_progress": tell}
+        other = threading.Thread(target=backfill, args=(expanded.url, "DE"), kwargs=arguments)
+        other.start()
+        while not any("not yet" in one for one in said):
+            time.sleep(0.01)
+        expanded.query(holder, "SELECT FROM {schema}.backfill_jobs WHERE territory = 'DE' FOR UPDATE")
+        held.set()
+        other.join(30)
+        holder.rollback()
+        other.join()
+
+    assert "another session holds the job of DE" in said
+    assert expected == owners(expanded)
 
 
 @pytest.mark.profiles("pg18")
