@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
@@ -24,7 +25,8 @@ _WINDOW_S = 10.0
 class Progress:
     """Where a running backfill stands; leads, leads per second, seconds.
 
-    `total` is the planner's estimate; `factor` and `reason` tell how fast the throttle lets it go.
+    `total` is the planner's estimate; `factor` tells how fast the throttle lets it go (1 at full
+    speed, 0 not at all), `reason` why, and what the workers wait for.
     """
 
     territories: tuple[str, ...]
@@ -96,7 +98,7 @@ class Lines:
         self._stream = stream
         self._as_json = as_json
         self._last: float | None = None
-        self._reason: str | None = None
+        self._situation: object = None
 
     def __enter__(self) -> Self:
         """Nothing to prepare."""
@@ -111,11 +113,17 @@ class Lines:
         """Write a line if it is time."""
         now = time.monotonic()
         due = self._last is None or now - self._last >= LINE_EVERY_S
-        if not (due or progress.done or progress.reason != self._reason):
+        situation = _situation(progress)
+        if not (due or progress.done or situation != self._situation):
             return
-        self._last, self._reason = now, progress.reason
+        self._last, self._situation = now, situation
         line = _json(progress) if self._as_json else f"{_counts(progress)}, {_note(progress)}"
         print(line, file=self._stream, flush=True)
+
+
+def _situation(progress: Progress) -> object:
+    """Whether it holds or is slowed, and why: without the numbers, which are others every second."""
+    return progress.factor == 0, progress.factor < 1, re.sub(r"[\d.,]+", "", progress.reason or "")
 
 
 def _counts(progress: Progress) -> str:
@@ -133,7 +141,9 @@ def _note(progress: Progress) -> str:
     if progress.deferred:
         parts.append(f"{progress.deferred:,} locked")
     if progress.reason:
-        parts.append(f"slowed to {progress.factor:.0%}: {progress.reason}")
+        parts.append(
+            f"slowed to {progress.factor * 100:.0f} %: {progress.reason}" if progress.factor < 1 else progress.reason
+        )
     return ", ".join(parts)
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     import psycopg
 
+    from leadprotect.signals import Verdict
     from leadprotect.worker import Run
 
 _LOOK_S = 1.0
@@ -48,10 +49,15 @@ class Watch:
                 rate=scanned / seconds if done else self._meter.rate(seconds, scanned),
                 slice_rows=run.slice_rows,
                 factor=1.0 if done else verdict.factor,
-                reason=None if done else run.waiting if verdict.factor else verdict.reason,
+                reason=None if done else _reason(verdict, run.waiting),
                 done=done,
             )
         )
+
+
+def _reason(verdict: Verdict, waiting: str | None) -> str | None:
+    """Why it is slow: the throttle's reason, and what the workers wait for unless they are held anyway."""
+    return "; ".join(filter(None, (verdict.reason, waiting if verdict.factor else None))) or None
 
 
 def counts(run: Run, side: psycopg.Connection[Any], codes: list[str]) -> tuple[int, int, int]:

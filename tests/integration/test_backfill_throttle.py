@@ -203,6 +203,17 @@ def test_a_paused_backfill_waits_and_goes_on_after_resume(expanded: Database) ->
     assert expected == owners(expanded)
 
 
+@pytest.mark.profiles("pg18")
+def test_a_backfill_that_is_slowed_down_says_why(expanded: Database) -> None:
+    expected = old_leads(expanded, 400)
+    with expanded.connect() as conn:
+        expanded.query(conn, "LOCK TABLE {schema}.user_lead_assignments IN SHARE UPDATE EXCLUSIVE MODE")
+        answer = CliRunner().invoke(main, ["backfill", "DE"])
+
+    assert "slowed to 80 %: the assignments are being vacuumed" in answer.stderr
+    assert expected == owners(expanded)
+
+
 def test_a_stopped_backfill_ends_and_the_same_command_goes_on(expanded: Database) -> None:
     expected = old_leads(expanded, 100)
     CliRunner().invoke(main, ["backfill", "pause", "DE"])
