@@ -683,9 +683,9 @@ CREATE FUNCTION leadprotect.backfill_sample(here text, wanted integer, OUT leads
                         EXISTS (
                           SELECT FROM "public"."activities" AS v
                           WHERE v."lead_id" = l."id"
-                            AND v."kind" = ANY (%2$L::text[]) AND v."user_id" IS NOT NULL) AS qualifying
+                            AND v."kind" IN (%2$s) AND v."user_id" IS NOT NULL) AS qualifying
                  FROM "public"."leads" AS l %3$s WHERE l."territory" = %1$L) AS s',
-              here, ARRAY['QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION'],
+              here, (SELECT string_agg(quote_literal(kind), ', ') FROM unnest(ARRAY['QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION']) AS kind),
               CASE WHEN percent < 50 THEN format('TABLESAMPLE SYSTEM (%s)', percent) ELSE '' END)
               INTO sampled, assignable, ownerless;
             EXIT WHEN sampled > 0 OR percent >= 50;

@@ -854,9 +854,9 @@ def create_estimates() -> None:
                         EXISTS (
                           SELECT FROM {activities} AS v
                           WHERE v.{activity_lead_id} = l.{lead_id}
-                            AND v.{activity_kind} = ANY (%2$L::text[]) AND v.{activity_user_id} IS NOT NULL) AS qualifying
+                            AND v.{activity_kind} IN (%2$s) AND v.{activity_user_id} IS NOT NULL) AS qualifying
                  FROM {leads} AS l %3$s WHERE l.{territory} = %1$L) AS s',
-              here, ARRAY[{kinds}],
+              here, (SELECT string_agg(quote_literal(kind), ', ') FROM unnest(ARRAY[{kinds}]) AS kind),
               CASE WHEN percent < 50 THEN format('TABLESAMPLE SYSTEM (%s)', percent) ELSE '' END)
               INTO sampled, assignable, ownerless;
             EXIT WHEN sampled > 0 OR percent >= 50;

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 import leadprotect
 from leadprotect.cli import main
+from tests.support.database import MIGRATE_HEAD
 from tests.support.revisions import HEAD
 
 if TYPE_CHECKING:
@@ -40,12 +41,33 @@ def test_a_kind_may_hold_what_means_something_in_sql(make_database: Callable[...
     database.activity(backfilled, database.user(1), kind=KIND)
     database.upgrade()
     database.activity(live, database.user(2), kind=KIND)
+    asked = CliRunner().invoke(main, ["backfill", "DE", "--dry-run"])
+    assert "1 would get an owner" in asked.output
     done = CliRunner().invoke(main, ["backfill", "DE"])
     assert done.exit_code == 0, done.output
     assert [database.owner(lead) for lead in (backfilled, live)] == [database.user(1), database.user(2)]
     database.upgrade()
     assert database.revision() == HEAD
     assert database.text("{kinds}").partition(", ")[0] in database.script("upgrade", "head")
+
+
+def test_the_kinds_may_be_labels_of_an_enum(make_database: Callable[..., Database]) -> None:
+    database = make_database("host")
+    labels = ", ".join(f"'{kind}'" for kind in (*database.settings.qualifying_kinds, "NOTE"))
+    database.sql(f"CREATE TYPE public.kind AS ENUM ({labels})")
+    database.sql(
+        "ALTER TABLE {activities} ALTER COLUMN {activity_kind} TYPE public.kind USING {activity_kind}::public.kind"
+    )
+    lead, ownerless = database.lead("DE"), database.lead("DE")
+    database.activity(lead, database.user(1), kind=database.settings.qualifying_kinds[-1])
+    database.activity(ownerless, database.user(1), kind="NOTE")
+    database.upgrade(MIGRATE_HEAD)
+
+    (estimate,) = leadprotect.backfill(database.url, ["DE"], dry_run=True)
+    (result,) = leadprotect.backfill(database.url, ["DE"])
+
+    assert (2, 1, 1) == (estimate.leads, estimate.assignable, estimate.ownerless)
+    assert (1, database.user(1)) == (result.assigned, database.owner(lead))
 
 
 def variables(database: Database) -> set[str]:
