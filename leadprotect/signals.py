@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 _REPLICA_BYTES = 1024**3
+_SLOWEST = 0.1
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,13 @@ GO = Verdict()
 
 @dataclass
 class Asked:
-    """What a signal may know: a connection of the throttle's own, the limits, and the last sample of WAL."""
+    """What a signal may know: a connection of the throttle's own, the limits, and what WAL came to last."""
 
     conn: psycopg.Connection[Any]
     limits: Limits
     settings: Settings
     wal: list[tuple[float, int]] = field(default_factory=list)
+    wal_factor: float = 1.0
 
     def row(self, query: str, params: tuple[Any, ...] = ()) -> Any:
         """One row of an answer."""
@@ -98,9 +100,15 @@ def wal_rate(asked: Asked) -> Verdict:
     asked.wal[:] = [*asked.wal[-1:], (time.monotonic(), written)]
     (since, before), (now, last) = asked.wal[0], asked.wal[-1]
     rate = (last - before) / (now - since) if now > since else 0.0
-    if rate <= asked.limits.wal_rate:
+    asked.wal_factor = paced(asked.wal_factor, asked.limits.wal_rate, rate)
+    if asked.wal_factor == 1:
         return GO
-    return Verdict(max(asked.limits.wal_rate / rate, 0.1), f"the server writes {rate / 2**20:.0f} MiB of WAL a second")
+    return Verdict(asked.wal_factor, f"the server writes {rate / 2**20:.0f} MiB of WAL a second")
+
+
+def paced(factor: float, limit: float, rate: float) -> float:
+    """The next factor, after `factor` made the server write `rate` bytes per second: at most `limit`, and near it."""
+    return min(max(factor * limit / rate, _SLOWEST), 1.0) if rate > 0 else 1.0
 
 
 def archive(asked: Asked) -> Verdict:

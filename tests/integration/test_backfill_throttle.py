@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from leadprotect.progress import Progress
     from tests.support.database import Database
 
+WAL = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint"
+
 
 @contextmanager
 def asked(database: Database, limits: Limits | None = None, login: str | None = None) -> Iterator[Asked]:
@@ -159,6 +161,19 @@ def test_holds_grow_from_a_second_to_five_minutes() -> None:
         holds.append(next_hold(holds[-1]))
 
     assert [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300] == holds[1:]
+
+
+def test_the_wal_limit_counts_from_the_speed_that_made_the_rate(expanded: Database) -> None:
+    """A rate at the limit is what half speed was for: back at full speed it would be twice the limit."""
+    with asked(expanded, Limits(wal_rate=1e12)) as now:
+        SIGNALS["the WAL rate"](now)
+        now.wal_factor = 0.5
+        old_leads(expanded, 2000)
+        (since, before), (later, last) = now.wal[-1], (time.monotonic(), now.row(WAL)[0])
+        verdict = SIGNALS["the WAL rate"](replace(now, limits=Limits(wal_rate=(last - before) / (later - since))))
+
+    assert 0.4 <= verdict.factor <= 0.7
+    assert "MiB of WAL a second" in (verdict.reason or "")
 
 
 # --- what a running backfill does about it
