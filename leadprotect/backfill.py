@@ -7,11 +7,9 @@ any moment, by Ctrl-C or kill -9, and the next one goes on where it ended.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-import psycopg
 from psycopg.conninfo import make_conninfo
 
 from leadprotect import closing, preflight, readiness, verify
@@ -21,16 +19,18 @@ from leadprotect.errors import (
     BackfillError,
     BackfillIncomplete,
     BackfillStopped,
-    ConnectionUnusable,
     InvalidRequest,
     SettingsError,
 )
+from leadprotect.session import Session
 from leadprotect.throttle import Throttle
 from leadprotect.watch import Watch, counts
 from leadprotect.worker import Run, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
+
+    import psycopg
 
     from leadprotect._sql import AnyConnection
     from leadprotect.closing import Locked
@@ -123,16 +123,16 @@ def backfill(
     codes = (territories,) if isinstance(territories, str) else tuple(dict.fromkeys(territories))
     _check_arguments(codes, batch_size=batch_size, workers=workers, lease=lease)
     conninfo = _conninfo(conn, s)
-    with _session(conninfo) as side:
-        preflight.check_direct(side, lambda: _session(conninfo))
-        readiness.check(side, s, codes, read_only=dry_run)
+    with Session(conninfo) as side:
+        preflight.check_direct(side.conn, lambda: Session(conninfo).conn)
+        readiness.check(side.conn, s, codes, read_only=dry_run)
         if dry_run:
-            return verify.estimate(side, codes, settings=s)
+            return verify.estimate(side.conn, codes, settings=s)
         throttle = Throttle(conninfo, s, codes, limits=limits, gate=gate)
         run = Run(s, conninfo, codes, batch_size, lease, throttle)
         with mapped_errors():
-            if index := readiness.missing_index(side, s):
-                return _nothing_left(run, side, index)
+            if index := readiness.missing_index(side.conn, s):
+                return _nothing_left(run, side.conn, index)
             return _run(run, side, workers, patience, on_progress or _nobody)
 
 
@@ -159,44 +159,40 @@ def _conninfo(conn: AnyConnection | str | None, s: Settings) -> str:
     return make_conninfo(info.dsn, password=info.password or None)
 
 
-@contextmanager
-def _session(conninfo: str) -> Iterator[psycopg.Connection[Any]]:
-    try:
-        conn: psycopg.Connection[Any] = psycopg.connect(
-            conninfo, autocommit=True, application_name="leadprotect backfill"
-        )
-    except psycopg.OperationalError as error:  # names host, port and user, never the password
-        message = f"no connection to the database: {error}"
-        raise ConnectionUnusable(message) from None
-    with conn:
-        yield conn
-
-
 def _nobody(_progress: Progress) -> None:
     """Nobody watches."""
 
 
-def _run(
-    run: Run, side: psycopg.Connection[Any], workers: int, patience: float, on_progress: Watcher
-) -> list[Backfilled]:
-    for code in run.territories:
-        side.execute(run.sql("SELECT {schema}.backfill_start(%s, %s)"), (code, readiness.fingerprint(run.settings)))
+def _run(run: Run, side: Session, workers: int, patience: float, on_progress: Watcher) -> list[Backfilled]:
+    _start(run, side.conn)
     watch = Watch(run, side, on_progress)
     run.throttle.start()
     try:
         _work(run, workers, watch)
-        with run.connect() as victim:
-            locked = closing.retry(run, side, victim, patience)
-            unsettled = closing.settle(run, side, victim, patience)
+        locked, unsettled = side.do(lambda conn: _close(run, conn, patience))
         if run.stopping.is_set():
             raise BackfillStopped(f"stopped from another shell ({run.throttle.stop_asked}); the same command goes on")
     finally:
         run.throttle.end()
     if not unsettled:
-        for code in run.territories:
-            side.execute(run.sql("SELECT {schema}.backfill_finish(%s)"), (code,))
+        side.do(lambda conn: _finish(run, conn))
     watch(done=True)
-    return _results(run, side, locked, unsettled)
+    return side.do(lambda conn: _results(run, conn, locked, unsettled))
+
+
+def _start(run: Run, conn: psycopg.Connection[Any]) -> None:
+    for code in run.territories:
+        conn.execute(run.sql("SELECT {schema}.backfill_start(%s, %s)"), (code, readiness.fingerprint(run.settings)))
+
+
+def _close(run: Run, conn: psycopg.Connection[Any], patience: float) -> tuple[list[Locked], str | None]:
+    with run.connect() as victim:
+        return closing.retry(run, conn, victim, patience), closing.settle(run, conn, victim, patience)
+
+
+def _finish(run: Run, conn: psycopg.Connection[Any]) -> None:
+    for code in run.territories:
+        conn.execute(run.sql("SELECT {schema}.backfill_finish(%s)"), (code,))
 
 
 def _nothing_left(run: Run, side: psycopg.Connection[Any], index: str) -> list[Backfilled]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     import psycopg
 
+    from leadprotect.session import Session
     from leadprotect.signals import Verdict
     from leadprotect.worker import Run
 
@@ -21,13 +22,14 @@ _LOOK_S = 1.0
 class Watch:
     """Reads the counters of all workers, of other machines too, and tells who watches."""
 
-    def __init__(self, run: Run, side: psycopg.Connection[Any], on_progress: Callable[[Progress], None]) -> None:
+    def __init__(self, run: Run, side: Session, on_progress: Callable[[Progress], None]) -> None:
         self._run, self._side, self._tell = run, side, on_progress
         self._began = time.monotonic()
         self._looked = 0.0
         self._meter = Meter()
         query = run.sql("SELECT sum({schema}.backfill_estimate(code))::bigint FROM unnest(%s::text[]) AS code")
-        self._total = (side.execute(query, (list(run.territories),)).fetchone() or (0,))[0]
+        row = side.do(lambda conn: conn.execute(query, (list(run.territories),)).fetchone())
+        self._total: int = row[0] if row else 0
 
     def __call__(self, *, done: bool = False) -> None:
         """Tell, but not more than once a second; `done` is told at once."""
@@ -35,7 +37,7 @@ class Watch:
         if not done and now - self._looked < _LOOK_S:
             return
         self._looked, run = now, self._run
-        scanned, assigned, deferred = counts(run, self._side, list(run.territories))
+        scanned, assigned, deferred = self._side.do(lambda conn: counts(run, conn, list(run.territories)))
         verdict = run.throttle.now()
         seconds = now - self._began
         self._tell(

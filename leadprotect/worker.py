@@ -14,6 +14,7 @@ import psycopg
 
 from leadprotect.controller import Controller
 from leadprotect.errors import BackfillError
+from leadprotect.session import RECONNECT_S, lost
 from leadprotect.settings import Settings, ident
 
 if TYPE_CHECKING:
@@ -36,13 +37,11 @@ DIVISOR = 8
 _TIMED_OUT = "57014"
 _GIVES_WAY = f"SET lock_timeout = {LOCK_TIMEOUT_MS}; SET statement_timeout = {STATEMENT_TIMEOUT_MS}"
 _LEASE_LOST = "LP410"
-_CONNECTION_LOST = ("08", "57P")
 _BOOKKEEPING_S = 10  # claiming and giving back a chunk takes no lock that a service could feel
 _CLAIM_WAITS_S = 1  # then it says so, and asks again
 _SLOW_CLAIM = f"to claim a chunk takes longer than {_BOOKKEEPING_S} s: a smaller --batch-size helps"
 _IDLE_S = 5  # no session of ours is idle in a transaction; one that were must not hold the others
 _POLL_S = 0.2
-_RECONNECT_S = 60.0
 # so many locked rows in a row are no row locks: somebody holds the table
 _ROWS_BEFORE_A_STALL = 3
 _LONGEST_STALL_S = 30.0
@@ -274,7 +273,7 @@ class Worker(threading.Thread):
 
     def _lost(self, error: psycopg.Error) -> bool:
         """Whether the connection was lost and is there again: the cursor in the database says where to go on."""
-        if not (error.sqlstate is None or error.sqlstate.startswith(_CONNECTION_LOST)):
+        if not lost(error):
             return False
         began = time.monotonic()
         while not self.job.stopping.is_set():
@@ -282,8 +281,8 @@ class Worker(threading.Thread):
             try:
                 self._conn = self.job.connect()
             except psycopg.OperationalError as again:
-                if time.monotonic() - began > _RECONNECT_S:
-                    raise BackfillError(f"no connection to the database for {_RECONNECT_S:.0f} s: {again}") from None
+                if time.monotonic() - began > RECONNECT_S:
+                    raise BackfillError(f"no connection to the database for {RECONNECT_S:.0f} s: {again}") from None
                 self.job.stopping.wait(1.0)
             else:
                 return True

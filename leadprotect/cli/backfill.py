@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from leadprotect._sql import connect
 from leadprotect.backfill import BATCH_SIZE, PATIENCE_S, Backfilled
 from leadprotect.backfill import backfill as _backfill
 from leadprotect.cli import main
-from leadprotect.errors import BackfillIncomplete, BackfillStopped
+from leadprotect.errors import BackfillIncomplete, BackfillStopped, LeadProtectError
 from leadprotect.progress import Bar, Lines
 from leadprotect.settings import current
 from leadprotect.signals import Limits
@@ -26,7 +27,9 @@ from leadprotect.signals import Limits
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-INCOMPLETE, STOPPED, INTERRUPTED = 3, 4, 130
+    from leadprotect.progress import Progress
+
+INCOMPLETE, STOPPED, FAILED, INTERRUPTED = 3, 4, 5, 130
 DEFAULTS = Limits()
 TERRITORIES = click.argument("territories", nargs=-1, metavar="[TERRITORY]...")
 REASON = click.option("--reason", help="Shown to whoever waits.")
@@ -83,7 +86,8 @@ def run(territories: tuple[str, ...], *, as_json: bool, report: Path | None, **o
     at once, and they share the work.
 
     Exit codes: 0 complete; 1 refused, nothing was written; 2 wrong usage; 3 incomplete, leads are
-    missing their owner; 4 stopped by `leadprotect backfill stop`; 130 ended by Ctrl-C or SIGTERM.
+    missing their owner; 4 stopped by `leadprotect backfill stop`; 5 failed midway, what was done
+    stays; 130 ended by Ctrl-C or SIGTERM.
     """
     if options.pop("verify"):
         _say_verified(territories, as_json=as_json, report=report)
@@ -141,6 +145,7 @@ def _run(territories: tuple[str, ...], options: dict[str, Any], *, as_json: bool
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     again = f"leadprotect backfill {' '.join(territories)}"
     console = Console(stderr=True)
+    told: list[Progress] = []
     try:
         with (
             Bar(console)
@@ -149,7 +154,7 @@ def _run(territories: tuple[str, ...], options: dict[str, Any], *, as_json: bool
         ):
             results = _backfill(
                 None, territories, batch_size=options["batch_size"], workers=options["workers"],
-                patience=options["patience"], limits=limits, on_progress=watcher,
+                patience=options["patience"], limits=limits, on_progress=partial(_tell, watcher, told),
             )  # fmt: skip
     except KeyboardInterrupt:
         click.echo(f"ended after the current slice; nothing is lost, go on with: {again}", err=True)
@@ -161,7 +166,18 @@ def _run(territories: tuple[str, ...], options: dict[str, Any], *, as_json: bool
         _say_results(error.results, territories, as_json=as_json, report=report)
         click.echo(f"Incomplete: {error}: {again}", err=True)
         sys.exit(INCOMPLETE)
+    except LeadProtectError as error:
+        if not told:
+            raise
+        click.echo(f"Failed midway: {error}; what was done stays, go on with: {again}", err=True)
+        sys.exit(FAILED)
     _say_results(results, territories, as_json=as_json, report=report)
+
+
+def _tell(watcher: Bar | Lines, told: list[Progress], progress: Progress) -> None:
+    """Whoever was told anything is past the last check that refuses."""
+    told[:] = [progress]
+    watcher(progress)
 
 
 def _say_results(

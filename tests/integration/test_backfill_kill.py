@@ -124,6 +124,71 @@ def test_sessions_ended_by_the_server_are_opened_again(expanded: Database) -> No
     assert (16_000, 14_000) == (result.scanned, result.assigned)
 
 
+def terminate_all(database: Database) -> int:
+    with database.connect(autocommit=True) as conn:
+        ended = conn.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE application_name LIKE 'leadprotect backfill%' AND datname = current_database()"
+        )
+        return len(ended.fetchall())
+
+
+@pytest.mark.profiles("pg18")
+def test_a_failover_that_ends_all_of_its_sessions_does_not_end_the_run(expanded: Database) -> None:
+    expected = old_leads(expanded, 16_000)
+    with running(expanded, "-m", "leadprotect", "backfill", "DE", "--batch-size", "100", "--workers", "2") as process:
+        ended = terminate_all(expanded)
+        _, said = process.communicate()
+
+    assert ended >= 3
+    assert 0 == process.returncode, said
+    assert expected == owners(expanded)
+    assert (16_000, 14_000) == counted(expanded)
+
+
+@pytest.mark.profiles("pg18")
+def test_the_end_of_a_run_survives_the_loss_of_its_sessions(expanded: Database) -> None:
+    """While a locked lead is waited for, all workers have ended already."""
+    expected = old_leads(expanded, 40)
+    with expanded.connect() as holder:
+        lead = next(iter(expected))
+        insert = "INSERT INTO {schema}.user_lead_assignments (lead_id, territory, source) VALUES (%s, 'DE', 'release')"
+        expanded.query(holder, insert, lead)
+        with running(expanded, "-m", "leadprotect", "backfill", "DE") as process:
+            while expanded.sql("SELECT count(*) FROM {schema}.backfill_deferred") != [1]:
+                time.sleep(0.01)
+            assert terminate_all(expanded) >= 2
+            time.sleep(0.5)
+            holder.rollback()
+            _, said = process.communicate()
+
+    assert 0 == process.returncode, said
+    assert expected == owners(expanded)
+
+
+@pytest.mark.profiles("pg18")
+def test_a_run_that_fails_midway_does_not_say_that_nothing_was_written(expanded: Database) -> None:
+    old_leads(expanded, 400)
+    expanded.sql("SELECT {schema}.backfill_request('DE', 'pause', 'until its login is gone')")
+    login = expanded.profile.login("operator")
+    environment = os.environ | expanded.environment | {"DATABASE_URL": expanded.login_url("operator")}
+    with subprocess.Popen(
+        [sys.executable, "-m", "leadprotect", "backfill", "DE"], text=True, stderr=subprocess.PIPE, env=environment
+    ) as process:
+        assert process.stderr is not None
+        assert "paused" in process.stderr.readline()
+        expanded.sql(f'REVOKE "{expanded.settings.role("operator")}" FROM "{login}"')
+        try:
+            expanded.sql("SELECT {schema}.backfill_request('DE', 'run', NULL)")
+            _, said = process.communicate()
+        finally:
+            expanded.sql(f'GRANT "{expanded.settings.role("operator")}" TO "{login}"')
+
+    assert 5 == process.returncode
+    assert "Failed midway: " in said
+    assert "what was done stays, go on with: leadprotect backfill DE" in said
+
+
 def test_a_worker_that_lost_its_lease_writes_nothing_more(expanded: Database) -> None:
     expected = old_leads(expanded, 10)
     with expanded.connect(autocommit=True) as slow, expanded.connect(autocommit=True) as fast:
