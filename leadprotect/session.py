@@ -21,6 +21,7 @@ RECONNECT_S = 60.0
 # 25P03: idle_in_transaction_session_timeout, which ends the session
 _LOST = ("08", "57P", "25P03")
 _PAUSE_S = 1.0
+_TRANSACTION_TIMEOUT = 170000  # the first server that knows it
 
 
 class Session:
@@ -67,7 +68,18 @@ class Session:
                 time.sleep(_PAUSE_S)
 
     def _opened(self) -> psycopg.Connection[Any]:
-        return psycopg.connect(self._conninfo, autocommit=True, application_name="leadprotect backfill")
+        conn: psycopg.Connection[Any] = psycopg.connect(
+            self._conninfo, autocommit=True, application_name="leadprotect backfill"
+        )
+        unlimit(conn)
+        return conn
+
+
+def unlimit(conn: psycopg.Connection[Any]) -> None:
+    """Lift the login's own limits, which are for its services: to derive every owner takes as long as it takes."""
+    conn.execute("SET statement_timeout = 0; SET lock_timeout = 0; SET idle_session_timeout = 0")
+    if conn.info.server_version >= _TRANSACTION_TIMEOUT:
+        conn.execute("SET transaction_timeout = 0")
 
 
 def lost(error: BaseException) -> bool:

@@ -14,7 +14,7 @@ import psycopg
 
 from leadprotect.controller import Controller
 from leadprotect.errors import BackfillError
-from leadprotect.session import RECONNECT_S, lost
+from leadprotect.session import RECONNECT_S, lost, unlimit
 from leadprotect.settings import Settings, ident
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class Run:
         conn: psycopg.Connection[Any] = psycopg.connect(
             self.conninfo, autocommit=True, application_name="leadprotect backfill"
         )
+        unlimit(conn)
         conn.execute(
             f"{_GIVES_WAY};"
             "SET synchronous_commit = off; SET default_transaction_isolation = 'read committed';"

@@ -21,11 +21,14 @@ from leadprotect.backfill import backfill as _backfill
 from leadprotect.cli import main
 from leadprotect.errors import BackfillIncomplete, BackfillStopped, LeadProtectError
 from leadprotect.progress import Bar, Lines
+from leadprotect.session import unlimit
 from leadprotect.settings import current
 from leadprotect.signals import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import psycopg
 
     from leadprotect.progress import Progress
 
@@ -195,13 +198,13 @@ def _say_results(
     if not as_json and results and results[0].without_territory:
         click.echo(f"{results[0].without_territory:,} leads have no territory: they are outside protection")
     if report:
-        with connect(current()) as conn:
+        with _unlimited() as conn:
             written = _verify.report(conn, territories, report)
         click.echo(f"{written:,} leads without an owner are listed in {report}", err=True)
 
 
 def _say_verified(territories: tuple[str, ...], *, as_json: bool, report: Path | None) -> None:
-    with connect(current()) as conn:
+    with _unlimited() as conn:
         found = _verify.verify(conn, territories)
         if report:
             _verify.report(conn, territories, report)
@@ -220,6 +223,12 @@ def _say_verified(territories: tuple[str, ...], *, as_json: bool, report: Path |
     if not all(seen.complete for seen in found):
         click.echo(f"run leadprotect backfill {' '.join(territories)}", err=True)
         sys.exit(INCOMPLETE)
+
+
+def _unlimited() -> psycopg.Connection[Any]:
+    conn = connect(current())
+    unlimit(conn)
+    return conn
 
 
 def _say_jobs(jobs: Sequence[_jobs.Job], *, as_json: bool = False) -> None:

@@ -15,6 +15,7 @@ from leadprotect.backfill import backfill
 from leadprotect.cli import main
 from leadprotect.errors import BackfillIncomplete
 from leadprotect.jobs import jobs
+from leadprotect.settings import current
 from leadprotect.verify import verify
 from tests.support.leads import old_leads, owners
 
@@ -249,6 +250,26 @@ def test_json_lines_are_told_to_programs(expanded: Database) -> None:
     assert ["done", "result"] == [line["event"] for line in lines][-2:]
     assert (24, 21) == (lines[-1]["scanned"], lines[-1]["assigned"])
     assert 0 == lines[-1]["verified"]["missing"]
+
+
+@pytest.mark.profiles("pg18")
+def test_a_login_with_limits_of_its_own_is_told_that_it_is_complete(
+    expanded: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A statement_timeout for services must not end the verification, which takes as long as it takes."""
+    expected = old_leads(expanded, 16_000)
+    login = expanded.profile.login("operator")
+    limit = f'ALTER ROLE "{login}" IN DATABASE "{expanded.name}" SET'
+    expanded.sql(f"{limit} statement_timeout = '10ms'")
+    expanded.sql(f"{limit} transaction_timeout = '10ms'")
+    monkeypatch.setenv("DATABASE_URL", expanded.login_url("operator"))
+    current.cache_clear()
+    done = run("DE", "--report", str(tmp_path / "ownerless.csv"))
+    verified = run("--verify", "DE", "--report", str(tmp_path / "again.csv"))
+
+    assert (0, 0) == (done.exit_code, verified.exit_code), done.output + verified.output
+    assert "DE: complete" in verified.stdout
+    assert expected == owners(expanded)
 
 
 def test_status_tells_where_each_territory_stands(expanded: Database) -> None:
