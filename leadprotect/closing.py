@@ -40,16 +40,17 @@ def retry(run: Run, side: psycopg.Connection[Any], victim: psycopg.Connection[An
     """Try the deferred leads again for at most `patience` seconds after the last success."""
     last, pause = time.monotonic(), _FIRST_PAUSE_S
     while True:
-        left = done = 0
+        left = done = paused = 0
         for territory, lead in _deferred(run, side):
-            if not run.throttle.proceed(territory, run.stopping):
+            ready = run.throttle.proceed(territory, run.stopping)
+            if run.stopping.is_set():
                 return []
-            assigned = _try(run, victim, territory, lead)
-            left, done = left + (not assigned), done + assigned
+            assigned = ready and _try(run, victim, territory, lead)
+            left, done, paused = left + (not assigned), done + assigned, paused + (not ready)
         if not left:
             return []
-        run.waiting = f"{left:,} leads are locked by others"
-        if done:
+        run.waiting = f"{left - paused:,} leads are locked by others" if left > paused else None
+        if done or paused:
             last = time.monotonic()
         if time.monotonic() - last >= patience:
             return _still_locked(run, side, victim)

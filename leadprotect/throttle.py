@@ -55,15 +55,21 @@ class Throttle(threading.Thread):
     # --- for the workers
 
     def proceed(self, territory: str, stopping: threading.Event) -> bool:
-        """Wait while the backfill of `territory` must hold; False when the run is to stop."""
+        """Wait while every backfill must hold; False when the run is to stop, or `territory` is paused."""
         while not stopping.is_set():
             if self.stop_asked is not None:
                 stopping.set()
-            elif self.now(territory).factor > 0:
+            elif self.paused(territory):
+                return False
+            elif self._heard().factor > 0:
                 return True
             else:
                 stopping.wait(_TICK_S)
         return False
+
+    def paused(self, territory: str) -> str | None:
+        """Why `territory` is paused; None if it is not."""
+        return None if self._gone else self._paused.get(territory)
 
     def pace(self, seconds: float, stopping: threading.Event) -> None:
         """Rest after a slice of `seconds` as the present factor asks."""
@@ -71,13 +77,18 @@ class Throttle(threading.Thread):
         if 0 < factor < 1:
             stopping.wait(seconds * (1 / factor - 1))
 
-    def now(self, territory: str | None = None) -> Verdict:
-        """The verdict for `territory` (None: for any of them); an old one counts as none."""
+    def now(self) -> Verdict:
+        """The verdict for the whole run: a pause holds it only where all territories are paused."""
+        paused = [why for why in map(self.paused, self._territories) if why]
+        if paused and len(paused) == len(self._territories):
+            return Verdict(0.0, paused[0])
+        heard = self._heard()
+        return Verdict(heard.factor, "; ".join(filter(None, (heard.reason, *paused))) or None)
+
+    def _heard(self) -> Verdict:
+        """What the signals said; an old answer counts as none."""
         if self._gone:
             return GO
-        paused = [why for code, why in self._paused.items() if territory in (None, code)]
-        if paused:
-            return Verdict(0.0, paused[0])
         if time.monotonic() - self._asked_at > _STALE_S:
             return Verdict(0.0, "the signals give no answer")
         return self._unreadable or self._verdict

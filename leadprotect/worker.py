@@ -144,11 +144,13 @@ class Worker(threading.Thread):
             left = [territory for territory in self.job.territories if self._work_on(territory)]
             if not left:
                 return
-            self.job.waiting = f"waiting for another worker's chunk of {', '.join(left)}"
+            held = [territory for territory in left if not self.job.throttle.paused(territory)]
+            # of the others the throttle says that they are paused
+            self.job.waiting = f"waiting for another worker's chunk of {', '.join(held)}" if held else None
             self.job.stopping.wait(_POLL_S)
 
     def _work_on(self, territory: str) -> bool:
-        """Work on all chunks that can be had; whether others still hold some."""
+        """Work on all chunks that can be had; whether some are left: others hold them, or it is paused."""
         while self.job.throttle.proceed(territory, self.job.stopping):
             claimed = self._claim(territory)
             if claimed is None:
@@ -159,7 +161,7 @@ class Worker(threading.Thread):
                 return bool(left)
             self.job.waiting = None
             self._slices(territory, chunk, token)
-        return False
+        return True
 
     def _claim(self, territory: str) -> tuple[int | None, int | None, bool] | None:
         """A chunk and its token, and whether others work on one; None if another claim was faster."""

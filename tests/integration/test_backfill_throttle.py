@@ -182,9 +182,9 @@ def test_the_wal_limit_counts_from_the_speed_that_made_the_rate(expanded: Databa
 class Running(threading.Thread):
     """A backfill in a thread, with everything it told."""
 
-    def __init__(self, database: Database, limits: Limits | None = None) -> None:
+    def __init__(self, database: Database, limits: Limits | None = None, batch_size: int = 50) -> None:
         super().__init__()
-        self.database, self.limits = database, limits
+        self.database, self.limits, self.batch_size = database, limits, batch_size
         self.told: list[Progress] = []
         self.results: list[Backfilled] = []
         self.error: Exception | None = None
@@ -193,8 +193,9 @@ class Running(threading.Thread):
     def run(self) -> None:
         try:
             self.results = backfill(
-                self.database.url, ["DE", "CH"], limits=self.limits, on_progress=self.told.append, batch_size=50
-            )
+                *(self.database.url, ["DE", "CH"]),
+                limits=self.limits, on_progress=self.told.append, batch_size=self.batch_size,
+            )  # fmt: skip
         except Exception as error:  # noqa: BLE001 - the test looks at it
             self.error = error
 
@@ -215,6 +216,49 @@ def test_a_paused_backfill_waits_and_goes_on_after_resume(expanded: Database) ->
 
     assert "DE: paused (month-end closing), 0 of about" in paused.stdout
     assert [0] == before
+    assert expected == owners(expanded)
+
+
+def test_a_pause_holds_no_other_territory(expanded: Database) -> None:
+    german, swiss = old_leads(expanded, 100), old_leads(expanded, 100, "CH")
+    with expanded.connect("operator") as conn:
+        jobs.pause(conn, ["DE"], reason="month-end closing")
+    running = Running(expanded)
+    running.until("DE is paused: month-end closing")
+    while swiss != owners(expanded, "CH"):
+        assert running.is_alive()
+        time.sleep(0.02)
+    held = expanded.sql("SELECT count(*) FROM {schema}.user_lead_assignments WHERE territory = 'DE'")
+    with expanded.connect("operator") as conn:
+        jobs.resume(conn, ["DE"])
+    running.join()
+
+    assert [0] == held
+    assert german == owners(expanded)
+    assert {1.0} == {one.factor for one in running.told if one.reason == "DE is paused: month-end closing"}
+
+
+@pytest.mark.profiles("pg18")
+def test_a_pause_in_the_middle_gives_the_chunk_back(expanded: Database) -> None:
+    expected = old_leads(expanded, 6_000)
+    swiss = old_leads(expanded, 100, "CH")
+    with expanded.connect() as conn:
+        expanded.query(conn, "LOCK TABLE {schema}.user_lead_assignments IN EXCLUSIVE MODE")
+        running = Running(expanded, batch_size=20_000)
+        running.until("every row is locked")
+        CliRunner().invoke(main, ["backfill", "pause", "DE"])
+        running.until("DE is paused")
+        conn.rollback()
+    while swiss != owners(expanded, "CH"):
+        assert running.is_alive()
+        time.sleep(0.02)
+    leased = expanded.sql(
+        "SELECT count(*) FROM {schema}.backfill_chunks WHERE finished_at IS NULL AND lease_until > clock_timestamp()"
+    )
+    CliRunner().invoke(main, ["backfill", "resume"])
+    running.join()
+
+    assert [0] == leased
     assert expected == owners(expanded)
 
 
