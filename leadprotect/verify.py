@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from leadprotect._sql import driver_connection, mapped_errors, row, rows
 from leadprotect.errors import InvalidRequest
 from leadprotect.jobs import check_known
+from leadprotect.readiness import fingerprint
 from leadprotect.settings import Settings, current, ident, names
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ def verify(conn: AnyConnection, territories: Sequence[str], *, settings: Setting
     """Derive every owner of `territories` again, by the query that the gate of contract asks; reads only.
 
     After contract activities make no owners any more, and only missing ones are looked for.
-    Raises `InvalidRequest` for a territory that is not in the database.
+    Raises `InvalidRequest` for a territory that is not in the database, and for settings that are not
+    those of the migration.
     """
     s = settings or current()
     _check(conn, territories, s)
@@ -133,6 +135,12 @@ def _check(conn: AnyConnection, territories: Sequence[str], s: Settings) -> None
         raise InvalidRequest(message)
     known = rows(conn, f"SELECT territory FROM {ident(s.schema)}.backfill_jobs")
     check_known(territories, [code for (code,) in known])
+    (then,) = row(conn, f"SELECT {ident(s.schema)}.backfill_settings()")
+    if then != fingerprint(s):
+        raise InvalidRequest(
+            f"the settings changed since the backfill was migrated, and the answer would be to another question: "
+            f"then {then}; now {fingerprint(s)}. Put them back, or migrate it again"
+        )
 
 
 def count(conn: AnyConnection, code: str, s: Settings, *, deep: bool) -> Verified:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
 
+from leadprotect import verify
 from leadprotect.backfill import backfill
 from leadprotect.cli import main
 from leadprotect.errors import (
@@ -87,6 +89,24 @@ def test_settings_that_changed_between_two_runs(expanded: Database, monkeypatch:
         answer = CliRunner().invoke(main, ["backfill", "DE"])
     assert 1 == answer.exit_code
     assert "alembic downgrade" in answer.stderr
+
+
+def test_settings_that_changed_before_a_verification(
+    expanded: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The functions hold the settings of the migration: they would answer to another question."""
+    old_leads(expanded, 3)
+    monkeypatch.setenv("LEADPROTECT_QUALIFYING_KINDS", "QUALIFIED_CALL, PHONE")
+    current.cache_clear()
+    file = tmp_path / "ownerless.csv"
+    answer = CliRunner().invoke(main, ["backfill", "DE", "--verify"])
+    with expanded.connect() as conn:
+        for ask in (partial(verify.verify, conn, ["DE"]), partial(verify.report, conn, ["DE"], file)):
+            with pytest.raises(InvalidRequest, match=r"settings changed since the backfill was migrated.*PHONE"):
+                ask()
+
+    assert (1, False) == (answer.exit_code, file.exists())
+    assert "settings changed" in answer.stderr
 
 
 def test_the_order_of_the_kinds_is_no_change(expanded: Database, monkeypatch: pytest.MonkeyPatch) -> None:
