@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     Watcher = Callable[[Progress], None]
 
 BATCH_SIZE = 20_000
+LARGEST_BATCH = 10_000_000
+"""A chunk is claimed in one short statement, which looks for its end; the server counts in 32 bits."""
+
 LEASE_S = 30.0
 PATIENCE_S = 30.0
 _TICK_S = 0.05
@@ -110,11 +113,11 @@ def backfill(
 
     `conn` says which database: a URL, None for the settings' own, or a connection, on whose server
     sessions of our own are opened, since every slice is committed at once; yours is not touched.
-    `batch_size` is leads per chunk; `workers` sessions work on them; a chunk of a worker that died is
-    taken over after `lease` seconds; leads that somebody holds are waited for `patience` seconds at
-    the end. `limits` say when to slow down; `gate` is asked once a second and returns why to hold, or
-    None. `dry_run` estimates from a sample and writes nothing. A KeyboardInterrupt ends it after the
-    current slices.
+    `batch_size` is leads per chunk, at most 10 million; `workers` sessions work on them; a chunk of a
+    worker that died is taken over after `lease` seconds; leads that somebody holds are waited for
+    `patience` seconds at the end. `limits` say when to slow down; `gate` is asked once a second and
+    returns why to hold, or None. `dry_run` estimates from a sample and writes nothing. A
+    KeyboardInterrupt ends it after the current slices.
 
     Raises `InvalidRequest` and `BackfillError` before anything is written, `BackfillStopped` when
     somebody asked for it, and `BackfillIncomplete` when leads that need an owner have none at the end.
@@ -143,6 +146,8 @@ def _check_arguments(codes: tuple[str, ...], *, batch_size: int, workers: int, l
     for name, value in (("batch_size", batch_size), ("workers", workers)):
         if value < 1:
             raise InvalidRequest(f"{name} is {value}; it must be at least 1")
+    if batch_size > LARGEST_BATCH:
+        raise InvalidRequest(f"batch_size is {batch_size}; it must be at most {LARGEST_BATCH:,}")
     if lease <= 0:
         raise InvalidRequest(f"lease is {lease:g} s; it must be longer than a slice")
 

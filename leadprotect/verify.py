@@ -84,10 +84,12 @@ def report(conn: AnyConnection, territories: Sequence[str], file: Path, *, setti
     """Write every lead without an owner, with territory and reason, to `file` (CSV); returns the rows.
 
     Reasons: no_qualifying_activity, released, locked, missing, no_territory. The file appears only
-    when it is complete.
+    when it is complete. Raises as `verify` does, and `InvalidRequest` for a folder that can't be written to.
     """
     s = settings or current()
     _check(conn, territories, s)
+    if problem := folder_problem(file):
+        raise InvalidRequest(problem)
     query = f"SELECT lead_id, territory, reason FROM {ident(s.schema)}.backfill_report(%s)"
     handle, name = tempfile.mkstemp(dir=file.absolute().parent, prefix=f".{file.name}.", text=True)
     written = 0
@@ -105,6 +107,14 @@ def report(conn: AnyConnection, territories: Sequence[str], file: Path, *, setti
         Path(name).unlink(missing_ok=True)
         raise
     return written
+
+
+def folder_problem(file: Path) -> str | None:
+    """Why no file can be made where `file` shall be, or None."""
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        return f"folder {folder} does not exist"
+    return None if os.access(folder, os.W_OK | os.X_OK) else f"folder {folder} can't be written to"
 
 
 def estimate(conn: AnyConnection, territories: Sequence[str], *, settings: Settings | None = None) -> list[Estimate]:

@@ -16,7 +16,7 @@ from rich.console import Console
 from leadprotect import jobs as _jobs
 from leadprotect import verify as _verify
 from leadprotect._sql import connect
-from leadprotect.backfill import BATCH_SIZE, PATIENCE_S, Backfilled
+from leadprotect.backfill import BATCH_SIZE, LARGEST_BATCH, PATIENCE_S, Backfilled
 from leadprotect.backfill import backfill as _backfill
 from leadprotect.cli import main
 from leadprotect.errors import BackfillIncomplete, BackfillStopped, LeadProtectError
@@ -63,7 +63,9 @@ def backfill() -> None:
 
 @backfill.command(cls=_Run, hidden=True)
 @click.argument("territories", nargs=-1, required=True, metavar="TERRITORY...")
-@click.option("--batch-size", type=click.IntRange(min=1), default=BATCH_SIZE, show_default=True, help="Leads a chunk.")
+@click.option(
+    "--batch-size", type=click.IntRange(1, LARGEST_BATCH), default=BATCH_SIZE, show_default=True, help="Leads a chunk."
+)
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Sessions that work at once.")
 @click.option("--dry-run", is_flag=True, help="Estimate from a sample; write nothing.")
 @click.option("--verify", is_flag=True, help="Only derive every owner again, and compare; write nothing.")
@@ -92,6 +94,7 @@ def run(territories: tuple[str, ...], *, as_json: bool, report: Path | None, **o
     missing their owner; 4 stopped by `leadprotect backfill stop`; 5 failed midway, what was done
     stays; 130 ended by Ctrl-C or SIGTERM.
     """
+    _check_options(report=report, **options)
     if options.pop("verify"):
         _say_verified(territories, as_json=as_json, report=report)
     elif options.pop("dry_run"):
@@ -100,6 +103,15 @@ def run(territories: tuple[str, ...], *, as_json: bool, report: Path | None, **o
             click.echo(_line(asdict(estimate), "estimate") if as_json else _estimated(estimate))
     else:
         _run(territories, options, as_json=as_json, report=report)
+
+
+def _check_options(*, report: Path | None, verify: bool, dry_run: bool, **_others: Any) -> None:
+    """Refuse at once what would fail at the end, or be ignored."""
+    if dry_run and (verify or report):
+        message = f"--dry-run goes without {'--verify' if verify else '--report'}: it looks at a sample only"
+        raise click.UsageError(message)
+    if report and (problem := _verify.folder_problem(report)):
+        raise click.BadParameter(problem, param_hint="--report")
 
 
 @backfill.command()

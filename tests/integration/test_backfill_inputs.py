@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -26,7 +27,6 @@ from tests.support.topology import pooler, replica
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from tests.support.database import Database
 
@@ -60,6 +60,7 @@ def test_an_unknown_territory(expanded: Database) -> None:
     [
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"batch_size": -5}, "batch_size is -5; it must be at least 1"),
+        ({"batch_size": 3_000_000_000}, "batch_size is 3000000000; it must be at most 10,000,000"),
         ({"workers": 0}, "workers is 0; it must be at least 1"),
         ({"lease": 0}, "lease is 0 s"),
     ],
@@ -76,6 +77,31 @@ def test_no_territory_at_all(expanded: Database) -> None:
         backfill(expanded.url, [])
     assert 2 == CliRunner().invoke(main, ["backfill"]).exit_code
     assert 2 == CliRunner().invoke(main, ["backfill", "DE", "--batch-size", "0"]).exit_code
+
+
+@pytest.mark.profiles("pg18")
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--batch-size", "3000000000"], "3000000000 is not in the range 1<=x<=10000000"),
+        (["--report", "/nonexistent/x.csv"], "Invalid value for --report: folder /nonexistent does not exist"),
+        (["--verify", "--dry-run"], "--dry-run goes without --verify"),
+        (["--report", "x.csv", "--dry-run"], "--dry-run goes without --report"),
+    ],
+)
+def test_options_that_can_t_be_right(expanded: Database, options: list[str], said: str) -> None:
+    old_leads(expanded, 3)
+    with nothing_is_written(expanded):
+        answer = CliRunner().invoke(main, ["backfill", "DE", *options])
+
+    assert 2 == answer.exit_code
+    assert said in answer.stderr
+
+
+@pytest.mark.profiles("pg18")
+def test_a_report_into_a_folder_that_is_not_there(expanded: Database) -> None:
+    with expanded.connect() as conn, pytest.raises(InvalidRequest, match="folder /nonexistent does not exist"):
+        verify.report(conn, ["DE"], Path("/nonexistent/x.csv"))
 
 
 def test_settings_that_changed_between_two_runs(expanded: Database, monkeypatch: pytest.MonkeyPatch) -> None:
