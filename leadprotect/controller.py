@@ -21,7 +21,9 @@ class Controller:
     """Keeps slices at `TARGET_S` seconds from the exponential average of their rate (rows per second).
 
     Growth is limited to a factor of 1.2 a slice, shrinking is not limited; never below `SMALLEST`
-    nor above `LARGEST` rows.
+    nor above `LARGEST` rows. From `FIRST` rows it is there within ten slices where 50 ms are at most
+    6,000 rows (120,000 rows per second); from `SMALLEST`, after a stall, within 23. A database that
+    stalls more often than that is given smaller slices for good: each stall is felt by live writes.
     """
 
     def __init__(self, rows: int = FIRST) -> None:

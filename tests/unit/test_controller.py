@@ -44,6 +44,13 @@ def test_slices_reach_50_ms_within_ten_of_them(rate: int) -> None:
     assert [True] * 20 == [near(TARGET_S, one) for one in lasted[10:]]
 
 
+@pytest.mark.parametrize("rate", [SLOW, 10_000, USUAL, FAST, 120_000])
+def test_from_the_smallest_slice_they_reach_it_within_23(rate: int) -> None:
+    lasted = list(drive(database(lambda _: rate), 40, Controller(SMALLEST)))
+
+    assert [True] * 17 == [near(TARGET_S, one) for one in lasted[23:]]
+
+
 def test_noise_of_a_third_leaves_the_median_at_the_target() -> None:
     chance = random.Random(1)  # noqa: S311 - noise, no secret
     lasted = list(drive(database(lambda _: USUAL * chance.uniform(0.67, 1.33)), 300))
