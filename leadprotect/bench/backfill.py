@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import statistics
+import tempfile
 import threading
 import time
 from contextlib import contextmanager
@@ -17,9 +19,9 @@ from alembic.config import Config
 
 import leadprotect
 from leadprotect.bench import traffic
+from leadprotect.errors import InvalidRequest
 from leadprotect.paths import migrations
 from leadprotect.settings import Settings, parse
-from leadprotect.signals import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 ACTIVITIES = 5
 """Activities of a lead."""
+
+BYTES_PER_LEAD, WAL_BYTES = 2_000, 8 * 2**30
+"""Disk for a lead with its activities, indexes and the monolith's sort, and as much of WAL, up to what `servers` lets it grow to."""
 
 RATE = 180.0
 """Live writes per second."""
@@ -103,9 +108,15 @@ class Measured:
     owners_over_time: list[tuple[float, float]] = field(default_factory=list)
     writes_over_time: list[tuple[float, float]] = field(default_factory=list)
 
+    @property
+    def owners_per_second(self) -> float:
+        """What two scales are compared by: the same at both is flat."""
+        return self.owners / self.seconds if self.seconds else 0.0
+
 
 def backfill(server: Server, *, leads: int, rounds: int, say: Callable[[str], None]) -> list[Measured]:
     """Generate `leads`, and run every mode `rounds` times in turn, each under live traffic."""
+    check_disk(leads)
     url = server.url("bench_backfill")
     say(f"generating {leads:,} leads and {leads * ACTIVITIES:,} activities")
     settings = prepare(server, url, leads)
@@ -122,10 +133,22 @@ def backfill(server: Server, *, leads: int, rounds: int, say: Callable[[str], No
             found = measure(url, leads, mode, run)
             measured.append(found)
             say(
-                f"round {number + 1}: {mode}: {found.seconds:.1f} s, live p99 {found.p99:.1f} ms, "
+                f"round {number + 1}: {mode}: {found.seconds:.1f} s, {found.owners_per_second:,.0f} owners assigned "
+                f"a second, live p99 {found.p99:.1f} ms, "
                 f"{found.failed} of {found.writes:,} live writes failed"
             )
     return measured
+
+
+def check_disk(leads: int) -> None:
+    """Raise `InvalidRequest` before hours of work that the disk of the temporary folder can't hold."""
+    folder = tempfile.gettempdir()
+    needed, free = leads * BYTES_PER_LEAD + min(leads * BYTES_PER_LEAD, WAL_BYTES), shutil.disk_usage(folder).free
+    if free < needed:
+        raise InvalidRequest(
+            f"{leads:,} leads need about {needed / 2**30:.0f} GiB in {folder}, which has {free / 2**30:.0f} GiB left: "
+            "name another folder with TMPDIR, or fewer leads"
+        )
 
 
 def prepare(server: Server, url: str, leads: int) -> Settings:
@@ -183,6 +206,7 @@ def summary(measured: list[Measured]) -> list[dict[str, Any]]:
             "seconds": seconds[mode],
             "ratio": None if mode == "no backfill" else seconds[mode] / base,
             "owners": runs[-1].owners,
+            "owners_per_second": statistics.median(found.owners_per_second for found in runs),
             "wal_mib": statistics.median(found.wal for found in runs),
             "live_p50_ms": statistics.median(found.p50 for found in runs),
             "live_p99_ms": statistics.median(found.p99 for found in runs),
@@ -232,7 +256,7 @@ def _ours(url: str, settings: Settings, workers: int) -> None:
         )
         timer = threading.Timer(HELD_S, holder.rollback)
         timer.start()
-        leadprotect.backfill(url, ["DE", "CH"], workers=workers, settings=settings, limits=Limits(wal_rate=None))
+        leadprotect.backfill(url, ["DE", "CH"], workers=workers, settings=settings)
         timer.join()
 
 

@@ -20,17 +20,17 @@ P99_MS = 10.0
 
 def table(measured: list[Measured]) -> Table:
     """Readable in 80 columns."""
-    shown = Table("", "s", "ratio", "p99 ms", "longest", "failed", "WAL MiB", title="Backfill", title_justify="left")
+    shown = Table("", "s", "ratio", "owners/s", "p99 ms", "longest", "failed", title="Backfill", title_justify="left")
     for line in summary(measured):
         ratio = "" if line["ratio"] is None else f"{line['ratio']:.2f}"
         shown.add_row(
             line["mode"],
             f"{line['seconds']:.1f}",
             ratio,
+            f"{line['owners_per_second']:,.0f}",
             f"{line['live_p99_ms']:.1f}",
             f"{line['live_longest_ms']:.0f}",
-            f"{line['live_failed']} of {line['live_writes']:,}",
-            f"{line['wal_mib']:.0f}",
+            f"{line['live_failed']:,}",
         )
     return shown
 
