@@ -41,6 +41,11 @@ def relation(conn: psycopg.Connection[Any], schema: str, name: str) -> int | Non
     return None if found is None else int(found)
 
 
+def missing_owner(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
+    """What a DBA runs before a statement that names the owner; nothing when there is one."""
+    return [] if one(conn, "SELECT to_regrole(%s)::oid", ident(s.role("owner"))) else _owner(conn, s)
+
+
 def _versions(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) -> list[str]:
     if not one(conn, "SELECT to_regnamespace(%s)::oid", ident(s.version_table_schema)):
         statements.append(f"CREATE SCHEMA {ident(s.version_table_schema)};")
@@ -76,11 +81,7 @@ def _roles(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) ->
             grants = creates and one(conn, "SELECT pg_has_role(%s, 'MEMBER WITH ADMIN OPTION')", owner)
     if not usable and not (grants and inherits):
         found.append(f"role {me} does not act with the rights of {owner}, which owns leadprotect's objects")
-        if owner in missing:
-            statements.append(f"CREATE ROLE {ident(owner)} NOLOGIN;")
-        statements.append(f"GRANT {ident(owner)} TO {ident(me)}{' WITH INHERIT TRUE, SET TRUE' if modern else ''};")
-        if not modern and not inherits:
-            statements.append(f"ALTER ROLE {ident(me)} INHERIT;")
+        statements += _owner(conn, s)
     return found
 
 
@@ -124,3 +125,20 @@ def _schemas(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) 
             found.append(f"{key}: role {me} may not use schema {schema}, or not let {owner} use it")
             statements.append(f"GRANT USAGE ON SCHEMA {ident(schema)} TO {ident(me)} WITH GRANT OPTION;")
     return found
+
+
+def _owner(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
+    """The owner exists, and the migrating role acts for it: a role that a DBA makes admits nobody else."""
+    owner = s.role("owner")
+    me, superuser, inherits = conn.execute(
+        "SELECT rolname::text, rolsuper, rolinherit FROM pg_roles WHERE rolname = current_user"
+    ).fetchall()[0]
+    exists = one(conn, "SELECT to_regrole(%s)::oid", ident(owner))
+    statements = [] if exists else [f"CREATE ROLE {ident(owner)} NOLOGIN;"]
+    if superuser:
+        return statements
+    modern = conn.info.server_version >= _SET_OPTION
+    statements.append(f"GRANT {ident(owner)} TO {ident(me)}{' WITH INHERIT TRUE, SET TRUE' if modern else ''};")
+    if not modern and not inherits:
+        statements.append(f"ALTER ROLE {ident(me)} INHERIT;")
+    return statements

@@ -119,7 +119,7 @@ def backfill(
     returns why to hold, or None. `dry_run` estimates from a sample and writes nothing. A
     KeyboardInterrupt ends it after the current slices.
 
-    Raises `InvalidRequest` and `BackfillError` before anything is written, `BackfillStopped` when
+    Raises `InvalidRequest`, `PreflightError` and `BackfillError` before anything is written, `BackfillStopped` when
     somebody asked for it, and `BackfillIncomplete` when leads that need an owner have none at the end.
     """
     s = settings or _settings.current()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from leadprotect._sql import mapped_errors
+from leadprotect._visibility import check_visible
 from leadprotect.errors import BackfillError, InvalidRequest, ProtectionUnavailable
 from leadprotect.jobs import check_known
 from leadprotect.settings import Settings, ident, names
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def check(conn: psycopg.Connection[Any], s: Settings, territories: tuple[str, ...], *, read_only: bool) -> None:
-    """Raise `BackfillError`, `ProtectionUnavailable` or `InvalidRequest` if a backfill can't run.
+    """Raise `BackfillError`, `PreflightError`, `ProtectionUnavailable` or `InvalidRequest` if a backfill can't run.
 
     `read_only` is for a dry run, which may run on a replica.
     """
@@ -25,6 +26,7 @@ def check(conn: psycopg.Connection[Any], s: Settings, territories: tuple[str, ..
         if not read_only:
             _check_writable(conn)
         _check_settings(conn, s)
+        check_visible(conn, s)
 
 
 def fingerprint(s: Settings) -> str:

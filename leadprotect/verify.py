@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leadprotect._sql import driver_connection, mapped_errors, row, rows
+from leadprotect._visibility import check_visible
 from leadprotect.errors import InvalidRequest
 from leadprotect.jobs import check_known
 from leadprotect.readiness import fingerprint
@@ -151,6 +152,7 @@ def _check(conn: AnyConnection, territories: Sequence[str], s: Settings) -> None
             f"the settings changed since the backfill was migrated, and the answer would be to another question: "
             f"then {then}; now {fingerprint(s)}. Put them back, or migrate it again"
         )
+    check_visible(conn, s)
 
 
 def count(conn: AnyConnection, code: str, s: Settings, *, deep: bool) -> Verified:

@@ -954,6 +954,34 @@ def create_gate() -> None:
           -- a note stands for the writes of an interval; a window of 0 asks for no look back at all
           noted interval := CASE WHEN observation_window > interval '0' THEN {note_interval} ELSE interval '0' END;
         BEGIN
+          -- row security that the host had before binds the owner too: what it can't see, it can't miss
+          condition := 'visibility';
+          SELECT count(*) = 0,
+                 coalesce(string_agg(hidden.detail, ', '), 'no row of the host is hidden from ' || quote_ident({owner_name})),
+                 string_agg(hidden.remedy, ' ')
+          INTO met, detail, remedy
+          FROM (
+            SELECT format('row-level security of %s hides rows from %I', c.oid::regclass, {owner_name})
+                     || coalesce(' (restrictive policy ' || p.binding || ')', '') AS detail,
+                   concat_ws(' ',
+                     CASE WHEN p.opened IS NOT TRUE
+                       THEN format('CREATE POLICY %I ON %s FOR SELECT TO %I USING (true);', 'read_for_' || {owner_name},
+                                   c.oid::regclass, {owner_name}) END,
+                     'let restrictive policies bind the roles of your application only: ALTER POLICY '
+                       || p.binding || format(' ON %s TO ...', c.oid::regclass)) AS remedy
+            FROM pg_class AS c CROSS JOIN LATERAL (
+              SELECT bool_or(q.polpermissive AND q.condition = 'true') AS opened,
+                     string_agg(quote_ident(q.polname), ', ' ORDER BY q.polname)
+                       FILTER (WHERE NOT q.polpermissive AND q.condition <> 'true') AS binding
+              FROM (
+                SELECT polname, polpermissive, pg_get_expr(polqual, polrelid) AS condition FROM pg_policy
+                WHERE polrelid = c.oid AND polcmd IN ('r', '*') AND EXISTS (
+                  SELECT FROM unnest(polroles) AS bound WHERE bound = 0 OR pg_has_role(bound, 'USAGE'))) AS q) AS p
+            WHERE c.oid IN ({leads_name}::regclass, {activities_name}::regclass) AND row_security_active(c.oid)
+              AND (p.opened IS NOT TRUE OR p.binding IS NOT NULL)
+            ORDER BY c.relname) AS hidden;
+          RETURN NEXT;
+
           condition := 'owners';
           SELECT count(*) = 0,
                  coalesce(string_agg(format('%s leads in %s have a qualifying activity but no owner', missing.leads, missing.code), ', '),

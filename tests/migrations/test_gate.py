@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MIGRATE = "lp_0006_migrate_backfill"
 WEEK = "7 days"
-BEFORE_RLS = ["owners", "constraints", "observation_window"]
+BEFORE_RLS = ["visibility", "owners", "constraints", "observation_window"]
 ALL = [*BEFORE_RLS, "territories", "contextless_writes", "logins"]
 
 
