@@ -29,10 +29,11 @@ def host(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
         "activity_lead_id_column": (s.activity_lead_id_column, ids[s.lead_id_type], "lead_id_type"),
         "activity_user_id_column": (s.activity_user_id_column, ids[s.user_id_type], "user_id_type"),
         "activity_kind_column": (s.activity_kind_column, None, ""),
-        "activity_at_column": (s.activity_at_column, None, ""),
+        "activity_at_column": (s.activity_at_column, _TIMES, "activity_at_column"),
     }
     found = _columns(conn, "leads_table", s.leads_table, leads)
     found += _columns(conn, "activities_table", s.activities_table, activities)
+    found += _relatives(conn, s)
     if found:
         return found
     unique = """
@@ -69,6 +70,24 @@ def _columns(
             found.append(f"{column_key}: {name} has no column {column}; it has {', '.join(sorted(types))}")
         elif allowed is not None and types[column] not in allowed:
             found.append(f"{type_key}: {name}.{column} is {types[column]}, expected {' or '.join(allowed)}")
+    return found
+
+
+def _relatives(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
+    """Row security and triggers of a table don't bind who reaches its rows through a parent or a child."""
+    found = []
+    for key, name in (("leads_table", s.leads_table), ("activities_table", s.activities_table)):
+        oid = relation(conn, *name.split(".", 1))
+        query = """
+            SELECT CASE inhparent WHEN %(oid)s THEN inhrelid ELSE inhparent END::regclass::text FROM pg_inherits
+            WHERE inhparent = %(oid)s OR inhrelid = %(oid)s AND %(parents)s ORDER BY 1
+            """
+        relatives = conn.execute(query, {"oid": oid, "parents": key == "leads_table"}).fetchall()
+        if relatives:
+            found.append(
+                f"{key}: {name} shares its rows by inheritance with {', '.join(other for (other,) in relatives)}, "
+                "where they would not be protected: ALTER TABLE ... NO INHERIT ..."
+            )
     return found
 
 

@@ -11,6 +11,7 @@ import os
 import re
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -234,6 +235,13 @@ def _check_together(s: Settings) -> None:
         raise SettingsError(
             f"version_table_schema: {s.version_table_schema!r} comes and goes with a migration; choose another schema"
         )
+    for keys in (
+        ("lead_id_column", "territory_column"),
+        tuple(key for key in KEYS if key.startswith("activity_")),
+    ):
+        for first, second in combinations(keys, 2):
+            if getattr(s, first) == getattr(s, second):
+                raise SettingsError(f"{first} and {second} name the same column: {getattr(s, first)}")
     gucs = {"user_guc": s.user_guc, "territory_guc": s.territory_guc, "correlation_guc": s.correlation_guc}
     for key, name in gucs.items():
         if [other.lower() for other in gucs.values()].count(name.lower()) > 1:

@@ -139,6 +139,10 @@ SHAPES = {
     ACTIVITIES + "RENAME {activity_kind} TO x": "activity_kind_column: ",
     ACTIVITIES + "RENAME {activity_at} TO x": "activity_at_column: ",
     ACTIVITIES + "ALTER {activity_kind} TYPE integer USING 1": "activity_kind_column: ",
+    ACTIVITIES + "ALTER {activity_at} TYPE text": "activity_at_column: ",
+    "CREATE TABLE crm.old () INHERITS ({leads})": "leads_table: public.leads shares its rows by inheritance",
+    "CREATE TABLE crm.top (LIKE {leads}); " + LEADS + "INHERIT crm.top": "by inheritance with crm.top",
+    "CREATE TABLE crm.old () INHERITS ({activities})": "activities_table: public.activities shares its rows",
     ACTIVITIES + "DROP {activity_user_id}, ADD {activity_user_id} integer": "user_id_type: ",
     ACTIVITIES + "DROP {activity_lead_id}, ADD {activity_lead_id} integer": "lead_id_type: ",
     KINDS + ACTIVITIES + "DROP {activity_kind}, ADD {activity_kind} public.kind": "qualifying_kinds: QUALIFIED_CALL, ",
@@ -155,6 +159,14 @@ def test_a_host_table_of_another_shape_is_refused_with_the_key_named(
     host.sql_script(change)
     with refused(host, expected):
         pass
+
+
+@ONE_SERVER
+@pytest.mark.parametrize("kind", ["timestamp(0)", "timestamptz(3)", "date"])
+def test_every_type_that_orders_activities_by_time_will_do(host: Database, kind: str) -> None:
+    host.sql("ALTER TABLE {activities} ALTER {activity_at} TYPE " + kind)
+    host.upgrade()
+    assert host.revision() == HEAD
 
 
 @ONE_SERVER

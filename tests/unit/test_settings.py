@@ -247,6 +247,18 @@ def test_a_bad_kind_is_refused(text: str) -> None:
     assert refusal(qualifying_kinds=text).startswith("qualifying_kinds")
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("lead_id_column", "territory_column"),
+        ("activity_id_column", "activity_lead_id_column"),
+        ("activity_kind_column", "activity_at_column"),
+    ],
+)
+def test_one_column_can_t_serve_two_keys(first: str, second: str) -> None:
+    assert refusal(**{first: "x", second: "x"}) == f"{first} and {second} name the same column: x"
+
+
 @pytest.mark.parametrize("key", ["user_guc", "territory_guc", "correlation_guc"])
 @pytest.mark.parametrize("text", ["user_id", "app.", "app.user-id", "app.'x'", "a b.c", "app." + "x" * 60])
 def test_a_bad_option_name_is_refused(key: str, text: str) -> None:
