@@ -1601,6 +1601,8 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
             WHERE NOT s.owns OR s.wrote IS NOT NULL
             ORDER BY s.rolname LIMIT 20) AS locked;
           RETURN NEXT;
+
+          RETURN QUERY SELECT * FROM "leadprotect".ways_around(host_rls, exempt_roles);
         END
         $_$;
 
@@ -2296,6 +2298,84 @@ CREATE FUNCTION leadprotect.unshare_lead(lead uuid, with_user uuid, note text DE
             "leadprotect".change_sharing(lead, 'unshare', with_user, NULL, NULL, note), note);
         END
         $$;
+
+-- FUNCTION ways_around(text, name[])
+
+CREATE FUNCTION leadprotect.ways_around(host_rls text, exempt_roles name[]) RETURNS TABLE(condition text, met boolean, detail text, remedy text)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        #variable_conflict use_variable
+        BEGIN
+          condition := 'inheritance';
+          SELECT count(*) = 0,
+                 coalesce(string_agg(format('%s inherits from %s, so the leads in it are not protected', i.inhrelid::regclass,
+                            i.inhparent::regclass), ', '), 'no table shares its rows with ' || 'public.leads'),
+                 string_agg(format('ALTER TABLE %s NO INHERIT %s;', i.inhrelid::regclass, i.inhparent::regclass), ' ')
+          INTO met, detail, remedy
+          FROM pg_inherits AS i WHERE '"public"."leads"'::regclass IN (i.inhparent, i.inhrelid);
+          RETURN NEXT;
+
+          condition := 'views';
+          SELECT count(*) = 0,
+                 coalesce(string_agg(leak.detail, ', '), 'no view shows leads past row security'),
+                 string_agg(leak.remedy, ' ') || ' or name the readers in exempt_roles'
+          INTO met, detail, remedy
+          FROM (
+            WITH RECURSIVE rules AS MATERIALIZED (
+              SELECT DISTINCT d.refobjid AS source, r.ev_class AS view
+              FROM pg_depend AS d JOIN pg_rewrite AS r ON r.oid = d.objid
+              WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid <> r.ev_class),
+            relations AS MATERIALIZED (
+              SELECT c.oid, c.relkind, c.relowner, c.relacl, c.relkind = 'v' AND coalesce((
+                       SELECT bool_or(o.option_value::boolean) FROM pg_options_to_table(c.reloptions) AS o
+                       WHERE o.option_name = 'security_invoker'), false) AS invoker
+              FROM pg_class AS c WHERE c.relkind IN ('v', 'm') AND c.oid IN (SELECT rules.view FROM rules)),
+            reached AS (
+              SELECT v.oid, CASE WHEN v.invoker THEN 0::oid ELSE v.relowner END AS reader
+              FROM rules JOIN relations AS v ON v.oid = rules.view WHERE rules.source = '"public"."leads"'::regclass
+              UNION
+              SELECT v.oid, CASE WHEN below.reader <> 0 THEN below.reader WHEN v.invoker THEN 0::oid ELSE v.relowner END
+              FROM reached AS below JOIN rules ON rules.source = below.oid JOIN relations AS v ON v.oid = rules.view),
+            leaks AS MATERIALIZED (
+              SELECT DISTINCT v.oid, v.relkind, v.relowner, v.relacl
+              FROM reached JOIN relations AS v ON v.oid = reached.oid JOIN pg_roles AS o ON o.oid = reached.reader
+              WHERE NOT v.invoker AND (o.rolsuper OR o.rolbypassrls
+                OR host_rls <> 'force' AND pg_has_role(o.oid, (SELECT relowner FROM pg_class
+                                                               WHERE oid = '"public"."leads"'::regclass), 'USAGE')
+                OR EXISTS (SELECT FROM pg_roles AS e WHERE e.rolname = ANY (exempt_roles)
+                           AND pg_has_role(o.oid, e.oid, 'USAGE')))),
+            grants AS (
+              SELECT l.oid, l.relowner, g.grantee FROM leaks AS l, aclexplode(l.relacl) AS g
+              WHERE g.privilege_type = 'SELECT'
+              UNION
+              SELECT l.oid, l.relowner, g.grantee
+              FROM leaks AS l JOIN pg_attribute AS a ON a.attrelid = l.oid, aclexplode(a.attacl) AS g
+              WHERE g.privilege_type = 'SELECT'
+              UNION
+              SELECT l.oid, l.relowner, 'pg_read_all_data'::regrole FROM leaks AS l),
+            readers AS (
+              SELECT g.oid, g.grantee, min(r.rolname) AS login
+              FROM grants AS g JOIN pg_roles AS r
+                ON CASE g.grantee WHEN 0 THEN true ELSE pg_has_role(r.oid, g.grantee, 'MEMBER') END
+              WHERE r.rolcanlogin AND NOT r.rolsuper AND NOT r.rolbypassrls AND r.rolname <> ALL (exempt_roles)
+                AND NOT pg_has_role(r.oid, g.relowner, 'MEMBER')
+                AND has_database_privilege(r.oid, current_database(), 'CONNECT')
+              GROUP BY g.oid, g.grantee)
+            SELECT format('%s reads leads as its owner %I, so login %I sees those of every territory', l.oid::regclass,
+                          pg_get_userbyid(l.relowner), min(r.login)) AS detail,
+                   CASE l.relkind WHEN 'v' THEN format('ALTER VIEW %s SET (security_invoker = true);', l.oid::regclass)
+                     ELSE string_agg(format('REVOKE SELECT ON %s FROM %s;', l.oid::regclass,
+                       CASE r.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(r.grantee)) END), ' ') END AS remedy
+            FROM leaks AS l JOIN readers AS r ON r.oid = l.oid
+            GROUP BY l.oid, l.relkind, l.relowner ORDER BY l.oid::regclass::text LIMIT 20) AS leak;
+          RETURN NEXT;
+        END
+        $$;
+
+-- COMMENT FUNCTION ways_around(host_rls text, exempt_roles name[])
+
+COMMENT ON FUNCTION leadprotect.ways_around(host_rls text, exempt_roles name[]) IS 'Conditions of the gate: what would show leads past row security';
 
 -- TABLE user_lead_assignment_history
 
@@ -3620,6 +3700,10 @@ GRANT ALL ON FUNCTION leadprotect.unowned_leads(territory text) TO leadprotect_o
 REVOKE ALL ON FUNCTION leadprotect.unshare_lead(lead uuid, with_user uuid, note text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.unshare_lead(lead uuid, with_user uuid, note text) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.unshare_lead(lead uuid, with_user uuid, note text) TO leadprotect_manager;
+
+-- ACL FUNCTION ways_around(host_rls text, exempt_roles name[])
+
+REVOKE ALL ON FUNCTION leadprotect.ways_around(host_rls text, exempt_roles name[]) FROM PUBLIC;
 
 -- ACL TABLE user_lead_assignment_history
 

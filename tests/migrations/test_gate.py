@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from alembic.util import CommandError
 from click.testing import CliRunner
 from psycopg import sql
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 MIGRATE = "lp_0006_migrate_backfill"
 WEEK = "7 days"
 BEFORE_RLS = ["visibility", "owners", "constraints", "observation_window"]
-ALL = [*BEFORE_RLS, "territories", "contextless_writes", "logins"]
+ALL = [*BEFORE_RLS, "territories", "contextless_writes", "logins", "inheritance", "views"]
 
 
 @pytest.fixture
@@ -350,6 +351,99 @@ def test_a_member_of_the_owner_counts_as_the_owner(watched: Database, login: Cal
     watched.sql(f'ALTER TABLE {{leads}} OWNER TO "{owner}"')
     grant(watched, f'"{owner}"', name)
     assert is_open(watched)
+
+
+# --- ways around row security
+
+
+def test_a_child_of_the_leads_table_closes_the_gate(watched: Database) -> None:
+    watched.sql("CREATE TABLE crm.old () INHERITS ({leads})")
+    found = only(watched, "inheritance")
+    assert found.detail.startswith("crm.old inherits from ")
+    with pytest.raises(CommandError, match="shares its rows by inheritance with crm"):
+        watched.upgrade()
+    execute(watched, statements(found.remedy))
+    assert is_open(watched)
+
+
+VIEWS = {
+    "a view": "CREATE VIEW crm.report AS SELECT * FROM {leads}",
+    "a materialized view": "CREATE MATERIALIZED VIEW crm.report AS SELECT * FROM {leads}",
+    "a view of a view": "CREATE VIEW crm.below AS SELECT * FROM {leads}; CREATE VIEW crm.report AS TABLE crm.below",
+    "a view of one that reads as who asks": (
+        "CREATE VIEW crm.below WITH (security_invoker = on) AS SELECT * FROM {leads};"
+        "CREATE VIEW crm.report AS SELECT * FROM crm.below WHERE {territory} <> ''"
+    ),
+    "a view of a materialized view": (
+        "CREATE MATERIALIZED VIEW crm.below AS SELECT * FROM {leads}; CREATE VIEW crm.report AS TABLE crm.below"
+    ),
+    "a view that says otherwise": (
+        "CREATE VIEW crm.report WITH (security_invoker = off, security_barrier) AS SELECT * FROM {leads}"
+    ),
+}
+
+
+@pytest.mark.parametrize("script", VIEWS.values(), ids=VIEWS)
+@pytest.mark.parametrize("privilege", ["SELECT", "SELECT (city)"])
+def test_a_view_that_reads_as_the_owner_of_the_table_closes_the_gate(
+    watched: Database, login: Callable[..., str], script: str, privilege: str
+) -> None:
+    name = login()
+    watched.sql_script(script)
+    assert is_open(watched)  # nobody but its owner may read it
+    grant(watched, f"{privilege} ON crm.report", name)
+    found = only(watched, "views")
+    expected = f'crm.report reads leads as its owner postgres, so login "{name}" sees those of every territory'
+    assert found.detail == expected
+    assert is_open(watched, exempt_roles=name)
+    assert is_open(watched, host_rls="off")
+    execute(watched, statements(found.remedy))
+    assert is_open(watched)
+
+
+@pytest.mark.parametrize("script", VIEWS.values(), ids=VIEWS)
+def test_a_view_for_everybody_closes_the_gate(watched: Database, login: Callable[..., str], script: str) -> None:
+    login()
+    watched.sql_script(script)
+    watched.sql("GRANT SELECT ON crm.report TO PUBLIC")
+    execute(watched, statements(only(watched, "views").remedy))
+    assert is_open(watched)
+
+
+def test_a_view_whose_owner_is_bound_shows_no_more_than_he_sees(watched: Database, login: Callable[..., str]) -> None:
+    reader, owner = login(), watched.profile.login("seller_de")
+    watched.sql_script(f'CREATE VIEW crm.report AS SELECT * FROM {{leads}}; GRANT SELECT ON crm.report TO "{reader}"')
+    only(watched, "views")
+    watched.sql(f'ALTER VIEW crm.report OWNER TO "{owner}"')
+    assert is_open(watched)
+    only(watched, "views", exempt_roles=owner)
+
+
+def test_with_force_the_owner_of_the_table_is_bound_like_all(watched: Database, login: Callable[..., str]) -> None:
+    reader, owner = login(), login(options="NOLOGIN")
+    for kind, name in (("TABLE", "{leads}"), ("VIEW", "crm.report")):
+        if kind == "VIEW":
+            watched.sql("CREATE VIEW crm.report AS SELECT 1 FROM {leads}")
+        watched.sql(f'ALTER {kind} {name} OWNER TO "{owner}"')
+    grant(watched, "SELECT ON crm.report", reader)
+    only(watched, "views")
+    assert is_open(watched, host_rls="force")
+
+
+def test_control_such_a_view_would_show_the_other_territory(watched: Database) -> None:
+    lead = watched.lead("CH")
+    watched.sql("DELETE FROM {schema}.contextless_writes")
+    watched.upgrade()
+    reader = watched.profile.login("seller_de")
+    watched.sql_script(f'CREATE VIEW crm.report AS SELECT * FROM {{leads}}; GRANT SELECT ON crm.report TO "{reader}"')
+    remedy = only(watched, "views").remedy
+    seen = []
+    for _ in range(2):
+        with watched.connect("seller_de") as conn:
+            watched.context(conn, watched.user(1), "DE")
+            seen.append(watched.query(conn, "SELECT {lead_id} FROM crm.report"))
+        execute(watched, statements(remedy))
+    assert seen == [[lead], []]
 
 
 # --- host_rls
