@@ -198,6 +198,7 @@ def names(settings: Settings) -> dict[str, str]:
         "offices": ", ".join(literal(s.role(office)) for office in OFFICES),
         "owner_name": literal(s.role("owner")),
         "app_name": literal(s.role("app")),
+        "auditor_name": literal(s.role("auditor")),
         "manager_name": literal(s.role("manager")),
         "operator_name": literal(s.role("operator")),
         "role_prefix": literal(s.schema + "_"),

@@ -1570,7 +1570,14 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
             WITH holders AS MATERIALIZED (
               SELECT h.oid FROM pg_roles AS h
               WHERE has_table_privilege(h.oid, '"public"."leads"'::regclass, 'SELECT, INSERT, UPDATE, DELETE')
-                 OR has_any_column_privilege(h.oid, '"public"."leads"'::regclass, 'SELECT, INSERT, UPDATE')),
+                 OR has_any_column_privilege(h.oid, '"public"."leads"'::regclass, 'INSERT, UPDATE')
+                 -- what contract lets an auditor read for v_lead_protection makes no service of him
+                 OR EXISTS (
+                   SELECT FROM pg_attribute AS a
+                   WHERE a.attrelid = '"public"."leads"'::regclass AND a.attnum > 0 AND NOT a.attisdropped
+                     AND has_column_privilege(h.oid, a.attrelid, a.attnum, 'SELECT')
+                     AND NOT (a.attname IN ('id', 'territory')
+                       AND pg_has_role(h.oid, 'leadprotect_auditor', 'USAGE')))),
             borders AS MATERIALIZED (
               SELECT b.oid FROM "leadprotect".territories AS t JOIN pg_roles AS b ON b.rolname = 'leadprotect_' || lower(t.code)),
             suspects AS (
@@ -2646,14 +2653,15 @@ COMMENT ON TABLE leadprotect.contextless_writes IS 'Writes to the host''s tables
 CREATE TABLE leadprotect.host_row_security (
     host_table text NOT NULL,
     enabled boolean NOT NULL,
-    forced boolean NOT NULL
+    forced boolean NOT NULL,
+    auditor_columns name[] NOT NULL
 );
 
 ALTER TABLE ONLY leadprotect.host_row_security FORCE ROW LEVEL SECURITY;
 
 -- COMMENT TABLE host_row_security
 
-COMMENT ON TABLE leadprotect.host_row_security IS 'Row security flags of the host''s leads before contract';
+COMMENT ON TABLE leadprotect.host_row_security IS 'Row security flags of the host''s leads before contract, and what contract lets auditors read there';
 
 -- SEQUENCE lead_access_audit_id_seq
 
@@ -3209,7 +3217,7 @@ CREATE POLICY leadprotect_delete ON public.leads AS RESTRICTIVE FOR DELETE TO le
 
 -- POLICY leads leadprotect_floor
 
-CREATE POLICY leadprotect_floor ON public.leads AS RESTRICTIVE TO leadprotect_app USING ((((territory)::text = ( SELECT
+CREATE POLICY leadprotect_floor ON public.leads AS RESTRICTIVE TO leadprotect_app, leadprotect_auditor USING ((((territory)::text = ( SELECT
         CASE
             WHEN leadprotect.is_member(current_setting('app.territory'::text, true)) THEN current_setting('app.territory'::text, true)
             ELSE ''::text
@@ -3330,10 +3338,12 @@ GRANT ALL ON FUNCTION leadprotect.backfill_finish(here text) TO leadprotect_oper
 -- ACL COLUMN leads.id
 
 GRANT SELECT(id) ON TABLE public.leads TO leadprotect_owner;
+GRANT SELECT(id) ON TABLE public.leads TO leadprotect_auditor;
 
 -- ACL COLUMN leads.territory
 
 GRANT SELECT(territory) ON TABLE public.leads TO leadprotect_owner;
+GRANT SELECT(territory) ON TABLE public.leads TO leadprotect_auditor;
 
 -- ACL FUNCTION backfill_outside()
 

@@ -1151,7 +1151,14 @@ def create_gate() -> None:
             WITH holders AS MATERIALIZED (
               SELECT h.oid FROM pg_roles AS h
               WHERE has_table_privilege(h.oid, {leads_name}::regclass, 'SELECT, INSERT, UPDATE, DELETE')
-                 OR has_any_column_privilege(h.oid, {leads_name}::regclass, 'SELECT, INSERT, UPDATE')),
+                 OR has_any_column_privilege(h.oid, {leads_name}::regclass, 'INSERT, UPDATE')
+                 -- what contract lets an auditor read for v_lead_protection makes no service of him
+                 OR EXISTS (
+                   SELECT FROM pg_attribute AS a
+                   WHERE a.attrelid = {leads_name}::regclass AND a.attnum > 0 AND NOT a.attisdropped
+                     AND has_column_privilege(h.oid, a.attrelid, a.attnum, 'SELECT')
+                     AND NOT (a.attname IN ({lead_id_column_name}, {territory_column_name})
+                       AND pg_has_role(h.oid, {auditor_name}, 'USAGE')))),
             borders AS MATERIALIZED (
               SELECT b.oid FROM {schema}.territories AS t JOIN pg_roles AS b ON b.rolname = {role_prefix} || lower(t.code)),
             suspects AS (

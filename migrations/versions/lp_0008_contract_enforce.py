@@ -2,13 +2,14 @@
 
 Why: from here on the database itself refuses what the decision denies, whoever asks. A lead without
 territory stays outside protection, as before. The host's owner keeps maintenance access, unless
-host_rls = force; with host_rls = off the table is left alone.
+host_rls = force; with host_rls = off the table is left alone. Auditors may read id and territory from
+here on, because row security narrows them to the territories of their login.
 
 Locks on host tables: ACCESS EXCLUSIVE on leads for milliseconds (ENABLE ROW LEVEL SECURITY,
 CREATE POLICY); the gate is asked before the lock. The same for the way down.
 
-Undone by: dropping our policies and triggers, and restoring the two row security flags that stood
-before. Nothing else of the table is touched.
+Undone by: dropping our policies, triggers and the auditors' right to read id and territory, and
+restoring the two row security flags that stood before. Nothing else of the table is touched.
 """
 
 from alembic import op
@@ -199,7 +200,8 @@ def create_memory() -> None:
         CREATE TABLE {schema}.host_row_security (
           host_table text PRIMARY KEY,
           enabled boolean NOT NULL,
-          forced boolean NOT NULL
+          forced boolean NOT NULL,
+          auditor_columns name[] NOT NULL
         )
         """)
     )
@@ -207,12 +209,21 @@ def create_memory() -> None:
     op.execute(
         sql("""
         INSERT INTO {schema}.host_row_security
-        SELECT {leads_name}, relrowsecurity, relforcerowsecurity
-        FROM pg_catalog.pg_class WHERE oid = {leads_name}::regclass
+        SELECT {leads_name}, relrowsecurity, relforcerowsecurity, ARRAY(
+          SELECT a.attname FROM pg_catalog.pg_attribute AS a
+          WHERE {host_rls} <> 'off' AND a.attrelid = c.oid AND a.attname IN ({lead_id_column_name}, {territory_column_name})
+            AND NOT EXISTS (
+              SELECT FROM pg_catalog.aclexplode(a.attacl) AS g
+              WHERE g.grantee = pg_catalog.to_regrole(pg_catalog.quote_ident({auditor_name})) AND g.privilege_type = 'SELECT')
+          ORDER BY a.attname)
+        FROM pg_catalog.pg_class AS c WHERE c.oid = {leads_name}::regclass
         """)
     )
     op.execute(
-        sql("COMMENT ON TABLE {schema}.host_row_security IS 'Row security flags of the host''s leads before contract'")
+        sql(
+            "COMMENT ON TABLE {schema}.host_row_security IS "
+            "'Row security flags of the host''s leads before contract, and what contract lets auditors read there'"
+        )
     )
 
 
@@ -246,7 +257,7 @@ def enforce() -> None:
           -- the floor holds whatever permissive policy somebody adds later, and asks the login again;
           -- without a context it compares with '', so only a lead without territory passes
           EXECUTE pg_catalog.format(
-            'CREATE POLICY %I ON {leads} AS RESTRICTIVE TO {app}
+            'CREATE POLICY %I ON {leads} AS RESTRICTIVE TO {app}, {auditor}
              USING (({territory} = (SELECT CASE WHEN {schema}.is_member(%s) THEN %s ELSE '''' END)) IS NOT FALSE)',
             prefix || 'floor', inside, inside);
           -- the decision itself; a new row is bound by the policies above
@@ -260,6 +271,8 @@ def enforce() -> None:
           IF exempt IS NOT NULL THEN
             EXECUTE pg_catalog.format('CREATE POLICY %I ON {leads} TO %s USING (true)', prefix || 'exempt', exempt);
           END IF;
+          -- v_lead_protection reads as whoever asks: an auditor sees the territories of his login there, by the policies above
+          GRANT SELECT ({lead_id}, {territory}) ON {leads} TO {auditor};
           ALTER TABLE {leads} ENABLE ROW LEVEL SECURITY;
           IF {host_rls} = 'force' THEN
             ALTER TABLE {leads} FORCE ROW LEVEL SECURITY;
@@ -306,6 +319,7 @@ def open_again() -> None:
         DECLARE
           ours name;
           mine name[];
+          readable name;
           before_contract {schema}.host_row_security;
         BEGIN
           -- by their exact names: the host may have policies that begin like ours
@@ -321,6 +335,9 @@ def open_again() -> None:
             SELECT polname FROM pg_catalog.pg_policy WHERE polrelid = {leads_name}::regclass AND polname = ANY (mine)
           LOOP
             EXECUTE pg_catalog.format('DROP POLICY %I ON {leads}', ours);
+          END LOOP;
+          FOREACH readable IN ARRAY before_contract.auditor_columns LOOP
+            EXECUTE pg_catalog.format('REVOKE SELECT (%I) ON {leads} FROM {auditor}', readable);
           END LOOP;
           DROP TRIGGER IF EXISTS {audit_edit} ON {leads};
           DROP TRIGGER IF EXISTS {audit_maintenance} ON {leads};

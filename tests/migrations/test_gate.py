@@ -319,6 +319,19 @@ def test_a_privilege_of_everybody_counts_for_every_login(watched: Database, logi
     assert f'login "{name}"' in only(watched, "logins").detail
 
 
+@pytest.mark.parametrize("privilege", ["SELECT", "UPDATE", "SELECT (city)", "UPDATE ({territory})"])
+def test_an_auditor_counts_as_soon_as_he_may_do_more_than_contract_lets_auditors_do(
+    watched: Database, login: Callable[..., str], privilege: str
+) -> None:
+    name = login()
+    grant(watched, "{auditor}", name)
+    for readable in ("{lead_id}", "{territory}"):
+        watched.sql(f"GRANT SELECT ({readable}) ON {{leads}} TO {{auditor}}")
+    assert is_open(watched)
+    grant(watched, f"{privilege} ON {{leads}}", name)
+    assert f'login "{name}" has privileges' in only(watched, "logins").detail
+
+
 def test_privileges_on_other_tables_do_not_count(watched: Database, login: Callable[..., str]) -> None:
     grant(watched, "SELECT ON {activities}", login())
     assert is_open(watched)

@@ -84,6 +84,16 @@ def test_each_revision_is_undone_and_done_again_exactly(host: Database) -> None:
         assert difference(upwards[below], between(host)) == {}, f"downgrade to {below} in one go"
 
 
+@pytest.mark.parametrize("own", ["", "({lead_id})", "({lead_id}, {territory})"])
+def test_what_the_host_lets_auditors_read_stays_his(expanded: Database, own: str) -> None:
+    if own:
+        expanded.sql(f"GRANT SELECT {own} ON {{leads}} TO {{auditor}}")
+    before = schema_of(expanded)
+    expanded.upgrade()
+    expanded.downgrade("lp_0006_migrate_backfill")
+    assert difference(before, schema_of(expanded)) == {}
+
+
 @pytest.mark.parametrize("host_rls", ["enforce", "force", "off"])
 def test_the_host_gets_its_tables_back_as_they_were(make_database: Callable[..., Database], host_rls: str) -> None:
     database = make_database("host", host_rls=host_rls)
@@ -98,6 +108,7 @@ def test_the_host_gets_its_tables_back_as_they_were(make_database: Callable[...,
 def test_a_host_with_row_security_of_its_own_keeps_it(host: Database, flags: str) -> None:
     host.sql("ALTER TABLE {leads} ENABLE ROW LEVEL SECURITY")
     host.sql(f"ALTER TABLE {{leads}} {flags} ROW LEVEL SECURITY")
+    host.sql("CREATE POLICY readable ON {leads} FOR SELECT USING (true)")
     before = schema_of(host, only="host")
     host.upgrade()
     # policies made meanwhile are the host's, also when they begin like ours

@@ -122,6 +122,46 @@ def test_the_owner_of_the_table_keeps_maintenance_and_is_recorded(database: Data
     assert database.audit("login, reason") == [("postgres", "maintenance")]
 
 
+@pytest.mark.parametrize(
+    ("login", "seen"),
+    [("auditor_de", {"DE": 2}), ("auditor_both", {"DE": 2, "CH": 1}), ("auditor", {})],
+)
+def test_an_auditor_sees_the_owners_of_his_territories(database: Database, login: str, seen: dict[str, int]) -> None:
+    for code in ("DE", "DE", "CH", None):
+        database.lead(code)
+    view = "SELECT territory FROM {schema}.v_lead_protection"
+    with database.connect(login) as conn:
+        assert database.query(conn, view) == []
+        for code in ("DE", "CH"):
+            database.context(conn, None, code)
+            assert database.query(conn, view) == [code] * seen.get(code, 0)
+    database.sql("GRANT USAGE ON SCHEMA crm TO {auditor}")
+    with database.connect(login) as conn:
+        assert database.query(conn, "SELECT {territory} FROM {leads}") == [None]  # outside protection, as before
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            database.query(conn, "SELECT city FROM {leads}")
+
+
+def test_the_floor_holds_auditors_too_whatever_policy_the_host_has(database: Database) -> None:
+    for code in ("DE", "CH"):
+        database.lead(code)
+    database.sql("GRANT USAGE ON SCHEMA crm TO {auditor}")
+    database.sql("CREATE POLICY everybody ON {leads} USING (true)")
+    with database.connect("auditor_de") as conn:
+        for code, seen in (("CH", []), ("DE", ["DE"])):
+            database.context(conn, None, code)
+            assert database.query(conn, "SELECT {territory} FROM {leads}") == seen
+
+
+def test_control_an_auditor_whom_row_security_does_not_bind_sees_every_territory(database: Database) -> None:
+    for code in ("DE", "CH"):
+        database.lead(code)
+    database.sql("GRANT USAGE ON SCHEMA crm TO {auditor}")
+    database.sql("ALTER TABLE {leads} DISABLE ROW LEVEL SECURITY")
+    with database.connect("auditor_de") as conn:
+        assert database.query(conn, "SELECT {territory} FROM {leads}") == ["DE", "CH"]
+
+
 def test_an_exempt_login_keeps_its_privileges(make_database: Callable[..., Database], profile: Profile) -> None:
     login = profile.login("outsider")
     database = make_database("expanded", exempt_roles=login)
