@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from leadprotect._installed import check_installed
 from leadprotect._sql import mapped_errors
 from leadprotect._visibility import check_visible
 from leadprotect.errors import BackfillError, InvalidRequest, ProtectionUnavailable
@@ -15,11 +16,14 @@ if TYPE_CHECKING:
 
 
 def check(conn: psycopg.Connection[Any], s: Settings, territories: tuple[str, ...], *, read_only: bool) -> None:
-    """Raise `BackfillError`, `PreflightError`, `ProtectionUnavailable` or `InvalidRequest` if a backfill can't run.
+    """Raise `BackfillError`, or why a backfill can't run here.
 
-    `read_only` is for a dry run, which may run on a replica.
+    `SettingsError`: the settings are not those of the migration. `InvalidRequest`: the kinds and names
+    changed. `PreflightError`: rows are hidden. `ProtectionUnavailable`: not migrated. `read_only` is for
+    a dry run, which may run on a replica.
     """
     with mapped_errors():
+        check_installed(conn, s, applied=False)
         _check_login(conn, s)
         known = conn.execute(f"SELECT territory FROM {ident(s.schema)}.backfill_jobs").fetchall()
         check_known(territories, [code for (code,) in known])

@@ -20,6 +20,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, exc, pool
 
 from leadprotect import gate, locks, preflight, rollback
+from leadprotect._installed import check_installed
 from leadprotect._rights import relation
 from leadprotect.errors import GateClosed, LeadProtectError, SettingsError
 from leadprotect.settings import Settings, ident, load
@@ -177,6 +178,8 @@ def plan(
     """
     heads = () if opts.get("purge") else current_heads(guard, settings)
     left = list(opts["fn"](heads, context.get_context()))
+    if heads and any(isinstance(step, RevisionStep) for step in left):
+        check_installed(guard, settings, applied=True)
     if any(is_upgrade(step) for step in left):
         preflight.check(guard, settings, fresh=not heads)
     elif left:
