@@ -1503,6 +1503,22 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
             SELECT t.code, count(*) AS leads
             FROM "leadprotect".territories AS t, "leadprotect".unowned_leads(t.code)
             GROUP BY t.code ORDER BY t.code) AS missing;
+          -- Before a walk has ended, a derived owner may be older than the transition's triggers: from a
+          -- life before a downgrade. lp_0007 asks before its index goes; the triggers keep what it found.
+          IF met AND EXISTS (
+            SELECT FROM pg_index AS i WHERE i.indexrelid = to_regclass('"public"."ix_leadprotect_activities"') AND i.indisvalid)
+          THEN
+            SELECT count(*) = 0,
+                   coalesce(string_agg(format('%s leads in %s have another owner than their newest qualifying activity says',
+                              stale.leads, stale.code), ', '), detail),
+                   'leadprotect backfill ' || string_agg(stale.code, ' ')
+            INTO met, detail, remedy
+            FROM (
+              SELECT j.territory AS code, count(*) AS leads
+              FROM "leadprotect".backfill_jobs AS j, "leadprotect".backfill_stale(j.territory)
+              WHERE j.ended_at IS NULL
+              GROUP BY j.territory ORDER BY j.territory) AS stale;
+          END IF;
           RETURN NEXT;
 
           condition := 'constraints';

@@ -114,6 +114,12 @@ def create_jobs() -> None:
             ALTER TABLE {quarantine}.backfill_jobs SET SCHEMA {schema};
             ALTER TABLE {quarantine}.backfill_chunks SET SCHEMA {schema};
             ALTER TABLE {quarantine}.backfill_deferred SET SCHEMA {schema};
+            -- Nobody kept the owners meanwhile, so what was walked counts no more: the next backfill
+            -- walks over every lead, and the observation window begins with the triggers.
+            DELETE FROM {schema}.backfill_chunks;
+            UPDATE {schema}.backfill_jobs
+            SET registered_at = pg_catalog.now(), started_at = NULL, ended_at = NULL, exhausted = false,
+                next_lead = NULL, chunks = 0, retried = 0;
           ELSE
             CREATE TABLE {schema}.backfill_jobs (
               territory text PRIMARY KEY REFERENCES {schema}.territories (code),
@@ -1084,6 +1090,22 @@ def create_gate() -> None:
             SELECT t.code, count(*) AS leads
             FROM {schema}.territories AS t, {schema}.unowned_leads(t.code)
             GROUP BY t.code ORDER BY t.code) AS missing;
+          -- Before a walk has ended, a derived owner may be older than the transition's triggers: from a
+          -- life before a downgrade. lp_0007 asks before its index goes; the triggers keep what it found.
+          IF met AND EXISTS (
+            SELECT FROM pg_index AS i WHERE i.indexrelid = to_regclass('{activities_index_path}') AND i.indisvalid)
+          THEN
+            SELECT count(*) = 0,
+                   coalesce(string_agg(format('%s leads in %s have another owner than their newest qualifying activity says',
+                              stale.leads, stale.code), ', '), detail),
+                   'leadprotect backfill ' || string_agg(stale.code, ' ')
+            INTO met, detail, remedy
+            FROM (
+              SELECT j.territory AS code, count(*) AS leads
+              FROM {schema}.backfill_jobs AS j, {schema}.backfill_stale(j.territory)
+              WHERE j.ended_at IS NULL
+              GROUP BY j.territory ORDER BY j.territory) AS stale;
+          END IF;
           RETURN NEXT;
 
           condition := 'constraints';

@@ -108,7 +108,8 @@ def fingerprint(conn: psycopg.Connection[Any], settings: Settings, *, only: str 
 def contents(conn: psycopg.Connection[Any], settings: Settings) -> dict[str, list[str]]:
     """Every table of our schema, of its quarantine and of the host -> its rows; and where sequences stand.
 
-    Names come without the schema, so that rows are the same before and in the quarantine.
+    Names come without the schema, so that rows are the same before and in the quarantine; without the
+    time at which a backfill was registered, which begins anew when its job comes back.
     """
     schemas = [settings.schema, settings.quarantine]
     tables = """
@@ -119,7 +120,8 @@ def contents(conn: psycopg.Connection[Any], settings: Settings) -> dict[str, lis
     quoted = ['"' + '"."'.join(name.split(".", 1)) + '"' for name in names]
     found = {}
     for schema, name, kind in conn.execute(tables, (schemas, *quoted)).fetchall():
-        columns = "last_value::text" if kind == "S" else "t::text"
+        columns = {"backfill_jobs": "(to_jsonb(t) - 'registered_at')::text"}.get(name, "t::text")
+        columns = "last_value::text" if kind == "S" else columns
         rows = conn.execute(f'SELECT {columns} FROM "{schema}"."{name}" AS t ORDER BY 1').fetchall()
         found[name] = [row[0] for row in rows]
     return found
