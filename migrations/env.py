@@ -164,6 +164,7 @@ def configure(settings: Settings, **how: Any) -> None:
         version_table=settings.version_table,
         version_table_schema=settings.version_table_schema,
         on_version_apply=context.config.attributes.get("on_version_apply"),  # leadprotect rollback looks at each step
+        leadprotect=True,  # tells a revision that a closed gate is understood here
         **how,
     )
 

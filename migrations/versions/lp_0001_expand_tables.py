@@ -11,8 +11,9 @@ takes them back with every row. Roles are cluster-wide and stay.
 """
 
 from alembic import op
+from alembic.util import CommandError
 
-from leadprotect.settings import sql
+from leadprotect.settings import ident, literal, sql
 
 revision = "lp_0001_expand_tables"
 down_revision = None
@@ -23,6 +24,7 @@ locks: dict[str, dict[str, str]] = {"upgrade": {}, "downgrade": {}}
 
 
 def upgrade() -> None:
+    require_transactions()
     create_roles()
     create_schema()
     op.execute(sql("SET LOCAL ROLE {owner}"))
@@ -54,6 +56,15 @@ def downgrade() -> None:
     drop_functions()
     op.execute("RESET ROLE")
     drop_schema()
+
+
+def require_transactions() -> None:
+    # Indexes are built outside of a transaction: one transaction for all would be committed halfway.
+    if not op.get_context().opts.get("transaction_per_migration"):
+        raise CommandError(
+            "leadprotect's revisions need a transaction each, and this env.py makes one for all; nothing was touched. "
+            "Write transaction_per_migration=True into the calls of context.configure() in your env.py"
+        )
 
 
 def create_roles() -> None:
@@ -1282,19 +1293,36 @@ def leave_quarantine() -> None:
     )
 
 
+def version_table() -> str:
+    """The table in which Alembic keeps what is applied, as a constant: a host's own has another name."""
+    known = op.get_context()
+    return literal(ident(*filter(None, (known.version_table_schema, known.version_table))))
+
+
 def show_version() -> None:
     # leadprotect status tells an operator which revision is applied.
-    op.execute(sql("GRANT SELECT ON {versions} TO {operator}"))
     op.execute(
-        sql("""
+        sql(
+            """
         DO $do$
+        DECLARE
+          versions regclass := pg_catalog.to_regclass("""
+            + version_table()
+            + """);
+          home text := (
+            SELECT n.nspname FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+            WHERE c.oid = versions);
         BEGIN
-          IF NOT pg_catalog.has_schema_privilege({operator_name}, {versions_schema}, 'USAGE') THEN
-            EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA %I TO %I', {versions_schema}, {operator_name});
+          IF versions IS NOT NULL THEN
+            EXECUTE pg_catalog.format('GRANT SELECT ON %s TO %I', versions, {operator_name});
+          END IF;
+          IF NOT pg_catalog.has_schema_privilege({operator_name}, home, 'USAGE') THEN
+            EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA %I TO %I', home, {operator_name});
           END IF;
         END
         $do$
-        """)
+        """
+        )
     )
 
 
@@ -1367,7 +1395,7 @@ def drop_functions() -> None:
 
 
 def drop_schema() -> None:
-    op.execute(sql("REVOKE SELECT ON {versions} FROM {operator}"))
+    hide_version()
     # The host's tables get their grants back as they were.
     op.execute(sql("REVOKE SELECT ({lead_id}, {territory}) ON {leads} FROM {owner}"))
     op.execute(
@@ -1387,7 +1415,6 @@ def drop_schema() -> None:
             FROM pg_catalog.pg_namespace AS n, pg_catalog.aclexplode(n.nspacl) AS acl
             JOIN pg_catalog.pg_roles AS r ON r.oid = acl.grantee
             WHERE n.nspname IN ({leads_schema}, {activities_schema}) AND r.rolname = {owner_name}
-              OR n.nspname = {versions_schema} AND r.rolname = {operator_name}
           LOOP
             EXECUTE pg_catalog.format('REVOKE USAGE ON SCHEMA %I FROM %I', granted.nspname, granted.rolname);
           END LOOP;
@@ -1399,3 +1426,31 @@ def drop_schema() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
     op.execute(sql("DROP SCHEMA {schema} RESTRICT"))
     op.execute("RESET ROLE")
+
+
+def hide_version() -> None:
+    op.execute(
+        sql(
+            """
+        DO $do$
+        DECLARE
+          versions regclass := pg_catalog.to_regclass("""
+            + version_table()
+            + """);
+          granted text := (
+            SELECT n.nspname FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+            WHERE c.oid = versions AND EXISTS (
+              SELECT FROM pg_catalog.aclexplode(n.nspacl) AS acl
+              WHERE acl.grantee = pg_catalog.to_regrole(pg_catalog.quote_ident({operator_name}))));
+        BEGIN
+          IF versions IS NOT NULL THEN
+            EXECUTE pg_catalog.format('REVOKE SELECT ON %s FROM %I', versions, {operator_name});
+          END IF;
+          IF granted IS NOT NULL THEN
+            EXECUTE pg_catalog.format('REVOKE USAGE ON SCHEMA %I FROM %I', granted, {operator_name});
+          END IF;
+        END
+        $do$
+        """
+        )
+    )

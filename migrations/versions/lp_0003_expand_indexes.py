@@ -11,6 +11,7 @@ Undone by: DROP INDEX CONCURRENTLY.
 """
 
 from alembic import context, op
+from alembic.util import CommandError
 from sqlalchemy import text
 
 from leadprotect.settings import sql
@@ -27,6 +28,7 @@ locks = {
 
 
 def upgrade() -> None:
+    require_transactions()
     with op.get_context().autocommit_block():
         wait_for_long_transactions()
         create_leads_index()
@@ -34,10 +36,20 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    require_transactions()
     with op.get_context().autocommit_block():
         wait_for_long_transactions()
         op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {activities_index_path}"))
         op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {leads_index_path}"))
+
+
+def require_transactions() -> None:
+    # Indexes are built outside of a transaction: one transaction for all would be committed halfway.
+    if not op.get_context().opts.get("transaction_per_migration"):
+        raise CommandError(
+            "leadprotect's revisions need a transaction each, and this env.py makes one for all; nothing was touched. "
+            "Write transaction_per_migration=True into the calls of context.configure() in your env.py"
+        )
 
 
 def wait_for_long_transactions() -> None:

@@ -10,6 +10,8 @@ Undone by: building them again, CONCURRENTLY; not at all when the downgrade goes
 """
 
 from alembic import context, op
+from alembic.util import CommandError
+from sqlalchemy.exc import DBAPIError
 
 from leadprotect.settings import sql
 
@@ -25,7 +27,12 @@ locks = {
 
 
 def upgrade() -> None:
-    ask_gate()
+    require_transactions()
+    try:
+        ask_gate()
+    except DBAPIError as error:
+        stop_at_gate(error)
+        raise
     with op.get_context().autocommit_block():
         wait_for_long_transactions()
         op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {activities_index_path}"))
@@ -35,6 +42,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     if not context.get_revision_argument():
         return  # on the way to the base nothing will read them
+    require_transactions()
     with op.get_context().autocommit_block():
         wait_for_long_transactions()
         op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {leads_index_path}"))
@@ -49,6 +57,15 @@ def downgrade() -> None:
         )
 
 
+def require_transactions() -> None:
+    # Indexes are built outside of a transaction: one transaction for all would be committed halfway.
+    if not op.get_context().opts.get("transaction_per_migration"):
+        raise CommandError(
+            "leadprotect's revisions need a transaction each, and this env.py makes one for all; nothing was touched. "
+            "Write transaction_per_migration=True into the calls of context.configure() in your env.py"
+        )
+
+
 def wait_for_long_transactions() -> None:
     # Nobody queues behind a CONCURRENTLY build but DDL: it may wait as long as env.py's budget lasts,
     # or without end where no env.py sets one.
@@ -57,6 +74,13 @@ def wait_for_long_transactions() -> None:
         "coalesce(nullif(pg_catalog.current_setting('leadprotect.lock_budget', true), ''), '0'), false)"
     )
     op.execute("SET statement_timeout = 0")
+
+
+def stop_at_gate(error: DBAPIError) -> None:
+    # Our own env.py knows a closed gate by its SQLSTATE; a host's would show a stack trace.
+    closed = getattr(error.orig, "sqlstate", None) == "LP409"
+    if closed and not op.get_context().opts.get("leadprotect"):
+        raise CommandError(f"{str(error.orig).splitlines()[0]}; all before {revision} is applied") from None
 
 
 def ask_gate() -> None:
