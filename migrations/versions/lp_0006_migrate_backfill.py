@@ -118,8 +118,8 @@ def create_jobs() -> None:
             -- walks over every lead, and the observation window begins with the triggers.
             DELETE FROM {schema}.backfill_chunks;
             UPDATE {schema}.backfill_jobs
-            SET registered_at = pg_catalog.now(), started_at = NULL, ended_at = NULL, exhausted = false,
-                next_lead = NULL, chunks = 0, retried = 0;
+            SET registered_at = pg_catalog.now(), started_at = NULL, ended_at = NULL, finished_at = NULL,
+                exhausted = false, next_lead = NULL, chunks = 0, retried = 0;
           ELSE
             CREATE TABLE {schema}.backfill_jobs (
               territory text PRIMARY KEY REFERENCES {schema}.territories (code),

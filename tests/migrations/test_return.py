@@ -11,6 +11,7 @@ from click.testing import CliRunner
 import leadprotect
 from leadprotect import gate, jobs
 from leadprotect.cli import main
+from leadprotect.status import status
 from tests.support.revisions import HEAD
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def test_with_nothing_changed_meanwhile_it_goes_straight_back_to_head(expanded: 
     expanded.upgrade()
     assert HEAD == expanded.revision()
     assert expanded.user(1) == expanded.owner(lead)
+    with expanded.connect() as conn:  # no word of a walk that nobody made since
+        assert {(None, None, 0)} == {(job.started_at, job.finished_at, job.scanned) for job in status(conn).backfill}
 
 
 @pytest.mark.profiles("pg18", "other_names")
