@@ -11,8 +11,8 @@ from leadprotect import inventory
 from leadprotect._sql import mapped_errors
 from leadprotect.errors import RollbackError
 from leadprotect.locks import LOCK_TIMEOUT_MS
-from leadprotect.rollback import revision
 from leadprotect.settings import Settings, current, ident
+from leadprotect.status import revision
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

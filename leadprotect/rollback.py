@@ -19,11 +19,13 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
-from leadprotect import inventory
+from leadprotect import inventory, preflight
 from leadprotect._sql import connect, driver_connection, mapped_errors
 from leadprotect.errors import InvalidRequest, RollbackError
+from leadprotect.locks import parse_budget
 from leadprotect.paths import migrations
 from leadprotect.settings import Settings, ident, load
+from leadprotect.status import known, revision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -100,13 +102,18 @@ def rollback(
     rows, and the flags of the host's leads are verified. `config` is Alembic's, by default that of
     ``alembic.ini`` here, `lock_budget` as in ``-x lock_budget=60s``.
 
-    Raises `InvalidRequest` when `target` is no revision below the present one, `RollbackError` when
-    it stopped on the way; every step that is done is committed, and the same call goes on.
+    Raises `InvalidRequest` when `target` is no revision below the present one, or that is one of a
+    newer version; `PreflightError` on a replica or through a pooler; `RollbackError` when it stopped
+    on the way; every step that is done is committed, and the same call goes on.
     """
     alembic = config or alembic_config()
     s = load(alembic)
     log = _Log(on_event)
+    if lock_budget:
+        parse_budget(lock_budget)
     with mapped_errors(), connect(s) as conn:
+        preflight.check_direct(conn, lambda: connect(s))
+        preflight.check_server(conn)
         before = revision(conn, s)
         path = _path(ScriptDirectory.from_config(alembic), before, target)
         if not path:
@@ -119,8 +126,7 @@ def rollback(
             with _watched(alembic, s, seen, log, lock_budget):
                 command.downgrade(alembic, target)
         except CommandError as error:
-            stands = revision(conn, s) or "the base"
-            raise RollbackError(f"{error}\nThe rollback stopped at {stands}; the same command goes on") from None
+            raise RollbackError(f"{error}\n{_stopped(before, revision(conn, s))}") from None
         now, rows_now = inventory.take(conn, s), inventory.count(conn, s)
         problems = inventory.opened(seen, now) + inventory.left_on_host(seen, now)
         problems += inventory.lost(seen, now, rows, rows_now)
@@ -141,15 +147,6 @@ def alembic_config() -> Config:
     except CommandError:
         config.set_main_option("script_location", str(migrations()).replace("%", "%%"))
     return config
-
-
-def revision(conn: psycopg.Connection[Any], settings: Settings) -> str | None:
-    """The revision that is applied; None at the base."""
-    versions = ident(settings.version_table_schema, settings.version_table)
-    if conn.execute("SELECT to_regclass(%s)", (versions,)).fetchone() == (None,):
-        return None
-    found = conn.execute(f"SELECT version_num FROM {versions} WHERE version_num LIKE 'lp\\_%'").fetchone()
-    return found[0] if found else None
 
 
 def pause_backfill(conn: psycopg.Connection[Any], settings: Settings, reason: str) -> list[str]:
@@ -214,8 +211,16 @@ def _watched(
         config.cmd_opts = given
 
 
+def _stopped(before: str | None, now: str | None) -> str:
+    if now == before:
+        return f"Nothing was undone: the database stands at {before}"
+    return f"The rollback stopped at {now or 'the base'}; the same command goes on"
+
+
 def _path(scripts: ScriptDirectory, present: str | None, target: str) -> list[str]:
     """The revisions to undo, the newest first; empty when there is nothing to undo."""
+    if present and present not in known(scripts):
+        raise InvalidRequest(f"{present} was applied by a newer version of leadprotect: roll back with that version")
     try:
         wanted = None if target == "base" else scripts.get_revision(target)
     except CommandError as error:

@@ -45,10 +45,12 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Status:
-    """What `leadprotect status` shows; `phase` is none, expand, migrate or contract.
+    """What `leadprotect status` shows; `phase` is none, expand, migrate, contract or unknown.
 
-    `conditions` are those of the gate, empty before the migrate step; `quarantine` maps a table to
-    its estimated rows; `invalid_indexes` are leftovers of cancelled builds.
+    It is unknown at a revision of a newer version; gate and backfill are not asked there, because
+    that version may have changed them. `conditions` are those of the gate, empty before the migrate
+    step; `quarantine` maps a table to its estimated rows; `invalid_indexes` are leftovers of
+    cancelled builds.
     """
 
     revision: str | None
@@ -69,11 +71,11 @@ def status(conn: AnyConnection, *, settings: Settings | None = None) -> Status:
     """
     s = settings or current()
     scripts = ScriptDirectory(str(migrations()))
-    revision = _revision(conn, s)
-    phase = "none" if revision is None else scripts.get_revision(revision).module.phase
-    migrated = phase != "none" and _exists(conn, ident(s.schema, "backfill_jobs"))
+    present = revision(conn, s)
+    phase = "none" if present is None else _phase(scripts, present)
+    migrated = phase not in ("none", "unknown") and _exists(conn, ident(s.schema, "backfill_jobs"))
     return Status(
-        revision,
+        present,
         scripts.get_current_head() or "",
         phase,
         backfill=_jobs(conn, s) if migrated else (),
@@ -84,20 +86,30 @@ def status(conn: AnyConnection, *, settings: Settings | None = None) -> Status:
     )
 
 
+def revision(conn: AnyConnection, settings: Settings) -> str | None:
+    """The revision of ours that is applied; None at the base."""
+    versions = ident(settings.version_table_schema, settings.version_table)
+    if not _exists(conn, versions):
+        return None
+    found = rows(conn, f"SELECT version_num FROM {versions} WHERE version_num LIKE %s", (r"lp\_%",))
+    return found[0][0] if found else None
+
+
+def known(scripts: ScriptDirectory) -> set[str]:
+    """Ids of the revisions that this version carries."""
+    return {script.revision for script in scripts.walk_revisions()}
+
+
+def _phase(scripts: ScriptDirectory, present: str) -> str:
+    return str(scripts.get_revision(present).module.phase) if present in known(scripts) else "unknown"
+
+
 def _conditions(conn: AnyConnection, s: Settings) -> tuple[gate.Condition, ...]:
     # asked last: only the gate reads the host's tables, so only it can meet a lock
     try:
         return tuple(gate.conditions(conn, settings=s))
     except LockUnavailable:
         return (gate.Condition("gate", met=False, detail="not asked: a lock is in the way", remedy="see who waits"),)
-
-
-def _revision(conn: AnyConnection, s: Settings) -> str | None:
-    versions = ident(s.version_table_schema, s.version_table)
-    if not _exists(conn, versions):
-        return None
-    found = rows(conn, f"SELECT version_num FROM {versions}")
-    return found[0][0] if found else None
 
 
 def _exists(conn: AnyConnection, name: str) -> bool:

@@ -32,6 +32,8 @@ def status(*, as_json: bool) -> None:
 def show(found: Status, console: Console) -> None:
     """Print the tables."""
     at_head = "the head" if found.revision == found.head else f"head is {found.head}"
+    if found.phase == "unknown":
+        at_head = "applied by a newer version"
     console.print(f"revision  {found.revision or 'none'} ({at_head})")
     console.print(f"phase     {found.phase}")
     if found.conditions and found.phase != "contract":

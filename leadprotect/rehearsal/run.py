@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from alembic.script import ScriptDirectory
 
-from leadprotect import gate
+from leadprotect import gate, preflight
 from leadprotect._sql import connect, mapped_errors
 from leadprotect.bench.servers import embedded
 from leadprotect.errors import LeadProtectError, SettingsError
@@ -24,8 +24,8 @@ from leadprotect.rehearsal.generate import ACTIVITIES_PER_LEAD, check_extra, gen
 from leadprotect.rehearsal.result import MAX_STALL_S, Done, Rehearsal
 from leadprotect.rehearsal.safety import looks_like_production
 from leadprotect.rehearsal.watching import LongTransactions, Sampler
-from leadprotect.rollback import revision
 from leadprotect.settings import Settings, current, table
+from leadprotect.status import revision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,7 +71,7 @@ def rehearse(
 
     The traffic changes leads and adds activities; a copy stays at head afterwards. Raises
     `SettingsError` for a database that looks like production, unless `told_twice`, and for one that
-    it can't work on. A step that fails is part of the result.
+    it can't work on, `PreflightError` on a replica or through a pooler. A step that fails is part of the result.
     """
     if leads is None:
         return _rehearse(settings or current(), plan or Plan(), say, told_twice=told_twice)
@@ -84,6 +84,8 @@ def rehearse(
 
 def _rehearse(settings: Settings, plan: Plan, say: Callable[[str], None], *, told_twice: bool) -> Rehearsal:
     with mapped_errors(), connect(settings) as conn, ExitStack() as stack:
+        preflight.check_direct(conn, lambda: connect(settings))
+        preflight.check_server(conn)
         if not told_twice and (reasons := looks_like_production(conn)):
             raise SettingsError(
                 f"database {conn.info.dbname} may be production: {'; '.join(reasons)}. A rehearsal changes its leads "

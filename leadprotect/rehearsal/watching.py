@@ -9,8 +9,8 @@ from typing import Any
 
 import psycopg
 
-from leadprotect.rollback import revision
 from leadprotect.settings import Settings, ident, table
+from leadprotect.status import revision
 
 EVERY_S = 0.01
 STRONG = ("ShareUpdateExclusiveLock", "ShareLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock")

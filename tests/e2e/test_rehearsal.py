@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
+from leadprotect import settings
 from leadprotect.cli import main
+from leadprotect.errors import PreflightError
 from leadprotect.rehearsal import Rehearsal, report
 from leadprotect.rehearsal import host as host_side
+from leadprotect.rehearsal import rehearse as rehearse_here
 from leadprotect.rehearsal.host import NEW, OLD
 from leadprotect.rehearsal.result import Done, parse_duration
 from leadprotect.rehearsal.safety import looks_like_production
@@ -26,6 +29,7 @@ from leadprotect.settings import load
 from tests.support.browser import opened
 from tests.support.database import ROOT
 from tests.support.revisions import HEAD, REVISIONS
+from tests.support.topology import pooler, replica
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -155,6 +159,20 @@ def test_a_database_that_may_be_production_is_refused_until_told_twice(
     assert not (tmp_path / "report.html").exists()
     assert [] == host.sql("SELECT rolname FROM pg_roles WHERE rolname IN (%s, %s)", OLD, NEW)
     assert host.revision() is None
+
+
+@pytest.mark.profiles("pg18")
+@pytest.mark.parametrize("between", ["pooler", "replica"])
+def test_a_rehearsal_is_refused_where_no_migration_can_run(
+    host: Database, monkeypatch: pytest.MonkeyPatch, between: str
+) -> None:
+    way = pooler(host.server, "transaction") if between == "pooler" else replica(host.server)
+    with way as front:
+        monkeypatch.setenv("DATABASE_URL", front.url(host.name))
+        settings.current.cache_clear()
+        with pytest.raises(PreflightError, match=f"refused before anything was touched(.|\n)*{between}"):
+            rehearse_here(told_twice=True)
+    assert [] == host.sql("SELECT FROM pg_roles WHERE rolname LIKE 'leadprotect_rehearsal%%'")
 
 
 @pytest.mark.profiles("pg18")

@@ -85,3 +85,17 @@ def test_the_command_prints_tables_and_json(make_database: Callable[..., Databas
     assert "phase     migrate" in shown.output
     as_json = json.loads(CliRunner().invoke(main, ["status", "--json"]).output)
     assert (as_json["phase"], as_json["backfill"][0]["territory"]) == ("migrate", "CH")
+
+
+NEWER = "UPDATE {versions} SET version_num = 'lp_9999_expand_tomorrow'"
+
+
+def test_a_revision_of_a_newer_version_is_shown_and_not_explained(database: Database) -> None:
+    """Two releases side by side: the old one is still installed where somebody asks."""
+    database.sql_script(NEWER)
+    with database.connect("operator") as conn:
+        found = status(conn)
+    assert ("lp_9999_expand_tomorrow", "unknown", ()) == (found.revision, found.phase, found.conditions)
+    shown = CliRunner().invoke(main, ["status"], catch_exceptions=False)
+    assert 0 == shown.exit_code
+    assert "revision  lp_9999_expand_tomorrow (applied by a newer version)" in shown.stdout

@@ -20,6 +20,7 @@ from leadprotect.rollback import SAFE, rollback
 from tests.support.database import ROOT
 from tests.support.fingerprint import contents, difference, fingerprint
 from tests.support.revisions import HEAD, REVISIONS
+from tests.support.topology import pooler, replica
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -160,6 +161,53 @@ def test_who_blocks_a_rollback_is_named_and_the_same_command_goes_on(database: D
     assert "lp_0008_contract_enforce" == database.revision()
     assert 0 == run("rollback").exit_code
     assert SAFE == database.revision()
+
+
+@pytest.mark.profiles("pg18")
+def test_a_rollback_that_got_no_lock_says_that_nothing_was_undone(database: Database) -> None:
+    with database.connect() as blocker:
+        database.query(blocker, "LOCK TABLE {activities} IN SHARE MODE")
+        answer = run("rollback", "--lock-budget", "1s")
+    assert 1 == answer.exit_code
+    assert f"Nothing was undone: the database stands at {HEAD}" in answer.stderr
+    assert "stopped at" not in answer.stderr
+
+
+@pytest.mark.profiles("pg18")
+@pytest.mark.parametrize("between", ["pooler", "replica"])
+def test_a_rollback_is_refused_where_it_can_t_run_and_touches_nothing(
+    database: Database, monkeypatch: pytest.MonkeyPatch, between: str
+) -> None:
+    database.sql("UPDATE {schema}.backfill_jobs SET started_at = now()")
+    way = pooler(database.server, "transaction") if between == "pooler" else replica(database.server)
+    with way as front:
+        monkeypatch.setenv("DATABASE_URL", front.url(database.name))
+        answer = run("rollback")
+    assert 1 == answer.exit_code
+    assert "Error: refused before anything was touched" in answer.stderr
+    assert {"pooler": "transaction pooler", "replica": "read replica"}[between] in answer.stderr
+    assert "goes on" not in answer.stderr
+    assert ["run", "run"] == database.sql("SELECT request FROM {schema}.backfill_jobs")
+
+
+@pytest.mark.profiles("pg18")
+def test_a_budget_that_is_none_is_refused_before_a_backfill_is_paused(database: Database) -> None:
+    database.sql("UPDATE {schema}.backfill_jobs SET started_at = now()")
+    answer = run("rollback", "--lock-budget", "soon")
+    assert (1, "Error: -x lock_budget=soon: not a duration; write 60s or 2min\n") == (answer.exit_code, answer.stderr)
+    assert ["run", "run"] == database.sql("SELECT request FROM {schema}.backfill_jobs")
+
+
+@pytest.mark.profiles("pg18")
+@pytest.mark.parametrize("target", [SAFE, "base"])
+def test_what_a_newer_version_applied_is_not_rolled_back_by_this_one(database: Database, target: str) -> None:
+    database.sql("UPDATE {versions} SET version_num = 'lp_9999_expand_tomorrow'")
+    answer = run("rollback", "--to", target)
+    assert 1 == answer.exit_code
+    assert (
+        "Error: lp_9999_expand_tomorrow was applied by a newer version of leadprotect: roll back with that version\n"
+        == answer.stderr
+    )
 
 
 BREAK = """
