@@ -38,6 +38,8 @@ POOLER_REFUSED = "08P01"  # what PgBouncer answers with when it can't do as it i
 CONNECTION_LOST = ("08", "57P")  # classes of SQLSTATE; an error without one comes from the client side
 NAMES_OBJECTS = "2B"  # the detail of dependent objects; other details may hold personal data
 
+INTERRUPTED = "interrupted; nothing is half done: run the same command again"
+
 
 def main() -> None:
     config = context.config
@@ -55,9 +57,16 @@ def main() -> None:
         raise CommandError(str(error)) from None
     except (exc.DBAPIError, exc.PendingRollbackError, psycopg.Error) as error:
         log.debug("the statement that failed", exc_info=True)
-        raise CommandError(explained(error)) from None
+        raise CommandError(INTERRUPTED if interrupted(error) else explained(error)) from None
     except KeyboardInterrupt:
-        raise CommandError("interrupted; nothing is half done: run the same command again") from None
+        raise CommandError(INTERRUPTED) from None
+
+
+def interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C came first: it ends the connection, and what is tidied up then fails for want of one."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def explained(error: Exception) -> str:

@@ -484,6 +484,23 @@ def test_a_lost_connection_is_told_and_the_same_command_goes_on(host: Database) 
 
 
 @ONE_SERVER
+def test_ctrl_c_while_an_index_waits_says_so_too(host: Database) -> None:
+    host.upgrade("lp_0002_expand_decisions")
+    with host.connect() as writer:
+        host.query(writer, "UPDATE {leads} SET {territory} = {territory}")
+        with started(host, "upgrade", "head") as process:
+            waiting(host)
+            process.send_signal(signal.SIGINT)
+            said = process.communicate()[1]
+    assert process.returncode != 0
+    assert "interrupted; nothing is half done" in said
+    assert "no connection" not in said
+    assert "Traceback" not in said
+    host.upgrade()
+    assert host.revision() == HEAD
+
+
+@ONE_SERVER
 def test_ctrl_c_says_that_nothing_is_half_done(host: Database) -> None:
     host.upgrade("lp_0003_expand_indexes")
     with blocker(host, "LOCK TABLE {leads} IN SHARE MODE"), started(host, "upgrade", "head") as process:
