@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from leadprotect._sql import mapped_errors, rows
-from leadprotect.errors import InvalidRequest, SettingsError
+from leadprotect.errors import InvalidRequest, PreflightError, SettingsError
 from leadprotect.locks import LOCK_TIMEOUT_MS
 from leadprotect.settings import Settings, check_territory_code, current, ident, literal, render, table
 
@@ -57,7 +57,8 @@ def add_territory(
 
     `vat_rate` in percent, valid from today. Needs the rights of who runs the migration, and takes
     ACCESS EXCLUSIVE on the host's leads for milliseconds when contract is applied.
-    Raises `InvalidRequest` when the code is no code or is known already.
+    Raises `InvalidRequest` when the code is no code or is known already, `PreflightError` with what a
+    DBA can run where the login may not create the role.
     """
     s = current()
     try:
@@ -70,9 +71,7 @@ def add_territory(
         if rows(conn, known, (code,)):
             message = f"territory: {code!r} is known already"
             raise InvalidRequest(message)
-        role = s.role(code)
-        if not rows(conn, "SELECT FROM pg_catalog.pg_roles WHERE rolname = %s", (role,)):
-            conn.execute(f"CREATE ROLE {ident(role)} NOLOGIN")
+        _create_role(conn, s.role(code))
         conn.execute(f"SET LOCAL ROLE {ident(s.role('owner'))}")
         conn.execute(
             f"INSERT INTO {ident(s.schema)}.territories (code, name, currency, legal_framework) "
@@ -88,6 +87,20 @@ def add_territory(
         conn.execute(render(_OUR_TABLES, s))
         conn.execute("RESET ROLE")
         _protect_host(conn, s, code)
+
+
+def _create_role(conn: psycopg.Connection[Any], role: str) -> None:
+    """Roles are cluster-wide: another database, or a DBA, may have made it."""
+    if rows(conn, "SELECT FROM pg_catalog.pg_roles WHERE rolname = %s", (role,)):
+        return
+    create = f"CREATE ROLE {ident(role)} NOLOGIN"
+    me, allowed = rows(
+        conn,
+        "SELECT rolname::text, rolsuper OR rolcreaterole FROM pg_catalog.pg_roles WHERE rolname = current_user",
+    )[0]
+    if not allowed:
+        raise PreflightError([f"role {me} may not create roles, and {role} is missing"], [f"{create};"])
+    conn.execute(create)
 
 
 # every table of ours that carries a territory gets the policy of the new one

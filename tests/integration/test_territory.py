@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import date
 from decimal import Decimal
 
@@ -9,6 +10,7 @@ import psycopg
 import pytest
 
 import leadprotect
+from leadprotect.errors import PreflightError
 from leadprotect.territory import add_territory
 from tests.support.database import Database
 
@@ -86,3 +88,26 @@ def test_a_code_that_can_t_be_added_is_named(database: Database, code: str, mess
     with database.connect(autocommit=True) as conn, pytest.raises(leadprotect.InvalidRequest, match=message):
         add_territory(conn, code)
     assert database.sql("SELECT count(*) FROM {schema}.territories") == [2]
+
+
+@pytest.fixture
+def migrator(expanded: Database) -> Iterator[str]:
+    """A login that acts as the owner of our objects, and may not create roles."""
+    name = f"migrator-{expanded.name}"
+    expanded.sql_script(f'CREATE ROLE "{name}" LOGIN; GRANT "{expanded.settings.role("owner")}" TO "{name}"')
+    yield name
+    expanded.sql(f'DROP ROLE "{name}"')  # a login with privileges would close the gate of other tests
+
+
+@pytest.mark.profiles("pg18", "other_names")
+def test_who_may_not_create_roles_is_told_what_a_dba_runs(expanded: Database, migrator: str) -> None:
+    role = expanded.settings.role("LI")
+    with psycopg.connect(expanded.server.url(expanded.name, migrator), autocommit=True) as conn:
+        with pytest.raises(PreflightError) as refused:
+            add_territory(conn, "LI")
+        assert [f'CREATE ROLE "{role}" NOLOGIN;'] == refused.value.statements
+        assert f"role {migrator} may not create roles, and {role} is missing" in str(refused.value)
+        assert [] == expanded.sql("SELECT FROM {schema}.territories WHERE code = 'LI'")
+        expanded.sql_script(refused.value.statements[0])
+        add_territory(conn, "LI")
+    assert ["LI"] == expanded.sql("SELECT code FROM {schema}.territories WHERE code = 'LI'")
