@@ -1,8 +1,18 @@
-"""Where the files that the package carries are, installed or in a checkout."""
+"""Where the files are: those that the package carries, installed or in a checkout, and the ini file."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from leadprotect.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+CONFIG = "LEADPROTECT_CONFIG"
+"""The environment variable that names the ini file; the command line sets it from ``--config``."""
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -50,6 +60,17 @@ def migrations() -> Path:
 def version_path() -> str:
     """The absolute folder of the revisions, for a host application's own ``version_locations``."""
     return str(migrations() / "versions")
+
+
+def ini_file(environ: Mapping[str, str] = os.environ) -> Path:
+    """The file that `CONFIG` names, or ``alembic.ini`` here, which need not exist.
+
+    Raises `SettingsError` when a named one is not there.
+    """
+    named = environ.get(CONFIG)
+    if named and not Path(named).is_file():
+        raise SettingsError(f"{CONFIG} or --config: there is no file {named}")
+    return Path(named or "alembic.ini")
 
 
 def write_ini(folder: Path, **settings: object) -> Path:

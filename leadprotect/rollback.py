@@ -11,7 +11,6 @@ from argparse import Namespace
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alembic import command
@@ -23,7 +22,7 @@ from leadprotect import inventory, preflight
 from leadprotect._sql import connect, driver_connection, mapped_errors
 from leadprotect.errors import InvalidRequest, RollbackError
 from leadprotect.locks import parse_budget
-from leadprotect.paths import migrations
+from leadprotect.paths import ini_file, migrations
 from leadprotect.settings import Settings, ident, load
 from leadprotect.status import known, revision
 
@@ -100,7 +99,7 @@ def rollback(
     A running backfill is paused first. Each step is looked at inside its own transaction: one that
     would open row security on a table of ours is not committed. At the end the tables, their
     rows, and the flags of the host's leads are verified. `config` is Alembic's, by default that of
-    ``alembic.ini`` here, `lock_budget` as in ``-x lock_budget=60s``.
+    our ini file, `lock_budget` as in ``-x lock_budget=60s``.
 
     Raises `InvalidRequest` when `target` is no revision below the present one, or that is one of a
     newer version; `PreflightError` on a replica or through a pooler; `RollbackError` when it stopped
@@ -138,8 +137,8 @@ def rollback(
 
 
 def alembic_config() -> Config:
-    """Alembic's config from ``alembic.ini`` here; where that knows nothing of ours, with our own revisions."""
-    here = Path("alembic.ini")
+    """Alembic's config from our ini file; where that knows nothing of ours, with our own revisions."""
+    here = ini_file()
     config = Config(str(here)) if here.exists() else Config()
     config.attributes["configure_logger"] = False
     try:

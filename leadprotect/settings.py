@@ -12,14 +12,15 @@ import re
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from itertools import combinations
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leadprotect._values import OFFICES, check_territory_code, read
 from leadprotect.errors import SettingsError
+from leadprotect.paths import CONFIG, ini_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from alembic.config import Config
     from sqlalchemy import DDL
@@ -102,13 +103,13 @@ KEYS = tuple(entry.name for entry in fields(Settings))
 
 
 def load(config: Config | None = None, *, environ: Mapping[str, str] = os.environ) -> Settings:
-    """Read the settings from Alembic's config (or ``alembic.ini`` here) and the environment.
+    """Read the settings from Alembic's config (or from `ini_file`) and the environment.
 
     Raises `SettingsError`, naming the key, for an unknown key or a bad value. No database is asked.
     """
-    given = _section(config.file_config) if config is not None else _from_file(Path("alembic.ini"))
+    given = _section(config.file_config) if config is not None else _from_file(ini_file(environ))
     for name, value in environ.items():
-        if name.startswith(ENVIRONMENT_PREFIX):
+        if name.startswith(ENVIRONMENT_PREFIX) and name != CONFIG:
             key = name.removeprefix(ENVIRONMENT_PREFIX).lower()
             if key not in KEYS:
                 raise SettingsError(f"unknown key {key!r} in the environment ({name}); known keys: {', '.join(KEYS)}")

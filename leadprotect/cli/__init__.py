@@ -7,11 +7,15 @@ of them says so in its help.
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from pathlib import Path
 
 import click
 
 from leadprotect.errors import LeadProtectError
+from leadprotect.paths import CONFIG
+from leadprotect.settings import current
 
 
 class _Commands(click.Group):
@@ -29,12 +33,18 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="leadprotect", prog_name="leadprotect")
-def main() -> None:
+@click.option(
+    "-c", "--config", type=click.Path(path_type=Path), help="Ini file instead of alembic.ini or LEADPROTECT_CONFIG."
+)
+def main(config: Path | None) -> None:
     """Protect leads row by row: backfill, status, audit and rollback.
 
     The database and all settings come from alembic.ini in this folder and the environment
     (DATABASE_URL, LEADPROTECT_<KEY>).
     """
+    if config:
+        os.environ[CONFIG] = str(config.absolute())  # the library reads it wherever a setting is asked for
+        current.cache_clear()
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s")
 
 

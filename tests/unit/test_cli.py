@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -7,11 +8,13 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from leadprotect import settings
 from leadprotect.cli import main
 from leadprotect.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 def commands(group: click.Group, *path: str) -> Iterator[tuple[str, click.Command]]:
@@ -67,3 +70,32 @@ def test_ctrl_c_is_exit_code_130_without_a_stack_trace(failing: list[BaseExcepti
 
 def test_wrong_usage_is_exit_code_2() -> None:
     assert 2 == CliRunner().invoke(main, ["no-such-command"]).exit_code
+
+
+@pytest.fixture
+def shown() -> Iterator[None]:
+    """A command that says in which schema it would work; the process keeps nothing of the test's file."""
+
+    @main.command()
+    def schema() -> None:
+        click.echo(settings.current().schema)
+
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    settings.current.cache_clear()
+    del main.commands["schema"]
+
+
+@pytest.mark.usefixtures("shown")
+@pytest.mark.parametrize("option", ["-c", "--config"])
+def test_the_ini_file_is_named_by_an_option(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "crm.ini").write_text("[leadprotect]\nschema = named\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert "named\n" == CliRunner().invoke(main, [option, "crm.ini", "schema"]).stdout
+    missing = CliRunner().invoke(main, [option, "none.ini", "schema"])
+    assert (1, f"Error: LEADPROTECT_CONFIG: there is no file {tmp_path}/none.ini\n") == (
+        missing.exit_code,
+        missing.stderr,
+    )

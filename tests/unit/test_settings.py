@@ -123,6 +123,26 @@ def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.
     assert (found.schema, found.territory_column) == ("from_environment", "market")
 
 
+def test_the_file_may_be_named_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    ini(tmp_path / "elsewhere", "[leadprotect]\nschema = here\n")
+    named = ini(tmp_path, "[leadprotect]\nschema = named\nterritory_column = market\n", name="crm.ini")
+    assert load(environ={"LEADPROTECT_CONFIG": str(named)}).schema == "named"
+    assert load(environ={"LEADPROTECT_CONFIG": "../crm.ini", "LEADPROTECT_SCHEMA": "variable"}).schema == "variable"
+    assert load(environ={"LEADPROTECT_CONFIG": ""}).schema == "here"
+    # Alembic has its own option for it
+    assert (
+        load(Config(str(tmp_path / "elsewhere/alembic.ini")), environ={"LEADPROTECT_CONFIG": str(named)}).schema
+        == "here"
+    )
+
+
+def test_a_named_file_that_is_not_there_is_one_clear_error() -> None:
+    with pytest.raises(SettingsError, match=r"^LEADPROTECT_CONFIG or --config: there is no file /nowhere/crm.ini$"):
+        load(environ={"LEADPROTECT_CONFIG": "/nowhere/crm.ini"})
+
+
 def test_the_url_comes_from_the_more_special_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     ini(tmp_path, "[leadprotect]\ndatabase_url = postgresql:///file\n")
