@@ -9,7 +9,8 @@ anything is touched; and no contract revision while its gate is closed.
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack, contextmanager
+import os
+from contextlib import ExitStack, contextmanager, suppress
 from logging.config import fileConfig
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ def main() -> None:
     own_logging = config.attributes.get("configure_logger", True) and config.file_config.has_section("loggers")
     if own_logging and config.config_file_name is not None:
         fileConfig(config.config_file_name, disable_existing_loggers=False)
+        say_errors_once()
     try:
         options = read_options()
         settings = load(config)
@@ -60,6 +62,13 @@ def main() -> None:
         raise CommandError(INTERRUPTED if interrupted(error) else explained(error)) from None
     except KeyboardInterrupt:
         raise CommandError(INTERRUPTED) from None
+
+
+def say_errors_once() -> None:
+    """Alembic prints the error with which it ends to stdout, and logs it to stderr: a terminal shows both."""
+    with suppress(OSError):  # one of them may be closed
+        if os.path.sameopenfile(1, 2):
+            logging.getLogger("alembic.util.messaging").setLevel(logging.CRITICAL)
 
 
 def interrupted(error: BaseException | None) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import signal
+import subprocess
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ from alembic import command
 from alembic.util import CommandError
 from sqlalchemy import Engine, create_engine, event, pool
 
-from tests.support.alembic import alembic, started, until, waiting
+from tests.support.alembic import COMMAND, alembic, started, until, waiting
+from tests.support.database import ROOT
 from tests.support.revisions import HEAD, REVISIONS
 
 if TYPE_CHECKING:
@@ -415,6 +417,19 @@ def test_an_ini_file_without_loggers_and_without_settings_is_enough(host: Databa
 
 
 # --- a mistake is answered in one sentence
+
+
+@ONE_SERVER
+def test_a_refusal_is_said_once_on_a_terminal(host: Database) -> None:
+    message = "-x contract=now: only waiting or data opens the gate"
+    arguments = ("-x", "contract=now", "upgrade", "head")
+    terminal = subprocess.run(
+        [*COMMAND, *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    assert (terminal.returncode != 0, terminal.stdout.count(message)) == (True, 1)
+    apart = alembic(host, *arguments)  # who reads but one of them misses nothing
+    assert (apart.stdout.count(message), apart.stderr.count(message)) == (1, 1)
+
 
 SECRET = "correct-horse"  # noqa: S105 - it must not show up anywhere
 
