@@ -39,8 +39,6 @@ POOLER_REFUSED = "08P01"  # what PgBouncer answers with when it can't do as it i
 CONNECTION_LOST = ("08", "57P")  # classes of SQLSTATE; an error without one comes from the client side
 NAMES_OBJECTS = "2B"  # the detail of dependent objects; other details may hold personal data
 
-INTERRUPTED = "interrupted; nothing is half done: run the same command again"
-
 
 def main() -> None:
     config = context.config
@@ -57,11 +55,9 @@ def main() -> None:
             run_online(settings, **options)
     except LeadProtectError as error:
         raise CommandError(str(error)) from None
-    except (exc.DBAPIError, exc.PendingRollbackError, psycopg.Error) as error:
+    except (exc.DBAPIError, exc.PendingRollbackError, psycopg.Error, KeyboardInterrupt) as error:
         log.debug("the statement that failed", exc_info=True)
-        raise CommandError(INTERRUPTED if interrupted(error) else explained(error)) from None
-    except KeyboardInterrupt:
-        raise CommandError(INTERRUPTED) from None
+        raise CommandError(explained(error)) from None
 
 
 def say_errors_once() -> None:
@@ -73,13 +69,13 @@ def say_errors_once() -> None:
 
 def interrupted(error: BaseException | None) -> bool:
     """Whether Ctrl-C came first: it ends the connection, and what is tidied up then fails for want of one."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__context__
-    return error is not None
+    return isinstance(error, KeyboardInterrupt) or (error is not None and interrupted(error.__context__))
 
 
-def explained(error: Exception) -> str:
+def explained(error: BaseException) -> str:
     """The server's answer without row values: a user's mistake never shows a stack trace."""
+    if interrupted(error):
+        return "interrupted; nothing is half done: run the same command again"
     state = locks.sqlstate(error)
     origin: Any = getattr(error, "orig", error)
     if state is None or state.startswith(CONNECTION_LOST):
