@@ -1350,13 +1350,17 @@ def enter_quarantine() -> None:
         DO $do$
         DECLARE
           part regclass;
+          granted boolean;
         BEGIN
-          FOR part IN
-            SELECT c.oid::regclass FROM pg_catalog.pg_class AS c
+          FOR part, granted IN
+            -- a REVOKE of nothing would write out the default access list, and the way up not undo it
+            SELECT c.oid::regclass, c.relacl IS NOT NULL FROM pg_catalog.pg_class AS c
             WHERE c.relnamespace = {schema_name}::regnamespace AND c.relkind IN ('r', 'p')
               AND c.relname ~ '^lead_access_audit($|_)'
           LOOP
-            EXECUTE pg_catalog.format('REVOKE ALL ON %s FROM {auditor}', part);
+            IF granted THEN
+              EXECUTE pg_catalog.format('REVOKE ALL ON %s FROM {auditor}', part);
+            END IF;
             EXECUTE pg_catalog.format('ALTER TABLE %s SET SCHEMA {quarantine}', part);
           END LOOP;
         END
