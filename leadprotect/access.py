@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from leadprotect import audit, metrics
 from leadprotect._arguments import as_lead_id, as_lead_ids, check_caller, check_text, missing
 from leadprotect._sql import row, rows
-from leadprotect.context import declared
+from leadprotect.context import declared, trace_id
 from leadprotect.errors import InvalidRequest, LeadAccessDenied
-from leadprotect.settings import current, ident
+from leadprotect.settings import current, ident, literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -131,24 +131,51 @@ def assert_edit(conn: AnyConnection, lead_id: Any, *, action: str = "EDIT", note
     if action not in ACTIONS:
         message = f"action: {action!r} is not one of {', '.join(ACTIONS)}"
         raise InvalidRequest(message)
-    check_text("note", note)
     s = current()
-    schema = ident(s.schema)
-    statement = (
-        f"SELECT attempt.reason, {audit.FACTS} FROM "
-        f"{schema}.allow_edit(%s::{s.lead_id_type}, %s::{schema}.lead_action, %s::text) AS attempt (reason), "
-        f"{schema}.context() AS context"
-    )
-    lead = as_lead_id(lead_id)
+    call = f"allow_edit(%s::{s.lead_id_type}, %s::{ident(s.schema)}.lead_action, %s::text)"
     with metrics.timed("assert"):
-        reason, *facts = row(conn, statement, (lead, action, note), recording=True)
-    return settle(conn, Decision(lead_id, reason), audit.Attempt(lead, action, reason, note, *facts))
+        attempt = attempted(conn, call, (as_lead_id(lead_id), action, note), action=action, note=note)
+    return settle(conn, Decision(lead_id, attempt.reason), attempt)
+
+
+def attempted(
+    conn: AnyConnection, call: str, values: tuple[Any, ...], *, action: str, note: str | None
+) -> audit.Attempt:
+    """Decide by `call`, a function of ours whose first value is the lead and which records what it allows.
+
+    Where the context has no correlation id, the current trace's is recorded, and the context stays as it was.
+    Raises `ContextMissing` before anything is done: a manager's change would be recorded in no territory.
+    """
+    check_text("note", note)
+    schema, trace = ident(current().schema), trace_id()
+    if trace is None:
+        statement = _attempt(f"{schema}.{call}", f"{schema}.context()")
+        reason, *facts = row(conn, statement, values, recording=True)
+    else:
+        guc = literal(current().correlation_guc)
+        # OFFSET 0 keeps the order: what stood is read, then the call is made, then it is set again
+        traced = f"pg_catalog.set_config({guc}, coalesce(nullif(context.correlation_id, ''), %s), true) <> ''"
+        inner = _attempt(f"CASE WHEN {traced} THEN {schema}.{call} END", f"(SELECT * FROM {schema}.context() OFFSET 0)")
+        statement = (
+            f"SELECT attempt.*, pg_catalog.set_config({guc}, coalesce(attempt.correlation_id, ''), true) "
+            f"FROM ({inner} OFFSET 0) AS attempt"
+        )
+        reason, *facts, _ = row(conn, statement, (trace, *values), recording=True)
+    user_id, territory, correlation_id, login, role = facts
+    if reason is None:
+        missing(user_id, territory)
+    return audit.Attempt(values[0], action, reason, note, user_id, territory, correlation_id or trace, login, role)
+
+
+def _attempt(call: str, context: str) -> str:
+    return (
+        f"SELECT CASE WHEN context.user_id <> '' AND context.territory <> '' THEN {call} END AS reason, context.*, "
+        f"session_user::text AS login, pg_catalog.current_setting('role') AS role FROM {context} AS context"
+    )
 
 
 def settle(conn: AnyConnection, decision: Decision, attempt: audit.Attempt) -> Decision:
     """Return an allowed decision; record a denied one so that it lasts, and raise it."""
-    if decision.reason == "no_context" and not (attempt.user_id and attempt.territory):
-        missing(attempt.user_id, attempt.territory)
     if decision.allowed:
         metrics.allowed()
         return decision

@@ -52,10 +52,6 @@ class Attempt:
     role: str
 
 
-FACTS = "context.*, session_user::text, pg_catalog.current_setting('role')"
-"""What a statement that decides an attempt selects besides the reason; `context` is our function of that name."""
-
-
 def record_denial(conn: AnyConnection, attempt: Attempt) -> None:
     """Write the denial and commit it, on a connection of our own with the login of `conn`.
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -38,8 +38,7 @@ def acting_as(
     The settings are local to the caller's transaction: a commit or rollback inside the block ends
     them as well. Where a savepoint of the block is rolled back only after the block, the outer
     context comes back with the next call of leadprotect; SQL in between still has the inner one.
-    Without `correlation_id`, the id of the current OpenTelemetry trace is taken when that package
-    is installed.
+    Without `correlation_id`, the id of the current OpenTelemetry trace is taken.
 
     Raises `ContextMissing` without a user or territory (None or ''), and on a connection in autocommit
     (nothing would last to the next statement); `InvalidRequest` for a user that is no UUID and no
@@ -47,7 +46,7 @@ def acting_as(
     Source: https://www.postgresql.org/docs/current/sql-set.html (SET LOCAL).
     """
     check_caller(user_id, territory)
-    correlation = str(correlation_id) if isinstance(correlation_id, UUID) else correlation_id or _trace_id()
+    correlation = str(correlation_id) if isinstance(correlation_id, UUID) else correlation_id or trace_id()
     check_text("correlation_id", correlation)
     with declaring(conn, str(user_id), territory, correlation):
         yield
@@ -101,10 +100,10 @@ def _setting() -> str:
     return f"SELECT {context}, pg_catalog.set_config('leadprotect.block', %s, true)"
 
 
-def _trace_id() -> str | None:
-    if find_spec("opentelemetry") is None:
+def trace_id() -> str | None:
+    """The id of the current OpenTelemetry trace; who has one active has imported the package."""
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None:
         return None
-    from opentelemetry import trace  # noqa: PLC0415 - optional, and nobody pays for it who has it not
-
     span = trace.get_current_span().get_span_context()
     return f"{span.trace_id:032x}" if span.is_valid else None

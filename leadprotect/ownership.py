@@ -6,12 +6,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from leadprotect import metrics
-from leadprotect._arguments import as_lead_id, as_user_id, check_text, missing
-from leadprotect._sql import row
-from leadprotect.access import Decision, settle
-from leadprotect.audit import FACTS, Attempt
+from leadprotect._arguments import as_lead_id, as_user_id
+from leadprotect.access import Decision, attempted, settle
 from leadprotect.errors import InvalidRequest
-from leadprotect.settings import current, ident
+from leadprotect.settings import current
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -99,16 +97,6 @@ def _change_sharing(
 def _change(
     conn: AnyConnection, lead_id: Any, action: str, call: str, values: tuple[Any, ...], note: str | None
 ) -> Decision:
-    schema = ident(current().schema)
-    lead = as_lead_id(lead_id)
-    check_text("note", note)
-    # without a context a manager's change would be recorded in no territory: CASE leaves it undone
-    statement = (
-        f"SELECT CASE WHEN context.user_id <> '' AND context.territory <> '' THEN {schema}.{call} END, {FACTS} "
-        f"FROM {schema}.context() AS context"
-    )
     with metrics.timed("change"):
-        reason, *facts = row(conn, statement, (lead, *values), recording=True)
-    if reason is None:
-        missing(*facts[:2])
-    return settle(conn, Decision(lead_id, reason), Attempt(lead, action, reason, note, *facts))
+        attempt = attempted(conn, call, (as_lead_id(lead_id), *values), action=action, note=note)
+    return settle(conn, Decision(lead_id, attempt.reason), attempt)

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import psycopg
 import pytest
@@ -17,6 +18,7 @@ from sqlalchemy.orm import Session
 
 import leadprotect
 from leadprotect import audit
+from leadprotect.context import declared
 from leadprotect.errors import LockUnavailable
 from tests.support.database import Database
 
@@ -107,6 +109,46 @@ def test_a_malformed_user_is_recorded_with_what_he_declared(database: Database) 
     with database.connect("seller_de") as conn, leadprotect.acting_as(conn, "nobody", "DE"):
         assert denied(conn, lead) == "no_context"
     assert database.audit("user_id, reason, note") == [(None, "no_context", "declared user 'nobody'")]
+
+
+def in_a_trace(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    span = SimpleNamespace(get_span_context=lambda: SimpleNamespace(trace_id=number, is_valid=True))
+    monkeypatch.setitem(sys.modules, "opentelemetry.trace", SimpleNamespace(get_current_span=lambda: span))
+
+
+def test_an_attempt_in_a_context_that_was_set_in_sql_has_the_trace_it_was_made_in(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, other = (database.lead("DE", owner=database.user(number)) for number in (1, 2))
+    with database.connect("seller_de") as conn:
+        database.context(conn, database.user(1), "DE")
+        for number in (1, 2):
+            in_a_trace(monkeypatch, number)
+            leadprotect.assert_edit(conn, mine)
+            denied(conn, other)
+            leadprotect.share(conn, mine, database.user(3))
+            assert declared(conn) == (database.user(1), "DE", "")
+        with leadprotect.acting_as(conn, database.user(1), "DE", "request 3"):
+            leadprotect.assert_edit(conn, mine)
+            assert declared(conn)[2] == "request 3"
+        with leadprotect.acting_as(conn, database.user(1), "DE"):
+            leadprotect.assert_edit(conn, mine)
+            assert declared(conn)[2] == f"{2:032x}"
+    traces = [f"{number:032x}" for number in (1, 2)]
+    ids = [(trace, call) for trace in traces for call in ("owner", "not_owner", "owner")]
+    assert [*ids, ("request 3", "owner"), (traces[1], "owner")] == database.audit("correlation_id, reason")
+
+
+def test_without_a_context_there_is_no_attempt_in_a_trace_either(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_a_trace(monkeypatch, 1)
+    lead = database.lead("DE")
+    with database.connect("manager_de") as conn:
+        for call in (leadprotect.assert_edit, leadprotect.release):
+            with pytest.raises(leadprotect.ContextMissing):
+                call(conn, lead)
+    assert database.audit() == []
 
 
 def test_an_attempt_on_no_lead_leaves_no_row(database: Database) -> None:
