@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from leadprotect._host import host
 from leadprotect._quarantine import quarantine
 from leadprotect._rights import missing_owner, one, rights
-from leadprotect._strangers import strangers
+from leadprotect._strangers import later_strangers, strangers
 from leadprotect._visibility import visibility
 from leadprotect.errors import PreflightError
 
@@ -44,7 +44,9 @@ def check(conn: psycopg.Connection[Any], settings: Settings, *, fresh: bool) -> 
         statements += [*missing_owner(conn, settings), *policies]
     if fresh:
         problems += strangers(conn, settings, statements)
-        problems += quarantine(conn, settings)
+    else:
+        problems += later_strangers(conn, settings)
+    problems += quarantine(conn, settings)
     if problems:
         raise PreflightError(problems, list(dict.fromkeys(statements)))
 

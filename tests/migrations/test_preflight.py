@@ -7,9 +7,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
+from alembic import command
 from alembic.util import CommandError
 
+from leadprotect._quarantine import _KEPT
 from leadprotect.preflight import version_problem
 from tests.support.fingerprint import difference, fingerprint
 from tests.support.revisions import HEAD
@@ -253,6 +256,68 @@ def test_the_schema_of_the_version_table_is_asked_for(make_database: Callable[..
     assert database.revision() == HEAD
 
 
+PARTLY = {
+    "CREATE INDEX {leads_index} ON {leads} (company)": "exists and is not the index of leadprotect: rename it",
+    "CREATE UNIQUE INDEX {leads_index} ON {leads} ({territory}, {lead_id})": "is not the index of leadprotect",
+    "CREATE INDEX {leads_index} ON {leads} ({territory}, {lead_id}) WHERE company = ''": "is not the index of",
+    "CREATE TABLE public.x (y int); CREATE INDEX ix_leadprotect_leads ON public.x (y)": "is not the index of",
+    "CREATE TABLE public.ix_leadprotect_leads (y int)": "public.ix_leadprotect_leads exists and is not the index",
+    "CREATE INDEX {activities_index} ON {activities} ({activity_kind})": "is not the index of leadprotect",
+    "CREATE TABLE {schema}.contextless_writes (x int)": "contextless_writes belongs to postgres, not to leadprotect_ow",
+    "CREATE FUNCTION {schema}.unowned_leads(text) RETURNS int RETURN 1": "unowned_leads belongs to postgres",
+    "CREATE POLICY leadprotect_floor ON {leads}": "policy leadprotect_floor exists on the host's tables and is not",
+    "CREATE TRIGGER {transition} " + TOUCHED: "trigger leadprotect_transition exists on the host's tables",
+}
+
+
+@ONE_SERVER
+@pytest.mark.parametrize(("script", "expected"), PARTLY.items())
+def test_an_object_of_a_name_that_a_later_revision_needs_is_refused(host: Database, script: str, expected: str) -> None:
+    host.upgrade("lp_0002_expand_decisions")
+    host.sql_script(script)
+    with refused(host, expected):
+        pass
+
+
+@ONE_SERVER
+def test_a_script_drops_no_index_of_the_host(host: Database) -> None:
+    host.upgrade("lp_0002_expand_decisions")
+    host.sql("CREATE INDEX {leads_index} ON {leads} (company)")
+    script = host.script("upgrade", "lp_0002_expand_decisions:lp_0003_expand_indexes")
+    guard = re.search(r"DO \$do\$.*?\$do\$;", script, re.DOTALL)
+    assert guard
+    assert guard.start() < script.index("DROP INDEX")
+    with pytest.raises(psycopg.errors.DuplicateTable, match="is not the index of leadprotect: rename it"):
+        host.sql(guard[0])
+
+
+@ONE_SERVER
+@pytest.mark.parametrize("kinds", ["'X'", "'QUALIFIED_CALL'"])
+def test_an_index_for_other_kinds_is_built_again(host: Database, kinds: str) -> None:
+    host.upgrade("lp_0002_expand_decisions")
+    host.sql(
+        "CREATE INDEX {activities_index} ON {activities} ({activity_lead_id}, {activity_at} DESC NULLS LAST, "
+        "{activity_id} DESC) INCLUDE ({activity_user_id}) "
+        f"WHERE {{activity_kind}} IN ({kinds}) AND {{activity_user_id}} IS NOT NULL"
+    )
+    host.upgrade("lp_0006_migrate_backfill")
+    definition = host.sql("SELECT pg_get_indexdef('{activities_index_path}'::regclass)")[0]
+    assert all(f"'{kind}'" in definition for kind in host.settings.qualifying_kinds)
+
+
+@pytest.mark.parametrize("qualifying_kinds", ["ONE", "O'Brien's 100 %, TWO", "B, a, Ä"])
+def test_an_index_that_stands_is_not_built_again(make_database: Callable[..., Database], qualifying_kinds: str) -> None:
+    host = make_database("host", qualifying_kinds=qualifying_kinds)
+    host.upgrade("lp_0003_expand_indexes")
+    indexes = (
+        "SELECT to_regclass(path)::oid FROM unnest(ARRAY['{leads_index_path}', '{activities_index_path}']) AS path"
+    )
+    before = host.sql(indexes)
+    command.stamp(host.config(), "lp_0002_expand_decisions")
+    host.upgrade("lp_0003_expand_indexes")
+    assert host.sql(indexes) == before
+
+
 # --- the quarantine
 
 
@@ -263,10 +328,36 @@ def test_a_quarantine_of_another_id_type_is_refused(database: Database) -> None:
         pass
 
 
-def test_a_quarantine_of_another_version_is_refused(database: Database) -> None:
+KEPT = {table: columns.split() for tables in _KEPT for table, columns in tables.items()}
+
+
+@ONE_SERVER
+def test_a_downgrade_leaves_the_tables_and_columns_that_an_upgrade_asks_for(database: Database) -> None:
     database.downgrade()
-    database.sql("ALTER TABLE {quarantine}.user_lead_assignments DROP activity_id")
-    with refused(database, "user_lead_assignments lacks activity_id: it was left by another version"):
+    found = database.sql(
+        "SELECT c.relname::text, array_agg(a.attname::text ORDER BY a.attnum) FROM pg_class AS c "
+        "JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped "
+        "WHERE c.relnamespace = {quarantine_name}::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition "
+        "GROUP BY c.relname"
+    )
+    assert dict(found) == KEPT
+
+
+@ONE_SERVER
+@pytest.mark.parametrize("table", KEPT)
+def test_a_quarantine_of_another_version_is_refused(database: Database, table: str) -> None:
+    column = KEPT[table][-1]
+    database.downgrade()
+    database.sql(f"ALTER TABLE {{quarantine}}.{table} RENAME {column} TO was_{column}")
+    with refused(database, f"{table} lacks {column}: it was left by another version"):
+        pass
+
+
+@ONE_SERVER
+def test_a_quarantine_of_another_version_is_refused_on_a_part_of_the_way_too(database: Database) -> None:
+    database.downgrade("lp_0003_expand_indexes")
+    database.sql("DROP TABLE {quarantine}.backfill_deferred")
+    with refused(database, "backfill_deferred lacks deferred_at, lead_id, reason, territory: it was left by another"):
         pass
 
 
