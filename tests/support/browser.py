@@ -26,6 +26,7 @@ QUIET = [
     "--enable-logging=stderr",
 ]
 
+# What is folded, or could be scrolled, must be readable as well.
 # No window is narrower than 500 pixels, a frame in it is. The page measures itself and tells the outer one.
 FRAME = """<!doctype html><title>frame</title>
 <script>
@@ -40,6 +41,7 @@ addEventListener("message", (event) => {
 """
 MEASURE = """
 <script>
+document.querySelectorAll("details").forEach((e) => { e.open = true; });
 const isText = (e) => e.childElementCount === 0 && e.textContent.trim() && e.getClientRects().length;
 const allTexts = [...document.querySelectorAll("body *:not(script, style)")].filter(isText);
 const outside = (e) => e.getBoundingClientRect().left < 0 || e.getBoundingClientRect().right > innerWidth + 1;
@@ -49,7 +51,7 @@ parent.postMessage(JSON.stringify({
   width: innerWidth,
   wider: document.documentElement.scrollWidth - document.documentElement.clientWidth,
   small: allTexts.filter((e) => parseFloat(getComputedStyle(e).fontSize) < 11).map((e) => e.textContent),
-  outside: allTexts.filter((e) => !e.closest(".scroll") && outside(e)).map((e) => e.textContent),
+  outside: allTexts.filter(outside).map((e) => e.textContent),
   counts: Object.fromEntries(SELECTORS.map((s) => [s, document.querySelectorAll(s).length])),
 }), "*");
 </script></body>
