@@ -7,6 +7,7 @@ any moment, by Ctrl-C or kill -9, and the next one goes on where it ended.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -23,7 +24,7 @@ from leadprotect.errors import (
     SettingsError,
 )
 from leadprotect.session import Session
-from leadprotect.throttle import Throttle
+from leadprotect.throttle import APPLICATION, INTERVAL_S, Throttle
 from leadprotect.watch import Watch, counts
 from leadprotect.worker import Run, Worker
 
@@ -48,6 +49,8 @@ LARGEST_BATCH = 10_000_000
 LEASE_S = 30.0
 PATIENCE_S = 30.0
 _TICK_S = 0.05
+# requests are read once a second, on a server that answers within a second or two
+_STOP_STANDS_S = 3 * INTERVAL_S
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,15 @@ def _run(run: Run, side: Session, workers: int, patience: float, on_progress: Wa
 
 
 def _start(run: Run, conn: psycopg.Connection[Any]) -> None:
+    """Begin, or go on; a stop that stands is taken back when the runs that it was meant for could read it."""
+    query = run.sql("""
+        SELECT EXISTS (SELECT FROM {schema}.backfill_jobs WHERE territory = ANY (%s) AND request = 'stop')
+           AND EXISTS (
+             SELECT FROM pg_catalog.pg_stat_activity WHERE application_name = %s AND datname = current_database())
+        """)
+    until = time.monotonic() + _STOP_STANDS_S
+    while conn.execute(query, (list(run.territories), APPLICATION)).fetchone() == (True,) and time.monotonic() < until:
+        time.sleep(_TICK_S)
     for code in run.territories:
         conn.execute(run.sql("SELECT {schema}.backfill_start(%s, %s)"), (code, readiness.fingerprint(run.settings)))
 

@@ -14,6 +14,9 @@ from leadprotect.signals import GO, SIGNALS, Asked, Limits, Verdict
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+APPLICATION = "leadprotect backfill throttle"
+"""Name of its session: one in every run."""
+
 INTERVAL_S = 1.0
 LONGEST_HOLD_S = 300.0
 """While it holds, the signals are asked again after 1 s, 2 s, 4 s ... at most after 5 minutes."""
@@ -146,7 +149,7 @@ class Throttle(threading.Thread):
     def _asking(self) -> Asked:
         if self._asked is None or self._asked.conn.closed:
             conn: psycopg.Connection[Any] = psycopg.connect(
-                self._conninfo, autocommit=True, application_name="leadprotect backfill throttle"
+                self._conninfo, autocommit=True, application_name=APPLICATION
             )
             conn.execute(
                 f"SET statement_timeout = {_TIMEOUT_MS}; SET lock_timeout = {_TIMEOUT_MS};"
@@ -169,7 +172,8 @@ class Throttle(threading.Thread):
         asked = [(code, request, why or "no reason given") for code, request, why in found or []]
         self._paused = {code: f"{code} is paused: {why}" for code, request, why in asked if request == "pause"}
         stops = [f"{code}: {why}" for code, request, why in asked if request == "stop"]
-        self.stop_asked = stops[0] if stops else None
+        # who was asked to stop does, whatever a run that begins later makes of the request
+        self.stop_asked = self.stop_asked or (stops[0] if stops else None)
         return GO
 
     def _gate_verdict(self) -> Verdict:

@@ -291,6 +291,22 @@ def test_a_stopped_backfill_ends_and_the_same_command_goes_on(expanded: Database
     assert (0, expected) == (answer.exit_code, owners(expanded))
 
 
+def test_a_stop_reaches_the_run_that_it_was_meant_for_although_another_starts_at_once(expanded: Database) -> None:
+    """Requests are read once a second; the second run must not take the stop back before."""
+    expected = old_leads(expanded, 100)
+    CliRunner().invoke(main, ["backfill", "pause"])
+    first = Running(expanded)
+    first.until("is paused")
+    CliRunner().invoke(main, ["backfill", "stop", "--reason", "the other machine does it"])
+    second = Running(expanded)
+    first.join()
+    second.join()
+
+    assert isinstance(first.error, BackfillStopped)
+    assert "the other machine does it" in str(first.error)
+    assert (None, expected) == (second.error, owners(expanded))
+
+
 def test_a_condition_holds_a_running_backfill_until_it_is_true(expanded: Database) -> None:
     expected = old_leads(expanded, 100)
     expanded.sql("CREATE TABLE public.quiet AS SELECT false AS yes")
