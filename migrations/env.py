@@ -107,11 +107,8 @@ def read_options() -> dict[str, Any]:
 
 def run_offline(settings: Settings, *, contract: str) -> None:
     # a named paramstyle: the driver's own would double every percent sign
-    how: dict[str, Any] = {
-        "dialect_name": "postgresql",
-        "literal_binds": True,
-        "dialect_opts": {"paramstyle": "named"},
-    }
+    how: dict[str, Any] = {"dialect_name": "postgresql", "literal_binds": True}
+    how["dialect_opts"] = {"paramstyle": "named"}
     steps_from = asked(settings, **how)["fn"]
 
     def steps(heads: Any, migration: Any) -> Iterator[Any]:

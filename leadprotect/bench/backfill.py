@@ -32,7 +32,7 @@ ACTIVITIES = 5
 """Activities of a lead."""
 
 BYTES_PER_LEAD, WAL_BYTES = 2_000, 8 * 2**30
-"""Disk for a lead with its activities, indexes and the monolith's sort, and as much of WAL, up to what `servers` lets it grow to."""
+"""Disk for a lead with its activities, indexes and the monolith's sort, and of WAL, up to what `servers` allows."""
 
 RATE = 180.0
 """Live writes per second."""
