@@ -184,7 +184,7 @@ def _run(territories: tuple[str, ...], options: dict[str, Any], *, as_json: bool
     except LeadProtectError as error:
         if not told:
             raise
-        click.echo(f"Failed midway: {error}; what was done stays, go on with: {again}", err=True)
+        click.echo(f"Error: failed midway: {error}; what was done stays, go on with: {again}", err=True)
         sys.exit(FAILED)
     _say_results(results, territories, as_json=as_json, report=report)
 

@@ -185,7 +185,7 @@ def test_a_run_that_fails_midway_does_not_say_that_nothing_was_written(expanded:
             expanded.sql(f'GRANT "{expanded.settings.role("operator")}" TO "{login}"')
 
     assert 5 == process.returncode
-    assert "Failed midway: " in said
+    assert "Error: failed midway: " in said
     assert "what was done stays, go on with: leadprotect backfill DE" in said
 
 
