@@ -79,7 +79,11 @@ def test_kills_at_random_moments_lose_and_repeat_nothing(expanded: Database) -> 
         if expanded.sql("SELECT ended_at IS NOT NULL FROM {schema}.backfill_jobs WHERE territory = 'DE'") == [True]:
             break
         cut_short += 1
-        assert (len(owners_made(expanded)),) == counted(expanded)[1:]
+        # in one snapshot: the server may still commit the slice of the client that is gone
+        assert [True] == expanded.sql(
+            "SELECT coalesce(sum(assigned), 0) = (SELECT count(*) FROM {schema}.user_lead_assignments) "
+            "FROM {schema}.backfill_chunks"
+        )
     else:
         backfill(expanded.url, "DE", batch_size=700, workers=2, lease=LEASE)
 
