@@ -1500,9 +1500,9 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
                  'leadprotect backfill ' || string_agg(missing.code, ' ')
           INTO met, detail, remedy
           FROM (
-            SELECT t.code, count(*) AS leads
-            FROM "leadprotect".territories AS t, "leadprotect".unowned_leads(t.code)
-            GROUP BY t.code ORDER BY t.code) AS missing;
+            SELECT u.territory AS code, count(*) AS leads
+            FROM "leadprotect".unowned_leads(ARRAY(SELECT t.code FROM "leadprotect".territories AS t)) AS u
+            GROUP BY u.territory ORDER BY u.territory) AS missing;
           -- Before a walk has ended, a derived owner may be older than the transition's triggers: from a
           -- life before a downgrade. lp_0007 asks before its index goes; the triggers keep what it found.
           IF met AND EXISTS (
@@ -2291,24 +2291,34 @@ CREATE FUNCTION leadprotect.transfer_lead(lead uuid, new_owner uuid, note text D
         END
         $$;
 
--- FUNCTION unowned_leads(text)
+-- FUNCTION unowned_leads(text[])
 
-CREATE FUNCTION leadprotect.unowned_leads(territory text) RETURNS SETOF uuid
+CREATE FUNCTION leadprotect.unowned_leads(territories text[]) RETURNS TABLE(territory text, lead_id uuid)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET enable_nestloop TO 'off'
     BEGIN ATOMIC
- SELECT l.id
+ SELECT (l.territory)::text AS territory,
+     l.id
     FROM public.leads l
-   WHERE (((l.territory)::text = unowned_leads.territory) AND (NOT (EXISTS ( SELECT
+   WHERE (((l.territory)::text = ANY (unowned_leads.territories)) AND (NOT (EXISTS ( SELECT
             FROM leadprotect.user_lead_assignments a
-           WHERE ((a.lead_id = l.id) AND (a.territory = unowned_leads.territory))))) AND (EXISTS ( SELECT
+           WHERE ((a.lead_id = l.id) AND (a.territory = (l.territory)::text))))) AND (EXISTS ( SELECT
             FROM public.activities v
            WHERE ((v.lead_id = l.id) AND (v.kind = ANY (ARRAY['QUALIFIED_CALL'::text, 'CUSTOMER_REACTION'::text, 'SCHEDULED_FOLLOWUP'::text, 'SAMPLE_FEEDBACK'::text, 'ROI_PRESENTATION'::text])) AND (v.user_id IS NOT NULL)))));
 END;
 
--- COMMENT FUNCTION unowned_leads(territory text)
+-- COMMENT FUNCTION unowned_leads(territories text[])
 
-COMMENT ON FUNCTION leadprotect.unowned_leads(territory text) IS 'Leads of the territory with a qualifying activity, without an owner, and not released by hand';
+COMMENT ON FUNCTION leadprotect.unowned_leads(territories text[]) IS 'Leads of the territories with a qualifying activity, without an owner, and not released by hand';
+
+-- FUNCTION unowned_leads(text)
+
+CREATE FUNCTION leadprotect.unowned_leads(territory text) RETURNS SETOF uuid
+    LANGUAGE sql STABLE
+    BEGIN ATOMIC
+ SELECT u.lead_id
+    FROM leadprotect.unowned_leads(ARRAY[unowned_leads.territory]) u(territory, lead_id);
+END;
 
 -- FUNCTION unshare_lead(uuid, uuid, text)
 
@@ -3715,6 +3725,11 @@ GRANT ALL ON FUNCTION leadprotect.territory_terms(territory text, on_date date) 
 
 REVOKE ALL ON FUNCTION leadprotect.transfer_lead(lead uuid, new_owner uuid, note text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.transfer_lead(lead uuid, new_owner uuid, note text) TO leadprotect_manager;
+
+-- ACL FUNCTION unowned_leads(territories text[])
+
+REVOKE ALL ON FUNCTION leadprotect.unowned_leads(territories text[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.unowned_leads(territories text[]) TO leadprotect_operator;
 
 -- ACL FUNCTION unowned_leads(territory text)
 

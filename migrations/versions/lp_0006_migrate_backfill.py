@@ -68,6 +68,7 @@ def downgrade() -> None:
         "own_leads(text, {lead_id_type}[])",
         "backfill_stale(text)",
         "unowned_leads(text)",
+        "unowned_leads(text[])",
         "backfill_unassigned(text)",
     ):
         op.execute(sql("DROP FUNCTION {schema}." + signature))
@@ -264,21 +265,21 @@ def create_unowned_leads() -> None:
     grant("backfill_unassigned(text)")
     # The truth about the backfill, asked by its own verification and by the gate.
     # Contract asks it again when the transition's indexes are gone, perhaps of a host that has no index
-    # on the leads of activities: one scan of each table, whatever the statistics of a fresh one say.
+    # on the leads of activities: one scan of each table for all territories, whatever the statistics of a fresh one say.
     op.execute(
         sql("""
-        CREATE FUNCTION {schema}.unowned_leads(territory text)
-        RETURNS SETOF {lead_id_type}
+        CREATE FUNCTION {schema}.unowned_leads(territories text[])
+        RETURNS TABLE (territory text, lead_id {lead_id_type})
         LANGUAGE sql
         STABLE SECURITY DEFINER
         SET enable_nestloop = off
         BEGIN ATOMIC
-          SELECT l.{lead_id}
+          SELECT l.{territory}::text, l.{lead_id}
           FROM {leads} AS l
-          WHERE l.{territory} = unowned_leads.territory
+          WHERE l.{territory} = ANY (unowned_leads.territories)
             AND NOT EXISTS (
               SELECT FROM {schema}.user_lead_assignments AS a
-              WHERE a.lead_id = l.{lead_id} AND a.territory = unowned_leads.territory)
+              WHERE a.lead_id = l.{lead_id} AND a.territory = l.{territory})
             AND EXISTS (
               SELECT FROM {activities} AS v
               WHERE v.{activity_lead_id} = l.{lead_id}
@@ -288,8 +289,20 @@ def create_unowned_leads() -> None:
     )
     op.execute(
         sql("""
-        COMMENT ON FUNCTION {schema}.unowned_leads(text) IS
-        'Leads of the territory with a qualifying activity, without an owner, and not released by hand'
+        COMMENT ON FUNCTION {schema}.unowned_leads(text[]) IS
+        'Leads of the territories with a qualifying activity, without an owner, and not released by hand'
+        """)
+    )
+    grant("unowned_leads(text[])")
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.unowned_leads(territory text)
+        RETURNS SETOF {lead_id_type}
+        LANGUAGE sql
+        STABLE
+        BEGIN ATOMIC
+          SELECT u.lead_id FROM {schema}.unowned_leads(ARRAY[unowned_leads.territory]) AS u;
+        END
         """)
     )
     grant("unowned_leads(text)")
@@ -1087,9 +1100,9 @@ def create_gate() -> None:
                  'leadprotect backfill ' || string_agg(missing.code, ' ')
           INTO met, detail, remedy
           FROM (
-            SELECT t.code, count(*) AS leads
-            FROM {schema}.territories AS t, {schema}.unowned_leads(t.code)
-            GROUP BY t.code ORDER BY t.code) AS missing;
+            SELECT u.territory AS code, count(*) AS leads
+            FROM {schema}.unowned_leads(ARRAY(SELECT t.code FROM {schema}.territories AS t)) AS u
+            GROUP BY u.territory ORDER BY u.territory) AS missing;
           -- Before a walk has ended, a derived owner may be older than the transition's triggers: from a
           -- life before a downgrade. lp_0007 asks before its index goes; the triggers keep what it found.
           IF met AND EXISTS (
