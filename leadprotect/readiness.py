@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from leadprotect._installed import check_installed
-from leadprotect._sql import mapped_errors
+from leadprotect._sql import mapped_errors, row
 from leadprotect._visibility import check_visible
 from leadprotect.errors import BackfillError, InvalidRequest, ProtectionUnavailable
 from leadprotect.jobs import check_known
@@ -13,6 +13,8 @@ from leadprotect.settings import Settings, ident, names
 
 if TYPE_CHECKING:
     import psycopg
+
+    from leadprotect._sql import AnyConnection
 
 
 def check(conn: psycopg.Connection[Any], s: Settings, territories: tuple[str, ...], *, read_only: bool) -> None:
@@ -29,7 +31,7 @@ def check(conn: psycopg.Connection[Any], s: Settings, territories: tuple[str, ..
         check_known(territories, [code for (code,) in known])
         if not read_only:
             _check_writable(conn)
-        _check_settings(conn, s)
+        check_settings(conn, s)
         check_visible(conn, s)
 
 
@@ -90,8 +92,9 @@ def _check_writable(conn: psycopg.Connection[Any]) -> None:
         raise BackfillError(message)
 
 
-def _check_settings(conn: psycopg.Connection[Any], s: Settings) -> None:
-    (ours,) = conn.execute(f"SELECT {ident(s.schema)}.backfill_settings()").fetchone() or (None,)
+def check_settings(conn: AnyConnection, s: Settings) -> None:
+    """Raise `InvalidRequest` if the settings that decide who owns a lead are not those of the migration."""
+    (ours,) = row(conn, f"SELECT {ident(s.schema)}.backfill_settings()")
     if ours != fingerprint(s):
         raise InvalidRequest(
             f"the settings changed since the backfill was migrated: then {ours}; now {fingerprint(s)}. "

@@ -14,7 +14,7 @@ from leadprotect._sql import driver_connection, mapped_errors, row, rows
 from leadprotect._visibility import check_visible
 from leadprotect.errors import InvalidRequest
 from leadprotect.jobs import check_known
-from leadprotect.readiness import fingerprint
+from leadprotect.readiness import check_settings
 from leadprotect.settings import Settings, current, ident, names
 
 if TYPE_CHECKING:
@@ -146,12 +146,7 @@ def _check(conn: AnyConnection, territories: Sequence[str], s: Settings) -> None
         raise InvalidRequest(message)
     known = rows(conn, f"SELECT territory FROM {ident(s.schema)}.backfill_jobs")
     check_known(territories, [code for (code,) in known])
-    (then,) = row(conn, f"SELECT {ident(s.schema)}.backfill_settings()")
-    if then != fingerprint(s):
-        raise InvalidRequest(
-            f"the settings changed since the backfill was migrated, and the answer would be to another question: "
-            f"then {then}; now {fingerprint(s)}. Put them back, or migrate it again"
-        )
+    check_settings(conn, s)
     check_visible(conn, s)
 
 
