@@ -245,10 +245,10 @@ def _work(run: Run, workers: int, watch: Watch) -> None:
 def _results(run: Run, side: psycopg.Connection[Any], locked: list[Locked], unsettled: str | None) -> list[Backfilled]:
     (outside,) = side.execute(run.sql("SELECT {schema}.backfill_outside()")).fetchone() or (0,)
     results = []
-    for code in run.territories:
+    for verified in verify.counted(side, run.territories, run.settings, deep=False):
+        code = verified.territory
         scanned, assigned, _ = counts(run, side, [code])
         held = tuple(lead for lead in locked if lead.territory == code)
-        verified = verify.count(side, code, run.settings, deep=False)
         results.append(Backfilled(code, scanned, assigned, held, verified, outside))
     problems = [f"{r.verified.missing:,} in {r.territory}" for r in results if r.verified.missing]
     if problems or locked or unsettled:

@@ -78,7 +78,7 @@ def verify(conn: AnyConnection, territories: Sequence[str], *, settings: Setting
     s = settings or current()
     _check(conn, territories, s)
     deep = derived(conn, s)
-    return [count(conn, code, s, deep=deep) for code in territories]
+    return counted(conn, territories, s, deep=deep)
 
 
 def report(conn: AnyConnection, territories: Sequence[str], file: Path, *, settings: Settings | None = None) -> int:
@@ -150,19 +150,19 @@ def _check(conn: AnyConnection, territories: Sequence[str], s: Settings) -> None
     check_visible(conn, s)
 
 
-def count(conn: AnyConnection, code: str, s: Settings, *, deep: bool) -> Verified:
-    """The counts of one territory; `deep` derives the owners that stand as well."""
+def counted(conn: AnyConnection, territories: Sequence[str], s: Settings, *, deep: bool) -> list[Verified]:
+    """The counts of `territories`, in their order; `deep` derives the owners that stand as well."""
     schema = ident(s.schema)
-    ownerless, missing, released = row(
-        conn,
-        "SELECT count(*) FILTER (WHERE NOT u.qualifying), count(*) FILTER (WHERE u.qualifying), "
-        f"{schema}.backfill_released(%s) FROM {schema}.backfill_unassigned(%s) AS u",
-        (code, code),
-    )
-    # most often none is missing, and the leads need not be looked for a second time
-    missing_leads = _named(conn, f"{schema}.unowned_leads(%s)", code)[1] if missing else ()
-    stale, stale_leads = _named(conn, f"{schema}.backfill_stale(%s)", code) if deep else (0, ())
-    return Verified(code, ownerless, released, missing, stale, missing_leads, stale_leads)
+    query = f"SELECT territory, ownerless, missing, released FROM {schema}.backfill_counts(%s)"
+    of = {code: counts for code, *counts in rows(conn, query, (list(territories),))}
+    verified = []
+    for code in territories:
+        ownerless, missing, released = of[code]
+        # most often none is missing, and the leads need not be looked for a second time
+        missing_leads = _named(conn, f"{schema}.unowned_leads(%s)", code)[1] if missing else ()
+        stale, stale_leads = _named(conn, f"{schema}.backfill_stale(%s)", code) if deep else (0, ())
+        verified.append(Verified(code, ownerless, released, missing, stale, missing_leads, stale_leads))
+    return verified
 
 
 def _named(conn: AnyConnection, function: str, code: str) -> tuple[int, tuple[Any, ...]]:

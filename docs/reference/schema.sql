@@ -436,6 +436,62 @@ CREATE FUNCTION leadprotect.backfill_claim(here text, chunk_rows integer, worker
         END
         $$;
 
+-- TABLE user_lead_assignments
+
+CREATE TABLE leadprotect.user_lead_assignments (
+    lead_id uuid NOT NULL,
+    territory text NOT NULL,
+    user_id uuid,
+    assigned_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    assigned_by uuid,
+    source text DEFAULT 'assign'::text NOT NULL,
+    activity_at timestamp with time zone,
+    activity_id bigint,
+    CONSTRAINT ula_released CHECK (((user_id IS NULL) = (source = 'release'::text)))
+);
+
+ALTER TABLE ONLY leadprotect.user_lead_assignments FORCE ROW LEVEL SECURITY;
+
+-- COMMENT TABLE user_lead_assignments
+
+COMMENT ON TABLE leadprotect.user_lead_assignments IS 'Who owns a lead in a territory; changed only by functions. user_id NULL: released by hand';
+
+-- COMMENT COLUMN user_lead_assignments.source
+
+COMMENT ON COLUMN leadprotect.user_lead_assignments.source IS 'backfill and activity: derived, a newer activity wins; release: no owner by hand; anything else: made by hand, stays';
+
+-- COMMENT COLUMN user_lead_assignments.activity_id
+
+COMMENT ON COLUMN leadprotect.user_lead_assignments.activity_id IS 'The qualifying activity on which a derived assignment (source backfill or activity) rests';
+
+-- FUNCTION backfill_counts(text[])
+
+CREATE FUNCTION leadprotect.backfill_counts(territories text[]) RETURNS TABLE(territory text, ownerless bigint, missing bigint, released bigint)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    BEGIN ATOMIC
+ SELECT code.code,
+     COALESCE((u.leads - u.qualifying), (0)::bigint) AS "coalesce",
+     COALESCE(u.qualifying, (0)::bigint) AS "coalesce",
+     ( SELECT count(*) AS count
+            FROM leadprotect.user_lead_assignments a
+           WHERE ((a.user_id IS NULL) AND (a.territory = code.code))) AS count
+    FROM (unnest(backfill_counts.territories) code(code)
+      LEFT JOIN ( SELECT (l.territory)::text AS here,
+             count(*) AS leads,
+             count(*) FILTER (WHERE (EXISTS ( SELECT
+                    FROM public.activities v
+                   WHERE ((v.lead_id = l.id) AND (v.kind = ANY (ARRAY['QUALIFIED_CALL'::text, 'CUSTOMER_REACTION'::text, 'SCHEDULED_FOLLOWUP'::text, 'SAMPLE_FEEDBACK'::text, 'ROI_PRESENTATION'::text])) AND (v.user_id IS NOT NULL))))) AS qualifying
+            FROM public.leads l
+           WHERE (((l.territory)::text = ANY (backfill_counts.territories)) AND (NOT (EXISTS ( SELECT
+                    FROM leadprotect.user_lead_assignments a
+                   WHERE ((a.lead_id = l.id) AND (a.territory = (l.territory)::text))))))
+           GROUP BY l.territory) u ON ((u.here = code.code)));
+END;
+
+-- COMMENT FUNCTION backfill_counts(territories text[])
+
+COMMENT ON FUNCTION leadprotect.backfill_counts(territories text[]) IS 'Leads without an owner in each territory: without a qualifying activity, with one, and released by hand';
+
 -- FUNCTION backfill_defer(text, bigint, bigint, text)
 
 CREATE FUNCTION leadprotect.backfill_defer(here text, chunk bigint, token bigint, reason text) RETURNS uuid
@@ -542,48 +598,6 @@ CREATE FUNCTION leadprotect.backfill_release(here text, chunk bigint, token bigi
 -- COMMENT FUNCTION backfill_release(here text, chunk bigint, token bigint)
 
 COMMENT ON FUNCTION leadprotect.backfill_release(here text, chunk bigint, token bigint) IS 'A worker that stops gives its chunk back, so that the next one need not wait for the lease';
-
--- TABLE user_lead_assignments
-
-CREATE TABLE leadprotect.user_lead_assignments (
-    lead_id uuid NOT NULL,
-    territory text NOT NULL,
-    user_id uuid,
-    assigned_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
-    assigned_by uuid,
-    source text DEFAULT 'assign'::text NOT NULL,
-    activity_at timestamp with time zone,
-    activity_id bigint,
-    CONSTRAINT ula_released CHECK (((user_id IS NULL) = (source = 'release'::text)))
-);
-
-ALTER TABLE ONLY leadprotect.user_lead_assignments FORCE ROW LEVEL SECURITY;
-
--- COMMENT TABLE user_lead_assignments
-
-COMMENT ON TABLE leadprotect.user_lead_assignments IS 'Who owns a lead in a territory; changed only by functions. user_id NULL: released by hand';
-
--- COMMENT COLUMN user_lead_assignments.source
-
-COMMENT ON COLUMN leadprotect.user_lead_assignments.source IS 'backfill and activity: derived, a newer activity wins; release: no owner by hand; anything else: made by hand, stays';
-
--- COMMENT COLUMN user_lead_assignments.activity_id
-
-COMMENT ON COLUMN leadprotect.user_lead_assignments.activity_id IS 'The qualifying activity on which a derived assignment (source backfill or activity) rests';
-
--- FUNCTION backfill_released(text)
-
-CREATE FUNCTION leadprotect.backfill_released(territory text) RETURNS bigint
-    LANGUAGE sql STABLE SECURITY DEFINER
-    BEGIN ATOMIC
- SELECT count(*) AS count
-    FROM leadprotect.user_lead_assignments a
-   WHERE ((a.user_id IS NULL) AND (a.territory = backfill_released.territory));
-END;
-
--- COMMENT FUNCTION backfill_released(territory text)
-
-COMMENT ON FUNCTION leadprotect.backfill_released(territory text) IS 'Number of leads that were released by hand';
 
 -- FUNCTION backfill_report(text[])
 
@@ -1842,15 +1856,16 @@ CREATE FUNCTION leadprotect.own_leads(here text, leads uuid[]) RETURNS integer
     AS $$
         #variable_conflict use_variable
         DECLARE
-          fresh uuid[] := ARRAY(
-            SELECT wanted.lead_id FROM unnest(leads) AS wanted (lead_id)
-            LEFT JOIN LATERAL (
-              SELECT a.lead_id FROM "leadprotect".user_lead_assignments AS a
-              WHERE a.lead_id = wanted.lead_id AND a.territory = here LIMIT 1) AS standing ON true
-            WHERE standing.lead_id IS NULL);
+          owned uuid[];
+          fresh uuid[];
           seen record;
           made integer;
         BEGIN
+          owned := ARRAY(
+            SELECT a.lead_id FROM "leadprotect".user_lead_assignments AS a
+            WHERE a.lead_id = ANY (leads) AND a.territory = here);
+          fresh := CASE WHEN owned = '{}' THEN leads
+                        ELSE ARRAY(SELECT unnest(leads) EXCEPT SELECT unnest(owned) ORDER BY 1) END;
           INSERT INTO "leadprotect".user_lead_assignments (lead_id, territory, user_id, source, activity_at, activity_id)
           SELECT wanted.lead_id, here, newest.user_id, 'backfill', newest.at, newest.id
           FROM unnest(fresh) AS wanted (lead_id),
@@ -1861,13 +1876,10 @@ CREATE FUNCTION leadprotect.own_leads(here text, leads uuid[]) RETURNS integer
                 AND v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL
               ORDER BY v."created_at" DESC NULLS LAST, v."id" DESC LIMIT 1) AS newest;
           GET DIAGNOSTICS made = ROW_COUNT;
-          IF cardinality(fresh) = cardinality(leads) THEN
-            RETURN made;
-          END IF;
           FOR seen IN
             SELECT wanted.lead_id, newest.user_id, newest.at, newest.id,
                    standing.user_id AS old_user, standing.activity_at AS old_at, standing.activity_id AS old_id
-            FROM unnest(leads) AS wanted (lead_id),
+            FROM unnest(owned) AS wanted (lead_id),
               LATERAL (
                 SELECT a.user_id, a.activity_at, a.activity_id, a.source FROM "leadprotect".user_lead_assignments AS a
                 WHERE a.lead_id = wanted.lead_id AND a.territory = here LIMIT 1) AS standing,
@@ -3346,6 +3358,47 @@ REVOKE ALL ON FUNCTION leadprotect.audit_truncate() FROM PUBLIC;
 REVOKE ALL ON FUNCTION leadprotect.backfill_claim(here text, chunk_rows integer, worker text, lease interval, OUT chunk bigint, OUT token bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_claim(here text, chunk_rows integer, worker text, lease interval, OUT chunk bigint, OUT token bigint) TO leadprotect_operator;
 
+-- ACL TABLE user_lead_assignments
+
+GRANT SELECT ON TABLE leadprotect.user_lead_assignments TO leadprotect_app;
+GRANT SELECT ON TABLE leadprotect.user_lead_assignments TO leadprotect_auditor;
+GRANT SELECT ON TABLE leadprotect.user_lead_assignments TO leadprotect_manager;
+
+-- ACL COLUMN activities.id
+
+GRANT SELECT(id) ON TABLE public.activities TO leadprotect_owner;
+
+-- ACL COLUMN activities.lead_id
+
+GRANT SELECT(lead_id) ON TABLE public.activities TO leadprotect_owner;
+
+-- ACL COLUMN activities.user_id
+
+GRANT SELECT(user_id) ON TABLE public.activities TO leadprotect_owner;
+
+-- ACL COLUMN activities.kind
+
+GRANT SELECT(kind) ON TABLE public.activities TO leadprotect_owner;
+
+-- ACL COLUMN activities.created_at
+
+GRANT SELECT(created_at) ON TABLE public.activities TO leadprotect_owner;
+
+-- ACL COLUMN leads.id
+
+GRANT SELECT(id) ON TABLE public.leads TO leadprotect_owner;
+GRANT SELECT(id) ON TABLE public.leads TO leadprotect_auditor;
+
+-- ACL COLUMN leads.territory
+
+GRANT SELECT(territory) ON TABLE public.leads TO leadprotect_owner;
+GRANT SELECT(territory) ON TABLE public.leads TO leadprotect_auditor;
+
+-- ACL FUNCTION backfill_counts(territories text[])
+
+REVOKE ALL ON FUNCTION leadprotect.backfill_counts(territories text[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.backfill_counts(territories text[]) TO leadprotect_operator;
+
 -- ACL FUNCTION backfill_defer(here text, chunk bigint, token bigint, reason text)
 
 REVOKE ALL ON FUNCTION leadprotect.backfill_defer(here text, chunk bigint, token bigint, reason text) FROM PUBLIC;
@@ -3361,16 +3414,6 @@ GRANT ALL ON FUNCTION leadprotect.backfill_estimate(here text) TO leadprotect_op
 REVOKE ALL ON FUNCTION leadprotect.backfill_finish(here text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_finish(here text) TO leadprotect_operator;
 
--- ACL COLUMN leads.id
-
-GRANT SELECT(id) ON TABLE public.leads TO leadprotect_owner;
-GRANT SELECT(id) ON TABLE public.leads TO leadprotect_auditor;
-
--- ACL COLUMN leads.territory
-
-GRANT SELECT(territory) ON TABLE public.leads TO leadprotect_owner;
-GRANT SELECT(territory) ON TABLE public.leads TO leadprotect_auditor;
-
 -- ACL FUNCTION backfill_outside()
 
 REVOKE ALL ON FUNCTION leadprotect.backfill_outside() FROM PUBLIC;
@@ -3380,17 +3423,6 @@ GRANT ALL ON FUNCTION leadprotect.backfill_outside() TO leadprotect_operator;
 
 REVOKE ALL ON FUNCTION leadprotect.backfill_release(here text, chunk bigint, token bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_release(here text, chunk bigint, token bigint) TO leadprotect_operator;
-
--- ACL TABLE user_lead_assignments
-
-GRANT SELECT ON TABLE leadprotect.user_lead_assignments TO leadprotect_app;
-GRANT SELECT ON TABLE leadprotect.user_lead_assignments TO leadprotect_auditor;
-GRANT SELECT ON TABLE leadprotect.user_lead_assignments TO leadprotect_manager;
-
--- ACL FUNCTION backfill_released(territory text)
-
-REVOKE ALL ON FUNCTION leadprotect.backfill_released(territory text) FROM PUBLIC;
-GRANT ALL ON FUNCTION leadprotect.backfill_released(territory text) TO leadprotect_operator;
 
 -- ACL FUNCTION backfill_report(territories text[])
 
@@ -3436,26 +3468,6 @@ GRANT ALL ON FUNCTION leadprotect.backfill_stale(here text) TO leadprotect_opera
 
 REVOKE ALL ON FUNCTION leadprotect.backfill_start(here text, settings text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_start(here text, settings text) TO leadprotect_operator;
-
--- ACL COLUMN activities.id
-
-GRANT SELECT(id) ON TABLE public.activities TO leadprotect_owner;
-
--- ACL COLUMN activities.lead_id
-
-GRANT SELECT(lead_id) ON TABLE public.activities TO leadprotect_owner;
-
--- ACL COLUMN activities.user_id
-
-GRANT SELECT(user_id) ON TABLE public.activities TO leadprotect_owner;
-
--- ACL COLUMN activities.kind
-
-GRANT SELECT(kind) ON TABLE public.activities TO leadprotect_owner;
-
--- ACL COLUMN activities.created_at
-
-GRANT SELECT(created_at) ON TABLE public.activities TO leadprotect_owner;
 
 -- ACL FUNCTION backfill_unassigned(territory text)
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 ACTIVITIES = 5
 """Activities of a lead."""
 
-BYTES_PER_LEAD, WAL_BYTES = 2_000, 8 * 2**30
+BYTES_PER_LEAD, WAL_BYTES = 2_000, 3 * 2**30
 """Disk for a lead with its activities, indexes and the monolith's sort, and of WAL, up to what `servers` allows."""
 
 RATE = 180.0

@@ -51,7 +51,7 @@ def downgrade() -> None:
         "gate_conditions(interval, text, name[])",
         "ways_around(text, name[])",
         "backfill_report(text[])",
-        "backfill_released(text)",
+        "backfill_counts(text[])",
         "backfill_outside()",
         "backfill_sample(text, integer)",
         "backfill_estimate(text)",
@@ -355,9 +355,9 @@ def create_own_leads() -> None:
     # NULL means: a live transaction assigned one of the leads meanwhile, look again. A plain INSERT
     # that seldom loses is cheaper than ON CONFLICT, which probes and marks every row.
     #
-    # Plans are pinned to index probes in the order of the array, LIMIT 1 keeps a lookup inside its
-    # loop: statistics of a table that is being filled are always wrong, and without any the planner
-    # reads all assignments for each slice. Kinds are literals so that the partial index serves.
+    # Plans are pinned to index probes, LIMIT 1 keeps a lookup inside its loop: statistics of a table
+    # that is being filled are always wrong, and without any the planner reads all assignments for each
+    # slice. Kinds are literals so that the partial index serves.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.own_leads(here text, leads {lead_id_type}[])
@@ -373,15 +373,16 @@ def create_own_leads() -> None:
         AS $body$
         #variable_conflict use_variable
         DECLARE
-          fresh {lead_id_type}[] := ARRAY(
-            SELECT wanted.lead_id FROM unnest(leads) AS wanted (lead_id)
-            LEFT JOIN LATERAL (
-              SELECT a.lead_id FROM {schema}.user_lead_assignments AS a
-              WHERE a.lead_id = wanted.lead_id AND a.territory = here LIMIT 1) AS standing ON true
-            WHERE standing.lead_id IS NULL);
+          owned {lead_id_type}[];
+          fresh {lead_id_type}[];
           seen record;
           made integer;
         BEGIN
+          owned := ARRAY(
+            SELECT a.lead_id FROM {schema}.user_lead_assignments AS a
+            WHERE a.lead_id = ANY (leads) AND a.territory = here);
+          fresh := CASE WHEN owned = '{}' THEN leads
+                        ELSE ARRAY(SELECT unnest(leads) EXCEPT SELECT unnest(owned) ORDER BY 1) END;
           INSERT INTO {schema}.user_lead_assignments (lead_id, territory, user_id, source, activity_at, activity_id)
           SELECT wanted.lead_id, here, newest.user_id, 'backfill', newest.at, newest.id
           FROM unnest(fresh) AS wanted (lead_id),
@@ -392,13 +393,10 @@ def create_own_leads() -> None:
                 AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL
               ORDER BY v.{activity_at} DESC NULLS LAST, v.{activity_id} DESC LIMIT 1) AS newest;
           GET DIAGNOSTICS made = ROW_COUNT;
-          IF cardinality(fresh) = cardinality(leads) THEN
-            RETURN made;
-          END IF;
           FOR seen IN
             SELECT wanted.lead_id, newest.user_id, newest.at, newest.id,
                    standing.user_id AS old_user, standing.activity_at AS old_at, standing.activity_id AS old_id
-            FROM unnest(leads) AS wanted (lead_id),
+            FROM unnest(owned) AS wanted (lead_id),
               LATERAL (
                 SELECT a.user_id, a.activity_at, a.activity_id, a.source FROM {schema}.user_lead_assignments AS a
                 WHERE a.lead_id = wanted.lead_id AND a.territory = here LIMIT 1) AS standing,
@@ -910,20 +908,37 @@ def create_estimates() -> None:
     grant("backfill_outside()")
     op.execute(
         sql("""
-        CREATE FUNCTION {schema}.backfill_released(territory text)
-        RETURNS bigint
+        CREATE FUNCTION {schema}.backfill_counts(territories text[])
+        RETURNS TABLE (territory text, ownerless bigint, missing bigint, released bigint)
         LANGUAGE sql
         STABLE SECURITY DEFINER
         BEGIN ATOMIC
-          SELECT pg_catalog.count(*) FROM {schema}.user_lead_assignments AS a
-          WHERE a.user_id IS NULL AND a.territory = backfill_released.territory;
+          SELECT code, coalesce(u.leads - u.qualifying, 0), coalesce(u.qualifying, 0),
+                 (SELECT pg_catalog.count(*) FROM {schema}.user_lead_assignments AS a
+                  WHERE a.user_id IS NULL AND a.territory = code)
+          FROM unnest(territories) AS code
+          LEFT JOIN (
+            SELECT l.{territory}::text AS here, pg_catalog.count(*) AS leads,
+                   pg_catalog.count(*) FILTER (WHERE EXISTS (
+                     SELECT FROM {activities} AS v
+                     WHERE v.{activity_lead_id} = l.{lead_id}
+                       AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL)) AS qualifying
+            FROM {leads} AS l
+            WHERE l.{territory} = ANY (backfill_counts.territories)
+              AND NOT EXISTS (
+                SELECT FROM {schema}.user_lead_assignments AS a
+                WHERE a.lead_id = l.{lead_id} AND a.territory = l.{territory})
+            GROUP BY l.{territory}) AS u ON u.here = code;
         END
         """)
     )
     op.execute(
-        sql("COMMENT ON FUNCTION {schema}.backfill_released(text) IS 'Number of leads that were released by hand'")
+        sql("""
+        COMMENT ON FUNCTION {schema}.backfill_counts(text[]) IS
+        'Leads without an owner in each territory: without a qualifying activity, with one, and released by hand'
+        """)
     )
-    grant("backfill_released(text)")
+    grant("backfill_counts(text[])")
     # Every lead that has no owner after the backfill, and why.
     op.execute(
         sql("""

@@ -117,6 +117,15 @@ def test_an_owner_that_the_trigger_made_gives_way_to_a_newer_activity_from_befor
     assert (owner, 1) == (expanded.owner(lead), result.assigned)
 
 
+def test_a_lead_that_live_traffic_assigned_costs_the_others_of_its_slice_nothing(expanded: Database) -> None:
+    leads = list(old_leads(expanded, 50))
+    expanded.activity(leads[20], expanded.user(3))
+    with expanded.connect() as conn:
+        expanded.query(conn, "SELECT {schema}.own_leads('DE', %s::{lead_id_type}[])", leads)
+        looked_up = expanded.query(conn, "SELECT pg_stat_get_xact_numscans('{activities_index_path}'::regclass)")
+    assert [50] == looked_up
+
+
 def test_progress_ends_with_everything_done(expanded: Database) -> None:
     old_leads(expanded, 40)
     seen: list[Progress] = []
