@@ -27,7 +27,7 @@ demo: $(DEMO) ## protect 20,000 leads in an embedded PostgreSQL and tell the sto
 test: export PATH := $(CURDIR)/$(BIN):$(PATH)
 test: $(DEV) ## run the whole suite; ends with the number of tests passed
 	@.ci/packages chromium pgbouncer
-	@$(BIN)/python -m pytest -n auto
+	@$(BIN)/python -m pytest -n auto --dist loadgroup
 
 lint: $(DEV) ## ruff and mypy
 	@$(BIN)/ruff check --quiet

@@ -18,6 +18,8 @@ from tests.support.database import ROOT
 if TYPE_CHECKING:
     from tests.support.database import Database
 
+pytestmark = pytest.mark.xdist_group("packaging")  # one worker makes what all of them look at
+
 INI = """
 [alembic]
 script_location = leadprotect:migrations

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 DEMO = [sys.executable, "-m", "leadprotect", "demo"]
 ANNA, BERT, CARLA = (str(UUID(int=number)) for number in (0xA, 0xB, 0xC))
+pytestmark = pytest.mark.xdist_group("demo")  # one worker makes what all of them look at
+
 LEADS = [str(UUID(int=number << 64)) for number in range(1, 7)]
 LEADS_CSV = f"""id,territory,company,city
 {LEADS[0]},DE,Adler GmbH,Köln
