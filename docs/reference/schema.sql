@@ -609,12 +609,20 @@ CREATE FUNCTION leadprotect.backfill_report(territories text[]) RETURNS TABLE(le
         #variable_conflict use_variable
         BEGIN
           RETURN QUERY
-          SELECT u.lead_id, code, CASE
-              WHEN EXISTS (SELECT FROM "leadprotect".backfill_deferred AS d WHERE d.lead_id = u.lead_id AND d.territory = code)
-                THEN 'locked'
-              WHEN u.qualifying THEN 'missing'
+          SELECT l."id", l."territory"::text, CASE
+              WHEN EXISTS (
+                SELECT FROM "leadprotect".backfill_deferred AS d
+                WHERE d.lead_id = l."id" AND d.territory = l."territory") THEN 'locked'
+              WHEN EXISTS (
+                SELECT FROM "public"."activities" AS v
+                WHERE v."lead_id" = l."id"
+                  AND v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL) THEN 'missing'
               ELSE 'no_qualifying_activity' END
-          FROM unnest(territories) AS code, "leadprotect".backfill_unassigned(code) AS u
+          FROM "public"."leads" AS l
+          WHERE l."territory" = ANY (territories)
+            AND NOT EXISTS (
+              SELECT FROM "leadprotect".user_lead_assignments AS a
+              WHERE a.lead_id = l."id" AND a.territory = l."territory")
           UNION ALL
           SELECT a.lead_id, a.territory, 'released'
           FROM "leadprotect".user_lead_assignments AS a
@@ -865,21 +873,6 @@ CREATE FUNCTION leadprotect.backfill_start(here text, settings text) RETURNS boo
           RETURN fresh;
         END
         $$;
-
--- FUNCTION backfill_unassigned(text)
-
-CREATE FUNCTION leadprotect.backfill_unassigned(territory text) RETURNS TABLE(lead_id uuid, qualifying boolean)
-    LANGUAGE sql STABLE SECURITY DEFINER
-    BEGIN ATOMIC
- SELECT l.id,
-     (EXISTS ( SELECT
-            FROM public.activities v
-           WHERE ((v.lead_id = l.id) AND (v.kind = ANY (ARRAY['QUALIFIED_CALL'::text, 'CUSTOMER_REACTION'::text, 'SCHEDULED_FOLLOWUP'::text, 'SAMPLE_FEEDBACK'::text, 'ROI_PRESENTATION'::text])) AND (v.user_id IS NOT NULL)))) AS "exists"
-    FROM public.leads l
-   WHERE (((l.territory)::text = backfill_unassigned.territory) AND (NOT (EXISTS ( SELECT
-            FROM leadprotect.user_lead_assignments a
-           WHERE ((a.lead_id = l.id) AND (a.territory = backfill_unassigned.territory))))));
-END;
 
 -- FUNCTION decide(uuid, text, text)
 
@@ -3468,11 +3461,6 @@ GRANT ALL ON FUNCTION leadprotect.backfill_stale(here text) TO leadprotect_opera
 
 REVOKE ALL ON FUNCTION leadprotect.backfill_start(here text, settings text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_start(here text, settings text) TO leadprotect_operator;
-
--- ACL FUNCTION backfill_unassigned(territory text)
-
-REVOKE ALL ON FUNCTION leadprotect.backfill_unassigned(territory text) FROM PUBLIC;
-GRANT ALL ON FUNCTION leadprotect.backfill_unassigned(territory text) TO leadprotect_operator;
 
 -- ACL FUNCTION decide(lead uuid, declared_user text, declared_territory text)
 

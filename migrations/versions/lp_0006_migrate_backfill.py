@@ -69,7 +69,6 @@ def downgrade() -> None:
         "backfill_stale(text)",
         "unowned_leads(text)",
         "unowned_leads(text[])",
-        "backfill_unassigned(text)",
     ):
         op.execute(sql("DROP FUNCTION {schema}." + signature))
     op.execute(
@@ -242,28 +241,8 @@ def validate_constraints() -> None:
 
 
 def create_unowned_leads() -> None:
-    # Released leads have an assignment, to nobody: they are not listed.
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.backfill_unassigned(territory text)
-        RETURNS TABLE (lead_id {lead_id_type}, qualifying boolean)
-        LANGUAGE sql
-        STABLE SECURITY DEFINER
-        BEGIN ATOMIC
-          SELECT l.{lead_id}, EXISTS (
-            SELECT FROM {activities} AS v
-            WHERE v.{activity_lead_id} = l.{lead_id}
-              AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL)
-          FROM {leads} AS l
-          WHERE l.{territory} = backfill_unassigned.territory
-            AND NOT EXISTS (
-              SELECT FROM {schema}.user_lead_assignments AS a
-              WHERE a.lead_id = l.{lead_id} AND a.territory = backfill_unassigned.territory);
-        END
-        """)
-    )
-    grant("backfill_unassigned(text)")
-    # The truth about the backfill, asked by its own verification and by the gate.
+    # The truth about the backfill, asked by its own verification and by the gate. Released leads have an
+    # assignment, to nobody: they are not listed.
     # Contract asks it again when the transition's indexes are gone, perhaps of a host that has no index
     # on the leads of activities: one scan of each table for all territories, whatever the statistics of a fresh one say.
     op.execute(
@@ -916,7 +895,7 @@ def create_estimates() -> None:
           SELECT code, coalesce(u.leads - u.qualifying, 0), coalesce(u.qualifying, 0),
                  (SELECT pg_catalog.count(*) FROM {schema}.user_lead_assignments AS a
                   WHERE a.user_id IS NULL AND a.territory = code)
-          FROM unnest(territories) AS code
+          FROM pg_catalog.unnest(territories) AS code
           LEFT JOIN (
             SELECT l.{territory}::text AS here, pg_catalog.count(*) AS leads,
                    pg_catalog.count(*) FILTER (WHERE EXISTS (
@@ -952,12 +931,20 @@ def create_estimates() -> None:
         #variable_conflict use_variable
         BEGIN
           RETURN QUERY
-          SELECT u.lead_id, code, CASE
-              WHEN EXISTS (SELECT FROM {schema}.backfill_deferred AS d WHERE d.lead_id = u.lead_id AND d.territory = code)
-                THEN 'locked'
-              WHEN u.qualifying THEN 'missing'
+          SELECT l.{lead_id}, l.{territory}::text, CASE
+              WHEN EXISTS (
+                SELECT FROM {schema}.backfill_deferred AS d
+                WHERE d.lead_id = l.{lead_id} AND d.territory = l.{territory}) THEN 'locked'
+              WHEN EXISTS (
+                SELECT FROM {activities} AS v
+                WHERE v.{activity_lead_id} = l.{lead_id}
+                  AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL) THEN 'missing'
               ELSE 'no_qualifying_activity' END
-          FROM unnest(territories) AS code, {schema}.backfill_unassigned(code) AS u
+          FROM {leads} AS l
+          WHERE l.{territory} = ANY (territories)
+            AND NOT EXISTS (
+              SELECT FROM {schema}.user_lead_assignments AS a
+              WHERE a.lead_id = l.{lead_id} AND a.territory = l.{territory})
           UNION ALL
           SELECT a.lead_id, a.territory, 'released'
           FROM {schema}.user_lead_assignments AS a

@@ -18,10 +18,10 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DEMO = [sys.executable, "-m", "leadprotect", "demo"]
-ANNA, BERT, CARLA = (str(UUID(int=number)) for number in (0xA, 0xB, 0xC))
 pytestmark = pytest.mark.xdist_group("demo")  # one worker makes what all of them look at
 
+DEMO = [sys.executable, "-m", "leadprotect", "demo"]
+ANNA, BERT, CARLA = (str(UUID(int=number)) for number in (0xA, 0xB, 0xC))
 LEADS = [str(UUID(int=number << 64)) for number in range(1, 7)]
 LEADS_CSV = f"""id,territory,company,city
 {LEADS[0]},DE,Adler GmbH,Köln

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from tests.support.database import Database
 from tests.support.profiles import PROFILES
+from tests.support.programs import lacking
 from tests.support.servers import installed
 
 FOLDER = Path(__file__).parent
@@ -20,17 +20,10 @@ RESULT = re.compile(r"(ok|not ok) \d+ - (.*)")
 pytestmark = pytest.mark.profiles(*(p.name for p in PROFILES if p.major in installed() and not p.settings))
 
 
-def lacking(package: str) -> None:
-    reason = f"pgTAP is missing: apt-get install {package}"
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
 def results(database: Database, file: str) -> list[tuple[str, bool, str]]:
     """What psql says: description, whether it holds, and the lines that explain a failure."""
     if not database.sql("SELECT FROM pg_available_extensions WHERE name = 'pgtap'"):
-        lacking(f"postgresql-{database.profile.major}-pgtap")
+        lacking("pgTAP", f"postgresql-{database.profile.major}-pgtap")
     psql = [str(database.server.programs / "psql"), "-X", "-q", "-t", "-A", "-v", "ON_ERROR_STOP=1"]
     done = subprocess.run([*psql, "-f", str(FOLDER / file), database.url], text=True, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
@@ -47,7 +40,7 @@ def results(database: Database, file: str) -> list[tuple[str, bool, str]]:
 
 def test_there_is_a_server_for_pgtap() -> None:
     if not installed():
-        lacking("postgresql postgresql-pgtap")
+        lacking("pgTAP", "postgresql postgresql-pgtap")
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in FOLDER.glob("*.sql")))

@@ -1,19 +1,25 @@
-"""Programs that a test needs and that a Debian package brings."""
+"""What a test needs and a Debian package brings."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from typing import NoReturn
 
 import pytest
 
 
+def lacking(name: str, package: str) -> NoReturn:
+    """Skip the test and say what to install; fail it where CI=true."""
+    reason = f"{name} is missing: apt-get install {package}"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
 def program(name: str, package: str) -> str:
-    """Its path; without it the test skips and says what to install, or fails where CI=true."""
+    """The path of a program."""
     path = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
     if path is None:
-        reason = f"{name} is missing: apt-get install {package}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        lacking(name, package)
     return path
