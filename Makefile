@@ -29,10 +29,11 @@ test: $(DEV) ## run the whole suite; ends with the number of tests passed
 	@.ci/packages chromium pgbouncer
 	@$(BIN)/python -m pytest -n auto --dist loadgroup
 
-lint: $(DEV) ## ruff and mypy
+lint: $(DEV) ## ruff, mypy and the floors of the house
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/ruff format --check --quiet
 	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports --no-cache --quiet
 	@echo "lint: clean"
 
 schema: $(DEV) ## write docs/reference/schema.sql anew, from a database at head

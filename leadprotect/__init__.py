@@ -1,8 +1,12 @@
 """Row-level protection of leads: who may edit what, recorded, on a live PostgreSQL."""
 
-from leadprotect.access import Decision, Page, assert_edit, can_edit, can_edit_many, editable_leads, explain
-from leadprotect.backfill import backfill
-from leadprotect.context import acting_as
+from leadprotect.access.attempts import assert_edit
+from leadprotect.access.checks import Page, can_edit, can_edit_many, editable_leads, explain
+from leadprotect.access.context import acting_as
+from leadprotect.access.ownership import assign, claim, release, share, transfer, unshare
+from leadprotect.access.territories import Territory, territory
+from leadprotect.backfilling.run import backfill
+from leadprotect.decision import Decision
 from leadprotect.errors import (
     AuditUnavailable,
     ContextMissing,
@@ -13,9 +17,7 @@ from leadprotect.errors import (
     ProtectionUnavailable,
     SettingsError,
 )
-from leadprotect.ownership import assign, claim, release, share, transfer, unshare
-from leadprotect.paths import version_path
-from leadprotect.territory import Territory, territory
+from leadprotect.settings.files import version_path
 
 __all__ = [
     "AuditUnavailable",

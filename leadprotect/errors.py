@@ -27,8 +27,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from leadprotect.access import Decision
-    from leadprotect.backfill import Backfilled
+    from leadprotect.backfilled import Backfilled
+    from leadprotect.decision import Decision
 
 
 class LeadProtectError(Exception):

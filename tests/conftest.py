@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 from pytest_postgresql.janitor import DatabaseJanitor
 
-from leadprotect import audit, settings
+from leadprotect import settings
+from leadprotect.access import denials
 from tests.support import servers
 from tests.support.database import MIGRATE_HEAD, Database
 from tests.support.profiles import EXTRA, PROFILES, Profile
@@ -80,7 +81,7 @@ def make_database(
             return database
 
         yield make
-        audit.close()
+        denials.close()
         settings.current.cache_clear()
 
 

@@ -13,9 +13,18 @@ from pathlib import Path
 
 import click
 
+from leadprotect.cli.audit import audit_group
+from leadprotect.cli.backfill import backfill_group
+from leadprotect.cli.bench import bench_group
+from leadprotect.cli.demo import demo_command
+from leadprotect.cli.purge import purge_command
+from leadprotect.cli.rehearse import rehearse_command
+from leadprotect.cli.rollback import rollback_command
+from leadprotect.cli.status import status_command
+from leadprotect.cli.territory import territory_group
 from leadprotect.errors import LeadProtectError
-from leadprotect.paths import CONFIG
 from leadprotect.settings import current
+from leadprotect.settings.files import CONFIG
 
 
 class _Commands(click.Group):
@@ -48,5 +57,15 @@ def main(config: Path | None) -> None:
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s")
 
 
-# a command registers itself when its module is imported
-from leadprotect.cli import audit, backfill, bench, demo, purge, rehearse, rollback, status, territory  # noqa: E402, F401
+for command in (
+    audit_group,
+    backfill_group,
+    bench_group,
+    demo_command,
+    purge_command,
+    rehearse_command,
+    rollback_command,
+    status_command,
+    territory_group,
+):
+    main.add_command(command)

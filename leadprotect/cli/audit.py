@@ -14,10 +14,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from leadprotect import evidence, history, proofs, retention, seals
-from leadprotect import export as _export
-from leadprotect._sql import connect
-from leadprotect.cli import main
+from leadprotect.audit import export, history, partitions, proof, seals, verification
+from leadprotect.database.connection import connect
 from leadprotect.errors import InvalidRequest
 from leadprotect.settings import current
 
@@ -57,56 +55,56 @@ SINCE = click.option("--since", type=TIME, help="From this time on, such as 2026
 UNTIL = click.option("--until", type=TIME, help="Before this time.")
 
 
-@main.group()
-def audit() -> None:
+@click.group("audit")
+def audit_group() -> None:
     """Care for the audit (operators), and ask it (auditors)."""
 
 
-@audit.command()
+@audit_group.command("partitions")
 @click.option("--ahead", type=int, default=3, show_default=True, help="Months after this one.")
 @click.option(
     "--max-moved",
     type=click.IntRange(min=0),
-    default=retention.MAX_MOVED,
+    default=partitions.MAX_MOVED,
     show_default=True,
     help="Rows that may be copied out of the default partition; nobody can record meanwhile.",
 )
-def partitions(*, ahead: int, max_moved: int) -> None:
+def partitions_command(*, ahead: int, max_moved: int) -> None:
     """Make the partitions of the coming months, and tidy the default one."""
     with connect(current()) as conn:
-        created = retention.create_partitions(conn, ahead=ahead, max_moved=max_moved)
+        created = partitions.create_partitions(conn, ahead=ahead, max_moved=max_moved)
     click.echo(f"{created} new partitions" if created else "every partition is there already")
 
 
-@audit.command()
-def seal() -> None:
+@audit_group.command("seal")
+def seal_command() -> None:
     """Seal what was recorded, and print the newest hash of each chain: keep them elsewhere, too."""
     with connect(current()) as conn:
         for head in seals.seal(conn):
             click.echo(f"{_named(head.territory)}: {head.sealed:,} rows sealed; seal {head.number} is {head.hash}")
 
 
-@audit.command()
+@audit_group.command("detach")
 @click.option("--before", type=MONTH, required=True, help="The first month that stays, such as 2026-01.")
-def detach(*, before: date) -> None:
+def detach_command(*, before: date) -> None:
     """Detach sealed months from the audit; no row is deleted, and the tables stay guarded."""
     with connect(current()) as conn:
         found = False
-        for gone in retention.detach(conn, before):
+        for gone in partitions.detach(conn, before):
             click.echo(f"{gone.table} detached with {gone.rows:,} rows: archive it, then drop it")
             found = True
     if not found:
         click.echo(f"nothing to detach before {before:%Y-%m}")
 
 
-@audit.command()
+@audit_group.command("verify")
 @click.option("--file", type=FILE, help="Check an export instead of a database; needs no database.")
 @click.option("--against", type=FILE, help="An earlier export: its seals must still be there.")
 @click.option(
     "--log", type=click.File("r", encoding="utf-8", errors="replace"), help="The server's log: explains gaps."
 )
 @JSON
-def verify(*, file: TextIO | None, against: TextIO | None, log: TextIO | None, as_json: bool) -> None:
+def verify_command(*, file: TextIO | None, against: TextIO | None, log: TextIO | None, as_json: bool) -> None:
     """Find whatever was changed, removed or inserted since it was sealed.
 
     Exit code 0: nothing; 1: evidence was tampered with. A gap in the numbers is no tampering, it is
@@ -116,37 +114,37 @@ def verify(*, file: TextIO | None, against: TextIO | None, log: TextIO | None, a
         if against or log:
             message = "--file checks a file alone; --against and --log need the database"
             raise click.UsageError(message)
-        found: proofs.Proof | evidence.Verification = proofs.verify_file(file)
+        found: proof.Proof | verification.Verification = proof.verify_file(file)
     else:
-        known = proofs.known(against) if against else None
+        known = proof.known_seals(against) if against else None
         with connect(current()) as conn, conn.transaction():
-            found = evidence.verify(conn, known=known, log=log or ())
+            found = verification.verify_audit(conn, known=known, log=log or ())
     if as_json:
         click.echo(_json({"intact": found.intact, **dataclasses.asdict(found)}))
     else:
-        for line in _of_file(found) if isinstance(found, proofs.Proof) else _of_database(found):
+        for line in _of_file(found) if isinstance(found, proof.Proof) else _of_database(found):
             click.echo(line)
     sys.exit(0 if found.intact else TAMPERED)
 
 
-@audit.command()
+@audit_group.command("export")
 @click.option("--sealed", is_flag=True, help="Whole seals and every link of the chains: verify --file can check it.")
 @SINCE
 @UNTIL
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="A file.  [default: stdout]")
-def export(*, sealed: bool, since: datetime | None, until: datetime | None, output: Path | None) -> None:
+def export_command(*, sealed: bool, since: datetime | None, until: datetime | None, output: Path | None) -> None:
     """Write the rows of a period as JSON lines."""
     with connect(current()) as conn, conn.transaction(), _whole(output) as out:
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        written = _export.export(conn, out, sealed=sealed, since=since, until=until)
+        written = export.export(conn, out, sealed=sealed, since=since, until=until)
     click.echo(f"{written:,} rows written", err=True)
 
 
-@audit.command()
+@audit_group.command("who")
 @click.argument("lead")
 @click.option("--at", type=TIME, required=True, help="The time, such as 2026-03-01T09:00+01:00.")
 @JSON
-def who(lead: str, *, at: datetime, as_json: bool) -> None:
+def who_command(lead: str, *, at: datetime, as_json: bool) -> None:
     """Show who could edit LEAD at a time, and why."""
     with connect(current()) as conn:
         found = history.who_could_edit(conn, lead, at)
@@ -166,7 +164,7 @@ def who(lead: str, *, at: datetime, as_json: bool) -> None:
     _show(header, table, found, as_json=as_json)
 
 
-@audit.command("list")
+@audit_group.command("list")
 @click.option("--lead", help="Attempts on this lead only.")
 @click.option("--user", help="Attempts of this user only.")
 @click.option("--outcome", type=click.Choice(["ALLOW", "DENY"]), help="Only allowed, or only denied ones.")
@@ -174,7 +172,7 @@ def who(lead: str, *, at: datetime, as_json: bool) -> None:
 @UNTIL
 @click.option("--limit", type=int, default=100, show_default=True, help="The newest so many.")
 @JSON
-def attempts(*, lead: str | None, user: str | None, as_json: bool, **filters: Any) -> None:
+def attempts_command(*, lead: str | None, user: str | None, as_json: bool, **filters: Any) -> None:
     """List attempts, the newest first."""
     with connect(current()) as conn, conn.transaction():
         found = history.attempts(conn, lead_id=lead, user_id=user, **filters)
@@ -203,14 +201,14 @@ def _whole(path: Path | None) -> Iterator[TextIO]:
         part.unlink(missing_ok=True)
 
 
-def _of_file(proof: proofs.Proof) -> Iterator[str]:
+def _of_file(proof: proof.Proof) -> Iterator[str]:
     for territory, (number, own) in proof.heads.items():
         yield f"{_named(territory)}: seal {number} is {own}"
     yield f"{proof.seals:,} seals linked, {proof.rows:,} rows as they were sealed"
     yield from _findings(proof.findings)
 
 
-def _of_database(found: evidence.Verification) -> Iterator[str]:
+def _of_database(found: verification.Verification) -> Iterator[str]:
     for chain in found.chains:
         state = "TAMPERED WITH" if chain.findings else "intact" if chain.seals else "not sealed yet"
         yield (
@@ -232,7 +230,7 @@ def _of_database(found: evidence.Verification) -> Iterator[str]:
         )
 
 
-def _findings(findings: Sequence[evidence.Finding]) -> Iterator[str]:
+def _findings(findings: Sequence[verification.Finding]) -> Iterator[str]:
     for finding in findings:
         place = "" if finding.seal is None else f", seal {finding.seal}"
         yield f"TAMPERED WITH: {_named(finding.territory)}{place}: {finding.what}"

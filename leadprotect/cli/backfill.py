@@ -13,24 +13,23 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from leadprotect import jobs as _jobs
-from leadprotect import verify as _verify
-from leadprotect._sql import connect
-from leadprotect.backfill import BATCH_SIZE, LARGEST_BATCH, PATIENCE_S, Backfilled
-from leadprotect.backfill import backfill as _backfill
-from leadprotect.cli import main
+from leadprotect.backfilling import jobs
+from leadprotect.backfilling.run import BATCH_SIZE, LARGEST_BATCH, PATIENCE_S, backfill
+from leadprotect.backfilling.sessions import unlimit
+from leadprotect.backfilling.signals import Limits
+from leadprotect.backfilling.verify import folder_problem, report_ownerless, verify_owners
+from leadprotect.cli.progress import Bar, Lines
+from leadprotect.database.connection import connect
 from leadprotect.errors import BackfillIncomplete, BackfillStopped, LeadProtectError
-from leadprotect.progress import Bar, Lines
-from leadprotect.session import unlimit
 from leadprotect.settings import current
-from leadprotect.signals import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import psycopg
 
-    from leadprotect.progress import Progress
+    from leadprotect.backfilled import Backfilled, Estimate, Job
+    from leadprotect.backfilling.progress import Progress
 
 INCOMPLETE, STOPPED, FAILED, INTERRUPTED = 3, 4, 5, 130
 DEFAULTS = Limits()
@@ -56,12 +55,12 @@ class _Group(click.Group):
         return super().parse_args(ctx, args)
 
 
-@main.group(cls=_Group)
-def backfill() -> None:
+@click.group("backfill", cls=_Group)
+def backfill_group() -> None:
     """Give leads their owners (also: backfill status, pause, resume, stop)."""
 
 
-@backfill.command(cls=_Run, hidden=True)
+@backfill_group.command("run", cls=_Run, hidden=True)
 @click.argument("territories", nargs=-1, required=True, metavar="TERRITORY...")
 @click.option(
     "--batch-size", type=click.IntRange(1, LARGEST_BATCH), default=BATCH_SIZE, show_default=True, help="Leads a chunk."
@@ -84,7 +83,7 @@ def backfill() -> None:
 @click.option("--max-archive-queue", type=click.IntRange(min=1), default=DEFAULTS.archive_queue, show_default=True,
               help="Hold when so many WAL segments wait to be archived.")  # fmt: skip
 @click.option("--hold-unless", metavar="SQL", help="A SELECT, asked every second; hold unless its first value is true.")
-def run(territories: tuple[str, ...], *, as_json: bool, report: Path | None, **options: Any) -> None:
+def run_command(territories: tuple[str, ...], *, as_json: bool, report: Path | None, **options: Any) -> None:
     """Give every lead with a qualifying activity its owner, while the database is live.
 
     May be ended at any moment: the same command goes on where it ended. Run it on several machines
@@ -98,7 +97,7 @@ def run(territories: tuple[str, ...], *, as_json: bool, report: Path | None, **o
     if options.pop("verify"):
         _say_verified(territories, as_json=as_json, report=report)
     elif options.pop("dry_run"):
-        estimates = _backfill(None, territories, dry_run=True)
+        estimates = backfill(None, territories, dry_run=True)
         for estimate in estimates:
             click.echo(_line(asdict(estimate), "estimate") if as_json else _estimated(estimate))
     else:
@@ -110,43 +109,43 @@ def _check_options(*, report: Path | None, verify: bool, dry_run: bool, **_other
     if dry_run and (verify or report):
         message = f"--dry-run goes without {'--verify' if verify else '--report'}: it looks at a sample only"
         raise click.UsageError(message)
-    if report and (problem := _verify.folder_problem(report)):
+    if report and (problem := folder_problem(report)):
         raise click.BadParameter(problem, param_hint="--report")
 
 
-@backfill.command()
+@backfill_group.command("status")
 @TERRITORIES
 @click.option("--json", "as_json", is_flag=True, help="JSON lines instead of text.")
-def status(territories: tuple[str, ...], *, as_json: bool) -> None:
+def status_command(territories: tuple[str, ...], *, as_json: bool) -> None:
     """Show where the backfill stands."""
     with connect(current()) as conn:
-        _say_jobs(_jobs.jobs(conn, territories), as_json=as_json)
+        _say_jobs(jobs.jobs(conn, territories), as_json=as_json)
 
 
-@backfill.command()
+@backfill_group.command("pause")
 @TERRITORIES
 @REASON
-def pause(territories: tuple[str, ...], *, reason: str | None) -> None:
+def pause_command(territories: tuple[str, ...], *, reason: str | None) -> None:
     """Hold it after the current slice, on every machine."""
     with connect(current()) as conn:
-        _say_jobs(_jobs.pause(conn, territories, reason=reason))
+        _say_jobs(jobs.pause(conn, territories, reason=reason))
 
 
-@backfill.command()
+@backfill_group.command("resume")
 @TERRITORIES
-def resume(territories: tuple[str, ...]) -> None:
+def resume_command(territories: tuple[str, ...]) -> None:
     """Take back a pause or a stop."""
     with connect(current()) as conn:
-        _say_jobs(_jobs.resume(conn, territories))
+        _say_jobs(jobs.resume(conn, territories))
 
 
-@backfill.command()
+@backfill_group.command("stop")
 @TERRITORIES
 @REASON
-def stop(territories: tuple[str, ...], *, reason: str | None) -> None:
+def stop_command(territories: tuple[str, ...], *, reason: str | None) -> None:
     """End it after the current slice, on every machine; the same command goes on later."""
     with connect(current()) as conn:
-        _say_jobs(_jobs.stop(conn, territories, reason=reason))
+        _say_jobs(jobs.stop(conn, territories, reason=reason))
 
 
 def _run(territories: tuple[str, ...], options: dict[str, Any], *, as_json: bool, report: Path | None) -> None:
@@ -167,7 +166,7 @@ def _run(territories: tuple[str, ...], options: dict[str, Any], *, as_json: bool
             if console.is_terminal and not as_json
             else Lines(sys.stdout if as_json else sys.stderr, as_json=as_json) as watcher
         ):
-            results = _backfill(
+            results = backfill(
                 None, territories, batch_size=options["batch_size"], workers=options["workers"],
                 patience=options["patience"], limits=limits, on_progress=partial(_tell, watcher, told),
             )  # fmt: skip
@@ -211,15 +210,15 @@ def _say_results(
         click.echo(f"{results[0].without_territory:,} leads have no territory: they are outside protection")
     if report:
         with _unlimited() as conn:
-            written = _verify.report(conn, territories, report)
+            written = report_ownerless(conn, territories, report)
         click.echo(f"{written:,} leads without an owner are listed in {report}", err=True)
 
 
 def _say_verified(territories: tuple[str, ...], *, as_json: bool, report: Path | None) -> None:
     with _unlimited() as conn:
-        found = _verify.verify(conn, territories)
+        found = verify_owners(conn, territories)
         if report:
-            _verify.report(conn, territories, report)
+            report_ownerless(conn, territories, report)
     for seen in found:
         if as_json:
             click.echo(_line(asdict(seen) | {"complete": seen.complete}, "verified"))
@@ -243,8 +242,8 @@ def _unlimited() -> psycopg.Connection[Any]:
     return conn
 
 
-def _say_jobs(jobs: Sequence[_jobs.Job], *, as_json: bool = False) -> None:
-    for job in jobs:
+def _say_jobs(found: Sequence[Job], *, as_json: bool = False) -> None:
+    for job in found:
         if as_json:
             click.echo(_line(asdict(job), "job"))
             continue
@@ -256,7 +255,7 @@ def _say_jobs(jobs: Sequence[_jobs.Job], *, as_json: bool = False) -> None:
         )
 
 
-def _estimated(estimate: _verify.Estimate) -> str:
+def _estimated(estimate: Estimate) -> str:
     return (
         f"{estimate.territory}: about {estimate.leads:,} leads, {estimate.assignable:,} would get an owner, "
         f"{estimate.ownerless:,} have no qualifying activity; about {estimate.seconds:,.0f} s with one worker, "

@@ -7,26 +7,24 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from leadprotect.cli import main
-
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
-@main.group()
-def bench() -> None:
+@click.group("bench")
+def bench_group() -> None:
     """Measure on servers of its own: the embedded one, and every installed PostgreSQL from 15 up."""
 
 
-@bench.command()
+@bench_group.command("access")
 @click.option(
     "--leads", type=click.IntRange(min=10_000), default=1_000_000, show_default=True, help="Leads to generate."
 )
 @click.option("--seconds", type=click.IntRange(min=1), default=5, show_default=True, help="Of each pgbench run.")
 @click.option("--output", type=FOLDER, default=Path("docs/benchmarks"), show_default=True, help="For plot and numbers.")
-def access(leads: int, seconds: int, output: Path) -> None:
+def access_command(leads: int, seconds: int, output: Path) -> None:
     """Access checks against SELECT 1, a plain INSERT and the unprotected query."""
-    from leadprotect.bench import access as bench_access  # noqa: PLC0415 - the other commands need no extra
-    from leadprotect.bench import report, servers  # noqa: PLC0415
+    from leadprotect.lab.bench import access as bench_access  # noqa: PLC0415 - the other commands need no extra
+    from leadprotect.lab.bench import report, servers  # noqa: PLC0415
 
     console = Console(highlight=False)
     lines, latencies = [], {}
@@ -41,7 +39,7 @@ def access(leads: int, seconds: int, output: Path) -> None:
     console.print(f"plot and numbers are in {output}")
 
 
-@bench.command()
+@bench_group.command("backfill")
 @click.option(
     "--leads",
     type=click.IntRange(min=1000),
@@ -52,10 +50,10 @@ def access(leads: int, seconds: int, output: Path) -> None:
 @click.option("--scale", type=click.FloatRange(min=0.001), default=1.0, help="Times so many.  [default: 1]")
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Every mode runs so often.")
 @click.option("--output", type=FOLDER, default=Path("docs/benchmarks"), show_default=True, help="For plot and numbers.")
-def backfill(leads: int, scale: float, rounds: int, output: Path) -> None:
+def backfill_command(leads: int, scale: float, rounds: int, output: Path) -> None:
     """The backfill against one monolithic INSERT..SELECT, both under live traffic."""
-    from leadprotect.bench import backfill as bench_backfill  # noqa: PLC0415 - the other commands need no extra
-    from leadprotect.bench import chart, servers  # noqa: PLC0415
+    from leadprotect.lab.bench import backfill as bench_backfill  # noqa: PLC0415 - the other commands need no extra
+    from leadprotect.lab.bench import chart, servers  # noqa: PLC0415
 
     console = Console(highlight=False)
     count = round(leads * scale)

@@ -9,20 +9,18 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from leadprotect import demo as _demo
-from leadprotect import demodata, demofiles
-from leadprotect.cli import main
+from leadprotect.lab.demo import data, files, run
 
 LEADS = 20_000
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@main.command()
+@click.command("demo")
 @click.option("--scale", type=click.FloatRange(min=0.001), help=f"Times {LEADS:,} generated leads.  [default: 1]")
 @click.option("--leads", type=FILE, help="Your leads: a CSV file with id, territory, and optionally company, city.")
 @click.option("--activities", type=FILE, help="Their activities: lead_id, user_id, kind, created_at, optionally id.")
 @click.option("--keep", is_flag=True, help="Leave the server running, and say how to reach and how to end it.")
-def demo(scale: float | None, leads: Path | None, activities: Path | None, *, keep: bool) -> None:
+def demo_command(scale: float | None, leads: Path | None, activities: Path | None, *, keep: bool) -> None:
     """Show the whole migration on a PostgreSQL of its own.
 
     Starts an embedded server (no root, no Docker), loads leads, runs alembic upgrade head, the
@@ -39,6 +37,6 @@ def demo(scale: float | None, leads: Path | None, activities: Path | None, *, ke
         signal.signal(number, lambda got, _: sys.exit(128 + got))
     console = Console(highlight=False, soft_wrap=False)
     console.width = min(console.width, 80)
-    _demo.check_extra()
-    dataset = demofiles.read(leads, activities) if leads else demodata.generate(round(LEADS * (scale or 1)))
-    _demo.run(console, dataset, keep=keep)
+    run.check_extra()
+    dataset = files.read(leads, activities) if leads else data.generate(round(LEADS * (scale or 1)))
+    run.run(console, dataset, keep=keep)

@@ -6,16 +6,14 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from leadprotect._sql import connect
-from leadprotect.cli import main
-from leadprotect.purge import Quarantine, quarantine
-from leadprotect.purge import purge as _purge
+from leadprotect.database.connection import connect
+from leadprotect.migration.purge import Quarantine, purge, quarantine
 from leadprotect.settings import current
 
 
-@main.command()
+@click.command("purge")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def purge(*, yes: bool) -> None:
+def purge_command(*, yes: bool) -> None:
     """Delete what a downgrade left in the quarantine, the audit included, after asking.
 
     Until then alembic upgrade head takes every row back. Nothing else is deleted; the roles stay.
@@ -25,7 +23,7 @@ def purge(*, yes: bool) -> None:
         show(quarantine(conn))
         if not yes:
             click.confirm("Delete all of it for ever?", abort=True)
-        deleted = _purge(conn)
+        deleted = purge(conn)
     click.echo(f"deleted {deleted.schema}: {sum(rows or 0 for rows in deleted.rows.values()):,} rows")
 
 

@@ -10,14 +10,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from leadprotect.cli import main
-from leadprotect.rehearsal import Plan, Rehearsal, report
-from leadprotect.rehearsal import rehearse as _rehearse
-from leadprotect.rehearsal.result import parse_duration
-from leadprotect.rehearsal.run import RATE
+from leadprotect.lab.rehearsal import Plan, Rehearsal, rehearse, report
+from leadprotect.lab.rehearsal.result import parse_duration
+from leadprotect.lab.rehearsal.run import RATE
 
 
-@main.command()
+@click.command("rehearse")
 @click.option("--leads", type=click.IntRange(min=100), help="Generate so many on a server of our own instead.")
 @click.option("--report", "file", type=click.Path(dir_okay=False, writable=True, path_type=Path),
               default="rehearsal.html", show_default=True, help="Where to write the report.")  # fmt: skip
@@ -29,7 +27,7 @@ from leadprotect.rehearsal.run import RATE
 @click.option("--lock-budget", default="2min", show_default=True, help="As in alembic -x lock_budget=2min.")
 @click.option("--this-is-a-copy", "copy", is_flag=True, help="The database is a restored copy.")
 @click.option("--its-rows-may-change", "change", is_flag=True, help="And nobody needs its rows as they are.")
-def rehearse(leads: int | None, file: Path, *, copy: bool, change: bool, **given: str | float) -> None:
+def rehearse_command(leads: int | None, file: Path, *, copy: bool, change: bool, **given: str | float) -> None:
     """Run the whole migration under live traffic, and report every stall.
 
     Upgrade, backfill, contract, downgrade and upgrade again, while an old and a new version of the
@@ -46,7 +44,7 @@ def rehearse(leads: int | None, file: Path, *, copy: bool, change: bool, **given
     durations = {name: parse_duration(str(given[name])) for name in ("max_stall", "writer", "reader")}
     plan = Plan(**(given | durations))  # type: ignore[arg-type] # click has checked them
     file.parent.mkdir(parents=True, exist_ok=True)
-    done = _rehearse(leads=leads, plan=plan, told_twice=copy and change, say=lambda text: click.echo(text, err=True))
+    done = rehearse(leads=leads, plan=plan, told_twice=copy and change, say=lambda text: click.echo(text, err=True))
     report.write(done, file)
     show(done)
     click.echo(f"report: {file}")

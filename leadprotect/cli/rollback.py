@@ -8,19 +8,17 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from leadprotect.cli import main
-from leadprotect.rollback import SAFE, Event, Rollback
-from leadprotect.rollback import rollback as _rollback
+from leadprotect.migration.rollback import SAFE, Event, Rollback, rollback
 
 NOT_VERIFIED = 3
 
 
-@main.command()
+@click.command("rollback")
 @click.option("--to", "target", default=SAFE, show_default=True, metavar="REVISION", help="A revision below, or base.")
 @click.option(
     "--lock-budget", metavar="DURATION", help="How long to wait for locks in all, such as 5min.  [default: 60s]"
 )
-def rollback(target: str, *, lock_budget: str | None) -> None:
+def rollback_command(target: str, *, lock_budget: str | None) -> None:
     """Go back to the last safe revision, verify it, and print the timeline.
 
     Without --to, contract is undone and nothing else: the host's tables are open again, owners and
@@ -29,7 +27,7 @@ def rollback(target: str, *, lock_budget: str | None) -> None:
     Exit codes: 0 done and verified, or nothing to undo; 1 refused, or stopped on the way (the same
     command goes on); 3 done, but something is not as it must be: it is listed.
     """
-    done = _rollback(target, lock_budget=lock_budget, on_event=show)
+    done = rollback(target, lock_budget=lock_budget, on_event=show)
     if not done.timeline:
         click.echo(f"nothing to undo: the database stands at {done.after or 'the base'}")
         return

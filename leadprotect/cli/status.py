@@ -9,20 +9,18 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from leadprotect._sql import connect
-from leadprotect.cli import main
+from leadprotect.database.connection import connect
+from leadprotect.migration.status import Status, status
 from leadprotect.settings import current
-from leadprotect.status import Status
-from leadprotect.status import status as _status
 
 
-@main.command()
+@click.command("status")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
-def status(*, as_json: bool) -> None:
+def status_command(*, as_json: bool) -> None:
     """Show revision, gate, backfill, quarantine and what is in the way; reads only."""
     with connect(current()) as conn:
         conn.execute("SET lock_timeout = '2s'")  # it is asked when something is in the way
-        found = _status(conn)
+        found = status(conn)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(found), default=str, indent=2))
     else:

@@ -6,25 +6,26 @@ from decimal import Decimal, InvalidOperation
 
 import click
 
-from leadprotect._sql import connect
-from leadprotect.cli import main
+from leadprotect.database.connection import connect
 from leadprotect.errors import InvalidRequest
+from leadprotect.migration.territories import add_territory
 from leadprotect.settings import current
-from leadprotect.territory import add_territory
 
 
-@main.group()
-def territory() -> None:
+@click.group("territory")
+def territory_group() -> None:
     """Territories of the protected leads."""
 
 
-@territory.command()
+@territory_group.command("add")
 @click.argument("code")
 @click.option("--name", help="Readable name.  [default: the code]")
 @click.option("--currency", help="ISO 4217 code, such as EUR.")
 @click.option("--legal-framework", help="Such as ABGB.")
 @click.option("--vat", help="Percent, valid from today.")
-def add(code: str, *, name: str | None, currency: str | None, legal_framework: str | None, vat: str | None) -> None:
+def add_command(
+    code: str, *, name: str | None, currency: str | None, legal_framework: str | None, vat: str | None
+) -> None:
     """Add a territory: its role, its policies and its rows, in one transaction."""
     try:
         rate = Decimal(vat) if vat else None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from alembic.script import ScriptDirectory
 
-from leadprotect import paths
+from leadprotect.settings import files
 from tests.support.database import ROOT
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def said_by(command: list[str | Path], folder: Path, **environment: str) -> str:
 
 def test_the_wheel_carries_what_a_host_needs_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    revisions = {f"leadprotect/migrations/versions/{path.name}" for path in Path(paths.version_path()).glob("*.py")}
+    revisions = {f"leadprotect/migrations/versions/{path.name}" for path in Path(files.version_path()).glob("*.py")}
     assert revisions == {name for name in names if name.startswith("leadprotect/migrations/versions/")}
     assert {"leadprotect/migrations/env.py", "leadprotect/migrations/script.py.mako", "leadprotect/py.typed"} <= set(
         names
@@ -79,7 +79,7 @@ def test_the_wheel_carries_what_a_host_needs_and_nothing_else(wheel: Path) -> No
 
 
 def test_version_path_points_into_the_checkout() -> None:
-    assert str(ROOT / "migrations" / "versions") == paths.version_path()
+    assert str(ROOT / "migrations" / "versions") == files.version_path()
 
 
 def test_version_path_points_into_the_installed_package(python: Path, tmp_path: Path) -> None:

@@ -16,15 +16,15 @@ from click.testing import CliRunner
 from leadprotect import settings
 from leadprotect.cli import main
 from leadprotect.errors import PreflightError
-from leadprotect.rehearsal import Rehearsal, report
-from leadprotect.rehearsal import host as host_side
-from leadprotect.rehearsal import rehearse as rehearse_here
-from leadprotect.rehearsal.host import NEW, OLD
-from leadprotect.rehearsal.result import Done, parse_duration
-from leadprotect.rehearsal.safety import looks_like_production
-from leadprotect.rehearsal.steps import Revision, Step, note
-from leadprotect.rehearsal.traffic import MIXES, Application, connect, outcome
-from leadprotect.rehearsal.watching import Sample
+from leadprotect.lab.rehearsal import Rehearsal, report
+from leadprotect.lab.rehearsal import host as host_side
+from leadprotect.lab.rehearsal import rehearse as rehearse_here
+from leadprotect.lab.rehearsal.host import NEW, OLD
+from leadprotect.lab.rehearsal.result import Done, parse_duration
+from leadprotect.lab.rehearsal.safety import looks_like_production
+from leadprotect.lab.rehearsal.steps import Revision, Step, note
+from leadprotect.lab.rehearsal.traffic import MIXES, Application, connect, outcome
+from leadprotect.lab.rehearsal.watching import Sample
 from leadprotect.settings import load
 from tests.support.browser import opened
 from tests.support.database import ROOT

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 import leadprotect
-from leadprotect import audit
+from leadprotect.access import denials
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -93,7 +93,7 @@ def test_a_denial_that_is_not_recorded_in_time_is_no_answer(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lead = database.lead("DE", owner=database.user(2))
-    monkeypatch.setattr(audit, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(denials, "TIMEOUT_S", 0.2)
 
     def edit(session: Session) -> None:
         with leadprotect.acting_as(session, database.user(1), "DE"):

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 import leadprotect
-from leadprotect import history, retention, seals
+from leadprotect.audit import history, partitions, seals
 from leadprotect.cli import main
 from tests.support.auditing import record
 from tests.support.database import Database
@@ -81,9 +81,9 @@ def test_control_a_rolled_back_permission_leaves_no_row(database: Database) -> N
 def test_the_care_of_the_audit_is_in_its_chains_with_the_login(database: Database) -> None:
     record(database, at="2025-01-10")
     with database.connect("operator", autocommit=True) as conn:
-        retention.create_partitions(conn)
+        partitions.create_partitions(conn)
         seals.seal(conn)
-        assert 1 == len(list(retention.detach(conn, database.sql("SELECT date '2025-02-01'")[0])))
+        assert 1 == len(list(partitions.detach(conn, database.sql("SELECT date '2025-02-01'")[0])))
     login = database.profile.login("operator")
     assert [(False, login), (True, login)] == database.sql(
         "SELECT detached_table IS NOT NULL, sealed_by FROM {schema}.lead_access_audit_seals "

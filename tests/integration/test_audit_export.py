@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 import leadprotect
-from leadprotect import proofs
+from leadprotect.audit import proof
+from leadprotect.audit.export import export
 from leadprotect.errors import InvalidRequest
-from leadprotect.export import export
 from tests.support.auditing import record, said, seal, tamper, verify
 from tests.support.database import Database
 
@@ -42,16 +42,16 @@ def fill(database: Database) -> None:
 
 def test_an_export_is_proved_without_a_database(database: Database) -> None:
     fill(database)
-    proof = proofs.verify_file(exported(database))
-    assert (proof.rows, proof.seals, proof.findings) == (5, 4, ())
+    proved = proof.verify_file(exported(database))
+    assert (proved.rows, proved.seals, proved.findings) == (5, 4, ())
     heads = {chain.territory: (chain.seals, chain.head) for chain in verify(database).chains}
-    assert proof.heads == heads
+    assert proved.heads == heads
 
 
 def test_an_export_of_an_empty_audit_is_proved(database: Database) -> None:
-    assert proofs.verify_file(exported(database)).intact
+    assert proof.verify_file(exported(database)).intact
     seal(database)
-    assert proofs.verify_file(exported(database)).seals == 3
+    assert proof.verify_file(exported(database)).seals == 3
 
 
 def test_a_period_brings_whole_seals_and_every_link_of_the_chain(database: Database) -> None:
@@ -60,15 +60,15 @@ def test_a_period_brings_whole_seals_and_every_link_of_the_chain(database: Datab
     lines = [json.loads(line) for line in exported(database, since=FEBRUARY, until=MARCH)]
     assert [3] == [line["id"] for line in lines if line["type"] == "row"]
     assert ["link", "seal", "link"] == [line["type"] for line in lines if line.get("territory") == "DE"][:3]
-    proof = proofs.verify_file(json.dumps(line) for line in lines)
-    assert (proof.rows, proof.intact) == (1, True)
+    proved = proof.verify_file(json.dumps(line) for line in lines)
+    assert (proved.rows, proved.intact) == (1, True)
 
 
 def test_an_auditor_exports_his_territory_and_what_has_none(database: Database) -> None:
     fill(database)
     lines = [json.loads(line) for line in exported(database, "auditor_de")]
     assert {None, "DE"} == {line["territory"] for line in lines if line["type"] != "export"}
-    assert proofs.verify_file(json.dumps(line) for line in lines).intact
+    assert proof.verify_file(json.dumps(line) for line in lines).intact
 
 
 def test_rows_without_seals_are_plain_lines(database: Database) -> None:
@@ -86,7 +86,7 @@ def test_a_detached_month_is_exported_as_long_as_its_table_is_there(database: Da
         seal(database)
         seal(database)
         database.query(conn, "SELECT {schema}.detach_audit_month('2025-01-01')")
-    assert (proofs.verify_file(exported(database)).rows, proofs.verify_file(exported(database)).intact) == (1, True)
+    assert (proof.verify_file(exported(database)).rows, proof.verify_file(exported(database)).intact) == (1, True)
 
 
 def of(lines: list[Line], kind: str, **wanted: Any) -> Line:
@@ -125,7 +125,7 @@ def change_seal(lines: list[Line]) -> None:
 
 def make_seal_anew(lines: list[Line]) -> None:
     """The row and the seal fit each other; the next seal does not."""
-    from leadprotect import seals  # noqa: PLC0415
+    from leadprotect.audit import seals  # noqa: PLC0415
 
     seal = of(lines, "seal", territory="DE", number=1)
     seal["sealed_by"] = "somebody"
@@ -161,9 +161,9 @@ FORGERIES: dict[Callable[[list[Line]], None], str] = {
 def test_a_forged_export_is_found(database: Database, forge: Callable[[list[Line]], None]) -> None:
     fill(database)
     lines = [json.loads(line) for line in exported(database)]
-    assert proofs.verify_file(json.dumps(line) for line in lines).findings == ()
+    assert proof.verify_file(json.dumps(line) for line in lines).findings == ()
     forge(lines)
-    found = proofs.verify_file(json.dumps(line) for line in lines).findings
+    found = proof.verify_file(json.dumps(line) for line in lines).findings
     assert FORGERIES[forge] in [f"{one.territory} {one.seal}: {one.what}" for one in found]
 
 
@@ -171,13 +171,13 @@ def test_an_export_of_a_changed_audit_does_not_prove_itself(database: Database) 
     fill(database)
     tamper(database, "UPDATE {schema}.lead_access_audit SET reason = 'owner' WHERE id = 2")
     tamper(database, "DELETE FROM {schema}.lead_access_audit WHERE id = 3")
-    found = proofs.verify_file(exported(database)).findings
+    found = proof.verify_file(exported(database)).findings
     assert ["row 2 was changed", "row 3 was removed"] == [one.what for one in found]
 
 
 def test_an_earlier_export_shows_that_the_chains_were_made_anew(database: Database) -> None:
     fill(database)
-    known = proofs.known(exported(database))
+    known = proof.known_seals(exported(database))
     seal(database)
     assert verify(database, known=known).intact
     tamper(database, "UPDATE {schema}.lead_access_audit SET reason = 'owner' WHERE id = 2")
@@ -203,7 +203,7 @@ def test_an_earlier_export_shows_that_the_chains_were_made_anew(database: Databa
 )
 def test_what_is_no_export_is_refused_with_its_line(lines: list[str], message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
-        proofs.verify_file(lines)
+        proof.verify_file(lines)
 
 
 def test_times_need_a_zone_and_reading_needs_a_transaction(database: Database) -> None:

@@ -9,7 +9,7 @@ from datetime import date
 import psycopg
 import pytest
 
-from leadprotect import retention
+from leadprotect.audit import partitions
 from leadprotect.errors import InvalidRequest, LockUnavailable, ProtectionUnavailable
 from tests.support.auditing import record, said, seal, tamper, verify
 from tests.support.database import Database
@@ -24,12 +24,12 @@ MONTHS = "SELECT count(*) FROM {schema}.audit_partitions()"
 
 def create(database: Database, **how: int) -> int:
     with database.connect("operator", autocommit=True) as conn:
-        return retention.create_partitions(conn, **how)
+        return partitions.create_partitions(conn, **how)
 
 
 def detach(database: Database, before: str) -> list[tuple[str, int]]:
     with database.connect("operator", autocommit=True) as conn:
-        return [(gone.table, gone.rows) for gone in retention.detach(conn, date.fromisoformat(before + "-01"))]
+        return [(gone.table, gone.rows) for gone in partitions.detach(conn, date.fromisoformat(before + "-01"))]
 
 
 def unguarded(database: Database) -> list[str]:
@@ -273,7 +273,7 @@ def test_postgresql_detaches_nothing_concurrently_beside_a_default_partition(dat
 
 @pytest.mark.profiles("pg18")
 def test_who_stands_in_the_way_is_named(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention, "_PAUSES_S", (0.01, 0.01))
+    monkeypatch.setattr(partitions, "_PAUSES_S", (0.01, 0.01))
     past(database)
     seal(database)
     with database.connect() as reader:
@@ -288,7 +288,7 @@ def test_who_stands_in_the_way_is_named(database: Database, monkeypatch: pytest.
 def test_only_an_operator_makes_and_detaches_months(database: Database, login: str) -> None:
     with database.connect(login, autocommit=True) as conn:
         with pytest.raises(ProtectionUnavailable):
-            retention.create_partitions(conn)
+            partitions.create_partitions(conn)
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             database.query(conn, "SELECT {schema}.detach_audit_month('2025-01-01')")
 

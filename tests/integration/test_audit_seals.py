@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
-from leadprotect import seals
+from leadprotect.audit import seals
 from leadprotect.errors import ConnectionUnusable, InvalidRequest, ProtectionUnavailable
 from tests.support.auditing import record, said, seal, verify
 from tests.support.database import Database

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import leadprotect
-from leadprotect import history
+from leadprotect.audit import history
 from leadprotect.errors import InvalidRequest, ProtectionUnavailable
 from tests.support.database import Database
 

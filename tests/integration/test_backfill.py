@@ -11,18 +11,18 @@ import pytest
 from click.testing import CliRunner, Result
 
 import leadprotect
-from leadprotect.backfill import backfill
+from leadprotect.backfilling.jobs import jobs
+from leadprotect.backfilling.run import backfill
+from leadprotect.backfilling.verify import verify_owners
 from leadprotect.cli import main
 from leadprotect.errors import BackfillIncomplete
-from leadprotect.jobs import jobs
 from leadprotect.settings import current
-from leadprotect.verify import verify
 from tests.support.leads import old_leads, owners
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from leadprotect.progress import Progress
+    from leadprotect.backfilling.progress import Progress
     from tests.support.database import Database
 
 
@@ -159,7 +159,7 @@ def test_verify_names_what_is_missing_and_what_another_owner_has(expanded: Datab
     expanded.sql("DELETE FROM {schema}.user_lead_assignments WHERE lead_id = %s", missing)
     expanded.sql("UPDATE {schema}.user_lead_assignments SET user_id = %s WHERE lead_id = %s", expanded.user(98), stale)
     with expanded.connect("operator") as conn:
-        (seen,) = verify(conn, ["DE"])
+        (seen,) = verify_owners(conn, ["DE"])
     answer = run("--verify", "DE")
 
     assert ((missing,), (stale,), False) == (seen.missing_leads, seen.stale_leads, seen.complete)
@@ -176,7 +176,7 @@ def test_the_gate_and_the_verification_ask_the_same_query(expanded: Database) ->
     old_leads(expanded, 10)
     gate = expanded.sql("SELECT detail FROM {schema}.gate_conditions('0', 'off', '{}') WHERE condition = 'owners'")
     with expanded.connect() as conn:
-        (seen,) = verify(conn, ["DE"])
+        (seen,) = verify_owners(conn, ["DE"])
 
     assert 9 == seen.missing
     assert ["9 leads in DE have a qualifying activity but no owner"] == gate

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 
-from leadprotect import verify
-from leadprotect.backfill import backfill
+from leadprotect.backfilling import verify
+from leadprotect.backfilling.run import backfill
 from leadprotect.cli import main
 from leadprotect.errors import (
     BackfillError,
@@ -101,7 +101,7 @@ def test_options_that_can_t_be_right(expanded: Database, options: list[str], sai
 @pytest.mark.profiles("pg18")
 def test_a_report_into_a_folder_that_is_not_there(expanded: Database) -> None:
     with expanded.connect() as conn, pytest.raises(InvalidRequest, match="folder /nonexistent does not exist"):
-        verify.report(conn, ["DE"], Path("/nonexistent/x.csv"))
+        verify.report_ownerless(conn, ["DE"], Path("/nonexistent/x.csv"))
 
 
 def test_settings_that_changed_between_two_runs(expanded: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +127,7 @@ def test_settings_that_changed_before_a_verification(
     file = tmp_path / "ownerless.csv"
     answer = CliRunner().invoke(main, ["backfill", "DE", "--verify"])
     with expanded.connect() as conn:
-        for ask in (partial(verify.verify, conn, ["DE"]), partial(verify.report, conn, ["DE"], file)):
+        for ask in (partial(verify.verify_owners, conn, ["DE"]), partial(verify.report_ownerless, conn, ["DE"], file)):
             with pytest.raises(InvalidRequest, match=r"settings changed since the backfill was migrated.*PHONE"):
                 ask()
 

@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from leadprotect import worker
-from leadprotect.backfill import backfill
-from leadprotect.throttle import Throttle
+from leadprotect.backfilling import worker
+from leadprotect.backfilling.run import backfill
+from leadprotect.backfilling.throttle import Throttle
 from tests.support.leads import old_leads, owners
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from leadprotect.progress import Progress
+    from leadprotect.backfilling.progress import Progress
     from tests.support.database import Database
 
 LEASE = 0.5
 # as soon as the server has answered to the claim, before anything else is said to it
 STOPS_ITSELF = f"""
 import os, signal, psycopg
-from leadprotect.backfill import backfill
+from leadprotect.backfilling.run import backfill
 execute = psycopg.Connection.execute
 def stopping(conn, query, *arguments, **more):
     cursor = execute(conn, query, *arguments, **more)
@@ -40,7 +40,7 @@ def stopping(conn, query, *arguments, **more):
 psycopg.Connection.execute = stopping
 backfill(None, ["DE"], batch_size=700, lease={LEASE})
 """
-RUN = f"from leadprotect.backfill import backfill; backfill(None, ['DE'], batch_size=700, workers=2, lease={LEASE})"
+RUN = f"from leadprotect import backfill; backfill(None, ['DE'], batch_size=700, workers=2, lease={LEASE})"
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 
 import leadprotect
-from leadprotect.backfill import backfill
+from leadprotect.backfilling.run import backfill
 from tests.support.leads import old_leads, owners
 
 if TYPE_CHECKING:

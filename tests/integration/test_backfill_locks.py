@@ -11,9 +11,9 @@ import psycopg
 import pytest
 
 import leadprotect
-from leadprotect.backfill import backfill
+from leadprotect.backfilling.run import backfill
+from leadprotect.backfilling.worker import LOCK_TIMEOUT_MS
 from leadprotect.errors import BackfillIncomplete
-from leadprotect.worker import LOCK_TIMEOUT_MS
 from tests.support.leads import old_leads, owners
 
 if TYPE_CHECKING:

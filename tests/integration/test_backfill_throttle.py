@@ -12,20 +12,20 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
-from leadprotect import jobs
-from leadprotect.backfill import backfill
+from leadprotect.backfilling import jobs
+from leadprotect.backfilling.run import backfill
+from leadprotect.backfilling.signals import GO, SIGNALS, Asked, Limits, Verdict
+from leadprotect.backfilling.throttle import Throttle, next_hold
 from leadprotect.cli import main
 from leadprotect.errors import BackfillStopped
-from leadprotect.signals import GO, SIGNALS, Asked, Limits, Verdict
-from leadprotect.throttle import Throttle, next_hold
 from tests.support.leads import old_leads, owners
 from tests.support.topology import replica
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from leadprotect.backfill import Backfilled
-    from leadprotect.progress import Progress
+    from leadprotect.backfilled import Backfilled
+    from leadprotect.backfilling.progress import Progress
     from tests.support.database import Database
 
 WAL = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint"

@@ -10,8 +10,8 @@ from sqlalchemy import BigInteger, exc, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 import leadprotect
-from leadprotect._sql import owed
-from leadprotect.context import declared
+from leadprotect.access.context import declared
+from leadprotect.database.connection import owed
 from tests.support.database import Database
 
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from leadprotect.cli import main
 from leadprotect.errors import ProtectionUnavailable
-from leadprotect.status import status
+from leadprotect.migration.status import status
 from tests.support.database import Database
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import leadprotect
 from leadprotect.errors import PreflightError
-from leadprotect.territory import add_territory
+from leadprotect.migration.territories import add_territory
 from tests.support.database import Database
 
 

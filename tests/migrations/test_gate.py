@@ -11,10 +11,10 @@ from alembic.util import CommandError
 from click.testing import CliRunner
 from psycopg import sql
 
-from leadprotect import gate
 from leadprotect.cli import main
 from leadprotect.errors import ProtectionUnavailable
-from leadprotect.gate import Condition
+from leadprotect.migration import gate
+from leadprotect.migration.gate import Condition
 from tests.support.revisions import HEAD
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from leadprotect.locks import Blocker, redact
+from leadprotect.database.blockers import Blocker, redact
 from tests.support.locktrace import MODES, trace
 from tests.support.revisions import SCRIPTS
 

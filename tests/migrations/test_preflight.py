@@ -12,8 +12,8 @@ import pytest
 from alembic import command
 from alembic.util import CommandError
 
-from leadprotect._quarantine import _KEPT
-from leadprotect.preflight import version_problem
+from leadprotect.preflight.check import version_problem
+from leadprotect.preflight.leftovers import _KEPT
 from tests.support.fingerprint import difference, fingerprint
 from tests.support.revisions import HEAD
 from tests.support.topology import pooler, replica

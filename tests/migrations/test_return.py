@@ -9,15 +9,16 @@ import pytest
 from click.testing import CliRunner
 
 import leadprotect
-from leadprotect import gate, jobs
+from leadprotect.backfilling import jobs
 from leadprotect.cli import main
-from leadprotect.status import status
+from leadprotect.migration import gate
+from leadprotect.migration.status import status
 from tests.support.revisions import HEAD
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from leadprotect.gate import Condition
+    from leadprotect.migration.gate import Condition
     from tests.support.database import Database
 
 MIGRATE = "lp_0006_migrate_backfill"

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 import leadprotect
 from leadprotect.cli import main
 from leadprotect.errors import InvalidRequest, ProtectionUnavailable, RollbackError
-from leadprotect.rollback import SAFE, rollback
+from leadprotect.migration.rollback import SAFE, rollback
 from tests.support.database import ROOT
 from tests.support.fingerprint import contents, difference, fingerprint
 from tests.support.revisions import HEAD, REVISIONS

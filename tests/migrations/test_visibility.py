@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 
-from leadprotect import gate
 from leadprotect.cli import main
+from leadprotect.migration import gate
 from tests.migrations.test_preflight import deploying_as, refused
 from tests.support.revisions import HEAD
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from leadprotect import evidence
+from leadprotect.audit import verification
 from leadprotect.errors import ProtectionUnavailable
 from tests.support.auditing import record, said, seal, tamper, verify
 from tests.support.database import Database
@@ -201,7 +201,7 @@ def test_a_login_that_is_a_service_as_well_is_told_what_it_can_t_check(database:
     database.sql(f'CREATE ROLE "{login}" LOGIN IN ROLE {roles}')
     try:
         with psycopg.connect(database.server.url(database.name, login)) as conn:
-            found = evidence.verify(conn)
+            found = verification.verify_audit(conn)
         assert (found.intact, found.unchecked) == (True, ("CH", "rows without territory"))
     finally:
         database.sql(f'DROP ROLE "{login}"')
@@ -210,7 +210,7 @@ def test_a_login_that_is_a_service_as_well_is_told_what_it_can_t_check(database:
 @pytest.mark.parametrize("login", ["seller_de", "manager_de", "operator", "outsider"])
 def test_only_an_auditor_verifies(database: Database, login: str) -> None:
     with database.connect(login) as conn, pytest.raises(ProtectionUnavailable):
-        evidence.verify(conn)
+        verification.verify_audit(conn)
 
 
 # --- numbers without a row

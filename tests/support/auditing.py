@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from leadprotect import evidence, seals
+from leadprotect.audit import seals, verification
 from tests.support.database import Database
 
 if TYPE_CHECKING:
@@ -36,12 +36,12 @@ def seal(database: Database, *, rows_per_seal: int = seals.ROWS_PER_SEAL) -> dic
         return {head.territory: head.sealed for head in seals.seal(conn, rows_per_seal=rows_per_seal)}
 
 
-def verify(database: Database, login: str | None = "auditor_both", **how: Any) -> evidence.Verification:
+def verify(database: Database, login: str | None = "auditor_both", **how: Any) -> verification.Verification:
     with database.connect(login) as conn:
-        return evidence.verify(conn, **how)
+        return verification.verify_audit(conn, **how)
 
 
-def said(found: evidence.Verification) -> list[str]:
+def said(found: verification.Verification) -> list[str]:
     """Findings as one line each."""
     return [f"{finding.territory} {finding.seal}: {finding.what}" for finding in found.findings]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from alembic.script import ScriptDirectory
 
-from leadprotect.paths import migrations
+from leadprotect.settings.files import migrations
 
 if TYPE_CHECKING:
     from alembic.script import Script

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from leadprotect.bench import servers
-from leadprotect.bench.servers import INSTALLED, Server, installed
+from leadprotect.lab.bench import servers
+from leadprotect.lab.bench.servers import INSTALLED, Server, installed
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from leadprotect import settings
-from leadprotect._arguments import as_lead_id, as_lead_ids
+from leadprotect.access.arguments import as_lead_id, as_lead_ids
 from leadprotect.errors import InvalidRequest
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from leadprotect.bench.backfill import Measured, check_disk, summary
-from leadprotect.bench.chart import table
 from leadprotect.errors import InvalidRequest
+from leadprotect.lab.bench.backfill import Measured, check_disk, summary
+from leadprotect.lab.bench.chart import table
 
 MODES = ("no backfill", "monolith, DISTINCT ON", "monolith, LATERAL", "leadprotect, 1 worker", "leadprotect, 2 workers")
 MEASURED = [Measured(mode, seconds=10.0, owners=875_000, writes=1_800, failed=799) for mode in MODES]

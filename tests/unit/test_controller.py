@@ -10,8 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leadprotect.controller import CEILING_S, FIRST, GROWTH, LARGEST, SMALLEST, TARGET_S, Controller
-from leadprotect.worker import DIVISOR, Bisection
+from leadprotect.backfilling.slices import (
+    CEILING_S,
+    DIVISOR,
+    FIRST,
+    GROWTH,
+    LARGEST,
+    SMALLEST,
+    TARGET_S,
+    Bisection,
+    Controller,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

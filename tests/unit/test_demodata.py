@@ -1,19 +1,19 @@
 from __future__ import annotations
 
-from leadprotect import demodata
+from leadprotect.lab.demo import data
 
-DATA = demodata.generate(2000)
+DATA = data.generate(2000)
 LEADS = list(DATA.leads())
 ACTIVITIES = list(DATA.activities())
 
 
 def test_the_same_seed_gives_the_same_data() -> None:
-    again = demodata.generate(2000)
+    again = data.generate(2000)
     assert (LEADS, ACTIVITIES, DATA.users) == (list(again.leads()), list(again.activities()), again.users)
 
 
 def test_another_seed_gives_other_data() -> None:
-    assert LEADS != list(demodata.generate(2000, seed=2).leads())
+    assert LEADS != list(data.generate(2000, seed=2).leads())
 
 
 def test_every_id_is_used_once() -> None:
@@ -34,14 +34,14 @@ def test_swiss_leads_lie_in_swiss_places() -> None:
 
 
 def test_about_an_eighth_of_the_leads_has_no_qualifying_activity() -> None:
-    qualified = {lead for _, lead, user, kind, _ in ACTIVITIES if user and kind in demodata.QUALIFYING}
+    qualified = {lead for _, lead, user, kind, _ in ACTIVITIES if user and kind in data.QUALIFYING}
     part = 1 - len(qualified) / len(LEADS)
     assert 0.09 < part < 0.15
 
 
 def test_activities_hold_what_real_ones_do() -> None:
     kinds = {activity[3] for activity in ACTIVITIES}
-    assert kinds == {*demodata.QUALIFYING, *demodata.OTHER_KINDS}
+    assert kinds == {*data.QUALIFYING, *data.OTHER_KINDS}
     assert any(activity[2] is None for activity in ACTIVITIES)
     assert any(activity[4] is None for activity in ACTIVITIES)
 

@@ -6,8 +6,8 @@ from uuid import UUID
 
 import pytest
 
-from leadprotect import demofiles
 from leadprotect.errors import InvalidRequest
+from leadprotect.lab.demo import files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,13 +24,13 @@ def written(folder: Path, name: str, text: str | bytes) -> Path:
 
 
 def test_good_files_come_as_they_are(tmp_path: Path) -> None:
-    data = demofiles.read(written(tmp_path, "leads.csv", LEADS), written(tmp_path, "activities.csv", ACTIVITIES))
+    data = files.read(written(tmp_path, "leads.csv", LEADS), written(tmp_path, "activities.csv", ACTIVITIES))
     assert [[ONE, "DE", "Muster GmbH", "Köln"], [TWO, None, None, None]] == [list(lead) for lead in data.leads()]
     assert [(UUID(int=2), ONE, TWO, "NOTE", datetime(2026, 1, 1, tzinfo=UTC))] == list(data.activities())
 
 
 def test_leads_alone_are_enough(tmp_path: Path) -> None:
-    data = demofiles.read(written(tmp_path, "leads.csv", LEADS))
+    data = files.read(written(tmp_path, "leads.csv", LEADS))
     assert [] == list(data.activities())
 
 
@@ -46,12 +46,12 @@ def test_leads_alone_are_enough(tmp_path: Path) -> None:
     ids=["byte order mark", "CRLF", "empty lines", "no last line end", "other order, one more column, braces"],
 )
 def test_what_spreadsheets_write_is_read(tmp_path: Path, text: str | bytes) -> None:
-    data = demofiles.read(written(tmp_path, "leads.csv", text))
+    data = files.read(written(tmp_path, "leads.csv", text))
     assert [[ONE, "DE", "Muster GmbH", "Köln"], [TWO, None, None, None]] == [list(lead) for lead in data.leads()]
 
 
 def test_a_quoted_value_may_hold_lines_commas_and_quotes(tmp_path: Path) -> None:
-    data = demofiles.read(written(tmp_path, "leads.csv", f'id,territory,company\n{ONE},CH,"A, ""B""\nC"\n'))
+    data = files.read(written(tmp_path, "leads.csv", f'id,territory,company\n{ONE},CH,"A, ""B""\nC"\n'))
     assert [[ONE, "CH", 'A, "B"\nC', None]] == [list(lead) for lead in data.leads()]
 
 
@@ -67,7 +67,7 @@ def test_a_quoted_value_may_hold_lines_commas_and_quotes(tmp_path: Path) -> None
 def test_a_time_without_offset_is_utc(tmp_path: Path, text: str, expected: datetime | None) -> None:
     leads = written(tmp_path, "leads.csv", LEADS)
     activities = written(tmp_path, "a.csv", f"lead_id,user_id,kind,created_at\n{ONE},,NOTE,{text}\n")
-    assert [expected] == [activity[4] for activity in demofiles.read(leads, activities).activities()]
+    assert [expected] == [activity[4] for activity in files.read(leads, activities).activities()]
 
 
 BAD_LEADS = {
@@ -127,7 +127,7 @@ BAD_LEADS = {
 def test_a_bad_leads_file_is_refused_with_its_line_and_column(tmp_path: Path, text: str | bytes, expected: str) -> None:
     path = written(tmp_path, "leads.csv", text)
     with pytest.raises(InvalidRequest) as refused:
-        demofiles.read(path)
+        files.read(path)
     assert f"{path}, {expected}" == str(refused.value)[: len(f"{path}, {expected}")]
 
 
@@ -152,12 +152,12 @@ BAD_ACTIVITIES = {
 def test_a_bad_activities_file_is_refused_with_its_line_and_column(tmp_path: Path, text: str, expected: str) -> None:
     path = written(tmp_path, "activities.csv", text)
     with pytest.raises(InvalidRequest) as refused:
-        demofiles.read(written(tmp_path, "leads.csv", LEADS), path)
+        files.read(written(tmp_path, "leads.csv", LEADS), path)
     assert f"{path}, {expected}" == str(refused.value)[: len(f"{path}, {expected}")]
 
 
 def test_a_long_bad_value_is_cut_in_the_message(tmp_path: Path) -> None:
     path = written(tmp_path, "leads.csv", f"id,territory\n{'x' * 5000},DE\n")
     with pytest.raises(InvalidRequest) as refused:
-        demofiles.read(path)
+        files.read(path)
     assert f"{path}, line 2, column id: '{'x' * 60}' is not a uuid" == str(refused.value)

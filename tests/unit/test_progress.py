@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from leadprotect.progress import Bar, Lines, Progress
+from leadprotect.backfilling.progress import Progress
+from leadprotect.cli.progress import Bar, Lines
 
 AT_FULL_SPEED = Progress(
     ("DE",), scanned=500, assigned=400, deferred=0, total=1000, seconds=5.0, rate=100.0, slice_rows=50, factor=1.0,

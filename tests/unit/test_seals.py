@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from leadprotect.seals import canonical, joined, listed, numbers
+from leadprotect.audit.seals import canonical, joined, listed, numbers
 
 
 @pytest.mark.parametrize(

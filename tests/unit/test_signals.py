@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leadprotect.signals import paced
+from leadprotect.backfilling.signals import paced
 
 MIB = 2**20
 LIMIT = 128 * MIB

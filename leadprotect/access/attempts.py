@@ -1,0 +1,87 @@
+"""Requires a decision, and records every attempt: what is allowed in the caller's transaction, a denial beside it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from leadprotect import metrics
+from leadprotect.access import denials
+from leadprotect.access.arguments import as_lead_id, check_text, missing
+from leadprotect.access.context import trace_id
+from leadprotect.database.connection import row
+from leadprotect.decision import Decision
+from leadprotect.errors import InvalidRequest, LeadAccessDenied
+from leadprotect.settings import current, ident, literal
+
+if TYPE_CHECKING:
+    from leadprotect.database.connection import AnyConnection
+
+
+ACTIONS = ("VIEW", "EDIT", "ASSIGN", "UNASSIGN")
+
+
+def assert_edit(conn: AnyConnection, lead_id: Any, *, action: str = "EDIT", note: str | None = None) -> Decision:
+    """Require that the user in context may edit the lead, and record the attempt.
+
+    Allowed: the record is written in the caller's transaction, and the rows on which the decision
+    rests stay locked until it ends, so a transfer waits. Denied: the record is committed on a
+    connection of leadprotect's own before the error is raised; it survives whatever the caller does.
+
+    Raises `LeadAccessDenied` (carries the decision), `AuditUnavailable` when the attempt could not
+    be recorded, allowed or not (a denial, too), and what `can_edit` raises.
+    """
+    if action not in ACTIONS:
+        message = f"action: {action!r} is not one of {', '.join(ACTIONS)}"
+        raise InvalidRequest(message)
+    s = current()
+    call = f"allow_edit(%s::{s.lead_id_type}, %s::{ident(s.schema)}.lead_action, %s::text)"
+    with metrics.timed("assert"):
+        attempt = attempted(conn, call, (as_lead_id(lead_id), action, note), action=action, note=note)
+    return conclude(conn, Decision(lead_id, attempt.reason), attempt)
+
+
+def attempted(
+    conn: AnyConnection, call: str, values: tuple[Any, ...], *, action: str, note: str | None
+) -> denials.Attempt:
+    """Decide by `call`, a function of ours whose first value is the lead and which records what it allows.
+
+    Where the context has no correlation id, the current trace's is recorded, and the context stays as it was.
+    Raises `ContextMissing` before anything is done: a manager's change would be recorded in no territory.
+    """
+    check_text("note", note)
+    schema, trace = ident(current().schema), trace_id()
+    if trace is None:
+        statement = _attempt(f"{schema}.{call}", f"{schema}.context()")
+        reason, *facts = row(conn, statement, values, recording=True)
+    else:
+        guc = literal(current().correlation_guc)
+        # OFFSET 0 keeps the order: what stood is read, then the call is made, then it is set again
+        traced = f"pg_catalog.set_config({guc}, coalesce(nullif(context.correlation_id, ''), %s), true) <> ''"
+        inner = _attempt(f"CASE WHEN {traced} THEN {schema}.{call} END", f"(SELECT * FROM {schema}.context() OFFSET 0)")
+        statement = (
+            f"SELECT attempt.*, pg_catalog.set_config({guc}, coalesce(attempt.correlation_id, ''), true) "
+            f"FROM ({inner} OFFSET 0) AS attempt"
+        )
+        reason, *facts, _ = row(conn, statement, (trace, *values), recording=True)
+    user_id, territory, correlation_id, login, role = facts
+    if reason is None:
+        missing(user_id, territory)
+    return denials.Attempt(values[0], action, reason, note, user_id, territory, correlation_id or trace, login, role)
+
+
+def _attempt(call: str, context: str) -> str:
+    return (
+        f"SELECT CASE WHEN context.user_id <> '' AND context.territory <> '' THEN {call} END AS reason, context.*, "
+        f"session_user::text AS login, pg_catalog.current_setting('role') AS role FROM {context} AS context"
+    )
+
+
+def conclude(conn: AnyConnection, decision: Decision, attempt: denials.Attempt) -> Decision:
+    """Return an allowed decision; record a denied one so that it lasts, and raise it."""
+    if decision.allowed:
+        metrics.allowed()
+        return decision
+    if attempt.lead_id is not None:  # an attempt on no lead leaves no row
+        denials.record_denial(conn, attempt)
+    metrics.denied(decision.reason)
+    raise LeadAccessDenied(decision)

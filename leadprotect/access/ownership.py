@@ -1,0 +1,103 @@
+"""Changes of ownership: the only way to change who may edit a lead."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from leadprotect import metrics
+from leadprotect.access.arguments import as_lead_id, as_user_id
+from leadprotect.access.attempts import attempted, conclude
+from leadprotect.decision import Decision
+from leadprotect.errors import InvalidRequest
+from leadprotect.settings import current
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from leadprotect.database.connection import AnyConnection
+
+
+def assign(conn: AnyConnection, lead_id: Any, user_id: UUID | str, *, note: str | None = None) -> Decision:
+    """Give the lead to `user_id`, whoever owns it now; for managers of its territory.
+
+    Like every function here it records the attempt as `assert_edit` does and raises
+    `LeadAccessDenied` when it is denied, `ContextMissing` without a user or territory in context (a
+    manager needs them, too: they are recorded), `InvalidRequest` when the new owner is suspended.
+    """
+    return _change_owner(conn, lead_id, "assign", as_user_id(user_id), note)
+
+
+def transfer(conn: AnyConnection, lead_id: Any, user_id: UUID | str, *, note: str | None = None) -> Decision:
+    """Give an owned lead to `user_id`; for managers. An edit under way is waited for."""
+    return _change_owner(conn, lead_id, "transfer", as_user_id(user_id), note)
+
+
+def claim(conn: AnyConnection, lead_id: Any, *, note: str | None = None) -> Decision:
+    """Make the user in context the owner of a lead that nobody owns; of two claims one wins."""
+    return _change_owner(conn, lead_id, "claim", None, note)
+
+
+def release(conn: AnyConnection, lead_id: Any, *, note: str | None = None) -> Decision:
+    """Take the lead from its owner; for the owner and for managers. No backfill gives it back."""
+    return _change_owner(conn, lead_id, "release", None, note)
+
+
+def share(
+    conn: AnyConnection,
+    lead_id: Any,
+    user_id: UUID | str,
+    *,
+    effective_from: datetime | None = None,
+    effective_to: datetime | None = None,
+    note: str | None = None,
+) -> Decision:
+    """Let `user_id` edit the lead as well, from `effective_from` (now) until `effective_to` (open).
+
+    For the owner and for managers. Raises `InvalidRequest` when the dates are in the wrong order.
+    """
+    return _change_sharing(conn, lead_id, "share", user_id, (effective_from, effective_to), note)
+
+
+def unshare(conn: AnyConnection, lead_id: Any, user_id: UUID | str, *, note: str | None = None) -> Decision:
+    """End every share of the lead with `user_id` now; an edit under way is waited for."""
+    return _change_sharing(conn, lead_id, "unshare", user_id, (None, None), note)
+
+
+def _change_owner(conn: AnyConnection, lead_id: Any, change: str, user_id: str | None, note: str | None) -> Decision:
+    s = current()
+    call = f"change_owner(%s::{s.lead_id_type}, %s::text, %s::{s.user_id_type}, %s::text)"
+    action = "UNASSIGN" if change == "release" else "ASSIGN"
+    return _change(conn, lead_id, action, call, (change, user_id, note), note)
+
+
+def _change_sharing(
+    conn: AnyConnection,
+    lead_id: Any,
+    change: str,
+    user_id: UUID | str,
+    dates: tuple[Any, Any],
+    note: str | None,
+) -> Decision:
+    for name, date in zip(("effective_from", "effective_to"), dates, strict=True):
+        if date is not None and not isinstance(date, datetime):
+            message = f"{name}: {date!r} is not a datetime"
+            raise InvalidRequest(message)
+    if any(date is not None and date.tzinfo is None for date in dates):
+        message = "effective_from and effective_to need a time zone: 9 o'clock is another moment in another place"
+        raise InvalidRequest(message)
+    s = current()
+    call = (
+        f"change_sharing(%s::{s.lead_id_type}, %s::text, %s::{s.user_id_type}, "
+        "%s::timestamptz, %s::timestamptz, %s::text)"
+    )
+    action = "ASSIGN" if change == "share" else "UNASSIGN"
+    return _change(conn, lead_id, action, call, (change, as_user_id(user_id), *dates, note), note)
+
+
+def _change(
+    conn: AnyConnection, lead_id: Any, action: str, call: str, values: tuple[Any, ...], note: str | None
+) -> Decision:
+    with metrics.timed("change"):
+        attempt = attempted(conn, call, (as_lead_id(lead_id), *values), action=action, note=note)
+    return conclude(conn, Decision(lead_id, attempt.reason), attempt)

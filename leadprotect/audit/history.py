@@ -1,0 +1,134 @@
+"""What the audit tells of a lead: who could edit it at a given time, and what was attempted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from leadprotect.access.arguments import as_lead_id, as_user_id
+from leadprotect.access.context import declaring
+from leadprotect.database.connection import rows
+from leadprotect.errors import InvalidRequest
+from leadprotect.settings import current, ident
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from leadprotect.database.connection import AnyConnection
+
+MAX_ATTEMPTS = 10_000
+
+
+@dataclass(frozen=True)
+class Right:
+    """A user's right to edit a lead at a moment; `could_edit` is false for who was suspended, or nobody.
+
+    `reason` is a code of the decision; `since` and `until` bound the right itself (None: not known,
+    or open); `source` says what it rests on: how the owner came to the lead, or which rule.
+    """
+
+    territory: str
+    user_id: Any | None
+    could_edit: bool
+    reason: str
+    since: datetime | None
+    until: datetime | None
+    source: str | None
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """An attempt as the audit has it; see the columns of lead_access_audit."""
+
+    id: int
+    at: datetime
+    lead_id: Any
+    user_id: Any | None
+    login: str
+    role: str
+    territory: str | None
+    action: str
+    outcome: str
+    reason: str
+    note: str | None
+    correlation_id: str | None
+
+
+def who_could_edit(conn: AnyConnection, lead_id: Any, at: datetime) -> tuple[Right, ...]:
+    """Who could edit the lead at the time `at`, and why, in the territories that the login may read.
+
+    For auditors and managers; needs no context, and one narrows it. From assignments, their history,
+    and rules with the dates at which they held. A lead that nobody owned yields a row without user.
+    Raises `InvalidRequest` for a time without a zone or still to come, for an id of the wrong type,
+    and where nothing is known of the lead.
+    """
+    _check_zone("at", at)
+    if at > datetime.now(UTC):
+        message = f"at: {at.isoformat()} is still to come"
+        raise InvalidRequest(message)
+    s = current()
+    call = f"SELECT * FROM {ident(s.schema)}.who_could_edit(%s::{s.lead_id_type}, %s::timestamptz)"
+    found = rows(conn, call, (as_lead_id(lead_id), at))
+    if not found:
+        message = f"nothing is known of lead {lead_id} in the territories that this login may read"
+        raise InvalidRequest(message)
+    return tuple(Right(*right) for right in found)
+
+
+def attempts(
+    conn: AnyConnection,
+    *,
+    lead_id: Any = None,
+    user_id: UUID | str | None = None,
+    outcome: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    limit: int = 100,
+) -> tuple[Recorded, ...]:
+    """The newest attempts that the login may read, newest first; every filter narrows them.
+
+    For auditors, in a transaction; `outcome` is ALLOW or DENY, `since` inclusive, `until` exclusive.
+    Raises `InvalidRequest` for a filter that can't be right, `ContextMissing` in autocommit.
+    """
+    if outcome not in {None, "ALLOW", "DENY"}:
+        message = f"outcome: {outcome!r} is not ALLOW or DENY"
+        raise InvalidRequest(message)
+    if not 1 <= limit <= MAX_ATTEMPTS:
+        message = f"limit: {limit} is not between 1 and {MAX_ATTEMPTS}"
+        raise InvalidRequest(message)
+    for name, time in (("since", since), ("until", until)):
+        _check_zone(name, time)
+    s = current()
+    query = f"""
+        SELECT a.id, a.at, a.lead_id, a.user_id, a.login::text, a.role::text, a.territory, a.action::text,
+               a.outcome::text, a.reason, a.note, a.correlation_id
+        FROM {ident(s.schema)}.lead_access_audit AS a
+        WHERE a.territory IS NOT DISTINCT FROM %s::text
+          AND (%s::{s.lead_id_type} IS NULL OR a.lead_id = %s)
+          AND (%s::text IS NULL OR a.user_id = {ident(s.schema)}.parse_user(%s))
+          AND (%s::text IS NULL OR a.outcome::text = %s)
+          AND a.at >= coalesce(%s::timestamptz, '-infinity') AND a.at < coalesce(%s::timestamptz, 'infinity')
+        ORDER BY a.at DESC, a.id DESC LIMIT %s
+        """
+    lead, user = as_lead_id(lead_id), None if user_id is None else as_user_id(user_id)
+    filters = (lead, lead, user, user, outcome, outcome, since, until, limit)
+    found: list[Recorded] = []
+    for code in territories(conn):
+        with declaring(conn, "", code or ""):
+            found += [Recorded(*attempt) for attempt in rows(conn, query, (code, *filters))]
+    found.sort(key=lambda attempt: (attempt.at, attempt.id), reverse=True)
+    return tuple(found[:limit])
+
+
+def territories(conn: AnyConnection) -> list[str | None]:
+    """None, for what belongs to no territory, and the territories of which the login holds the role."""
+    schema = ident(current().schema)
+    query = f"SELECT code FROM {schema}.territories WHERE {schema}.is_member(code) ORDER BY code"
+    return [None, *(code for (code,) in rows(conn, query))]
+
+
+def _check_zone(name: str, time: datetime | None) -> None:
+    if time is not None and time.tzinfo is None:
+        message = f"{name}: {time.isoformat()} needs a time zone; 9 o'clock is another moment in another place"
+        raise InvalidRequest(message)

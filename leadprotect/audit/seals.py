@@ -1,0 +1,136 @@
+"""Seals of the audit: chains of hashes that show whether a record was changed since.
+
+A run of `seal` takes every row whose transaction has ended, and appends to each chain (one per
+territory, one of the rows without territory) what it found. The texts that are hashed are defined
+here once more, apart from the database, which an attacker may own: verification trusts nothing of
+its functions but PostgreSQL's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from leadprotect.database.connection import rows
+from leadprotect.settings import current, ident
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from leadprotect.database.connection import AnyConnection
+
+ROWS_PER_SEAL = 10_000
+FORMAT = "leadprotect-audit-1"
+"""What the first line of an export with seals says."""
+
+ROW = {
+    "id": "a.id",
+    "lead_id": "a.lead_id::text",
+    "at": "a.at AT TIME ZONE 'UTC'",
+    "user_id": "a.user_id::text",
+    "login": "a.login",
+    "role": "a.role",
+    "territory": "a.territory",
+    "action": "a.action::text",
+    "outcome": "a.outcome::text",
+    "reason": "a.reason",
+    "note": "a.note",
+    "correlation_id": "a.correlation_id",
+    "transaction_id": "a.transaction_id::text",
+}
+"""Fields of a recorded row, in the order in which they are hashed -> their SQL."""
+
+SEAL = {
+    "territory": "s.territory",
+    "number": "s.number",
+    "run": "s.run",
+    "month": "s.month",
+    "row_count": "s.row_count",
+    "ids": "s.ids::text",
+    "content": "encode(s.content, 'hex')",
+    "row_checks": "encode(s.row_checks, 'hex')",
+    "first_at": "s.first_at AT TIME ZONE 'UTC'",
+    "last_at": "s.last_at AT TIME ZONE 'UTC'",
+    "sealed_at": "s.sealed_at AT TIME ZONE 'UTC'",
+    "sealed_by": "s.sealed_by",
+    "origin": "s.origin",
+    "snapshot": "s.snapshot::text",
+    "transaction_id": "s.transaction_id::text",
+    "last_number": "s.last_number",
+    "settled_until": "s.settled_until AT TIME ZONE 'UTC'",
+    "detached_table": "s.detached_table",
+}
+"""The same of a seal; its hash covers them and the hash of the seal before it."""
+
+ROW_TEXT = f"json_build_array('lp-row-1', {', '.join(ROW.values())})::text"
+ROW_HASH = f"sha256(convert_to({ROW_TEXT}, 'UTF8'))"
+ROW_ORDER = 'id, at, lead_id::text COLLATE "C"'
+SEAL_TEXT = f"json_build_array('lp-seal-1', {', '.join(SEAL.values())})::text"
+SEAL_HASH = f"sha256(coalesce(s.previous, '') || sha256(convert_to({SEAL_TEXT}, 'UTF8')))"
+
+
+@dataclass(frozen=True)
+class Head:
+    """The newest seal of a chain: keep `hash` where nobody of this database can reach it.
+
+    `territory` is None for the rows without one; `sealed` counts the rows that the run added.
+    """
+
+    territory: str | None
+    number: int
+    hash: str
+    sealed: int
+
+
+def seal(conn: AnyConnection, *, rows_per_seal: int = ROWS_PER_SEAL) -> tuple[Head, ...]:
+    """Seal every recorded row whose transaction has ended; returns the newest seal of each chain.
+
+    For operators, in a transaction of its own. Two runs at once wait for each other. Raises
+    `InvalidRequest` in a transaction that has written already or is not READ COMMITTED.
+    """
+    statement = (
+        f"SELECT territory, number, encode(hash, 'hex'), sealed FROM {ident(current().schema)}.seal_audit(%s::integer)"
+    )
+    return tuple(Head(*found) for found in rows(conn, statement, (rows_per_seal,)))
+
+
+def row_hash(fields: dict[str, Any]) -> bytes:
+    """The hash of a row as an export holds it; the same as ROW_HASH."""
+    return hashlib.sha256(canonical(["lp-row-1", *(fields[name] for name in ROW)])).digest()
+
+
+def seal_body(fields: dict[str, Any]) -> bytes:
+    """The hash of a seal's own fields, without the seal before it."""
+    return hashlib.sha256(canonical(["lp-seal-1", *(fields[name] for name in SEAL)])).digest()
+
+
+def chained(previous: str | None, body: bytes) -> str:
+    """The hash of a seal that follows `previous`; the same as SEAL_HASH."""
+    return hashlib.sha256(bytes.fromhex(previous or "") + body).hexdigest()
+
+
+def canonical(values: Sequence[Any]) -> bytes:
+    """What PostgreSQL's json_build_array writes of texts, whole numbers and nulls."""
+    return json.dumps(list(values), ensure_ascii=False).encode()
+
+
+def numbers(ranges: str | None) -> tuple[range, ...]:
+    """The text of an int8multirange, ``{[1,4),[7,8)}``, as ranges."""
+    pairs = (part.split(",") for part in (ranges or "{}").strip("{[)}").split("),[") if part)
+    return tuple(range(int(low), int(high)) for low, high in pairs)
+
+
+def joined(found: Sequence[int]) -> tuple[range, ...]:
+    """Ascending numbers as ranges."""
+    starts = [number for at, number in enumerate(found) if at == 0 or number > found[at - 1] + 1]
+    ends = [number for at, number in enumerate(found) if at + 1 == len(found) or found[at + 1] > number + 1]
+    return tuple(range(low, high + 1) for low, high in zip(starts, ends, strict=True))
+
+
+def listed(ranges: Sequence[range], *, at_most: int = 20) -> str:
+    """Numbers for a reader: ``3, 7-9, 12`` and how many more."""
+    shown = [str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in ranges[:at_most]]
+    more = sum(map(len, ranges[at_most:]))
+    return ", ".join(shown) + (f" and {more:,} more" if more else "")

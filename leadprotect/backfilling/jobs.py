@@ -1,0 +1,133 @@
+"""The backfill's jobs in the database: where they stand, and pause, resume and stop from another shell."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from leadprotect.backfilled import Job
+from leadprotect.database.connection import rows
+from leadprotect.errors import InvalidRequest
+from leadprotect.settings import Settings, current, ident
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import psycopg
+
+    from leadprotect.database.connection import AnyConnection
+
+
+def jobs(conn: AnyConnection, territories: Sequence[str] = (), *, settings: Settings | None = None) -> list[Job]:
+    """The jobs of `territories` (none: of all). Raises `InvalidRequest` for one that is not in the database."""
+    s = settings or current()
+    found = [Job(*row) for row in rows(conn, _JOBS.replace("{schema}", ident(s.schema)))]
+    check_known(territories, [job.territory for job in found])
+    return [job for job in found if job.territory in territories or not territories]
+
+
+def pause(
+    conn: AnyConnection, territories: Sequence[str] = (), *, reason: str | None = None, settings: Settings | None = None
+) -> list[Job]:
+    """Hold the backfill of `territories` (none: of all) after its current slices, until `resume`."""
+    return _request(conn, territories, "pause", reason, settings)
+
+
+def resume(conn: AnyConnection, territories: Sequence[str] = (), *, settings: Settings | None = None) -> list[Job]:
+    """Take back a pause or a stop."""
+    return _request(conn, territories, "run", None, settings)
+
+
+def stop(
+    conn: AnyConnection, territories: Sequence[str] = (), *, reason: str | None = None, settings: Settings | None = None
+) -> list[Job]:
+    """End the running backfill of `territories` (none: of all) after its current slices."""
+    return _request(conn, territories, "stop", reason, settings)
+
+
+def check_known(wanted: Sequence[str], known: Sequence[str]) -> None:
+    """Raise `InvalidRequest` for a territory that is not in the database."""
+    unknown = [code for code in wanted if code not in known]
+    if unknown:
+        listed = ", ".join(sorted(known)) or "none"
+        message = f"territory {unknown[0]!r} is not in the database; known are: {listed}"
+        raise InvalidRequest(message)
+
+
+def _request(
+    conn: AnyConnection, territories: Sequence[str], wanted: str, reason: str | None, settings: Settings | None
+) -> list[Job]:
+    s = settings or current()
+    for job in jobs(conn, territories, settings=s):
+        call = f"SELECT {ident(s.schema)}.backfill_request(%s, %s, %s)"
+        rows(conn, call, (job.territory, wanted, reason))
+    return jobs(conn, territories, settings=s)
+
+
+_JOBS = """
+SELECT j.territory,
+       CASE WHEN j.request = 'pause' THEN 'paused'
+            WHEN j.ended_at IS NOT NULL THEN 'done'
+            WHEN j.request = 'stop' THEN 'stopped'
+            WHEN j.started_at IS NULL THEN 'new'
+            WHEN c.workers > 0 THEN 'running'
+            ELSE 'interrupted' END,
+       j.started_at, j.ended_at, c.scanned, c.assigned + j.retried,
+       (SELECT count(*) FROM {schema}.backfill_deferred AS d WHERE d.territory = j.territory),
+       {schema}.backfill_estimate(j.territory), c.workers, j.request_reason
+FROM {schema}.backfill_jobs AS j,
+  LATERAL (
+    SELECT coalesce(sum(c.scanned), 0)::bigint AS scanned, coalesce(sum(c.assigned), 0)::bigint AS assigned,
+           count(*) FILTER (WHERE c.finished_at IS NULL AND c.lease_until > clock_timestamp()) AS workers
+    FROM {schema}.backfill_chunks AS c WHERE c.territory = j.territory) AS c
+ORDER BY j.territory
+"""
+
+
+PAUSE_S = 5.0
+"""How long a running backfill is waited for; a downgrade that meets one wins, so it need not be long."""
+
+
+_QUIET_S = 1.2  # workers read the request once a second
+
+
+_POLL_S = 0.05
+
+
+def pause_backfill(conn: psycopg.Connection[Any], settings: Settings, reason: str) -> list[str]:
+    """Ask every unfinished backfill to pause, and wait until none is in a slice; returns the territories.
+
+    `conn` is in autocommit, so that the workers see the request. One that does not answer within
+    `PAUSE_S` seconds is no obstacle: its slice is one transaction, and gives way to any other.
+    """
+    schema = ident(settings.schema)
+    if conn.execute("SELECT to_regclass(%s)", (f"{schema}.backfill_jobs",)).fetchone() == (None,):
+        return []
+    unfinished = conn.execute(
+        f"SELECT territory FROM {schema}.backfill_jobs "
+        "WHERE started_at IS NOT NULL AND ended_at IS NULL AND request = 'run' ORDER BY territory"
+    ).fetchall()
+    for (territory,) in unfinished:
+        conn.execute(f"SELECT {schema}.backfill_request(%s, 'pause', %s)", (territory, reason))
+    if unfinished:
+        _wait_for_workers(conn, f"{schema}.backfill_chunks")
+    return [territory for (territory,) in unfinished]
+
+
+def _wait_for_workers(conn: psycopg.Connection[Any], chunks: str) -> None:
+    """Until no session of a backfill is left, or none has touched its chunks for a while."""
+    query = """
+        SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity AS a
+                       WHERE a.application_name = 'leadprotect backfill' AND a.datname = current_database()),
+               EXISTS (SELECT FROM pg_catalog.pg_locks AS l
+                       WHERE l.relation = %s::regclass AND l.pid <> pg_catalog.pg_backend_pid())
+        """
+    end = time.monotonic() + PAUSE_S
+    quiet_since = time.monotonic()
+    while time.monotonic() < end:
+        alive, busy = conn.execute(query, (chunks,)).fetchall()[0]
+        if busy:
+            quiet_since = time.monotonic()
+        if not alive or time.monotonic() - quiet_since > _QUIET_S:
+            return
+        time.sleep(_POLL_S)

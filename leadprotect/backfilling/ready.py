@@ -1,0 +1,103 @@
+"""Whether a backfill can run here: asked before anything is written, one clear error each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from leadprotect.backfilling.jobs import check_known
+from leadprotect.database.connection import mapped_errors, row
+from leadprotect.errors import BackfillError, InvalidRequest, ProtectionUnavailable
+from leadprotect.preflight.host_tables import check_visible
+from leadprotect.preflight.installed import check_installed
+from leadprotect.settings import Settings, ident, names
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from leadprotect.database.connection import AnyConnection
+
+
+def check_ready(conn: psycopg.Connection[Any], s: Settings, territories: tuple[str, ...], *, read_only: bool) -> None:
+    """Raise `BackfillError`, or why a backfill can't run here.
+
+    `SettingsError`: the settings are not those of the migration. `InvalidRequest`: the kinds and names
+    changed. `PreflightError`: rows are hidden. `ProtectionUnavailable`: not migrated. `read_only` is for
+    a dry run, which may run on a replica.
+    """
+    with mapped_errors():
+        check_installed(conn, s, applied=False)
+        _check_login(conn, s)
+        known = conn.execute(f"SELECT territory FROM {ident(s.schema)}.backfill_jobs").fetchall()
+        check_known(territories, [code for (code,) in known])
+        if not read_only:
+            _check_writable(conn)
+        check_settings(conn, s)
+        check_visible(conn, s)
+
+
+def fingerprint(s: Settings) -> str:
+    """The settings that decide who owns a lead, as the functions in the database hold them."""
+    known = names(s)
+    keys = (
+        *("leads", "lead_id", "territory", "activities", "activity_id", "activity_lead_id"),
+        *("activity_user_id", "activity_kind", "activity_at"),
+    )
+    return "; ".join([*(known[key] for key in keys), ", ".join(sorted(s.qualifying_kinds))])
+
+
+def missing_index(conn: psycopg.Connection[Any], s: Settings) -> str | None:
+    """The first index that a slice needs and that is missing or invalid: contract drops both."""
+    known = names(s)
+    for path in (known["leads_index_path"], known["activities_index_path"]):
+        valid = conn.execute(
+            "SELECT i.indisvalid FROM pg_catalog.pg_index AS i WHERE i.indexrelid = to_regclass(%s)", (path,)
+        ).fetchone()
+        if valid != (True,):
+            return path
+    return None
+
+
+def _check_login(conn: psycopg.Connection[Any], s: Settings) -> None:
+    function = f"{ident(s.schema)}.backfill_start(text,text)"
+    login, schema, exists = conn.execute(
+        "SELECT current_user::text, to_regnamespace(%s) IS NOT NULL, "
+        "EXISTS (SELECT FROM pg_catalog.pg_proc AS p "
+        "WHERE p.pronamespace = to_regnamespace(%s) AND p.proname = 'backfill_start')",
+        (ident(s.schema), ident(s.schema)),
+    ).fetchall()[0]
+    if not schema or not exists:
+        raise ProtectionUnavailable(
+            f"schema {s.schema} holds no backfill: not migrated yet, or rolled back. Run alembic upgrade head first"
+        )
+    allowed = conn.execute(
+        "SELECT has_schema_privilege(%s, 'USAGE') AND has_function_privilege(p.oid, 'EXECUTE') "
+        "FROM pg_catalog.pg_proc AS p "
+        "WHERE p.pronamespace = to_regnamespace(%s) AND p.proname = 'backfill_start'",
+        (s.schema, ident(s.schema)),
+    ).fetchone()
+    if allowed != (True,):
+        role = ident(s.role("operator"))
+        raise BackfillError(f"login {login} may not call {function}. A DBA can run: GRANT {role} TO {ident(login)};")
+
+
+def _check_writable(conn: psycopg.Connection[Any]) -> None:
+    standby, read_only = conn.execute(
+        "SELECT pg_catalog.pg_is_in_recovery(), current_setting('transaction_read_only') = 'on'"
+    ).fetchall()[0]
+    if standby:
+        message = "this server is a hot standby, it can't be written to: name the primary in database_url"
+        raise BackfillError(message)
+    if read_only:
+        message = "this login's sessions are read-only: ALTER ROLE ... SET default_transaction_read_only = off"
+        raise BackfillError(message)
+
+
+def check_settings(conn: AnyConnection, s: Settings) -> None:
+    """Raise `InvalidRequest` if the settings that decide who owns a lead are not those of the migration."""
+    (ours,) = row(conn, f"SELECT {ident(s.schema)}.backfill_settings()")
+    if ours != fingerprint(s):
+        raise InvalidRequest(
+            f"the settings changed since the backfill was migrated: then {ours}; now {fingerprint(s)}. "
+            "Put them back, or migrate it again: alembic downgrade lp_0005_expand_activity_triggers, "
+            "then alembic upgrade head"
+        )

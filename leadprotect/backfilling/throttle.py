@@ -1,0 +1,186 @@
+"""Slows a backfill down, or holds it, for what the database or its operators need; says why."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from leadprotect.backfilling.signals import GO, SIGNALS, Asked, Limits, Verdict
+from leadprotect.settings import Settings, ident
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+APPLICATION = "leadprotect backfill throttle"
+"""Name of its session: one in every run."""
+
+INTERVAL_S = 1.0
+LONGEST_HOLD_S = 300.0
+"""While it holds, the signals are asked again after 1 s, 2 s, 4 s ... at most after 5 minutes."""
+
+_STALE_S = 10.0
+_TICK_S = 0.1
+_TIMEOUT_MS = 2000
+
+
+class Throttle(threading.Thread):
+    """Asks the signals once a second on a connection of its own; workers ask it before each slice.
+
+    A signal that can't be read holds the backfill: no answer is not a good answer. `gate` returns why
+    to hold, or None.
+    """
+
+    def __init__(
+        self,
+        conninfo: str,
+        settings: Settings,
+        territories: tuple[str, ...],
+        *,
+        limits: Limits | None = None,
+        gate: Callable[[], str | None] | None = None,
+    ) -> None:
+        super().__init__(name="leadprotect-backfill-throttle", daemon=True)
+        self.stop_asked: str | None = None
+        self._verdict = Verdict(0.0, "the signals were not asked yet")
+        self._unreadable: Verdict | None = None
+        self._paused: dict[str, str] = {}
+        self._gone = False
+        self._conninfo, self._settings, self._territories = conninfo, settings, territories
+        self._limits, self._gate = limits or Limits(), gate
+        self._asked: Asked | None = None
+        self._asked_at = time.monotonic()
+        self._first = threading.Event()
+        self._ended = threading.Event()
+
+    # --- for the workers
+
+    def proceed(self, territory: str, stopping: threading.Event) -> bool:
+        """Wait while every backfill must hold; False when the run is to stop, or `territory` is paused."""
+        while not stopping.is_set():
+            if self.stop_asked is not None:
+                stopping.set()
+            elif self.paused(territory):
+                return False
+            elif self._heard().factor > 0:
+                return True
+            else:
+                stopping.wait(_TICK_S)
+        return False
+
+    def paused(self, territory: str) -> str | None:
+        """Why `territory` is paused; None if it is not."""
+        return None if self._gone else self._paused.get(territory)
+
+    def pace(self, seconds: float, stopping: threading.Event) -> None:
+        """Rest after a slice of `seconds` as the present factor asks."""
+        factor = self._verdict.factor
+        if 0 < factor < 1:
+            stopping.wait(seconds * (1 / factor - 1))
+
+    def now(self) -> Verdict:
+        """The verdict for the whole run: a pause holds it only where all territories are paused."""
+        paused = [why for why in map(self.paused, self._territories) if why]
+        if paused and len(paused) == len(self._territories):
+            return Verdict(0.0, paused[0])
+        heard = self._heard()
+        return Verdict(heard.factor, "; ".join(filter(None, (heard.reason, *paused))) or None)
+
+    def _heard(self) -> Verdict:
+        """What the signals said; an old answer counts as none."""
+        if self._gone:
+            return GO
+        if time.monotonic() - self._asked_at > _STALE_S:
+            return Verdict(0.0, "the signals give no answer")
+        return self._unreadable or self._verdict
+
+    # --- the thread
+
+    def start(self) -> None:
+        """Start to ask, and wait for the first answers."""
+        super().start()
+        self._first.wait(_STALE_S)
+
+    def run(self) -> None:
+        """Ask until `end`: the requests every second, the signals less often while they hold."""
+        hold = next_look = 0.0
+        while True:
+            requests = self._read("the request in the database", self._requests)
+            self._unreadable = requests if requests.factor == 0 else None
+            if time.monotonic() >= next_look:
+                self._verdict = self.ask()
+                hold = next_hold(hold) if self._verdict.factor == 0 else 0.0
+                next_look = time.monotonic() + hold
+            self._asked_at = time.monotonic()
+            self._first.set()
+            if self._ended.wait(INTERVAL_S):
+                break
+        self.close()
+
+    def end(self) -> None:
+        """Stop asking, and wait for the thread."""
+        self._ended.set()
+        if self.is_alive():
+            self.join()
+
+    def close(self) -> None:
+        """Close the throttle's connection."""
+        if self._asked is not None:
+            self._asked.conn.close()
+
+    def ask(self) -> Verdict:
+        """Ask the gate and every signal once: the slowest decides."""
+        verdicts = [self._read("the gate", self._gate_verdict)]
+        verdicts += [self._read(name, self._bound(signal)) for name, signal in SIGNALS.items()]
+        return min(verdicts, key=lambda verdict: verdict.factor)
+
+    def _bound(self, signal: Callable[[Asked], Verdict]) -> Callable[[], Verdict]:
+        return lambda: signal(self._asking())
+
+    def _read(self, name: str, signal: Callable[[], Verdict]) -> Verdict:
+        try:
+            return signal()
+        except Exception as error:  # noqa: BLE001 - whatever went wrong, no answer is a pause
+            text = (str(error).splitlines() or [type(error).__name__])[0]
+            return Verdict(0.0, f"{name} can't be read: {text}")
+
+    def _asking(self) -> Asked:
+        if self._asked is None or self._asked.conn.closed:
+            conn: psycopg.Connection[Any] = psycopg.connect(
+                self._conninfo, autocommit=True, application_name=APPLICATION
+            )
+            conn.execute(
+                f"SET statement_timeout = {_TIMEOUT_MS}; SET lock_timeout = {_TIMEOUT_MS};"
+                "SET default_transaction_read_only = on"
+            )
+            self._asked = Asked(conn, self._limits, self._settings)
+        return self._asked
+
+    def _requests(self) -> Verdict:
+        try:
+            (found,) = self._asking().row(
+                "SELECT json_agg(json_build_array(territory, request, request_reason)) "
+                f"FROM {ident(self._settings.schema)}.backfill_jobs WHERE territory = ANY (%s) AND request <> 'run'",
+                (list(self._territories),),
+            )
+        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+            # rolled back: a worker's next call meets the same, and ends the run with its error
+            self._gone = True
+            return GO
+        asked = [(code, request, why or "no reason given") for code, request, why in found or []]
+        self._paused = {code: f"{code} is paused: {why}" for code, request, why in asked if request == "pause"}
+        stops = [f"{code}: {why}" for code, request, why in asked if request == "stop"]
+        # who was asked to stop does, whatever a run that begins later makes of the request
+        self.stop_asked = self.stop_asked or (stops[0] if stops else None)
+        return GO
+
+    def _gate_verdict(self) -> Verdict:
+        reason = self._gate() if self._gate else None
+        return Verdict(0.0, f"the gate says pause: {reason}") if reason else GO
+
+
+def next_hold(hold: float) -> float:
+    """Seconds until the signals are asked again, after a hold of `hold` seconds that did not help."""
+    return min(max(hold * 2, INTERVAL_S), LONGEST_HOLD_S)

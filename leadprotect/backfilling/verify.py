@@ -1,0 +1,152 @@
+"""The truth about a backfill, derived again from the data; and what one would do, without writing."""
+
+from __future__ import annotations
+
+import csv
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leadprotect.backfilled import Estimate, Verified
+from leadprotect.backfilling.jobs import check_known
+from leadprotect.backfilling.ready import check_settings
+from leadprotect.database.connection import driver_connection, mapped_errors, row, rows
+from leadprotect.errors import InvalidRequest
+from leadprotect.preflight.host_tables import check_visible
+from leadprotect.settings import Settings, current, ident, names
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from leadprotect.database.connection import AnyConnection
+
+NAMED = 20
+"""So many leads are named; `report` lists them all."""
+
+SAMPLE = 2000
+"""Leads that a dry run looks at in each territory."""
+
+# measured by `leadprotect bench backfill`, see docs/benchmarks: what one assignment costs to write
+_WRITE_S = 6e-6
+_WAL_BYTES = 550
+
+
+def verify_owners(
+    conn: AnyConnection, territories: Sequence[str], *, settings: Settings | None = None
+) -> list[Verified]:
+    """Derive every owner of `territories` again, by the query that the gate of contract asks; reads only.
+
+    After contract activities make no owners any more, and only missing ones are looked for.
+    Raises `InvalidRequest` for a territory that is not in the database, and for settings that are not
+    those of the migration.
+    """
+    s = settings or current()
+    _check(conn, territories, s)
+    deep = derived(conn, s)
+    return counted(conn, territories, s, deep=deep)
+
+
+def report_ownerless(
+    conn: AnyConnection, territories: Sequence[str], file: Path, *, settings: Settings | None = None
+) -> int:
+    """Write every lead without an owner, with territory and reason, to `file` (CSV); returns the rows.
+
+    Reasons: no_qualifying_activity, released, locked, missing, no_territory. The file appears only
+    when it is complete. Raises as `verify` does, and `InvalidRequest` for a folder that can't be written to.
+    """
+    s = settings or current()
+    _check(conn, territories, s)
+    if problem := folder_problem(file):
+        raise InvalidRequest(problem)
+    query = f"SELECT lead_id, territory, reason FROM {ident(s.schema)}.backfill_report(%s)"
+    handle, name = tempfile.mkstemp(dir=file.absolute().parent, prefix=f".{file.name}.", text=True)
+    written = 0
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as out, mapped_errors():
+            lines = csv.writer(out)
+            lines.writerow(("lead_id", "territory", "reason"))
+            # row by row: the list may be longer than the memory
+            for found in driver_connection(conn).cursor().stream(query, (list(territories),)):  # type: ignore[union-attr]
+                lines.writerow(found)
+                written += 1
+        Path(name).chmod(0o644)
+        Path(name).replace(file)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return written
+
+
+def folder_problem(file: Path) -> str | None:
+    """Why no file can be made where `file` shall be, or None."""
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        return f"folder {folder} does not exist"
+    return None if os.access(folder, os.W_OK | os.X_OK) else f"folder {folder} can't be written to"
+
+
+def estimate_backfill(
+    conn: AnyConnection, territories: Sequence[str], *, settings: Settings | None = None
+) -> list[Estimate]:
+    """Say what a backfill of `territories` would do, from a sample; writes nothing.
+
+    Raises `InvalidRequest` for a territory that is not in the database.
+    """
+    s = settings or current()
+    _check(conn, territories, s)
+    return [_estimate(conn, code, s) for code in territories]
+
+
+def derived(conn: AnyConnection, s: Settings) -> bool:
+    """Whether activities make owners here: the transition is on, and its index stands."""
+    known = names(s)
+    query = """
+        SELECT EXISTS (
+          SELECT FROM pg_catalog.pg_trigger AS t JOIN pg_catalog.pg_index AS i ON i.indexrelid = to_regclass(%s)
+          WHERE t.tgrelid = to_regclass(%s) AND t.tgname = %s AND i.indisvalid)
+        """
+    found = row(conn, query, (known["activities_index_path"], known["activities"], f"{s.schema}_transition"))
+    return bool(found[0])
+
+
+def _check(conn: AnyConnection, territories: Sequence[str], s: Settings) -> None:
+    if isinstance(territories, str):
+        message = "territories is a list of codes, not one text"
+        raise InvalidRequest(message)
+    known = rows(conn, f"SELECT territory FROM {ident(s.schema)}.backfill_jobs")
+    check_known(territories, [code for (code,) in known])
+    check_settings(conn, s)
+    check_visible(conn, s)
+
+
+def counted(conn: AnyConnection, territories: Sequence[str], s: Settings, *, deep: bool) -> list[Verified]:
+    """The counts of `territories`, in their order; `deep` derives the owners that stand as well."""
+    schema = ident(s.schema)
+    query = f"SELECT territory, ownerless, missing, released FROM {schema}.backfill_counts(%s)"
+    of = {code: counts for code, *counts in rows(conn, query, (list(territories),))}
+    verified = []
+    for code in territories:
+        ownerless, missing, released = of[code]
+        # most often none is missing, and the leads need not be looked for a second time
+        missing_leads = _named(conn, f"{schema}.unowned_leads(%s)", code)[1] if missing else ()
+        stale, stale_leads = _named(conn, f"{schema}.backfill_stale(%s)", code) if deep else (0, ())
+        verified.append(Verified(code, ownerless, released, missing, stale, missing_leads, stale_leads))
+    return verified
+
+
+def _named(conn: AnyConnection, function: str, code: str) -> tuple[int, tuple[Any, ...]]:
+    found = rows(conn, f"SELECT count(*) OVER (), lead FROM {function} AS lead ORDER BY lead LIMIT {NAMED}", (code,))
+    return (found[0][0] if found else 0), tuple(lead for _, lead in found)
+
+
+def _estimate(conn: AnyConnection, code: str, s: Settings) -> Estimate:
+    began = time.perf_counter()
+    query = f"SELECT leads, sampled, assignable, ownerless FROM {ident(s.schema)}.backfill_sample(%s, %s)"
+    leads, sampled, assignable, ownerless = row(conn, query, (code, SAMPLE))
+    reading = (time.perf_counter() - began) / max(sampled, 1)
+    scale = leads / max(sampled, 1)
+    assigned = round(assignable * scale)
+    seconds = leads * reading + assigned * _WRITE_S
+    return Estimate(code, leads, sampled, assigned, round(ownerless * scale), seconds, assigned * _WAL_BYTES)

@@ -1,0 +1,117 @@
+"""How a terminal, a log and a program are told where a backfill stands."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Self, TextIO
+
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as RichProgress
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from rich.console import Console
+
+    from leadprotect.backfilling.progress import Progress
+
+
+LINE_EVERY_S = 10.0
+
+
+class Bar:
+    """A progress bar for a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._bar = RichProgress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+            console=console,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=None, note="")
+
+    def __enter__(self) -> Self:
+        """Show the bar."""
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the last state on the screen."""
+        self._bar.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        """Draw the state."""
+        name = " ".join(progress.territories)
+        self._bar.update(
+            self._task, description=name, completed=progress.scanned, total=progress.total, note=_note(progress)
+        )
+
+
+class Lines:
+    """A line every ten seconds for a log, and one whenever the reason to wait changes."""
+
+    def __init__(self, stream: TextIO, *, as_json: bool = False) -> None:
+        self._stream = stream
+        self._as_json = as_json
+        self._last: float | None = None
+        self._situation: object = None
+
+    def __enter__(self) -> Self:
+        """Nothing to prepare."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to clean up."""
+
+    def __call__(self, progress: Progress) -> None:
+        """Write a line if it is time."""
+        now = time.monotonic()
+        due = self._last is None or now - self._last >= LINE_EVERY_S
+        situation = _situation(progress)
+        if not (due or progress.done or situation != self._situation):
+            return
+        self._last, self._situation = now, situation
+        line = _json(progress) if self._as_json else f"{_counts(progress)}, {_note(progress)}"
+        print(line, file=self._stream, flush=True)
+
+
+def _situation(progress: Progress) -> object:
+    """Whether it holds or is slowed, and why: without the numbers, which are others every second."""
+    return progress.factor == 0, progress.factor < 1, re.sub(r"[\d.,]+", "", progress.reason or "")
+
+
+def _counts(progress: Progress) -> str:
+    part = f"{100 * progress.scanned / progress.total:.0f} %" if progress.total else "100 %"
+    return f"{' '.join(progress.territories)}: {progress.scanned:,} of about {progress.total:,} leads ({part})"
+
+
+def _note(progress: Progress) -> str:
+    if progress.reason and progress.factor == 0:
+        return f"waiting: {progress.reason}"
+    parts = [f"{progress.rate:,.0f}/s"]
+    if progress.eta is not None and not progress.done:
+        parts.append(f"{_duration(progress.eta)} left")
+    parts.append(f"slices of {progress.slice_rows:,}")
+    if progress.deferred:
+        parts.append(f"{progress.deferred:,} locked")
+    if progress.reason:
+        parts.append(
+            f"slowed to {progress.factor * 100:.0f} %: {progress.reason}" if progress.factor < 1 else progress.reason
+        )
+    return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _json(progress: Progress) -> str:
+    return json.dumps({"event": "done" if progress.done else "progress", **asdict(progress), "eta": progress.eta})

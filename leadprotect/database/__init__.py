@@ -1,0 +1,1 @@
+"""The connection: running a statement on whatever the caller owns, and reading the catalog."""

@@ -1,0 +1,21 @@
+"""Reads the catalog: one value, or the oid of a relation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import psycopg
+
+
+def one(conn: psycopg.Connection[Any], query: str, *params: Any) -> Any:
+    """The first value of the first row; None without a row."""
+    row = conn.execute(query, params or None).fetchone()
+    return row[0] if row else None
+
+
+def relation(conn: psycopg.Connection[Any], schema: str, name: str) -> int | None:
+    """The oid of a table, view or index; a name cast to regclass would need the right to use its schema."""
+    query = "SELECT c.oid FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+    found = one(conn, query + " WHERE n.nspname = %s AND c.relname = %s", schema, name)
+    return None if found is None else int(found)

@@ -1,0 +1,1 @@
+"""The demo: the whole migration on a PostgreSQL of its own, told as a story."""

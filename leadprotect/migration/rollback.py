@@ -1,0 +1,194 @@
+"""Go back to the last safe revision: pause, downgrade, verify, and tell what happened when.
+
+``alembic downgrade`` does the same to the database. This is the command for somebody who is on
+call: each step is checked before it is committed, and the rows are counted before and after.
+"""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+
+from leadprotect.backfilling.jobs import pause_backfill
+from leadprotect.database.connection import connect, driver_connection, mapped_errors
+from leadprotect.errors import InvalidRequest, RollbackError
+from leadprotect.migration import inventory
+from leadprotect.migration.locks import parse_budget
+from leadprotect.migration.status import known_revisions, revision
+from leadprotect.preflight import check
+from leadprotect.settings import Settings, load
+from leadprotect.settings.files import ini_file, migrations
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+SAFE = "lp_0006_migrate_backfill"
+"""The last revision that enforces nothing on the host's tables: everything but contract."""
+
+
+_FIRST = "lp_0001_expand_tables"
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened: when it was done (UTC), and how many seconds it took."""
+
+    at: datetime
+    what: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """What a rollback did; `rows` maps a table to its rows before and after, None where not counted.
+
+    `before` and `after` are revisions, None for the base. `problems` is empty when everything was
+    found as it must be.
+    """
+
+    before: str | None
+    after: str | None
+    timeline: tuple[Event, ...]
+    rows: dict[str, tuple[int | None, int | None]]
+    problems: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float:
+        """All steps together."""
+        return sum(event.seconds for event in self.timeline)
+
+
+@dataclass
+class _Log:
+    """Measures each step from the end of the one before it."""
+
+    tell: Callable[[Event], None] | None
+    events: list[Event] = field(default_factory=list)
+    began: float = field(default_factory=time.perf_counter)
+
+    def done(self, what: str) -> None:
+        event = Event(datetime.now(UTC), what, time.perf_counter() - self.began)
+        self.events.append(event)
+        if self.tell:
+            self.tell(event)
+        self.began = time.perf_counter()
+
+
+def rollback(
+    target: str = SAFE,
+    *,
+    config: Config | None = None,
+    lock_budget: str | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> Rollback:
+    """Go down to the revision `target` (or "base") of the database that the settings name.
+
+    A running backfill is paused first. Each step is looked at inside its own transaction: one that
+    would open row security on a table of ours is not committed. At the end the tables, their
+    rows, and the flags of the host's leads are verified. `config` is Alembic's, by default that of
+    our ini file, `lock_budget` as in ``-x lock_budget=60s``.
+
+    Raises `InvalidRequest` when `target` is no revision below the present one, or that is one of a
+    newer version; `PreflightError` on a replica or through a pooler; `RollbackError` when it stopped
+    on the way; every step that is done is committed, and the same call goes on.
+    """
+    alembic = config or alembic_config()
+    s = load(alembic)
+    log = _Log(on_event)
+    if lock_budget:
+        parse_budget(lock_budget)
+    with mapped_errors(), connect(s) as conn:
+        check.check_direct(conn, lambda: connect(s))
+        check.check_server(conn)
+        before = revision(conn, s)
+        path = _path(ScriptDirectory.from_config(alembic), before, target)
+        if not path:
+            return Rollback(before, before, (), {}, ())
+        seen, rows = inventory.take(conn, s), inventory.count(conn, s)
+        log.done(f"looked at {len(seen.tables)} tables")
+        if paused := pause_backfill(conn, s, "leadprotect rollback"):
+            log.done(f"paused the backfill of {', '.join(paused)}")
+        try:
+            with _watched(alembic, s, seen, log, lock_budget):
+                command.downgrade(alembic, target)
+        except CommandError as error:
+            raise RollbackError(f"{error}\n{_stopped(before, revision(conn, s))}") from None
+        now, rows_now = inventory.take(conn, s), inventory.count(conn, s)
+        problems = inventory.opened(seen, now) + inventory.left_on_host(seen, now)
+        problems += inventory.lost_rows(seen, now, rows, rows_now)
+        after = revision(conn, s)
+        log.done(f"verified {len(now.tables)} tables")
+    names = sorted(rows.keys() | rows_now.keys())
+    counted = {name: (rows.get(name), rows_now.get(name)) for name in names}
+    return Rollback(before, after, tuple(log.events), counted, tuple(problems))
+
+
+def alembic_config() -> Config:
+    """Alembic's config from our ini file; where that knows nothing of ours, with our own revisions."""
+    here = ini_file()
+    config = Config(str(here)) if here.exists() else Config()
+    config.attributes["configure_logger"] = False
+    try:
+        ScriptDirectory.from_config(config).get_revision(_FIRST)
+    except CommandError:
+        config.set_main_option("script_location", str(migrations()).replace("%", "%%"))
+    return config
+
+
+@contextmanager
+def _watched(
+    config: Config, settings: Settings, before: inventory.Inventory, log: _Log, lock_budget: str | None
+) -> Iterator[None]:
+    """Have every step checked in its own transaction, by the hook that Alembic offers for it."""
+
+    def applied(*, ctx: Any, step: Any, **_: Any) -> None:
+        now = inventory.take(driver_connection(ctx.connection), settings)  # type: ignore[arg-type] # never async
+        if found := inventory.opened(before, now):
+            raise RollbackError(f"{step.up_revision_id} would open row security: {'; '.join(found)}")
+        log.done(f"undid {step.up_revision_id}")
+
+    given = config.cmd_opts
+    config.attributes["on_version_apply"] = applied
+    if lock_budget:
+        config.cmd_opts = Namespace(x=[f"lock_budget={lock_budget}"])
+    try:
+        yield
+    finally:
+        config.attributes.pop("on_version_apply")
+        config.cmd_opts = given
+
+
+def _stopped(before: str | None, now: str | None) -> str:
+    if now == before:
+        return f"Nothing was undone: the database stands at {before}"
+    return f"The rollback stopped at {now or 'the base'}; the same command goes on"
+
+
+def _path(scripts: ScriptDirectory, present: str | None, target: str) -> list[str]:
+    """The revisions to undo, the newest first; empty when there is nothing to undo."""
+    if present and present not in known_revisions(scripts):
+        raise InvalidRequest(f"{present} was applied by a newer version of leadprotect: roll back with that version")
+    try:
+        wanted = None if target == "base" else scripts.get_revision(target)
+    except CommandError as error:
+        raise InvalidRequest(f"--to {target}: {error}") from None
+    applied = [found.revision for found in scripts.iterate_revisions(present, "base")] if present else []
+    if wanted is None:
+        return applied
+    if wanted.revision in applied:
+        return applied[: applied.index(wanted.revision)]
+    if target == SAFE:
+        return []
+    raise InvalidRequest(
+        f"--to {target}: not below {present or 'the base'}, which is applied; a rollback never upgrades"
+    )

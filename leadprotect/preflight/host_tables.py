@@ -1,0 +1,170 @@
+"""The shape of the host's tables: each finding names the key of the settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from leadprotect.database.catalog import one, relation
+from leadprotect.database.connection import rows
+from leadprotect.errors import PreflightError
+from leadprotect.settings import ident, table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import psycopg
+
+    from leadprotect.database.connection import AnyConnection
+    from leadprotect.settings import Settings
+
+_TEXTS = ("text", "character varying")
+# text would order them by its characters, and the newest activity makes the owner
+_TIMES = ("timestamp with time zone", "timestamp without time zone", "date")
+
+
+def host(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
+    """Findings about the two tables that the settings name: columns, types, inheritance, unique id, kinds."""
+    ids = {"bigint": ("bigint",), "uuid": ("uuid",), "text": _TEXTS}
+    leads = {
+        "lead_id_column": (s.lead_id_column, ids[s.lead_id_type], "lead_id_type"),
+        "territory_column": (s.territory_column, _TEXTS, "territory_column"),
+    }
+    activities = {
+        "activity_id_column": (s.activity_id_column, None, ""),
+        "activity_lead_id_column": (s.activity_lead_id_column, ids[s.lead_id_type], "lead_id_type"),
+        "activity_user_id_column": (s.activity_user_id_column, ids[s.user_id_type], "user_id_type"),
+        "activity_kind_column": (s.activity_kind_column, None, ""),
+        "activity_at_column": (s.activity_at_column, _TIMES, "activity_at_column"),
+    }
+    found = _columns(conn, "leads_table", s.leads_table, leads)
+    found += _columns(conn, "activities_table", s.activities_table, activities)
+    found += _relatives(conn, s)
+    if found:
+        return found
+    unique = """
+        SELECT count(*) FROM pg_index AS i JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+        WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid AND i.indnkeyatts = 1
+          AND i.indpred IS NULL AND a.attname = %s
+        """
+    if not one(conn, unique, relation(conn, *s.leads_table.split(".", 1)), s.lead_id_column):
+        found.append(f"lead_id_column: {s.leads_table}.{s.lead_id_column} has no unique index of its own")
+    return found + _kinds(conn, s)
+
+
+def _columns(
+    conn: psycopg.Connection[Any], key: str, name: str, wanted: Mapping[str, tuple[str, tuple[str, ...] | None, str]]
+) -> list[str]:
+    oid = relation(conn, *name.split(".", 1))
+    kind = one(conn, "SELECT relkind FROM pg_class WHERE oid = %s", oid)
+    if kind is None:
+        return [f"{key}: there is no table {name}"]
+    if kind != "r":
+        return [
+            f"{key}: {name} is not an ordinary table (relkind {kind!r}); an index can't be built on it CONCURRENTLY"
+        ]
+    types = dict(
+        conn.execute(
+            "SELECT attname, format_type(atttypid, NULL) FROM pg_attribute "
+            "WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped",
+            (oid,),
+        ).fetchall()
+    )
+    found = []
+    for column_key, (column, allowed, type_key) in wanted.items():
+        if column not in types:
+            found.append(f"{column_key}: {name} has no column {column}; it has {', '.join(sorted(types))}")
+        elif allowed is not None and types[column] not in allowed:
+            found.append(f"{type_key}: {name}.{column} is {types[column]}, expected {' or '.join(allowed)}")
+    return found
+
+
+def _relatives(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
+    """Row security and triggers of a table don't bind who reaches its rows through a parent or a child."""
+    found = []
+    for key, name in (("leads_table", s.leads_table), ("activities_table", s.activities_table)):
+        oid = relation(conn, *name.split(".", 1))
+        query = """
+            SELECT CASE inhparent WHEN %(oid)s THEN inhrelid ELSE inhparent END::regclass::text FROM pg_inherits
+            WHERE inhparent = %(oid)s OR inhrelid = %(oid)s AND %(parents)s ORDER BY 1
+            """
+        relatives = conn.execute(query, {"oid": oid, "parents": key == "leads_table"}).fetchall()
+        if relatives:
+            found.append(
+                f"{key}: {name} shares its rows by inheritance with {', '.join(other for (other,) in relatives)}, "
+                "where they would not be protected: ALTER TABLE ... NO INHERIT ..."
+            )
+    return found
+
+
+def _kinds(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
+    """The kinds are written into an index: they must be values of the column's type."""
+    where = f"{s.activities_table}.{s.activity_kind_column}"
+    column = """
+        SELECT format_type(a.atttypid, NULL), t.typtype, t.typcategory, ARRAY(
+                 SELECT wanted FROM unnest(%s::text[]) AS wanted
+                 WHERE NOT EXISTS (SELECT FROM pg_enum AS e WHERE e.enumtypid = t.oid AND e.enumlabel = wanted))
+        FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
+        WHERE a.attrelid = %s AND a.attname = %s
+        """
+    row = conn.execute(
+        column, (list(s.qualifying_kinds), relation(conn, *s.activities_table.split(".", 1)), s.activity_kind_column)
+    ).fetchone()
+    kind, typtype, category, foreign = row or ("", "", "S", [])
+    if typtype == "e" and foreign:
+        return [f"qualifying_kinds: {', '.join(foreign)} is no label of the enum in {where}"]
+    if typtype != "e" and category != "S":
+        return [f"activity_kind_column: {where} is {kind}, expected text or an enum"]
+    return []
+
+
+# what binds whom: https://www.postgresql.org/docs/current/ddl-rowsecurity.html
+_QUERY = """
+    SELECT coalesce(p.opened, false), coalesce(p.binding, '{}')
+    FROM pg_catalog.pg_class AS c
+    JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    LEFT JOIN pg_catalog.pg_roles AS o ON o.rolname = %s
+    CROSS JOIN LATERAL (
+      SELECT bool_or(q.polpermissive AND q.condition = 'true') AS opened,
+             array_agg(q.polname::text ORDER BY q.polname)
+               FILTER (WHERE NOT q.polpermissive AND q.condition <> 'true') AS binding
+      FROM (
+        SELECT polname, polpermissive, pg_catalog.pg_get_expr(polqual, polrelid) AS condition
+        FROM pg_catalog.pg_policy
+        WHERE polrelid = c.oid AND polcmd IN ('r', '*') AND EXISTS (
+          SELECT FROM unnest(polroles) AS bound
+          WHERE bound = 0 OR coalesce(pg_catalog.pg_has_role(o.oid, bound, 'USAGE'), false))) AS q) AS p
+    WHERE n.nspname = %s AND c.relname = %s AND c.relrowsecurity AND NOT coalesce(
+      o.rolsuper OR o.rolbypassrls
+      OR (NOT c.relforcerowsecurity AND pg_catalog.pg_has_role(o.oid, c.relowner, 'USAGE')), false)
+    """
+
+
+def visibility(conn: AnyConnection, s: Settings, statements: list[str]) -> list[str]:
+    """Host tables that the owner can't see whole; what opens them is added to `statements`."""
+    found = []
+    owner = s.role("owner")
+    for key, name in (("leads_table", s.leads_table), ("activities_table", s.activities_table)):
+        for opened, binding in rows(conn, _QUERY, (owner, *name.split(".", 1))):
+            if not opened:
+                found.append(
+                    f"{key}: {name} has row-level security, and no policy lets {owner} see every row: "
+                    "leads without an owner would look like none"
+                )
+                # a name of its own: whatever begins like our schema is dropped or refused as ours
+                statements.append(
+                    f"CREATE POLICY {ident(f'read_for_{owner}')} ON {table(name)} "
+                    f"FOR SELECT TO {ident(owner)} USING (true);"
+                )
+            found += [
+                f"{key}: the restrictive policy {policy} on {name} hides rows from {owner}, which must see them all: "
+                f"ALTER POLICY {ident(policy)} ON {table(name)} TO the roles of your application"
+                for policy in binding
+            ]
+    return found
+
+
+def check_visible(conn: AnyConnection, s: Settings) -> None:
+    """Raise `PreflightError` when the owner can't see every row of the host's tables."""
+    statements: list[str] = []
+    if problems := visibility(conn, s, statements):
+        raise PreflightError(problems, statements)

@@ -1,0 +1,132 @@
+"""What the migrating role may do, and the statements that a DBA runs where it may not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from leadprotect.database.catalog import one, relation
+from leadprotect.settings import Settings, ident
+
+if TYPE_CHECKING:
+    import psycopg
+
+_SET_OPTION = 160000  # from here on a membership without SET or INHERIT exists, and CREATEROLE alone can't grant
+
+
+def rights(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) -> list[str]:
+    """Problems of the migrating role; what a DBA can run against them is added to `statements`."""
+    found = _versions(conn, s, statements)
+    for role in s.exempt_roles:
+        if not one(conn, "SELECT to_regrole(%s)::oid", ident(role)):
+            found.append(f"exempt_roles: there is no role {role}")
+    if one(conn, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user"):
+        return found
+    found += _roles(conn, s, statements) + _tables(conn, s, statements) + _schemas(conn, s, statements)
+    me, database = str(one(conn, "SELECT current_user")), str(one(conn, "SELECT current_database()"))
+    if not one(conn, "SELECT has_database_privilege(current_database(), 'CREATE')"):
+        found.append(f"role {me} may not create the schema {s.schema} in database {database}")
+        statements.append(f"GRANT CREATE ON DATABASE {ident(database)} TO {ident(me)};")
+    return found
+
+
+def missing_owner(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
+    """What a DBA runs before a statement that names the owner; nothing when there is one."""
+    return [] if one(conn, "SELECT to_regrole(%s)::oid", ident(s.role("owner"))) else _owner(conn, s)
+
+
+def _versions(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) -> list[str]:
+    if not one(conn, "SELECT to_regnamespace(%s)::oid", ident(s.version_table_schema)):
+        statements.append(f"CREATE SCHEMA {ident(s.version_table_schema)};")
+        return [f"version_table_schema: there is no schema {s.version_table_schema}"]
+    if relation(conn, s.version_table_schema, s.version_table):
+        return []
+    if not one(conn, "SELECT has_schema_privilege(%s, 'CREATE')", s.version_table_schema):
+        me = str(one(conn, "SELECT current_user"))
+        statements.append(f"GRANT CREATE ON SCHEMA {ident(s.version_table_schema)} TO {ident(me)};")
+        return [f"version_table_schema: role {me} may not create {s.version_table} in {s.version_table_schema}"]
+    return []
+
+
+def _roles(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) -> list[str]:
+    found = []
+    me, creates, inherits = conn.execute(
+        "SELECT current_user::text, rolcreaterole, rolinherit FROM pg_roles WHERE rolname = current_user"
+    ).fetchall()[0]
+    existing = {
+        row[0] for row in conn.execute("SELECT rolname FROM pg_roles WHERE rolname = ANY (%s)", (list(s.roles),))
+    }
+    missing = [role for role in s.roles if role not in existing]
+    if missing and not creates:
+        found.append(f"role {me} may not create roles, and these are missing: {', '.join(missing)}")
+        statements += [f"CREATE ROLE {ident(role)} NOLOGIN;" for role in missing]
+    owner = s.role("owner")
+    modern = conn.info.server_version >= _SET_OPTION
+    usable, grants = False, creates
+    if owner in existing:
+        usable = one(conn, "SELECT pg_has_role(%s, 'USAGE')", owner)
+        if modern:
+            usable = usable and one(conn, "SELECT pg_has_role(%s, 'SET')", owner)
+            grants = creates and one(conn, "SELECT pg_has_role(%s, 'MEMBER WITH ADMIN OPTION')", owner)
+    if not usable and not (grants and inherits):
+        found.append(f"role {me} does not act with the rights of {owner}, which owns leadprotect's objects")
+        statements += _owner(conn, s)
+    return found
+
+
+def _tables(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) -> list[str]:
+    found = []
+    me, inherits, modern = conn.execute(
+        "SELECT current_user::text, rolinherit, current_setting('server_version_num')::int >= %s "
+        "FROM pg_roles WHERE rolname = current_user",
+        (_SET_OPTION,),
+    ).fetchall()[0]
+    for key, name in (("leads_table", s.leads_table), ("activities_table", s.activities_table)):
+        oid = relation(conn, *name.split(".", 1))
+        owner = one(conn, "SELECT pg_get_userbyid(relowner)::text FROM pg_class WHERE oid = %s", oid)
+        if owner and not one(conn, "SELECT pg_has_role(%s::text, 'USAGE')", owner):
+            found.append(f"{key}: role {me} does not own {name} and can't create triggers and indexes on it")
+            statements.append(f"GRANT {ident(owner)} TO {ident(me)}{' WITH INHERIT TRUE' if modern else ''};")
+            if not modern and not inherits:
+                statements.append(f"ALTER ROLE {ident(me)} INHERIT;")
+    return found
+
+
+def _schemas(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) -> list[str]:
+    """An index lives in the schema of its table, and leadprotect_owner must reach the table there."""
+    found = []
+    me, owner = str(one(conn, "SELECT current_user")), s.role("owner")
+    keys = {s.activities_table.split(".", 1)[0]: "activities_table", s.leads_table.split(".", 1)[0]: "leads_table"}
+    for schema, key in keys.items():
+        if not one(conn, "SELECT to_regnamespace(%s)::oid", ident(schema)):
+            continue
+        if not one(conn, "SELECT has_schema_privilege(%s, 'CREATE')", schema):
+            found.append(f"{key}: role {me} may not create an index in schema {schema}")
+            statements.append(f"GRANT CREATE ON SCHEMA {ident(schema)} TO {ident(me)};")
+        reaches = (
+            "SELECT coalesce(bool_or(has_schema_privilege(oid, %s, 'USAGE')), false) FROM pg_roles WHERE rolname = %s"
+        )
+        if not one(conn, "SELECT has_schema_privilege(%s, 'USAGE')", schema) or not (
+            one(conn, reaches, schema, owner)
+            or one(conn, "SELECT has_schema_privilege('public', %s, 'USAGE')", schema)
+            or one(conn, "SELECT has_schema_privilege(%s, 'USAGE WITH GRANT OPTION')", schema)
+        ):
+            found.append(f"{key}: role {me} may not use schema {schema}, or not let {owner} use it")
+            statements.append(f"GRANT USAGE ON SCHEMA {ident(schema)} TO {ident(me)} WITH GRANT OPTION;")
+    return found
+
+
+def _owner(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
+    """The owner exists, and the migrating role acts for it: a role that a DBA makes admits nobody else."""
+    owner = s.role("owner")
+    me, superuser, inherits = conn.execute(
+        "SELECT rolname::text, rolsuper, rolinherit FROM pg_roles WHERE rolname = current_user"
+    ).fetchall()[0]
+    exists = one(conn, "SELECT to_regrole(%s)::oid", ident(owner))
+    statements = [] if exists else [f"CREATE ROLE {ident(owner)} NOLOGIN;"]
+    if superuser:
+        return statements
+    modern = conn.info.server_version >= _SET_OPTION
+    statements.append(f"GRANT {ident(owner)} TO {ident(me)}{' WITH INHERIT TRUE, SET TRUE' if modern else ''};")
+    if not modern and not inherits:
+        statements.append(f"ALTER ROLE {ident(me)} INHERIT;")
+    return statements

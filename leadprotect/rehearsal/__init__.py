@@ -1,6 +1,0 @@
-"""A rehearsal: the whole migration under live traffic, with every stall measured and shown."""
-
-from leadprotect.rehearsal.result import Figures, Rehearsal
-from leadprotect.rehearsal.run import Plan, rehearse
-
-__all__ = ["Figures", "Plan", "Rehearsal", "rehearse"]

@@ -1,0 +1,85 @@
+"""Where the files are: those that the package carries, installed or in a checkout, and the ini file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from leadprotect.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+CONFIG = "LEADPROTECT_CONFIG"
+"""The environment variable that names the ini file; the command line sets it from ``--config``."""
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+_INI = """\
+[alembic]
+script_location = {migrations}
+path_separator = os
+
+[leadprotect]
+{settings}
+[loggers]
+keys = root,alembic
+
+[handlers]
+keys = console
+
+[formatters]
+keys = plain
+
+[logger_root]
+level = WARNING
+handlers = console
+
+[logger_alembic]
+level = INFO
+handlers =
+qualname = alembic
+
+[handler_console]
+class = StreamHandler
+args = (sys.stderr,)
+formatter = plain
+
+[formatter_plain]
+format = %(levelname)-7s [%(name)s] %(message)s
+"""
+
+
+def migrations() -> Path:
+    """The absolute folder of env.py, script.py.mako and versions/: an Alembic ``script_location``."""
+    installed = _PACKAGE / "migrations"
+    return installed if installed.is_dir() else _PACKAGE.parent / "migrations"
+
+
+def version_path() -> str:
+    """The absolute folder of the revisions, for a host application's own ``version_locations``."""
+    return str(migrations() / "versions")
+
+
+def ini_file(environ: Mapping[str, str] = os.environ) -> Path:
+    """The file that `CONFIG` names, or ``alembic.ini`` here, which need not exist.
+
+    Raises `SettingsError` when a named one is not there.
+    """
+    named = environ.get(CONFIG)
+    if named and not Path(named).is_file():
+        raise SettingsError(f"{CONFIG} or --config: there is no file {named}")
+    return Path(named or "alembic.ini")
+
+
+def write_ini(folder: Path, **settings: object) -> Path:
+    """Write an alembic.ini for our revisions into `folder`, with these settings in its section [leadprotect]."""
+
+    def escaped(value: object) -> str:
+        return str(value).replace("%", "%%")  # a percent sign would begin a name
+
+    lines = "".join(f"{key} = {escaped(value)}\n" for key, value in settings.items())
+    file = folder / "alembic.ini"
+    file.write_text(_INI.format(migrations=escaped(migrations()), settings=lines), encoding="utf-8")
+    return file

@@ -1,0 +1,161 @@
+"""The settings: one loader for env.py, the revisions, the command line and the library.
+
+Values come from section ``[leadprotect]`` of an ini file (``alembic.ini`` or the host's),
+overridden by environment ``LEADPROTECT_<KEY>``; the URL also from ``DATABASE_URL``.
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+from leadprotect.errors import SettingsError
+from leadprotect.settings.files import CONFIG, ini_file
+from leadprotect.settings.values import OFFICES, read
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from alembic.config import Config
+
+SECTION = "leadprotect"
+ENVIRONMENT_PREFIX = "LEADPROTECT_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a host can set; every field is a key of section ``[leadprotect]``.
+
+    Names are unquoted, as the catalog has them (``crm.Leads`` is the table ``Leads`` in ``crm``).
+    `observation_window` is in seconds. `audit_url` says where denials are recorded, when not on the way
+    of the caller's own connection: past a pooler, or through another of its pools.
+    """
+
+    database_url: str = field(default="", repr=False)  # it may hold a password
+    schema: str = "leadprotect"
+    leads_table: str = "public.leads"
+    lead_id_column: str = "id"
+    lead_id_type: str = "uuid"
+    territory_column: str = "territory"
+    user_id_type: str = "uuid"
+    activities_table: str = "public.activities"
+    activity_id_column: str = "id"
+    activity_lead_id_column: str = "lead_id"
+    activity_user_id_column: str = "user_id"
+    activity_kind_column: str = "kind"
+    activity_at_column: str = "created_at"
+    qualifying_kinds: tuple[str, ...] = (
+        "QUALIFIED_CALL",
+        "CUSTOMER_REACTION",
+        "SCHEDULED_FOLLOWUP",
+        "SAMPLE_FEEDBACK",
+        "ROI_PRESENTATION",
+    )
+    territories: tuple[str, ...] = ("DE", "CH")
+    user_guc: str = "app.user_id"
+    territory_guc: str = "app.territory"
+    correlation_guc: str = "app.correlation_id"
+    host_rls: str = "enforce"
+    version_table: str = "leadprotect_alembic_version"
+    version_table_schema: str = "public"
+    observation_window: int = 7 * 86400
+    exempt_roles: tuple[str, ...] = ()
+    audit_url: str = ""
+
+    def role(self, name: str) -> str:
+        """Name of a cluster role, unquoted: an office (``app``) or a territory code (``DE``)."""
+        return f"{self.schema}_{name.lower()}"
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Names of all cluster roles, unquoted: the offices and the first territories."""
+        return tuple(self.role(name) for name in (*OFFICES, *self.territories))
+
+    @property
+    def quarantine(self) -> str:
+        """Schema that holds our tables after a downgrade, unquoted."""
+        return f"{self.schema}_quarantine"
+
+
+KEYS = tuple(entry.name for entry in fields(Settings))
+
+
+def load(config: Config | None = None, *, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings from Alembic's config (or from `ini_file`) and the environment.
+
+    Raises `SettingsError`, naming the key, for an unknown key or a bad value. No database is asked.
+    """
+    given = _section(config.file_config) if config is not None else _from_file(ini_file(environ))
+    for name, value in environ.items():
+        if name.startswith(ENVIRONMENT_PREFIX) and name != CONFIG:
+            key = name.removeprefix(ENVIRONMENT_PREFIX).lower()
+            if key not in KEYS:
+                raise SettingsError(f"unknown key {key!r} in the environment ({name}); known keys: {', '.join(KEYS)}")
+            given[key] = value
+    if url := environ.get(ENVIRONMENT_PREFIX + "DATABASE_URL") or environ.get("DATABASE_URL"):
+        given["database_url"] = url
+    return parse(given)
+
+
+@lru_cache(maxsize=1)
+def current() -> Settings:
+    """The settings of this process, loaded once: what the library's functions use."""
+    return load()
+
+
+def parse(given: Mapping[str, str]) -> Settings:
+    """Turn key-value text into `Settings`; raises `SettingsError` naming the key."""
+    unknown = sorted(set(given) - set(KEYS))
+    if unknown:
+        raise SettingsError(f"unknown key {unknown[0]!r} in [{SECTION}]; known keys: {', '.join(KEYS)}")
+    settings = replace(Settings(), **{key: read(key, text.strip()) for key, text in given.items()})  # type: ignore[arg-type]
+    _check_together(settings)
+    return settings
+
+
+def _check_together(s: Settings) -> None:
+    for key, name in (("leads_table", s.leads_table), ("activities_table", s.activities_table)):
+        if name.split(".", 1)[0] in {s.schema, s.quarantine}:
+            raise SettingsError(f"schema: {s.schema!r} holds {key} ({name}); leadprotect needs a schema of its own")
+    if s.version_table_schema in {s.schema, s.quarantine}:
+        raise SettingsError(
+            f"version_table_schema: {s.version_table_schema!r} comes and goes with a migration; choose another schema"
+        )
+    for keys in (
+        ("lead_id_column", "territory_column"),
+        tuple(key for key in KEYS if key.startswith("activity_")),
+    ):
+        for first, second in combinations(keys, 2):
+            if getattr(s, first) == getattr(s, second):
+                raise SettingsError(f"{first} and {second} name the same column: {getattr(s, first)}")
+    gucs = {"user_guc": s.user_guc, "territory_guc": s.territory_guc, "correlation_guc": s.correlation_guc}
+    for key, name in gucs.items():
+        if [other.lower() for other in gucs.values()].count(name.lower()) > 1:
+            raise SettingsError(f"{key}: {name!r} is named twice; user, territory and correlation need one each")
+
+
+def _section(parser: configparser.ConfigParser) -> dict[str, str]:
+    if not parser.has_section(SECTION):
+        return {}
+    try:
+        found = parser.items(SECTION)
+    except configparser.Error as error:  # its text may repeat the value, a password included
+        raise SettingsError(
+            f"[{SECTION}]: {type(error).__name__}; a percent sign in an ini file is written %%"
+        ) from None
+    return {key: value for key, value in found if key in KEYS or key not in parser.defaults()}
+
+
+def _from_file(path: Path) -> dict[str, str]:
+    # the same interpolation as Alembic's own: one file means the same to both
+    parser = configparser.ConfigParser({"here": path.parent.absolute().as_posix()})
+    try:
+        parser.read(path, encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError) as error:  # only its first line is free of values
+        raise SettingsError(f"{path} can't be read: {str(error).splitlines()[0]}") from None
+    return _section(parser)
