@@ -1,4 +1,4 @@
--- The schema of leadprotect with default settings, as it stands after lp_0009_contract_triggers.
+-- The schema of leadprotect with default settings, as it stands after lp_0014_contract_triggers.
 -- Made by `make schema` from a real database with pg_dump; a test keeps it current. Do not edit.
 --
 -- All objects belong to leadprotect_owner. The months of lead_access_audit are left out: each is a
@@ -55,6 +55,10 @@ CREATE FUNCTION leadprotect.add_audit_partition(from_month timestamp with time z
         END
         $$;
 
+-- COMMENT FUNCTION add_audit_partition(from_month timestamp with time zone, to_month timestamp with time zone)
+
+COMMENT ON FUNCTION leadprotect.add_audit_partition(from_month timestamp with time zone, to_month timestamp with time zone) IS 'Attaches one month to the audit; ATTACH lets the live months work on';
+
 -- FUNCTION allow_edit(uuid, leadprotect.lead_action, text)
 
 CREATE FUNCTION leadprotect.allow_edit(lead uuid, action leadprotect.lead_action DEFAULT 'EDIT'::leadprotect.lead_action, note text DEFAULT NULL::text) RETURNS text
@@ -84,6 +88,10 @@ CREATE FUNCTION leadprotect.allow_edit(lead uuid, action leadprotect.lead_action
           RETURN decision;
         END
         $$;
+
+-- COMMENT FUNCTION allow_edit(lead uuid, action leadprotect.lead_action, note text)
+
+COMMENT ON FUNCTION leadprotect.allow_edit(lead uuid, action leadprotect.lead_action, note text) IS 'Decides under locks and records what is allowed; a denial is returned with its reason, for the caller to record';
 
 -- TABLE lead_access_audit_seals
 
@@ -116,6 +124,38 @@ ALTER TABLE ONLY leadprotect.lead_access_audit_seals FORCE ROW LEVEL SECURITY;
 
 COMMENT ON TABLE leadprotect.lead_access_audit_seals IS 'Chains of hashes over the rows of lead_access_audit; leadprotect audit verify compares. Keep the newest hash elsewhere, too';
 
+-- COMMENT COLUMN lead_access_audit_seals.territory
+
+COMMENT ON COLUMN leadprotect.lead_access_audit_seals.territory IS 'the chain; NULL: that of rows without territory';
+
+-- COMMENT COLUMN lead_access_audit_seals.number
+
+COMMENT ON COLUMN leadprotect.lead_access_audit_seals.number IS 'place in the chain, from 1';
+
+-- COMMENT COLUMN lead_access_audit_seals.hash
+
+COMMENT ON COLUMN leadprotect.lead_access_audit_seals.hash IS 'sha256 over the hash before it and what this entry says';
+
+-- COMMENT COLUMN lead_access_audit_seals.previous
+
+COMMENT ON COLUMN leadprotect.lead_access_audit_seals.previous IS 'hash of the entry before it';
+
+-- COMMENT COLUMN lead_access_audit_seals.run
+
+COMMENT ON COLUMN leadprotect.lead_access_audit_seals.run IS 'entries that were made together';
+
+-- COMMENT COLUMN lead_access_audit_seals.month
+
+COMMENT ON COLUMN leadprotect.lead_access_audit_seals.month IS 'month of the rows (UTC)';
+
+-- COMMENT COLUMN lead_access_audit_seals.row_count
+
+COMMENT ON COLUMN leadprotect.lead_access_audit_seals.row_count IS 'rows in this entry';
+
+-- COMMENT COLUMN lead_access_audit_seals.ids
+
+COMMENT ON COLUMN leadprotect.lead_access_audit_seals.ids IS 'their numbers';
+
 -- COMMENT COLUMN lead_access_audit_seals.content
 
 COMMENT ON COLUMN leadprotect.lead_access_audit_seals.content IS 'sha256 over the sha256 of each row, in the order of their ids';
@@ -124,6 +164,22 @@ COMMENT ON COLUMN leadprotect.lead_access_audit_seals.content IS 'sha256 over th
 
 COMMENT ON COLUMN leadprotect.lead_access_audit_seals.row_checks IS 'the first four bytes of each row''s sha256: they name the row that was changed';
 
+-- COMMENT COLUMN lead_access_audit_seals.first_at
+
+COMMENT ON COLUMN leadprotect.lead_access_audit_seals.first_at IS 'time of the first row';
+
+-- COMMENT COLUMN lead_access_audit_seals.last_at
+
+COMMENT ON COLUMN leadprotect.lead_access_audit_seals.last_at IS 'time of the last row';
+
+-- COMMENT COLUMN lead_access_audit_seals.sealed_at
+
+COMMENT ON COLUMN leadprotect.lead_access_audit_seals.sealed_at IS 'when the run began';
+
+-- COMMENT COLUMN lead_access_audit_seals.sealed_by
+
+COMMENT ON COLUMN leadprotect.lead_access_audit_seals.sealed_by IS 'the login that sealed';
+
 -- COMMENT COLUMN lead_access_audit_seals.origin
 
 COMMENT ON COLUMN leadprotect.lead_access_audit_seals.origin IS 'server and table in which transaction ids of this run mean something';
@@ -131,6 +187,10 @@ COMMENT ON COLUMN leadprotect.lead_access_audit_seals.origin IS 'server and tabl
 -- COMMENT COLUMN lead_access_audit_seals.snapshot
 
 COMMENT ON COLUMN leadprotect.lead_access_audit_seals.snapshot IS 'rows of transactions that had ended in it are in this run or an earlier one';
+
+-- COMMENT COLUMN lead_access_audit_seals.transaction_id
+
+COMMENT ON COLUMN leadprotect.lead_access_audit_seals.transaction_id IS 'transaction of the run';
 
 -- COMMENT COLUMN lead_access_audit_seals.last_number
 
@@ -173,6 +233,10 @@ CREATE FUNCTION leadprotect.append_audit_seal(entry leadprotect.lead_access_audi
         END
         $$;
 
+-- COMMENT FUNCTION append_audit_seal(entry leadprotect.lead_access_audit_seals)
+
+COMMENT ON FUNCTION leadprotect.append_audit_seal(entry leadprotect.lead_access_audit_seals) IS 'Links one seal to its chain, and writes its hash to the server''s log';
+
 -- FUNCTION assert_edit_and_audit(uuid, leadprotect.lead_action, text)
 
 CREATE FUNCTION leadprotect.assert_edit_and_audit(lead uuid, action leadprotect.lead_action DEFAULT 'EDIT'::leadprotect.lead_action, note text DEFAULT NULL::text) RETURNS text
@@ -190,6 +254,10 @@ CREATE FUNCTION leadprotect.assert_edit_and_audit(lead uuid, action leadprotect.
         END
         $$;
 
+-- COMMENT FUNCTION assert_edit_and_audit(lead uuid, action leadprotect.lead_action, note text)
+
+COMMENT ON FUNCTION leadprotect.assert_edit_and_audit(lead uuid, action leadprotect.lead_action, note text) IS 'Decides under locks and records what is allowed; a denial raises SQLSTATE LP403';
+
 -- FUNCTION assign_lead(uuid, uuid, text)
 
 CREATE FUNCTION leadprotect.assign_lead(lead uuid, new_owner uuid, note text DEFAULT NULL::text) RETURNS void
@@ -200,6 +268,10 @@ CREATE FUNCTION leadprotect.assign_lead(lead uuid, new_owner uuid, note text DEF
           PERFORM "leadprotect".require(lead, 'ASSIGN', "leadprotect".change_owner(lead, 'assign', new_owner, note), note);
         END
         $$;
+
+-- COMMENT FUNCTION assign_lead(lead uuid, new_owner uuid, note text)
+
+COMMENT ON FUNCTION leadprotect.assign_lead(lead uuid, new_owner uuid, note text) IS 'Gives the lead to a user, whoever owns it now; for managers of its territory';
 
 -- FUNCTION audit_edit()
 
@@ -239,6 +311,10 @@ CREATE FUNCTION leadprotect.audit_edit() RETURNS trigger
           RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
         END
         $$;
+
+-- COMMENT FUNCTION audit_edit()
+
+COMMENT ON FUNCTION leadprotect.audit_edit() IS 'Trigger of contract: every edit of a protected lead is decided under locks and leaves its row';
 
 -- FUNCTION audit_number_gaps()
 
@@ -290,6 +366,10 @@ CREATE FUNCTION leadprotect.audit_origin() RETURNS text
         END
         $$;
 
+-- COMMENT FUNCTION audit_origin()
+
+COMMENT ON FUNCTION leadprotect.audit_origin() IS 'Server and table in which the transaction ids of the audit mean something';
+
 -- TABLE lead_access_audit
 
 CREATE TABLE leadprotect.lead_access_audit (
@@ -314,6 +394,58 @@ ALTER TABLE ONLY leadprotect.lead_access_audit FORCE ROW LEVEL SECURITY;
 -- COMMENT TABLE lead_access_audit
 
 COMMENT ON TABLE leadprotect.lead_access_audit IS 'Every attempt on a lead, allowed or denied; append-only for everybody';
+
+-- COMMENT COLUMN lead_access_audit.lead_id
+
+COMMENT ON COLUMN leadprotect.lead_access_audit.lead_id IS 'the lead; no foreign key, deleting it keeps its history';
+
+-- COMMENT COLUMN lead_access_audit.at
+
+COMMENT ON COLUMN leadprotect.lead_access_audit.at IS 'time of the attempt, by the servers clock';
+
+-- COMMENT COLUMN lead_access_audit.id
+
+COMMENT ON COLUMN leadprotect.lead_access_audit.id IS 'number of the attempt; one that is missing was drawn by a denial that was raised, or rolled back';
+
+-- COMMENT COLUMN lead_access_audit.user_id
+
+COMMENT ON COLUMN leadprotect.lead_access_audit.user_id IS 'the user whom the service declared; NULL: none, or a malformed one';
+
+-- COMMENT COLUMN lead_access_audit.login
+
+COMMENT ON COLUMN leadprotect.lead_access_audit.login IS 'session_user, as the server knows it';
+
+-- COMMENT COLUMN lead_access_audit.role
+
+COMMENT ON COLUMN leadprotect.lead_access_audit.role IS 'the role that SET ROLE had chosen, or the login';
+
+-- COMMENT COLUMN lead_access_audit.territory
+
+COMMENT ON COLUMN leadprotect.lead_access_audit.territory IS 'the territory in context; NULL: none, or an unknown one';
+
+-- COMMENT COLUMN lead_access_audit.action
+
+COMMENT ON COLUMN leadprotect.lead_access_audit.action IS 'what was attempted';
+
+-- COMMENT COLUMN lead_access_audit.outcome
+
+COMMENT ON COLUMN leadprotect.lead_access_audit.outcome IS 'ALLOW or DENY';
+
+-- COMMENT COLUMN lead_access_audit.reason
+
+COMMENT ON COLUMN leadprotect.lead_access_audit.reason IS 'reason code of the decision; of an edit past row security: maintenance';
+
+-- COMMENT COLUMN lead_access_audit.note
+
+COMMENT ON COLUMN leadprotect.lead_access_audit.note IS 'what the service, or the trigger that recorded it, said about it';
+
+-- COMMENT COLUMN lead_access_audit.correlation_id
+
+COMMENT ON COLUMN leadprotect.lead_access_audit.correlation_id IS 'id of the request, as the service declared it';
+
+-- COMMENT COLUMN lead_access_audit.transaction_id
+
+COMMENT ON COLUMN leadprotect.lead_access_audit.transaction_id IS 'the transaction that wrote the row: an edit and its record share it';
 
 -- FUNCTION audit_partitions()
 
@@ -352,6 +484,10 @@ CREATE FUNCTION leadprotect.audit_settled_until() RETURNS timestamp with time zo
         END
         $$;
 
+-- COMMENT FUNCTION audit_settled_until()
+
+COMMENT ON FUNCTION leadprotect.audit_settled_until() IS 'Every row of the audit of a time before this is sealed';
+
 -- FUNCTION audit_truncate()
 
 CREATE FUNCTION leadprotect.audit_truncate() RETURNS trigger
@@ -371,6 +507,10 @@ CREATE FUNCTION leadprotect.audit_truncate() RETURNS trigger
           RETURN NULL;
         END
         $$;
+
+-- COMMENT FUNCTION audit_truncate()
+
+COMMENT ON FUNCTION leadprotect.audit_truncate() IS 'Trigger of contract: a TRUNCATE by maintenance leaves a row for each lead, and no owner';
 
 -- FUNCTION backfill_claim(text, integer, text, interval)
 
@@ -436,6 +576,10 @@ CREATE FUNCTION leadprotect.backfill_claim(here text, chunk_rows integer, worker
         END
         $$;
 
+-- COMMENT FUNCTION backfill_claim(here text, chunk_rows integer, worker text, lease interval, OUT chunk bigint, OUT token bigint)
+
+COMMENT ON FUNCTION leadprotect.backfill_claim(here text, chunk_rows integer, worker text, lease interval, OUT chunk bigint, OUT token bigint) IS 'Claims what a dead worker left, or the next part of a territory, with a lease and a fencing token';
+
 -- TABLE user_lead_assignments
 
 CREATE TABLE leadprotect.user_lead_assignments (
@@ -456,9 +600,33 @@ ALTER TABLE ONLY leadprotect.user_lead_assignments FORCE ROW LEVEL SECURITY;
 
 COMMENT ON TABLE leadprotect.user_lead_assignments IS 'Who owns a lead in a territory; changed only by functions. user_id NULL: released by hand';
 
+-- COMMENT COLUMN user_lead_assignments.lead_id
+
+COMMENT ON COLUMN leadprotect.user_lead_assignments.lead_id IS 'the lead; no foreign key, a deleted lead must need no lock here';
+
+-- COMMENT COLUMN user_lead_assignments.territory
+
+COMMENT ON COLUMN leadprotect.user_lead_assignments.territory IS 'an assignment counts only while the lead is in it';
+
+-- COMMENT COLUMN user_lead_assignments.user_id
+
+COMMENT ON COLUMN leadprotect.user_lead_assignments.user_id IS 'the owner; NULL: released by hand';
+
+-- COMMENT COLUMN user_lead_assignments.assigned_at
+
+COMMENT ON COLUMN leadprotect.user_lead_assignments.assigned_at IS 'since when';
+
+-- COMMENT COLUMN user_lead_assignments.assigned_by
+
+COMMENT ON COLUMN leadprotect.user_lead_assignments.assigned_by IS 'the user who did it by hand; NULL: derived from an activity';
+
 -- COMMENT COLUMN user_lead_assignments.source
 
 COMMENT ON COLUMN leadprotect.user_lead_assignments.source IS 'backfill and activity: derived, a newer activity wins; release: no owner by hand; anything else: made by hand, stays';
+
+-- COMMENT COLUMN user_lead_assignments.activity_at
+
+COMMENT ON COLUMN leadprotect.user_lead_assignments.activity_at IS 'time of the activity on which a derived assignment rests: a newer one wins';
 
 -- COMMENT COLUMN user_lead_assignments.activity_id
 
@@ -532,6 +700,10 @@ CREATE FUNCTION leadprotect.backfill_defer(here text, chunk bigint, token bigint
         END
         $$;
 
+-- COMMENT FUNCTION backfill_defer(here text, chunk bigint, token bigint, reason text)
+
+COMMENT ON FUNCTION leadprotect.backfill_defer(here text, chunk bigint, token bigint, reason text) IS 'Puts the next lead of a chunk aside, because somebody holds it';
+
 -- FUNCTION backfill_estimate(text)
 
 CREATE FUNCTION leadprotect.backfill_estimate(here text) RETURNS bigint
@@ -547,6 +719,10 @@ CREATE FUNCTION leadprotect.backfill_estimate(here text) RETURNS bigint
           RETURN (plan -> 0 -> 'Plan' ->> 'Plan Rows')::bigint;
         END
         $$;
+
+-- COMMENT FUNCTION backfill_estimate(here text)
+
+COMMENT ON FUNCTION leadprotect.backfill_estimate(here text) IS 'How many leads a territory has, as the planner reckons';
 
 -- FUNCTION backfill_finish(text)
 
@@ -568,6 +744,10 @@ CREATE FUNCTION leadprotect.backfill_finish(here text) RETURNS boolean
           RETURN FOUND;
         END
         $$;
+
+-- COMMENT FUNCTION backfill_finish(here text)
+
+COMMENT ON FUNCTION leadprotect.backfill_finish(here text) IS 'Ends the walk over a territory, once no chunk and no lead is left';
 
 -- FUNCTION backfill_outside()
 
@@ -632,6 +812,10 @@ CREATE FUNCTION leadprotect.backfill_report(territories text[]) RETURNS TABLE(le
         END
         $$;
 
+-- COMMENT FUNCTION backfill_report(territories text[])
+
+COMMENT ON FUNCTION leadprotect.backfill_report(territories text[]) IS 'Every lead without an owner after the backfill, and why';
+
 -- FUNCTION backfill_request(text, text, text)
 
 CREATE FUNCTION leadprotect.backfill_request(here text, wanted text, reason text) RETURNS text
@@ -650,6 +834,10 @@ CREATE FUNCTION leadprotect.backfill_request(here text, wanted text, reason text
           RETURN before;
         END
         $$;
+
+-- COMMENT FUNCTION backfill_request(here text, wanted text, reason text)
+
+COMMENT ON FUNCTION leadprotect.backfill_request(here text, wanted text, reason text) IS 'Asks a backfill to run, pause or stop; its workers read it every second';
 
 -- FUNCTION backfill_retry(text, uuid)
 
@@ -677,6 +865,10 @@ CREATE FUNCTION leadprotect.backfill_retry(here text, lead uuid) RETURNS integer
           RETURN made;
         END
         $$;
+
+-- COMMENT FUNCTION backfill_retry(here text, lead uuid)
+
+COMMENT ON FUNCTION leadprotect.backfill_retry(here text, lead uuid) IS 'Tries a lead that was put aside again';
 
 -- FUNCTION backfill_sample(text, integer)
 
@@ -719,6 +911,10 @@ CREATE FUNCTION leadprotect.backfill_sample(here text, wanted integer, OUT leads
         END
         $_$;
 
+-- COMMENT FUNCTION backfill_sample(here text, wanted integer, OUT leads bigint, OUT sampled bigint, OUT assignable bigint, OUT ownerless bigint)
+
+COMMENT ON FUNCTION leadprotect.backfill_sample(here text, wanted integer, OUT leads bigint, OUT sampled bigint, OUT assignable bigint, OUT ownerless bigint) IS 'What a backfill would do, from a sample of the leads; writes nothing';
+
 -- FUNCTION backfill_settings()
 
 CREATE FUNCTION leadprotect.backfill_settings() RETURNS text
@@ -730,6 +926,10 @@ CREATE FUNCTION leadprotect.backfill_settings() RETURNS text
             '"user_id"', '"kind"', '"created_at"',
             (SELECT string_agg(kind, ', ' ORDER BY kind COLLATE "C") FROM unnest(ARRAY['QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION']) AS kind))
         $$;
+
+-- COMMENT FUNCTION backfill_settings()
+
+COMMENT ON FUNCTION leadprotect.backfill_settings() IS 'The settings that decide who owns a lead, as these functions hold them';
 
 -- FUNCTION backfill_settle(uuid)
 
@@ -766,6 +966,10 @@ CREATE FUNCTION leadprotect.backfill_settle(lead uuid) RETURNS integer
           RETURN settled;
         END
         $$;
+
+-- COMMENT FUNCTION backfill_settle(lead uuid)
+
+COMMENT ON FUNCTION leadprotect.backfill_settle(lead uuid) IS 'Looks at a lead again that changed while the backfill read it';
 
 -- FUNCTION backfill_slice(text, bigint, bigint, integer)
 
@@ -810,6 +1014,10 @@ CREATE FUNCTION leadprotect.backfill_slice(here text, chunk bigint, token bigint
           WHERE c.territory = here AND c.chunk = backfill_slice.chunk;
         END
         $$;
+
+-- COMMENT FUNCTION backfill_slice(here text, chunk bigint, token bigint, slice_rows integer, OUT scanned integer, OUT assigned integer, OUT finished boolean)
+
+COMMENT ON FUNCTION leadprotect.backfill_slice(here text, chunk bigint, token bigint, slice_rows integer, OUT scanned integer, OUT assigned integer, OUT finished boolean) IS 'Owns the next leads of a chunk and moves its cursor, in one transaction';
 
 -- FUNCTION backfill_stale(text)
 
@@ -874,6 +1082,43 @@ CREATE FUNCTION leadprotect.backfill_start(here text, settings text) RETURNS boo
         END
         $$;
 
+-- COMMENT FUNCTION backfill_start(here text, settings text)
+
+COMMENT ON FUNCTION leadprotect.backfill_start(here text, settings text) IS 'Begins a walk over the leads of a territory, or goes on with one; returns whether it is a new one';
+
+-- FUNCTION backfill_status()
+
+CREATE FUNCTION leadprotect.backfill_status() RETURNS TABLE(territory text, state text, started_at timestamp with time zone, ended_at timestamp with time zone, scanned bigint, assigned bigint, deferred bigint, total bigint, workers bigint, request_reason text)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    AS $$
+        #variable_conflict use_column
+        BEGIN
+          RETURN QUERY
+          SELECT j.territory,
+                 CASE WHEN j.request = 'pause' THEN 'paused'
+                      WHEN j.ended_at IS NOT NULL THEN 'done'
+                      WHEN j.request = 'stop' THEN 'stopped'
+                      WHEN j.started_at IS NULL THEN 'new'
+                      WHEN c.workers > 0 THEN 'running'
+                      ELSE 'interrupted' END,
+                 j.started_at, j.ended_at, c.scanned, c.assigned + j.retried,
+                 (SELECT count(*) FROM "leadprotect".backfill_deferred AS d WHERE d.territory = j.territory),
+                 "leadprotect".backfill_estimate(j.territory), c.workers, j.request_reason
+          FROM "leadprotect".backfill_jobs AS j,
+            LATERAL (
+              SELECT coalesce(sum(c.scanned), 0)::bigint AS scanned, coalesce(sum(c.assigned), 0)::bigint AS assigned,
+                     count(*) FILTER (WHERE c.finished_at IS NULL AND c.lease_until > clock_timestamp()) AS workers
+              FROM "leadprotect".backfill_chunks AS c WHERE c.territory = j.territory) AS c
+          ORDER BY j.territory;
+        END
+        $$;
+
+-- COMMENT FUNCTION backfill_status()
+
+COMMENT ON FUNCTION leadprotect.backfill_status() IS 'Where the backfill of each territory stands: new, running, interrupted, paused, stopped or done; total is an estimate';
+
 -- FUNCTION decide(uuid, text, text)
 
 CREATE FUNCTION leadprotect.decide(lead uuid, declared_user text, declared_territory text) RETURNS text
@@ -917,6 +1162,10 @@ CREATE FUNCTION leadprotect.can_edit_lead(lead uuid) RETURNS boolean
     BEGIN ATOMIC
  SELECT (leadprotect.decide(lead, current_setting('app.user_id'::text, true), current_setting('app.territory'::text, true)) = ANY (ARRAY['owner'::text, 'collaborator'::text]));
 END;
+
+-- COMMENT FUNCTION can_edit_lead(lead uuid)
+
+COMMENT ON FUNCTION leadprotect.can_edit_lead(lead uuid) IS 'Whether the user in context may edit the lead: true or false, never NULL';
 
 -- FUNCTION change_owner(uuid, text, uuid, text)
 
@@ -991,6 +1240,10 @@ CREATE FUNCTION leadprotect.change_owner(lead uuid, change text, new_owner uuid,
         END
         $$;
 
+-- COMMENT FUNCTION change_owner(lead uuid, change text, new_owner uuid, note text)
+
+COMMENT ON FUNCTION leadprotect.change_owner(lead uuid, change text, new_owner uuid, note text) IS 'Every change of ownership: assign, claim, release, transfer; returns the right it was done by, or why it was denied';
+
 -- FUNCTION change_sharing(uuid, text, uuid, timestamp with time zone, timestamp with time zone, text)
 
 CREATE FUNCTION leadprotect.change_sharing(lead uuid, change text, with_user uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) RETURNS text
@@ -1038,6 +1291,10 @@ CREATE FUNCTION leadprotect.change_sharing(lead uuid, change text, with_user uui
         END
         $$;
 
+-- COMMENT FUNCTION change_sharing(lead uuid, change text, with_user uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text)
+
+COMMENT ON FUNCTION leadprotect.change_sharing(lead uuid, change text, with_user uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) IS 'Shares a lead with a user, or ends that; returns the right it was done by, or why it was denied';
+
 -- FUNCTION claim_lead(uuid, text)
 
 CREATE FUNCTION leadprotect.claim_lead(lead uuid, note text DEFAULT NULL::text) RETURNS void
@@ -1048,6 +1305,10 @@ CREATE FUNCTION leadprotect.claim_lead(lead uuid, note text DEFAULT NULL::text) 
           PERFORM "leadprotect".require(lead, 'ASSIGN', "leadprotect".change_owner(lead, 'claim', NULL, note), note);
         END
         $$;
+
+-- COMMENT FUNCTION claim_lead(lead uuid, note text)
+
+COMMENT ON FUNCTION leadprotect.claim_lead(lead uuid, note text) IS 'Makes the user in context the owner of a lead that nobody owns; of two claims one wins';
 
 -- FUNCTION clear_audit_default(integer)
 
@@ -1123,6 +1384,10 @@ CREATE FUNCTION leadprotect.clear_audit_default(max_moved integer) RETURNS integ
         END
         $$;
 
+-- COMMENT FUNCTION clear_audit_default(max_moved integer)
+
+COMMENT ON FUNCTION leadprotect.clear_audit_default(max_moved integer) IS 'Gives rows in the default partition a partition of their own, so that their month can be attached';
+
 -- FUNCTION context()
 
 CREATE FUNCTION leadprotect.context(OUT user_id text, OUT territory text, OUT correlation_id text) RETURNS record
@@ -1132,6 +1397,10 @@ CREATE FUNCTION leadprotect.context(OUT user_id text, OUT territory text, OUT co
      current_setting('app.territory'::text, true) AS current_setting,
      current_setting('app.correlation_id'::text, true) AS current_setting;
 END;
+
+-- COMMENT FUNCTION context(OUT user_id text, OUT territory text, OUT correlation_id text)
+
+COMMENT ON FUNCTION leadprotect.context(OUT user_id text, OUT territory text, OUT correlation_id text) IS 'Who is declared to act, where, and under which correlation id; NULL or empty where nothing is set';
 
 -- FUNCTION create_audit_partitions(integer, integer)
 
@@ -1171,11 +1440,19 @@ CREATE FUNCTION leadprotect.create_audit_partitions(months_ahead integer, max_mo
         END
         $$;
 
+-- COMMENT FUNCTION create_audit_partitions(months_ahead integer, max_moved integer)
+
+COMMENT ON FUNCTION leadprotect.create_audit_partitions(months_ahead integer, max_moved integer) IS 'Makes the partitions of this month and of the months ahead (UTC); returns how many are new';
+
 -- FUNCTION in_force(boolean, timestamp with time zone, timestamp with time zone)
 
 CREATE FUNCTION leadprotect.in_force(active boolean, effective_from timestamp with time zone, effective_to timestamp with time zone) RETURNS boolean
     LANGUAGE sql STABLE PARALLEL SAFE
     RETURN (active AND (effective_from <= statement_timestamp()) AND ((effective_to IS NULL) OR (statement_timestamp() < effective_to)));
+
+-- COMMENT FUNCTION in_force(active boolean, effective_from timestamp with time zone, effective_to timestamp with time zone)
+
+COMMENT ON FUNCTION leadprotect.in_force(active boolean, effective_from timestamp with time zone, effective_to timestamp with time zone) IS 'Whether a rule counts now: active, begun, and not ended';
 
 -- TABLE lead_protection_rules
 
@@ -1199,6 +1476,42 @@ ALTER TABLE ONLY leadprotect.lead_protection_rules FORCE ROW LEVEL SECURITY;
 -- COMMENT TABLE lead_protection_rules
 
 COMMENT ON TABLE leadprotect.lead_protection_rules IS 'COLLABORATOR may edit, VIEW_ONLY suspends, SOLE_OWNER shuts out territory-wide collaborators; lead_id NULL: the whole territory';
+
+-- COMMENT COLUMN lead_protection_rules.user_id
+
+COMMENT ON COLUMN leadprotect.lead_protection_rules.user_id IS 'whom the rule is about';
+
+-- COMMENT COLUMN lead_protection_rules.territory
+
+COMMENT ON COLUMN leadprotect.lead_protection_rules.territory IS 'where it holds';
+
+-- COMMENT COLUMN lead_protection_rules.protection
+
+COMMENT ON COLUMN leadprotect.lead_protection_rules.protection IS 'what it does';
+
+-- COMMENT COLUMN lead_protection_rules.lead_id
+
+COMMENT ON COLUMN leadprotect.lead_protection_rules.lead_id IS 'for this lead only; NULL: for the whole territory';
+
+-- COMMENT COLUMN lead_protection_rules.active
+
+COMMENT ON COLUMN leadprotect.lead_protection_rules.active IS 'false: ended before its time';
+
+-- COMMENT COLUMN lead_protection_rules.effective_from
+
+COMMENT ON COLUMN leadprotect.lead_protection_rules.effective_from IS 'first moment';
+
+-- COMMENT COLUMN lead_protection_rules.effective_to
+
+COMMENT ON COLUMN leadprotect.lead_protection_rules.effective_to IS 'first moment after it; NULL: without end';
+
+-- COMMENT COLUMN lead_protection_rules.made_at
+
+COMMENT ON COLUMN leadprotect.lead_protection_rules.made_at IS 'when it was made, whatever beginning it was given';
+
+-- COMMENT COLUMN lead_protection_rules.made_by
+
+COMMENT ON COLUMN leadprotect.lead_protection_rules.made_by IS 'the login that made it';
 
 -- FUNCTION decision(uuid, uuid, text)
 
@@ -1229,6 +1542,10 @@ CREATE FUNCTION leadprotect.decision(lead uuid, caller uuid, here text) RETURNS 
    WHERE ((l.id = decision.lead) AND ((l.territory)::text = decision.here));
 END;
 
+-- COMMENT FUNCTION decision(lead uuid, caller uuid, here text)
+
+COMMENT ON FUNCTION leadprotect.decision(lead uuid, caller uuid, here text) IS 'The decision about a known caller, by index probes only; decide() asks it for whoever has rules';
+
 -- FUNCTION deny(uuid, leadprotect.lead_action, text, text)
 
 CREATE FUNCTION leadprotect.deny(lead uuid, action leadprotect.lead_action, decision text, note text) RETURNS void
@@ -1247,6 +1564,10 @@ CREATE FUNCTION leadprotect.deny(lead uuid, action leadprotect.lead_action, deci
           RAISE EXCEPTION 'access to the lead denied' USING ERRCODE = 'LP403', DETAIL = decision;
         END
         $$;
+
+-- COMMENT FUNCTION deny(lead uuid, action leadprotect.lead_action, decision text, note text)
+
+COMMENT ON FUNCTION leadprotect.deny(lead uuid, action leadprotect.lead_action, decision text, note text) IS 'Raises SQLSTATE LP403; the number it draws and the line in the server''s log stay although the row can''t';
 
 -- FUNCTION detach_audit_month(date)
 
@@ -1347,6 +1668,10 @@ CREATE FUNCTION leadprotect.editable_among(leads uuid[]) RETURNS TABLE(lead uuid
         END
         $$;
 
+-- COMMENT FUNCTION editable_among(leads uuid[])
+
+COMMENT ON FUNCTION leadprotect.editable_among(leads uuid[]) IS 'Which of these leads the user in context may edit, and why';
+
 -- FUNCTION editable_leads(uuid, integer)
 
 CREATE FUNCTION leadprotect.editable_leads(after uuid, page_size integer) RETURNS TABLE(lead uuid, reason text)
@@ -1412,6 +1737,10 @@ CREATE FUNCTION leadprotect.editable_leads(after uuid, page_size integer) RETURN
         END
         $$;
 
+-- COMMENT FUNCTION editable_leads(after uuid, page_size integer)
+
+COMMENT ON FUNCTION leadprotect.editable_leads(after uuid, page_size integer) IS 'A page of the leads that the user in context may edit, in the order of their ids, after the one named';
+
 -- FUNCTION end_rules(uuid, text, leadprotect.protection_type, uuid)
 
 CREATE FUNCTION leadprotect.end_rules(of_user uuid, here text, kind leadprotect.protection_type, lead uuid) RETURNS integer
@@ -1436,6 +1765,10 @@ CREATE FUNCTION leadprotect.end_rules(of_user uuid, here text, kind leadprotect.
         END
         $$;
 
+-- COMMENT FUNCTION end_rules(of_user uuid, here text, kind leadprotect.protection_type, lead uuid)
+
+COMMENT ON FUNCTION leadprotect.end_rules(of_user uuid, here text, kind leadprotect.protection_type, lead uuid) IS 'Ends the rules of a user of one kind; what had taken effect stays as history';
+
 -- FUNCTION explain_edit(uuid)
 
 CREATE FUNCTION leadprotect.explain_edit(lead uuid, OUT reason text) RETURNS text
@@ -1443,6 +1776,10 @@ CREATE FUNCTION leadprotect.explain_edit(lead uuid, OUT reason text) RETURNS tex
     BEGIN ATOMIC
  SELECT leadprotect.decide(lead, current_setting('app.user_id'::text, true), current_setting('app.territory'::text, true)) AS decide;
 END;
+
+-- COMMENT FUNCTION explain_edit(lead uuid, OUT reason text)
+
+COMMENT ON FUNCTION leadprotect.explain_edit(lead uuid, OUT reason text) IS 'The decision about the user in context with its reason code';
 
 -- FUNCTION forget_lead()
 
@@ -1457,6 +1794,10 @@ CREATE FUNCTION leadprotect.forget_lead() RETURNS trigger
           RETURN NULL;
         END
         $$;
+
+-- COMMENT FUNCTION forget_lead()
+
+COMMENT ON FUNCTION leadprotect.forget_lead() IS 'Trigger: a deleted lead takes its assignments along, so that a new lead with its id has no old owner';
 
 -- FUNCTION gate_conditions(interval, text, name[])
 
@@ -1667,11 +2008,19 @@ CREATE FUNCTION leadprotect.grant_protection(of_user uuid, here text, kind leadp
         END
         $$;
 
+-- COMMENT FUNCTION grant_protection(of_user uuid, here text, kind leadprotect.protection_type, lead uuid, effective_from timestamp with time zone, effective_to timestamp with time zone)
+
+COMMENT ON FUNCTION leadprotect.grant_protection(of_user uuid, here text, kind leadprotect.protection_type, lead uuid, effective_from timestamp with time zone, effective_to timestamp with time zone) IS 'Makes a rule for a user, for one lead or his whole territory; for managers of it';
+
 -- FUNCTION parse_user(text)
 
 CREATE FUNCTION leadprotect.parse_user(declared text) RETURNS uuid
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN (CASE WHEN ('uuid'::text = 'text'::text) THEN CASE WHEN (declared <> ''::text) THEN declared ELSE NULL::text END WHEN ((declared ~~ '________-____-____-____-____________'::text) AND (translate(declared, '0123456789abcdefABCDEF'::text, ''::text) = '----'::text)) THEN declared WHEN (declared ~ '^(([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}|[{]([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}[}])$'::text) THEN declared ELSE NULL::text END)::uuid;
+
+-- COMMENT FUNCTION parse_user(declared text)
+
+COMMENT ON FUNCTION leadprotect.parse_user(declared text) IS 'The declared user in the type of the setting; what is malformed is nobody''s id: NULL, never a cast error';
 
 -- FUNCTION has_rules()
 
@@ -1682,6 +2031,10 @@ CREATE FUNCTION leadprotect.has_rules() RETURNS boolean
             FROM leadprotect.lead_protection_rules r
            WHERE ((r.user_id = leadprotect.parse_user(current_setting('app.user_id'::text, true))) AND (r.territory = current_setting('app.territory'::text, true))))) AS "exists";
 END;
+
+-- COMMENT FUNCTION has_rules()
+
+COMMENT ON FUNCTION leadprotect.has_rules() IS 'Whether the user in context has any rule in his territory; without one, ownership alone decides';
 
 -- FUNCTION is_code(text)
 
@@ -1698,6 +2051,10 @@ COMMENT ON FUNCTION leadprotect.is_code(territory text) IS 'Whether this can be 
 CREATE FUNCTION leadprotect.is_manager() RETURNS boolean
     LANGUAGE sql STABLE PARALLEL SAFE
     RETURN pg_has_role(SESSION_USER, 'leadprotect_manager'::name, 'MEMBER'::text);
+
+-- COMMENT FUNCTION is_manager()
+
+COMMENT ON FUNCTION leadprotect.is_manager() IS 'Whether the login may decide about the leads of others';
 
 -- FUNCTION is_member(text)
 
@@ -1723,6 +2080,10 @@ CREATE FUNCTION leadprotect.keep_assignment() RETURNS trigger
         END
         $$;
 
+-- COMMENT FUNCTION keep_assignment()
+
+COMMENT ON FUNCTION leadprotect.keep_assignment() IS 'Keeps what an assignment was before it changed, so that the audit can tell who could edit a lead at a time';
+
 -- FUNCTION lead_for_ownership(uuid, boolean)
 
 CREATE FUNCTION leadprotect.lead_for_ownership(lead uuid, manager boolean) RETURNS text
@@ -1732,6 +2093,10 @@ CREATE FUNCTION leadprotect.lead_for_ownership(lead uuid, manager boolean) RETUR
     FROM public.leads l
    WHERE ((l.id = lead_for_ownership.lead) AND leadprotect.is_member((l.territory)::text) AND (((l.territory)::text = current_setting('app.territory'::text, true)) OR (lead_for_ownership.manager AND (COALESCE(current_setting('app.territory'::text, true), ''::text) = ''::text))));
 END;
+
+-- COMMENT FUNCTION lead_for_ownership(lead uuid, manager boolean)
+
+COMMENT ON FUNCTION leadprotect.lead_for_ownership(lead uuid, manager boolean) IS 'The territory in which the caller may change who owns this lead; NULL where he may not, or where there is none';
 
 -- FUNCTION note_contextless_write()
 
@@ -1761,6 +2126,10 @@ CREATE FUNCTION leadprotect.note_contextless_write() RETURNS trigger
         END
         $$;
 
+-- COMMENT FUNCTION note_contextless_write()
+
+COMMENT ON FUNCTION leadprotect.note_contextless_write() IS 'Trigger of the transition: notes writes without a context, and those of the owner of the table';
+
 -- FUNCTION note_unsettled(uuid)
 
 CREATE FUNCTION leadprotect.note_unsettled(lead uuid) RETURNS void
@@ -1783,6 +2152,10 @@ CREATE FUNCTION leadprotect.note_unsettled(lead uuid) RETURNS void
           INSERT INTO "leadprotect".unsettled_leads (lead_id) VALUES (lead);
         END
         $$;
+
+-- COMMENT FUNCTION note_unsettled(lead uuid)
+
+COMMENT ON FUNCTION leadprotect.note_unsettled(lead uuid) IS 'Notes a lead that changed while a backfill may have read it; nothing where no backfill runs';
 
 -- FUNCTION own_active_lead()
 
@@ -1834,6 +2207,10 @@ CREATE FUNCTION leadprotect.own_active_lead() RETURNS trigger
           RETURN NULL;
         END
         $$;
+
+-- COMMENT FUNCTION own_active_lead()
+
+COMMENT ON FUNCTION leadprotect.own_active_lead() IS 'Trigger of the transition: a new qualifying activity makes the owner at once';
 
 -- FUNCTION own_leads(text, uuid[])
 
@@ -1903,6 +2280,10 @@ CREATE FUNCTION leadprotect.own_leads(here text, leads uuid[]) RETURNS integer
         END
         $$;
 
+-- COMMENT FUNCTION own_leads(here text, leads uuid[])
+
+COMMENT ON FUNCTION leadprotect.own_leads(here text, leads uuid[]) IS 'Gives these leads the user of their newest qualifying activity; NULL where a live transaction was faster';
+
 -- FUNCTION own_moved_lead()
 
 CREATE FUNCTION leadprotect.own_moved_lead() RETURNS trigger
@@ -1934,6 +2315,10 @@ CREATE FUNCTION leadprotect.own_moved_lead() RETURNS trigger
         END
         $$;
 
+-- COMMENT FUNCTION own_moved_lead()
+
+COMMENT ON FUNCTION leadprotect.own_moved_lead() IS 'Trigger of the transition: a lead that came into a territory gets its owner there';
+
 -- FUNCTION record_denial(uuid, leadprotect.lead_action, text, text)
 
 CREATE FUNCTION leadprotect.record_denial(lead uuid, action leadprotect.lead_action, decision text, note text DEFAULT NULL::text) RETURNS void
@@ -1955,6 +2340,10 @@ CREATE FUNCTION leadprotect.record_denial(lead uuid, action leadprotect.lead_act
         END
         $$;
 
+-- COMMENT FUNCTION record_denial(lead uuid, action leadprotect.lead_action, decision text, note text)
+
+COMMENT ON FUNCTION leadprotect.record_denial(lead uuid, action leadprotect.lead_action, decision text, note text) IS 'Records a denial that was answered in another transaction; it can write nothing but a DENY';
+
 -- FUNCTION record_edit_attempt(uuid, leadprotect.lead_action, text)
 
 CREATE FUNCTION leadprotect.record_edit_attempt(lead uuid, action leadprotect.lead_action DEFAULT 'EDIT'::leadprotect.lead_action, note text DEFAULT NULL::text) RETURNS boolean
@@ -1973,6 +2362,10 @@ CREATE FUNCTION leadprotect.record_edit_attempt(lead uuid, action leadprotect.le
         END
         $$;
 
+-- COMMENT FUNCTION record_edit_attempt(lead uuid, action leadprotect.lead_action, note text)
+
+COMMENT ON FUNCTION leadprotect.record_edit_attempt(lead uuid, action leadprotect.lead_action, note text) IS 'Records an attempt of the user in context and returns whether he may; never raises on a denial';
+
 -- FUNCTION refuse_change()
 
 CREATE FUNCTION leadprotect.refuse_change() RETURNS trigger
@@ -1986,6 +2379,10 @@ CREATE FUNCTION leadprotect.refuse_change() RETURNS trigger
         END
         $$;
 
+-- COMMENT FUNCTION refuse_change()
+
+COMMENT ON FUNCTION leadprotect.refuse_change() IS 'Guard of the audit: raises whatever changes or removes a row, for everybody';
+
 -- FUNCTION refuse_move()
 
 CREATE FUNCTION leadprotect.refuse_move() RETURNS trigger
@@ -1997,6 +2394,10 @@ CREATE FUNCTION leadprotect.refuse_move() RETURNS trigger
             USING ERRCODE = 'insufficient_privilege';
         END
         $$;
+
+-- COMMENT FUNCTION refuse_move()
+
+COMMENT ON FUNCTION leadprotect.refuse_move() IS 'Trigger of contract: id and territory of a protected lead are changed by maintenance only';
 
 -- FUNCTION refuse_truncate()
 
@@ -2010,6 +2411,10 @@ CREATE FUNCTION leadprotect.refuse_truncate() RETURNS trigger
         END
         $$;
 
+-- COMMENT FUNCTION refuse_truncate()
+
+COMMENT ON FUNCTION leadprotect.refuse_truncate() IS 'Trigger of contract: a login that row security binds can''t delete what it can''t see';
+
 -- FUNCTION release_lead(uuid, text)
 
 CREATE FUNCTION leadprotect.release_lead(lead uuid, note text DEFAULT NULL::text) RETURNS void
@@ -2020,6 +2425,10 @@ CREATE FUNCTION leadprotect.release_lead(lead uuid, note text DEFAULT NULL::text
           PERFORM "leadprotect".require(lead, 'UNASSIGN', "leadprotect".change_owner(lead, 'release', NULL, note), note);
         END
         $$;
+
+-- COMMENT FUNCTION release_lead(lead uuid, note text)
+
+COMMENT ON FUNCTION leadprotect.release_lead(lead uuid, note text) IS 'Takes the lead from its owner; no backfill and no activity gives it back';
 
 -- FUNCTION require(uuid, leadprotect.lead_action, text, text)
 
@@ -2033,6 +2442,33 @@ CREATE FUNCTION leadprotect.require(lead uuid, action leadprotect.lead_action, d
           END IF;
         END
         $$;
+
+-- COMMENT FUNCTION require(lead uuid, action leadprotect.lead_action, decision text, note text)
+
+COMMENT ON FUNCTION leadprotect.require(lead uuid, action leadprotect.lead_action, decision text, note text) IS 'Raises unless the reason allows';
+
+-- FUNCTION require_open_gate(interval, text, name[])
+
+CREATE FUNCTION leadprotect.require_open_gate(observation_window interval, host_rls text, exempt_roles name[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        DECLARE
+          closed text;
+        BEGIN
+          SELECT string_agg(format('%s (%s)', g.detail, g.remedy), '; ') INTO closed
+          FROM "leadprotect".gate_conditions(observation_window, host_rls, exempt_roles) AS g
+          WHERE g.met IS NOT TRUE;
+          IF closed IS NOT NULL THEN
+            RAISE EXCEPTION 'the gate of contract is closed: %', closed
+              USING ERRCODE = 'LP409', HINT = 'leadprotect status shows what to run.';
+          END IF;
+        END
+        $$;
+
+-- COMMENT FUNCTION require_open_gate(observation_window interval, host_rls text, exempt_roles name[])
+
+COMMENT ON FUNCTION leadprotect.require_open_gate(observation_window interval, host_rls text, exempt_roles name[]) IS 'Raises SQLSTATE LP409 while a condition of contract is false, with what is in the way and what to run';
 
 -- FUNCTION revoke_protection(uuid, text, leadprotect.protection_type, uuid)
 
@@ -2048,6 +2484,10 @@ CREATE FUNCTION leadprotect.revoke_protection(of_user uuid, here text, kind lead
           RETURN "leadprotect".end_rules(of_user, here, kind, lead);
         END
         $$;
+
+-- COMMENT FUNCTION revoke_protection(of_user uuid, here text, kind leadprotect.protection_type, lead uuid)
+
+COMMENT ON FUNCTION leadprotect.revoke_protection(of_user uuid, here text, kind leadprotect.protection_type, lead uuid) IS 'Ends the rules of a user of one kind; for managers of the territory. Returns how many';
 
 -- FUNCTION seal_audit(integer)
 
@@ -2171,6 +2611,10 @@ CREATE FUNCTION leadprotect.secure_audit_table(target regclass) RETURNS void
         END
         $$;
 
+-- COMMENT FUNCTION secure_audit_table(target regclass)
+
+COMMENT ON FUNCTION leadprotect.secure_audit_table(target regclass) IS 'Secures a table of the audit, also a partition: the standard policies, rows without territory for auditors, and the guard against changes';
+
 -- FUNCTION secure_table(regclass)
 
 CREATE FUNCTION leadprotect.secure_table(target regclass) RETURNS void
@@ -2217,6 +2661,10 @@ CREATE FUNCTION leadprotect.set_context(user_id text, territory text, correlatio
      set_config('app.correlation_id'::text, COALESCE(correlation_id, ''::text), true) AS set_config;
 END;
 
+-- COMMENT FUNCTION set_context(user_id text, territory text, correlation_id text)
+
+COMMENT ON FUNCTION leadprotect.set_context(user_id text, territory text, correlation_id text) IS 'Declares user, territory and correlation id until the transaction ends';
+
 -- FUNCTION set_context(uuid, text, text)
 
 CREATE FUNCTION leadprotect.set_context(user_id uuid, territory text, correlation_id text DEFAULT NULL::text) RETURNS void
@@ -2237,6 +2685,10 @@ CREATE FUNCTION leadprotect.share_lead(lead uuid, with_user uuid, effective_from
         END
         $$;
 
+-- COMMENT FUNCTION share_lead(lead uuid, with_user uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text)
+
+COMMENT ON FUNCTION leadprotect.share_lead(lead uuid, with_user uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) IS 'Lets a user edit the lead besides its owner, from a time until a time';
+
 -- TABLE territories
 
 CREATE TABLE leadprotect.territories (
@@ -2248,6 +2700,26 @@ CREATE TABLE leadprotect.territories (
 );
 
 ALTER TABLE ONLY leadprotect.territories FORCE ROW LEVEL SECURITY;
+
+-- COMMENT TABLE territories
+
+COMMENT ON TABLE leadprotect.territories IS 'The legal territories: reference data, no secret of another one';
+
+-- COMMENT COLUMN territories.code
+
+COMMENT ON COLUMN leadprotect.territories.code IS 'what leads carry in their territory column; the role of the territory ends with it';
+
+-- COMMENT COLUMN territories.name
+
+COMMENT ON COLUMN leadprotect.territories.name IS 'for people';
+
+-- COMMENT COLUMN territories.currency
+
+COMMENT ON COLUMN leadprotect.territories.currency IS 'ISO 4217';
+
+-- COMMENT COLUMN territories.legal_framework
+
+COMMENT ON COLUMN leadprotect.territories.legal_framework IS 'the law that contracts in this territory are made under';
 
 -- TABLE territory_vat_rates
 
@@ -2262,9 +2734,21 @@ CREATE TABLE leadprotect.territory_vat_rates (
 
 ALTER TABLE ONLY leadprotect.territory_vat_rates FORCE ROW LEVEL SECURITY;
 
+-- COMMENT TABLE territory_vat_rates
+
+COMMENT ON TABLE leadprotect.territory_vat_rates IS 'VAT rates of the territories by day';
+
+-- COMMENT COLUMN territory_vat_rates.territory
+
+COMMENT ON COLUMN leadprotect.territory_vat_rates.territory IS 'the territory in which the rate holds';
+
 -- COMMENT COLUMN territory_vat_rates.rate
 
 COMMENT ON COLUMN leadprotect.territory_vat_rates.rate IS 'percent; DE: UStG paragraph 12 and the 2020 tax relief act, CH: MWSTG article 25';
+
+-- COMMENT COLUMN territory_vat_rates.valid_from
+
+COMMENT ON COLUMN leadprotect.territory_vat_rates.valid_from IS 'first day';
 
 -- COMMENT COLUMN territory_vat_rates.valid_to
 
@@ -2285,6 +2769,10 @@ CREATE FUNCTION leadprotect.territory_terms(territory text, on_date date) RETURN
    WHERE (t.code = territory_terms.territory);
 END;
 
+-- COMMENT FUNCTION territory_terms(territory text, on_date date)
+
+COMMENT ON FUNCTION leadprotect.territory_terms(territory text, on_date date) IS 'The legal terms of a territory on a day: currency, legal framework, VAT rate; readable without a context';
+
 -- FUNCTION transfer_lead(uuid, uuid, text)
 
 CREATE FUNCTION leadprotect.transfer_lead(lead uuid, new_owner uuid, note text DEFAULT NULL::text) RETURNS void
@@ -2295,6 +2783,10 @@ CREATE FUNCTION leadprotect.transfer_lead(lead uuid, new_owner uuid, note text D
           PERFORM "leadprotect".require(lead, 'ASSIGN', "leadprotect".change_owner(lead, 'transfer', new_owner, note), note);
         END
         $$;
+
+-- COMMENT FUNCTION transfer_lead(lead uuid, new_owner uuid, note text)
+
+COMMENT ON FUNCTION leadprotect.transfer_lead(lead uuid, new_owner uuid, note text) IS 'Gives an owned lead to a user; for managers. An edit under way is waited for';
 
 -- FUNCTION unowned_leads(text[])
 
@@ -2325,6 +2817,10 @@ CREATE FUNCTION leadprotect.unowned_leads(territory text) RETURNS SETOF uuid
     FROM leadprotect.unowned_leads(ARRAY[unowned_leads.territory]) u(territory, lead_id);
 END;
 
+-- COMMENT FUNCTION unowned_leads(territory text)
+
+COMMENT ON FUNCTION leadprotect.unowned_leads(territory text) IS 'Leads of the territory with a qualifying activity, without an owner, and not released by hand';
+
 -- FUNCTION unshare_lead(uuid, uuid, text)
 
 CREATE FUNCTION leadprotect.unshare_lead(lead uuid, with_user uuid, note text DEFAULT NULL::text) RETURNS void
@@ -2336,6 +2832,10 @@ CREATE FUNCTION leadprotect.unshare_lead(lead uuid, with_user uuid, note text DE
             "leadprotect".change_sharing(lead, 'unshare', with_user, NULL, NULL, note), note);
         END
         $$;
+
+-- COMMENT FUNCTION unshare_lead(lead uuid, with_user uuid, note text)
+
+COMMENT ON FUNCTION leadprotect.unshare_lead(lead uuid, with_user uuid, note text) IS 'Ends every share of the lead with a user now; an edit under way is waited for';
 
 -- FUNCTION ways_around(text, name[])
 
@@ -2433,6 +2933,38 @@ ALTER TABLE ONLY leadprotect.user_lead_assignment_history FORCE ROW LEVEL SECURI
 -- COMMENT TABLE user_lead_assignment_history
 
 COMMENT ON TABLE leadprotect.user_lead_assignment_history IS 'Former assignments, from assigned_at to ended_at; written by a trigger when one changes';
+
+-- COMMENT COLUMN user_lead_assignment_history.lead_id
+
+COMMENT ON COLUMN leadprotect.user_lead_assignment_history.lead_id IS 'the lead';
+
+-- COMMENT COLUMN user_lead_assignment_history.territory
+
+COMMENT ON COLUMN leadprotect.user_lead_assignment_history.territory IS 'where it was owned';
+
+-- COMMENT COLUMN user_lead_assignment_history.id
+
+COMMENT ON COLUMN leadprotect.user_lead_assignment_history.id IS 'order of the changes of a lead';
+
+-- COMMENT COLUMN user_lead_assignment_history.user_id
+
+COMMENT ON COLUMN leadprotect.user_lead_assignment_history.user_id IS 'the former owner; NULL: it was released';
+
+-- COMMENT COLUMN user_lead_assignment_history.assigned_at
+
+COMMENT ON COLUMN leadprotect.user_lead_assignment_history.assigned_at IS 'since when he was';
+
+-- COMMENT COLUMN user_lead_assignment_history.ended_at
+
+COMMENT ON COLUMN leadprotect.user_lead_assignment_history.ended_at IS 'until when';
+
+-- COMMENT COLUMN user_lead_assignment_history.assigned_by
+
+COMMENT ON COLUMN leadprotect.user_lead_assignment_history.assigned_by IS 'the user who had assigned it';
+
+-- COMMENT COLUMN user_lead_assignment_history.source
+
+COMMENT ON COLUMN leadprotect.user_lead_assignment_history.source IS 'how it had been assigned';
 
 -- FUNCTION who_could_edit(uuid, timestamp with time zone)
 
@@ -2599,6 +3131,10 @@ CREATE FUNCTION leadprotect.write_audit(lead uuid, action leadprotect.lead_actio
         END
         $$;
 
+-- COMMENT FUNCTION write_audit(lead uuid, action leadprotect.lead_action, decision text, note text)
+
+COMMENT ON FUNCTION leadprotect.write_audit(lead uuid, action leadprotect.lead_action, decision text, note text) IS 'Writes one row of the audit: login, role, time and transaction are the server''s, never the caller''s';
+
 -- TABLE backfill_chunks
 
 CREATE TABLE leadprotect.backfill_chunks (
@@ -2621,6 +3157,50 @@ ALTER TABLE ONLY leadprotect.backfill_chunks FORCE ROW LEVEL SECURITY;
 
 COMMENT ON TABLE leadprotect.backfill_chunks IS 'Claimed parts of a backfill; the token is a fencing token: who lost his lease can''t write';
 
+-- COMMENT COLUMN backfill_chunks.territory
+
+COMMENT ON COLUMN leadprotect.backfill_chunks.territory IS 'whose leads';
+
+-- COMMENT COLUMN backfill_chunks.chunk
+
+COMMENT ON COLUMN leadprotect.backfill_chunks.chunk IS 'number in this walk';
+
+-- COMMENT COLUMN backfill_chunks.next_lead
+
+COMMENT ON COLUMN leadprotect.backfill_chunks.next_lead IS 'first lead that is in no slice yet; NULL: none is left';
+
+-- COMMENT COLUMN backfill_chunks.last_lead
+
+COMMENT ON COLUMN leadprotect.backfill_chunks.last_lead IS 'last lead of the chunk';
+
+-- COMMENT COLUMN backfill_chunks.worker
+
+COMMENT ON COLUMN leadprotect.backfill_chunks.worker IS 'who works on it: host, process, number';
+
+-- COMMENT COLUMN backfill_chunks.token
+
+COMMENT ON COLUMN leadprotect.backfill_chunks.token IS 'fencing token: it changes when the chunk is taken over';
+
+-- COMMENT COLUMN backfill_chunks.lease
+
+COMMENT ON COLUMN leadprotect.backfill_chunks.lease IS 'how long a worker may be silent';
+
+-- COMMENT COLUMN backfill_chunks.lease_until
+
+COMMENT ON COLUMN leadprotect.backfill_chunks.lease_until IS 'when it may be taken over';
+
+-- COMMENT COLUMN backfill_chunks.scanned
+
+COMMENT ON COLUMN leadprotect.backfill_chunks.scanned IS 'leads looked at';
+
+-- COMMENT COLUMN backfill_chunks.assigned
+
+COMMENT ON COLUMN leadprotect.backfill_chunks.assigned IS 'owners made';
+
+-- COMMENT COLUMN backfill_chunks.finished_at
+
+COMMENT ON COLUMN leadprotect.backfill_chunks.finished_at IS 'when its last slice was committed';
+
 -- TABLE backfill_deferred
 
 CREATE TABLE leadprotect.backfill_deferred (
@@ -2635,6 +3215,22 @@ ALTER TABLE ONLY leadprotect.backfill_deferred FORCE ROW LEVEL SECURITY;
 -- COMMENT TABLE backfill_deferred
 
 COMMENT ON TABLE leadprotect.backfill_deferred IS 'Leads whose assignment was locked: retried at the end';
+
+-- COMMENT COLUMN backfill_deferred.territory
+
+COMMENT ON COLUMN leadprotect.backfill_deferred.territory IS 'whose lead';
+
+-- COMMENT COLUMN backfill_deferred.lead_id
+
+COMMENT ON COLUMN leadprotect.backfill_deferred.lead_id IS 'the lead';
+
+-- COMMENT COLUMN backfill_deferred.reason
+
+COMMENT ON COLUMN leadprotect.backfill_deferred.reason IS 'SQLSTATE or sentence: why it was put aside';
+
+-- COMMENT COLUMN backfill_deferred.deferred_at
+
+COMMENT ON COLUMN leadprotect.backfill_deferred.deferred_at IS 'when';
 
 -- TABLE backfill_jobs
 
@@ -2659,6 +3255,46 @@ ALTER TABLE ONLY leadprotect.backfill_jobs FORCE ROW LEVEL SECURITY;
 
 COMMENT ON TABLE leadprotect.backfill_jobs IS 'One backfill per territory: where it stands, and what was asked of it';
 
+-- COMMENT COLUMN backfill_jobs.territory
+
+COMMENT ON COLUMN leadprotect.backfill_jobs.territory IS 'whose leads';
+
+-- COMMENT COLUMN backfill_jobs.registered_at
+
+COMMENT ON COLUMN leadprotect.backfill_jobs.registered_at IS 'when the migrate step was applied: the observation window begins here';
+
+-- COMMENT COLUMN backfill_jobs.started_at
+
+COMMENT ON COLUMN leadprotect.backfill_jobs.started_at IS 'begin of the present walk over the leads';
+
+-- COMMENT COLUMN backfill_jobs.ended_at
+
+COMMENT ON COLUMN leadprotect.backfill_jobs.ended_at IS 'end of it';
+
+-- COMMENT COLUMN backfill_jobs.finished_at
+
+COMMENT ON COLUMN leadprotect.backfill_jobs.finished_at IS 'last time at which a walk changed something: the gate counts from here';
+
+-- COMMENT COLUMN backfill_jobs.request
+
+COMMENT ON COLUMN leadprotect.backfill_jobs.request IS 'what was asked of the workers: run, pause or stop';
+
+-- COMMENT COLUMN backfill_jobs.request_reason
+
+COMMENT ON COLUMN leadprotect.backfill_jobs.request_reason IS 'why, for whoever waits';
+
+-- COMMENT COLUMN backfill_jobs.next_lead
+
+COMMENT ON COLUMN leadprotect.backfill_jobs.next_lead IS 'first lead that is in no chunk yet';
+
+-- COMMENT COLUMN backfill_jobs.exhausted
+
+COMMENT ON COLUMN leadprotect.backfill_jobs.exhausted IS 'true: every lead is in a chunk';
+
+-- COMMENT COLUMN backfill_jobs.chunks
+
+COMMENT ON COLUMN leadprotect.backfill_jobs.chunks IS 'chunks made in this walk';
+
 -- COMMENT COLUMN backfill_jobs.retried
 
 COMMENT ON COLUMN leadprotect.backfill_jobs.retried IS 'owners assigned after the chunks, to leads that were locked when their slice came';
@@ -2678,6 +3314,26 @@ ALTER TABLE ONLY leadprotect.contextless_writes FORCE ROW LEVEL SECURITY;
 -- COMMENT TABLE contextless_writes
 
 COMMENT ON TABLE leadprotect.contextless_writes IS 'Writes to the host''s tables without a context, or by a login that owns them: one note per login and minute';
+
+-- COMMENT COLUMN contextless_writes.id
+
+COMMENT ON COLUMN leadprotect.contextless_writes.id IS 'no meaning';
+
+-- COMMENT COLUMN contextless_writes.login
+
+COMMENT ON COLUMN leadprotect.contextless_writes.login IS 'session_user';
+
+-- COMMENT COLUMN contextless_writes.at
+
+COMMENT ON COLUMN leadprotect.contextless_writes.at IS 'when';
+
+-- COMMENT COLUMN contextless_writes.host_table
+
+COMMENT ON COLUMN leadprotect.contextless_writes.host_table IS 'where it wrote';
+
+-- COMMENT COLUMN contextless_writes.with_context
+
+COMMENT ON COLUMN leadprotect.contextless_writes.with_context IS 'true: noted because the login owns the table';
 
 -- TABLE host_row_security
 
@@ -2739,6 +3395,14 @@ ALTER TABLE ONLY leadprotect.unsettled_leads FORCE ROW LEVEL SECURITY;
 -- COMMENT TABLE unsettled_leads
 
 COMMENT ON TABLE leadprotect.unsettled_leads IS 'Leads that changed while a backfill may have read them: it looks at them again at its end';
+
+-- COMMENT COLUMN unsettled_leads.id
+
+COMMENT ON COLUMN leadprotect.unsettled_leads.id IS 'no meaning: notes of one lead may be several';
+
+-- COMMENT COLUMN unsettled_leads.lead_id
+
+COMMENT ON COLUMN leadprotect.unsettled_leads.lead_id IS 'the lead';
 
 -- SEQUENCE user_lead_assignment_history_id_seq
 
@@ -3462,6 +4126,11 @@ GRANT ALL ON FUNCTION leadprotect.backfill_stale(here text) TO leadprotect_opera
 REVOKE ALL ON FUNCTION leadprotect.backfill_start(here text, settings text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_start(here text, settings text) TO leadprotect_operator;
 
+-- ACL FUNCTION backfill_status()
+
+REVOKE ALL ON FUNCTION leadprotect.backfill_status() FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.backfill_status() TO leadprotect_operator;
+
 -- ACL FUNCTION decide(lead uuid, declared_user text, declared_territory text)
 
 REVOKE ALL ON FUNCTION leadprotect.decide(lead uuid, declared_user text, declared_territory text) FROM PUBLIC;
@@ -3660,6 +4329,10 @@ GRANT ALL ON FUNCTION leadprotect.release_lead(lead uuid, note text) TO leadprot
 -- ACL FUNCTION require(lead uuid, action leadprotect.lead_action, decision text, note text)
 
 REVOKE ALL ON FUNCTION leadprotect.require(lead uuid, action leadprotect.lead_action, decision text, note text) FROM PUBLIC;
+
+-- ACL FUNCTION require_open_gate(observation_window interval, host_rls text, exempt_roles name[])
+
+REVOKE ALL ON FUNCTION leadprotect.require_open_gate(observation_window interval, host_rls text, exempt_roles name[]) FROM PUBLIC;
 
 -- ACL FUNCTION revoke_protection(of_user uuid, here text, kind leadprotect.protection_type, lead uuid)
 

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from leadprotect.database.connection import AnyConnection
 
 
-def jobs(conn: AnyConnection, territories: Sequence[str] = (), *, settings: Settings | None = None) -> list[Job]:
+def list_jobs(conn: AnyConnection, territories: Sequence[str] = (), *, settings: Settings | None = None) -> list[Job]:
     """The jobs of `territories` (none: of all). Raises `InvalidRequest` for one that is not in the database."""
     s = settings or current()
-    found = [Job(*row) for row in rows(conn, _JOBS.replace("{schema}", ident(s.schema)))]
+    found = [Job(*row) for row in rows(conn, f"SELECT * FROM {ident(s.schema)}.backfill_status()")]
     check_known(territories, [job.territory for job in found])
     return [job for job in found if job.territory in territories or not territories]
 
@@ -58,30 +58,10 @@ def _request(
     conn: AnyConnection, territories: Sequence[str], wanted: str, reason: str | None, settings: Settings | None
 ) -> list[Job]:
     s = settings or current()
-    for job in jobs(conn, territories, settings=s):
+    for job in list_jobs(conn, territories, settings=s):
         call = f"SELECT {ident(s.schema)}.backfill_request(%s, %s, %s)"
         rows(conn, call, (job.territory, wanted, reason))
-    return jobs(conn, territories, settings=s)
-
-
-_JOBS = """
-SELECT j.territory,
-       CASE WHEN j.request = 'pause' THEN 'paused'
-            WHEN j.ended_at IS NOT NULL THEN 'done'
-            WHEN j.request = 'stop' THEN 'stopped'
-            WHEN j.started_at IS NULL THEN 'new'
-            WHEN c.workers > 0 THEN 'running'
-            ELSE 'interrupted' END,
-       j.started_at, j.ended_at, c.scanned, c.assigned + j.retried,
-       (SELECT count(*) FROM {schema}.backfill_deferred AS d WHERE d.territory = j.territory),
-       {schema}.backfill_estimate(j.territory), c.workers, j.request_reason
-FROM {schema}.backfill_jobs AS j,
-  LATERAL (
-    SELECT coalesce(sum(c.scanned), 0)::bigint AS scanned, coalesce(sum(c.assigned), 0)::bigint AS assigned,
-           count(*) FILTER (WHERE c.finished_at IS NULL AND c.lease_until > clock_timestamp()) AS workers
-    FROM {schema}.backfill_chunks AS c WHERE c.territory = j.territory) AS c
-ORDER BY j.territory
-"""
+    return list_jobs(conn, territories, settings=s)
 
 
 PAUSE_S = 5.0

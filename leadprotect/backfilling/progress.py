@@ -108,14 +108,9 @@ def _reason(verdict: Verdict, waiting: str | None) -> str | None:
 
 def counts(run: Run, side: psycopg.Connection[Any], codes: list[str]) -> tuple[int, int, int]:
     """Leads scanned, owners assigned, leads put aside: of this walk, whoever did it."""
-    found = side.execute(
-        run.sql("""
-        SELECT coalesce(sum(c.scanned), 0)::bigint,
-               (coalesce(sum(c.assigned), 0) + (
-                 SELECT sum(j.retried) FROM {schema}.backfill_jobs AS j WHERE j.territory = ANY (%(codes)s)))::bigint,
-               (SELECT count(*) FROM {schema}.backfill_deferred AS d WHERE d.territory = ANY (%(codes)s))
-        FROM {schema}.backfill_chunks AS c WHERE c.territory = ANY (%(codes)s)
-        """),
-        {"codes": codes},
-    ).fetchone()
+    query = run.sql("""
+        SELECT sum(scanned)::bigint, sum(assigned)::bigint, sum(deferred)::bigint
+        FROM {schema}.backfill_status() WHERE territory = ANY (%s)
+        """)
+    found = side.execute(query, (codes,)).fetchone()
     return found or (0, 0, 0)

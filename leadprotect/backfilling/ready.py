@@ -98,6 +98,6 @@ def check_settings(conn: AnyConnection, s: Settings) -> None:
     if ours != fingerprint(s):
         raise InvalidRequest(
             f"the settings changed since the backfill was migrated: then {ours}; now {fingerprint(s)}. "
-            "Put them back, or migrate it again: alembic downgrade lp_0005_expand_activity_triggers, "
+            "Put them back, or migrate it again: alembic downgrade lp_0008_expand_activity_triggers, "
             "then alembic upgrade head"
         )

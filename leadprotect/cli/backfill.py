@@ -119,7 +119,7 @@ def _check_options(*, report: Path | None, verify: bool, dry_run: bool, **_other
 def status_command(territories: tuple[str, ...], *, as_json: bool) -> None:
     """Show where the backfill stands."""
     with connect(current()) as conn:
-        _say_jobs(jobs.jobs(conn, territories), as_json=as_json)
+        _say_jobs(jobs.list_jobs(conn, territories), as_json=as_json)
 
 
 @backfill_group.command("pause")

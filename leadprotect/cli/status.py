@@ -42,9 +42,7 @@ def show(found: Status, console: Console) -> None:
     if found.backfill:
         jobs = Table("territory", "state", "scanned", "assigned", "deferred", title="Backfill", title_justify="left")
         for job in found.backfill:
-            state = "finished" if job.finished_at else "running" if job.started_at else "not started"
-            if job.request != "run":
-                state += f", {job.request}: {job.request_reason or 'asked for'}"
+            state = job.state + (f": {job.request_reason}" if job.request_reason else "")
             jobs.add_row(job.territory, state, f"{job.scanned:,}", f"{job.assigned:,}", f"{job.deferred:,}")
         console.print(jobs)
     if found.quarantine:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-SAFE = "lp_0006_migrate_backfill"
+SAFE = "lp_0011_migrate_gate"
 """The last revision that enforces nothing on the host's tables: everything but contract."""
 
 

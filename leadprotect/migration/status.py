@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from alembic.script import ScriptDirectory
 
+from leadprotect.backfilling.jobs import list_jobs
 from leadprotect.database.connection import row, rows
 from leadprotect.errors import LockUnavailable
 from leadprotect.migration import gate
@@ -14,23 +15,8 @@ from leadprotect.settings import Settings, current, ident, table
 from leadprotect.settings.files import migrations
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
+    from leadprotect.backfilled import Job
     from leadprotect.database.connection import AnyConnection
-
-
-@dataclass(frozen=True)
-class Job:
-    """The backfill of a territory; times in UTC, `request` is run, pause or stop."""
-
-    territory: str
-    started_at: datetime | None
-    finished_at: datetime | None
-    scanned: int
-    assigned: int
-    deferred: int
-    request: str
-    request_reason: str | None
 
 
 @dataclass(frozen=True)
@@ -78,10 +64,11 @@ def status(conn: AnyConnection, *, settings: Settings | None = None) -> Status:
         present,
         scripts.get_current_head() or "",
         phase,
-        backfill=_jobs(conn, s) if migrated else (),
         quarantine=_quarantine(conn, s),
         invalid_indexes=_invalid_indexes(conn, s),
         waiting=_waiting(conn, s),
+        # asked last: only these read the host's tables, so only they can meet a lock
+        backfill=_backfill(conn, s) if migrated else (),
         conditions=_conditions(conn, s) if migrated else (),
     )
 
@@ -105,30 +92,21 @@ def _phase(scripts: ScriptDirectory, present: str) -> str:
 
 
 def _conditions(conn: AnyConnection, s: Settings) -> tuple[gate.Condition, ...]:
-    # asked last: only the gate reads the host's tables, so only it can meet a lock
     try:
         return tuple(gate.conditions(conn, settings=s))
     except LockUnavailable:
         return (gate.Condition("gate", met=False, detail="not asked: a lock is in the way", remedy="see who waits"),)
 
 
+def _backfill(conn: AnyConnection, s: Settings) -> tuple[Job, ...]:
+    try:
+        return tuple(list_jobs(conn, settings=s))
+    except LockUnavailable:
+        return ()  # the gate's answer says why
+
+
 def _exists(conn: AnyConnection, name: str) -> bool:
     return row(conn, "SELECT to_regclass(%s) IS NOT NULL", (name,)) == (True,)
-
-
-def _jobs(conn: AnyConnection, s: Settings) -> tuple[Job, ...]:
-    schema = ident(s.schema)
-    query = f"""
-        SELECT j.territory, j.started_at AT TIME ZONE 'UTC', j.finished_at AT TIME ZONE 'UTC',
-               (SELECT coalesce(sum(c.scanned), 0)::bigint FROM {schema}.backfill_chunks AS c
-                WHERE c.territory = j.territory),
-               (SELECT coalesce(sum(c.assigned), 0)::bigint FROM {schema}.backfill_chunks AS c
-                WHERE c.territory = j.territory) + j.retried,
-               (SELECT count(*) FROM {schema}.backfill_deferred AS d WHERE d.territory = j.territory),
-               j.request, j.request_reason
-        FROM {schema}.backfill_jobs AS j ORDER BY j.territory
-        """
-    return tuple(Job(*found) for found in rows(conn, query))
 
 
 def _quarantine(conn: AnyConnection, s: Settings) -> dict[str, int]:

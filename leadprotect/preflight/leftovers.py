@@ -19,9 +19,13 @@ _KEPT = (
         "lead_protection_rules": (
             "user_id territory protection lead_id active effective_from effective_to made_at made_by"
         ),
+    },
+    {
         "lead_access_audit": (
             "lead_id at id user_id login role territory action outcome reason note correlation_id transaction_id"
         ),
+    },
+    {
         "lead_access_audit_seals": (
             "territory number hash previous run month row_count ids content row_checks first_at last_at sealed_at "
             "sealed_by origin snapshot transaction_id last_number settled_until detached_table"

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import leadprotect
-from leadprotect.backfilling.jobs import jobs
+from leadprotect.backfilling.jobs import list_jobs
 from leadprotect.backfilling.run import backfill
 from leadprotect.backfilling.verify import verify_owners
 from leadprotect.cli import main
@@ -289,4 +289,4 @@ def test_status_tells_where_each_territory_stands(expanded: Database) -> None:
     assert run("status", "DE").stdout == "DE: done, 8 leads scanned, 7 owners assigned, 0 locked, 0 workers\n"
     assert "DE" == json.loads(run("status", "DE", "--json").stdout)["territory"]
     with expanded.connect("operator") as conn:
-        assert ["new", "done"] == [job.state for job in jobs(conn)]
+        assert ["new", "done"] == [job.state for job in list_jobs(conn)]

@@ -281,7 +281,7 @@ def test_a_stopped_backfill_ends_and_the_same_command_goes_on(expanded: Database
     CliRunner().invoke(main, ["backfill", "stop", "DE", "--reason", "enough for today"])
     running.join()
     with expanded.connect() as conn:
-        state = [job.state for job in jobs.jobs(conn, ["DE"])]
+        state = [job.state for job in jobs.list_jobs(conn, ["DE"])]
         conn.commit()
     answer = CliRunner().invoke(main, ["backfill", "DE"])
 

@@ -29,9 +29,9 @@ def test_at_the_migrate_step_the_gate_and_the_backfill_are_shown(expanded: Datab
         found = status(conn)
     assert (found.revision, found.phase) == (expanded.revision(), "migrate")
     assert [(c.name, c.met) for c in found.conditions if not c.met and c.name == "owners"] == [("owners", False)]
-    assert [(job.territory, job.started_at, job.request) for job in found.backfill] == [
-        ("CH", None, "run"),
-        ("DE", None, "run"),
+    assert [(job.territory, job.started_at, job.state) for job in found.backfill] == [
+        ("CH", None, "new"),
+        ("DE", None, "new"),
     ]
 
 

@@ -110,7 +110,7 @@ def migrate(database: Database, old: Any, foreign: Any) -> None:
     for lead in (old, foreign):
         database.activity(lead, one)
     database.upgrade()
-    assert database.revision() == "lp_0006_migrate_backfill"
+    assert database.revision() == "lp_0011_migrate_gate"
     database.create_logins()
     run("backfill", "DE", "CH", "--dry-run")
     run("backfill", "DE", "CH")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tests.support.database import Database
 
-MIGRATE = "lp_0006_migrate_backfill"
+MIGRATE = "lp_0011_migrate_gate"
 WEEK = "7 days"
 BEFORE_RLS = ["visibility", "owners", "constraints", "observation_window"]
 ALL = [*BEFORE_RLS, "territories", "contextless_writes", "logins", "inheritance", "views"]

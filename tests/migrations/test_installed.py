@@ -15,7 +15,7 @@ from tests.support.fingerprint import difference, fingerprint
 if TYPE_CHECKING:
     from tests.support.database import Database
 
-MIGRATE = "lp_0006_migrate_backfill"
+MIGRATE = "lp_0011_migrate_gate"
 CHANGED = pytest.mark.parametrize(
     ("key", "value", "expected"),
     [

@@ -99,9 +99,9 @@ def test_the_base_gives_the_host_back_and_keeps_every_row(
 
 @pytest.mark.profiles("pg18", "other_names")
 def test_a_rollback_goes_to_any_revision_below(database: Database) -> None:
-    assert "lp_0008_contract_enforce" == rollback("lp_0008").after
-    assert "lp_0003_expand_indexes" == rollback("lp_0003_expand_indexes").after
-    assert "lp_0003_expand_indexes" == database.revision()
+    assert "lp_0013_contract_enforce" == rollback("lp_0013").after
+    assert "lp_0006_expand_indexes" == rollback("lp_0006_expand_indexes").after
+    assert "lp_0006_expand_indexes" == database.revision()
 
 
 @pytest.mark.profiles("pg18", "other_names")
@@ -116,7 +116,7 @@ def test_a_second_rollback_finds_nothing_to_undo(database: Database) -> None:
 
 
 @pytest.mark.profiles("pg18")
-@pytest.mark.parametrize("target", ["lp_0009", "lp_0042", "tomorrow"])
+@pytest.mark.parametrize("target", ["lp_0014", "lp_0042", "tomorrow"])
 def test_a_rollback_never_upgrades(expanded: Database, target: str) -> None:
     before = rows_of(expanded)
     with pytest.raises(InvalidRequest, match=f"--to {target}: "):
@@ -138,9 +138,9 @@ def test_the_timeline_tells_each_step_with_its_seconds(database: Database) -> No
     steps = [re.sub(r"\d+ tables", "N tables", line.split(" s  ", 1)[1]) for line in lines if " s  " in line]
     assert [
         "looked at N tables",
-        "undid lp_0009_contract_triggers",
-        "undid lp_0008_contract_enforce",
-        "undid lp_0007_contract_indexes",
+        "undid lp_0014_contract_triggers",
+        "undid lp_0013_contract_enforce",
+        "undid lp_0012_contract_indexes",
         "verified N tables",
         f"in all, from {HEAD} to {SAFE}",
     ] == steps
@@ -157,8 +157,8 @@ def test_who_blocks_a_rollback_is_named_and_the_same_command_goes_on(database: D
         answer = run("rollback", "--lock-budget", "1s")
         assert 1 == answer.exit_code
         assert f"blocked by pid {blocker.info.backend_pid}" in answer.stderr
-        assert "stopped at lp_0008_contract_enforce; the same command goes on" in answer.stderr
-    assert "lp_0008_contract_enforce" == database.revision()
+        assert "stopped at lp_0013_contract_enforce; the same command goes on" in answer.stderr
+    assert "lp_0013_contract_enforce" == database.revision()
     assert 0 == run("rollback").exit_code
     assert SAFE == database.revision()
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.support.database import Database
 
 ENABLE = "ALTER TABLE {table} ENABLE ROW LEVEL SECURITY"
-MIGRATE = "lp_0006_migrate_backfill"
+MIGRATE = "lp_0011_migrate_gate"
 TABLES = pytest.mark.parametrize("table", ["{leads}", "{activities}"])
 
 

@@ -16,8 +16,8 @@ from alembic import op
 
 from leadprotect.settings import sql
 
-revision = "lp_0008_contract_enforce"
-down_revision = "lp_0007_contract_indexes"
+revision = "lp_0013_contract_enforce"
+down_revision = "lp_0012_contract_indexes"
 branch_labels = None
 depends_on = None
 phase = "contract"
@@ -32,55 +32,31 @@ def upgrade() -> None:
     create_memory()
     op.execute("RESET ROLE")
     enforce()
-    op.execute(sql("DROP TRIGGER {note_writes} ON {leads}"))
-    op.execute(sql("DROP TRIGGER {transition_territory} ON {leads}"))
+    end_transition()
 
 
 def downgrade() -> None:
     open_again()
+    resume_transition()
     op.execute(
         sql("""
-        CREATE TRIGGER {note_writes} AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {leads}
-        FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_contextless_write()
+        SET LOCAL ROLE {owner};
+        DROP FUNCTION {schema}.audit_edit(), {schema}.audit_truncate(), {schema}.refuse_move(), {schema}.refuse_truncate();
+        DROP TABLE {schema}.host_row_security;
+        RESET ROLE
         """)
     )
-    op.execute(
-        sql("""
-        CREATE TRIGGER {transition_territory} AFTER UPDATE OF {territory} ON {leads}
-        FOR EACH ROW WHEN (OLD.{territory} IS DISTINCT FROM NEW.{territory})
-        EXECUTE FUNCTION {schema}.own_moved_lead()
-        """)
-    )
-    op.execute(sql("SET LOCAL ROLE {owner}"))
-    op.execute(sql("DROP FUNCTION {schema}.audit_edit()"))
-    op.execute(sql("DROP FUNCTION {schema}.audit_truncate()"))
-    op.execute(sql("DROP FUNCTION {schema}.refuse_move()"))
-    op.execute(sql("DROP FUNCTION {schema}.refuse_truncate()"))
-    op.execute(sql("DROP TABLE {schema}.host_row_security"))
-    op.execute("RESET ROLE")
 
 
 def ask_gate() -> None:
     # Again inside the transaction, and the only gate of a script rendered with --sql.
-    op.execute(sql("SET LOCAL ROLE {owner}"))
     op.execute(
         sql("""
-        DO $do$
-        DECLARE
-          closed text;
-        BEGIN
-          SELECT pg_catalog.string_agg(pg_catalog.format('%s (%s)', g.detail, g.remedy), '; ') INTO closed
-          FROM {schema}.gate_conditions({observation_window}, {host_rls}, ARRAY[{exempt_roles}]::name[]) AS g
-          WHERE g.met IS NOT TRUE;
-          IF closed IS NOT NULL THEN
-            RAISE EXCEPTION 'the gate of contract is closed: %', closed
-              USING ERRCODE = 'LP409', HINT = 'leadprotect status shows what to run.';
-          END IF;
-        END
-        $do$
+        SET LOCAL ROLE {owner};
+        SELECT {schema}.require_open_gate({observation_window}, {host_rls}, ARRAY[{exempt_roles}]::name[]);
+        RESET ROLE
         """)
     )
-    op.execute("RESET ROLE")
 
 
 def create_edit_audit() -> None:
@@ -127,10 +103,12 @@ def create_edit_audit() -> None:
           END IF;
           RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
         END
-        $body$
+        $body$;
+        COMMENT ON FUNCTION {schema}.audit_edit() IS
+        'Trigger of contract: every edit of a protected lead is decided under locks and leaves its row';
+        REVOKE ALL ON FUNCTION {schema}.audit_edit() FROM PUBLIC
         """)
     )
-    op.execute(sql("REVOKE ALL ON FUNCTION {schema}.audit_edit() FROM PUBLIC"))
     # TRUNCATE fires no trigger of rows: each lead gets its row, and a new one with its id no old owner.
     op.execute(
         sql("""
@@ -152,10 +130,12 @@ def create_edit_audit() -> None:
           DELETE FROM {schema}.user_lead_assignments;
           RETURN NULL;
         END
-        $body$
+        $body$;
+        COMMENT ON FUNCTION {schema}.audit_truncate() IS
+        'Trigger of contract: a TRUNCATE by maintenance leaves a row for each lead, and no owner';
+        REVOKE ALL ON FUNCTION {schema}.audit_truncate() FROM PUBLIC
         """)
     )
-    op.execute(sql("REVOKE ALL ON FUNCTION {schema}.audit_truncate() FROM PUBLIC"))
 
 
 def create_refusals() -> None:
@@ -172,7 +152,10 @@ def create_refusals() -> None:
           RAISE EXCEPTION 'id and territory of a protected lead can be changed by maintenance only'
             USING ERRCODE = 'insufficient_privilege';
         END
-        $body$
+        $body$;
+        COMMENT ON FUNCTION {schema}.refuse_move() IS
+        'Trigger of contract: id and territory of a protected lead are changed by maintenance only';
+        REVOKE ALL ON FUNCTION {schema}.refuse_move() FROM PUBLIC
         """)
     )
     op.execute(
@@ -186,11 +169,12 @@ def create_refusals() -> None:
           RAISE EXCEPTION 'TRUNCATE on % refused: it would delete leads of every territory', TG_RELID::regclass
             USING ERRCODE = 'insufficient_privilege';
         END
-        $body$
+        $body$;
+        COMMENT ON FUNCTION {schema}.refuse_truncate() IS
+        'Trigger of contract: a login that row security binds can''t delete what it can''t see';
+        REVOKE ALL ON FUNCTION {schema}.refuse_truncate() FROM PUBLIC
         """)
     )
-    op.execute(sql("REVOKE ALL ON FUNCTION {schema}.refuse_move() FROM PUBLIC"))
-    op.execute(sql("REVOKE ALL ON FUNCTION {schema}.refuse_truncate() FROM PUBLIC"))
 
 
 def create_memory() -> None:
@@ -205,7 +189,12 @@ def create_memory() -> None:
         )
         """)
     )
-    op.execute(sql("SELECT {schema}.secure_table('{schema}.host_row_security')"))
+    op.execute(
+        sql("""
+        SELECT {schema}.secure_table('{schema}.host_row_security');
+        COMMENT ON TABLE {schema}.host_row_security IS 'Row security flags of the host''s leads before contract, and what contract lets auditors read there'
+        """)
+    )
     op.execute(
         sql("""
         INSERT INTO {schema}.host_row_security
@@ -218,12 +207,6 @@ def create_memory() -> None:
           ORDER BY a.attname)
         FROM pg_catalog.pg_class AS c WHERE c.oid = {leads_name}::regclass
         """)
-    )
-    op.execute(
-        sql(
-            "COMMENT ON TABLE {schema}.host_row_security IS "
-            "'Row security flags of the host''s leads before contract, and what contract lets auditors read there'"
-        )
     )
 
 
@@ -311,6 +294,15 @@ def enforce() -> None:
     )
 
 
+def end_transition() -> None:
+    op.execute(
+        sql("""
+        DROP TRIGGER {note_writes} ON {leads};
+        DROP TRIGGER {transition_territory} ON {leads}
+        """)
+    )
+
+
 def open_again() -> None:
     # In one transaction with everything else: there is no moment at which half of it holds.
     op.execute(
@@ -352,5 +344,17 @@ def open_again() -> None:
           END IF;
         END
         $do$
+        """)
+    )
+
+
+def resume_transition() -> None:
+    op.execute(
+        sql("""
+        CREATE TRIGGER {note_writes} AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {leads}
+        FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_contextless_write();
+        CREATE TRIGGER {transition_territory} AFTER UPDATE OF {territory} ON {leads}
+        FOR EACH ROW WHEN (OLD.{territory} IS DISTINCT FROM NEW.{territory})
+        EXECUTE FUNCTION {schema}.own_moved_lead()
         """)
     )

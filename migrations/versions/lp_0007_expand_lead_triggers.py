@@ -14,8 +14,8 @@ from alembic import op
 
 from leadprotect.settings import sql
 
-revision = "lp_0004_expand_lead_triggers"
-down_revision = "lp_0003_expand_indexes"
+revision = "lp_0007_expand_lead_triggers"
+down_revision = "lp_0006_expand_indexes"
 branch_labels = None
 depends_on = None
 phase = "expand"
@@ -34,17 +34,30 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.execute(sql("DROP TRIGGER {forget} ON {leads}"))
-    op.execute(sql("DROP TRIGGER {transition_territory} ON {leads}"))
-    op.execute(sql("DROP TRIGGER {note_writes} ON {leads}"))
+    op.execute(
+        sql("""
+        DROP TRIGGER {forget} ON {leads};
+        DROP TRIGGER {transition_territory} ON {leads};
+        DROP TRIGGER {note_writes} ON {leads}
+        """)
+    )
     op.execute(sql("CREATE SCHEMA IF NOT EXISTS {quarantine} AUTHORIZATION {owner}"))
     op.execute(sql("SET LOCAL ROLE {owner}"))
-    op.execute(sql("DROP FUNCTION {schema}.forget_lead()"))
-    op.execute(sql("DROP FUNCTION {schema}.own_moved_lead()"))
-    op.execute(sql("DROP FUNCTION {schema}.note_contextless_write()"))
-    op.execute(sql("DROP FUNCTION {schema}.note_unsettled({lead_id_type})"))
-    op.execute(sql("ALTER TABLE {schema}.unsettled_leads SET SCHEMA {quarantine}"))
-    op.execute(sql("ALTER TABLE {schema}.contextless_writes SET SCHEMA {quarantine}"))
+    op.execute(
+        sql("""
+        DROP FUNCTION
+          {schema}.forget_lead(),
+          {schema}.own_moved_lead(),
+          {schema}.note_contextless_write(),
+          {schema}.note_unsettled({lead_id_type})
+        """)
+    )
+    op.execute(
+        sql("""
+        ALTER TABLE {schema}.unsettled_leads SET SCHEMA {quarantine};
+        ALTER TABLE {schema}.contextless_writes SET SCHEMA {quarantine}
+        """)
+    )
     op.execute("RESET ROLE")
 
 
@@ -67,16 +80,17 @@ def create_notes() -> None:
             CREATE INDEX ix_contextless_writes_login ON {schema}.contextless_writes (login, at);
           END IF;
         END
-        $do$
-        """)
-    )
-    op.execute(
-        sql("""
+        $do$;
         COMMENT ON TABLE {schema}.contextless_writes IS
-        'Writes to the host''s tables without a context, or by a login that owns them: one note per login and minute'
+        'Writes to the host''s tables without a context, or by a login that owns them: one note per login and minute';
+        COMMENT ON COLUMN {schema}.contextless_writes.id IS 'no meaning';
+        COMMENT ON COLUMN {schema}.contextless_writes.login IS 'session_user';
+        COMMENT ON COLUMN {schema}.contextless_writes.at IS 'when';
+        COMMENT ON COLUMN {schema}.contextless_writes.host_table IS 'where it wrote';
+        COMMENT ON COLUMN {schema}.contextless_writes.with_context IS 'true: noted because the login owns the table';
+        SELECT {schema}.secure_table('{schema}.contextless_writes')
         """)
     )
-    op.execute(sql("SELECT {schema}.secure_table('{schema}.contextless_writes')"))
 
 
 def create_unsettled() -> None:
@@ -97,16 +111,14 @@ def create_unsettled() -> None:
             );
           END IF;
         END
-        $do$
-        """)
-    )
-    op.execute(
-        sql("""
+        $do$;
         COMMENT ON TABLE {schema}.unsettled_leads IS
-        'Leads that changed while a backfill may have read them: it looks at them again at its end'
+        'Leads that changed while a backfill may have read them: it looks at them again at its end';
+        COMMENT ON COLUMN {schema}.unsettled_leads.id IS 'no meaning: notes of one lead may be several';
+        COMMENT ON COLUMN {schema}.unsettled_leads.lead_id IS 'the lead';
+        SELECT {schema}.secure_table('{schema}.unsettled_leads')
         """)
     )
-    op.execute(sql("SELECT {schema}.secure_table('{schema}.unsettled_leads')"))
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.note_unsettled(lead {lead_id_type})
@@ -129,10 +141,12 @@ def create_unsettled() -> None:
           END IF;
           INSERT INTO {schema}.unsettled_leads (lead_id) VALUES (lead);
         END
-        $body$
+        $body$;
+        COMMENT ON FUNCTION {schema}.note_unsettled({lead_id_type}) IS
+        'Notes a lead that changed while a backfill may have read it; nothing where no backfill runs';
+        REVOKE ALL ON FUNCTION {schema}.note_unsettled({lead_id_type}) FROM PUBLIC
         """)
     )
-    op.execute(sql("REVOKE ALL ON FUNCTION {schema}.note_unsettled({lead_id_type}) FROM PUBLIC"))
 
 
 def create_note_function() -> None:
@@ -166,10 +180,12 @@ def create_note_function() -> None:
           END IF;
           RETURN NULL;
         END
-        $body$
+        $body$;
+        COMMENT ON FUNCTION {schema}.note_contextless_write() IS
+        'Trigger of the transition: notes writes without a context, and those of the owner of the table';
+        REVOKE ALL ON FUNCTION {schema}.note_contextless_write() FROM PUBLIC
         """)
     )
-    op.execute(sql("REVOKE ALL ON FUNCTION {schema}.note_contextless_write() FROM PUBLIC"))
 
 
 def create_owner_of_moved_lead() -> None:
@@ -204,10 +220,12 @@ def create_owner_of_moved_lead() -> None:
                    AND a.activity_id < excluded.activity_id);
           RETURN NULL;
         END
-        $body$
+        $body$;
+        COMMENT ON FUNCTION {schema}.own_moved_lead() IS
+        'Trigger of the transition: a lead that came into a territory gets its owner there';
+        REVOKE ALL ON FUNCTION {schema}.own_moved_lead() FROM PUBLIC
         """)
     )
-    op.execute(sql("REVOKE ALL ON FUNCTION {schema}.own_moved_lead() FROM PUBLIC"))
 
 
 def create_forget_function() -> None:
@@ -226,28 +244,22 @@ def create_forget_function() -> None:
           PERFORM {schema}.note_unsettled(OLD.{lead_id});
           RETURN NULL;
         END
-        $body$
+        $body$;
+        COMMENT ON FUNCTION {schema}.forget_lead() IS
+        'Trigger: a deleted lead takes its assignments along, so that a new lead with its id has no old owner';
+        REVOKE ALL ON FUNCTION {schema}.forget_lead() FROM PUBLIC
         """)
     )
-    op.execute(sql("REVOKE ALL ON FUNCTION {schema}.forget_lead() FROM PUBLIC"))
 
 
 def create_triggers() -> None:
     op.execute(
         sql("""
         CREATE TRIGGER {note_writes} AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {leads}
-        FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_contextless_write()
-        """)
-    )
-    op.execute(
-        sql("""
+        FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_contextless_write();
         CREATE TRIGGER {transition_territory} AFTER UPDATE OF {territory} ON {leads}
         FOR EACH ROW WHEN (OLD.{territory} IS DISTINCT FROM NEW.{territory})
-        EXECUTE FUNCTION {schema}.own_moved_lead()
-        """)
-    )
-    op.execute(
-        sql("""
+        EXECUTE FUNCTION {schema}.own_moved_lead();
         CREATE TRIGGER {forget} AFTER DELETE ON {leads}
         FOR EACH ROW EXECUTE FUNCTION {schema}.forget_lead()
         """)

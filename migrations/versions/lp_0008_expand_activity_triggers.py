@@ -15,8 +15,8 @@ from alembic import op
 
 from leadprotect.settings import sql
 
-revision = "lp_0005_expand_activity_triggers"
-down_revision = "lp_0004_expand_lead_triggers"
+revision = "lp_0008_expand_activity_triggers"
+down_revision = "lp_0007_expand_lead_triggers"
 branch_labels = None
 depends_on = None
 phase = "expand"
@@ -31,8 +31,12 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.execute(sql("DROP TRIGGER {transition} ON {activities}"))
-    op.execute(sql("DROP TRIGGER {note_writes} ON {activities}"))
+    op.execute(
+        sql("""
+        DROP TRIGGER {transition} ON {activities};
+        DROP TRIGGER {note_writes} ON {activities}
+        """)
+    )
     op.execute(sql("SET LOCAL ROLE {owner}"))
     op.execute(sql("DROP FUNCTION {schema}.own_active_lead()"))
     op.execute("RESET ROLE")
@@ -93,21 +97,19 @@ def create_owner_of_activity() -> None:
           END IF;
           RETURN NULL;
         END
-        $body$
+        $body$;
+        COMMENT ON FUNCTION {schema}.own_active_lead() IS
+        'Trigger of the transition: a new qualifying activity makes the owner at once';
+        REVOKE ALL ON FUNCTION {schema}.own_active_lead() FROM PUBLIC
         """)
     )
-    op.execute(sql("REVOKE ALL ON FUNCTION {schema}.own_active_lead() FROM PUBLIC"))
 
 
 def create_triggers() -> None:
     op.execute(
         sql("""
         CREATE TRIGGER {note_writes} AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {activities}
-        FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_contextless_write()
-        """)
-    )
-    op.execute(
-        sql("""
+        FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_contextless_write();
         CREATE TRIGGER {transition} AFTER INSERT OR DELETE
           OR UPDATE OF {activity_id}, {activity_lead_id}, {activity_user_id}, {activity_kind}, {activity_at}
         ON {activities} FOR EACH ROW EXECUTE FUNCTION {schema}.own_active_lead()

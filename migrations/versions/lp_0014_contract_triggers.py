@@ -13,8 +13,8 @@ from alembic import op
 
 from leadprotect.settings import sql
 
-revision = "lp_0009_contract_triggers"
-down_revision = "lp_0008_contract_enforce"
+revision = "lp_0014_contract_triggers"
+down_revision = "lp_0013_contract_enforce"
 branch_labels = None
 depends_on = None
 phase = "contract"
@@ -23,19 +23,19 @@ locks = {"upgrade": {"activities": "AccessExclusiveLock"}, "downgrade": {"activi
 
 def upgrade() -> None:
     ask_gate()
-    op.execute(sql("DROP TRIGGER {transition} ON {activities}"))
-    op.execute(sql("DROP TRIGGER {note_writes} ON {activities}"))
+    op.execute(
+        sql("""
+        DROP TRIGGER {transition} ON {activities};
+        DROP TRIGGER {note_writes} ON {activities}
+        """)
+    )
 
 
 def downgrade() -> None:
     op.execute(
         sql("""
         CREATE TRIGGER {note_writes} AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {activities}
-        FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_contextless_write()
-        """)
-    )
-    op.execute(
-        sql("""
+        FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_contextless_write();
         CREATE TRIGGER {transition} AFTER INSERT OR DELETE
           OR UPDATE OF {activity_id}, {activity_lead_id}, {activity_user_id}, {activity_kind}, {activity_at}
         ON {activities} FOR EACH ROW EXECUTE FUNCTION {schema}.own_active_lead()
@@ -45,22 +45,10 @@ def downgrade() -> None:
 
 def ask_gate() -> None:
     # Again inside the transaction, and the only gate of a script rendered with --sql.
-    op.execute(sql("SET LOCAL ROLE {owner}"))
     op.execute(
         sql("""
-        DO $do$
-        DECLARE
-          closed text;
-        BEGIN
-          SELECT pg_catalog.string_agg(pg_catalog.format('%s (%s)', g.detail, g.remedy), '; ') INTO closed
-          FROM {schema}.gate_conditions({observation_window}, {host_rls}, ARRAY[{exempt_roles}]::name[]) AS g
-          WHERE g.met IS NOT TRUE;
-          IF closed IS NOT NULL THEN
-            RAISE EXCEPTION 'the gate of contract is closed: %', closed
-              USING ERRCODE = 'LP409', HINT = 'leadprotect status shows what to run.';
-          END IF;
-        END
-        $do$
+        SET LOCAL ROLE {owner};
+        SELECT {schema}.require_open_gate({observation_window}, {host_rls}, ARRAY[{exempt_roles}]::name[]);
+        RESET ROLE
         """)
     )
-    op.execute("RESET ROLE")
