@@ -33,7 +33,7 @@ lint: $(DEV) ## ruff, mypy and the floors of the house
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/ruff format --check --quiet
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/lint-imports --no-cache --quiet
+	@said=$$($(BIN)/lint-imports --no-cache --no-logo) || { echo "$$said"; exit 1; }
 	@echo "lint: clean"
 
 schema: $(DEV) ## write docs/reference/schema.sql anew, from a database at head
