@@ -24,10 +24,10 @@ def status_command(*, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(found), default=str, indent=2))
     else:
-        show(found, Console(highlight=False))
+        _show(found, Console(highlight=False))
 
 
-def show(found: Status, console: Console) -> None:
+def _show(found: Status, console: Console) -> None:
     """Print the tables."""
     at_head = "the head" if found.revision == found.head else f"head is {found.head}"
     if found.phase == "unknown":
