@@ -15,8 +15,9 @@ from leadprotect import metrics, settings
 from leadprotect.access import denials
 from leadprotect.database import connection
 from tests.support import servers
-from tests.support.database import MIGRATE_HEAD, Database
+from tests.support.database import Database
 from tests.support.profiles import EXTRA, PROFILES, Profile
+from tests.support.revisions import MIGRATE_HEAD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

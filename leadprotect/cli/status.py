@@ -34,7 +34,7 @@ def _show(found: Status, console: Console) -> None:
         at_head = "applied by a newer version"
     console.print(f"revision  {found.revision or 'none'} ({at_head})")
     console.print(f"phase     {found.phase}")
-    if found.conditions and found.phase != "contract":
+    if found.conditions and found.contract_pending:
         gate = Table("condition", "holds", "detail", "what to run", title="Gate of contract", title_justify="left")
         for c in found.conditions:
             gate.add_row(c.name, "yes" if c.met else "no", c.detail, c.remedy or "")
