@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import pytest
 from pytest_postgresql.janitor import DatabaseJanitor
 
-from leadprotect import settings
+from leadprotect import metrics, settings
 from leadprotect.access import denials
+from leadprotect.database import connection
 from tests.support import servers
-from tests.support.database import MIGRATE_HEAD, Database
+from tests.support.database import Database
 from tests.support.profiles import EXTRA, PROFILES, Profile
+from tests.support.revisions import MIGRATE_HEAD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,6 +28,25 @@ NUMBERS = itertools.count(1)
 def pytest_configure() -> None:
     """A shell starts what runs in the background with Ctrl-C ignored; programs of the tests would inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in [name for name in os.environ if is_ours(name)]:
+        del os.environ[name]
+
+
+def is_ours(variable: str) -> bool:
+    """Whether an environment variable is a setting, and so another answer in every test."""
+    return variable == "DATABASE_URL" or variable.startswith("LEADPROTECT_")
+
+
+@pytest.fixture(autouse=True)
+def process() -> Iterator[None]:
+    """Each test finds what a new process has: no settings, no connections, nothing owed, nothing counted."""
+    yield
+    for name in [name for name in os.environ if is_ours(name)]:
+        del os.environ[name]
+    settings.current.cache_clear()
+    denials.close()
+    connection.owed.clear()
+    metrics._active.clear()  # noqa: SLF001 - a process never switches it off
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -81,8 +102,7 @@ def make_database(
             return database
 
         yield make
-        denials.close()
-        settings.current.cache_clear()
+        denials.close()  # before its database is dropped
 
 
 @pytest.fixture
@@ -105,7 +125,7 @@ def host(make_database: Callable[..., Database]) -> Database:
 
 def use(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make it the database of this process: library, command line and Alembic read the environment."""
-    for name in [name for name in os.environ if name.startswith("LEADPROTECT_")]:
+    for name in [name for name in os.environ if is_ours(name)]:
         monkeypatch.delenv(name)
     for name, value in database.environment.items():
         monkeypatch.setenv(name, value)

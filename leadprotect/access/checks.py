@@ -46,7 +46,7 @@ def can_edit(
 
     Raises `ContextMissing` without user or territory, or where one is named as '', `InvalidRequest`
     for an id of the wrong type, `ProtectionUnavailable` when no answer could be had. Source of the
-    rule: DESIGN, decisions.
+    rule: docs/explanation/decisions.md.
     """
     return _decide(conn, lead_id, user_id, territory).allowed
 

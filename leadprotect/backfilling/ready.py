@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from leadprotect import phases
 from leadprotect.backfilling.jobs import check_known
 from leadprotect.database.connection import mapped_errors, row
 from leadprotect.errors import BackfillError, InvalidRequest, ProtectionUnavailable
@@ -98,6 +99,6 @@ def check_settings(conn: AnyConnection, s: Settings) -> None:
     if ours != fingerprint(s):
         raise InvalidRequest(
             f"the settings changed since the backfill was migrated: then {ours}; now {fingerprint(s)}. "
-            "Put them back, or migrate it again: alembic downgrade lp_0008_expand_activity_triggers, "
+            f"Put them back, or migrate it again: alembic downgrade {phases.before('migrate')[-1]}, "
             "then alembic upgrade head"
         )

@@ -116,7 +116,7 @@ def _check_options(*, report: Path | None, verify: bool, dry_run: bool, **_other
 @backfill_group.command("status")
 @TERRITORIES
 @click.option("--json", "as_json", is_flag=True, help="JSON lines instead of text.")
-def status_command(territories: tuple[str, ...], *, as_json: bool) -> None:
+def backfill_status_command(territories: tuple[str, ...], *, as_json: bool) -> None:
     """Show where the backfill stands."""
     with connect(current()) as conn:
         _say_jobs(jobs.list_jobs(conn, territories), as_json=as_json)

@@ -46,12 +46,12 @@ def rehearse_command(leads: int | None, file: Path, *, copy: bool, change: bool,
     file.parent.mkdir(parents=True, exist_ok=True)
     done = rehearse(leads=leads, plan=plan, told_twice=copy and change, say=lambda text: click.echo(text, err=True))
     report.write(done, file)
-    show(done)
+    _show(done)
     click.echo(f"report: {file}")
     sys.exit(1 if done.verdict() else 0)
 
 
-def show(done: Rehearsal) -> None:
+def _show(done: Rehearsal) -> None:
     """The figures and the verdict."""
     figures = Table("figure", "measured", "at most")
     for figure in report.figures(done):

@@ -24,17 +24,17 @@ def status_command(*, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(found), default=str, indent=2))
     else:
-        show(found, Console(highlight=False))
+        _show(found, Console(highlight=False))
 
 
-def show(found: Status, console: Console) -> None:
+def _show(found: Status, console: Console) -> None:
     """Print the tables."""
     at_head = "the head" if found.revision == found.head else f"head is {found.head}"
     if found.phase == "unknown":
         at_head = "applied by a newer version"
     console.print(f"revision  {found.revision or 'none'} ({at_head})")
     console.print(f"phase     {found.phase}")
-    if found.conditions and found.phase != "contract":
+    if found.conditions and found.contract_pending:
         gate = Table("condition", "holds", "detail", "what to run", title="Gate of contract", title_justify="left")
         for c in found.conditions:
             gate.add_row(c.name, "yes" if c.met else "no", c.detail, c.remedy or "")

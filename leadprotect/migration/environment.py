@@ -20,6 +20,7 @@ from alembic.runtime.migration import RevisionStep
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, exc, pool
 
+from leadprotect import phases
 from leadprotect.backfilling import jobs
 from leadprotect.database import blockers
 from leadprotect.database.catalog import relation
@@ -246,11 +247,17 @@ def _is_upgrade(step: Any) -> bool:
 
 def _undoes_backfill(step: Any) -> bool:
     downwards = isinstance(step, RevisionStep) and not step.is_upgrade
-    return downwards and getattr(step.revision.module, "phase", None) == "migrate"
+    # what a later release migrates is no backfill
+    return downwards and _phase(step) == "migrate" and step.revision.revision in phases.before("contract")
 
 
 def _is_contract(step: Any) -> bool:
-    return _is_upgrade(step) and getattr(step.revision.module, "phase", None) == "contract"
+    return _is_upgrade(step) and _phase(step) == "contract"
+
+
+def _phase(step: Any) -> str | None:
+    """As the revision declares it; one of a host that shares the version table declares none."""
+    return getattr(step.revision.module, "phase", None)
 
 
 def _connectable(settings: Settings) -> Engine:

@@ -18,12 +18,13 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
+from leadprotect import phases
 from leadprotect.backfilling.jobs import pause_backfill
 from leadprotect.database.connection import connect, driver_connection, mapped_errors
 from leadprotect.errors import InvalidRequest, RollbackError
 from leadprotect.migration import inventory
 from leadprotect.migration.locks import parse_budget
-from leadprotect.migration.status import known_revisions, revision
+from leadprotect.migration.status import revision
 from leadprotect.preflight import check
 from leadprotect.settings import Settings, load
 from leadprotect.settings.files import ini_file, migrations
@@ -32,11 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-SAFE = "lp_0011_migrate_gate"
+SAFE = phases.before("contract")[-1]
 """The last revision that enforces nothing on the host's tables: everything but contract."""
-
-
-_FIRST = "lp_0001_expand_tables"
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,7 @@ def alembic_config() -> Config:
     config = Config(str(here)) if here.exists() else Config()
     config.attributes["configure_logger"] = False
     try:
-        ScriptDirectory.from_config(config).get_revision(_FIRST)
+        ScriptDirectory.from_config(config).get_revision(SAFE)
     except CommandError:
         config.set_main_option("script_location", str(migrations()).replace("%", "%%"))
     return config
@@ -176,7 +174,7 @@ def _stopped(before: str | None, now: str | None) -> str:
 
 def _path(scripts: ScriptDirectory, present: str | None, target: str) -> list[str]:
     """The revisions to undo, the newest first; empty when there is nothing to undo."""
-    if present and present not in known_revisions(scripts):
+    if present and present not in phases.chain():
         raise InvalidRequest(f"{present} was applied by a newer version of leadprotect: roll back with that version")
     try:
         wanted = None if target == "base" else scripts.get_revision(target)

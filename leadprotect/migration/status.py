@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from alembic.script import ScriptDirectory
-
+from leadprotect import phases
 from leadprotect.backfilling.jobs import list_jobs
 from leadprotect.database.connection import row, rows
 from leadprotect.errors import LockUnavailable
 from leadprotect.migration import gate
 from leadprotect.settings import Settings, current, ident, table
-from leadprotect.settings.files import migrations
 
 if TYPE_CHECKING:
     from leadprotect.backfilled import Job
@@ -33,10 +31,11 @@ class Waiting:
 class Status:
     """What `leadprotect status` shows; `phase` is none, expand, migrate, contract or unknown.
 
-    It is unknown at a revision of a newer version; gate and backfill are not asked there, because
-    that version may have changed them. `conditions` are those of the gate, empty before the migrate
-    step; `quarantine` maps a table to its estimated rows; `invalid_indexes` are leftovers of
-    cancelled builds.
+    It is the furthest that was reached, so contract also while a later release expands again. It is
+    unknown at a revision of a newer version; gate and backfill are not asked there, because that
+    version may have changed them. `conditions` are those of the gate, empty before the migrate step;
+    `pending` names the revisions still to be applied, in their order; `quarantine` maps a table to
+    its estimated rows; `invalid_indexes` are leftovers of cancelled builds.
     """
 
     revision: str | None
@@ -47,6 +46,12 @@ class Status:
     quarantine: dict[str, int]
     invalid_indexes: tuple[str, ...]
     waiting: tuple[Waiting, ...]
+    pending: tuple[str, ...]
+
+    @property
+    def contract_pending(self) -> bool:
+        """Whether a revision waits that the gate lets through or holds."""
+        return any(phases.phase(waits) == "contract" for waits in self.pending)
 
 
 def status(conn: AnyConnection, *, settings: Settings | None = None) -> Status:
@@ -56,17 +61,17 @@ def status(conn: AnyConnection, *, settings: Settings | None = None) -> Status:
     Raises `ProtectionUnavailable` without the role of an operator.
     """
     s = settings or current()
-    scripts = ScriptDirectory(str(migrations()))
     present = revision(conn, s)
-    phase = "none" if present is None else _phase(scripts, present)
+    phase = phases.reached(present)
     migrated = phase not in ("none", "unknown") and _exists(conn, ident(s.schema, "backfill_jobs"))
     return Status(
         present,
-        scripts.get_current_head() or "",
+        phases.chain()[-1],
         phase,
         quarantine=_quarantine(conn, s),
         invalid_indexes=_invalid_indexes(conn, s),
         waiting=_waiting(conn, s),
+        pending=phases.pending(present),
         # asked last: only these read the host's tables, so only they can meet a lock
         backfill=_backfill(conn, s) if migrated else (),
         conditions=_conditions(conn, s) if migrated else (),
@@ -80,15 +85,6 @@ def revision(conn: AnyConnection, settings: Settings) -> str | None:
         return None
     found = rows(conn, f"SELECT version_num FROM {versions} WHERE version_num LIKE %s", (r"lp\_%",))
     return found[0][0] if found else None
-
-
-def known_revisions(scripts: ScriptDirectory) -> set[str]:
-    """Ids of the revisions that this version carries."""
-    return {script.revision for script in scripts.walk_revisions()}
-
-
-def _phase(scripts: ScriptDirectory, present: str) -> str:
-    return str(scripts.get_revision(present).module.phase) if present in known_revisions(scripts) else "unknown"
 
 
 def _conditions(conn: AnyConnection, s: Settings) -> tuple[gate.Condition, ...]:

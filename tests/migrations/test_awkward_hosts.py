@@ -10,8 +10,7 @@ from click.testing import CliRunner
 
 import leadprotect
 from leadprotect.cli import main
-from tests.support.database import MIGRATE_HEAD
-from tests.support.revisions import HEAD
+from tests.support.revisions import HEAD, MIGRATE_HEAD
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,7 +109,7 @@ def migrate(database: Database, old: Any, foreign: Any) -> None:
     for lead in (old, foreign):
         database.activity(lead, one)
     database.upgrade()
-    assert database.revision() == "lp_0011_migrate_gate"
+    assert database.revision() == MIGRATE_HEAD
     database.create_logins()
     run("backfill", "DE", "CH", "--dry-run")
     run("backfill", "DE", "CH")

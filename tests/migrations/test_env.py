@@ -18,6 +18,7 @@ from sqlalchemy import Engine, create_engine, event, pool
 from tests.support.alembic import COMMAND, alembic, started, until, waiting
 from tests.support.database import ROOT
 from tests.support.revisions import HEAD, REVISIONS
+from tests.support.revisions import MIGRATE_HEAD as MIGRATE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from tests.support.database import Database
 
-MIGRATE = "lp_0011_migrate_gate"
 ONE_SERVER = pytest.mark.profiles("pg18")
 RUNNING = re.compile(r"Running (?:upgrade|downgrade) .*-> (\w*)")
 

@@ -16,13 +16,13 @@ from leadprotect.errors import ProtectionUnavailable
 from leadprotect.migration import gate
 from leadprotect.migration.gate import Condition
 from tests.support.revisions import HEAD
+from tests.support.revisions import MIGRATE_HEAD as MIGRATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.support.database import Database
 
-MIGRATE = "lp_0011_migrate_gate"
 WEEK = "7 days"
 BEFORE_RLS = ["visibility", "owners", "constraints", "observation_window"]
 ALL = [*BEFORE_RLS, "territories", "contextless_writes", "logins", "inheritance", "views"]

@@ -11,11 +11,11 @@ from click.testing import CliRunner
 from leadprotect.cli import main
 from leadprotect.settings import current
 from tests.support.fingerprint import difference, fingerprint
+from tests.support.revisions import MIGRATE_HEAD as MIGRATE
 
 if TYPE_CHECKING:
     from tests.support.database import Database
 
-MIGRATE = "lp_0011_migrate_gate"
 CHANGED = pytest.mark.parametrize(
     ("key", "value", "expected"),
     [

@@ -14,8 +14,8 @@ import pytest
 
 import leadprotect
 from leadprotect.errors import LeadAccessDenied, ProtectionUnavailable
-from tests.support.database import MIGRATE_HEAD, Database
-from tests.support.revisions import HEAD, REVISIONS
+from tests.support.database import Database
+from tests.support.revisions import HEAD, MIGRATE_HEAD, REVISIONS
 
 pytestmark = pytest.mark.profiles("pg18", "other_names")
 

@@ -14,6 +14,7 @@ from leadprotect.cli import main
 from leadprotect.migration import gate
 from leadprotect.migration.status import status
 from tests.support.revisions import HEAD
+from tests.support.revisions import MIGRATE_HEAD as MIGRATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
     from leadprotect.migration.gate import Condition
     from tests.support.database import Database
 
-MIGRATE = "lp_0011_migrate_gate"
-BELOW = ["base", "lp_0007_expand_lead_triggers", "lp_0008_expand_activity_triggers"]
+BELOW = ["base", "lp_0004_expand_lead_triggers", "lp_0005_expand_activity_triggers"]
 
 
 def closed(database: Database) -> list[Condition]:

@@ -12,6 +12,7 @@ from leadprotect.cli import main
 from leadprotect.migration import gate
 from tests.migrations.test_preflight import deploying_as, refused
 from tests.support.revisions import HEAD
+from tests.support.revisions import MIGRATE_HEAD as MIGRATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from tests.support.database import Database
 
 ENABLE = "ALTER TABLE {table} ENABLE ROW LEVEL SECURITY"
-MIGRATE = "lp_0011_migrate_gate"
 TABLES = pytest.mark.parametrize("table", ["{leads}", "{activities}"])
 
 

@@ -7,9 +7,9 @@ import re
 import subprocess
 from typing import TYPE_CHECKING
 
-from tests.support.database import MIGRATE_HEAD, ROOT, Database
+from tests.support.database import ROOT, Database
 from tests.support.profiles import Profile
-from tests.support.revisions import HEAD
+from tests.support.revisions import HEAD, MIGRATE_HEAD
 from tests.support.servers import embedded
 
 if TYPE_CHECKING:

@@ -46,7 +46,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Figures:
-    """What DESIGN section 13 asks for, in seconds and counts."""
+    """What live traffic felt while the migration ran, in seconds and counts."""
 
     longest_stall: float
     errors: int
