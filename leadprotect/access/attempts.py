@@ -11,7 +11,7 @@ from leadprotect.access.context import trace_id
 from leadprotect.database.connection import row
 from leadprotect.decision import Decision
 from leadprotect.errors import InvalidRequest, LeadAccessDenied
-from leadprotect.settings import current, ident, literal
+from leadprotect.settings import current, ident, literal, type_name
 
 if TYPE_CHECKING:
     from leadprotect.database.connection import AnyConnection
@@ -34,7 +34,7 @@ def assert_edit(conn: AnyConnection, lead_id: Any, *, action: str = "EDIT", note
         message = f"action: {action!r} is not one of {', '.join(ACTIONS)}"
         raise InvalidRequest(message)
     s = current()
-    call = f"allow_edit(%s::{s.lead_id_type}, %s::{ident(s.schema)}.lead_action, %s::text)"
+    call = f"allow_edit(%s::{type_name(s.lead_id_type)}, %s::{ident(s.schema)}.lead_action, %s::pg_catalog.text)"
     with metrics.timed("assert"):
         attempt = attempted(conn, call, (as_lead_id(lead_id), action, note), action=action, note=note)
     return conclude(conn, Decision(lead_id, attempt.reason), attempt)
@@ -56,7 +56,9 @@ def attempted(
     else:
         guc = literal(current().correlation_guc)
         # OFFSET 0 keeps the order: what stood is read, then the call is made, then it is set again
-        traced = f"pg_catalog.set_config({guc}, coalesce(nullif(context.correlation_id, ''), %s), true) <> ''"
+        # NULLIF would compare by an operator of the caller's path
+        given = "CASE WHEN context.correlation_id OPERATOR(pg_catalog.<>) '' THEN context.correlation_id ELSE %s END"
+        traced = f"pg_catalog.set_config({guc}, {given}, true) OPERATOR(pg_catalog.<>) ''"
         inner = _attempt(f"CASE WHEN {traced} THEN {schema}.{call} END", f"(SELECT * FROM {schema}.context() OFFSET 0)")
         statement = (
             f"SELECT attempt.*, pg_catalog.set_config({guc}, coalesce(attempt.correlation_id, ''), true) "
@@ -71,8 +73,9 @@ def attempted(
 
 def _attempt(call: str, context: str) -> str:
     return (
-        f"SELECT CASE WHEN context.user_id <> '' AND context.territory <> '' THEN {call} END AS reason, context.*, "
-        f"session_user::text AS login, pg_catalog.current_setting('role') AS role FROM {context} AS context"
+        "SELECT CASE WHEN context.user_id OPERATOR(pg_catalog.<>) '' AND context.territory OPERATOR(pg_catalog.<>) '' "
+        f"THEN {call} END AS reason, context.*, "
+        f"session_user::pg_catalog.text AS login, pg_catalog.current_setting('role') AS role FROM {context} AS context"
     )
 
 

@@ -11,7 +11,7 @@ from leadprotect.access.context import declared
 from leadprotect.database.connection import row, rows
 from leadprotect.decision import Decision
 from leadprotect.errors import InvalidRequest
-from leadprotect.settings import current, ident
+from leadprotect.settings import current, ident, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -68,7 +68,10 @@ def can_edit_many(conn: AnyConnection, lead_ids: Iterable[Any]) -> dict[Any, boo
     kind, given = as_lead_ids(lead_ids)
     s = current()
     # in binary, a thousand ids are sent in a fifth of the time
-    statement = f"SELECT lead::{kind} FROM {ident(s.schema)}.editable_among(%b::{kind}[]::{s.lead_id_type}[])"
+    statement = (
+        f"SELECT lead::{type_name(kind)} "
+        f"FROM {ident(s.schema)}.editable_among(%b::{type_name(kind)}[]::{type_name(s.lead_id_type)}[])"
+    )
     with metrics.timed("many"):
         found = {lead for (lead,) in rows(conn, statement, ([lead for lead in given.values() if lead is not None],))}
     if not found:
@@ -86,7 +89,9 @@ def editable_leads(conn: AnyConnection, *, after: Any = None, limit: int = 100) 
         message = f"limit: {limit!r} is not a whole number between 1 and {MAX_PAGE}"
         raise InvalidRequest(message)
     s = current()
-    statement = f"SELECT lead, reason FROM {ident(s.schema)}.editable_leads(%s::{s.lead_id_type}, %s::integer)"
+    statement = (
+        f"SELECT lead, reason FROM {ident(s.schema)}.editable_leads(%s::{type_name(s.lead_id_type)}, %s::integer)"
+    )
     with metrics.timed("list"):
         found = rows(conn, statement, (as_lead_id(after), limit + 1))
     if not found:
@@ -101,7 +106,7 @@ def _decide(conn: AnyConnection, lead_id: Any, user_id: UUID | str | None, terri
     lead = as_lead_id(lead_id)
     with metrics.timed("check"):
         if user_id is None and territory is None:
-            (reason,) = row(conn, f"SELECT {schema}.explain_edit(%s::{s.lead_id_type})", (lead,))
+            (reason,) = row(conn, f"SELECT {schema}.explain_edit(%s::{type_name(s.lead_id_type)})", (lead,))
             if reason == "no_context":
                 _require_context(conn)
         else:
@@ -110,7 +115,8 @@ def _decide(conn: AnyConnection, lead_id: Any, user_id: UUID | str | None, terri
                 user_id = outer_user if user_id is None else user_id
                 territory = outer_territory if territory is None else territory
             check_caller(user_id, territory)
-            statement = f"SELECT {schema}.decide(%s::{s.lead_id_type}, %s::text, %s::text)"
+            lead_type = type_name(s.lead_id_type)
+            statement = f"SELECT {schema}.decide(%s::{lead_type}, %s::pg_catalog.text, %s::pg_catalog.text)"
             (reason,) = row(conn, statement, (lead, str(user_id), territory))
     return Decision(lead_id, reason)
 

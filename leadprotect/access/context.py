@@ -86,7 +86,7 @@ def _restore(conn: AnyConnection, driver: _Driver, outer: tuple[str | None, ...]
                 raise
         else:
             return
-    owed.setdefault(driver, []).append((f"{_setting()} WHERE {_BLOCK_NOW} = %s", (*outer, block)))
+    owed.setdefault(driver, []).append((f"{_setting()} WHERE {_BLOCK_NOW} OPERATOR(pg_catalog.=) %s", (*outer, block)))
 
 
 def declared(conn: AnyConnection) -> tuple[str | None, str | None, str | None]:
@@ -96,7 +96,7 @@ def declared(conn: AnyConnection) -> tuple[str | None, str | None, str | None]:
 
 
 def _setting() -> str:
-    context = f"{ident(current().schema)}.set_context(%s::text, %s::text, %s::text)"
+    context = f"{ident(current().schema)}.set_context(%s::pg_catalog.text, %s::pg_catalog.text, %s::pg_catalog.text)"
     return f"SELECT {context}, pg_catalog.set_config('leadprotect.block', %s, true)"
 
 

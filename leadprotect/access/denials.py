@@ -15,7 +15,7 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from leadprotect.database.connection import async_connection, driver_connection, mapped_errors
 from leadprotect.errors import AuditUnavailable, LeadProtectError
-from leadprotect.settings import current, ident
+from leadprotect.settings import current, ident, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,8 +61,9 @@ def record_denial(conn: AnyConnection, attempt: Attempt) -> None:
     s = current()
     schema = ident(s.schema)
     statement = (
-        f"SELECT {schema}.record_denial(%s::{s.lead_id_type}, %s::{schema}.lead_action, %s::text, %s::text) "
-        f"FROM {schema}.set_context(%s::text, %s::text, %s::text)"
+        f"SELECT {schema}.record_denial(%s::{type_name(s.lead_id_type)}, %s::{schema}.lead_action, "
+        "%s::pg_catalog.text, %s::pg_catalog.text) "
+        f"FROM {schema}.set_context(%s::pg_catalog.text, %s::pg_catalog.text, %s::pg_catalog.text)"
     )
     a = attempt
     values = (a.lead_id, a.action, a.reason, a.note, a.user_id, a.territory, a.correlation_id)
@@ -88,7 +89,7 @@ def _as_caller(own: psycopg.Connection[Any], login: str, role: str) -> Iterator[
     with own.transaction():
         own.execute(
             "SELECT pg_catalog.set_config('session_authorization', %s, true) FROM pg_catalog.pg_roles "
-            "WHERE rolname = session_user AND rolsuper AND rolname <> %s",
+            "WHERE rolname OPERATOR(pg_catalog.=) session_user AND rolsuper AND rolname OPERATOR(pg_catalog.<>) %s",
             (login, login),
         )
         own.execute("SELECT pg_catalog.set_config('role', %s, true)", (role,))

@@ -33,7 +33,8 @@ def territory(conn: AnyConnection, code: str, on: date | None = None) -> Territo
     Raises `InvalidRequest` for an unknown code. Source of the rates: UStG paragraph 12 and the tax
     relief act of 2020 (DE), MWSTG article 25 (CH).
     """
-    call = f"SELECT * FROM {ident(current().schema)}.territory_terms(%s::text, coalesce(%s::date, current_date))"
+    terms = f"{ident(current().schema)}.territory_terms"
+    call = f"SELECT * FROM {terms}(%s::pg_catalog.text, coalesce(%s::pg_catalog.date, current_date))"
     found = rows(conn, call, (code, on))
     if not found:
         message = f"territory: there is no {code!r}"

@@ -9,7 +9,7 @@ from leadprotect.access.context import declaring
 from leadprotect.audit import chains
 from leadprotect.audit.history import territories
 from leadprotect.audit.seals import FORMAT, ROW, ROW_ORDER, ROW_TEXT, SEAL, SEAL_TEXT, seal_body
-from leadprotect.database.connection import mapped_errors, row, rows
+from leadprotect.database.connection import mapped_errors, own_names, row, rows
 from leadprotect.errors import InvalidRequest
 from leadprotect.settings import current, ident
 
@@ -38,6 +38,13 @@ def export(
     if any(time is not None and time.tzinfo is None for time in (since, until)):
         message = "since and until need a time zone: 9 o'clock is another moment in another place"
         raise InvalidRequest(message)
+    with own_names(conn):
+        return _exported(conn, out, since, until, sealed=sealed)
+
+
+def _exported(
+    conn: psycopg.Connection[Any], out: TextIO, since: datetime | None, until: datetime | None, *, sealed: bool
+) -> int:
     codes = territories(conn)
     if not sealed:
         return sum(_rows(conn, out, code, since, until) for code in codes)

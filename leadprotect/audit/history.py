@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from leadprotect.access.arguments import as_lead_id, as_user_id
 from leadprotect.access.context import declaring
-from leadprotect.database.connection import rows
+from leadprotect.database.connection import own_names, rows
 from leadprotect.errors import InvalidRequest
-from leadprotect.settings import current, ident
+from leadprotect.settings import current, ident, type_name
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -68,7 +68,9 @@ def who_could_edit(conn: AnyConnection, lead_id: Any, at: datetime) -> tuple[Rig
         message = f"at: {at.isoformat()} is still to come"
         raise InvalidRequest(message)
     s = current()
-    call = f"SELECT * FROM {ident(s.schema)}.who_could_edit(%s::{s.lead_id_type}, %s::timestamptz)"
+    call = (
+        f"SELECT * FROM {ident(s.schema)}.who_could_edit(%s::{type_name(s.lead_id_type)}, %s::pg_catalog.timestamptz)"
+    )
     found = rows(conn, call, (as_lead_id(lead_id), at))
     if not found:
         message = f"nothing is known of lead {lead_id} in the territories that this login may read"
@@ -114,9 +116,10 @@ def attempts(
     lead, user = as_lead_id(lead_id), None if user_id is None else as_user_id(user_id)
     filters = (lead, lead, user, user, outcome, outcome, since, until, limit)
     found: list[Recorded] = []
-    for code in territories(conn):
-        with declaring(conn, "", code or ""):
-            found += [Recorded(*attempt) for attempt in rows(conn, query, (code, *filters))]
+    with own_names(conn):
+        for code in territories(conn):
+            with declaring(conn, "", code or ""):
+                found += [Recorded(*attempt) for attempt in rows(conn, query, (code, *filters))]
     found.sort(key=lambda attempt: (attempt.at, attempt.id), reverse=True)
     return tuple(found[:limit])
 

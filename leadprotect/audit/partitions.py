@@ -9,16 +9,16 @@ from datetime import UTC, date, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import psycopg
-from psycopg.conninfo import make_conninfo
-
 from leadprotect.database import blockers
 from leadprotect.database.connection import row, rows
+from leadprotect.database.opening import open_connection
 from leadprotect.errors import InvalidRequest, LockUnavailable
 from leadprotect.settings import current, ident
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    import psycopg
 
 MAX_MOVED = 20_000
 """Rows that may be copied out of the default partition while nobody can record: about 0.2 s."""
@@ -59,19 +59,19 @@ def detach(conn: psycopg.Connection[Any], before: date) -> Iterator[Detached]:
         raise InvalidRequest(message)
     schema = ident(current().schema)
     query = f"""
-        SELECT (from_month AT TIME ZONE 'UTC')::date FROM {schema}.audit_partitions()
-        WHERE to_month <= %s::timestamp AT TIME ZONE 'UTC' ORDER BY 1
+        SELECT (from_month AT TIME ZONE 'UTC')::pg_catalog.date FROM {schema}.audit_partitions()
+        WHERE to_month OPERATOR(pg_catalog.<=) (%s::timestamp AT TIME ZONE 'UTC') ORDER BY 1
         """
     for (month,) in rows(conn, query, (before.replace(day=1),)):
-        call = f"SELECT detached::text, row_count FROM {schema}.detach_audit_month(%s::date)"
+        call = f"SELECT detached::pg_catalog.text, row_count FROM {schema}.detach_audit_month(%s::pg_catalog.date)"
         yield Detached(*_patiently(conn, partial(row, conn, call, (month,))))
 
 
 def _patiently(conn: psycopg.Connection[Any], attempt: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
     """Each attempt gives up after 100 ms, so that no recording queues behind it for longer."""
-    secret = {"password": conn.info.password} if conn.info.password else {}
-    dsn = make_conninfo(**conn.info.get_parameters(), **secret)
-    with psycopg.connect(dsn, autocommit=True) as side, blockers.watch(side, conn.info.backend_pid) as seen:
+    way: dict[str, Any] = {**conn.info.get_parameters(), "password": conn.info.password or None}
+    way["application"] = way.pop("application_name", "leadprotect")
+    with open_connection(**way) as side, blockers.watch(side, conn.info.backend_pid) as seen:
         for pause in _PAUSES_S:
             try:
                 return attempt()

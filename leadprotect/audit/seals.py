@@ -90,9 +90,8 @@ def seal(conn: AnyConnection, *, rows_per_seal: int = ROWS_PER_SEAL) -> tuple[He
     For operators, in a transaction of its own. Two runs at once wait for each other. Raises
     `InvalidRequest` in a transaction that has written already or is not READ COMMITTED.
     """
-    statement = (
-        f"SELECT territory, number, encode(hash, 'hex'), sealed FROM {ident(current().schema)}.seal_audit(%s::integer)"
-    )
+    columns = "territory, number, pg_catalog.encode(hash, 'hex'), sealed"
+    statement = f"SELECT {columns} FROM {ident(current().schema)}.seal_audit(%s::integer)"
     return tuple(Head(*found) for found in rows(conn, statement, (rows_per_seal,)))
 
 

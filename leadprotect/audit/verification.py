@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from leadprotect.access.context import declaring
 from leadprotect.audit import chains
 from leadprotect.audit.seals import joined, listed
-from leadprotect.database.connection import rows
+from leadprotect.database.connection import own_names, rows
 from leadprotect.settings import current, ident
 
 if TYPE_CHECKING:
@@ -87,6 +87,11 @@ def verify_audit(
     chains was cut off, or that they were made anew. `log` holds lines of the server's log: they
     explain gaps. Raises `ContextMissing` in autocommit, `ProtectionUnavailable` for other logins.
     """
+    with own_names(conn):
+        return _verified(conn, known or {}, log)
+
+
+def _verified(conn: AnyConnection, known: Mapping[tuple[str | None, int], str], log: Iterable[str]) -> Verification:
     schema = ident(current().schema)
     codes = rows(conn, f"SELECT code, {schema}.is_member(code) FROM {schema}.territories ORDER BY code")
     readable: list[str | None] = [code for code, member in codes if member]
@@ -98,11 +103,11 @@ def verify_audit(
     chains = []
     for code in readable:
         with declaring(conn, "", code or ""):
-            chains.append(_chain(conn, code, known or {}))
+            chains.append(_chain(conn, code, known))
     # whom no policy binds sees chains of territories that are no longer listed, too
     for (code,) in rows(conn, f"SELECT DISTINCT territory FROM {schema}.lead_access_audit_seals"):
         if code not in (chain.territory for chain in chains):
-            chains.append(_chain(conn, code, known or {}))
+            chains.append(_chain(conn, code, known))
     drawn = [range(low, high + 1) for low, high in rows(conn, f"SELECT * FROM {schema}.audit_number_gaps()")]
     told = sorted({int(match[1]) for line in log if (match := DENIAL.search(line))})
     gaps = tuple(part for gap in drawn for part in _without(gap, told))

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from leadprotect.backfilling.sessions import RECONNECT_S, connection_lost, unlimit
+from leadprotect.backfilling.sessions import RECONNECT_S, connection_lost
 from leadprotect.backfilling.slices import Bisection, Controller
+from leadprotect.database.opening import open_connection
 from leadprotect.errors import BackfillError
 from leadprotect.settings import Settings, ident
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from leadprotect.backfilling.throttle import Throttle
+    from leadprotect.database.opening import Address
 
 LOCK_TIMEOUT_MS = 50
 """Below the service's 250 ms, so that of two who wait for each other the backfill gives up first."""
@@ -50,7 +52,7 @@ class Run:
     """What the workers of one process share; `lease` in seconds."""
 
     settings: Settings
-    conninfo: str
+    address: Address
     territories: tuple[str, ...]
     batch_size: int
     lease: float
@@ -69,14 +71,9 @@ class Run:
 
         A crash of the server may undo the last slices, but together with their cursors.
         """
-        conn: psycopg.Connection[Any] = psycopg.connect(
-            self.conninfo, autocommit=True, application_name="leadprotect backfill"
-        )
-        unlimit(conn)
+        conn = open_connection(self.address, application="leadprotect backfill")
         conn.execute(
-            f"{_GIVES_WAY};"
-            "SET synchronous_commit = off; SET default_transaction_isolation = 'read committed';"
-            f"SET idle_in_transaction_session_timeout = '{_IDLE_S}s'"
+            f"{_GIVES_WAY}; SET synchronous_commit = off; SET idle_in_transaction_session_timeout = '{_IDLE_S}s'"
         )
         return conn
 

@@ -15,7 +15,6 @@ from rich.console import Console
 
 from leadprotect.backfilling import jobs
 from leadprotect.backfilling.run import BATCH_SIZE, LARGEST_BATCH, PATIENCE_S, backfill
-from leadprotect.backfilling.sessions import unlimit
 from leadprotect.backfilling.signals import Limits
 from leadprotect.backfilling.verify import folder_problem, report_ownerless, verify_owners
 from leadprotect.cli.progress import Bar, Lines
@@ -25,8 +24,6 @@ from leadprotect.settings import current
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import psycopg
 
     from leadprotect.backfilled import Backfilled, Estimate, Job
     from leadprotect.backfilling.progress import Progress
@@ -209,13 +206,13 @@ def _say_results(
     if not as_json and results and results[0].without_territory:
         click.echo(f"{results[0].without_territory:,} leads have no territory: they are outside protection")
     if report:
-        with _unlimited() as conn:
+        with connect(current(), lock_timeout=0) as conn:
             written = report_ownerless(conn, territories, report)
         click.echo(f"{written:,} leads without an owner are listed in {report}", err=True)
 
 
 def _say_verified(territories: tuple[str, ...], *, as_json: bool, report: Path | None) -> None:
-    with _unlimited() as conn:
+    with connect(current(), lock_timeout=0) as conn:
         found = verify_owners(conn, territories)
         if report:
             report_ownerless(conn, territories, report)
@@ -234,12 +231,6 @@ def _say_verified(territories: tuple[str, ...], *, as_json: bool, report: Path |
     if not all(seen.complete for seen in found):
         click.echo(f"run leadprotect backfill {' '.join(territories)}", err=True)
         sys.exit(INCOMPLETE)
-
-
-def _unlimited() -> psycopg.Connection[Any]:
-    conn = connect(current())
-    unlimit(conn)
-    return conn
 
 
 def _say_jobs(found: Sequence[Job], *, as_json: bool = False) -> None:

@@ -13,6 +13,7 @@ from psycopg.rows import tuple_row
 from sqlalchemy import exc
 from sqlalchemy.engine import AdaptedConnection, Connection
 
+from leadprotect.database.opening import LOCK_TIMEOUT_MS, open_connection
 from leadprotect.errors import (
     AuditUnavailable,
     ConnectionUnusable,
@@ -21,8 +22,8 @@ from leadprotect.errors import (
     LeadProtectError,
     LockUnavailable,
     ProtectionUnavailable,
-    SettingsError,
 )
+from leadprotect.settings import url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -55,16 +56,14 @@ _NO_PRIVILEGE = "42501"
 owed: WeakKeyDictionary[Any, list[tuple[str, tuple[Any, ...]]]] = WeakKeyDictionary()
 
 
-def connect(settings: Settings, *, autocommit: bool = True) -> psycopg.Connection[Any]:
-    """A connection of our own to the settings' database.
+def connect(settings: Settings, *, lock_timeout: int = LOCK_TIMEOUT_MS) -> psycopg.Connection[Any]:
+    """A connection of our own to the settings' database, in autocommit; `lock_timeout` in milliseconds.
 
-    Raises `SettingsError` without a URL, `ConnectionUnusable` when the server can't be reached.
+    Raises `SettingsError` without a URL, `ConnectionUnusable` when the server can't be reached, `PreflightError`
+    through a pooler of transactions.
     """
-    if not settings.database_url:
-        message = "database_url is missing: set DATABASE_URL or the key in [leadprotect]"
-        raise SettingsError(message)
     try:
-        return psycopg.connect(settings.database_url, autocommit=autocommit, application_name="leadprotect")
+        return open_connection(lambda: url(settings), application="leadprotect", lock_timeout=lock_timeout)
     except psycopg.OperationalError as error:  # names host, port and user, never the password
         message = f"no connection to the database: {error}"
         raise ConnectionUnusable(message) from None
@@ -87,6 +86,20 @@ def row(conn: AnyConnection, statement: str, params: Sequence[Any] = (), *, reco
     """The same for a statement that returns exactly one row."""
     (found,) = rows(conn, statement, params, recording=recording)
     return found
+
+
+@contextmanager
+def own_names(conn: AnyConnection) -> Iterator[None]:
+    """Let names, operators and types mean PostgreSQL's own, whatever the caller's path holds; in his transaction."""
+    statement = "SELECT {before}, pg_catalog.set_config('search_path', %s, true)"
+    before, _ = row(conn, statement.format(before="pg_catalog.current_setting('search_path')"), ("pg_catalog",))
+    try:
+        yield
+    finally:
+        driver = driver_connection(conn)
+        # a transaction that failed takes its settings with it
+        if not driver.closed and driver.info.transaction_status == TransactionStatus.INTRANS:
+            row(conn, statement.format(before="NULL"), (before,))
 
 
 def driver_connection(conn: AnyConnection) -> psycopg.Connection[Any] | psycopg.AsyncConnection[Any]:

@@ -24,19 +24,18 @@ from leadprotect import phases
 from leadprotect.backfilling import jobs
 from leadprotect.database import blockers
 from leadprotect.database.catalog import relation
+from leadprotect.database.opening import PINNED, open_connection, pin, pin_session
 from leadprotect.errors import GateClosed, LeadProtectError, SettingsError
 from leadprotect.migration import gate, locks
 from leadprotect.preflight import check
 from leadprotect.preflight.installed import check_installed
-from leadprotect.settings import Settings, ident, load
+from leadprotect.settings import Settings, ident, literal, load, url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 log = logging.getLogger("leadprotect")
 
-# Everything the revisions write is schema-qualified; the rest must mean what pg_catalog says.
-SEARCH_PATH = "SET search_path = pg_catalog"
 LOCK_TIMEOUT = f"SET lock_timeout = '{locks.LOCK_TIMEOUT_MS}ms'"
 GATE_CLOSED = "LP409"
 POOLER_REFUSED = "08P01"  # what PgBouncer answers with when it can't do as it is asked
@@ -128,7 +127,8 @@ def _run_offline(settings: Settings, *, contract: str) -> None:
         # psql goes on after an error, past a closed gate too, unless it is told not to
         context.get_context().impl.static_output("\\set ON_ERROR_STOP on\n")
         context.execute("SET client_min_messages = warning")
-        context.execute(SEARCH_PATH)
+        for name, value in PINNED.items():
+            context.execute(f"SET {name} = {literal(value)}")
         context.run_migrations()
 
 
@@ -140,12 +140,10 @@ def _run_online(settings: Settings, *, contract: str, budget: float) -> None:
         engine = _connectable(settings)
         guard = stack.enter_context(_side_connection(engine))
         if "destination_rev" in opts:  # upgrade, downgrade, stamp; other commands only look
-            check.check_direct(guard, lambda: _side_connection(engine))
             stack.enter_context(locks.one_at_a_time(guard, settings))
             planned = _plan(opts, guard, settings, contract, lost)
-        connection = stack.enter_context(_migration_connection(engine, lost))
+        connection, pid = stack.enter_context(_migration_connection(engine, lost))
         _configure(settings, connection=connection, fn=planned)
-        pid = connection.connection.dbapi_connection.info.backend_pid  # type: ignore[union-attr]
         seen = stack.enter_context(blockers.watch(stack.enter_context(_side_connection(engine)), pid))
         try:
             locks.retry(_migrate, budget=lost, seen=seen)
@@ -266,11 +264,9 @@ def _connectable(settings: Settings) -> Engine:
         return given
     if given is not None:
         raise SettingsError("config.attributes['connection'] must be an Engine of postgresql+psycopg")
-    if not settings.database_url:
-        raise SettingsError("database_url is missing: set DATABASE_URL or the key in [leadprotect]")
     return create_engine(
         "postgresql+psycopg://",
-        creator=lambda: psycopg.connect(settings.database_url, application_name="leadprotect migration"),
+        creator=lambda: open_connection(lambda: url(settings), application="leadprotect migration", autocommit=False),
         poolclass=pool.NullPool,
     )
 
@@ -278,20 +274,32 @@ def _connectable(settings: Settings) -> Engine:
 @contextmanager
 def _side_connection(engine: Engine) -> Iterator[psycopg.Connection[Any]]:
     """A session of its own, in autocommit: it never holds a transaction that a build waits for."""
+    with _checked_out(engine) as conn:
+        pin_session(conn, lambda: _checked_out(engine))
+        yield conn
+
+
+@contextmanager
+def _checked_out(engine: Engine) -> Iterator[psycopg.Connection[Any]]:
+    """A connection of the engine, which a host may have made; it never goes back as we leave it."""
     raw = engine.raw_connection()
     try:
         conn: psycopg.Connection[Any] = raw.driver_connection  # type: ignore[assignment]
         conn.autocommit = True
-        # a lock that is not to be had must not make a question wait for ever, unseen
-        conn.execute(f"{SEARCH_PATH}; SET lock_timeout = '1min'")
         yield conn
     finally:
         raw.invalidate()
 
 
 @contextmanager
-def _migration_connection(engine: Engine, lost: locks.Budget) -> Iterator[Connection]:
-    with engine.connect() as connection:
+def _migration_connection(engine: Engine, lost: locks.Budget) -> Iterator[tuple[Connection, int]]:
+    """The connection that the revisions run on, and the process id of its session."""
+    # the engine of a host may come with another level, or with none at all
+    with engine.connect().execution_options(isolation_level="READ COMMITTED") as connection:
+        driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
+        driver.autocommit = True
+        pid = pin_session(driver, lambda: _checked_out(engine))
+        driver.autocommit = False
 
         @event.listens_for(connection, "begin")
         def limit_lock_waits(conn: Connection) -> None:
@@ -300,9 +308,12 @@ def _migration_connection(engine: Engine, lost: locks.Budget) -> Iterator[Connec
             session: psycopg.Connection[Any] = conn.connection.driver_connection  # type: ignore[assignment]
             rest = max(int(lost.rest * 1000), locks.LOCK_TIMEOUT_MS)
             try:
-                session.execute(f"{SEARCH_PATH}; {LOCK_TIMEOUT}; SET leadprotect.lock_budget = '{rest}ms'")
+                pin(session, pid=pid, lock_timeout=locks.LOCK_TIMEOUT_MS, more={"leadprotect.lock_budget": f"{rest}ms"})
             except psycopg.OperationalError as error:
                 conn.invalidate(error)  # or the pool would try to roll back what is lost, and say so at length
                 raise
 
-        yield connection
+        try:
+            yield connection, pid
+        finally:
+            connection.invalidate()

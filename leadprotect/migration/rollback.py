@@ -106,7 +106,6 @@ def rollback(
     if lock_budget:
         parse_budget(lock_budget)
     with mapped_errors(), connect(s) as conn:
-        check.check_direct(conn, lambda: connect(s))
         check.check_server(conn)
         before = revision(conn, s)
         path = _path(ScriptDirectory.from_config(alembic), before, target)

@@ -1,7 +1,8 @@
 """For the host: what it can set, where that is read from, and how a name of it becomes SQL."""
 
+from leadprotect.settings.address import url
 from leadprotect.settings.load import ENVIRONMENT_PREFIX, KEYS, Settings, current, load, parse
-from leadprotect.settings.names import ident, literal, names, render, sql, table
+from leadprotect.settings.names import ident, literal, names, render, sql, table, type_name
 from leadprotect.settings.values import check_territory_code
 
 __all__ = [
@@ -18,4 +19,6 @@ __all__ = [
     "render",
     "sql",
     "table",
+    "type_name",
+    "url",
 ]

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from leadprotect.settings.load import Settings
 
 
+# how pg_type calls what SQL calls by its own words
+_INTERNAL = {"bigint": "int8", "integer": "int4"}
+
+
 def ident(*names: str) -> str:
     """Quote a name for SQL; several are joined by dots. The one helper for identifiers."""
     return ".".join('"' + name.replace('"', '""') + '"' for name in names)
@@ -27,6 +31,11 @@ def table(name: str) -> str:
 def literal(text: str) -> str:
     """Quote a value as a standard SQL string constant, for DDL that takes no parameters."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def type_name(kind: str) -> str:
+    """A type of the settings as SQL: named whole, because a caller's path may hold another of its name first."""
+    return f"pg_catalog.{_INTERNAL.get(kind, kind)}"
 
 
 def sql(statement: str) -> DDL:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from typing import TYPE_CHECKING
 
 import psycopg.conninfo
@@ -27,6 +26,7 @@ _RESERVED_BYTES = {"schema": 27, "version_table": 4}
 # Names are pasted into SQL, into literals of it and into format(): what would mean something there
 # is refused. A colon is a bind parameter to SQLAlchemy, $x$ ends a quoted body.
 _UNSAFE = re.compile(r"""['"\\%:{}\x00-\x1f\x7f\ud800-\udfff]|\$\w*\$""")
+_CALLABLE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _WINDOW = re.compile(r"(\d+)\s*(s|seconds?|m|min|minutes?|h|hours?|d|days?|w|weeks?)?", re.IGNORECASE)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _LONGEST_WINDOW = 3650 * 86400
@@ -49,6 +49,15 @@ def check_territory_code(code: str) -> None:
         raise SettingsError(f"territories: {code!r} is not a code of 1 to 16 letters, digits and underscores")
     if code.lower() in OFFICES:
         raise SettingsError(f"territories: {code!r} would collide with the role of that name ({', '.join(OFFICES)})")
+
+
+def is_callable(text: str) -> bool:
+    """Whether it is the import path of a function (``module:function``), not a URL."""
+    return _CALLABLE.fullmatch(text) is not None
+
+
+def _database_url(text: str) -> str:
+    return text if is_callable(text) else _url("database_url", text)
 
 
 def _url(key: str, text: str) -> str:
@@ -170,7 +179,7 @@ def _name(key: str, text: str) -> str:
 
 _READERS: dict[str, Callable[[str], object]] = {
     "audit_url": _audit_url,
-    "database_url": partial(_url, "database_url"),
+    "database_url": _database_url,
     "exempt_roles": _exempt,
     "observation_window": _window,
     "qualifying_kinds": _kinds,

@@ -127,7 +127,7 @@ def test_the_traffic_fits_a_host_of_any_names_and_types(expanded: Database) -> N
                 expanded.text("SELECT lead_id::text, user_id::text FROM {schema}.user_lead_assignments")
             )
             for version, login in host_side.LOGINS.items():
-                app = Application(version, logins[login], expanded.url, 1.0, work.leads, work.activities, sql)
+                app = Application(version, logins[login], 1.0, work.leads, work.activities, sql)
                 app.owners.update(owners.fetchall() if version == "new" else [])
                 with connect(app) as session:
                     for operation, _ in MIXES[version]:

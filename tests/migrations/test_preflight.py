@@ -109,7 +109,7 @@ def test_a_pool_of_transactions_is_refused_and_the_direct_url_asked_for(
 def test_a_pool_of_statements_is_named_as_what_is_in_the_way(host: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     with pooler(host.server, "statement") as pool:
         monkeypatch.setenv("DATABASE_URL", pool.url(host.name))
-        with pytest.raises(CommandError, match="a pooler stands before the database: "):
+        with pytest.raises(CommandError, match="leads to a transaction pooler"):
             host.upgrade()
     assert host.revision() is None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
 from typing import TYPE_CHECKING
 
 import pytest
@@ -406,3 +408,75 @@ def test_a_revision_with_an_unknown_placeholder_does_not_render() -> None:
 def test_values_are_not_taken_for_placeholders() -> None:
     found = parse({"qualifying_kinds": "{schema}, :word"})
     assert settings.render("{kinds} FROM {leads}", found) == """'{schema}', ':word' FROM "public"."leads\""""
+
+
+# --- a function instead of a URL
+
+
+FUNCTIONS = f"""
+import itertools
+tokens = itertools.count(1)
+
+def fresh():
+    return f"postgresql+psycopg://me:{PASSWORD}{{next(tokens)}}@db/crm"
+
+def broken():
+    raise ValueError("{PASSWORD}")
+
+def nothing():
+    return None
+
+def no_url():
+    return "{PASSWORD}://me:{PASSWORD}@db/crm?{PASSWORD}"
+
+def another():
+    return "functions:fresh"
+
+text = "postgresql://me:{PASSWORD}@db/crm"
+
+class Vault:
+    url = staticmethod(fresh)
+"""
+
+
+@pytest.fixture
+def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ini(tmp_path, FUNCTIONS, "functions.py")
+    ini(tmp_path, f"raise ImportError('{PASSWORD}')", "broken_functions.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "functions", raising=False)
+
+
+@pytest.mark.usefixtures("functions")
+@pytest.mark.parametrize("path", ["functions:fresh", "functions:Vault.url"])
+def test_a_function_is_asked_for_the_url_each_time(path: str) -> None:
+    given = parse({"database_url": path})
+    assert f"postgresql://me:{PASSWORD}1@db/crm" == settings.url(given)
+    assert f"postgresql://me:{PASSWORD}2@db/crm" == settings.url(given)
+
+
+@pytest.mark.usefixtures("functions")
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("nowhere:url", "nowhere:url can't be imported (ModuleNotFoundError); write module:function"),
+        ("broken_functions:url", "broken_functions:url can't be imported (ImportError)"),
+        ("functions:absent", "functions:absent can't be imported (AttributeError)"),
+        ("functions:text", "functions:text is no function"),
+        ("functions:broken", "functions:broken raised ValueError instead of returning a URL"),
+        ("functions:nothing", "functions:nothing returned NoneType, not the text of a URL"),
+        ("functions:another", "functions:another returned str, not the text of a URL"),
+        ("functions:no_url", "what functions:no_url returned can't be read: database_url is not a URL"),
+    ],
+)
+def test_a_function_that_gives_no_url_is_named_and_its_answer_is_not(path: str, expected: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings.url(parse({"database_url": path}))
+    assert expected in str(caught.value)
+    assert str(caught.value).startswith("database_url: ")
+    assert PASSWORD not in "".join(traceback.format_exception(caught.value))
+
+
+def test_without_a_url_the_key_is_named() -> None:
+    with pytest.raises(SettingsError, match="database_url is missing: set DATABASE_URL"):
+        settings.url(parse({}))

@@ -85,7 +85,6 @@ def rehearse(
 
 def _rehearse(settings: Settings, plan: Plan, say: Callable[[str], None], *, told_twice: bool) -> Rehearsal:
     with mapped_errors(), connect(settings) as conn, ExitStack() as stack:
-        check.check_direct(conn, lambda: connect(settings))
         check.check_server(conn)
         if not told_twice and (reasons := looks_like_production(conn)):
             raise SettingsError(
@@ -201,7 +200,7 @@ def _traffic(
     version: str, conninfo: str, s: Settings, work: dict[str, Any], plan: Plan, rehearsal: Rehearsal
 ) -> Iterator[None]:
     """One version of the application in a process of its own; what it did is added at the end."""
-    given = {"version": version, "conninfo": conninfo, "admin": s.database_url, "rate": plan.rate / 2}
+    given = {"version": version, "conninfo": conninfo, "rate": plan.rate / 2}
     process = subprocess.Popen(
         [sys.executable, "-m", "leadprotect.lab.rehearsal.traffic"],
         text=True,

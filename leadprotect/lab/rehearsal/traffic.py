@@ -15,14 +15,16 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 
 import leadprotect
+from leadprotect.database.opening import open_connection
 from leadprotect.errors import ConnectionUnusable, LeadAccessDenied, LeadProtectError, ProtectionUnavailable
 from leadprotect.lab.rehearsal.host import Statements
-from leadprotect.settings import current, ident
+from leadprotect.settings import current, ident, url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +40,6 @@ class Application:
 
     version: str
     conninfo: str
-    admin: str
     rate: float
     leads: list[tuple[str, str]]
     activities: list[str]
@@ -195,7 +196,7 @@ def learn_owners(app: Application) -> None:
         f"SELECT lead_id::text, user_id::text FROM {ident(s.schema)}.user_lead_assignments "
         f"WHERE lead_id = ANY (%s::{s.lead_id_type}[]) AND user_id IS NOT NULL"
     )
-    with psycopg.connect(app.admin, autocommit=True, application_name="rehearsal") as conn:
+    with open_connection(partial(url, s), application="rehearsal") as conn:
         while not app.ended.wait(_REFRESH_S if app.owners else 0.2):
             with suppress(
                 psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedObject
