@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from leadprotect import metrics
 from leadprotect.access import denials
 from leadprotect.access.arguments import as_lead_id, check_text, missing
-from leadprotect.access.context import trace_id
+from leadprotect.access.context import require_order, trace_id
 from leadprotect.database.connection import row
 from leadprotect.decision import Decision
 from leadprotect.errors import InvalidRequest, LeadAccessDenied
@@ -49,6 +49,7 @@ def attempted(
     Raises `ContextMissing` before anything is done: a manager's change would be recorded in no territory.
     """
     check_text("note", note)
+    require_order(conn)
     schema, trace = ident(current().schema), trace_id()
     if trace is None:
         statement = _attempt(f"{schema}.{call}", f"{schema}.context()")
