@@ -12,7 +12,7 @@ import pytest
 from pytest_postgresql.janitor import DatabaseJanitor
 
 from leadprotect import metrics, settings
-from leadprotect.access import denials
+from leadprotect.access import ways
 from leadprotect.database import connection
 from tests.support import servers
 from tests.support.database import Database
@@ -44,7 +44,7 @@ def process() -> Iterator[None]:
     for name in [name for name in os.environ if is_ours(name)]:
         del os.environ[name]
     settings.current.cache_clear()
-    denials.close()
+    ways.close()
     connection.owed.clear()
     metrics._active.clear()  # noqa: SLF001 - a process never switches it off
 
@@ -102,7 +102,7 @@ def make_database(
             return database
 
         yield make
-        denials.close()  # before its database is dropped
+        ways.close()  # before its database is dropped
 
 
 @pytest.fixture

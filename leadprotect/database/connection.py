@@ -28,6 +28,7 @@ from leadprotect.settings import url
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
     from leadprotect.settings import Settings
@@ -116,6 +117,11 @@ def async_connection(conn: AnyConnection) -> AdaptedConnection | None:
         return None
     adapted: object = _core(conn).connection.dbapi_connection
     return adapted if isinstance(adapted, AdaptedConnection) else None
+
+
+def engine_of(conn: AnyConnection) -> Engine | None:
+    """SQLAlchemy's engine that made the connection; None of an async one, which can't be asked from a thread."""
+    return None if isinstance(conn, psycopg.Connection) or async_connection(conn) else _core(conn).engine
 
 
 def _settle(conn: AnyConnection) -> None:

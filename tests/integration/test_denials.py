@@ -17,7 +17,7 @@ from psycopg_pool import ConnectionPool
 from sqlalchemy.orm import Session
 
 import leadprotect
-from leadprotect.access import denials
+from leadprotect.access import ways
 from leadprotect.access.context import declared
 from leadprotect.errors import LockUnavailable
 from tests.support.database import Database
@@ -245,7 +245,7 @@ def broker(database: Database) -> Iterator[str]:
     name, seller = f"{database.profile.name}_broker", database.profile.login("seller_de")
     database.sql(f'CREATE ROLE "{name}" LOGIN NOINHERIT IN ROLE "{seller}"')
     yield name
-    denials.close()
+    ways.close()
     database.sql(f'DROP ROLE "{name}"')
 
 

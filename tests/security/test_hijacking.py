@@ -67,7 +67,7 @@ def test_every_place_that_connects_pins_what_it_opens() -> None:
         for name, pinned in openings(file.read_text(encoding="utf-8"))
         if str(file.relative_to(PACKAGE)) not in UNPINNED
     }
-    pinned_by_its_caller = {"migration/environment.py: _checked_out", "access/denials.py: _pool"}
+    pinned_by_its_caller = {"migration/environment.py: _checked_out", "access/ways.py: Caller"}
     assert {name for name, pinned in found.items() if not pinned} == pinned_by_its_caller
     assert "database/opening.py: open_connection" in found
     assert {str(PACKAGE / name) for name in UNPINNED} <= {str(file) for file in PACKAGE.rglob("*.py")}
