@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     AnyConnection = Connection | Session | psycopg.Connection[Any]
 
+_NO_TEXT = "the database holds text that is no UTF-8, as one in SQL_ASCII can: an answer can't be read"
 # class of SQLSTATE -> our class; https://www.postgresql.org/docs/current/errcodes-appendix.html
 _CLASSES: dict[str, tuple[type[LeadProtectError], str]] = {
     "3F000": (ProtectionUnavailable, "leadprotect is not installed in this database, or was rolled back"),
@@ -42,6 +43,8 @@ _CLASSES: dict[str, tuple[type[LeadProtectError], str]] = {
     "42P01": (ProtectionUnavailable, "leadprotect is not installed in this database, or was rolled back"),
     "42501": (ProtectionUnavailable, "the login lacks the role for this call"),
     "25006": (ConnectionUnusable, "this is a read replica, or a read-only transaction; recording needs the primary"),
+    "22021": (ConnectionUnusable, _NO_TEXT),
+    "22P05": (ConnectionUnusable, "the answer is not in the connection's client_encoding; use UTF8"),
     "25P02": (ConnectionUnusable, "the transaction has failed before; roll it back first"),
     "40001": (LockUnavailable, "another transaction was faster; roll back and try again"),
     "40P01": (LockUnavailable, "a deadlock was resolved at our cost; roll back and try again"),
@@ -137,12 +140,22 @@ def _settle(conn: AnyConnection) -> None:
 
 def _execute(conn: AnyConnection, statement: str, params: Sequence[Any]) -> list[tuple[Any, ...]]:
     if isinstance(conn, psycopg.Connection):
-        return conn.cursor(row_factory=tuple_row).execute(statement, params).fetchall()
+        return _texts(conn, conn.cursor(row_factory=tuple_row).execute(statement, params).fetchall())
     core = _core(conn)
     if core.dialect.driver not in ("psycopg", "psycopg_async"):
         message = f"the driver is {core.dialect.driver}; leadprotect needs psycopg 3: postgresql+psycopg://"
         raise InvalidRequest(message)
-    return [tuple(found) for found in core.exec_driver_sql(statement, tuple(params))]
+    found = [tuple(row) for row in core.exec_driver_sql(statement, tuple(params))]
+    return _texts(driver_connection(conn), found)
+
+
+def _texts(
+    driver: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], found: list[tuple[Any, ...]]
+) -> list[tuple[Any, ...]]:
+    """To a client of SQL_ASCII the driver gives bytes for text, and b'owner' is not 'owner'; we ask for no bytea."""
+    if driver.info.encoding != "ascii":
+        return found
+    return [tuple(value.decode() if isinstance(value, bytes) else value for value in row) for row in found]
 
 
 def _core(conn: Connection | Session) -> Connection:
@@ -168,6 +181,11 @@ def mapped_errors(*, recording: bool = False) -> Iterator[None]:
         raise _mapped(error.orig, recording=recording) from error
     except psycopg.Error as error:
         raise _mapped(error, recording=recording) from error
+    except UnicodeEncodeError as error:
+        message = f"{error.object[error.start : error.end]!r} is not in the connection's client_encoding; use UTF8"
+        raise InvalidRequest(message) from error
+    except UnicodeDecodeError as error:
+        raise ConnectionUnusable(_NO_TEXT) from error
     except (exc.PendingRollbackError, exc.ResourceClosedError) as error:
         message = "the transaction has failed before, or the connection is closed; roll it back first"
         raise ConnectionUnusable(message) from error

@@ -88,6 +88,7 @@ def pin_session(
     another: Callable[[], AbstractContextManager[psycopg.Connection[Any]]],
     *,
     lock_timeout: int = LOCK_TIMEOUT_MS,
+    more: dict[str, str] | None = None,
 ) -> int:
     """Pin a session that is ours alone, in one round trip; returns the id of the server's process.
 
@@ -96,14 +97,14 @@ def pin_session(
     Behind a pooler of transactions the session is anybody's: a setting of ours would be the next
     client's, and a session lock, too. Raises `PreflightError` there, before anything is set.
     """
-    if pin(conn, lock_timeout=lock_timeout):
+    if pin(conn, lock_timeout=lock_timeout, more=more):
         return conn.info.backend_pid
     with another() as other:
         pairs = [(_backend(conn), _backend(other)) for _ in range(_PROBES)]
     if len({mine for mine, _ in pairs}) > 1 or any(mine == theirs for mine, theirs in pairs):
         raise PreflightError([POOLED])
     pid = pairs[0][0]
-    pin(conn, lock_timeout=lock_timeout, pid=pid)
+    pin(conn, lock_timeout=lock_timeout, pid=pid, more=more)
     return pid
 
 

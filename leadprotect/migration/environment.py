@@ -26,7 +26,7 @@ from leadprotect.database import blockers
 from leadprotect.database.catalog import relation
 from leadprotect.database.opening import PINNED, open_connection, pin, pin_session
 from leadprotect.errors import GateClosed, LeadProtectError, SettingsError
-from leadprotect.migration import gate, locks
+from leadprotect.migration import event_triggers, gate, locks
 from leadprotect.preflight import check
 from leadprotect.preflight.installed import check_installed
 from leadprotect.settings import Settings, ident, literal, load, url
@@ -95,17 +95,18 @@ def _explained(error: BaseException) -> str:
 
 
 def _read_options() -> dict[str, Any]:
-    """The -x arguments: contract=auto|require|hold and lock_budget=60s."""
+    """The -x arguments: contract=auto|require|hold, lock_budget=60s and lock_wait=10min."""
     given = context.get_x_argument(as_dictionary=True)
-    unknown = sorted(set(given) - {"contract", "lock_budget"})
+    unknown = sorted(set(given) - {"contract", "lock_budget", "lock_wait"})
     if unknown:
-        raise SettingsError(f"-x {unknown[0]}: unknown; known are contract and lock_budget")
+        raise SettingsError(f"-x {unknown[0]}: unknown; known are contract, lock_budget and lock_wait")
     contract = given.get("contract", "auto")
     if contract not in ("auto", "require", "hold"):
         raise SettingsError(f"-x contract={contract}: only waiting or data opens the gate; use auto, require or hold")
     return {
         "contract": contract,
         "budget": locks.parse_budget(given["lock_budget"]) if "lock_budget" in given else locks.DEFAULT_BUDGET_S,
+        "wait": locks.parse_budget(given["lock_wait"], "lock_wait") if "lock_wait" in given else locks.DEFAULT_WAIT_S,
     }
 
 
@@ -132,26 +133,33 @@ def _run_offline(settings: Settings, *, contract: str) -> None:
         context.run_migrations()
 
 
-def _run_online(settings: Settings, *, contract: str, budget: float) -> None:
+def _run_online(settings: Settings, *, contract: str, budget: float, wait: float) -> None:
     opts = _asked(settings, dialect_name="postgresql")
     planned = opts["fn"]
     lost = locks.Budget(budget)
+    held: Callable[[], None] = _nothing_held
     with ExitStack() as stack:
         engine = _connectable(settings)
         guard = stack.enter_context(_side_connection(engine))
         if "destination_rev" in opts:  # upgrade, downgrade, stamp; other commands only look
-            stack.enter_context(locks.one_at_a_time(guard, settings))
-            planned = _plan(opts, guard, settings, contract, lost)
+            held = stack.enter_context(locks.one_at_a_time(guard, settings, wait=wait))
+            planned = _plan(opts, guard, settings, contract, lost, held)
         connection, pid = stack.enter_context(_migration_connection(engine, lost))
-        _configure(settings, connection=connection, fn=planned)
+        _configure(settings, held, connection=connection, fn=planned)
         seen = stack.enter_context(blockers.watch(stack.enter_context(_side_connection(engine)), pid))
         try:
             locks.retry(_migrate, budget=lost, seen=seen)
         except exc.DBAPIError as error:
+            if reason := event_triggers.culprit(guard, error, settings):
+                raise CommandError(f"{_explained(error)}: {reason}") from None
             if contract != "auto" or blockers.sqlstate(error) != GATE_CLOSED:
                 raise
             # it closed between the question and the transaction that asks again
             log.warning("stopped before the next revision: %s", _explained(error))
+
+
+def _nothing_held() -> None:
+    """A command that only looks needs no lock."""
 
 
 def _migrate() -> None:
@@ -171,20 +179,34 @@ def _asked(settings: Settings, **how: Any) -> dict[str, Any]:
     return context.get_context().opts
 
 
-def _configure(settings: Settings, **how: Any) -> None:
+def _configure(settings: Settings, held: Callable[[], None] | None = None, **how: Any) -> None:
+    given = context.config.attributes.get("on_version_apply")  # leadprotect rollback looks at each step
+
+    def applied(ctx: Any, step: Any, heads: Any, run_args: Any) -> None:
+        """In the transaction of the step: what is wrong now takes the step back, and its stamp."""
+        if held:
+            held()
+        if given:
+            given(ctx=ctx, step=step, heads=heads, run_args=run_args)
+
     context.configure(
         target_metadata=None,
         transaction_per_migration=True,
         version_table=settings.version_table,
         version_table_schema=settings.version_table_schema,
-        on_version_apply=context.config.attributes.get("on_version_apply"),  # leadprotect rollback looks at each step
+        on_version_apply=applied,
         leadprotect=True,  # tells a revision that a closed gate is understood here
         **how,
     )
 
 
 def _plan(
-    opts: dict[str, Any], guard: psycopg.Connection[Any], settings: Settings, contract: str, lost: locks.Budget
+    opts: dict[str, Any],
+    guard: psycopg.Connection[Any],
+    settings: Settings,
+    contract: str,
+    lost: locks.Budget,
+    held: Callable[[], None],
 ) -> Callable[..., Iterator[Any]]:
     """Decide once what is to be done, refuse before anything is touched, and stop at a closed gate.
 
@@ -207,6 +229,7 @@ def _plan(
         while left:
             if _is_contract(left[0]) and not _may_contract(guard, settings, contract, left[0]):
                 return
+            held()
             lost.step_begins()
             yield left[0]
             left.pop(0)
@@ -266,7 +289,7 @@ def _connectable(settings: Settings) -> Engine:
         raise SettingsError("config.attributes['connection'] must be an Engine of postgresql+psycopg")
     return create_engine(
         "postgresql+psycopg://",
-        creator=lambda: open_connection(lambda: url(settings), application="leadprotect migration", autocommit=False),
+        creator=lambda: open_connection(lambda: url(settings), application=locks.APPLICATION, autocommit=False),
         poolclass=pool.NullPool,
     )
 
@@ -275,7 +298,7 @@ def _connectable(settings: Settings) -> Engine:
 def _side_connection(engine: Engine) -> Iterator[psycopg.Connection[Any]]:
     """A session of its own, in autocommit: it never holds a transaction that a build waits for."""
     with _checked_out(engine) as conn:
-        pin_session(conn, lambda: _checked_out(engine))
+        pin_session(conn, lambda: _checked_out(engine), more={"application_name": locks.APPLICATION})
         yield conn
 
 

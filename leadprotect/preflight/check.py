@@ -48,6 +48,9 @@ def check_server(conn: psycopg.Connection[Any]) -> None:
     problem = version_problem(conn.info.server_version)
     if not problem and one(conn, "SELECT pg_is_in_recovery()"):
         problem = "this server is a read replica: run the migration on the primary"
+    if not problem and one(conn, "SELECT current_setting('transaction_read_only')") == "on":
+        me = str(one(conn, "SELECT current_user"))
+        problem = f"the sessions of {me} in this database are read-only (default_transaction_read_only): a DBA meant it"
     if problem:
         raise PreflightError([problem])
 
