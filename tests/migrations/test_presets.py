@@ -17,9 +17,9 @@ from leadprotect.database.connection import connect
 from leadprotect.errors import ConnectionUnusable, InvalidRequest, PreflightError
 from tests.conftest import use
 from tests.support.alembic import alembic
-from tests.support.database import MIGRATE_HEAD, Database
+from tests.support.database import Database
 from tests.support.leads import old_leads, owners
-from tests.support.revisions import HEAD
+from tests.support.revisions import HEAD, MIGRATE_HEAD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -23,6 +23,7 @@ from leadprotect.audit.verification import verify_audit
 from leadprotect.cli import main
 from leadprotect.database import opening
 from tests.support.hijacking import PACKAGE, hijacked, honest, plant
+from tests.support.revisions import MIGRATE_HEAD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,7 +68,7 @@ def test_every_place_that_connects_pins_what_it_opens() -> None:
         for name, pinned in openings(file.read_text(encoding="utf-8"))
         if str(file.relative_to(PACKAGE)) not in UNPINNED
     }
-    pinned_by_its_caller = {"migration/environment.py: _checked_out", "access/ways.py: Caller"}
+    pinned_by_its_caller = {"migration/environment.py: _checked_out", "access/ways.py: _connected"}
     assert {name for name, pinned in found.items() if not pinned} == pinned_by_its_caller
     assert "database/opening.py: open_connection" in found
     assert {str(PACKAGE / name) for name in UNPINNED} <= {str(file) for file in PACKAGE.rglob("*.py")}
@@ -108,7 +109,7 @@ def test_no_command_of_a_dba_runs_what_somebody_planted(host: Database, tmp_path
     host.activity(lead, host.user(1))
     host.lead("CH")
     plant(host)
-    host.upgrade("lp_0006_migrate_backfill")
+    host.upgrade(MIGRATE_HEAD)
     said = {line: run(*line.split()) for line in LIFE}
     host.upgrade("head")
     said |= {line: run(*line.split()) for line in ("status", f"audit who {lead} --at 2026-02-01T00:00Z")}
