@@ -26,9 +26,10 @@ from leadprotect.database import blockers
 from leadprotect.database.catalog import relation
 from leadprotect.database.opening import PINNED, open_connection, pin, pin_session
 from leadprotect.errors import GateClosed, LeadProtectError, SettingsError
-from leadprotect.migration import event_triggers, gate, locks
+from leadprotect.migration import event_triggers, gate, locks, undoing
 from leadprotect.preflight import check
 from leadprotect.preflight.installed import check_installed
+from leadprotect.preflight.way_down import check_way_down
 from leadprotect.settings import Settings, ident, literal, load, url
 
 if TYPE_CHECKING:
@@ -221,6 +222,8 @@ def _plan(
         check.check_before_migration(guard, settings, fresh=not heads)
     elif left:
         check.check_server(guard)
+    if undone := [step.revision for step in left if isinstance(step, RevisionStep) and not step.is_upgrade]:
+        check_way_down(guard, settings, undoing.script(undone))
     if any(_undoes_backfill(step) for step in left):
         for territory in jobs.pause_backfill(guard, settings, "alembic downgrade"):
             log.warning("paused the backfill of %s, which this downgrade ends", territory)

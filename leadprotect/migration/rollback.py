@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
@@ -22,10 +23,11 @@ from leadprotect import phases
 from leadprotect.backfilling.jobs import pause_backfill
 from leadprotect.database.connection import connect, driver_connection, mapped_errors
 from leadprotect.errors import InvalidRequest, RollbackError
-from leadprotect.migration import inventory
+from leadprotect.migration import inventory, undoing
 from leadprotect.migration.locks import parse_budget
 from leadprotect.migration.status import revision
 from leadprotect.preflight import check
+from leadprotect.preflight.way_down import check_way_down
 from leadprotect.settings import Settings, load
 from leadprotect.settings.files import ini_file, migrations
 
@@ -108,9 +110,12 @@ def rollback(
     with mapped_errors(), connect(s) as conn:
         check.check_server(conn)
         before = revision(conn, s)
-        path = _path(ScriptDirectory.from_config(alembic), before, target)
+        scripts = ScriptDirectory.from_config(alembic)
+        path = _path(scripts, before, target)
         if not path:
             return Rollback(before, before, (), {}, ())
+        with EnvironmentContext(alembic, scripts, destination_rev=target):
+            check_way_down(conn, s, undoing.script([scripts.get_revision(name) for name in path]))
         seen, rows = inventory.take(conn, s), inventory.count(conn, s)
         log.done(f"looked at {len(seen.tables)} tables")
         if paused := pause_backfill(conn, s, "leadprotect rollback"):

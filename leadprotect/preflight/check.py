@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from leadprotect.database.catalog import one
 from leadprotect.errors import PreflightError
 from leadprotect.preflight.host_tables import host, visibility
-from leadprotect.preflight.leftovers import leftovers
+from leadprotect.preflight.leftovers import foreign_quarantine, leftovers
 from leadprotect.preflight.names_taken import later_strangers, strangers
 from leadprotect.preflight.rights import missing_owner, rights
 
@@ -38,7 +38,7 @@ def check_before_migration(conn: psycopg.Connection[Any], settings: Settings, *,
         problems += strangers(conn, settings, statements)
     else:
         problems += later_strangers(conn, settings)
-    problems += leftovers(conn, settings)
+    problems += foreign_quarantine(conn, settings, statements) or leftovers(conn, settings)
     if problems:
         raise PreflightError(problems, list(dict.fromkeys(statements)))
 

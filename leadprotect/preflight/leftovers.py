@@ -45,6 +45,44 @@ _KEPT = (
 )
 
 
+def foreign_quarantine(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) -> list[str]:
+    """A schema of the quarantine's name that is not ours, or in which others have something or may put it."""
+    owner, me = s.role("owner"), s.quarantine
+    found = conn.execute(
+        """
+        SELECT pg_get_userbyid(n.nspowner)::text, ARRAY(
+                 SELECT DISTINCT coalesce(r.rolname, 'PUBLIC')::text FROM aclexplode(n.nspacl) AS acl
+                 LEFT JOIN pg_roles AS r ON r.oid = acl.grantee
+                 WHERE acl.privilege_type = 'CREATE' AND acl.grantee <> n.nspowner ORDER BY 1)
+        FROM pg_namespace AS n WHERE n.nspname = %s
+        """,
+        (me,),
+    ).fetchone()
+    if found is None:
+        return []
+    if found[0] != owner:
+        statements.append(f"ALTER SCHEMA {ident(me)} RENAME TO {ident(me + '_of_others')};")
+        whose = f"schema {me} exists and belongs to {found[0]}, not to {owner}: it is not leadprotect's quarantine"
+        return [f"{whose}, and its owner could drop what is moved there; rename it"]
+    problems = []
+    for role in found[1]:
+        problems.append(f"role {role} may create in {me}: what it puts there would be taken for leadprotect's own")
+        statements.append(f"REVOKE CREATE ON SCHEMA {ident(me)} FROM {role if role == 'PUBLIC' else ident(role)};")
+    objects = conn.execute(
+        """
+        SELECT name, pg_get_userbyid(owner)::text FROM (
+          SELECT relname::text, relowner FROM pg_class
+          WHERE relnamespace = to_regnamespace(%(schema)s) AND relkind NOT IN ('i', 'I', 't')
+          UNION SELECT proname::text, proowner FROM pg_proc WHERE pronamespace = to_regnamespace(%(schema)s)
+          UNION SELECT typname::text, typowner FROM pg_type
+            WHERE typnamespace = to_regnamespace(%(schema)s) AND typtype IN ('e', 'd')) AS kept (name, owner)
+        WHERE pg_get_userbyid(owner) <> %(owner)s ORDER BY 1 LIMIT 10
+        """,
+        {"schema": ident(me), "owner": owner},
+    ).fetchall()
+    return problems + [f"{me}.{name} belongs to {whose}, not to {owner}: move it away" for name, whose in objects]
+
+
 def leftovers(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
     """Tables that a downgrade left must be what the revisions would make today."""
     columns = conn.execute(
