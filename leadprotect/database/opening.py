@@ -31,15 +31,15 @@ PINNED = {
     # quotes mean what settings.literal writes; names in answers are written as the catalog has them
     "standard_conforming_strings": "on",
     "quote_all_identifiers": "off",
-    # the driver reads times in this style only, and text of a time must not depend on the login
+    # the driver reads times in this style only
     "DateStyle": "ISO, YMD",
     "IntervalStyle": "postgres",
-    "TimeZone": "UTC",
 }
 """Setting -> value, on every connection of ours.
 
-Left as they are: default_transaction_read_only, which somebody set to keep a login from writing, and what
-only says where and how fast (tablespaces, memory, synchronous_commit).
+Left as they are: default_transaction_read_only, which somebody set to keep a login from writing; the time zone,
+in which "today" and an operator's own condition are meant; and what only says where and how fast (tablespaces,
+memory, synchronous_commit).
 """
 
 LOCK_TIMEOUT_MS = 60_000

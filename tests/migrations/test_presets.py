@@ -39,7 +39,6 @@ PRESETS = {
     "quote_all_identifiers": "on",
     '"DateStyle"': "'German, DMY'",
     '"IntervalStyle"': "'sql_standard'",
-    '"TimeZone"': "'Asia/Kolkata'",
     "session_replication_role": "'replica'",
 }
 
