@@ -29,7 +29,7 @@ _DEPENDANTS = """
              CASE WHEN r.oid IS NULL THEN d.objsubid ELSE 0 END AS part
       FROM ours JOIN pg_depend AS d ON d.refclassid = ours.class AND d.refobjid = ours.oid AND d.deptype IN ('n', 'a')
       LEFT JOIN pg_rewrite AS r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid)
-    SELECT h.name, i.type, i.identity, coalesce(i.schema, on_table.nspname), coalesce(t.tgname, p.polname)::text
+    SELECT h.name, i.type, i.identity, coalesce(t.tgname, p.polname)::text
     FROM hanging AS h CROSS JOIN LATERAL pg_identify_object(h.class, h.oid, h.part) AS i
     LEFT JOIN pg_trigger AS t ON h.class = 'pg_trigger'::regclass AND t.oid = h.oid
     LEFT JOIN pg_policy AS p ON h.class = 'pg_policy'::regclass AND p.oid = h.oid
@@ -37,6 +37,7 @@ _DEPENDANTS = """
     LEFT JOIN pg_constraint AS k ON h.class = 'pg_constraint'::regclass AND k.oid = h.oid
     LEFT JOIN pg_class AS c ON c.oid = coalesce(t.tgrelid, p.polrelid, a.adrelid, k.conrelid)
     LEFT JOIN pg_namespace AS on_table ON on_table.oid = c.relnamespace
+    WHERE coalesce(i.schema, quote_ident(on_table.nspname), '') NOT IN (quote_ident(%(name)s), quote_ident(%(kept)s))
     ORDER BY i.type, i.identity
     """
 _DROPS = {
@@ -69,8 +70,9 @@ def check_way_down(conn: psycopg.Connection[Any], s: Settings, script: str) -> N
 
 def _dependants(conn: psycopg.Connection[Any], s: Settings, script: str, statements: list[str]) -> list[str]:
     found = []
-    for ours, kind, identity, schema, own_name in conn.execute(_DEPENDANTS, {"schema": ident(s.schema)}).fetchall():
-        if schema in (s.schema, s.quarantine) or not _dropped(script, s, ours):
+    names = {"schema": ident(s.schema), "name": s.schema, "kept": s.quarantine}
+    for ours, kind, identity, own_name in conn.execute(_DEPENDANTS, names).fetchall():
+        if not _dropped(script, s, ours):
             continue
         if own_name and own_name.startswith(f"{s.schema}_"):
             continue  # ours: who is not us was refused under that name on the way up
