@@ -1,4 +1,4 @@
--- The schema of leadprotect with default settings, as it stands after lp_0014_contract_triggers.
+-- The schema of leadprotect with default settings, as it stands after lp_0015_contract_triggers.
 -- Made by `make schema` from a real database with pg_dump; a test keeps it current. Do not edit.
 --
 -- All objects belong to leadprotect_owner. The months of lead_access_audit are left out: each is a
@@ -36,6 +36,35 @@ CREATE TYPE leadprotect.protection_type AS ENUM (
     'VIEW_ONLY'
 );
 
+-- FUNCTION acting_role()
+
+CREATE FUNCTION leadprotect.acting_role() RETURNS name
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN COALESCE((NULLIF(current_setting('role'::text), 'none'::text))::name, SESSION_USER);
+
+-- COMMENT FUNCTION acting_role()
+
+COMMENT ON FUNCTION leadprotect.acting_role() IS 'Who acts: the role that SET ROLE chose, or the login where none is chosen';
+
+-- FUNCTION acts_bound()
+
+CREATE FUNCTION leadprotect.acts_bound() RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          RETURN coalesce((
+            SELECT NOT (r.rolsuper OR r.rolbypassrls OR r.rolname = ANY (ARRAY[]::name[])
+                        OR NOT c.relforcerowsecurity AND pg_has_role(r.oid, c.relowner, 'USAGE'))
+            FROM pg_roles AS r, pg_class AS c
+            WHERE r.rolname = "leadprotect".acting_role() AND c.oid = '"public"."leads"'::regclass), true);
+        END
+        $$;
+
+-- COMMENT FUNCTION acts_bound()
+
+COMMENT ON FUNCTION leadprotect.acts_bound() IS 'Whether row security of the leads binds the acting role: neither maintenance nor exempt';
+
 -- FUNCTION add_audit_partition(timestamp with time zone, timestamp with time zone)
 
 CREATE FUNCTION leadprotect.add_audit_partition(from_month timestamp with time zone, to_month timestamp with time zone) RETURNS regclass
@@ -59,6 +88,39 @@ CREATE FUNCTION leadprotect.add_audit_partition(from_month timestamp with time z
 
 COMMENT ON FUNCTION leadprotect.add_audit_partition(from_month timestamp with time zone, to_month timestamp with time zone) IS 'Attaches one month to the audit; ATTACH lets the live months work on';
 
+-- FUNCTION is_member(text)
+
+CREATE FUNCTION leadprotect.is_member(territory text) RETURNS boolean
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN COALESCE(pg_has_role(leadprotect.acting_role(), (to_regrole(quote_ident(('leadprotect_'::text || lower(territory)))))::oid, 'USAGE'::text), false);
+
+-- COMMENT FUNCTION is_member(territory text)
+
+COMMENT ON FUNCTION leadprotect.is_member(territory text) IS 'Whether the acting role holds the role of this territory';
+
+-- FUNCTION admitted_territory()
+
+CREATE FUNCTION leadprotect.admitted_territory() RETURNS text
+    LANGUAGE sql STABLE SECURITY DEFINER PARALLEL SAFE
+    BEGIN ATOMIC
+ SELECT current_setting('app.territory'::text, true) AS current_setting
+   WHERE leadprotect.is_member(current_setting('app.territory'::text, true));
+END;
+
+-- COMMENT FUNCTION admitted_territory()
+
+COMMENT ON FUNCTION leadprotect.admitted_territory() IS 'The territory in context if the acting role holds its role, else NULL: the border that every policy asks';
+
+-- FUNCTION all_territories()
+
+CREATE FUNCTION leadprotect.all_territories() RETURNS text[]
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN '{CH,DE}'::text[];
+
+-- COMMENT FUNCTION all_territories()
+
+COMMENT ON FUNCTION leadprotect.all_territories() IS 'The codes of all territories, as a constant for the border: publish_territories() makes it';
+
 -- FUNCTION allow_edit(uuid, leadprotect.lead_action, text)
 
 CREATE FUNCTION leadprotect.allow_edit(lead uuid, action leadprotect.lead_action DEFAULT 'EDIT'::leadprotect.lead_action, note text DEFAULT NULL::text) RETURNS text
@@ -66,32 +128,30 @@ CREATE FUNCTION leadprotect.allow_edit(lead uuid, action leadprotect.lead_action
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'on'
     AS $$
-        DECLARE
-          caller uuid := "leadprotect".parse_user(current_setting('app.user_id', true));
-          here text := current_setting('app.territory', true);
-          decision text;
         BEGIN
-          PERFORM FROM "leadprotect".user_lead_assignments AS a
-            WHERE a.lead_id = lead AND a.territory = here AND a.user_id = caller AND "leadprotect".is_member(here) FOR SHARE;
-          decision := "leadprotect".explain_edit(lead);
-          IF decision = 'collaborator' THEN
-            PERFORM FROM "leadprotect".user_lead_assignments AS a
-              WHERE a.lead_id = lead AND a.territory = here FOR SHARE;
-            PERFORM FROM "leadprotect".lead_protection_rules AS r
-              WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR'
-                AND (r.lead_id IS NULL OR r.lead_id = lead) FOR SHARE;
-            decision := "leadprotect".explain_edit(lead);
-          END IF;
-          IF decision IN ('owner', 'collaborator') THEN
-            PERFORM "leadprotect".write_audit(lead, action, decision, note);
-          END IF;
-          RETURN decision;
+          RETURN "leadprotect".answered(lead, action, "leadprotect".try_edit(lead, action, note), note);
         END
         $$;
 
 -- COMMENT FUNCTION allow_edit(lead uuid, action leadprotect.lead_action, note text)
 
-COMMENT ON FUNCTION leadprotect.allow_edit(lead uuid, action leadprotect.lead_action, note text) IS 'Decides under locks and records what is allowed; a denial is returned with its reason, for the caller to record';
+COMMENT ON FUNCTION leadprotect.allow_edit(lead uuid, action leadprotect.lead_action, note text) IS 'For the library: decides under locks and records what is allowed; a denial is returned with the ticket for its row';
+
+-- FUNCTION answered(uuid, leadprotect.lead_action, text, text)
+
+CREATE FUNCTION leadprotect.answered(lead uuid, action leadprotect.lead_action, decision text, note text) RETURNS text
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          RETURN CASE WHEN decision IN ('owner', 'collaborator', 'manager') THEN decision
+                      ELSE decision || ' ' || "leadprotect".draw_denial(lead, action, decision, note) END;
+        END
+        $$;
+
+-- COMMENT FUNCTION answered(lead uuid, action leadprotect.lead_action, decision text, note text)
+
+COMMENT ON FUNCTION leadprotect.answered(lead uuid, action leadprotect.lead_action, decision text, note text) IS 'A reason as the library gets it: a denial comes with the ticket for its row';
 
 -- TABLE lead_access_audit_seals
 
@@ -245,11 +305,9 @@ CREATE FUNCTION leadprotect.assert_edit_and_audit(lead uuid, action leadprotect.
     SET row_security TO 'on'
     AS $$
         DECLARE
-          decision text := "leadprotect".allow_edit(lead, action, note);
+          decision text := "leadprotect".try_edit(lead, action, note);
         BEGIN
-          IF decision NOT IN ('owner', 'collaborator') THEN
-            PERFORM "leadprotect".deny(lead, action, decision, note);
-          END IF;
+          PERFORM "leadprotect".require(lead, action, decision, note);
           RETURN decision;
         END
         $$;
@@ -265,7 +323,7 @@ CREATE FUNCTION leadprotect.assign_lead(lead uuid, new_owner uuid, note text DEF
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
         BEGIN
-          PERFORM "leadprotect".require(lead, 'ASSIGN', "leadprotect".change_owner(lead, 'assign', new_owner, note), note);
+          PERFORM "leadprotect".require(lead, 'ASSIGN', "leadprotect".try_change_owner(lead, 'assign', new_owner, note), note);
         END
         $$;
 
@@ -279,34 +337,36 @@ CREATE FUNCTION leadprotect.audit_edit() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'on'
+    SET enable_seqscan TO 'off'
     AS $$
         DECLARE
           author uuid := "leadprotect".parse_user(current_setting('app.user_id', true));
           remark text := lower(TG_OP) || ' without assertion';
-          decision text;
-        BEGIN
-          IF NOT EXISTS (
+          reason text;
+          basis text;
+          here text;
+          recorded boolean := TG_OP <> 'DELETE' AND EXISTS (
             SELECT FROM "leadprotect".lead_access_audit AS e
             WHERE e.lead_id = OLD."id" AND e.at >= transaction_timestamp()
+              AND e.at < transaction_timestamp() + interval '1 day'
               AND e.transaction_id = pg_current_xact_id() AND e.action = 'EDIT' AND e.outcome = 'ALLOW'
-              AND e.user_id IS NOT DISTINCT FROM author)
-          THEN
-            IF TG_ARGV[0] = 'bound' THEN
-              decision := "leadprotect".allow_edit(OLD."id", 'EDIT', remark);
-              IF decision NOT IN ('owner', 'collaborator') THEN
-                PERFORM "leadprotect".deny(OLD."id", 'EDIT', decision, remark);
-              END IF;
-            ELSE
-              decision := "leadprotect".explain_edit(OLD."id");
-              INSERT INTO "leadprotect".lead_access_audit
-                (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id)
-              VALUES (
-                OLD."id", author,
-                coalesce(nullif(current_setting('role'), 'none'), session_user),
-                OLD."territory", 'EDIT', 'ALLOW',
-                CASE WHEN decision IN ('owner', 'collaborator') THEN decision ELSE 'maintenance' END, remark,
-                nullif(current_setting('app.correlation_id', true), ''));
+              AND e.user_id IS NOT DISTINCT FROM author);
+        BEGIN
+          IF "leadprotect".acts_bound() THEN
+            SELECT d.reason, d.basis INTO reason, basis FROM "leadprotect".decide_locked(OLD."id") AS d;
+            IF reason NOT IN ('owner', 'collaborator') THEN
+              PERFORM "leadprotect".deny(OLD."id", 'EDIT', reason, remark);
             END IF;
+          ELSE
+            reason := "leadprotect".explain_edit(OLD."id");
+            basis := 'not bound by row security';
+            here := OLD."territory";
+            IF reason NOT IN ('owner', 'collaborator') THEN
+              reason := 'maintenance';
+            END IF;
+          END IF;
+          IF NOT recorded THEN
+            PERFORM "leadprotect".write_audit(OLD."id", 'EDIT', reason, remark, basis, here);
           END IF;
           RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
         END
@@ -385,7 +445,9 @@ CREATE TABLE leadprotect.lead_access_audit (
     reason text NOT NULL,
     note text,
     correlation_id text,
-    transaction_id xid8 DEFAULT pg_current_xact_id() NOT NULL
+    transaction_id xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    basis text,
+    CONSTRAINT laa_bounded CHECK (((octet_length(note) <= 1024) AND (octet_length(correlation_id) <= 1024)))
 )
 PARTITION BY RANGE (at);
 
@@ -397,11 +459,11 @@ COMMENT ON TABLE leadprotect.lead_access_audit IS 'Every attempt on a lead, allo
 
 -- COMMENT COLUMN lead_access_audit.lead_id
 
-COMMENT ON COLUMN leadprotect.lead_access_audit.lead_id IS 'the lead; no foreign key, deleting it keeps its history';
+COMMENT ON COLUMN leadprotect.lead_access_audit.lead_id IS 'the lead; no foreign key, deleting it keeps its history. The nil id stands for the whole territory';
 
 -- COMMENT COLUMN lead_access_audit.at
 
-COMMENT ON COLUMN leadprotect.lead_access_audit.at IS 'time of the attempt, by the servers clock';
+COMMENT ON COLUMN leadprotect.lead_access_audit.at IS 'time of the attempt, by the clock of the server';
 
 -- COMMENT COLUMN lead_access_audit.id
 
@@ -446,6 +508,10 @@ COMMENT ON COLUMN leadprotect.lead_access_audit.correlation_id IS 'id of the req
 -- COMMENT COLUMN lead_access_audit.transaction_id
 
 COMMENT ON COLUMN leadprotect.lead_access_audit.transaction_id IS 'the transaction that wrote the row: an edit and its record share it';
+
+-- COMMENT COLUMN lead_access_audit.basis
+
+COMMENT ON COLUMN leadprotect.lead_access_audit.basis IS 'what allowed it: the assignment, the rule, or the right of the role';
 
 -- FUNCTION audit_partitions()
 
@@ -496,21 +562,23 @@ CREATE FUNCTION leadprotect.audit_truncate() RETURNS trigger
     SET row_security TO 'on'
     AS $$
         BEGIN
+          IF "leadprotect".acts_bound() THEN
+            RAISE EXCEPTION 'TRUNCATE on % refused: it would delete leads of every territory', TG_RELID::regclass
+              USING ERRCODE = 'insufficient_privilege';
+          END IF;
           INSERT INTO "leadprotect".lead_access_audit
-            (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id)
-          SELECT l."id", "leadprotect".parse_user(current_setting('app.user_id', true)),
-                 coalesce(nullif(current_setting('role'), 'none'), session_user),
-                 l."territory", 'EDIT', 'ALLOW', 'maintenance', 'truncate without assertion',
-                 nullif(current_setting('app.correlation_id', true), '')
-          FROM "public"."leads" AS l WHERE l."territory" IS NOT NULL;
-          DELETE FROM "leadprotect".user_lead_assignments;
+            (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
+          SELECT l.lead_id, "leadprotect".parse_user(current_setting('app.user_id', true)), "leadprotect".acting_role(),
+                 l.territory, 'EDIT', 'ALLOW', 'maintenance', 'truncate without assertion',
+                 "leadprotect".bounded(current_setting('app.correlation_id', true)), 'not bound by row security'
+          FROM "leadprotect".protected_leads() AS l;
           RETURN NULL;
         END
         $$;
 
 -- COMMENT FUNCTION audit_truncate()
 
-COMMENT ON FUNCTION leadprotect.audit_truncate() IS 'Trigger of contract: a TRUNCATE by maintenance leaves a row for each lead, and no owner';
+COMMENT ON FUNCTION leadprotect.audit_truncate() IS 'Trigger of contract: TRUNCATE is refused to whom row security binds; by maintenance it leaves a row for each lead';
 
 -- FUNCTION backfill_claim(text, integer, text, interval)
 
@@ -544,24 +612,8 @@ CREATE FUNCTION leadprotect.backfill_claim(here text, chunk_rows integer, worker
           IF job.exhausted THEN
             RETURN;
           END IF;
-          first := job.next_lead;
-          IF first IS NULL THEN
-            SELECT l."id" INTO first FROM "public"."leads" AS l
-              WHERE l."territory" = here ORDER BY l."id" LIMIT 1;
-          END IF;
-          IF first IS NOT NULL THEN
-            SELECT l."id" INTO following FROM "public"."leads" AS l
-              WHERE l."territory" = here AND l."id" >= first
-              ORDER BY l."id" OFFSET chunk_rows LIMIT 1;
-            IF following IS NULL THEN
-              SELECT l."id" INTO last FROM "public"."leads" AS l
-                WHERE l."territory" = here AND l."id" >= first ORDER BY l."id" DESC LIMIT 1;
-            ELSE
-              SELECT l."id" INTO last FROM "public"."leads" AS l
-                WHERE l."territory" = here AND l."id" >= first AND l."id" < following
-                ORDER BY l."id" DESC LIMIT 1;
-            END IF;
-          END IF;
+          SELECT c.first_lead, c.last_lead, c.following INTO first, last, following
+          FROM "leadprotect".chunk_bounds(here, job.next_lead, chunk_rows) AS c;
           -- the leads of this part may have gone meanwhile
           IF last IS NOT NULL THEN
             INSERT INTO "leadprotect".backfill_chunks AS c
@@ -591,14 +643,14 @@ CREATE TABLE leadprotect.user_lead_assignments (
     source text DEFAULT 'assign'::text NOT NULL,
     activity_at timestamp with time zone,
     activity_id bigint,
-    CONSTRAINT ula_released CHECK (((user_id IS NULL) = (source = 'release'::text)))
+    CONSTRAINT ula_released CHECK (((user_id IS NULL) = (source = ANY (ARRAY['release'::text, 'moved'::text]))))
 );
 
 ALTER TABLE ONLY leadprotect.user_lead_assignments FORCE ROW LEVEL SECURITY;
 
 -- COMMENT TABLE user_lead_assignments
 
-COMMENT ON TABLE leadprotect.user_lead_assignments IS 'Who owns a lead in a territory; changed only by functions. user_id NULL: released by hand';
+COMMENT ON TABLE leadprotect.user_lead_assignments IS 'Who owns a lead in a territory; changed only by functions. user_id NULL: released by hand, or moved here';
 
 -- COMMENT COLUMN user_lead_assignments.lead_id
 
@@ -610,7 +662,7 @@ COMMENT ON COLUMN leadprotect.user_lead_assignments.territory IS 'an assignment 
 
 -- COMMENT COLUMN user_lead_assignments.user_id
 
-COMMENT ON COLUMN leadprotect.user_lead_assignments.user_id IS 'the owner; NULL: released by hand';
+COMMENT ON COLUMN leadprotect.user_lead_assignments.user_id IS 'the owner; NULL: nobody';
 
 -- COMMENT COLUMN user_lead_assignments.assigned_at
 
@@ -622,7 +674,7 @@ COMMENT ON COLUMN leadprotect.user_lead_assignments.assigned_by IS 'the user who
 
 -- COMMENT COLUMN user_lead_assignments.source
 
-COMMENT ON COLUMN leadprotect.user_lead_assignments.source IS 'backfill and activity: derived, a newer activity wins; release: no owner by hand; anything else: made by hand, stays';
+COMMENT ON COLUMN leadprotect.user_lead_assignments.source IS 'backfill and activity: derived, a newer activity wins; release: no owner by hand; moved: none until a newer activity; anything else: made by hand, stays';
 
 -- COMMENT COLUMN user_lead_assignments.activity_at
 
@@ -642,13 +694,13 @@ CREATE FUNCTION leadprotect.backfill_counts(territories text[]) RETURNS TABLE(te
      COALESCE(u.qualifying, (0)::bigint) AS "coalesce",
      ( SELECT count(*) AS count
             FROM leadprotect.user_lead_assignments a
-           WHERE ((a.user_id IS NULL) AND (a.territory = code.code))) AS count
+           WHERE ((a.source = 'release'::text) AND (a.territory = code.code))) AS count
     FROM (unnest(backfill_counts.territories) code(code)
       LEFT JOIN ( SELECT (l.territory)::text AS here,
              count(*) AS leads,
              count(*) FILTER (WHERE (EXISTS ( SELECT
                     FROM public.activities v
-                   WHERE ((v.lead_id = l.id) AND (v.kind = ANY (ARRAY['QUALIFIED_CALL'::text, 'CUSTOMER_REACTION'::text, 'SCHEDULED_FOLLOWUP'::text, 'SAMPLE_FEEDBACK'::text, 'ROI_PRESENTATION'::text])) AND (v.user_id IS NOT NULL))))) AS qualifying
+                   WHERE ((v.lead_id = l.id) AND (v.kind = ANY (ARRAY['QUALIFIED_CALL'::text, 'CUSTOMER_REACTION'::text, 'SCHEDULED_FOLLOWUP'::text, 'SAMPLE_FEEDBACK'::text, 'ROI_PRESENTATION'::text])) AND (v.user_id IS NOT NULL) AND ((v.created_at <= statement_timestamp()) IS NOT FALSE))))) AS qualifying
             FROM public.leads l
            WHERE (((l.territory)::text = ANY (backfill_counts.territories)) AND (NOT (EXISTS ( SELECT
                     FROM leadprotect.user_lead_assignments a
@@ -681,10 +733,7 @@ CREATE FUNCTION leadprotect.backfill_defer(here text, chunk bigint, token bigint
           IF NOT FOUND THEN
             RAISE EXCEPTION 'the lease of chunk % was taken over', chunk USING ERRCODE = 'LP410';
           END IF;
-          leads := ARRAY(
-            SELECT l."id" FROM "public"."leads" AS l
-            WHERE l."territory" = here AND l."id" >= part.next_lead AND l."id" <= part.last_lead
-            ORDER BY l."id" LIMIT 2);
+          leads := "leadprotect".next_leads(here, part.next_lead, part.last_lead, 2);
           IF cardinality(leads) > 0 THEN
             INSERT INTO "leadprotect".backfill_deferred AS d (territory, lead_id, reason)
             VALUES (here, leads[1], backfill_defer.reason)
@@ -796,7 +845,8 @@ CREATE FUNCTION leadprotect.backfill_report(territories text[]) RETURNS TABLE(le
               WHEN EXISTS (
                 SELECT FROM "public"."activities" AS v
                 WHERE v."lead_id" = l."id"
-                  AND v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL) THEN 'missing'
+                  AND v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL
+                  AND (v."created_at" <= pg_catalog.statement_timestamp()) IS NOT FALSE) THEN 'missing'
               ELSE 'no_qualifying_activity' END
           FROM "public"."leads" AS l
           WHERE l."territory" = ANY (territories)
@@ -804,7 +854,7 @@ CREATE FUNCTION leadprotect.backfill_report(territories text[]) RETURNS TABLE(le
               SELECT FROM "leadprotect".user_lead_assignments AS a
               WHERE a.lead_id = l."id" AND a.territory = l."territory")
           UNION ALL
-          SELECT a.lead_id, a.territory, 'released'
+          SELECT a.lead_id, a.territory, CASE a.source WHEN 'moved' THEN 'moved' ELSE 'released' END
           FROM "leadprotect".user_lead_assignments AS a
           WHERE a.territory = ANY (territories) AND a.user_id IS NULL
           UNION ALL
@@ -850,12 +900,13 @@ CREATE FUNCTION leadprotect.backfill_retry(here text, lead uuid) RETURNS integer
         DECLARE
           made integer;
         BEGIN
+          PERFORM "leadprotect".require_transition();
           DELETE FROM "leadprotect".backfill_deferred AS d WHERE d.territory = here AND d.lead_id = lead;
           IF NOT FOUND THEN
             RETURN 0;
           END IF;
           made := "leadprotect".own_leads(here, ARRAY(
-            SELECT l."id" FROM "public"."leads" AS l WHERE l."id" = lead AND l."territory" = here));
+            SELECT lead FROM "leadprotect".host_lead(lead) AS l (territory) WHERE l.territory = here));
           IF made IS NULL THEN
             INSERT INTO "leadprotect".backfill_deferred (territory, lead_id, reason)
             VALUES (here, lead, 'assigned by a live transaction at the same moment');
@@ -897,7 +948,8 @@ CREATE FUNCTION leadprotect.backfill_sample(here text, wanted integer, OUT leads
                         EXISTS (
                           SELECT FROM "public"."activities" AS v
                           WHERE v."lead_id" = l."id"
-                            AND v."kind" IN (%2$s) AND v."user_id" IS NOT NULL) AS qualifying
+                            AND v."kind" IN (%2$s) AND v."user_id" IS NOT NULL
+                            AND (v."created_at" <= statement_timestamp()) IS NOT FALSE) AS qualifying
                  FROM "public"."leads" AS l %3$s WHERE l."territory" = %1$L) AS s',
               here, (SELECT string_agg(quote_literal(kind), ', ') FROM unnest(ARRAY['QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION']) AS kind),
               CASE WHEN percent < 50 THEN format('TABLESAMPLE SYSTEM (%s)', percent) ELSE '' END)
@@ -943,21 +995,17 @@ CREATE FUNCTION leadprotect.backfill_settle(lead uuid) RETURNS integer
           notes uuid[] := ARRAY(SELECT u.id FROM "leadprotect".unsettled_leads AS u WHERE u.lead_id = lead);
           settled integer;
         BEGIN
+          PERFORM "leadprotect".require_transition();
           PERFORM FROM "leadprotect".user_lead_assignments AS a
             WHERE a.lead_id = lead AND a.source IN ('backfill', 'activity') FOR UPDATE;
-          IF EXISTS (SELECT FROM "public"."leads" AS l WHERE l."id" = lead) THEN
+          IF EXISTS (SELECT FROM "leadprotect".host_lead(lead)) THEN
             UPDATE "leadprotect".user_lead_assignments AS a
             SET user_id = newest.user_id, assigned_at = statement_timestamp(),
-                activity_at = newest.at, activity_id = newest.id
-            FROM (
-              SELECT v."user_id" AS user_id, v."created_at" AS at, v."id" AS id
-              FROM "public"."activities" AS v
-              WHERE v."lead_id" = lead
-                AND v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL
-              ORDER BY v."created_at" DESC NULLS LAST, v."id" DESC LIMIT 1) AS newest
+                activity_at = newest.activity_at, activity_id = newest.activity_id
+            FROM "leadprotect".newest_activities(ARRAY[lead]) AS newest
             WHERE a.lead_id = lead AND a.source IN ('backfill', 'activity')
-              AND (a.user_id IS DISTINCT FROM newest.user_id OR a.activity_id IS DISTINCT FROM newest.id
-                OR a.activity_at IS DISTINCT FROM newest.at);
+              AND (a.user_id IS DISTINCT FROM newest.user_id OR a.activity_id IS DISTINCT FROM newest.activity_id
+                OR a.activity_at IS DISTINCT FROM newest.activity_at);
           ELSE
             DELETE FROM "leadprotect".user_lead_assignments AS a WHERE a.lead_id = lead;
           END IF;
@@ -986,6 +1034,7 @@ CREATE FUNCTION leadprotect.backfill_slice(here text, chunk bigint, token bigint
           part "leadprotect".backfill_chunks;
           leads uuid[];
         BEGIN
+          PERFORM "leadprotect".require_transition();
           SELECT * INTO part FROM "leadprotect".backfill_chunks AS c
           WHERE c.territory = here AND c.chunk = backfill_slice.chunk AND c.token = backfill_slice.token
             AND c.finished_at IS NULL FOR UPDATE;
@@ -993,10 +1042,7 @@ CREATE FUNCTION leadprotect.backfill_slice(here text, chunk bigint, token bigint
             RAISE EXCEPTION 'the lease of chunk % was taken over', chunk USING ERRCODE = 'LP410';
           END IF;
           -- one more than the slice: the first of the next one
-          leads := ARRAY(
-            SELECT l."id" FROM "public"."leads" AS l
-            WHERE l."territory" = here AND l."id" >= part.next_lead AND l."id" <= part.last_lead
-            ORDER BY l."id" LIMIT slice_rows + 1);
+          leads := "leadprotect".next_leads(here, part.next_lead, part.last_lead, slice_rows + 1);
           assigned := "leadprotect".own_leads(here, leads[:slice_rows]);
           IF assigned IS NULL THEN
             scanned := 0;
@@ -1035,12 +1081,16 @@ CREATE FUNCTION leadprotect.backfill_stale(here text) RETURNS SETOF uuid
           FROM "leadprotect".user_lead_assignments AS a
           JOIN "public"."leads" AS l ON l."id" = a.lead_id AND l."territory" = here,
             LATERAL (
-              SELECT v."user_id" AS user_id, v."id" AS id FROM "public"."activities" AS v
+              SELECT v."user_id" AS user_id, v."created_at" AS at, v."id" AS id FROM "public"."activities" AS v
               WHERE v."lead_id" = a.lead_id
                 AND v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL
+                AND (v."created_at" <= pg_catalog.statement_timestamp()) IS NOT FALSE
               ORDER BY v."created_at" DESC NULLS LAST, v."id" DESC LIMIT 1) AS newest
-          WHERE a.territory = here AND a.source IN ('backfill', 'activity')
-            AND (a.activity_id IS DISTINCT FROM newest.id OR a.user_id IS DISTINCT FROM newest.user_id);
+          WHERE a.territory = here AND (
+            a.source IN ('backfill', 'activity')
+              AND (a.activity_id IS DISTINCT FROM newest.id OR a.user_id IS DISTINCT FROM newest.user_id)
+            -- a lead that moved here: only what came since counts
+            OR a.source = 'moved' AND (a.activity_at IS NULL AND newest.at IS NOT NULL OR a.activity_at < newest.at));
         END
         $$;
 
@@ -1059,6 +1109,7 @@ CREATE FUNCTION leadprotect.backfill_start(here text, settings text) RETURNS boo
           job "leadprotect".backfill_jobs;
           fresh boolean;
         BEGIN
+          PERFORM "leadprotect".require_transition();
           IF settings IS DISTINCT FROM "leadprotect".backfill_settings() THEN
             RAISE EXCEPTION 'the settings are not those with which the backfill was migrated'
               USING ERRCODE = 'LP422', DETAIL = format('then %s; now %s', "leadprotect".backfill_settings(), settings);
@@ -1119,6 +1170,29 @@ CREATE FUNCTION leadprotect.backfill_status() RETURNS TABLE(territory text, stat
 
 COMMENT ON FUNCTION leadprotect.backfill_status() IS 'Where the backfill of each territory stands: new, running, interrupted, paused, stopped or done; total is an estimate';
 
+-- FUNCTION bounded(text)
+
+CREATE FUNCTION leadprotect.bounded(said text) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        DECLARE
+          clean text;
+        BEGIN
+          IF said IS NULL OR said = '' THEN
+            RETURN NULL;
+          END IF;
+          -- a character has one byte or more: without the surplus of the first 1024 the rest fits into 1024 bytes
+          clean := left(said, 1024);
+          clean := left(clean, 1024 - (octet_length(clean) - length(clean)));
+          RETURN regexp_replace(clean, '[[:cntrl:]]', ' ', 'g');
+        END
+        $$;
+
+-- COMMENT FUNCTION bounded(said text)
+
+COMMENT ON FUNCTION leadprotect.bounded(said text) IS 'What a service said, at most 1 kB of it and without control characters; NULL for nothing';
+
 -- FUNCTION decide(uuid, text, text)
 
 CREATE FUNCTION leadprotect.decide(lead uuid, declared_user text, declared_territory text) RETURNS text
@@ -1174,75 +1248,16 @@ CREATE FUNCTION leadprotect.change_owner(lead uuid, change text, new_owner uuid,
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'on'
     AS $$
-        DECLARE
-          author uuid := "leadprotect".parse_user(current_setting('app.user_id', true));
-          manager boolean := "leadprotect".is_manager() AND change <> 'claim';
-          here text := "leadprotect".lead_for_ownership(lead, manager);
-          standing "leadprotect".user_lead_assignments;
-          decision text;
         BEGIN
-          IF change NOT IN ('assign', 'claim', 'release', 'transfer') THEN
-            RAISE EXCEPTION '% is no change of ownership', change USING ERRCODE = 'LP422';
-          ELSIF change IN ('assign', 'transfer') AND new_owner IS NULL THEN
-            RAISE EXCEPTION 'the new owner is missing' USING ERRCODE = 'LP422', HINT = 'release_lead takes an owner away.';
-          END IF;
-          IF here IS NOT NULL AND change <> 'claim' THEN
-            SELECT * INTO standing FROM "leadprotect".user_lead_assignments AS a
-              WHERE a.lead_id = lead AND a.territory = here FOR UPDATE;
-          END IF;
-          decision := "leadprotect".explain_edit(lead);
-          IF change = 'claim' THEN
-            new_owner := author;
-            IF decision NOT IN ('owner', 'collaborator', 'unassigned') THEN
-              RETURN decision;
-            END IF;
-          ELSIF manager THEN
-            IF author IS NULL AND current_setting('app.user_id', true) <> '' THEN
-              RETURN 'no_context';
-            ELSIF here IS NULL THEN
-              RETURN 'not_found';
-            ELSIF change = 'transfer' AND standing.user_id IS NULL THEN
-              RETURN 'unassigned';
-            END IF;
-            decision := 'manager';
-          ELSIF change <> 'release' OR decision <> 'owner' THEN
-            -- a collaborator may edit, but the lead is not his to give away
-            RETURN CASE WHEN decision IN ('owner', 'collaborator') THEN 'not_owner' ELSE decision END;
-          ELSE
-            new_owner := NULL;
-          END IF;
-          IF change = 'release' THEN
-            new_owner := NULL;
-          ELSIF change <> 'claim' AND EXISTS (
-            SELECT FROM "leadprotect".lead_protection_rules AS r
-            WHERE r.user_id = new_owner AND r.territory = here AND r.protection = 'VIEW_ONLY'
-              AND (r.lead_id IS NULL OR r.lead_id = lead)
-              AND "leadprotect".in_force(r.active, r.effective_from, r.effective_to))
-          THEN
-            RAISE EXCEPTION 'the new owner is suspended in territory %', here USING ERRCODE = 'LP422';
-          END IF;
-          INSERT INTO "leadprotect".user_lead_assignments AS a
-            (lead_id, territory, user_id, assigned_at, assigned_by, source)
-          VALUES (lead, here, new_owner, clock_timestamp(), author, change)
-          ON CONFLICT (lead_id, territory) DO UPDATE
-            SET user_id = excluded.user_id, assigned_at = excluded.assigned_at,
-                assigned_by = excluded.assigned_by, source = excluded.source,
-                activity_at = NULL, activity_id = NULL
-            WHERE change <> 'claim' OR a.user_id IS NULL OR a.user_id = excluded.user_id;
-          IF NOT FOUND THEN
-            RETURN 'not_owner';
-          END IF;
-          decision := CASE decision WHEN 'manager' THEN decision ELSE 'owner' END;
-          PERFORM "leadprotect".write_audit(
-            lead, CASE change WHEN 'release' THEN 'UNASSIGN' ELSE 'ASSIGN' END::"leadprotect".lead_action, decision,
-            concat_ws('; ', note, change || coalesce(' to ' || new_owner, '')));
-          RETURN decision;
+          RETURN "leadprotect".answered(
+            lead, CASE change WHEN 'release' THEN 'UNASSIGN' ELSE 'ASSIGN' END::"leadprotect".lead_action,
+            "leadprotect".try_change_owner(lead, change, new_owner, note), note);
         END
         $$;
 
 -- COMMENT FUNCTION change_owner(lead uuid, change text, new_owner uuid, note text)
 
-COMMENT ON FUNCTION leadprotect.change_owner(lead uuid, change text, new_owner uuid, note text) IS 'Every change of ownership: assign, claim, release, transfer; returns the right it was done by, or why it was denied';
+COMMENT ON FUNCTION leadprotect.change_owner(lead uuid, change text, new_owner uuid, note text) IS 'For the library: a change of ownership; a denial is returned with the ticket for its row';
 
 -- FUNCTION change_sharing(uuid, text, uuid, timestamp with time zone, timestamp with time zone, text)
 
@@ -1251,49 +1266,53 @@ CREATE FUNCTION leadprotect.change_sharing(lead uuid, change text, with_user uui
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'on'
     AS $$
-        DECLARE
-          manager boolean := "leadprotect".is_manager();
-          here text := "leadprotect".lead_for_ownership(lead, manager);
-          starts timestamptz := coalesce(effective_from, clock_timestamp());
-          decision text;
         BEGIN
-          IF change NOT IN ('share', 'unshare') THEN
-            RAISE EXCEPTION '% is no change of sharing', change USING ERRCODE = 'LP422';
-          ELSIF with_user IS NULL THEN
-            RAISE EXCEPTION 'the user to share with is missing' USING ERRCODE = 'LP422';
-          ELSIF change = 'share' AND effective_to <= starts THEN
-            RAISE EXCEPTION 'effective_to is not after effective_from' USING ERRCODE = 'LP422';
-          END IF;
-          PERFORM FROM "leadprotect".user_lead_assignments AS a
-            WHERE a.lead_id = lead AND a.territory = here FOR SHARE;
-          decision := "leadprotect".explain_edit(lead);
-          IF here IS NULL THEN
-            RETURN CASE decision WHEN 'no_context' THEN decision ELSE 'not_found' END;
-          ELSIF manager THEN
-            IF current_setting('app.user_id', true) <> '' AND "leadprotect".parse_user(current_setting('app.user_id', true)) IS NULL THEN
-              RETURN 'no_context';
-            END IF;
-            decision := 'manager';
-          ELSIF decision <> 'owner' THEN
-            RETURN CASE decision WHEN 'collaborator' THEN 'not_owner' ELSE decision END;
-          END IF;
-          IF change = 'share' THEN
-            INSERT INTO "leadprotect".lead_protection_rules (user_id, territory, protection, lead_id, effective_from, effective_to)
-            VALUES (with_user, here, 'COLLABORATOR', lead, starts, change_sharing.effective_to)
-            ON CONFLICT DO NOTHING;
-          ELSE
-            PERFORM "leadprotect".end_rules(with_user, here, 'COLLABORATOR', lead);
-          END IF;
-          PERFORM "leadprotect".write_audit(
-            lead, CASE change WHEN 'share' THEN 'ASSIGN' ELSE 'UNASSIGN' END::"leadprotect".lead_action, decision,
-            concat_ws('; ', note, change || ' with ' || with_user));
-          RETURN decision;
+          RETURN "leadprotect".answered(
+            lead, CASE change WHEN 'share' THEN 'ASSIGN' ELSE 'UNASSIGN' END::"leadprotect".lead_action,
+            "leadprotect".try_change_sharing(lead, change, with_user, effective_from, effective_to, note), note);
         END
         $$;
 
 -- COMMENT FUNCTION change_sharing(lead uuid, change text, with_user uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text)
 
-COMMENT ON FUNCTION leadprotect.change_sharing(lead uuid, change text, with_user uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) IS 'Shares a lead with a user, or ends that; returns the right it was done by, or why it was denied';
+COMMENT ON FUNCTION leadprotect.change_sharing(lead uuid, change text, with_user uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) IS 'For the library: a change of sharing; a denial is returned with the ticket for its row';
+
+-- FUNCTION chunk_bounds(text, uuid, integer)
+
+CREATE FUNCTION leadprotect.chunk_bounds(here text, wanted_first uuid, chunk_rows integer, OUT first_lead uuid, OUT last_lead uuid, OUT following uuid) RETURNS record
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    AS $$
+        #variable_conflict use_variable
+        BEGIN
+          first_lead := wanted_first;
+          IF first_lead IS NULL THEN
+            SELECT l."id" INTO first_lead FROM "public"."leads" AS l
+              WHERE l."territory" = here ORDER BY l."id" LIMIT 1;
+          END IF;
+          IF first_lead IS NULL THEN
+            RETURN;
+          END IF;
+          SELECT l."id" INTO following FROM "public"."leads" AS l
+            WHERE l."territory" = here AND l."id" >= first_lead
+            ORDER BY l."id" OFFSET chunk_rows LIMIT 1;
+          IF following IS NULL THEN
+            SELECT l."id" INTO last_lead FROM "public"."leads" AS l
+              WHERE l."territory" = here AND l."id" >= first_lead ORDER BY l."id" DESC LIMIT 1;
+          ELSE
+            SELECT l."id" INTO last_lead FROM "public"."leads" AS l
+              WHERE l."territory" = here AND l."id" >= first_lead AND l."id" < following
+              ORDER BY l."id" DESC LIMIT 1;
+          END IF;
+        END
+        $$;
+
+-- COMMENT FUNCTION chunk_bounds(here text, wanted_first uuid, chunk_rows integer, OUT first_lead uuid, OUT last_lead uuid, OUT following uuid)
+
+COMMENT ON FUNCTION leadprotect.chunk_bounds(here text, wanted_first uuid, chunk_rows integer, OUT first_lead uuid, OUT last_lead uuid, OUT following uuid) IS 'First and last lead of the next chunk of a territory, and the lead that follows it';
 
 -- FUNCTION claim_lead(uuid, text)
 
@@ -1302,7 +1321,7 @@ CREATE FUNCTION leadprotect.claim_lead(lead uuid, note text DEFAULT NULL::text) 
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
         BEGIN
-          PERFORM "leadprotect".require(lead, 'ASSIGN', "leadprotect".change_owner(lead, 'claim', NULL, note), note);
+          PERFORM "leadprotect".require(lead, 'ASSIGN', "leadprotect".try_change_owner(lead, 'claim', NULL, note), note);
         END
         $$;
 
@@ -1444,6 +1463,43 @@ CREATE FUNCTION leadprotect.create_audit_partitions(months_ahead integer, max_mo
 
 COMMENT ON FUNCTION leadprotect.create_audit_partitions(months_ahead integer, max_moved integer) IS 'Makes the partitions of this month and of the months ahead (UTC); returns how many are new';
 
+-- FUNCTION decide_locked(uuid)
+
+CREATE FUNCTION leadprotect.decide_locked(lead uuid, OUT reason text, OUT basis text) RETURNS record
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        DECLARE
+          caller uuid := "leadprotect".parse_user(current_setting('app.user_id', true));
+          here text := current_setting('app.territory', true);
+        BEGIN
+          PERFORM "leadprotect".require_fresh_rules();
+          PERFORM FROM "leadprotect".user_lead_assignments AS a
+            WHERE a.lead_id = lead AND a.territory = here AND a.user_id = caller AND "leadprotect".is_member(here) FOR SHARE;
+          reason := "leadprotect".explain_edit(lead);
+          IF reason = 'collaborator' THEN
+            PERFORM FROM "leadprotect".user_lead_assignments AS a
+              WHERE a.lead_id = lead AND a.territory = here FOR SHARE;
+            PERFORM FROM "leadprotect".lead_protection_rules AS r
+              WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR'
+                AND (r.lead_id IS NULL OR r.lead_id = lead) FOR SHARE;
+            reason := "leadprotect".explain_edit(lead);
+            basis := (
+              SELECT format('rule for the %s since %s', CASE WHEN r.lead_id IS NULL THEN 'territory' ELSE 'lead' END,
+                            to_char(r.effective_from AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US "UTC"'))
+              FROM "leadprotect".lead_protection_rules AS r
+              WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR'
+                AND (r.lead_id IS NULL OR r.lead_id = lead)
+                AND "leadprotect".in_force(r.active, r.effective_from, r.effective_to)
+              ORDER BY r.lead_id NULLS LAST, r.effective_from LIMIT 1);
+          END IF;
+        END
+        $$;
+
+-- COMMENT FUNCTION decide_locked(lead uuid, OUT reason text, OUT basis text)
+
+COMMENT ON FUNCTION leadprotect.decide_locked(lead uuid, OUT reason text, OUT basis text) IS 'The decision about the user in context, with the rows on which it rests locked until the transaction ends';
+
 -- FUNCTION in_force(boolean, timestamp with time zone, timestamp with time zone)
 
 CREATE FUNCTION leadprotect.in_force(active boolean, effective_from timestamp with time zone, effective_to timestamp with time zone) RETURNS boolean
@@ -1466,6 +1522,7 @@ CREATE TABLE leadprotect.lead_protection_rules (
     effective_to timestamp with time zone,
     made_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     made_by name DEFAULT SESSION_USER NOT NULL,
+    shared_by uuid,
     CONSTRAINT lpr_dates CHECK ((effective_to > effective_from))
 );
 
@@ -1513,6 +1570,10 @@ COMMENT ON COLUMN leadprotect.lead_protection_rules.made_at IS 'when it was made
 
 COMMENT ON COLUMN leadprotect.lead_protection_rules.made_by IS 'the login that made it';
 
+-- COMMENT COLUMN lead_protection_rules.shared_by
+
+COMMENT ON COLUMN leadprotect.lead_protection_rules.shared_by IS 'the owner who shared his lead: it ends when he ceases to be it; NULL: made by a manager';
+
 -- FUNCTION decision(uuid, uuid, text)
 
 CREATE FUNCTION leadprotect.decision(lead uuid, caller uuid, here text) RETURNS TABLE(reason text)
@@ -1546,28 +1607,38 @@ END;
 
 COMMENT ON FUNCTION leadprotect.decision(lead uuid, caller uuid, here text) IS 'The decision about a known caller, by index probes only; decide() asks it for whoever has rules';
 
+-- FUNCTION denial_proof(text)
+
+CREATE FUNCTION leadprotect.denial_proof(said text) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          -- hashed twice, so that nothing can be appended to what was proved
+          RETURN (SELECT encode(substring(sha256(s.secret || sha256(s.secret || convert_to(said, 'UTF8'))) FOR 16), 'hex')
+                  FROM "leadprotect".denial_secret AS s);
+        END
+        $$;
+
+-- COMMENT FUNCTION denial_proof(said text)
+
+COMMENT ON FUNCTION leadprotect.denial_proof(said text) IS 'What only a function of ours in this database can say about a text';
+
 -- FUNCTION deny(uuid, leadprotect.lead_action, text, text)
 
 CREATE FUNCTION leadprotect.deny(lead uuid, action leadprotect.lead_action, decision text, note text) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
-        DECLARE
-          number bigint := nextval('"leadprotect".lead_access_audit_id_seq');
         BEGIN
-          RAISE LOG 'leadprotect denial %: lead %, action %, reason %, user %, territory %, login %, correlation %, note %',
-            number, quote_nullable(lead::text), action, decision,
-            quote_nullable(left(current_setting('app.user_id', true), 100)),
-            quote_nullable(left(current_setting('app.territory', true), 100)),
-            quote_ident(session_user), quote_nullable(left(current_setting('app.correlation_id', true), 100)),
-            quote_nullable(left(note, 200));
+          PERFORM "leadprotect".draw_denial(lead, action, decision, note);
           RAISE EXCEPTION 'access to the lead denied' USING ERRCODE = 'LP403', DETAIL = decision;
         END
         $$;
 
 -- COMMENT FUNCTION deny(lead uuid, action leadprotect.lead_action, decision text, note text)
 
-COMMENT ON FUNCTION leadprotect.deny(lead uuid, action leadprotect.lead_action, decision text, note text) IS 'Raises SQLSTATE LP403; the number it draws and the line in the server''s log stay although the row can''t';
+COMMENT ON FUNCTION leadprotect.deny(lead uuid, action leadprotect.lead_action, decision text, note text) IS 'Raises SQLSTATE LP403; the number it draws and the line in the log of the server stay although the row can''t';
 
 -- FUNCTION detach_audit_month(date)
 
@@ -1637,6 +1708,32 @@ CREATE FUNCTION leadprotect.detach_audit_month(month date) RETURNS TABLE(detache
 -- COMMENT FUNCTION detach_audit_month(month date)
 
 COMMENT ON FUNCTION leadprotect.detach_audit_month(month date) IS 'Detaches the sealed partition that begins with this month; every chain says so. No row is deleted';
+
+-- FUNCTION draw_denial(uuid, leadprotect.lead_action, text, text)
+
+CREATE FUNCTION leadprotect.draw_denial(lead uuid, action leadprotect.lead_action, decision text, note text) RETURNS text
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        DECLARE
+          number bigint := nextval('"leadprotect".lead_access_audit_id_seq');
+          facts text := format('lead %s, action %s, reason %s, user %s, territory %s, login %s, correlation %s, note %s',
+            quote_nullable("leadprotect".bounded(lead::text)), action, decision,
+            quote_nullable("leadprotect".bounded(left(current_setting('app.user_id', true), 100))),
+            quote_nullable("leadprotect".bounded(left(current_setting('app.territory', true), 100))),
+            quote_ident(session_user), quote_nullable("leadprotect".bounded(left(current_setting('app.correlation_id', true), 100))),
+            quote_nullable("leadprotect".bounded(left(note, 200))));
+        BEGIN
+          RAISE LOG 'leadprotect denial %: %, proof %', number, facts,
+            "leadprotect".denial_proof('log ' || number || ' ' || facts);
+          RETURN number || ' ' || "leadprotect".denial_proof(
+            'ticket ' || json_build_array(number, lead::text, decision, session_user)::text);
+        END
+        $$;
+
+-- COMMENT FUNCTION draw_denial(lead uuid, action leadprotect.lead_action, decision text, note text)
+
+COMMENT ON FUNCTION leadprotect.draw_denial(lead uuid, action leadprotect.lead_action, decision text, note text) IS 'Draws the number of a denial and tells the log of the server; returns the ticket for its row';
 
 -- FUNCTION editable_among(uuid[])
 
@@ -1741,6 +1838,27 @@ CREATE FUNCTION leadprotect.editable_leads(after uuid, page_size integer) RETURN
 
 COMMENT ON FUNCTION leadprotect.editable_leads(after uuid, page_size integer) IS 'A page of the leads that the user in context may edit, in the order of their ids, after the one named';
 
+-- FUNCTION end_lead_rules(uuid, uuid)
+
+CREATE FUNCTION leadprotect.end_lead_rules(lead uuid, of_owner uuid DEFAULT NULL::uuid) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          DELETE FROM "leadprotect".lead_protection_rules AS r
+          WHERE r.lead_id = lead AND r.active AND r.effective_from >= clock_timestamp()
+            AND (of_owner IS NULL OR r.shared_by = of_owner);
+          UPDATE "leadprotect".lead_protection_rules AS r
+          SET active = false, effective_to = clock_timestamp()
+          WHERE r.lead_id = lead AND r.active AND (r.effective_to IS NULL OR r.effective_to > clock_timestamp())
+            AND (of_owner IS NULL OR r.shared_by = of_owner);
+        END
+        $$;
+
+-- COMMENT FUNCTION end_lead_rules(lead uuid, of_owner uuid)
+
+COMMENT ON FUNCTION leadprotect.end_lead_rules(lead uuid, of_owner uuid) IS 'Ends what this owner shared of the lead, or every rule of the lead where no owner is named';
+
 -- FUNCTION end_rules(uuid, text, leadprotect.protection_type, uuid)
 
 CREATE FUNCTION leadprotect.end_rules(of_user uuid, here text, kind leadprotect.protection_type, lead uuid) RETURNS integer
@@ -1789,15 +1907,23 @@ CREATE FUNCTION leadprotect.forget_lead() RETURNS trigger
     SET row_security TO 'on'
     AS $$
         BEGIN
-          DELETE FROM "leadprotect".user_lead_assignments AS a WHERE a.lead_id = OLD."id";
-          PERFORM "leadprotect".note_unsettled(OLD."id");
+          IF TG_OP = 'TRUNCATE' THEN
+            PERFORM "leadprotect".end_lead_rules(r.lead_id)
+            FROM (SELECT DISTINCT r.lead_id FROM "leadprotect".lead_protection_rules AS r
+                  WHERE r.active AND r.lead_id IS NOT NULL) AS r;
+            DELETE FROM "leadprotect".user_lead_assignments;
+          ELSIF OLD."id" IS NOT NULL THEN
+            DELETE FROM "leadprotect".user_lead_assignments AS a WHERE a.lead_id = OLD."id";
+            PERFORM "leadprotect".end_lead_rules(OLD."id");
+            PERFORM "leadprotect".note_unsettled(OLD."id");
+          END IF;
           RETURN NULL;
         END
         $$;
 
 -- COMMENT FUNCTION forget_lead()
 
-COMMENT ON FUNCTION leadprotect.forget_lead() IS 'Trigger: a deleted lead takes its assignments along, so that a new lead with its id has no old owner';
+COMMENT ON FUNCTION leadprotect.forget_lead() IS 'Trigger: a lead that is gone takes its assignments and rules along, so that a new one with its id has neither';
 
 -- FUNCTION gate_conditions(interval, text, name[])
 
@@ -1816,22 +1942,23 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
           -- row security that the host had before binds the owner too: what it can't see, it can't miss
           condition := 'visibility';
           SELECT count(*) = 0,
-                 coalesce(string_agg(hidden.detail, ', '), 'no row of the host is hidden from ' || quote_ident('leadprotect_owner')),
+                 coalesce(string_agg(hidden.detail, ', '), 'no row of the host is hidden from ' || quote_ident('leadprotect_reader')),
                  string_agg(hidden.remedy, ' ')
           INTO met, detail, remedy
           FROM (
-            SELECT format('row-level security of %s hides rows from %I', c.oid::regclass, 'leadprotect_owner')
+            SELECT format('row-level security of %s hides rows from %I', c.oid::regclass, 'leadprotect_reader')
                      || coalesce(' (restrictive policy ' || p.binding || ')', '') AS detail,
                    concat_ws(' ',
                      CASE WHEN p.opened IS NOT TRUE
-                       THEN format('CREATE POLICY %I ON %s FOR SELECT TO %I USING (true);', 'read_for_' || 'leadprotect_owner',
-                                   c.oid::regclass, 'leadprotect_owner') END,
+                       THEN format('CREATE POLICY %I ON %s FOR SELECT TO %I USING (current_user = %L);', 'read_for_' || 'leadprotect_reader',
+                                   c.oid::regclass, 'leadprotect_reader', 'leadprotect_reader') END,
                      'let restrictive policies bind the roles of your application only: ALTER POLICY '
                        || p.binding || format(' ON %s TO ...', c.oid::regclass)) AS remedy
             FROM pg_class AS c CROSS JOIN LATERAL (
-              SELECT bool_or(q.polpermissive AND q.condition = 'true') AS opened,
+              SELECT bool_or(q.polpermissive AND q.condition IN ('true', '(CURRENT_USER = ''leadprotect_reader''::name)')) AS opened,
                      string_agg(quote_ident(q.polname), ', ' ORDER BY q.polname)
-                       FILTER (WHERE NOT q.polpermissive AND q.condition <> 'true') AS binding
+                       FILTER (WHERE NOT q.polpermissive AND q.condition <> 'true'
+                         AND q.polname <> ALL (ARRAY['leadprotect_border', 'leadprotect_rows', 'leadprotect_update', 'leadprotect_delete', 'leadprotect_members_update', 'leadprotect_members_delete']::name[])) AS binding
               FROM (
                 SELECT polname, polpermissive, pg_get_expr(polqual, polrelid) AS condition FROM pg_policy
                 WHERE polrelid = c.oid AND polcmd IN ('r', '*') AND EXISTS (
@@ -1931,46 +2058,72 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
                  string_agg(locked.remedy, ' ') || ' or name it in exempt_roles'
           INTO met, detail, remedy
           FROM (
+            -- who may do something with leads; roles of ours make no service of anybody
             WITH holders AS MATERIALIZED (
               SELECT h.oid FROM pg_roles AS h
-              WHERE has_table_privilege(h.oid, '"public"."leads"'::regclass, 'SELECT, INSERT, UPDATE, DELETE')
-                 OR has_any_column_privilege(h.oid, '"public"."leads"'::regclass, 'INSERT, UPDATE')
-                 -- what contract lets an auditor read for v_lead_protection makes no service of him
-                 OR EXISTS (
-                   SELECT FROM pg_attribute AS a
-                   WHERE a.attrelid = '"public"."leads"'::regclass AND a.attnum > 0 AND NOT a.attisdropped
-                     AND has_column_privilege(h.oid, a.attrelid, a.attnum, 'SELECT')
-                     AND NOT (a.attname IN ('id', 'territory')
-                       AND pg_has_role(h.oid, 'leadprotect_auditor', 'USAGE')))),
+              WHERE h.rolname <> ALL (ARRAY['leadprotect_app', 'leadprotect_auditor', 'leadprotect_manager', 'leadprotect_operator', 'leadprotect_owner', 'leadprotect_reader']::name[]) AND (
+                has_table_privilege(h.oid, '"public"."leads"'::regclass, 'SELECT, INSERT, UPDATE, DELETE')
+                OR has_any_column_privilege(h.oid, '"public"."leads"'::regclass, 'INSERT, UPDATE')
+                -- what contract lets an auditor read for v_lead_protection makes no service of him
+                OR EXISTS (
+                  SELECT FROM pg_attribute AS a
+                  WHERE a.attrelid = '"public"."leads"'::regclass AND a.attnum > 0 AND NOT a.attisdropped
+                    AND has_column_privilege(h.oid, a.attrelid, a.attnum, 'SELECT')
+                    AND NOT (a.attname IN ('id', 'territory')
+                      AND pg_has_role(h.oid, 'leadprotect_auditor', 'USAGE'))))),
             borders AS MATERIALIZED (
               SELECT b.oid FROM "leadprotect".territories AS t JOIN pg_roles AS b ON b.rolname = 'leadprotect_' || lower(t.code)),
+            -- whom a login can act as: itself, and each role that SET ROLE lets it choose
+            acting AS MATERIALIZED (
+              SELECT l.rolname AS login, r.oid, r.rolname AS role, r.oid = l.oid AS itself,
+                     pg_has_role(l.oid, host_owner, 'MEMBER') AS owns,
+                     pg_has_role(r.oid, 'leadprotect_app', 'USAGE')
+                       AND EXISTS (SELECT FROM borders AS b WHERE pg_has_role(r.oid, b.oid, 'USAGE')) AS ready
+              FROM pg_roles AS l JOIN pg_roles AS r ON pg_has_role(l.oid, r.oid, 'MEMBER')
+              JOIN holders AS h ON h.oid = r.oid
+              WHERE l.rolcanlogin AND NOT l.rolsuper AND l.rolname <> ALL (exempt_roles) AND r.rolname <> ALL (exempt_roles)
+                AND has_database_privilege(l.oid, current_database(), 'CONNECT')),
             suspects AS (
-              SELECT r.rolname, pg_has_role(r.oid, host_owner, 'MEMBER') AS owns,
+              -- a login with privileges of its own is judged by itself, a pool by the roles it sets
+              SELECT DISTINCT ON (a.login) a.login, a.role, a.owns, a.ready,
                      (SELECT max(w.at) FROM "leadprotect".contextless_writes AS w
-                      WHERE w.login = r.rolname AND w.at > clock_timestamp() - observation_window - noted) AS wrote
-              FROM pg_roles AS r
-              WHERE r.rolcanlogin AND NOT r.rolsuper AND r.rolname <> ALL (exempt_roles)
-                AND has_database_privilege(r.oid, current_database(), 'CONNECT')
-                AND EXISTS (SELECT FROM holders AS h WHERE pg_has_role(r.oid, h.oid, 'MEMBER'))
-                AND NOT (pg_has_role(r.oid, 'leadprotect_app', 'MEMBER')
-                  AND EXISTS (SELECT FROM borders AS b WHERE pg_has_role(r.oid, b.oid, 'MEMBER'))))
+                      WHERE w.login = a.login AND w.at > clock_timestamp() - observation_window - noted) AS wrote
+              FROM acting AS a ORDER BY a.login, a.itself DESC, a.ready DESC, a.role)
             SELECT CASE WHEN s.owns
-                THEN format('login %I owns %s, so row security does not bind it, and wrote at %s', s.rolname, 'public.leads',
+                THEN format('login %I owns %s, so row security does not bind it, and wrote at %s', s.login, 'public.leads',
                             to_char(s.wrote AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'))
-                ELSE format('login %I has privileges on %s but is no member of %s and a territory',
-                            s.rolname, 'public.leads', 'leadprotect_app') END AS detail,
+                ELSE format('%s has privileges on %s but is no member of %s and a territory',
+                            CASE s.role WHEN s.login THEN format('login %I', s.login)
+                              ELSE format('role %I, which login %I sets,', s.role, s.login) END,
+                            'public.leads', 'leadprotect_app') END AS detail,
               CASE WHEN s.owns
                 THEN format('let the service log in as another member of %I and wait until %s,', 'leadprotect_app',
                             to_char((s.wrote + observation_window + noted) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'))
                 -- which territory a login serves, only its owner knows: the others are named beside the first
                 ELSE (
                   SELECT format('GRANT %I, %I%s TO %I;', 'leadprotect_app', t.roles[1],
-                                ' /* or ' || nullif(array_to_string(t.roles[2:], ', '), '') || ' */', s.rolname)
+                                ' /* or ' || nullif(array_to_string(t.roles[2:], ', '), '') || ' */', s.role)
                   FROM (SELECT array_agg('leadprotect_' || lower(code) ORDER BY code) AS roles
                         FROM "leadprotect".territories) AS t) END AS remedy
             FROM suspects AS s
-            WHERE NOT s.owns OR s.wrote IS NOT NULL
-            ORDER BY s.rolname LIMIT 20) AS locked;
+            WHERE NOT s.ready AND (NOT s.owns OR s.wrote IS NOT NULL) OR s.owns AND s.wrote IS NOT NULL
+            ORDER BY s.login LIMIT 20) AS locked;
+          RETURN NEXT;
+
+          -- what row security passes by must be out of reach of whoever it is to bind
+          condition := 'exempt_roles';
+          SELECT count(*) = 0,
+                 coalesce(string_agg(format('login %I is a service and can become %I, which is exempt', m.login, m.exempt), ', '),
+                          'no service can become an exempt role'),
+                 string_agg(format('REVOKE %I FROM %I;', m.exempt, m.login), ' ') || ' or take it out of exempt_roles'
+          INTO met, detail, remedy
+          FROM (
+            SELECT l.rolname AS login, e.rolname AS exempt
+            FROM pg_roles AS l JOIN pg_roles AS e ON e.rolname = ANY (exempt_roles) AND e.oid <> l.oid
+            WHERE l.rolcanlogin AND NOT l.rolsuper AND pg_has_role(l.oid, e.oid, 'MEMBER')
+              AND pg_has_role(l.oid, 'leadprotect_app', 'MEMBER')
+              AND has_database_privilege(l.oid, current_database(), 'CONNECT')
+            ORDER BY 1, 2 LIMIT 20) AS m;
           RETURN NEXT;
 
           RETURN QUERY SELECT * FROM "leadprotect".ways_around(host_rls, exempt_roles);
@@ -1992,19 +2145,24 @@ CREATE FUNCTION leadprotect.grant_protection(of_user uuid, here text, kind leadp
         DECLARE
           starts timestamptz := coalesce(effective_from, clock_timestamp());
         BEGIN
-          IF NOT "leadprotect".is_manager() OR NOT "leadprotect".is_member(here) THEN
-            RAISE EXCEPTION 'the login manages no territory %', here USING ERRCODE = 'insufficient_privilege';
-          ELSIF of_user IS NULL OR kind IS NULL THEN
+          PERFORM "leadprotect".require_manager(here, lead, 'ASSIGN', concat_ws(' ', 'grant', kind, 'to', of_user));
+          IF of_user IS NULL OR kind IS NULL THEN
             RAISE EXCEPTION 'a rule needs a user and a protection' USING ERRCODE = 'LP422';
           ELSIF effective_to <= starts THEN
             RAISE EXCEPTION 'effective_to is not after effective_from' USING ERRCODE = 'LP422';
           ELSIF lead IS NOT NULL AND NOT EXISTS (
-            SELECT FROM "public"."leads" AS l WHERE l."id" = lead AND l."territory" = here) THEN
+            SELECT FROM "leadprotect".host_lead(lead) AS l (territory) WHERE l.territory = here) THEN
             RAISE EXCEPTION 'there is no such lead in territory %', here USING ERRCODE = 'LP422';
+          END IF;
+          IF kind <> 'COLLABORATOR' THEN
+            PERFORM pg_advisory_xact_lock(hashtextextended('"leadprotect"' || '.rule_changes', 0));
+            PERFORM setval('"leadprotect".rule_changes', pg_current_xact_id()::text::bigint);
           END IF;
           INSERT INTO "leadprotect".lead_protection_rules (user_id, territory, protection, lead_id, effective_from, effective_to)
           VALUES (of_user, here, kind, lead, starts, grant_protection.effective_to)
           ON CONFLICT DO NOTHING;
+          PERFORM "leadprotect".write_audit(coalesce(lead, '00000000-0000-0000-0000-000000000000'::uuid), 'ASSIGN', 'manager',
+            concat_ws(' ', 'grant', kind, 'to', of_user, 'until ' || grant_protection.effective_to), NULL, here);
         END
         $$;
 
@@ -2036,6 +2194,38 @@ END;
 
 COMMENT ON FUNCTION leadprotect.has_rules() IS 'Whether the user in context has any rule in his territory; without one, ownership alone decides';
 
+-- FUNCTION host_lead(uuid)
+
+CREATE FUNCTION leadprotect.host_lead(lead uuid) RETURNS SETOF text
+    LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 1
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          RETURN QUERY SELECT l."territory"::text FROM "public"."leads" AS l WHERE l."id" = lead;
+        END
+        $$;
+
+-- COMMENT FUNCTION host_lead(lead uuid)
+
+COMMENT ON FUNCTION leadprotect.host_lead(lead uuid) IS 'The territory of a lead of the host, NULL outside protection; no row: there is no such lead';
+
+-- FUNCTION in_transition()
+
+CREATE FUNCTION leadprotect.in_transition() RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          RETURN EXISTS (
+            SELECT FROM pg_trigger AS t
+            WHERE t.tgrelid = '"public"."activities"'::regclass AND '"' || t.tgname || '"' = '"leadprotect_transition"');
+        END
+        $$;
+
+-- COMMENT FUNCTION in_transition()
+
+COMMENT ON FUNCTION leadprotect.in_transition() IS 'Whether activities make owners: from expand to contract; afterwards owners change by hand only';
+
 -- FUNCTION is_code(text)
 
 CREATE FUNCTION leadprotect.is_code(territory text) RETURNS boolean
@@ -2050,21 +2240,11 @@ COMMENT ON FUNCTION leadprotect.is_code(territory text) IS 'Whether this can be 
 
 CREATE FUNCTION leadprotect.is_manager() RETURNS boolean
     LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN pg_has_role(SESSION_USER, 'leadprotect_manager'::name, 'MEMBER'::text);
+    RETURN pg_has_role(leadprotect.acting_role(), 'leadprotect_manager'::name, 'USAGE'::text);
 
 -- COMMENT FUNCTION is_manager()
 
-COMMENT ON FUNCTION leadprotect.is_manager() IS 'Whether the login may decide about the leads of others';
-
--- FUNCTION is_member(text)
-
-CREATE FUNCTION leadprotect.is_member(territory text) RETURNS boolean
-    LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN COALESCE(pg_has_role(SESSION_USER, (to_regrole(quote_ident(('leadprotect_'::text || lower(territory)))))::oid, 'MEMBER'::text), false);
-
--- COMMENT FUNCTION is_member(territory text)
-
-COMMENT ON FUNCTION leadprotect.is_member(territory text) IS 'Whether the login (session_user) holds the role of this territory';
+COMMENT ON FUNCTION leadprotect.is_manager() IS 'Whether the acting role may decide about the leads of others';
 
 -- FUNCTION keep_assignment()
 
@@ -2076,13 +2256,16 @@ CREATE FUNCTION leadprotect.keep_assignment() RETURNS trigger
         BEGIN
           INSERT INTO "leadprotect".user_lead_assignment_history (lead_id, territory, user_id, assigned_at, assigned_by, source)
           VALUES (OLD.lead_id, OLD.territory, OLD.user_id, OLD.assigned_at, OLD.assigned_by, OLD.source);
+          IF OLD.user_id IS NOT NULL AND (TG_OP = 'DELETE' OR NEW.user_id IS DISTINCT FROM OLD.user_id) THEN
+            PERFORM "leadprotect".end_lead_rules(OLD.lead_id, OLD.user_id);
+          END IF;
           RETURN NULL;
         END
         $$;
 
 -- COMMENT FUNCTION keep_assignment()
 
-COMMENT ON FUNCTION leadprotect.keep_assignment() IS 'Keeps what an assignment was before it changed, so that the audit can tell who could edit a lead at a time';
+COMMENT ON FUNCTION leadprotect.keep_assignment() IS 'Keeps what an assignment was before it changed, so that the audit can tell who could edit a lead at a time; ends what its owner shared';
 
 -- FUNCTION lead_for_ownership(uuid, boolean)
 
@@ -2090,13 +2273,90 @@ CREATE FUNCTION leadprotect.lead_for_ownership(lead uuid, manager boolean) RETUR
     LANGUAGE sql STABLE
     BEGIN ATOMIC
  SELECT l.territory
-    FROM public.leads l
-   WHERE ((l.id = lead_for_ownership.lead) AND leadprotect.is_member((l.territory)::text) AND (((l.territory)::text = current_setting('app.territory'::text, true)) OR (lead_for_ownership.manager AND (COALESCE(current_setting('app.territory'::text, true), ''::text) = ''::text))));
+    FROM leadprotect.host_lead(lead_for_ownership.lead) l(territory)
+   WHERE (leadprotect.is_member(l.territory) AND ((l.territory = current_setting('app.territory'::text, true)) OR (lead_for_ownership.manager AND (COALESCE(current_setting('app.territory'::text, true), ''::text) = ''::text))));
 END;
 
 -- COMMENT FUNCTION lead_for_ownership(lead uuid, manager boolean)
 
 COMMENT ON FUNCTION leadprotect.lead_for_ownership(lead uuid, manager boolean) IS 'The territory in which the caller may change who owns this lead; NULL where he may not, or where there is none';
+
+-- FUNCTION lead_shares(uuid)
+
+CREATE FUNCTION leadprotect.lead_shares(lead uuid) RETURNS TABLE(user_id uuid, shared_by uuid, effective_from timestamp with time zone, effective_to timestamp with time zone)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    AS $$
+        #variable_conflict use_column
+        DECLARE
+          here text := "leadprotect".lead_for_ownership(lead, "leadprotect".is_manager());
+        BEGIN
+          IF "leadprotect".is_manager() OR "leadprotect".can_edit_lead(lead) THEN
+            RETURN QUERY
+            SELECT r.user_id, r.shared_by, r.effective_from, r.effective_to FROM "leadprotect".lead_protection_rules AS r
+            WHERE r.lead_id = lead AND r.territory = here AND r.protection = 'COLLABORATOR' AND r.active
+              AND (r.effective_to IS NULL OR r.effective_to > statement_timestamp())
+            ORDER BY r.effective_from, r.user_id;
+          END IF;
+        END
+        $$;
+
+-- COMMENT FUNCTION lead_shares(lead uuid)
+
+COMMENT ON FUNCTION leadprotect.lead_shares(lead uuid) IS 'With whom a lead is shared, by whom (NULL: a manager) and how long; for who may edit it, and for managers';
+
+-- FUNCTION newest_activities(uuid[])
+
+CREATE FUNCTION leadprotect.newest_activities(leads uuid[]) RETURNS TABLE(lead_id uuid, user_id uuid, activity_at timestamp with time zone, activity_id bigint)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    AS $$
+        #variable_conflict use_column
+        BEGIN
+          RETURN QUERY
+          SELECT wanted.lead_id, newest.user_id, newest.at, newest.id
+          FROM unnest(newest_activities.leads) AS wanted (lead_id),
+            LATERAL (
+              SELECT v."user_id" AS user_id, v."created_at" AS at, v."id" AS id
+              FROM "public"."activities" AS v
+              WHERE v."lead_id" = wanted.lead_id
+                AND v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL
+                AND (v."created_at" <= statement_timestamp()) IS NOT FALSE
+              ORDER BY v."created_at" DESC NULLS LAST, v."id" DESC LIMIT 1) AS newest;
+        END
+        $$;
+
+-- COMMENT FUNCTION newest_activities(leads uuid[])
+
+COMMENT ON FUNCTION leadprotect.newest_activities(leads uuid[]) IS 'For each lead its newest qualifying activity, which makes the owner; no row: there is none';
+
+-- FUNCTION next_leads(text, uuid, uuid, integer)
+
+CREATE FUNCTION leadprotect.next_leads(here text, first_lead uuid, last_lead uuid, wanted integer) RETURNS uuid[]
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    AS $$
+        BEGIN
+          RETURN ARRAY(
+            SELECT l."id" FROM "public"."leads" AS l
+            WHERE l."territory" = here AND l."id" >= first_lead AND l."id" <= last_lead
+            ORDER BY l."id" LIMIT wanted);
+        END
+        $$;
+
+-- COMMENT FUNCTION next_leads(here text, first_lead uuid, last_lead uuid, wanted integer)
+
+COMMENT ON FUNCTION leadprotect.next_leads(here text, first_lead uuid, last_lead uuid, wanted integer) IS 'The next leads of a chunk, in the order of their ids';
 
 -- FUNCTION note_contextless_write()
 
@@ -2106,11 +2366,12 @@ CREATE FUNCTION leadprotect.note_contextless_write() RETURNS trigger
     SET row_security TO 'on'
     AS $$
         DECLARE
+          -- a territory that nobody knows is none: row security will admit it nowhere
           declared boolean := "leadprotect".parse_user(current_setting('app.user_id', true)) IS NOT NULL
-            AND coalesce(current_setting('app.territory', true), '') <> '';
+            AND EXISTS (SELECT FROM "leadprotect".territories AS t WHERE t.code = current_setting('app.territory', true));
         BEGIN
           IF declared AND NOT pg_has_role(
-            session_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = '"public"."leads"'::regclass), 'MEMBER')
+            "leadprotect".acting_role(), (SELECT c.relowner FROM pg_class AS c WHERE c.oid = '"public"."leads"'::regclass), 'USAGE')
           THEN
             RETURN NULL;
           END IF;
@@ -2143,9 +2404,7 @@ CREATE FUNCTION leadprotect.note_unsettled(lead uuid) RETURNS void
               RETURN;
             END IF;
             -- nor after contract, when activities make no owners any more
-            IF NOT EXISTS (
-              SELECT FROM pg_trigger AS t
-              WHERE t.tgrelid = '"public"."activities"'::regclass AND '"' || t.tgname || '"' = '"leadprotect_transition"') THEN
+            IF NOT "leadprotect".in_transition() THEN
               RETURN;
             END IF;
           END IF;
@@ -2165,20 +2424,20 @@ CREATE FUNCTION leadprotect.own_active_lead() RETURNS trigger
     SET row_security TO 'on'
     AS $$
         BEGIN
+          IF TG_OP = 'UPDATE' AND (OLD."id", OLD."lead_id", OLD."user_id", OLD."kind", OLD."created_at")
+            IS NOT DISTINCT FROM (NEW."id", NEW."lead_id", NEW."user_id", NEW."kind", NEW."created_at")
+          THEN
+            RETURN NULL;
+          END IF;
           IF TG_OP <> 'INSERT' THEN
             PERFORM FROM "leadprotect".user_lead_assignments AS a
               WHERE a.lead_id = OLD."lead_id" AND a.source IN ('backfill', 'activity')
                 AND a.activity_id = OLD."id" FOR UPDATE;
             IF FOUND THEN
               UPDATE "leadprotect".user_lead_assignments AS a
-              SET user_id = newest."user_id", source = 'activity',
-                  assigned_at = statement_timestamp(),
-                  activity_at = newest."created_at", activity_id = newest."id"
-              FROM (
-                SELECT v."user_id", v."created_at", v."id" FROM "public"."activities" AS v
-                WHERE v."lead_id" = OLD."lead_id"
-                  AND v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL
-                ORDER BY v."created_at" DESC NULLS LAST, v."id" DESC LIMIT 1) AS newest
+              SET user_id = newest.user_id, source = 'activity', assigned_at = statement_timestamp(),
+                  activity_at = newest.activity_at, activity_id = newest.activity_id
+              FROM "leadprotect".newest_activities(ARRAY[OLD."lead_id"]) AS newest
               WHERE a.lead_id = OLD."lead_id" AND a.source IN ('backfill', 'activity')
                 AND a.activity_id = OLD."id";
             ELSIF OLD."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND OLD."user_id" IS NOT NULL THEN
@@ -2187,21 +2446,24 @@ CREATE FUNCTION leadprotect.own_active_lead() RETURNS trigger
             END IF;
           END IF;
           IF TG_OP <> 'DELETE' THEN
-            IF NEW."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND NEW."user_id" IS NOT NULL THEN
+            -- one in the future makes no owner until its time has come; the backfill and the gate see it then
+            IF NEW."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND NEW."user_id" IS NOT NULL
+              AND (NEW."created_at" <= statement_timestamp()) IS NOT FALSE
+            THEN
               INSERT INTO "leadprotect".user_lead_assignments AS a
                 (lead_id, territory, user_id, source, activity_at, activity_id)
-              SELECT l."id", t.code, NEW."user_id", 'activity',
+              SELECT NEW."lead_id", t.code, NEW."user_id", 'activity',
                      NEW."created_at", NEW."id"
-              FROM "public"."leads" AS l JOIN "leadprotect".territories AS t ON t.code = l."territory"
-              WHERE l."id" = NEW."lead_id"
+              FROM "leadprotect".host_lead(NEW."lead_id") AS l (territory)
+              JOIN "leadprotect".territories AS t ON t.code = l.territory
               ON CONFLICT (lead_id, territory) DO UPDATE
                 SET user_id = excluded.user_id, source = excluded.source, assigned_at = excluded.assigned_at,
                     activity_at = excluded.activity_at, activity_id = excluded.activity_id
-                WHERE a.source IN ('backfill', 'activity')
+                WHERE a.source IN ('backfill', 'activity', 'moved')
                   AND (a.activity_at IS NULL AND excluded.activity_at IS NOT NULL
                     OR a.activity_at < excluded.activity_at
                     OR a.activity_at IS NOT DISTINCT FROM excluded.activity_at
-                       AND a.activity_id < excluded.activity_id);
+                       AND (a.activity_id IS NULL OR a.activity_id < excluded.activity_id));
             END IF;
           END IF;
           RETURN NULL;
@@ -2237,39 +2499,29 @@ CREATE FUNCTION leadprotect.own_leads(here text, leads uuid[]) RETURNS integer
           fresh := CASE WHEN owned = '{}' THEN leads
                         ELSE ARRAY(SELECT unnest(leads) EXCEPT SELECT unnest(owned) ORDER BY 1) END;
           INSERT INTO "leadprotect".user_lead_assignments (lead_id, territory, user_id, source, activity_at, activity_id)
-          SELECT wanted.lead_id, here, newest.user_id, 'backfill', newest.at, newest.id
-          FROM unnest(fresh) AS wanted (lead_id),
-            LATERAL (
-              SELECT v."user_id" AS user_id, v."created_at" AS at, v."id" AS id
-              FROM "public"."activities" AS v
-              WHERE v."lead_id" = wanted.lead_id
-                AND v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL
-              ORDER BY v."created_at" DESC NULLS LAST, v."id" DESC LIMIT 1) AS newest;
+          SELECT newest.lead_id, here, newest.user_id, 'backfill', newest.activity_at, newest.activity_id
+          FROM "leadprotect".newest_activities(fresh) AS newest;
           GET DIAGNOSTICS made = ROW_COUNT;
           FOR seen IN
-            SELECT wanted.lead_id, newest.user_id, newest.at, newest.id,
+            SELECT newest.lead_id, newest.user_id, newest.activity_at AS at, newest.activity_id AS id,
                    standing.user_id AS old_user, standing.activity_at AS old_at, standing.activity_id AS old_id
-            FROM unnest(owned) AS wanted (lead_id),
+            FROM "leadprotect".newest_activities(owned) AS newest,
               LATERAL (
                 SELECT a.user_id, a.activity_at, a.activity_id, a.source FROM "leadprotect".user_lead_assignments AS a
-                WHERE a.lead_id = wanted.lead_id AND a.territory = here LIMIT 1) AS standing,
-              LATERAL (
-                SELECT v."user_id" AS user_id, v."created_at" AS at, v."id" AS id
-                FROM "public"."activities" AS v
-                WHERE v."lead_id" = wanted.lead_id AND standing.source IN ('backfill', 'activity')
-                  AND v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL
-                ORDER BY v."created_at" DESC NULLS LAST, v."id" DESC LIMIT 1) AS newest
-            WHERE standing.user_id IS DISTINCT FROM newest.user_id
-              OR standing.activity_id IS DISTINCT FROM newest.id OR standing.activity_at IS DISTINCT FROM newest.at
+                WHERE a.lead_id = newest.lead_id AND a.territory = here LIMIT 1) AS standing
+            WHERE standing.source IN ('backfill', 'activity', 'moved')
+              AND (standing.user_id IS DISTINCT FROM newest.user_id
+                OR standing.activity_id IS DISTINCT FROM newest.activity_id
+                OR standing.activity_at IS DISTINCT FROM newest.activity_at)
           LOOP
             UPDATE "leadprotect".user_lead_assignments AS a
             SET user_id = seen.user_id, source = 'backfill', assigned_at = statement_timestamp(),
                 activity_at = seen.at, activity_id = seen.id
-            WHERE a.lead_id = seen.lead_id AND a.territory = here AND a.source IN ('backfill', 'activity')
+            WHERE a.lead_id = seen.lead_id AND a.territory = here AND a.source IN ('backfill', 'activity', 'moved')
               AND (a.activity_at IS NULL AND seen.at IS NOT NULL
                 OR a.activity_at < seen.at
                 OR a.activity_at IS NOT DISTINCT FROM seen.at AND a.activity_id < seen.id
-                OR a.user_id IS NOT DISTINCT FROM seen.old_user
+                OR a.source <> 'moved' AND a.user_id IS NOT DISTINCT FROM seen.old_user
                    AND a.activity_at IS NOT DISTINCT FROM seen.old_at
                    AND a.activity_id IS NOT DISTINCT FROM seen.old_id);
             made := made + FOUND::integer;
@@ -2292,57 +2544,106 @@ CREATE FUNCTION leadprotect.own_moved_lead() RETURNS trigger
     SET row_security TO 'on'
     AS $$
         BEGIN
-          INSERT INTO "leadprotect".user_lead_assignments AS a
-            (lead_id, territory, user_id, source, activity_at, activity_id)
-          SELECT NEW."id", t.code, newest."user_id", 'activity',
-                 newest."created_at", newest."id"
-          FROM "leadprotect".territories AS t,
-            LATERAL (
-              SELECT v."user_id", v."created_at", v."id" FROM "public"."activities" AS v
-              WHERE v."lead_id" = NEW."id"
-                AND v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL
-              ORDER BY v."created_at" DESC NULLS LAST, v."id" DESC LIMIT 1) AS newest
+          INSERT INTO "leadprotect".user_lead_assignments (lead_id, territory, user_id, source, activity_at, activity_id)
+          SELECT NEW."id", t.code, NULL, 'moved', newest.activity_at, newest.activity_id
+          FROM "leadprotect".territories AS t
+          LEFT JOIN "leadprotect".newest_activities(ARRAY[NEW."id"]) AS newest ON true
           WHERE t.code = NEW."territory"
-          ON CONFLICT (lead_id, territory) DO UPDATE
-            SET user_id = excluded.user_id, source = excluded.source, assigned_at = excluded.assigned_at,
-                activity_at = excluded.activity_at, activity_id = excluded.activity_id
-            WHERE a.source IN ('backfill', 'activity')
-              AND (a.activity_at IS NULL AND excluded.activity_at IS NOT NULL
-                OR a.activity_at < excluded.activity_at
-                OR a.activity_at IS NOT DISTINCT FROM excluded.activity_at
-                   AND a.activity_id < excluded.activity_id);
+          ON CONFLICT (lead_id, territory) DO NOTHING;
           RETURN NULL;
         END
         $$;
 
 -- COMMENT FUNCTION own_moved_lead()
 
-COMMENT ON FUNCTION leadprotect.own_moved_lead() IS 'Trigger of the transition: a lead that came into a territory gets its owner there';
+COMMENT ON FUNCTION leadprotect.own_moved_lead() IS 'Trigger of the transition: a lead that came into a territory has no owner there until a newer activity';
 
--- FUNCTION record_denial(uuid, leadprotect.lead_action, text, text)
+-- FUNCTION protected_leads()
 
-CREATE FUNCTION leadprotect.record_denial(lead uuid, action leadprotect.lead_action, decision text, note text DEFAULT NULL::text) RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER
+CREATE FUNCTION leadprotect.protected_leads() RETURNS TABLE(lead_id uuid, territory text)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        #variable_conflict use_column
+        BEGIN
+          RETURN QUERY SELECT l."id", l."territory"::text FROM "public"."leads" AS l WHERE l."territory" IS NOT NULL;
+        END
+        $$;
+
+-- COMMENT FUNCTION protected_leads()
+
+COMMENT ON FUNCTION leadprotect.protected_leads() IS 'Every lead of the host that has a territory';
+
+-- FUNCTION proved_denials(bigint[], text[], text[])
+
+CREATE FUNCTION leadprotect.proved_denials(numbers bigint[], facts text[], proofs text[]) RETURNS SETOF bigint
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'on'
     AS $$
         BEGIN
-          IF decision NOT IN ('no_context', 'not_found', 'suspended', 'unassigned', 'not_owner') THEN
-            RAISE EXCEPTION '% is not a reason of a denial', decision USING ERRCODE = 'LP422';
+          RETURN QUERY
+          SELECT asked.number FROM unnest(numbers, facts, proofs) AS asked (number, facts, proof)
+          WHERE asked.proof = "leadprotect".denial_proof('log ' || asked.number || ' ' || asked.facts);
+        END
+        $$;
+
+-- COMMENT FUNCTION proved_denials(numbers bigint[], facts text[], proofs text[])
+
+COMMENT ON FUNCTION leadprotect.proved_denials(numbers bigint[], facts text[], proofs text[]) IS 'Which lines of a log were written by our function in this database: number, facts and proof of each';
+
+-- FUNCTION publish_territories()
+
+CREATE FUNCTION leadprotect.publish_territories() RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          EXECUTE format(
+            'CREATE OR REPLACE FUNCTION "leadprotect".all_territories() RETURNS text[] LANGUAGE sql STABLE PARALLEL SAFE RETURN %L::text[]',
+            ARRAY(SELECT t.code FROM "leadprotect".territories AS t ORDER BY t.code));
+        END
+        $$;
+
+-- COMMENT FUNCTION publish_territories()
+
+COMMENT ON FUNCTION leadprotect.publish_territories() IS 'Makes all_territories() anew, from the table';
+
+-- FUNCTION record_denial(uuid, leadprotect.lead_action, text, text, text)
+
+CREATE FUNCTION leadprotect.record_denial(lead uuid, action leadprotect.lead_action, decision text, note text DEFAULT NULL::text, ticket text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    AS $$
+        DECLARE
+          number bigint := CASE WHEN ticket ~ '^[0-9]{1,18} ' THEN split_part(ticket, ' ', 1)::bigint END;
+        BEGIN
+          IF decision IS NULL
+            OR decision NOT IN ('no_context', 'not_found', 'suspended', 'unassigned', 'not_owner', 'not_manager') THEN
+            RAISE EXCEPTION '% is not a reason of a denial', coalesce(decision, 'NULL') USING ERRCODE = 'LP422';
           ELSIF decision NOT IN ('no_context', 'not_found') AND current_setting('app.territory', true) <> ''
             AND NOT "leadprotect".is_member(current_setting('app.territory', true)) THEN
             -- nobody is answered so about another territory
             RAISE EXCEPTION 'reason % is not of this login', decision USING ERRCODE = 'LP422';
           END IF;
+          -- a number that was drawn for another denial, or has its row, stays what it is
+          IF number IS NOT NULL AND (
+            split_part(ticket, ' ', 2) IS DISTINCT FROM "leadprotect".denial_proof(
+              'ticket ' || json_build_array(number, lead::text, decision, session_user)::text)
+            OR EXISTS (SELECT FROM "leadprotect".lead_access_audit AS e WHERE e.lead_id = lead AND e.id = number))
+          THEN
+            number := NULL;
+          END IF;
           IF lead IS NOT NULL THEN
-            PERFORM "leadprotect".write_audit(lead, action, decision, note);
+            PERFORM "leadprotect".write_audit(lead, action, decision, note, NULL, NULL, number);
           END IF;
         END
         $$;
 
--- COMMENT FUNCTION record_denial(lead uuid, action leadprotect.lead_action, decision text, note text)
+-- COMMENT FUNCTION record_denial(lead uuid, action leadprotect.lead_action, decision text, note text, ticket text)
 
-COMMENT ON FUNCTION leadprotect.record_denial(lead uuid, action leadprotect.lead_action, decision text, note text) IS 'Records a denial that was answered in another transaction; it can write nothing but a DENY';
+COMMENT ON FUNCTION leadprotect.record_denial(lead uuid, action leadprotect.lead_action, decision text, note text, ticket text) IS 'Records a denial that was answered in another transaction, under the number that was drawn for it; nothing but a DENY';
 
 -- FUNCTION record_edit_attempt(uuid, leadprotect.lead_action, text)
 
@@ -2386,34 +2687,21 @@ COMMENT ON FUNCTION leadprotect.refuse_change() IS 'Guard of the audit: raises w
 -- FUNCTION refuse_move()
 
 CREATE FUNCTION leadprotect.refuse_move() RETURNS trigger
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
         BEGIN
-          RAISE EXCEPTION 'id and territory of a protected lead can be changed by maintenance only'
-            USING ERRCODE = 'insufficient_privilege';
+          IF "leadprotect".acts_bound() THEN
+            RAISE EXCEPTION 'id and territory of a protected lead can be changed by maintenance only'
+              USING ERRCODE = 'insufficient_privilege';
+          END IF;
+          RETURN NULL;
         END
         $$;
 
 -- COMMENT FUNCTION refuse_move()
 
 COMMENT ON FUNCTION leadprotect.refuse_move() IS 'Trigger of contract: id and territory of a protected lead are changed by maintenance only';
-
--- FUNCTION refuse_truncate()
-
-CREATE FUNCTION leadprotect.refuse_truncate() RETURNS trigger
-    LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-        BEGIN
-          RAISE EXCEPTION 'TRUNCATE on % refused: it would delete leads of every territory', TG_RELID::regclass
-            USING ERRCODE = 'insufficient_privilege';
-        END
-        $$;
-
--- COMMENT FUNCTION refuse_truncate()
-
-COMMENT ON FUNCTION leadprotect.refuse_truncate() IS 'Trigger of contract: a login that row security binds can''t delete what it can''t see';
 
 -- FUNCTION release_lead(uuid, text)
 
@@ -2422,7 +2710,7 @@ CREATE FUNCTION leadprotect.release_lead(lead uuid, note text DEFAULT NULL::text
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
         BEGIN
-          PERFORM "leadprotect".require(lead, 'UNASSIGN', "leadprotect".change_owner(lead, 'release', NULL, note), note);
+          PERFORM "leadprotect".require(lead, 'UNASSIGN', "leadprotect".try_change_owner(lead, 'release', NULL, note), note);
         END
         $$;
 
@@ -2437,7 +2725,7 @@ CREATE FUNCTION leadprotect.require(lead uuid, action leadprotect.lead_action, d
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
         BEGIN
-          IF decision NOT IN ('owner', 'collaborator', 'manager') THEN
+          IF decision IS NULL OR decision NOT IN ('owner', 'collaborator', 'manager') THEN
             PERFORM "leadprotect".deny(lead, action, decision, note);
           END IF;
         END
@@ -2446,6 +2734,56 @@ CREATE FUNCTION leadprotect.require(lead uuid, action leadprotect.lead_action, d
 -- COMMENT FUNCTION require(lead uuid, action leadprotect.lead_action, decision text, note text)
 
 COMMENT ON FUNCTION leadprotect.require(lead uuid, action leadprotect.lead_action, decision text, note text) IS 'Raises unless the reason allows';
+
+-- FUNCTION require_fresh_rules()
+
+CREATE FUNCTION leadprotect.require_fresh_rules() RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        DECLARE
+          newest xid8;
+        BEGIN
+          IF current_setting('transaction_isolation') NOT IN ('repeatable read', 'serializable') THEN
+            RETURN;
+          END IF;
+          newest := (SELECT q.last_value::text::xid8 FROM "leadprotect".rule_changes AS q);
+          IF newest IS NOT DISTINCT FROM pg_current_xact_id_if_assigned()
+            OR pg_visible_in_snapshot(newest, pg_current_snapshot()) THEN
+            RETURN;
+          END IF;
+          BEGIN
+            PERFORM pg_xact_status(newest);
+          EXCEPTION WHEN invalid_parameter_value THEN
+            RETURN; -- it is still to come here: the sequence was restored from another server
+          END;
+          RAISE EXCEPTION 'a rule was made after this transaction began, and its snapshot can''t show it: try again'
+            USING ERRCODE = 'serialization_failure';
+        END
+        $$;
+
+-- COMMENT FUNCTION require_fresh_rules()
+
+COMMENT ON FUNCTION leadprotect.require_fresh_rules() IS 'Raises a serialization failure where the snapshot is older than the newest rule which takes a right away';
+
+-- FUNCTION require_manager(text, uuid, leadprotect.lead_action, text)
+
+CREATE FUNCTION leadprotect.require_manager(here text, lead uuid, action leadprotect.lead_action, note text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          IF NOT "leadprotect".is_manager() OR NOT "leadprotect".is_member(here) THEN
+            PERFORM "leadprotect".draw_denial(
+              coalesce(lead, '00000000-0000-0000-0000-000000000000'::uuid), action, 'not_manager', concat_ws(' in ', note, here));
+            RAISE EXCEPTION 'the login manages no territory %', here USING ERRCODE = 'LP403', DETAIL = 'not_manager';
+          END IF;
+        END
+        $$;
+
+-- COMMENT FUNCTION require_manager(here text, lead uuid, action leadprotect.lead_action, note text)
+
+COMMENT ON FUNCTION leadprotect.require_manager(here text, lead uuid, action leadprotect.lead_action, note text) IS 'Raises SQLSTATE LP403 unless the acting role manages the territory';
 
 -- FUNCTION require_open_gate(interval, text, name[])
 
@@ -2470,6 +2808,24 @@ CREATE FUNCTION leadprotect.require_open_gate(observation_window interval, host_
 
 COMMENT ON FUNCTION leadprotect.require_open_gate(observation_window interval, host_rls text, exempt_roles name[]) IS 'Raises SQLSTATE LP409 while a condition of contract is false, with what is in the way and what to run';
 
+-- FUNCTION require_transition()
+
+CREATE FUNCTION leadprotect.require_transition() RETURNS void
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          IF NOT "leadprotect".in_transition() THEN
+            RAISE EXCEPTION 'contract is applied: activities make no owners any more, they change by hand only'
+              USING ERRCODE = 'LP422';
+          END IF;
+        END
+        $$;
+
+-- COMMENT FUNCTION require_transition()
+
+COMMENT ON FUNCTION leadprotect.require_transition() IS 'Raises where activities make no owners any more';
+
 -- FUNCTION revoke_protection(uuid, text, leadprotect.protection_type, uuid)
 
 CREATE FUNCTION leadprotect.revoke_protection(of_user uuid, here text, kind leadprotect.protection_type, lead uuid DEFAULT NULL::uuid) RETURNS integer
@@ -2477,11 +2833,14 @@ CREATE FUNCTION leadprotect.revoke_protection(of_user uuid, here text, kind lead
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'on'
     AS $$
+        DECLARE
+          ended integer;
         BEGIN
-          IF NOT "leadprotect".is_manager() OR NOT "leadprotect".is_member(here) THEN
-            RAISE EXCEPTION 'the login manages no territory %', here USING ERRCODE = 'insufficient_privilege';
-          END IF;
-          RETURN "leadprotect".end_rules(of_user, here, kind, lead);
+          PERFORM "leadprotect".require_manager(here, lead, 'UNASSIGN', concat_ws(' ', 'revoke', kind, 'from', of_user));
+          ended := "leadprotect".end_rules(of_user, here, kind, lead);
+          PERFORM "leadprotect".write_audit(coalesce(lead, '00000000-0000-0000-0000-000000000000'::uuid), 'UNASSIGN', 'manager',
+            concat_ws(' ', 'revoke', kind, 'from', of_user || ',', ended, 'rules ended'), NULL, here);
+          RETURN ended;
         END
         $$;
 
@@ -2541,7 +2900,7 @@ CREATE FUNCTION leadprotect.seal_audit(rows_per_seal integer DEFAULT 10000) RETU
                      sha256(convert_to(json_build_array(
                        'lp-row-1', a.id, a.lead_id::text, a.at AT TIME ZONE 'UTC', a.user_id::text, a.login, a.role,
                        a.territory, a.action::text, a.outcome::text, a.reason, a.note, a.correlation_id,
-                       a.transaction_id::text)::text, 'UTF8')) AS hash
+                       a.transaction_id::text, a.basis)::text, 'UTF8')) AS hash
               FROM "leadprotect".lead_access_audit AS a, state
               WHERE a.at >= open_from
                 AND (NOT known_here
@@ -2600,10 +2959,15 @@ CREATE FUNCTION leadprotect.secure_audit_table(target regclass) RETURNS void
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
         BEGIN
-          PERFORM "leadprotect".secure_table(target);
-          EXECUTE format('DROP POLICY IF EXISTS lp_without_territory ON %s', target);
-          EXECUTE format('CREATE POLICY lp_without_territory ON %s FOR SELECT TO "leadprotect_auditor"
-                          USING (territory IS NULL)', target);
+          EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', target);
+          EXECUTE format('ALTER TABLE %s FORCE ROW LEVEL SECURITY', target);
+          EXECUTE format('DROP POLICY IF EXISTS lp_inside ON %s', target);
+          EXECUTE format('CREATE POLICY lp_inside ON %s TO "leadprotect_owner", "leadprotect_reader" USING ((SELECT current_user = ANY (ARRAY[''leadprotect_owner'', ''leadprotect_reader'']::name[]))) WITH CHECK ((SELECT current_user = ANY (ARRAY[''leadprotect_owner'', ''leadprotect_reader'']::name[])))', target);
+          EXECUTE format('DROP POLICY IF EXISTS lp_read ON %s', target);
+          EXECUTE format('CREATE POLICY lp_read ON %s FOR SELECT TO "leadprotect_auditor" USING (true)', target);
+          EXECUTE format('DROP POLICY IF EXISTS lp_border ON %s', target);
+          EXECUTE format('CREATE POLICY lp_border ON %s AS RESTRICTIVE USING ((SELECT current_user = ANY (ARRAY[''leadprotect_owner'', ''leadprotect_reader'']::name[]))
+                          OR coalesce(territory = (SELECT "leadprotect".admitted_territory()), territory IS NULL))', target);
           EXECUTE format('DROP TRIGGER IF EXISTS lp_append_only ON %s', target);
           EXECUTE format('CREATE TRIGGER lp_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON %s
                           FOR EACH STATEMENT EXECUTE FUNCTION "leadprotect".refuse_change()', target);
@@ -2613,43 +2977,7 @@ CREATE FUNCTION leadprotect.secure_audit_table(target regclass) RETURNS void
 
 -- COMMENT FUNCTION secure_audit_table(target regclass)
 
-COMMENT ON FUNCTION leadprotect.secure_audit_table(target regclass) IS 'Secures a table of the audit, also a partition: the standard policies, rows without territory for auditors, and the guard against changes';
-
--- FUNCTION secure_table(regclass)
-
-CREATE FUNCTION leadprotect.secure_table(target regclass) RETURNS void
-    LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-        DECLARE
-          code text;
-          setting text := format('(SELECT pg_catalog.current_setting(%L, true))', 'app.territory');
-        BEGIN
-          EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', target);
-          EXECUTE format('ALTER TABLE %s FORCE ROW LEVEL SECURITY', target);
-          EXECUTE format('DROP POLICY IF EXISTS lp_owner ON %s', target);
-          EXECUTE format('CREATE POLICY lp_owner ON %s TO %I USING (true) WITH CHECK (true)',
-                         target, 'leadprotect_owner');
-          IF NOT EXISTS (SELECT FROM pg_attribute
-                         WHERE attrelid = target AND attname = 'territory' AND NOT attisdropped) THEN
-            RETURN;
-          END IF;
-          EXECUTE format('DROP POLICY IF EXISTS lp_floor ON %s', target);
-          EXECUTE format('CREATE POLICY lp_floor ON %s AS RESTRICTIVE TO %I
-                          USING (territory = %s AND (SELECT "leadprotect".is_member(%s)))',
-                         target, 'leadprotect_app', setting, setting);
-          FOR code IN SELECT t.code FROM "leadprotect".territories AS t LOOP
-            EXECUTE format('DROP POLICY IF EXISTS %I ON %s', 'lp_territory_' || lower(code), target);
-            EXECUTE format('CREATE POLICY %I ON %s TO %I USING (territory = %L AND territory = %s)',
-                           'lp_territory_' || lower(code), target,
-                           'leadprotect_' || lower(code), code, setting);
-          END LOOP;
-        END
-        $$;
-
--- COMMENT FUNCTION secure_table(target regclass)
-
-COMMENT ON FUNCTION leadprotect.secure_table(target regclass) IS 'Enables and forces row security on a table and (re)creates the standard policies';
+COMMENT ON FUNCTION leadprotect.secure_audit_table(target regclass) IS 'Secures a table of the audit, also a partition: the border, rows without territory for auditors, and the guard against changes';
 
 -- FUNCTION set_context(text, text, text)
 
@@ -2681,7 +3009,7 @@ CREATE FUNCTION leadprotect.share_lead(lead uuid, with_user uuid, effective_from
     AS $$
         BEGIN
           PERFORM "leadprotect".require(lead, 'ASSIGN',
-            "leadprotect".change_sharing(lead, 'share', with_user, effective_from, effective_to, note), note);
+            "leadprotect".try_change_sharing(lead, 'share', with_user, effective_from, effective_to, note), note);
         END
         $$;
 
@@ -2780,13 +3108,172 @@ CREATE FUNCTION leadprotect.transfer_lead(lead uuid, new_owner uuid, note text D
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
         BEGIN
-          PERFORM "leadprotect".require(lead, 'ASSIGN', "leadprotect".change_owner(lead, 'transfer', new_owner, note), note);
+          PERFORM "leadprotect".require(lead, 'ASSIGN', "leadprotect".try_change_owner(lead, 'transfer', new_owner, note), note);
         END
         $$;
 
 -- COMMENT FUNCTION transfer_lead(lead uuid, new_owner uuid, note text)
 
 COMMENT ON FUNCTION leadprotect.transfer_lead(lead uuid, new_owner uuid, note text) IS 'Gives an owned lead to a user; for managers. An edit under way is waited for';
+
+-- FUNCTION try_change_owner(uuid, text, uuid, text)
+
+CREATE FUNCTION leadprotect.try_change_owner(lead uuid, change text, new_owner uuid, note text) RETURNS text
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        DECLARE
+          author uuid := "leadprotect".parse_user(current_setting('app.user_id', true));
+          manager boolean := "leadprotect".is_manager() AND change <> 'claim';
+          here text := "leadprotect".lead_for_ownership(lead, manager);
+          standing "leadprotect".user_lead_assignments;
+          decision text;
+        BEGIN
+          IF change IS NULL OR change NOT IN ('assign', 'claim', 'release', 'transfer') THEN
+            RAISE EXCEPTION '% is no change of ownership', coalesce(change, 'NULL') USING ERRCODE = 'LP422';
+          ELSIF change IN ('assign', 'transfer') AND new_owner IS NULL THEN
+            RAISE EXCEPTION 'the new owner is missing' USING ERRCODE = 'LP422', HINT = 'release_lead takes an owner away.';
+          END IF;
+          IF here IS NOT NULL AND change <> 'claim' THEN
+            SELECT * INTO standing FROM "leadprotect".user_lead_assignments AS a
+              WHERE a.lead_id = lead AND a.territory = here FOR UPDATE;
+          END IF;
+          PERFORM "leadprotect".require_fresh_rules();
+          decision := "leadprotect".explain_edit(lead);
+          IF change = 'claim' THEN
+            new_owner := author;
+            IF decision NOT IN ('owner', 'collaborator', 'unassigned') THEN
+              RETURN decision;
+            END IF;
+          ELSIF manager THEN
+            IF author IS NULL AND current_setting('app.user_id', true) <> '' THEN
+              RETURN 'no_context';
+            ELSIF here IS NULL THEN
+              RETURN 'not_found';
+            ELSIF change = 'transfer' AND standing.user_id IS NULL THEN
+              RETURN 'unassigned';
+            END IF;
+            decision := 'manager';
+          ELSIF change <> 'release' THEN
+            -- only a manager decides who else owns a lead, whatever it is to the caller
+            RETURN CASE WHEN decision IN ('no_context', 'not_found', 'suspended') THEN decision ELSE 'not_manager' END;
+          ELSIF decision <> 'owner' THEN
+            -- a collaborator may edit, but the lead is not his to give away
+            RETURN CASE WHEN decision = 'collaborator' THEN 'not_owner' ELSE decision END;
+          ELSE
+            new_owner := NULL;
+          END IF;
+          IF change = 'release' THEN
+            new_owner := NULL;
+          ELSIF change <> 'claim' AND EXISTS (
+            SELECT FROM "leadprotect".lead_protection_rules AS r
+            WHERE r.user_id = new_owner AND r.territory = here AND r.protection = 'VIEW_ONLY'
+              AND (r.lead_id IS NULL OR r.lead_id = lead)
+              AND "leadprotect".in_force(r.active, r.effective_from, r.effective_to))
+          THEN
+            RAISE EXCEPTION 'the new owner is suspended in territory %', here USING ERRCODE = 'LP422';
+          END IF;
+          INSERT INTO "leadprotect".user_lead_assignments AS a
+            (lead_id, territory, user_id, assigned_at, assigned_by, source)
+          VALUES (lead, here, new_owner, clock_timestamp(), author, change)
+          ON CONFLICT (lead_id, territory) DO UPDATE
+            SET user_id = excluded.user_id, assigned_at = excluded.assigned_at,
+                assigned_by = excluded.assigned_by, source = excluded.source,
+                activity_at = NULL, activity_id = NULL
+            WHERE change <> 'claim' OR a.user_id IS NULL OR a.user_id = excluded.user_id;
+          IF NOT FOUND THEN
+            RETURN 'not_owner';
+          END IF;
+          decision := CASE decision WHEN 'manager' THEN decision ELSE 'owner' END;
+          PERFORM "leadprotect".write_audit(
+            lead, CASE change WHEN 'release' THEN 'UNASSIGN' ELSE 'ASSIGN' END::"leadprotect".lead_action, decision,
+            concat_ws('; ', note, change || coalesce(' to ' || new_owner, '')));
+          RETURN decision;
+        END
+        $$;
+
+-- COMMENT FUNCTION try_change_owner(lead uuid, change text, new_owner uuid, note text)
+
+COMMENT ON FUNCTION leadprotect.try_change_owner(lead uuid, change text, new_owner uuid, note text) IS 'Every change of ownership: assign, claim, release, transfer; returns the right it was done by, or why it was denied';
+
+-- FUNCTION try_change_sharing(uuid, text, uuid, timestamp with time zone, timestamp with time zone, text)
+
+CREATE FUNCTION leadprotect.try_change_sharing(lead uuid, change text, with_user uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) RETURNS text
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        DECLARE
+          author uuid := "leadprotect".parse_user(current_setting('app.user_id', true));
+          manager boolean := "leadprotect".is_manager();
+          here text := "leadprotect".lead_for_ownership(lead, manager);
+          starts timestamptz := coalesce(effective_from, clock_timestamp());
+          owner uuid;
+          decision text;
+        BEGIN
+          IF change IS NULL OR change NOT IN ('share', 'unshare') THEN
+            RAISE EXCEPTION '% is no change of sharing', coalesce(change, 'NULL') USING ERRCODE = 'LP422';
+          ELSIF with_user IS NULL THEN
+            RAISE EXCEPTION 'the user to share with is missing' USING ERRCODE = 'LP422';
+          ELSIF change = 'share' AND effective_to <= starts THEN
+            RAISE EXCEPTION 'effective_to is not after effective_from' USING ERRCODE = 'LP422';
+          END IF;
+          SELECT a.user_id INTO owner FROM "leadprotect".user_lead_assignments AS a
+            WHERE a.lead_id = lead AND a.territory = here FOR SHARE;
+          PERFORM "leadprotect".require_fresh_rules();
+          decision := "leadprotect".explain_edit(lead);
+          IF here IS NULL THEN
+            RETURN CASE decision WHEN 'no_context' THEN decision ELSE 'not_found' END;
+          ELSIF manager THEN
+            IF author IS NULL AND current_setting('app.user_id', true) <> '' THEN
+              RETURN 'no_context';
+            END IF;
+            decision := 'manager';
+          ELSIF decision <> 'owner' THEN
+            RETURN CASE decision WHEN 'collaborator' THEN 'not_owner' ELSE decision END;
+          END IF;
+          IF change = 'share' THEN
+            IF with_user = owner OR with_user = author AND decision = 'owner' THEN
+              RAISE EXCEPTION 'a lead is not shared with its own owner' USING ERRCODE = 'LP422';
+            END IF;
+            INSERT INTO "leadprotect".lead_protection_rules
+              (user_id, territory, protection, lead_id, effective_from, effective_to, shared_by)
+            VALUES (with_user, here, 'COLLABORATOR', lead, starts, try_change_sharing.effective_to,
+                    CASE decision WHEN 'owner' THEN author END)
+            ON CONFLICT DO NOTHING;
+          ELSE
+            PERFORM "leadprotect".end_rules(with_user, here, 'COLLABORATOR', lead);
+          END IF;
+          PERFORM "leadprotect".write_audit(
+            lead, CASE change WHEN 'share' THEN 'ASSIGN' ELSE 'UNASSIGN' END::"leadprotect".lead_action, decision,
+            concat_ws('; ', note, change || ' with ' || with_user));
+          RETURN decision;
+        END
+        $$;
+
+-- COMMENT FUNCTION try_change_sharing(lead uuid, change text, with_user uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text)
+
+COMMENT ON FUNCTION leadprotect.try_change_sharing(lead uuid, change text, with_user uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) IS 'Shares a lead with a user, or ends that; returns the right it was done by, or why it was denied';
+
+-- FUNCTION try_edit(uuid, leadprotect.lead_action, text)
+
+CREATE FUNCTION leadprotect.try_edit(lead uuid, action leadprotect.lead_action, note text) RETURNS text
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        DECLARE
+          decided record;
+        BEGIN
+          SELECT d.reason, d.basis INTO decided FROM "leadprotect".decide_locked(lead) AS d;
+          IF decided.reason IN ('owner', 'collaborator') THEN
+            PERFORM "leadprotect".write_audit(lead, action, decided.reason, note, decided.basis);
+          END IF;
+          RETURN decided.reason;
+        END
+        $$;
+
+-- COMMENT FUNCTION try_edit(lead uuid, action leadprotect.lead_action, note text)
+
+COMMENT ON FUNCTION leadprotect.try_edit(lead uuid, action leadprotect.lead_action, note text) IS 'Decides under locks and records what is allowed; returns the reason';
 
 -- FUNCTION unowned_leads(text[])
 
@@ -2801,7 +3288,7 @@ CREATE FUNCTION leadprotect.unowned_leads(territories text[]) RETURNS TABLE(terr
             FROM leadprotect.user_lead_assignments a
            WHERE ((a.lead_id = l.id) AND (a.territory = (l.territory)::text))))) AND (EXISTS ( SELECT
             FROM public.activities v
-           WHERE ((v.lead_id = l.id) AND (v.kind = ANY (ARRAY['QUALIFIED_CALL'::text, 'CUSTOMER_REACTION'::text, 'SCHEDULED_FOLLOWUP'::text, 'SAMPLE_FEEDBACK'::text, 'ROI_PRESENTATION'::text])) AND (v.user_id IS NOT NULL)))));
+           WHERE ((v.lead_id = l.id) AND (v.kind = ANY (ARRAY['QUALIFIED_CALL'::text, 'CUSTOMER_REACTION'::text, 'SCHEDULED_FOLLOWUP'::text, 'SAMPLE_FEEDBACK'::text, 'ROI_PRESENTATION'::text])) AND (v.user_id IS NOT NULL) AND ((v.created_at <= statement_timestamp()) IS NOT FALSE)))));
 END;
 
 -- COMMENT FUNCTION unowned_leads(territories text[])
@@ -2829,7 +3316,7 @@ CREATE FUNCTION leadprotect.unshare_lead(lead uuid, with_user uuid, note text DE
     AS $$
         BEGIN
           PERFORM "leadprotect".require(lead, 'UNASSIGN',
-            "leadprotect".change_sharing(lead, 'unshare', with_user, NULL, NULL, note), note);
+            "leadprotect".try_change_sharing(lead, 'unshare', with_user, NULL, NULL, note), note);
         END
         $$;
 
@@ -2852,6 +3339,21 @@ CREATE FUNCTION leadprotect.ways_around(host_rls text, exempt_roles name[]) RETU
                  string_agg(format('ALTER TABLE %s NO INHERIT %s;', i.inhrelid::regclass, i.inhparent::regclass), ' ')
           INTO met, detail, remedy
           FROM pg_inherits AS i WHERE '"public"."leads"'::regclass IN (i.inhparent, i.inhrelid);
+          RETURN NEXT;
+
+          -- they run as the owner of the table, past row security; the triggers of contract decide them like
+          -- any edit of whoever acts, so they are named and keep nothing closed
+          condition := 'referential_actions';
+          met := true;
+          remedy := NULL;
+          SELECT coalesce(
+                   string_agg(format('%I on %s changes leads with %s: decided like an edit of each of them', k.conname,
+                     k.conrelid::regclass, k.confrelid::regclass), ', ' ORDER BY k.conname),
+                   'no foreign key changes leads with another table')
+          INTO detail
+          FROM pg_constraint AS k
+          WHERE k.contype = 'f' AND k.conrelid = '"public"."leads"'::regclass
+            AND (k.confdeltype NOT IN ('a', 'r') OR k.confupdtype NOT IN ('a', 'r'));
           RETURN NEXT;
 
           condition := 'views';
@@ -2880,9 +3382,7 @@ CREATE FUNCTION leadprotect.ways_around(host_rls text, exempt_roles name[]) RETU
               FROM reached JOIN relations AS v ON v.oid = reached.oid JOIN pg_roles AS o ON o.oid = reached.reader
               WHERE NOT v.invoker AND (o.rolsuper OR o.rolbypassrls
                 OR host_rls <> 'force' AND pg_has_role(o.oid, (SELECT relowner FROM pg_class
-                                                               WHERE oid = '"public"."leads"'::regclass), 'USAGE')
-                OR EXISTS (SELECT FROM pg_roles AS e WHERE e.rolname = ANY (exempt_roles)
-                           AND pg_has_role(o.oid, e.oid, 'USAGE')))),
+                                                               WHERE oid = '"public"."leads"'::regclass), 'USAGE'))),
             grants AS (
               SELECT l.oid, l.relowner, g.grantee FROM leaks AS l, aclexplode(l.relacl) AS g
               WHERE g.privilege_type = 'SELECT'
@@ -3017,8 +3517,8 @@ CREATE FUNCTION leadprotect.who_could_edit(lead uuid, moment timestamp with time
           SELECT h.code
             FROM here h
            WHERE ((EXISTS ( SELECT
-                    FROM public.leads l
-                   WHERE ((l.id = who_could_edit.lead) AND ((l.territory)::text = h.code)))) OR (EXISTS ( SELECT
+                    FROM leadprotect.host_lead(who_could_edit.lead) l(territory)
+                   WHERE (l.territory = h.code))) OR (EXISTS ( SELECT
                     FROM standing s
                    WHERE (s.territory = h.code))) OR (EXISTS ( SELECT
                     FROM leadprotect.lead_access_audit e
@@ -3084,9 +3584,9 @@ END;
 
 COMMENT ON FUNCTION leadprotect.who_could_edit(lead uuid, moment timestamp with time zone) IS 'Who could edit the lead at this moment and why, in the territories of the login; no row: nothing is known of the lead';
 
--- FUNCTION write_audit(uuid, leadprotect.lead_action, text, text)
+-- FUNCTION write_audit(uuid, leadprotect.lead_action, text, text, text, text, bigint)
 
-CREATE FUNCTION leadprotect.write_audit(lead uuid, action leadprotect.lead_action, decision text, note text) RETURNS void
+CREATE FUNCTION leadprotect.write_audit(lead uuid, action leadprotect.lead_action, decision text, note text, basis text DEFAULT NULL::text, here text DEFAULT NULL::text, number bigint DEFAULT NULL::bigint) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
@@ -3096,44 +3596,47 @@ CREATE FUNCTION leadprotect.write_audit(lead uuid, action leadprotect.lead_actio
           declared_territory text := current_setting('app.territory', true);
           known_user uuid := "leadprotect".parse_user(declared_user);
           known_territory text := declared_territory;
-          remark text := nullif(note, '');
+          remark text := note;
           recorded text := decision;
         BEGIN
           -- an owner or collaborator declared a user and a territory that exist: nothing is left to look up
           IF decision NOT IN ('owner', 'collaborator') THEN
             SELECT t.code INTO known_territory FROM "leadprotect".territories AS t WHERE t.code = declared_territory;
-            remark := nullif(concat_ws('; ', note,
+            remark := concat_ws('; ', nullif(note, ''),
               CASE WHEN known_user IS NULL AND declared_user <> '' THEN
                 format('declared user %L', left(declared_user, 100)) END,
               CASE WHEN known_territory IS NULL AND declared_territory <> '' THEN
-                format('declared territory %L', left(declared_territory, 100)) END), '');
-            IF decision = 'manager' THEN
+                format('declared territory %L', left(declared_territory, 100)) END);
+            IF here IS NOT NULL OR decision IN ('manager', 'maintenance') THEN
               -- his right needs no declared territory, but the row belongs to the lead's
-              known_territory := (SELECT l."territory" FROM "public"."leads" AS l WHERE l."id" = lead);
+              known_territory := coalesce(here, (SELECT l.territory FROM "leadprotect".host_lead(lead) AS l (territory)));
             ELSIF decision = 'not_found' THEN
-              recorded := CASE WHEN EXISTS (SELECT FROM "public"."leads" AS l WHERE l."id" = lead)
+              recorded := CASE WHEN EXISTS (SELECT FROM "leadprotect".host_lead(lead))
                 THEN 'other_territory' ELSE 'unknown_lead' END;
             END IF;
           END IF;
           INSERT INTO "leadprotect".lead_access_audit
-            (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id)
+            (lead_id, id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
           VALUES (
             lead,
+            coalesce(number, nextval('"leadprotect".lead_access_audit_id_seq')),
             known_user,
-            coalesce(nullif(current_setting('role'), 'none'), session_user),
+            "leadprotect".acting_role(),
             known_territory,
             coalesce(action, 'EDIT'),
             CASE WHEN decision IN ('owner', 'collaborator', 'manager', 'maintenance')
               THEN 'ALLOW'::"leadprotect".lead_access_outcome ELSE 'DENY'::"leadprotect".lead_access_outcome END,
             recorded,
-            remark,
-            nullif(current_setting('app.correlation_id', true), ''));
+            "leadprotect".bounded(remark),
+            "leadprotect".bounded(current_setting('app.correlation_id', true)),
+            CASE decision WHEN 'owner' THEN 'assignment' WHEN 'manager' THEN 'role ' || 'leadprotect_manager'
+              ELSE basis END);
         END
         $$;
 
--- COMMENT FUNCTION write_audit(lead uuid, action leadprotect.lead_action, decision text, note text)
+-- COMMENT FUNCTION write_audit(lead uuid, action leadprotect.lead_action, decision text, note text, basis text, here text, number bigint)
 
-COMMENT ON FUNCTION leadprotect.write_audit(lead uuid, action leadprotect.lead_action, decision text, note text) IS 'Writes one row of the audit: login, role, time and transaction are the server''s, never the caller''s';
+COMMENT ON FUNCTION leadprotect.write_audit(lead uuid, action leadprotect.lead_action, decision text, note text, basis text, here text, number bigint) IS 'Writes one row of the audit: login, role, time and transaction are those of the server, never of the caller';
 
 -- TABLE backfill_chunks
 
@@ -3335,13 +3838,30 @@ COMMENT ON COLUMN leadprotect.contextless_writes.host_table IS 'where it wrote';
 
 COMMENT ON COLUMN leadprotect.contextless_writes.with_context IS 'true: noted because the login owns the table';
 
+-- TABLE denial_secret
+
+CREATE TABLE leadprotect.denial_secret (
+    secret bytea NOT NULL
+);
+
+ALTER TABLE ONLY leadprotect.denial_secret FORCE ROW LEVEL SECURITY;
+
+-- COMMENT TABLE denial_secret
+
+COMMENT ON TABLE leadprotect.denial_secret IS 'Tells the denials that our functions logged from lines that somebody else wrote; no role may read it';
+
+-- COMMENT COLUMN denial_secret.secret
+
+COMMENT ON COLUMN leadprotect.denial_secret.secret IS 'drawn when the revision was applied';
+
 -- TABLE host_row_security
 
 CREATE TABLE leadprotect.host_row_security (
     host_table text NOT NULL,
     enabled boolean NOT NULL,
     forced boolean NOT NULL,
-    auditor_columns name[] NOT NULL
+    auditor_columns name[] NOT NULL,
+    enforced boolean NOT NULL
 );
 
 ALTER TABLE ONLY leadprotect.host_row_security FORCE ROW LEVEL SECURITY;
@@ -3349,6 +3869,26 @@ ALTER TABLE ONLY leadprotect.host_row_security FORCE ROW LEVEL SECURITY;
 -- COMMENT TABLE host_row_security
 
 COMMENT ON TABLE leadprotect.host_row_security IS 'Row security flags of the host''s leads before contract, and what contract lets auditors read there';
+
+-- COMMENT COLUMN host_row_security.host_table
+
+COMMENT ON COLUMN leadprotect.host_row_security.host_table IS 'the table of the host';
+
+-- COMMENT COLUMN host_row_security.enabled
+
+COMMENT ON COLUMN leadprotect.host_row_security.enabled IS 'whether its row security was enabled before contract';
+
+-- COMMENT COLUMN host_row_security.forced
+
+COMMENT ON COLUMN leadprotect.host_row_security.forced IS 'whether it was forced';
+
+-- COMMENT COLUMN host_row_security.auditor_columns
+
+COMMENT ON COLUMN leadprotect.host_row_security.auditor_columns IS 'columns that contract let auditors read';
+
+-- COMMENT COLUMN host_row_security.enforced
+
+COMMENT ON COLUMN leadprotect.host_row_security.enforced IS 'whether contract changed the table: not with host_rls = off';
 
 -- SEQUENCE lead_access_audit_id_seq
 
@@ -3378,10 +3918,25 @@ CREATE TABLE leadprotect.lead_access_audit_default (
     reason text CONSTRAINT lead_access_audit_reason_not_null NOT NULL,
     note text,
     correlation_id text,
-    transaction_id xid8 DEFAULT pg_current_xact_id() CONSTRAINT lead_access_audit_transaction_id_not_null NOT NULL
+    transaction_id xid8 DEFAULT pg_current_xact_id() CONSTRAINT lead_access_audit_transaction_id_not_null NOT NULL,
+    basis text,
+    CONSTRAINT laa_bounded CHECK (((octet_length(note) <= 1024) AND (octet_length(correlation_id) <= 1024)))
 );
 
 ALTER TABLE ONLY leadprotect.lead_access_audit_default FORCE ROW LEVEL SECURITY;
+
+-- SEQUENCE rule_changes
+
+CREATE SEQUENCE leadprotect.rule_changes
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1;
+
+-- COMMENT SEQUENCE rule_changes
+
+COMMENT ON SEQUENCE leadprotect.rule_changes IS 'The transaction that last made a rule which takes a right away; seen by every snapshot';
 
 -- TABLE unsettled_leads
 
@@ -3437,7 +3992,7 @@ CREATE VIEW leadprotect.v_lead_protection WITH (security_invoker='true', securit
         END AS reason
    FROM (public.leads l
      LEFT JOIN leadprotect.user_lead_assignments a ON (((a.lead_id = l.id) AND (a.territory = (l.territory)::text))))
-  WHERE (((l.territory)::text = ( SELECT current_setting('app.territory'::text, true) AS current_setting)) AND ( SELECT leadprotect.is_member(current_setting('app.territory'::text, true)) AS is_member));
+  WHERE ((l.territory)::text = ( SELECT leadprotect.admitted_territory() AS admitted_territory));
 
 -- COMMENT VIEW v_lead_protection
 
@@ -3480,6 +4035,11 @@ ALTER TABLE ONLY leadprotect.backfill_jobs
 
 ALTER TABLE ONLY leadprotect.contextless_writes
     ADD CONSTRAINT contextless_writes_pkey PRIMARY KEY (id);
+
+-- CONSTRAINT denial_secret denial_secret_pkey
+
+ALTER TABLE ONLY leadprotect.denial_secret
+    ADD CONSTRAINT denial_secret_pkey PRIMARY KEY (secret);
 
 -- CONSTRAINT host_row_security host_row_security_pkey
 
@@ -3549,6 +4109,10 @@ CREATE INDEX ix_backfill_chunks_open ON leadprotect.backfill_chunks USING btree 
 
 CREATE INDEX ix_contextless_writes_login ON leadprotect.contextless_writes USING btree (login, at);
 
+-- INDEX ix_lpr_lead
+
+CREATE INDEX ix_lpr_lead ON leadprotect.lead_protection_rules USING btree (lead_id) WHERE (active AND (lead_id IS NOT NULL));
+
 -- INDEX ix_ula_user
 
 CREATE INDEX ix_ula_user ON leadprotect.user_lead_assignments USING btree (user_id, territory, lead_id);
@@ -3579,21 +4143,17 @@ ALTER TABLE leadprotect.lead_access_audit_seals ENABLE ALWAYS TRIGGER lp_append_
 
 CREATE TRIGGER lp_keep_assignment AFTER DELETE OR UPDATE ON leadprotect.user_lead_assignments FOR EACH ROW EXECUTE FUNCTION leadprotect.keep_assignment();
 
+ALTER TABLE leadprotect.user_lead_assignments ENABLE ALWAYS TRIGGER lp_keep_assignment;
+
 -- TRIGGER leads leadprotect_audit_edit
 
-CREATE TRIGGER leadprotect_audit_edit BEFORE DELETE OR UPDATE ON public.leads FOR EACH ROW WHEN (((old.territory IS NOT NULL) AND row_security_active(('public.leads'::regclass)::oid) AND (CURRENT_USER <> ALL (ARRAY[]::name[])))) EXECUTE FUNCTION leadprotect.audit_edit('bound');
+CREATE TRIGGER leadprotect_audit_edit BEFORE DELETE OR UPDATE ON public.leads FOR EACH ROW WHEN ((old.territory IS NOT NULL)) EXECUTE FUNCTION leadprotect.audit_edit();
 
 ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_audit_edit;
 
--- TRIGGER leads leadprotect_audit_maintenance
-
-CREATE TRIGGER leadprotect_audit_maintenance BEFORE DELETE OR UPDATE ON public.leads FOR EACH ROW WHEN (((old.territory IS NOT NULL) AND (NOT (row_security_active(('public.leads'::regclass)::oid) AND (CURRENT_USER <> ALL (ARRAY[]::name[])))))) EXECUTE FUNCTION leadprotect.audit_edit('maintenance');
-
-ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_audit_maintenance;
-
 -- TRIGGER leads leadprotect_audit_truncate
 
-CREATE TRIGGER leadprotect_audit_truncate BEFORE TRUNCATE ON public.leads FOR EACH STATEMENT WHEN ((NOT row_security_active(('public.leads'::regclass)::oid))) EXECUTE FUNCTION leadprotect.audit_truncate();
+CREATE TRIGGER leadprotect_audit_truncate BEFORE TRUNCATE ON public.leads FOR EACH STATEMENT EXECUTE FUNCTION leadprotect.audit_truncate();
 
 ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_audit_truncate;
 
@@ -3601,17 +4161,25 @@ ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_audit_truncate;
 
 CREATE TRIGGER leadprotect_forget AFTER DELETE ON public.leads FOR EACH ROW EXECUTE FUNCTION leadprotect.forget_lead();
 
+ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_forget;
+
+-- TRIGGER leads leadprotect_forget_all
+
+CREATE TRIGGER leadprotect_forget_all AFTER TRUNCATE ON public.leads FOR EACH STATEMENT EXECUTE FUNCTION leadprotect.forget_lead();
+
+ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_forget_all;
+
+-- TRIGGER leads leadprotect_forget_id
+
+CREATE TRIGGER leadprotect_forget_id AFTER UPDATE ON public.leads FOR EACH ROW WHEN ((old.id IS DISTINCT FROM new.id)) EXECUTE FUNCTION leadprotect.forget_lead();
+
+ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_forget_id;
+
 -- TRIGGER leads leadprotect_refuse_move
 
-CREATE TRIGGER leadprotect_refuse_move AFTER UPDATE OF id, territory ON public.leads FOR EACH ROW WHEN (((old.territory IS NOT NULL) AND (((new.territory)::text IS DISTINCT FROM (old.territory)::text) OR (new.id <> old.id)) AND row_security_active(('public.leads'::regclass)::oid) AND (CURRENT_USER <> ALL (ARRAY[]::name[])))) EXECUTE FUNCTION leadprotect.refuse_move();
+CREATE TRIGGER leadprotect_refuse_move AFTER UPDATE ON public.leads FOR EACH ROW WHEN (((old.territory IS NOT NULL) AND (((new.territory)::text IS DISTINCT FROM (old.territory)::text) OR (new.id IS DISTINCT FROM old.id)))) EXECUTE FUNCTION leadprotect.refuse_move();
 
 ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_refuse_move;
-
--- TRIGGER leads leadprotect_refuse_truncate
-
-CREATE TRIGGER leadprotect_refuse_truncate BEFORE TRUNCATE ON public.leads FOR EACH STATEMENT WHEN (row_security_active(('public.leads'::regclass)::oid)) EXECUTE FUNCTION leadprotect.refuse_truncate();
-
-ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_refuse_truncate;
 
 -- FK CONSTRAINT backfill_chunks backfill_chunks_territory_fkey
 
@@ -3654,6 +4222,10 @@ ALTER TABLE leadprotect.backfill_jobs ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE leadprotect.contextless_writes ENABLE ROW LEVEL SECURITY;
 
+-- ROW SECURITY denial_secret
+
+ALTER TABLE leadprotect.denial_secret ENABLE ROW LEVEL SECURITY;
+
 -- ROW SECURITY host_row_security
 
 ALTER TABLE leadprotect.host_row_security ENABLE ROW LEVEL SECURITY;
@@ -3674,45 +4246,105 @@ ALTER TABLE leadprotect.lead_access_audit_seals ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE leadprotect.lead_protection_rules ENABLE ROW LEVEL SECURITY;
 
--- POLICY backfill_chunks lp_floor
+-- POLICY backfill_chunks lp_border
 
-CREATE POLICY lp_floor ON leadprotect.backfill_chunks AS RESTRICTIVE TO leadprotect_app USING (((territory = ( SELECT current_setting('app.territory'::text, true) AS current_setting)) AND ( SELECT leadprotect.is_member(( SELECT current_setting('app.territory'::text, true) AS current_setting)) AS is_member)));
+CREATE POLICY lp_border ON leadprotect.backfill_chunks AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR ( SELECT pg_has_role('leadprotect_operator'::name, 'USAGE'::text) AS pg_has_role)));
 
--- POLICY backfill_deferred lp_floor
+-- POLICY backfill_deferred lp_border
 
-CREATE POLICY lp_floor ON leadprotect.backfill_deferred AS RESTRICTIVE TO leadprotect_app USING (((territory = ( SELECT current_setting('app.territory'::text, true) AS current_setting)) AND ( SELECT leadprotect.is_member(( SELECT current_setting('app.territory'::text, true) AS current_setting)) AS is_member)));
+CREATE POLICY lp_border ON leadprotect.backfill_deferred AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR ( SELECT pg_has_role('leadprotect_operator'::name, 'USAGE'::text) AS pg_has_role)));
 
--- POLICY backfill_jobs lp_floor
+-- POLICY backfill_jobs lp_border
 
-CREATE POLICY lp_floor ON leadprotect.backfill_jobs AS RESTRICTIVE TO leadprotect_app USING (((territory = ( SELECT current_setting('app.territory'::text, true) AS current_setting)) AND ( SELECT leadprotect.is_member(( SELECT current_setting('app.territory'::text, true) AS current_setting)) AS is_member)));
+CREATE POLICY lp_border ON leadprotect.backfill_jobs AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR ( SELECT pg_has_role('leadprotect_operator'::name, 'USAGE'::text) AS pg_has_role)));
 
--- POLICY lead_access_audit lp_floor
+-- POLICY lead_access_audit lp_border
 
-CREATE POLICY lp_floor ON leadprotect.lead_access_audit AS RESTRICTIVE TO leadprotect_app USING (((territory = ( SELECT current_setting('app.territory'::text, true) AS current_setting)) AND ( SELECT leadprotect.is_member(( SELECT current_setting('app.territory'::text, true) AS current_setting)) AS is_member)));
+CREATE POLICY lp_border ON leadprotect.lead_access_audit AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR COALESCE((territory = ( SELECT leadprotect.admitted_territory() AS admitted_territory)), (territory IS NULL))));
 
--- POLICY lead_access_audit_default lp_floor
+-- POLICY lead_access_audit_default lp_border
 
-CREATE POLICY lp_floor ON leadprotect.lead_access_audit_default AS RESTRICTIVE TO leadprotect_app USING (((territory = ( SELECT current_setting('app.territory'::text, true) AS current_setting)) AND ( SELECT leadprotect.is_member(( SELECT current_setting('app.territory'::text, true) AS current_setting)) AS is_member)));
+CREATE POLICY lp_border ON leadprotect.lead_access_audit_default AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR COALESCE((territory = ( SELECT leadprotect.admitted_territory() AS admitted_territory)), (territory IS NULL))));
 
--- POLICY lead_access_audit_seals lp_floor
+-- POLICY lead_access_audit_seals lp_border
 
-CREATE POLICY lp_floor ON leadprotect.lead_access_audit_seals AS RESTRICTIVE TO leadprotect_app USING (((territory = ( SELECT current_setting('app.territory'::text, true) AS current_setting)) AND ( SELECT leadprotect.is_member(( SELECT current_setting('app.territory'::text, true) AS current_setting)) AS is_member)));
+CREATE POLICY lp_border ON leadprotect.lead_access_audit_seals AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR COALESCE((territory = ( SELECT leadprotect.admitted_territory() AS admitted_territory)), (territory IS NULL))));
 
--- POLICY lead_protection_rules lp_floor
+-- POLICY lead_protection_rules lp_border
 
-CREATE POLICY lp_floor ON leadprotect.lead_protection_rules AS RESTRICTIVE TO leadprotect_app USING (((territory = ( SELECT current_setting('app.territory'::text, true) AS current_setting)) AND ( SELECT leadprotect.is_member(( SELECT current_setting('app.territory'::text, true) AS current_setting)) AS is_member)));
+CREATE POLICY lp_border ON leadprotect.lead_protection_rules AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR (territory = ( SELECT leadprotect.admitted_territory() AS admitted_territory))));
 
--- POLICY territory_vat_rates lp_floor
+-- POLICY territory_vat_rates lp_border
 
-CREATE POLICY lp_floor ON leadprotect.territory_vat_rates AS RESTRICTIVE TO leadprotect_app USING (((territory = ( SELECT current_setting('app.territory'::text, true) AS current_setting)) AND ( SELECT leadprotect.is_member(( SELECT current_setting('app.territory'::text, true) AS current_setting)) AS is_member)));
+CREATE POLICY lp_border ON leadprotect.territory_vat_rates AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR (territory = ( SELECT leadprotect.admitted_territory() AS admitted_territory))));
 
--- POLICY user_lead_assignment_history lp_floor
+-- POLICY user_lead_assignment_history lp_border
 
-CREATE POLICY lp_floor ON leadprotect.user_lead_assignment_history AS RESTRICTIVE TO leadprotect_app USING (((territory = ( SELECT current_setting('app.territory'::text, true) AS current_setting)) AND ( SELECT leadprotect.is_member(( SELECT current_setting('app.territory'::text, true) AS current_setting)) AS is_member)));
+CREATE POLICY lp_border ON leadprotect.user_lead_assignment_history AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR (territory = ( SELECT leadprotect.admitted_territory() AS admitted_territory))));
 
--- POLICY user_lead_assignments lp_floor
+-- POLICY user_lead_assignments lp_border
 
-CREATE POLICY lp_floor ON leadprotect.user_lead_assignments AS RESTRICTIVE TO leadprotect_app USING (((territory = ( SELECT current_setting('app.territory'::text, true) AS current_setting)) AND ( SELECT leadprotect.is_member(( SELECT current_setting('app.territory'::text, true) AS current_setting)) AS is_member)));
+CREATE POLICY lp_border ON leadprotect.user_lead_assignments AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR (territory = ( SELECT leadprotect.admitted_territory() AS admitted_territory))));
+
+-- POLICY backfill_chunks lp_inside
+
+CREATE POLICY lp_inside ON leadprotect.backfill_chunks TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+
+-- POLICY backfill_deferred lp_inside
+
+CREATE POLICY lp_inside ON leadprotect.backfill_deferred TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+
+-- POLICY backfill_jobs lp_inside
+
+CREATE POLICY lp_inside ON leadprotect.backfill_jobs TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+
+-- POLICY contextless_writes lp_inside
+
+CREATE POLICY lp_inside ON leadprotect.contextless_writes TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+
+-- POLICY denial_secret lp_inside
+
+CREATE POLICY lp_inside ON leadprotect.denial_secret TO leadprotect_owner USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+
+-- POLICY host_row_security lp_inside
+
+CREATE POLICY lp_inside ON leadprotect.host_row_security TO leadprotect_owner USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+
+-- POLICY lead_access_audit lp_inside
+
+CREATE POLICY lp_inside ON leadprotect.lead_access_audit TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+
+-- POLICY lead_access_audit_default lp_inside
+
+CREATE POLICY lp_inside ON leadprotect.lead_access_audit_default TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+
+-- POLICY lead_access_audit_seals lp_inside
+
+CREATE POLICY lp_inside ON leadprotect.lead_access_audit_seals TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+
+-- POLICY lead_protection_rules lp_inside
+
+CREATE POLICY lp_inside ON leadprotect.lead_protection_rules TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+
+-- POLICY territories lp_inside
+
+CREATE POLICY lp_inside ON leadprotect.territories TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+
+-- POLICY territory_vat_rates lp_inside
+
+CREATE POLICY lp_inside ON leadprotect.territory_vat_rates TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+
+-- POLICY unsettled_leads lp_inside
+
+CREATE POLICY lp_inside ON leadprotect.unsettled_leads TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+
+-- POLICY user_lead_assignment_history lp_inside
+
+CREATE POLICY lp_inside ON leadprotect.user_lead_assignment_history TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+
+-- POLICY user_lead_assignments lp_inside
+
+CREATE POLICY lp_inside ON leadprotect.user_lead_assignments TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
 
 -- POLICY backfill_chunks lp_operator
 
@@ -3730,161 +4362,41 @@ CREATE POLICY lp_operator ON leadprotect.backfill_jobs FOR SELECT TO leadprotect
 
 CREATE POLICY lp_operator ON leadprotect.unsettled_leads FOR SELECT TO leadprotect_operator USING (true);
 
--- POLICY backfill_chunks lp_owner
+-- POLICY lead_access_audit lp_read
 
-CREATE POLICY lp_owner ON leadprotect.backfill_chunks TO leadprotect_owner USING (true) WITH CHECK (true);
+CREATE POLICY lp_read ON leadprotect.lead_access_audit FOR SELECT TO leadprotect_auditor USING (true);
 
--- POLICY backfill_deferred lp_owner
+-- POLICY lead_access_audit_default lp_read
 
-CREATE POLICY lp_owner ON leadprotect.backfill_deferred TO leadprotect_owner USING (true) WITH CHECK (true);
+CREATE POLICY lp_read ON leadprotect.lead_access_audit_default FOR SELECT TO leadprotect_auditor USING (true);
 
--- POLICY backfill_jobs lp_owner
+-- POLICY lead_access_audit_seals lp_read
 
-CREATE POLICY lp_owner ON leadprotect.backfill_jobs TO leadprotect_owner USING (true) WITH CHECK (true);
+CREATE POLICY lp_read ON leadprotect.lead_access_audit_seals FOR SELECT TO leadprotect_auditor USING (true);
 
--- POLICY contextless_writes lp_owner
+-- POLICY lead_protection_rules lp_read
 
-CREATE POLICY lp_owner ON leadprotect.contextless_writes TO leadprotect_owner USING (true) WITH CHECK (true);
+CREATE POLICY lp_read ON leadprotect.lead_protection_rules FOR SELECT TO leadprotect_auditor, leadprotect_manager USING (true);
 
--- POLICY host_row_security lp_owner
+-- POLICY user_lead_assignment_history lp_read
 
-CREATE POLICY lp_owner ON leadprotect.host_row_security TO leadprotect_owner USING (true) WITH CHECK (true);
+CREATE POLICY lp_read ON leadprotect.user_lead_assignment_history FOR SELECT TO leadprotect_auditor, leadprotect_manager USING (true);
 
--- POLICY lead_access_audit lp_owner
+-- POLICY user_lead_assignments lp_read
 
-CREATE POLICY lp_owner ON leadprotect.lead_access_audit TO leadprotect_owner USING (true) WITH CHECK (true);
-
--- POLICY lead_access_audit_default lp_owner
-
-CREATE POLICY lp_owner ON leadprotect.lead_access_audit_default TO leadprotect_owner USING (true) WITH CHECK (true);
-
--- POLICY lead_access_audit_seals lp_owner
-
-CREATE POLICY lp_owner ON leadprotect.lead_access_audit_seals TO leadprotect_owner USING (true) WITH CHECK (true);
-
--- POLICY lead_protection_rules lp_owner
-
-CREATE POLICY lp_owner ON leadprotect.lead_protection_rules TO leadprotect_owner USING (true) WITH CHECK (true);
-
--- POLICY territories lp_owner
-
-CREATE POLICY lp_owner ON leadprotect.territories TO leadprotect_owner USING (true) WITH CHECK (true);
-
--- POLICY territory_vat_rates lp_owner
-
-CREATE POLICY lp_owner ON leadprotect.territory_vat_rates TO leadprotect_owner USING (true) WITH CHECK (true);
-
--- POLICY unsettled_leads lp_owner
-
-CREATE POLICY lp_owner ON leadprotect.unsettled_leads TO leadprotect_owner USING (true) WITH CHECK (true);
-
--- POLICY user_lead_assignment_history lp_owner
-
-CREATE POLICY lp_owner ON leadprotect.user_lead_assignment_history TO leadprotect_owner USING (true) WITH CHECK (true);
-
--- POLICY user_lead_assignments lp_owner
-
-CREATE POLICY lp_owner ON leadprotect.user_lead_assignments TO leadprotect_owner USING (true) WITH CHECK (true);
+CREATE POLICY lp_read ON leadprotect.user_lead_assignments FOR SELECT TO leadprotect_app, leadprotect_auditor, leadprotect_manager USING (true);
 
 -- POLICY territories lp_reference
 
 CREATE POLICY lp_reference ON leadprotect.territories FOR SELECT TO leadprotect_app, leadprotect_auditor, leadprotect_manager, leadprotect_operator USING (true);
 
+-- POLICY territory_vat_rates lp_reference
+
+CREATE POLICY lp_reference ON leadprotect.territory_vat_rates FOR SELECT TO leadprotect_app, leadprotect_auditor, leadprotect_manager, leadprotect_operator USING (true);
+
 -- POLICY user_lead_assignments lp_released
 
 CREATE POLICY lp_released ON leadprotect.user_lead_assignments AS RESTRICTIVE TO leadprotect_app USING ((user_id IS NOT NULL));
-
--- POLICY backfill_chunks lp_territory_ch
-
-CREATE POLICY lp_territory_ch ON leadprotect.backfill_chunks TO leadprotect_ch USING (((territory = 'CH'::text) AND (territory = ( SELECT current_setting('app.territory'::text, true) AS current_setting))));
-
--- POLICY backfill_deferred lp_territory_ch
-
-CREATE POLICY lp_territory_ch ON leadprotect.backfill_deferred TO leadprotect_ch USING (((territory = 'CH'::text) AND (territory = ( SELECT current_setting('app.territory'::text, true) AS current_setting))));
-
--- POLICY backfill_jobs lp_territory_ch
-
-CREATE POLICY lp_territory_ch ON leadprotect.backfill_jobs TO leadprotect_ch USING (((territory = 'CH'::text) AND (territory = ( SELECT current_setting('app.territory'::text, true) AS current_setting))));
-
--- POLICY lead_access_audit lp_territory_ch
-
-CREATE POLICY lp_territory_ch ON leadprotect.lead_access_audit TO leadprotect_ch USING (((territory = 'CH'::text) AND (territory = ( SELECT current_setting('app.territory'::text, true) AS current_setting))));
-
--- POLICY lead_access_audit_default lp_territory_ch
-
-CREATE POLICY lp_territory_ch ON leadprotect.lead_access_audit_default TO leadprotect_ch USING (((territory = 'CH'::text) AND (territory = ( SELECT current_setting('app.territory'::text, true) AS current_setting))));
-
--- POLICY lead_access_audit_seals lp_territory_ch
-
-CREATE POLICY lp_territory_ch ON leadprotect.lead_access_audit_seals TO leadprotect_ch USING (((territory = 'CH'::text) AND (territory = ( SELECT current_setting('app.territory'::text, true) AS current_setting))));
-
--- POLICY lead_protection_rules lp_territory_ch
-
-CREATE POLICY lp_territory_ch ON leadprotect.lead_protection_rules TO leadprotect_ch USING (((territory = 'CH'::text) AND (territory = ( SELECT current_setting('app.territory'::text, true) AS current_setting))));
-
--- POLICY territory_vat_rates lp_territory_ch
-
-CREATE POLICY lp_territory_ch ON leadprotect.territory_vat_rates TO leadprotect_ch USING (((territory = 'CH'::text) AND (territory = ( SELECT current_setting('app.territory'::text, true) AS current_setting))));
-
--- POLICY user_lead_assignment_history lp_territory_ch
-
-CREATE POLICY lp_territory_ch ON leadprotect.user_lead_assignment_history TO leadprotect_ch USING (((territory = 'CH'::text) AND (territory = ( SELECT current_setting('app.territory'::text, true) AS current_setting))));
-
--- POLICY user_lead_assignments lp_territory_ch
-
-CREATE POLICY lp_territory_ch ON leadprotect.user_lead_assignments TO leadprotect_ch USING (((territory = 'CH'::text) AND (territory = ( SELECT current_setting('app.territory'::text, true) AS current_setting))));
-
--- POLICY backfill_chunks lp_territory_de
-
-CREATE POLICY lp_territory_de ON leadprotect.backfill_chunks TO leadprotect_de USING (((territory = 'DE'::text) AND (territory = ( SELECT current_setting('app.territory'::text, true) AS current_setting))));
-
--- POLICY backfill_deferred lp_territory_de
-
-CREATE POLICY lp_territory_de ON leadprotect.backfill_deferred TO leadprotect_de USING (((territory = 'DE'::text) AND (territory = ( SELECT current_setting('app.territory'::text, true) AS current_setting))));
-
--- POLICY backfill_jobs lp_territory_de
-
-CREATE POLICY lp_territory_de ON leadprotect.backfill_jobs TO leadprotect_de USING (((territory = 'DE'::text) AND (territory = ( SELECT current_setting('app.territory'::text, true) AS current_setting))));
-
--- POLICY lead_access_audit lp_territory_de
-
-CREATE POLICY lp_territory_de ON leadprotect.lead_access_audit TO leadprotect_de USING (((territory = 'DE'::text) AND (territory = ( SELECT current_setting('app.territory'::text, true) AS current_setting))));
-
--- POLICY lead_access_audit_default lp_territory_de
-
-CREATE POLICY lp_territory_de ON leadprotect.lead_access_audit_default TO leadprotect_de USING (((territory = 'DE'::text) AND (territory = ( SELECT current_setting('app.territory'::text, true) AS current_setting))));
-
--- POLICY lead_access_audit_seals lp_territory_de
-
-CREATE POLICY lp_territory_de ON leadprotect.lead_access_audit_seals TO leadprotect_de USING (((territory = 'DE'::text) AND (territory = ( SELECT current_setting('app.territory'::text, true) AS current_setting))));
-
--- POLICY lead_protection_rules lp_territory_de
-
-CREATE POLICY lp_territory_de ON leadprotect.lead_protection_rules TO leadprotect_de USING (((territory = 'DE'::text) AND (territory = ( SELECT current_setting('app.territory'::text, true) AS current_setting))));
-
--- POLICY territory_vat_rates lp_territory_de
-
-CREATE POLICY lp_territory_de ON leadprotect.territory_vat_rates TO leadprotect_de USING (((territory = 'DE'::text) AND (territory = ( SELECT current_setting('app.territory'::text, true) AS current_setting))));
-
--- POLICY user_lead_assignment_history lp_territory_de
-
-CREATE POLICY lp_territory_de ON leadprotect.user_lead_assignment_history TO leadprotect_de USING (((territory = 'DE'::text) AND (territory = ( SELECT current_setting('app.territory'::text, true) AS current_setting))));
-
--- POLICY user_lead_assignments lp_territory_de
-
-CREATE POLICY lp_territory_de ON leadprotect.user_lead_assignments TO leadprotect_de USING (((territory = 'DE'::text) AND (territory = ( SELECT current_setting('app.territory'::text, true) AS current_setting))));
-
--- POLICY lead_access_audit lp_without_territory
-
-CREATE POLICY lp_without_territory ON leadprotect.lead_access_audit FOR SELECT TO leadprotect_auditor USING ((territory IS NULL));
-
--- POLICY lead_access_audit_default lp_without_territory
-
-CREATE POLICY lp_without_territory ON leadprotect.lead_access_audit_default FOR SELECT TO leadprotect_auditor USING ((territory IS NULL));
-
--- POLICY lead_access_audit_seals lp_without_territory
-
-CREATE POLICY lp_without_territory ON leadprotect.lead_access_audit_seals FOR SELECT TO leadprotect_auditor USING ((territory IS NULL));
 
 -- ROW SECURITY territories
 
@@ -3906,37 +4418,29 @@ ALTER TABLE leadprotect.user_lead_assignment_history ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE leadprotect.user_lead_assignments ENABLE ROW LEVEL SECURITY;
 
+-- POLICY leads leadprotect_border
+
+CREATE POLICY leadprotect_border ON public.leads AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR COALESCE(((territory)::text = ( SELECT leadprotect.admitted_territory() AS admitted_territory)), (territory IS NULL))));
+
 -- POLICY leads leadprotect_delete
 
-CREATE POLICY leadprotect_delete ON public.leads AS RESTRICTIVE FOR DELETE TO leadprotect_app, leadprotect_de, leadprotect_ch USING (((territory IS NULL) OR leadprotect.can_edit_lead(id)));
+CREATE POLICY leadprotect_delete ON public.leads AS RESTRICTIVE FOR DELETE TO leadprotect_app USING (((territory IS NULL) OR ( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR leadprotect.can_edit_lead(id)));
 
--- POLICY leads leadprotect_floor
+-- POLICY leads leadprotect_members_delete
 
-CREATE POLICY leadprotect_floor ON public.leads AS RESTRICTIVE TO leadprotect_app, leadprotect_auditor USING ((((territory)::text = ( SELECT
-        CASE
-            WHEN leadprotect.is_member(current_setting('app.territory'::text, true)) THEN current_setting('app.territory'::text, true)
-            ELSE ''::text
-        END AS "case")) IS NOT FALSE));
+CREATE POLICY leadprotect_members_delete ON public.leads AS RESTRICTIVE FOR DELETE USING (((territory IS NULL) OR ( SELECT ((CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])) OR pg_has_role('leadprotect_app'::name, 'USAGE'::text)))));
 
--- POLICY leads leadprotect_owner
+-- POLICY leads leadprotect_members_update
 
-CREATE POLICY leadprotect_owner ON public.leads FOR SELECT TO leadprotect_owner USING (true);
+CREATE POLICY leadprotect_members_update ON public.leads AS RESTRICTIVE FOR UPDATE USING (((territory IS NULL) OR ( SELECT ((CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])) OR pg_has_role('leadprotect_app'::name, 'USAGE'::text))))) WITH CHECK (true);
 
--- POLICY leads leadprotect_territory_ch
+-- POLICY leads leadprotect_rows
 
-CREATE POLICY leadprotect_territory_ch ON public.leads TO leadprotect_ch USING ((((territory)::text = 'CH'::text) AND ( SELECT (current_setting('app.territory'::text, true) = 'CH'::text))));
-
--- POLICY leads leadprotect_territory_de
-
-CREATE POLICY leadprotect_territory_de ON public.leads TO leadprotect_de USING ((((territory)::text = 'DE'::text) AND ( SELECT (current_setting('app.territory'::text, true) = 'DE'::text))));
-
--- POLICY leads leadprotect_unprotected
-
-CREATE POLICY leadprotect_unprotected ON public.leads USING ((territory IS NULL));
+CREATE POLICY leadprotect_rows ON public.leads USING (true) WITH CHECK (true);
 
 -- POLICY leads leadprotect_update
 
-CREATE POLICY leadprotect_update ON public.leads AS RESTRICTIVE FOR UPDATE TO leadprotect_app, leadprotect_de, leadprotect_ch USING (((territory IS NULL) OR leadprotect.can_edit_lead(id))) WITH CHECK (true);
+CREATE POLICY leadprotect_update ON public.leads AS RESTRICTIVE FOR UPDATE TO leadprotect_app USING (((territory IS NULL) OR ( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR leadprotect.can_edit_lead(id))) WITH CHECK (true);
 
 -- ROW SECURITY leads
 
@@ -3944,20 +4448,46 @@ ALTER TABLE public.leads ENABLE ROW LEVEL SECURITY;
 
 -- ACL SCHEMA leadprotect
 
+GRANT USAGE ON SCHEMA leadprotect TO leadprotect_reader;
 GRANT USAGE ON SCHEMA leadprotect TO leadprotect_app;
 GRANT USAGE ON SCHEMA leadprotect TO leadprotect_auditor;
 GRANT USAGE ON SCHEMA leadprotect TO leadprotect_operator;
 GRANT USAGE ON SCHEMA leadprotect TO leadprotect_manager;
 
+-- ACL FUNCTION acting_role()
+
+REVOKE ALL ON FUNCTION leadprotect.acting_role() FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.acting_role() TO leadprotect_reader;
+GRANT ALL ON FUNCTION leadprotect.acting_role() TO leadprotect_app;
+GRANT ALL ON FUNCTION leadprotect.acting_role() TO leadprotect_auditor;
+GRANT ALL ON FUNCTION leadprotect.acting_role() TO leadprotect_manager;
+GRANT ALL ON FUNCTION leadprotect.acting_role() TO leadprotect_operator;
+
+-- ACL FUNCTION acts_bound()
+
+REVOKE ALL ON FUNCTION leadprotect.acts_bound() FROM PUBLIC;
+
 -- ACL FUNCTION add_audit_partition(from_month timestamp with time zone, to_month timestamp with time zone)
 
 REVOKE ALL ON FUNCTION leadprotect.add_audit_partition(from_month timestamp with time zone, to_month timestamp with time zone) FROM PUBLIC;
+
+-- ACL FUNCTION is_member(territory text)
+
+REVOKE ALL ON FUNCTION leadprotect.is_member(territory text) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.is_member(territory text) TO leadprotect_reader;
+GRANT ALL ON FUNCTION leadprotect.is_member(territory text) TO leadprotect_app;
+GRANT ALL ON FUNCTION leadprotect.is_member(territory text) TO leadprotect_auditor;
+GRANT ALL ON FUNCTION leadprotect.is_member(territory text) TO leadprotect_manager;
 
 -- ACL FUNCTION allow_edit(lead uuid, action leadprotect.lead_action, note text)
 
 REVOKE ALL ON FUNCTION leadprotect.allow_edit(lead uuid, action leadprotect.lead_action, note text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.allow_edit(lead uuid, action leadprotect.lead_action, note text) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.allow_edit(lead uuid, action leadprotect.lead_action, note text) TO leadprotect_manager;
+
+-- ACL FUNCTION answered(lead uuid, action leadprotect.lead_action, decision text, note text)
+
+REVOKE ALL ON FUNCTION leadprotect.answered(lead uuid, action leadprotect.lead_action, decision text, note text) FROM PUBLIC;
 
 -- ACL TABLE lead_access_audit_seals
 
@@ -4017,43 +4547,45 @@ GRANT ALL ON FUNCTION leadprotect.backfill_claim(here text, chunk_rows integer, 
 
 -- ACL TABLE user_lead_assignments
 
+GRANT SELECT ON TABLE leadprotect.user_lead_assignments TO leadprotect_reader;
 GRANT SELECT ON TABLE leadprotect.user_lead_assignments TO leadprotect_app;
 GRANT SELECT ON TABLE leadprotect.user_lead_assignments TO leadprotect_auditor;
 GRANT SELECT ON TABLE leadprotect.user_lead_assignments TO leadprotect_manager;
 
 -- ACL COLUMN activities.id
 
-GRANT SELECT(id) ON TABLE public.activities TO leadprotect_owner;
+GRANT SELECT(id) ON TABLE public.activities TO leadprotect_reader;
 
 -- ACL COLUMN activities.lead_id
 
-GRANT SELECT(lead_id) ON TABLE public.activities TO leadprotect_owner;
+GRANT SELECT(lead_id) ON TABLE public.activities TO leadprotect_reader;
 
 -- ACL COLUMN activities.user_id
 
-GRANT SELECT(user_id) ON TABLE public.activities TO leadprotect_owner;
+GRANT SELECT(user_id) ON TABLE public.activities TO leadprotect_reader;
 
 -- ACL COLUMN activities.kind
 
-GRANT SELECT(kind) ON TABLE public.activities TO leadprotect_owner;
+GRANT SELECT(kind) ON TABLE public.activities TO leadprotect_reader;
 
 -- ACL COLUMN activities.created_at
 
-GRANT SELECT(created_at) ON TABLE public.activities TO leadprotect_owner;
+GRANT SELECT(created_at) ON TABLE public.activities TO leadprotect_reader;
 
 -- ACL COLUMN leads.id
 
-GRANT SELECT(id) ON TABLE public.leads TO leadprotect_owner;
+GRANT SELECT(id) ON TABLE public.leads TO leadprotect_reader;
 GRANT SELECT(id) ON TABLE public.leads TO leadprotect_auditor;
 
 -- ACL COLUMN leads.territory
 
-GRANT SELECT(territory) ON TABLE public.leads TO leadprotect_owner;
+GRANT SELECT(territory) ON TABLE public.leads TO leadprotect_reader;
 GRANT SELECT(territory) ON TABLE public.leads TO leadprotect_auditor;
 
 -- ACL FUNCTION backfill_counts(territories text[])
 
 REVOKE ALL ON FUNCTION leadprotect.backfill_counts(territories text[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.backfill_counts(territories text[]) TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.backfill_counts(territories text[]) TO leadprotect_operator;
 
 -- ACL FUNCTION backfill_defer(here text, chunk bigint, token bigint, reason text)
@@ -4064,6 +4596,7 @@ GRANT ALL ON FUNCTION leadprotect.backfill_defer(here text, chunk bigint, token 
 -- ACL FUNCTION backfill_estimate(here text)
 
 REVOKE ALL ON FUNCTION leadprotect.backfill_estimate(here text) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.backfill_estimate(here text) TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.backfill_estimate(here text) TO leadprotect_operator;
 
 -- ACL FUNCTION backfill_finish(here text)
@@ -4074,6 +4607,7 @@ GRANT ALL ON FUNCTION leadprotect.backfill_finish(here text) TO leadprotect_oper
 -- ACL FUNCTION backfill_outside()
 
 REVOKE ALL ON FUNCTION leadprotect.backfill_outside() FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.backfill_outside() TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.backfill_outside() TO leadprotect_operator;
 
 -- ACL FUNCTION backfill_release(here text, chunk bigint, token bigint)
@@ -4084,6 +4618,7 @@ GRANT ALL ON FUNCTION leadprotect.backfill_release(here text, chunk bigint, toke
 -- ACL FUNCTION backfill_report(territories text[])
 
 REVOKE ALL ON FUNCTION leadprotect.backfill_report(territories text[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.backfill_report(territories text[]) TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.backfill_report(territories text[]) TO leadprotect_operator;
 
 -- ACL FUNCTION backfill_request(here text, wanted text, reason text)
@@ -4099,6 +4634,7 @@ GRANT ALL ON FUNCTION leadprotect.backfill_retry(here text, lead uuid) TO leadpr
 -- ACL FUNCTION backfill_sample(here text, wanted integer, OUT leads bigint, OUT sampled bigint, OUT assignable bigint, OUT ownerless bigint)
 
 REVOKE ALL ON FUNCTION leadprotect.backfill_sample(here text, wanted integer, OUT leads bigint, OUT sampled bigint, OUT assignable bigint, OUT ownerless bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.backfill_sample(here text, wanted integer, OUT leads bigint, OUT sampled bigint, OUT assignable bigint, OUT ownerless bigint) TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.backfill_sample(here text, wanted integer, OUT leads bigint, OUT sampled bigint, OUT assignable bigint, OUT ownerless bigint) TO leadprotect_operator;
 
 -- ACL FUNCTION backfill_settings()
@@ -4119,6 +4655,7 @@ GRANT ALL ON FUNCTION leadprotect.backfill_slice(here text, chunk bigint, token 
 -- ACL FUNCTION backfill_stale(here text)
 
 REVOKE ALL ON FUNCTION leadprotect.backfill_stale(here text) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.backfill_stale(here text) TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.backfill_stale(here text) TO leadprotect_operator;
 
 -- ACL FUNCTION backfill_start(here text, settings text)
@@ -4129,11 +4666,17 @@ GRANT ALL ON FUNCTION leadprotect.backfill_start(here text, settings text) TO le
 -- ACL FUNCTION backfill_status()
 
 REVOKE ALL ON FUNCTION leadprotect.backfill_status() FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.backfill_status() TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.backfill_status() TO leadprotect_operator;
+
+-- ACL FUNCTION bounded(said text)
+
+REVOKE ALL ON FUNCTION leadprotect.bounded(said text) FROM PUBLIC;
 
 -- ACL FUNCTION decide(lead uuid, declared_user text, declared_territory text)
 
 REVOKE ALL ON FUNCTION leadprotect.decide(lead uuid, declared_user text, declared_territory text) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.decide(lead uuid, declared_user text, declared_territory text) TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.decide(lead uuid, declared_user text, declared_territory text) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.decide(lead uuid, declared_user text, declared_territory text) TO leadprotect_auditor;
 GRANT ALL ON FUNCTION leadprotect.decide(lead uuid, declared_user text, declared_territory text) TO leadprotect_manager;
@@ -4157,6 +4700,11 @@ REVOKE ALL ON FUNCTION leadprotect.change_sharing(lead uuid, change text, with_u
 GRANT ALL ON FUNCTION leadprotect.change_sharing(lead uuid, change text, with_user uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.change_sharing(lead uuid, change text, with_user uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) TO leadprotect_manager;
 
+-- ACL FUNCTION chunk_bounds(here text, wanted_first uuid, chunk_rows integer, OUT first_lead uuid, OUT last_lead uuid, OUT following uuid)
+
+REVOKE ALL ON FUNCTION leadprotect.chunk_bounds(here text, wanted_first uuid, chunk_rows integer, OUT first_lead uuid, OUT last_lead uuid, OUT following uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.chunk_bounds(here text, wanted_first uuid, chunk_rows integer, OUT first_lead uuid, OUT last_lead uuid, OUT following uuid) TO leadprotect_owner;
+
 -- ACL FUNCTION claim_lead(lead uuid, note text)
 
 REVOKE ALL ON FUNCTION leadprotect.claim_lead(lead uuid, note text) FROM PUBLIC;
@@ -4179,18 +4727,28 @@ GRANT ALL ON FUNCTION leadprotect.context(OUT user_id text, OUT territory text, 
 REVOKE ALL ON FUNCTION leadprotect.create_audit_partitions(months_ahead integer, max_moved integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.create_audit_partitions(months_ahead integer, max_moved integer) TO leadprotect_operator;
 
+-- ACL FUNCTION decide_locked(lead uuid, OUT reason text, OUT basis text)
+
+REVOKE ALL ON FUNCTION leadprotect.decide_locked(lead uuid, OUT reason text, OUT basis text) FROM PUBLIC;
+
 -- ACL FUNCTION in_force(active boolean, effective_from timestamp with time zone, effective_to timestamp with time zone)
 
 REVOKE ALL ON FUNCTION leadprotect.in_force(active boolean, effective_from timestamp with time zone, effective_to timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.in_force(active boolean, effective_from timestamp with time zone, effective_to timestamp with time zone) TO leadprotect_reader;
 
 -- ACL TABLE lead_protection_rules
 
+GRANT SELECT ON TABLE leadprotect.lead_protection_rules TO leadprotect_reader;
 GRANT SELECT ON TABLE leadprotect.lead_protection_rules TO leadprotect_manager;
 GRANT SELECT ON TABLE leadprotect.lead_protection_rules TO leadprotect_auditor;
 
 -- ACL FUNCTION decision(lead uuid, caller uuid, here text)
 
 REVOKE ALL ON FUNCTION leadprotect.decision(lead uuid, caller uuid, here text) FROM PUBLIC;
+
+-- ACL FUNCTION denial_proof(said text)
+
+REVOKE ALL ON FUNCTION leadprotect.denial_proof(said text) FROM PUBLIC;
 
 -- ACL FUNCTION deny(lead uuid, action leadprotect.lead_action, decision text, note text)
 
@@ -4200,6 +4758,10 @@ REVOKE ALL ON FUNCTION leadprotect.deny(lead uuid, action leadprotect.lead_actio
 
 REVOKE ALL ON FUNCTION leadprotect.detach_audit_month(month date) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.detach_audit_month(month date) TO leadprotect_operator;
+
+-- ACL FUNCTION draw_denial(lead uuid, action leadprotect.lead_action, decision text, note text)
+
+REVOKE ALL ON FUNCTION leadprotect.draw_denial(lead uuid, action leadprotect.lead_action, decision text, note text) FROM PUBLIC;
 
 -- ACL FUNCTION editable_among(leads uuid[])
 
@@ -4213,6 +4775,10 @@ GRANT ALL ON FUNCTION leadprotect.editable_among(leads uuid[]) TO leadprotect_ma
 REVOKE ALL ON FUNCTION leadprotect.editable_leads(after uuid, page_size integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.editable_leads(after uuid, page_size integer) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.editable_leads(after uuid, page_size integer) TO leadprotect_manager;
+
+-- ACL FUNCTION end_lead_rules(lead uuid, of_owner uuid)
+
+REVOKE ALL ON FUNCTION leadprotect.end_lead_rules(lead uuid, of_owner uuid) FROM PUBLIC;
 
 -- ACL FUNCTION end_rules(of_user uuid, here text, kind leadprotect.protection_type, lead uuid)
 
@@ -4232,6 +4798,7 @@ REVOKE ALL ON FUNCTION leadprotect.forget_lead() FROM PUBLIC;
 -- ACL FUNCTION gate_conditions(observation_window interval, host_rls text, exempt_roles name[])
 
 REVOKE ALL ON FUNCTION leadprotect.gate_conditions(observation_window interval, host_rls text, exempt_roles name[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.gate_conditions(observation_window interval, host_rls text, exempt_roles name[]) TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.gate_conditions(observation_window interval, host_rls text, exempt_roles name[]) TO leadprotect_operator;
 
 -- ACL FUNCTION grant_protection(of_user uuid, here text, kind leadprotect.protection_type, lead uuid, effective_from timestamp with time zone, effective_to timestamp with time zone)
@@ -4242,6 +4809,7 @@ GRANT ALL ON FUNCTION leadprotect.grant_protection(of_user uuid, here text, kind
 -- ACL FUNCTION parse_user(declared text)
 
 REVOKE ALL ON FUNCTION leadprotect.parse_user(declared text) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.parse_user(declared text) TO leadprotect_reader;
 GRANT ALL ON FUNCTION leadprotect.parse_user(declared text) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.parse_user(declared text) TO leadprotect_auditor;
 GRANT ALL ON FUNCTION leadprotect.parse_user(declared text) TO leadprotect_manager;
@@ -4253,20 +4821,24 @@ GRANT ALL ON FUNCTION leadprotect.has_rules() TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.has_rules() TO leadprotect_auditor;
 GRANT ALL ON FUNCTION leadprotect.has_rules() TO leadprotect_manager;
 
+-- ACL FUNCTION host_lead(lead uuid)
+
+REVOKE ALL ON FUNCTION leadprotect.host_lead(lead uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.host_lead(lead uuid) TO leadprotect_owner;
+
+-- ACL FUNCTION in_transition()
+
+REVOKE ALL ON FUNCTION leadprotect.in_transition() FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.in_transition() TO leadprotect_reader;
+
 -- ACL FUNCTION is_code(territory text)
 
 REVOKE ALL ON FUNCTION leadprotect.is_code(territory text) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.is_code(territory text) TO leadprotect_reader;
 
 -- ACL FUNCTION is_manager()
 
 REVOKE ALL ON FUNCTION leadprotect.is_manager() FROM PUBLIC;
-
--- ACL FUNCTION is_member(territory text)
-
-REVOKE ALL ON FUNCTION leadprotect.is_member(territory text) FROM PUBLIC;
-GRANT ALL ON FUNCTION leadprotect.is_member(territory text) TO leadprotect_app;
-GRANT ALL ON FUNCTION leadprotect.is_member(territory text) TO leadprotect_auditor;
-GRANT ALL ON FUNCTION leadprotect.is_member(territory text) TO leadprotect_manager;
 
 -- ACL FUNCTION keep_assignment()
 
@@ -4275,6 +4847,22 @@ REVOKE ALL ON FUNCTION leadprotect.keep_assignment() FROM PUBLIC;
 -- ACL FUNCTION lead_for_ownership(lead uuid, manager boolean)
 
 REVOKE ALL ON FUNCTION leadprotect.lead_for_ownership(lead uuid, manager boolean) FROM PUBLIC;
+
+-- ACL FUNCTION lead_shares(lead uuid)
+
+REVOKE ALL ON FUNCTION leadprotect.lead_shares(lead uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.lead_shares(lead uuid) TO leadprotect_app;
+GRANT ALL ON FUNCTION leadprotect.lead_shares(lead uuid) TO leadprotect_manager;
+
+-- ACL FUNCTION newest_activities(leads uuid[])
+
+REVOKE ALL ON FUNCTION leadprotect.newest_activities(leads uuid[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.newest_activities(leads uuid[]) TO leadprotect_owner;
+
+-- ACL FUNCTION next_leads(here text, first_lead uuid, last_lead uuid, wanted integer)
+
+REVOKE ALL ON FUNCTION leadprotect.next_leads(here text, first_lead uuid, last_lead uuid, wanted integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.next_leads(here text, first_lead uuid, last_lead uuid, wanted integer) TO leadprotect_owner;
 
 -- ACL FUNCTION note_contextless_write()
 
@@ -4296,11 +4884,25 @@ REVOKE ALL ON FUNCTION leadprotect.own_leads(here text, leads uuid[]) FROM PUBLI
 
 REVOKE ALL ON FUNCTION leadprotect.own_moved_lead() FROM PUBLIC;
 
--- ACL FUNCTION record_denial(lead uuid, action leadprotect.lead_action, decision text, note text)
+-- ACL FUNCTION protected_leads()
 
-REVOKE ALL ON FUNCTION leadprotect.record_denial(lead uuid, action leadprotect.lead_action, decision text, note text) FROM PUBLIC;
-GRANT ALL ON FUNCTION leadprotect.record_denial(lead uuid, action leadprotect.lead_action, decision text, note text) TO leadprotect_app;
-GRANT ALL ON FUNCTION leadprotect.record_denial(lead uuid, action leadprotect.lead_action, decision text, note text) TO leadprotect_manager;
+REVOKE ALL ON FUNCTION leadprotect.protected_leads() FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.protected_leads() TO leadprotect_owner;
+
+-- ACL FUNCTION proved_denials(numbers bigint[], facts text[], proofs text[])
+
+REVOKE ALL ON FUNCTION leadprotect.proved_denials(numbers bigint[], facts text[], proofs text[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.proved_denials(numbers bigint[], facts text[], proofs text[]) TO leadprotect_auditor;
+
+-- ACL FUNCTION publish_territories()
+
+REVOKE ALL ON FUNCTION leadprotect.publish_territories() FROM PUBLIC;
+
+-- ACL FUNCTION record_denial(lead uuid, action leadprotect.lead_action, decision text, note text, ticket text)
+
+REVOKE ALL ON FUNCTION leadprotect.record_denial(lead uuid, action leadprotect.lead_action, decision text, note text, ticket text) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.record_denial(lead uuid, action leadprotect.lead_action, decision text, note text, ticket text) TO leadprotect_app;
+GRANT ALL ON FUNCTION leadprotect.record_denial(lead uuid, action leadprotect.lead_action, decision text, note text, ticket text) TO leadprotect_manager;
 
 -- ACL FUNCTION record_edit_attempt(lead uuid, action leadprotect.lead_action, note text)
 
@@ -4316,10 +4918,6 @@ REVOKE ALL ON FUNCTION leadprotect.refuse_change() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION leadprotect.refuse_move() FROM PUBLIC;
 
--- ACL FUNCTION refuse_truncate()
-
-REVOKE ALL ON FUNCTION leadprotect.refuse_truncate() FROM PUBLIC;
-
 -- ACL FUNCTION release_lead(lead uuid, note text)
 
 REVOKE ALL ON FUNCTION leadprotect.release_lead(lead uuid, note text) FROM PUBLIC;
@@ -4330,9 +4928,21 @@ GRANT ALL ON FUNCTION leadprotect.release_lead(lead uuid, note text) TO leadprot
 
 REVOKE ALL ON FUNCTION leadprotect.require(lead uuid, action leadprotect.lead_action, decision text, note text) FROM PUBLIC;
 
+-- ACL FUNCTION require_fresh_rules()
+
+REVOKE ALL ON FUNCTION leadprotect.require_fresh_rules() FROM PUBLIC;
+
+-- ACL FUNCTION require_manager(here text, lead uuid, action leadprotect.lead_action, note text)
+
+REVOKE ALL ON FUNCTION leadprotect.require_manager(here text, lead uuid, action leadprotect.lead_action, note text) FROM PUBLIC;
+
 -- ACL FUNCTION require_open_gate(observation_window interval, host_rls text, exempt_roles name[])
 
 REVOKE ALL ON FUNCTION leadprotect.require_open_gate(observation_window interval, host_rls text, exempt_roles name[]) FROM PUBLIC;
+
+-- ACL FUNCTION require_transition()
+
+REVOKE ALL ON FUNCTION leadprotect.require_transition() FROM PUBLIC;
 
 -- ACL FUNCTION revoke_protection(of_user uuid, here text, kind leadprotect.protection_type, lead uuid)
 
@@ -4347,10 +4957,6 @@ GRANT ALL ON FUNCTION leadprotect.seal_audit(rows_per_seal integer) TO leadprote
 -- ACL FUNCTION secure_audit_table(target regclass)
 
 REVOKE ALL ON FUNCTION leadprotect.secure_audit_table(target regclass) FROM PUBLIC;
-
--- ACL FUNCTION secure_table(target regclass)
-
-REVOKE ALL ON FUNCTION leadprotect.secure_table(target regclass) FROM PUBLIC;
 
 -- ACL FUNCTION set_context(user_id text, territory text, correlation_id text)
 
@@ -4374,6 +4980,7 @@ GRANT ALL ON FUNCTION leadprotect.share_lead(lead uuid, with_user uuid, effectiv
 
 -- ACL TABLE territories
 
+GRANT SELECT ON TABLE leadprotect.territories TO leadprotect_reader;
 GRANT SELECT ON TABLE leadprotect.territories TO leadprotect_app;
 GRANT SELECT ON TABLE leadprotect.territories TO leadprotect_auditor;
 GRANT SELECT ON TABLE leadprotect.territories TO leadprotect_operator;
@@ -4399,14 +5006,28 @@ GRANT ALL ON FUNCTION leadprotect.territory_terms(territory text, on_date date) 
 REVOKE ALL ON FUNCTION leadprotect.transfer_lead(lead uuid, new_owner uuid, note text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.transfer_lead(lead uuid, new_owner uuid, note text) TO leadprotect_manager;
 
+-- ACL FUNCTION try_change_owner(lead uuid, change text, new_owner uuid, note text)
+
+REVOKE ALL ON FUNCTION leadprotect.try_change_owner(lead uuid, change text, new_owner uuid, note text) FROM PUBLIC;
+
+-- ACL FUNCTION try_change_sharing(lead uuid, change text, with_user uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text)
+
+REVOKE ALL ON FUNCTION leadprotect.try_change_sharing(lead uuid, change text, with_user uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) FROM PUBLIC;
+
+-- ACL FUNCTION try_edit(lead uuid, action leadprotect.lead_action, note text)
+
+REVOKE ALL ON FUNCTION leadprotect.try_edit(lead uuid, action leadprotect.lead_action, note text) FROM PUBLIC;
+
 -- ACL FUNCTION unowned_leads(territories text[])
 
 REVOKE ALL ON FUNCTION leadprotect.unowned_leads(territories text[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.unowned_leads(territories text[]) TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.unowned_leads(territories text[]) TO leadprotect_operator;
 
 -- ACL FUNCTION unowned_leads(territory text)
 
 REVOKE ALL ON FUNCTION leadprotect.unowned_leads(territory text) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.unowned_leads(territory text) TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.unowned_leads(territory text) TO leadprotect_operator;
 
 -- ACL FUNCTION unshare_lead(lead uuid, with_user uuid, note text)
@@ -4430,24 +5051,32 @@ REVOKE ALL ON FUNCTION leadprotect.who_could_edit(lead uuid, moment timestamp wi
 GRANT ALL ON FUNCTION leadprotect.who_could_edit(lead uuid, moment timestamp with time zone) TO leadprotect_auditor;
 GRANT ALL ON FUNCTION leadprotect.who_could_edit(lead uuid, moment timestamp with time zone) TO leadprotect_manager;
 
--- ACL FUNCTION write_audit(lead uuid, action leadprotect.lead_action, decision text, note text)
+-- ACL FUNCTION write_audit(lead uuid, action leadprotect.lead_action, decision text, note text, basis text, here text, number bigint)
 
-REVOKE ALL ON FUNCTION leadprotect.write_audit(lead uuid, action leadprotect.lead_action, decision text, note text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION leadprotect.write_audit(lead uuid, action leadprotect.lead_action, decision text, note text, basis text, here text, number bigint) FROM PUBLIC;
 
 -- ACL TABLE backfill_chunks
 
 GRANT SELECT ON TABLE leadprotect.backfill_chunks TO leadprotect_operator;
+GRANT SELECT ON TABLE leadprotect.backfill_chunks TO leadprotect_reader;
 
 -- ACL TABLE backfill_deferred
 
 GRANT SELECT ON TABLE leadprotect.backfill_deferred TO leadprotect_operator;
+GRANT SELECT ON TABLE leadprotect.backfill_deferred TO leadprotect_reader;
 
 -- ACL TABLE backfill_jobs
 
 GRANT SELECT ON TABLE leadprotect.backfill_jobs TO leadprotect_operator;
+GRANT SELECT ON TABLE leadprotect.backfill_jobs TO leadprotect_reader;
+
+-- ACL TABLE contextless_writes
+
+GRANT SELECT ON TABLE leadprotect.contextless_writes TO leadprotect_reader;
 
 -- ACL TABLE unsettled_leads
 
+GRANT SELECT ON TABLE leadprotect.unsettled_leads TO leadprotect_reader;
 GRANT SELECT ON TABLE leadprotect.unsettled_leads TO leadprotect_operator;
 
 -- ACL TABLE v_lead_protection

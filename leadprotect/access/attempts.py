@@ -69,7 +69,11 @@ def attempted(
     user_id, territory, correlation_id, login, role = facts
     if reason is None:
         missing(user_id, territory)
-    return denials.Attempt(values[0], action, reason, note, user_id, territory, correlation_id or trace, login, role)
+    # a denial comes with the ticket for its row
+    reason, _, ticket = reason.partition(" ")
+    return denials.Attempt(
+        values[0], action, reason, note, user_id, territory, correlation_id or trace, login, role, ticket or None
+    )
 
 
 def _attempt(call: str, context: str) -> str:

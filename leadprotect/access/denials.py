@@ -31,7 +31,8 @@ class Attempt:
     """An attempt as it was declared: what the record says besides what the server knows itself.
 
     `login` and `role` are those of the caller's connection (session_user, and current_setting('role')):
-    a service may have changed either after it connected.
+    a service may have changed either after it connected. `ticket` is the number that was drawn for the
+    denial, and the proof of it.
     """
 
     lead_id: Any
@@ -43,6 +44,7 @@ class Attempt:
     correlation_id: str | None
     login: str
     role: str
+    ticket: str | None
 
 
 def record_denial(conn: AnyConnection, attempt: Attempt) -> None:
@@ -55,11 +57,11 @@ def record_denial(conn: AnyConnection, attempt: Attempt) -> None:
     schema = ident(s.schema)
     statement = (
         f"SELECT {schema}.record_denial(%s::{type_name(s.lead_id_type)}, %s::{schema}.lead_action, "
-        "%s::pg_catalog.text, %s::pg_catalog.text) "
+        "%s::pg_catalog.text, %s::pg_catalog.text, %s::pg_catalog.text) "
         f"FROM {schema}.set_context(%s::pg_catalog.text, %s::pg_catalog.text, %s::pg_catalog.text)"
     )
     a = attempt
-    values = (a.lead_id, a.action, a.reason, a.note, a.user_id, a.territory, a.correlation_id)
+    values = (a.lead_id, a.action, a.reason, a.note, a.ticket, a.user_id, a.territory, a.correlation_id)
     caller = ways.caller(conn)
     deadline = time.monotonic() + TIMEOUT_S
 

@@ -39,6 +39,7 @@ ROW = {
     "note": "a.note",
     "correlation_id": "a.correlation_id",
     "transaction_id": "a.transaction_id::text",
+    "basis": "a.basis",
 }
 """Fields of a recorded row, in the order in which they are hashed -> their SQL."""
 

@@ -81,11 +81,10 @@ def pause_backfill(conn: psycopg.Connection[Any], settings: Settings, reason: st
     `PAUSE_S` seconds is no obstacle: its slice is one transaction, and gives way to any other.
     """
     schema = ident(settings.schema)
-    if conn.execute("SELECT to_regclass(%s)", (f"{schema}.backfill_jobs",)).fetchone() == (None,):
+    if conn.execute("SELECT to_regprocedure(%s)", (f"{schema}.backfill_status()",)).fetchone() == (None,):
         return []
     unfinished = conn.execute(
-        f"SELECT territory FROM {schema}.backfill_jobs "
-        "WHERE started_at IS NOT NULL AND ended_at IS NULL AND request = 'run' ORDER BY territory"
+        f"SELECT territory FROM {schema}.backfill_status() WHERE state IN ('running', 'interrupted')"
     ).fetchall()
     for (territory,) in unfinished:
         conn.execute(f"SELECT {schema}.backfill_request(%s, 'pause', %s)", (territory, reason))

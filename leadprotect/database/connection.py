@@ -106,6 +106,17 @@ def own_names(conn: AnyConnection) -> Iterator[None]:
             row(conn, statement.format(before="NULL"), (before,))
 
 
+@contextmanager
+def as_role(conn: psycopg.Connection[Any], role: str) -> Iterator[None]:
+    """Act as `role` in a transaction or savepoint of `conn`: row security of our tables binds their owner's members."""
+    (before,) = conn.execute("SELECT pg_catalog.current_setting('role')").fetchall()[0]
+    act = "SELECT pg_catalog.set_config('role', %s, true)"
+    with conn.transaction():
+        conn.execute(act, (role,))
+        yield
+        conn.execute(act, (before,))
+
+
 def driver_connection(conn: AnyConnection) -> psycopg.Connection[Any] | psycopg.AsyncConnection[Any]:
     """The driver's connection below; of an async engine, the async one: ask it for facts only."""
     if isinstance(conn, psycopg.Connection):

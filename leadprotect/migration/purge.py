@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 _KINDS = {
     "TABLE": "SELECT relname::text FROM pg_catalog.pg_class WHERE relnamespace = to_regnamespace(%s) "
     "AND relkind IN ('r', 'p') ORDER BY 1",
+    # one that a column owns goes with its table
+    "SEQUENCE": "SELECT relname::text FROM pg_catalog.pg_class AS c WHERE relnamespace = to_regnamespace(%s) "
+    "AND relkind = 'S' AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend AS d "
+    "WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'a') ORDER BY 1",
     "ROUTINE": "SELECT oid::regprocedure::text FROM pg_catalog.pg_proc WHERE pronamespace = to_regnamespace(%s) "
     "ORDER BY 1",
     "TYPE": "SELECT typname::text FROM pg_catalog.pg_type WHERE typnamespace = to_regnamespace(%s) "

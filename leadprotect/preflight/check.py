@@ -9,7 +9,7 @@ from leadprotect.errors import PreflightError
 from leadprotect.preflight.host_tables import host, visibility
 from leadprotect.preflight.leftovers import foreign_quarantine, leftovers
 from leadprotect.preflight.names_taken import later_strangers, strangers
-from leadprotect.preflight.rights import missing_owner, rights
+from leadprotect.preflight.rights import missing_role, rights
 
 if TYPE_CHECKING:
     import psycopg
@@ -33,7 +33,7 @@ def check_before_migration(conn: psycopg.Connection[Any], settings: Settings, *,
     problems += rights(conn, settings, statements)
     problems += visibility(conn, settings, policies)
     if policies:
-        statements += [*missing_owner(conn, settings), *policies]
+        statements += [*missing_role(conn, settings, "reader"), *policies]
     if fresh:
         problems += strangers(conn, settings, statements)
     else:

@@ -17,12 +17,12 @@ _KEPT = (
         "user_lead_assignments": "lead_id territory user_id assigned_at assigned_by source activity_at activity_id",
         "user_lead_assignment_history": "lead_id territory id user_id assigned_at ended_at assigned_by source",
         "lead_protection_rules": (
-            "user_id territory protection lead_id active effective_from effective_to made_at made_by"
+            "user_id territory protection lead_id active effective_from effective_to made_at made_by shared_by"
         ),
     },
     {
         "lead_access_audit": (
-            "lead_id at id user_id login role territory action outcome reason note correlation_id transaction_id"
+            "lead_id at id user_id login role territory action outcome reason note correlation_id transaction_id basis"
         ),
     },
     {
@@ -31,6 +31,7 @@ _KEPT = (
             "sealed_by origin snapshot transaction_id last_number settled_until detached_table"
         ),
     },
+    {"denial_secret": "secret"},
     {"contextless_writes": "id login at host_table with_context", "unsettled_leads": "id lead_id"},
     {
         "backfill_jobs": (

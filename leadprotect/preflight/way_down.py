@@ -54,7 +54,7 @@ _STRANGERS = """
       UNION SELECT 'function', proname::text, proowner FROM pg_proc WHERE pronamespace = to_regnamespace(%(schema)s)
       UNION SELECT 'type', typname::text, typowner FROM pg_type
         WHERE typnamespace = to_regnamespace(%(schema)s) AND typtype IN ('e', 'd')) AS found (kind, name, owner)
-    WHERE pg_get_userbyid(owner) <> %(owner)s ORDER BY 2 LIMIT 10
+    WHERE pg_get_userbyid(owner) <> ALL (%(owners)s) ORDER BY 2 LIMIT 10
     """
 
 
@@ -92,7 +92,9 @@ def _strangers(conn: psycopg.Connection[Any], s: Settings, script: str) -> list[
     """Objects of others in our schema, which is dropped at the end."""
     if not re.search(rf"\bDROP SCHEMA {re.escape(ident(s.schema))}", script):
         return []
-    found = conn.execute(_STRANGERS, {"schema": ident(s.schema), "owner": s.role("owner")}).fetchall()
+    found = conn.execute(
+        _STRANGERS, {"schema": ident(s.schema), "owners": [s.role("owner"), s.role("reader")]}
+    ).fetchall()
     return [
         f"{kind} {s.schema}.{name} belongs to {owner}, not to {s.role('owner')}, and the schema is dropped at the end: "
         "move it to another schema"

@@ -12,7 +12,7 @@ from leadprotect.errors import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-OFFICES = ("app", "auditor", "manager", "operator", "owner")
+OFFICES = ("app", "auditor", "manager", "operator", "owner", "reader")
 
 _CHOICES = {
     "lead_id_type": ("uuid", "bigint", "text"),

@@ -1,8 +1,10 @@
 """Roles, schema, and the tables of territories, ownership and rules.
 
 Why: everything that later revisions, services and auditors stand on. Nothing of the host changes
-but two grants: leadprotect_owner may read the id and territory of leads, and of activities the
-columns from which owners are derived.
+but two grants: leadprotect_reader may read the id and territory of leads, and of activities the
+columns from which owners are derived. It owns the functions that read the host's tables and can
+write nothing, so code of the host that such a read runs has nothing to gain; leadprotect_owner owns
+everything else and can't read the host's tables.
 
 Locks on host tables: none beyond ACCESS SHARE, which every SELECT takes (GRANT, since PostgreSQL 18).
 
@@ -30,12 +32,13 @@ def upgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
     describe_schema()
     create_types()
-    create_membership()
-    create_row_security()
+    create_border()
     create_territories()
     create_assignments()
     create_assignment_history()
     create_rules()
+    create_rule_end()
+    create_readers()
     grant_access()
     op.execute("RESET ROLE")
     show_version()
@@ -59,8 +62,9 @@ def require_transactions() -> None:
 
 
 def create_roles() -> None:
-    # Roles are shared by all databases of the cluster: created when missing, never dropped, and
-    # two databases may be migrated at the same moment.
+    # Roles are shared by all databases of the cluster: created when missing, never dropped, and two
+    # databases may be migrated at the same moment. The comment tells a role of ours from one that
+    # somebody made before us: preflight refuses the other where it has members.
     op.execute(
         sql("""
         DO $do$
@@ -72,22 +76,25 @@ def create_roles() -> None:
             UNION ALL
             SELECT {role_prefix} || pg_catalog.lower(code) FROM unnest(ARRAY[{territories}]) AS code
           LOOP
-            IF pg_catalog.to_regrole(pg_catalog.quote_ident(wanted)) IS NULL THEN
-              BEGIN
-                EXECUTE pg_catalog.format('CREATE ROLE %I NOLOGIN', wanted);
-              EXCEPTION WHEN duplicate_object OR unique_violation THEN
-                NULL;
-              END;
-            END IF;
-          END LOOP;
-          -- whoever migrates creates the objects as their owner
-          IF NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user) THEN
             BEGIN
-              EXECUTE pg_catalog.format('SET LOCAL ROLE %I', {owner_name});
-              EXECUTE 'RESET ROLE';
-            EXCEPTION WHEN insufficient_privilege THEN
-              EXECUTE pg_catalog.format('GRANT %I TO %I', {owner_name}, current_user);
+              IF pg_catalog.to_regrole(pg_catalog.quote_ident(wanted)) IS NULL THEN
+                EXECUTE pg_catalog.format('CREATE ROLE %I NOLOGIN', wanted);
+              END IF;
+              EXECUTE pg_catalog.format('COMMENT ON ROLE %I IS %L', wanted, {role_comment});
+            EXCEPTION WHEN duplicate_object OR unique_violation OR insufficient_privilege THEN
+              NULL;
             END;
+          END LOOP;
+          -- whoever migrates creates the objects as their owners
+          IF NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user) THEN
+            FOREACH wanted IN ARRAY ARRAY[{owner_name}, {reader_name}] LOOP
+              BEGIN
+                EXECUTE pg_catalog.format('SET LOCAL ROLE %I', wanted);
+                EXECUTE 'RESET ROLE';
+              EXCEPTION WHEN insufficient_privilege THEN
+                EXECUTE pg_catalog.format('GRANT %I TO %I', wanted, current_user);
+              END;
+            END LOOP;
           END IF;
         END
         $do$
@@ -98,12 +105,12 @@ def create_roles() -> None:
 def create_schema() -> None:
     # A DBA may have created the schema beforehand; it then belongs to leadprotect_owner already.
     op.execute(sql("CREATE SCHEMA IF NOT EXISTS {schema} AUTHORIZATION {owner}"))
-    # The definer functions read as leadprotect_owner: these columns and no others.
-    op.execute(sql("GRANT SELECT ({lead_id}, {territory}) ON {leads} TO {owner}"))
+    # What our functions read of the host: these columns and no others.
     op.execute(
         sql("""
+        GRANT SELECT ({lead_id}, {territory}) ON {leads} TO {reader};
         GRANT SELECT ({activity_id}, {activity_lead_id}, {activity_user_id}, {activity_kind}, {activity_at})
-        ON {activities} TO {owner}
+        ON {activities} TO {reader}
         """)
     )
     op.execute(
@@ -111,11 +118,14 @@ def create_schema() -> None:
         DO $do$
         DECLARE
           host text;
+          ours text;
         BEGIN
           FOREACH host IN ARRAY ARRAY[{leads_schema}, {activities_schema}] LOOP
-            IF NOT pg_catalog.has_schema_privilege({owner_name}, host, 'USAGE') THEN
-              EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA %I TO %I', host, {owner_name});
-            END IF;
+            FOREACH ours IN ARRAY ARRAY[{owner_name}, {reader_name}] LOOP
+              IF NOT pg_catalog.has_schema_privilege(ours, host, 'USAGE') THEN
+                EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA %I TO %I', host, ours);
+              END IF;
+            END LOOP;
           END LOOP;
         END
         $do$
@@ -127,7 +137,8 @@ def describe_schema() -> None:
     op.execute(
         sql("""
         COMMENT ON SCHEMA {schema} IS 'leadprotect: one owner per lead and territory, audited';
-        REVOKE ALL ON SCHEMA {schema} FROM PUBLIC
+        REVOKE ALL ON SCHEMA {schema} FROM PUBLIC;
+        GRANT USAGE ON SCHEMA {schema} TO {reader}
         """)
     )
 
@@ -154,20 +165,37 @@ def create_types() -> None:
     )
 
 
-def create_membership() -> None:
-    # The border is the login: session_user can't be changed by SET ROLE or inside a definer function.
-    # Policies rest on it, so it goes to the quarantine and back with the tables.
+def create_border() -> None:
+    # Policies rest on these, so they go to the quarantine and back with the tables.
     op.execute(
         sql("""
         DO $do$
         BEGIN
-          IF pg_catalog.to_regprocedure('{quarantine}.is_member(text)') IS NOT NULL THEN
+          IF pg_catalog.to_regprocedure('{quarantine}.admitted_territory()') IS NOT NULL THEN
+            ALTER FUNCTION {quarantine}.acting_role() SET SCHEMA {schema};
             ALTER FUNCTION {quarantine}.is_member(text) SET SCHEMA {schema};
+            ALTER FUNCTION {quarantine}.admitted_territory() SET SCHEMA {schema};
           END IF;
         END
         $do$
         """)
     )
+    # A pool that logs in once and sets a role for each request has its border at that role. A definer
+    # function changes neither: the server refuses SET ROLE inside one.
+    op.execute(
+        sql("""
+        CREATE OR REPLACE FUNCTION {schema}.acting_role()
+        RETURNS name
+        LANGUAGE sql
+        STABLE PARALLEL SAFE
+        RETURN coalesce(nullif(pg_catalog.current_setting('role'), 'none')::name, session_user);
+        COMMENT ON FUNCTION {schema}.acting_role() IS
+        'Who acts: the role that SET ROLE chose, or the login where none is chosen';
+        REVOKE ALL ON FUNCTION {schema}.acting_role() FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.acting_role() TO {reader}, {app}, {auditor}, {manager}, {operator}
+        """)
+    )
+    # USAGE: the admin option alone, and a membership that is not inherited, make no member.
     op.execute(
         sql("""
         CREATE OR REPLACE FUNCTION {schema}.is_member(territory text)
@@ -176,58 +204,32 @@ def create_membership() -> None:
         STABLE PARALLEL SAFE
         RETURN coalesce(
           pg_catalog.pg_has_role(
-            session_user,
+            {schema}.acting_role(),
             pg_catalog.to_regrole(pg_catalog.quote_ident({role_prefix} || pg_catalog.lower(territory)))::oid,
-            'MEMBER'),
+            'USAGE'),
           false);
         COMMENT ON FUNCTION {schema}.is_member(text) IS
-        'Whether the login (session_user) holds the role of this territory';
+        'Whether the acting role holds the role of this territory';
         REVOKE ALL ON FUNCTION {schema}.is_member(text) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.is_member(text) TO {app}, {auditor}, {manager}
+        GRANT EXECUTE ON FUNCTION {schema}.is_member(text) TO {reader}, {app}, {auditor}, {manager}
         """)
     )
-
-
-def create_row_security() -> None:
-    # The border, the same on every table with a territory: a login sees the rows of the territories
-    # whose role it holds, narrowed by its context. The restrictive floor holds even if somebody
-    # adds a permissive policy later, and asks the login again: the setting alone can be forged.
-    # Idempotent, so a changed setting takes effect on a re-upgrade.
+    # PUBLIC may execute it, because restrictive policies TO PUBLIC call it for whoever asks; it tells
+    # nobody more than his own setting. Policies ask it in a sub-select: once for a query.
     op.execute(
         sql("""
-        CREATE FUNCTION {schema}.secure_table(target regclass)
-        RETURNS void
-        LANGUAGE plpgsql
-        SET search_path = pg_catalog, pg_temp
-        AS $body$
-        DECLARE
-          code text;
-          setting text := format('(SELECT pg_catalog.current_setting(%L, true))', {territory_guc});
-        BEGIN
-          EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', target);
-          EXECUTE format('ALTER TABLE %s FORCE ROW LEVEL SECURITY', target);
-          EXECUTE format('DROP POLICY IF EXISTS lp_owner ON %s', target);
-          EXECUTE format('CREATE POLICY lp_owner ON %s TO %I USING (true) WITH CHECK (true)',
-                         target, {owner_name});
-          IF NOT EXISTS (SELECT FROM pg_attribute
-                         WHERE attrelid = target AND attname = 'territory' AND NOT attisdropped) THEN
-            RETURN;
-          END IF;
-          EXECUTE format('DROP POLICY IF EXISTS lp_floor ON %s', target);
-          EXECUTE format('CREATE POLICY lp_floor ON %s AS RESTRICTIVE TO %I
-                          USING (territory = %s AND (SELECT {schema}.is_member(%s)))',
-                         target, {app_name}, setting, setting);
-          FOR code IN SELECT t.code FROM {schema}.territories AS t LOOP
-            EXECUTE format('DROP POLICY IF EXISTS %I ON %s', 'lp_territory_' || lower(code), target);
-            EXECUTE format('CREATE POLICY %I ON %s TO %I USING (territory = %L AND territory = %s)',
-                           'lp_territory_' || lower(code), target,
-                           {role_prefix} || lower(code), code, setting);
-          END LOOP;
-        END
-        $body$;
-        REVOKE ALL ON FUNCTION {schema}.secure_table(regclass) FROM PUBLIC;
-        COMMENT ON FUNCTION {schema}.secure_table(regclass) IS
-        'Enables and forces row security on a table and (re)creates the standard policies'
+        CREATE OR REPLACE FUNCTION {schema}.admitted_territory()
+        RETURNS text
+        LANGUAGE sql
+        STABLE PARALLEL SAFE SECURITY DEFINER
+        BEGIN ATOMIC
+          SELECT pg_catalog.current_setting({territory_guc}, true)
+          WHERE {schema}.is_member(pg_catalog.current_setting({territory_guc}, true));
+        END;
+        COMMENT ON FUNCTION {schema}.admitted_territory() IS
+        'The territory in context if the acting role holds its role, else NULL: the border that every policy asks';
+        REVOKE ALL ON FUNCTION {schema}.admitted_territory() FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.admitted_territory() TO PUBLIC
         """)
     )
 
@@ -263,11 +265,14 @@ def create_territories() -> None:
         COMMENT ON COLUMN {schema}.territories.name IS 'for people';
         COMMENT ON COLUMN {schema}.territories.currency IS 'ISO 4217';
         COMMENT ON COLUMN {schema}.territories.legal_framework IS 'the law that contracts in this territory are made under';
-        -- The policy for the owner must stand before the first row: row security is forced.
-        SELECT {schema}.secure_table('{schema}.territories');
+        ALTER TABLE {schema}.territories ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE {schema}.territories FORCE ROW LEVEL SECURITY;
+        DROP POLICY IF EXISTS lp_inside ON {schema}.territories;
+        CREATE POLICY lp_inside ON {schema}.territories TO {owner}, {reader} USING ({inside}) WITH CHECK ({inside});
         DROP POLICY IF EXISTS lp_reference ON {schema}.territories;
         CREATE POLICY lp_reference ON {schema}.territories FOR SELECT
-        TO {app}, {auditor}, {operator}, {manager} USING (true)
+        TO {app}, {auditor}, {operator}, {manager} USING (true);
+        GRANT SELECT ON {schema}.territories TO {reader}
         """)
     )
     op.execute(
@@ -277,7 +282,17 @@ def create_territories() -> None:
         COMMENT ON COLUMN {schema}.territory_vat_rates.valid_to IS 'last day, inclusive; NULL: until further notice';
         COMMENT ON TABLE {schema}.territory_vat_rates IS 'VAT rates of the territories by day';
         COMMENT ON COLUMN {schema}.territory_vat_rates.territory IS 'the territory in which the rate holds';
-        COMMENT ON COLUMN {schema}.territory_vat_rates.valid_from IS 'first day'
+        COMMENT ON COLUMN {schema}.territory_vat_rates.valid_from IS 'first day';
+        ALTER TABLE {schema}.territory_vat_rates ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE {schema}.territory_vat_rates FORCE ROW LEVEL SECURITY;
+        DROP POLICY IF EXISTS lp_inside ON {schema}.territory_vat_rates;
+        CREATE POLICY lp_inside ON {schema}.territory_vat_rates TO {owner}, {reader} USING ({inside}) WITH CHECK ({inside});
+        DROP POLICY IF EXISTS lp_reference ON {schema}.territory_vat_rates;
+        CREATE POLICY lp_reference ON {schema}.territory_vat_rates FOR SELECT
+        TO {app}, {auditor}, {operator}, {manager} USING (true);
+        DROP POLICY IF EXISTS lp_border ON {schema}.territory_vat_rates;
+        CREATE POLICY lp_border ON {schema}.territory_vat_rates AS RESTRICTIVE
+        USING ({inside} OR territory = (SELECT {schema}.admitted_territory()))
         """)
     )
     op.execute(
@@ -292,7 +307,6 @@ def create_territories() -> None:
     )
     op.execute(
         sql("""
-        SELECT {schema}.secure_table('{schema}.territory_vat_rates');
         INSERT INTO {schema}.territory_vat_rates (territory, rate, valid_from, valid_to)
         SELECT known.territory, known.rate, known.valid_from::date, known.valid_to::date
         FROM (VALUES ('DE', 19.0, '2007-01-01', '2020-06-30'),
@@ -307,8 +321,9 @@ def create_territories() -> None:
 
 
 def create_assignments() -> None:
-    # One owner per lead and territory. A row without user is a lead released by hand: it keeps
-    # backfill and trigger from assigning it again. No foreign key to the host's leads: a deleted
+    # One owner per lead and territory. A row without user is a lead released by hand, which keeps
+    # backfill and trigger from assigning it again, or one that moved here, which knows no owner until
+    # a newer activity or a hand decides. No foreign key to the host's leads: a deleted
     # lead must not need a lock here, and a distributed table could not have one.
     op.execute(
         sql("""
@@ -337,28 +352,37 @@ def create_assignments() -> None:
                 ON a.attrelid = {activities_name}::regclass AND a.attname = wanted.host_column
             );
             ALTER TABLE {schema}.user_lead_assignments
-              ADD CONSTRAINT ula_released CHECK ((user_id IS NULL) = (source = 'release')) NOT VALID;
+              ADD CONSTRAINT ula_released CHECK ((user_id IS NULL) = (source IN ('release', 'moved'))) NOT VALID;
             CREATE INDEX ix_ula_user ON {schema}.user_lead_assignments (user_id, territory, lead_id);
           END IF;
         END
         $do$;
         COMMENT ON TABLE {schema}.user_lead_assignments IS
-        'Who owns a lead in a territory; changed only by functions. user_id NULL: released by hand';
+        'Who owns a lead in a territory; changed only by functions. user_id NULL: released by hand, or moved here';
         COMMENT ON COLUMN {schema}.user_lead_assignments.source IS
-        'backfill and activity: derived, a newer activity wins; release: no owner by hand; anything else: made by hand, stays';
+        'backfill and activity: derived, a newer activity wins; release: no owner by hand; moved: none until a newer activity; anything else: made by hand, stays';
         COMMENT ON COLUMN {schema}.user_lead_assignments.activity_id IS
         'The qualifying activity on which a derived assignment (source backfill or activity) rests';
         COMMENT ON COLUMN {schema}.user_lead_assignments.lead_id IS 'the lead; no foreign key, a deleted lead must need no lock here';
         COMMENT ON COLUMN {schema}.user_lead_assignments.territory IS 'an assignment counts only while the lead is in it';
-        COMMENT ON COLUMN {schema}.user_lead_assignments.user_id IS 'the owner; NULL: released by hand';
+        COMMENT ON COLUMN {schema}.user_lead_assignments.user_id IS 'the owner; NULL: nobody';
         COMMENT ON COLUMN {schema}.user_lead_assignments.assigned_at IS 'since when';
         COMMENT ON COLUMN {schema}.user_lead_assignments.assigned_by IS 'the user who did it by hand; NULL: derived from an activity';
         COMMENT ON COLUMN {schema}.user_lead_assignments.activity_at IS 'time of the activity on which a derived assignment rests: a newer one wins';
-        SELECT {schema}.secure_table('{schema}.user_lead_assignments');
+        ALTER TABLE {schema}.user_lead_assignments ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE {schema}.user_lead_assignments FORCE ROW LEVEL SECURITY;
+        DROP POLICY IF EXISTS lp_inside ON {schema}.user_lead_assignments;
+        CREATE POLICY lp_inside ON {schema}.user_lead_assignments TO {owner}, {reader} USING ({inside}) WITH CHECK ({inside});
+        DROP POLICY IF EXISTS lp_read ON {schema}.user_lead_assignments;
+        CREATE POLICY lp_read ON {schema}.user_lead_assignments FOR SELECT TO {app}, {auditor}, {manager} USING (true);
+        DROP POLICY IF EXISTS lp_border ON {schema}.user_lead_assignments;
+        CREATE POLICY lp_border ON {schema}.user_lead_assignments AS RESTRICTIVE
+        USING ({inside} OR territory = (SELECT {schema}.admitted_territory()));
         -- What was released is nobody's business but the functions'.
         DROP POLICY IF EXISTS lp_released ON {schema}.user_lead_assignments;
         CREATE POLICY lp_released ON {schema}.user_lead_assignments AS RESTRICTIVE
-        TO {app} USING (user_id IS NOT NULL)
+        TO {app} USING (user_id IS NOT NULL);
+        GRANT SELECT ON {schema}.user_lead_assignments TO {reader}
         """)
     )
 
@@ -397,7 +421,15 @@ def create_assignment_history() -> None:
         COMMENT ON COLUMN {schema}.user_lead_assignment_history.ended_at IS 'until when';
         COMMENT ON COLUMN {schema}.user_lead_assignment_history.assigned_by IS 'the user who had assigned it';
         COMMENT ON COLUMN {schema}.user_lead_assignment_history.source IS 'how it had been assigned';
-        SELECT {schema}.secure_table('{schema}.user_lead_assignment_history')
+        ALTER TABLE {schema}.user_lead_assignment_history ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE {schema}.user_lead_assignment_history FORCE ROW LEVEL SECURITY;
+        DROP POLICY IF EXISTS lp_inside ON {schema}.user_lead_assignment_history;
+        CREATE POLICY lp_inside ON {schema}.user_lead_assignment_history TO {owner}, {reader} USING ({inside}) WITH CHECK ({inside});
+        DROP POLICY IF EXISTS lp_read ON {schema}.user_lead_assignment_history;
+        CREATE POLICY lp_read ON {schema}.user_lead_assignment_history FOR SELECT TO {auditor}, {manager} USING (true);
+        DROP POLICY IF EXISTS lp_border ON {schema}.user_lead_assignment_history;
+        CREATE POLICY lp_border ON {schema}.user_lead_assignment_history AS RESTRICTIVE
+        USING ({inside} OR territory = (SELECT {schema}.admitted_territory()))
         """)
     )
     op.execute(
@@ -412,18 +444,22 @@ def create_assignment_history() -> None:
         BEGIN
           INSERT INTO {schema}.user_lead_assignment_history (lead_id, territory, user_id, assigned_at, assigned_by, source)
           VALUES (OLD.lead_id, OLD.territory, OLD.user_id, OLD.assigned_at, OLD.assigned_by, OLD.source);
+          IF OLD.user_id IS NOT NULL AND (TG_OP = 'DELETE' OR NEW.user_id IS DISTINCT FROM OLD.user_id) THEN
+            PERFORM {schema}.end_lead_rules(OLD.lead_id, OLD.user_id);
+          END IF;
           RETURN NULL;
         END
         $body$;
         COMMENT ON FUNCTION {schema}.keep_assignment() IS
-        'Keeps what an assignment was before it changed, so that the audit can tell who could edit a lead at a time';
+        'Keeps what an assignment was before it changed, so that the audit can tell who could edit a lead at a time; ends what its owner shared';
         REVOKE ALL ON FUNCTION {schema}.keep_assignment() FROM PUBLIC
         """)
     )
     op.execute(
         sql("""
         CREATE TRIGGER lp_keep_assignment AFTER UPDATE OR DELETE ON {schema}.user_lead_assignments
-        FOR EACH ROW EXECUTE FUNCTION {schema}.keep_assignment()
+        FOR EACH ROW EXECUTE FUNCTION {schema}.keep_assignment();
+        ALTER TABLE {schema}.user_lead_assignments ENABLE ALWAYS TRIGGER lp_keep_assignment
         """)
     )
 
@@ -446,12 +482,15 @@ def create_rules() -> None:
               effective_to timestamptz,
               made_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
               made_by name NOT NULL DEFAULT session_user,
+              shared_by {user_id_type},
               CONSTRAINT lpr_dates CHECK (effective_to > effective_from),
               CONSTRAINT ix_lpr_user UNIQUE NULLS NOT DISTINCT
                 (user_id, territory, protection, lead_id, active, effective_from, effective_to)
             );
             -- no primary key (lead_id may be NULL): a publication FOR ALL TABLES needs an identity
             ALTER TABLE {schema}.lead_protection_rules REPLICA IDENTITY FULL;
+            -- what ends with an owner, or with the lead, is found by the lead
+            CREATE INDEX ix_lpr_lead ON {schema}.lead_protection_rules (lead_id) WHERE active AND lead_id IS NOT NULL;
           END IF;
         END
         $do$;
@@ -466,9 +505,132 @@ def create_rules() -> None:
         COMMENT ON COLUMN {schema}.lead_protection_rules.effective_to IS 'first moment after it; NULL: without end';
         COMMENT ON COLUMN {schema}.lead_protection_rules.made_at IS 'when it was made, whatever beginning it was given';
         COMMENT ON COLUMN {schema}.lead_protection_rules.made_by IS 'the login that made it';
-        SELECT {schema}.secure_table('{schema}.lead_protection_rules')
+        COMMENT ON COLUMN {schema}.lead_protection_rules.shared_by IS 'the owner who shared his lead: it ends when he ceases to be it; NULL: made by a manager';
+        ALTER TABLE {schema}.lead_protection_rules ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE {schema}.lead_protection_rules FORCE ROW LEVEL SECURITY;
+        DROP POLICY IF EXISTS lp_inside ON {schema}.lead_protection_rules;
+        CREATE POLICY lp_inside ON {schema}.lead_protection_rules TO {owner}, {reader} USING ({inside}) WITH CHECK ({inside});
+        DROP POLICY IF EXISTS lp_read ON {schema}.lead_protection_rules;
+        CREATE POLICY lp_read ON {schema}.lead_protection_rules FOR SELECT TO {auditor}, {manager} USING (true);
+        DROP POLICY IF EXISTS lp_border ON {schema}.lead_protection_rules;
+        CREATE POLICY lp_border ON {schema}.lead_protection_rules AS RESTRICTIVE
+        USING ({inside} OR territory = (SELECT {schema}.admitted_territory()));
+        GRANT SELECT ON {schema}.lead_protection_rules TO {reader}
         """)
     )
+
+
+def create_rule_end() -> None:
+    # A share ends with the owner who made it, every rule of a lead with the lead: a new lead with its
+    # id has neither. What had taken effect stays as history.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.end_lead_rules(lead {lead_id_type}, of_owner {user_id_type} DEFAULT NULL)
+        RETURNS void
+        LANGUAGE plpgsql
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          DELETE FROM {schema}.lead_protection_rules AS r
+          WHERE r.lead_id = lead AND r.active AND r.effective_from >= clock_timestamp()
+            AND (of_owner IS NULL OR r.shared_by = of_owner);
+          UPDATE {schema}.lead_protection_rules AS r
+          SET active = false, effective_to = clock_timestamp()
+          WHERE r.lead_id = lead AND r.active AND (r.effective_to IS NULL OR r.effective_to > clock_timestamp())
+            AND (of_owner IS NULL OR r.shared_by = of_owner);
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.end_lead_rules({lead_id_type}, {user_id_type}) IS
+        'Ends what this owner shared of the lead, or every rule of the lead where no owner is named';
+        REVOKE ALL ON FUNCTION {schema}.end_lead_rules({lead_id_type}, {user_id_type}) FROM PUBLIC
+        """)
+    )
+
+
+def create_readers() -> None:
+    # The only ways from our functions to the host's tables. They belong to leadprotect_reader, so that a
+    # policy, a view or an operator of the host that such a read runs has no right to write anything.
+    op.execute(sql("GRANT CREATE ON SCHEMA {schema} TO {reader}"))
+    op.execute(sql("SET LOCAL ROLE {reader}"))
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.host_lead(lead {lead_id_type})
+        RETURNS SETOF text
+        LANGUAGE plpgsql
+        STABLE SECURITY DEFINER ROWS 1
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        #variable_conflict use_variable
+        BEGIN
+          RETURN QUERY SELECT l.{territory}::text FROM {leads} AS l WHERE l.{lead_id} = lead;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.host_lead({lead_id_type}) IS
+        'The territory of a lead of the host, NULL outside protection; no row: there is no such lead';
+        REVOKE ALL ON FUNCTION {schema}.host_lead({lead_id_type}) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.host_lead({lead_id_type}) TO {owner}
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.protected_leads()
+        RETURNS TABLE (lead_id {lead_id_type}, territory text)
+        LANGUAGE plpgsql
+        STABLE SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        #variable_conflict use_column
+        BEGIN
+          RETURN QUERY SELECT l.{lead_id}, l.{territory}::text FROM {leads} AS l WHERE l.{territory} IS NOT NULL;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.protected_leads() IS 'Every lead of the host that has a territory';
+        REVOKE ALL ON FUNCTION {schema}.protected_leads() FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.protected_leads() TO {owner}
+        """)
+    )
+    # What makes an owner, said once: the newest activity of a qualifying kind with a user. One in the
+    # future makes none until its time has come, so that nobody can date himself in front of all others.
+    # Plans are pinned to index probes, LIMIT 1 keeps a lookup inside its loop: statistics of a table
+    # that is being filled are always wrong. Kinds are literals so that the partial index serves.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.newest_activities(leads {lead_id_type}[])
+        RETURNS TABLE (
+          lead_id {lead_id_type}, user_id {user_id_type}, activity_at {schema}.user_lead_assignments.activity_at%TYPE,
+          activity_id {schema}.user_lead_assignments.activity_id%TYPE)
+        LANGUAGE plpgsql
+        STABLE SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET plan_cache_mode = force_generic_plan
+        SET enable_seqscan = off
+        SET enable_bitmapscan = off
+        SET enable_hashjoin = off
+        SET enable_mergejoin = off
+        SET jit = off
+        AS $body$
+        #variable_conflict use_column
+        BEGIN
+          RETURN QUERY
+          SELECT wanted.lead_id, newest.user_id, newest.at, newest.id
+          FROM unnest(newest_activities.leads) AS wanted (lead_id),
+            LATERAL (
+              SELECT v.{activity_user_id} AS user_id, v.{activity_at} AS at, v.{activity_id} AS id
+              FROM {activities} AS v
+              WHERE v.{activity_lead_id} = wanted.lead_id
+                AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL
+                AND (v.{activity_at} <= statement_timestamp()) IS NOT FALSE
+              ORDER BY v.{activity_at} DESC NULLS LAST, v.{activity_id} DESC LIMIT 1) AS newest;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.newest_activities({lead_id_type}[]) IS
+        'For each lead its newest qualifying activity, which makes the owner; no row: there is none';
+        REVOKE ALL ON FUNCTION {schema}.newest_activities({lead_id_type}[]) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.newest_activities({lead_id_type}[]) TO {owner}
+        """)
+    )
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    op.execute(sql("REVOKE CREATE ON SCHEMA {schema} FROM {reader}"))
 
 
 def grant_access() -> None:
@@ -527,9 +689,12 @@ def enter_quarantine() -> None:
         'leadprotect after a downgrade: alembic upgrade takes every row back, leadprotect purge deletes';
         REVOKE ALL ON {schema}.territories, {schema}.territory_vat_rates, {schema}.user_lead_assignments,
           {schema}.user_lead_assignment_history, {schema}.lead_protection_rules
-        FROM {app}, {auditor}, {operator}, {manager};
-        REVOKE ALL ON FUNCTION {schema}.is_member(text) FROM {app}, {auditor}, {manager};
+        FROM {reader}, {app}, {auditor}, {operator}, {manager};
+        REVOKE ALL ON FUNCTION {schema}.is_member(text), {schema}.acting_role(), {schema}.admitted_territory()
+        FROM PUBLIC, {reader}, {app}, {auditor}, {manager}, {operator};
+        ALTER FUNCTION {schema}.admitted_territory() SET SCHEMA {quarantine};
         ALTER FUNCTION {schema}.is_member(text) SET SCHEMA {quarantine};
+        ALTER FUNCTION {schema}.acting_role() SET SCHEMA {quarantine};
         DROP TRIGGER lp_keep_assignment ON {schema}.user_lead_assignments;
         ALTER TABLE {schema}.user_lead_assignments SET SCHEMA {quarantine};
         ALTER TABLE {schema}.user_lead_assignment_history SET SCHEMA {quarantine};
@@ -547,8 +712,11 @@ def drop_functions() -> None:
     op.execute(
         sql("""
         DROP FUNCTION
+          {schema}.newest_activities({lead_id_type}[]),
+          {schema}.protected_leads(),
+          {schema}.host_lead({lead_id_type}),
           {schema}.keep_assignment(),
-          {schema}.secure_table(regclass)
+          {schema}.end_lead_rules({lead_id_type}, {user_id_type})
         """)
     )
 
@@ -556,11 +724,11 @@ def drop_functions() -> None:
 def drop_schema() -> None:
     hide_version()
     # The host's tables get their grants back as they were.
-    op.execute(sql("REVOKE SELECT ({lead_id}, {territory}) ON {leads} FROM {owner}"))
+    op.execute(sql("REVOKE SELECT ({lead_id}, {territory}) ON {leads} FROM {reader}"))
     op.execute(
         sql("""
         REVOKE SELECT ({activity_id}, {activity_lead_id}, {activity_user_id}, {activity_kind}, {activity_at})
-        ON {activities} FROM {owner}
+        ON {activities} FROM {reader}
         """)
     )
     op.execute(
@@ -573,7 +741,7 @@ def drop_schema() -> None:
             SELECT n.nspname, r.rolname
             FROM pg_catalog.pg_namespace AS n, pg_catalog.aclexplode(n.nspacl) AS acl
             JOIN pg_catalog.pg_roles AS r ON r.oid = acl.grantee
-            WHERE n.nspname IN ({leads_schema}, {activities_schema}) AND r.rolname = {owner_name}
+            WHERE n.nspname IN ({leads_schema}, {activities_schema}) AND r.rolname IN ({owner_name}, {reader_name})
           LOOP
             EXECUTE pg_catalog.format('REVOKE USAGE ON SCHEMA %I FROM %I', granted.nspname, granted.rolname);
           END LOOP;

@@ -73,6 +73,9 @@ def create_audit() -> None:
               note text,
               correlation_id text,
               transaction_id xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(),
+              basis text,
+              CONSTRAINT laa_bounded CHECK (
+                pg_catalog.octet_length(note) <= 1024 AND pg_catalog.octet_length(correlation_id) <= 1024),
               PRIMARY KEY (lead_id, at, id)
             ) PARTITION BY RANGE (at);
             CREATE TABLE {schema}.lead_access_audit_default PARTITION OF {schema}.lead_access_audit DEFAULT;
@@ -81,8 +84,8 @@ def create_audit() -> None:
         $do$;
         COMMENT ON TABLE {schema}.lead_access_audit IS
         'Every attempt on a lead, allowed or denied; append-only for everybody';
-        COMMENT ON COLUMN {schema}.lead_access_audit.lead_id IS 'the lead; no foreign key, deleting it keeps its history';
-        COMMENT ON COLUMN {schema}.lead_access_audit.at IS 'time of the attempt, by the servers clock';
+        COMMENT ON COLUMN {schema}.lead_access_audit.lead_id IS 'the lead; no foreign key, deleting it keeps its history. The nil id stands for the whole territory';
+        COMMENT ON COLUMN {schema}.lead_access_audit.at IS 'time of the attempt, by the clock of the server';
         COMMENT ON COLUMN {schema}.lead_access_audit.id IS 'number of the attempt; one that is missing was drawn by a denial that was raised, or rolled back';
         COMMENT ON COLUMN {schema}.lead_access_audit.user_id IS 'the user whom the service declared; NULL: none, or a malformed one';
         COMMENT ON COLUMN {schema}.lead_access_audit.login IS 'session_user, as the server knows it';
@@ -93,7 +96,8 @@ def create_audit() -> None:
         COMMENT ON COLUMN {schema}.lead_access_audit.reason IS 'reason code of the decision; of an edit past row security: maintenance';
         COMMENT ON COLUMN {schema}.lead_access_audit.note IS 'what the service, or the trigger that recorded it, said about it';
         COMMENT ON COLUMN {schema}.lead_access_audit.correlation_id IS 'id of the request, as the service declared it';
-        COMMENT ON COLUMN {schema}.lead_access_audit.transaction_id IS 'the transaction that wrote the row: an edit and its record share it'
+        COMMENT ON COLUMN {schema}.lead_access_audit.transaction_id IS 'the transaction that wrote the row: an edit and its record share it';
+        COMMENT ON COLUMN {schema}.lead_access_audit.basis IS 'what allowed it: the assignment, the rule, or the right of the role'
         """)
     )
 
@@ -138,10 +142,15 @@ def create_guards() -> None:
         SET search_path = pg_catalog, pg_temp
         AS $body$
         BEGIN
-          PERFORM {schema}.secure_table(target);
-          EXECUTE format('DROP POLICY IF EXISTS lp_without_territory ON %s', target);
-          EXECUTE format('CREATE POLICY lp_without_territory ON %s FOR SELECT TO {auditor}
-                          USING (territory IS NULL)', target);
+          EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', target);
+          EXECUTE format('ALTER TABLE %s FORCE ROW LEVEL SECURITY', target);
+          EXECUTE format('DROP POLICY IF EXISTS lp_inside ON %s', target);
+          EXECUTE format('CREATE POLICY lp_inside ON %s TO {owner}, {reader} USING ({inside_quoted}) WITH CHECK ({inside_quoted})', target);
+          EXECUTE format('DROP POLICY IF EXISTS lp_read ON %s', target);
+          EXECUTE format('CREATE POLICY lp_read ON %s FOR SELECT TO {auditor} USING (true)', target);
+          EXECUTE format('DROP POLICY IF EXISTS lp_border ON %s', target);
+          EXECUTE format('CREATE POLICY lp_border ON %s AS RESTRICTIVE USING ({inside_quoted}
+                          OR coalesce(territory = (SELECT {schema}.admitted_territory()), territory IS NULL))', target);
           EXECUTE format('DROP TRIGGER IF EXISTS lp_append_only ON %s', target);
           EXECUTE format('CREATE TRIGGER lp_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON %s
                           FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_change()', target);
@@ -149,7 +158,7 @@ def create_guards() -> None:
         END
         $body$;
         COMMENT ON FUNCTION {schema}.secure_audit_table(regclass) IS
-        'Secures a table of the audit, also a partition: the standard policies, rows without territory for auditors, and the guard against changes';
+        'Secures a table of the audit, also a partition: the border, rows without territory for auditors, and the guard against changes';
         REVOKE ALL ON FUNCTION {schema}.secure_audit_table(regclass) FROM PUBLIC
         """)
     )
@@ -389,7 +398,7 @@ def create_who_could_edit() -> None:
               AND (r.active OR r.effective_to IS NOT NULL)
           ), known AS (
             SELECT h.code FROM here AS h
-            WHERE EXISTS (SELECT FROM {leads} AS l WHERE l.{lead_id} = lead AND l.{territory} = h.code)
+            WHERE EXISTS (SELECT FROM {schema}.host_lead(lead) AS l (territory) WHERE l.territory = h.code)
               OR EXISTS (SELECT FROM standing AS s WHERE s.territory = h.code)
               OR EXISTS (SELECT FROM {schema}.lead_access_audit AS e WHERE e.lead_id = lead AND e.territory = h.code)
           ), rights AS (

@@ -252,7 +252,7 @@ def create_sealing() -> None:
                      sha256(convert_to(json_build_array(
                        'lp-row-1', a.id, a.lead_id::text, a.at AT TIME ZONE 'UTC', a.user_id::text, a.login, a.role,
                        a.territory, a.action::text, a.outcome::text, a.reason, a.note, a.correlation_id,
-                       a.transaction_id::text)::text, 'UTF8')) AS hash
+                       a.transaction_id::text, a.basis)::text, 'UTF8')) AS hash
               FROM {schema}.lead_access_audit AS a, state
               WHERE a.at >= open_from
                 AND (NOT known_here

@@ -1,10 +1,10 @@
-"""The decision, and the writers of the audit.
+"""The decision.
 
 Why: one decision with one reason code for every caller. `decide` is the only place that knows the
 rules; everything else asks it. Functions have SQL-standard bodies where they can, so that no
 search_path and no temporary object can shadow what they name; the others pin their search_path.
-Each function that runs as leadprotect_owner checks the login (session_user), because the caller's
-policies do not apply inside it.
+Each function that runs with the rights of its owner checks the acting role, because the caller's
+policies do not apply inside it. What reads the host's leads belongs to leadprotect_reader.
 
 Locks on host tables: none beyond ACCESS SHARE, which every SELECT takes.
 
@@ -27,10 +27,14 @@ def upgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
     create_context()
     create_code_check()
+    create_rule_check()
+    op.execute(sql("GRANT CREATE ON SCHEMA {schema} TO {reader}"))
+    op.execute(sql("SET LOCAL ROLE {reader}"))
     create_decision()
+    create_lists()
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    op.execute(sql("REVOKE CREATE ON SCHEMA {schema} FROM {reader}"))
     create_decision_entry_points()
-    create_audit_writer()
-    create_attempts()
     op.execute("RESET ROLE")
 
 
@@ -40,13 +44,6 @@ def downgrade() -> None:
     op.execute(
         sql("""
         DROP FUNCTION
-          {schema}.assert_edit_and_audit({lead_id_type}, {schema}.lead_action, text),
-          {schema}.allow_edit({lead_id_type}, {schema}.lead_action, text),
-          {schema}.require({lead_id_type}, {schema}.lead_action, text, text),
-          {schema}.deny({lead_id_type}, {schema}.lead_action, text, text),
-          {schema}.record_denial({lead_id_type}, {schema}.lead_action, text, text),
-          {schema}.record_edit_attempt({lead_id_type}, {schema}.lead_action, text),
-          {schema}.write_audit({lead_id_type}, {schema}.lead_action, text, text),
           {schema}.editable_leads({lead_id_type}, integer),
           {schema}.editable_among({lead_id_type}[]),
           {schema}.explain_edit({lead_id_type}),
@@ -84,6 +81,7 @@ def create_context() -> None:
         COMMENT ON FUNCTION {schema}.parse_user(text) IS
         'The declared user in the type of the setting; what is malformed is nobody''s id: NULL, never a cast error';
         REVOKE ALL ON FUNCTION {schema}.parse_user(text) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.parse_user(text) TO {reader};
         GRANT EXECUTE ON FUNCTION {schema}.parse_user(text) TO {app}, {auditor}, {manager}
         """)
     )
@@ -153,12 +151,13 @@ def create_code_check() -> None:
         RETURN territory ~ '^[A-Za-z][A-Za-z0-9_]{0,15}$';
         COMMENT ON FUNCTION {schema}.is_code(text) IS
         'Whether this can be the code of a territory; anything else is malformed';
-        REVOKE ALL ON FUNCTION {schema}.is_code(text) FROM PUBLIC
+        REVOKE ALL ON FUNCTION {schema}.is_code(text) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.is_code(text) TO {reader}
         """)
     )
 
 
-def create_decision() -> None:
+def create_rule_check() -> None:
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.in_force(active boolean, effective_from timestamptz, effective_to timestamptz)
@@ -170,9 +169,13 @@ def create_decision() -> None:
           AND (effective_to IS NULL OR pg_catalog.statement_timestamp() < effective_to);
         COMMENT ON FUNCTION {schema}.in_force(boolean, timestamptz, timestamptz) IS
         'Whether a rule counts now: active, begun, and not ended';
-        REVOKE ALL ON FUNCTION {schema}.in_force(boolean, timestamptz, timestamptz) FROM PUBLIC
+        REVOKE ALL ON FUNCTION {schema}.in_force(boolean, timestamptz, timestamptz) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.in_force(boolean, timestamptz, timestamptz) TO {reader}
         """)
     )
+
+
+def create_decision() -> None:
     # The decision about a known caller. Index probes only: the primary keys of leads and
     # assignments, ix_lpr_user for the rules, which are asked only when the answer depends on them.
     # Internal: the planner inlines it into the functions below, which run as the owner.
@@ -257,45 +260,12 @@ def create_decision() -> None:
         COMMENT ON FUNCTION {schema}.decide({lead_id_type}, text, text) IS
         'The decision: no_context, not_found, suspended, owner, collaborator, unassigned or not_owner';
         REVOKE ALL ON FUNCTION {schema}.decide({lead_id_type}, text, text) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.decide({lead_id_type}, text, text) TO {app}, {auditor}, {manager}
+        GRANT EXECUTE ON FUNCTION {schema}.decide({lead_id_type}, text, text) TO {owner}, {app}, {auditor}, {manager}
         """)
     )
 
 
-def create_decision_entry_points() -> None:
-    # Without SECURITY DEFINER the planner inlines these two: a prepared statement calls decide directly.
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.can_edit_lead(lead {lead_id_type})
-        RETURNS boolean
-        LANGUAGE sql
-        STABLE PARALLEL SAFE
-        BEGIN ATOMIC
-          SELECT {schema}.decide(lead, pg_catalog.current_setting({user_guc}, true),
-                                 pg_catalog.current_setting({territory_guc}, true))
-                 IN ('owner', 'collaborator');
-        END;
-        COMMENT ON FUNCTION {schema}.can_edit_lead({lead_id_type}) IS
-        'Whether the user in context may edit the lead: true or false, never NULL';
-        REVOKE ALL ON FUNCTION {schema}.can_edit_lead({lead_id_type}) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.can_edit_lead({lead_id_type}) TO {app}, {auditor}, {manager}
-        """)
-    )
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.explain_edit(lead {lead_id_type}, OUT reason text)
-        LANGUAGE sql
-        STABLE PARALLEL SAFE
-        BEGIN ATOMIC
-          SELECT {schema}.decide(lead, pg_catalog.current_setting({user_guc}, true),
-                                 pg_catalog.current_setting({territory_guc}, true));
-        END;
-        COMMENT ON FUNCTION {schema}.explain_edit({lead_id_type}) IS
-        'The decision about the user in context with its reason code';
-        REVOKE ALL ON FUNCTION {schema}.explain_edit({lead_id_type}) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.explain_edit({lead_id_type}) TO {app}, {auditor}, {manager}
-        """)
-    )
+def create_lists() -> None:
     # Which of many leads the caller may edit. His own are found in his part of ix_ula_user, so a lead of
     # somebody else costs one probe of few pages, and none of the tables.
     op.execute(
@@ -414,229 +384,37 @@ def create_decision_entry_points() -> None:
     )
 
 
-def create_audit_writer() -> None:
-    # Facts that the caller can't choose: login, role, time, transaction. What he declared is kept
-    # in the note when it can't be stored as it is. The audit tells an unknown lead from one of
-    # another territory; the answer to the caller does not.
+def create_decision_entry_points() -> None:
+    # Without SECURITY DEFINER the planner inlines these two: a prepared statement calls decide directly.
     op.execute(
         sql("""
-        CREATE FUNCTION {schema}.write_audit(lead {lead_id_type}, action {schema}.lead_action, decision text, note text)
-        RETURNS void
-        LANGUAGE plpgsql
-        SET search_path = pg_catalog, pg_temp
-        AS $body$
-        #variable_conflict use_variable
-        DECLARE
-          declared_user text := current_setting({user_guc}, true);
-          declared_territory text := current_setting({territory_guc}, true);
-          known_user {user_id_type} := {schema}.parse_user(declared_user);
-          known_territory text := declared_territory;
-          remark text := nullif(note, '');
-          recorded text := decision;
-        BEGIN
-          -- an owner or collaborator declared a user and a territory that exist: nothing is left to look up
-          IF decision NOT IN ('owner', 'collaborator') THEN
-            SELECT t.code INTO known_territory FROM {schema}.territories AS t WHERE t.code = declared_territory;
-            remark := nullif(concat_ws('; ', note,
-              CASE WHEN known_user IS NULL AND declared_user <> '' THEN
-                format('declared user %L', left(declared_user, 100)) END,
-              CASE WHEN known_territory IS NULL AND declared_territory <> '' THEN
-                format('declared territory %L', left(declared_territory, 100)) END), '');
-            IF decision = 'manager' THEN
-              -- his right needs no declared territory, but the row belongs to the lead's
-              known_territory := (SELECT l.{territory} FROM {leads} AS l WHERE l.{lead_id} = lead);
-            ELSIF decision = 'not_found' THEN
-              recorded := CASE WHEN EXISTS (SELECT FROM {leads} AS l WHERE l.{lead_id} = lead)
-                THEN 'other_territory' ELSE 'unknown_lead' END;
-            END IF;
-          END IF;
-          INSERT INTO {schema}.lead_access_audit
-            (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id)
-          VALUES (
-            lead,
-            known_user,
-            coalesce(nullif(current_setting('role'), 'none'), session_user),
-            known_territory,
-            coalesce(action, 'EDIT'),
-            CASE WHEN decision IN ('owner', 'collaborator', 'manager', 'maintenance')
-              THEN 'ALLOW'::{schema}.lead_access_outcome ELSE 'DENY'::{schema}.lead_access_outcome END,
-            recorded,
-            remark,
-            nullif(current_setting({correlation_guc}, true), ''));
-        END
-        $body$;
-        COMMENT ON FUNCTION {schema}.write_audit({lead_id_type}, {schema}.lead_action, text, text) IS
-        'Writes one row of the audit: login, role, time and transaction are the server''s, never the caller''s';
-        REVOKE ALL ON FUNCTION {schema}.write_audit({lead_id_type}, {schema}.lead_action, text, text) FROM PUBLIC
-        """)
-    )
-
-
-def create_attempts() -> None:
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.record_edit_attempt(
-          lead {lead_id_type}, action {schema}.lead_action DEFAULT 'EDIT', note text DEFAULT NULL)
+        CREATE FUNCTION {schema}.can_edit_lead(lead {lead_id_type})
         RETURNS boolean
-        LANGUAGE plpgsql
-        SECURITY DEFINER
-        SET search_path = pg_catalog, pg_temp
-        SET row_security = on
-        AS $body$
-        DECLARE
-          decision text := {schema}.explain_edit(lead);
-        BEGIN
-          IF lead IS NULL THEN
-            RETURN false;
-          END IF;
-          PERFORM {schema}.write_audit(lead, action, decision, note);
-          RETURN decision IN ('owner', 'collaborator');
-        END
-        $body$;
-        COMMENT ON FUNCTION {schema}.record_edit_attempt({lead_id_type}, {schema}.lead_action, text) IS
-        'Records an attempt of the user in context and returns whether he may; never raises on a denial';
-        REVOKE ALL ON FUNCTION {schema}.record_edit_attempt({lead_id_type}, {schema}.lead_action, text) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.record_edit_attempt({lead_id_type}, {schema}.lead_action, text) TO {app}, {manager}
-        """)
-    )
-    # For the library: a denial that was answered in another transaction, written in one of its own.
-    # It can write a DENY only, so nothing is gained by calling it with a lie.
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.record_denial(
-          lead {lead_id_type}, action {schema}.lead_action, decision text, note text DEFAULT NULL)
-        RETURNS void
-        LANGUAGE plpgsql
-        SECURITY DEFINER
-        SET search_path = pg_catalog, pg_temp
-        SET row_security = on
-        AS $body$
-        BEGIN
-          IF decision NOT IN ('no_context', 'not_found', 'suspended', 'unassigned', 'not_owner') THEN
-            RAISE EXCEPTION '% is not a reason of a denial', decision USING ERRCODE = 'LP422';
-          ELSIF decision NOT IN ('no_context', 'not_found') AND current_setting({territory_guc}, true) <> ''
-            AND NOT {schema}.is_member(current_setting({territory_guc}, true)) THEN
-            -- nobody is answered so about another territory
-            RAISE EXCEPTION 'reason % is not of this login', decision USING ERRCODE = 'LP422';
-          END IF;
-          IF lead IS NOT NULL THEN
-            PERFORM {schema}.write_audit(lead, action, decision, note);
-          END IF;
-        END
-        $body$;
-        COMMENT ON FUNCTION {schema}.record_denial({lead_id_type}, {schema}.lead_action, text, text) IS
-        'Records a denial that was answered in another transaction; it can write nothing but a DENY';
-        REVOKE ALL ON FUNCTION {schema}.record_denial({lead_id_type}, {schema}.lead_action, text, text) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.record_denial({lead_id_type}, {schema}.lead_action, text, text) TO {app}, {manager}
-        """)
-    )
-    # A raised denial can't keep its row (the exception rolls it back): the number drawn from the
-    # audit's sequence stays as a gap, and the server's log has the facts.
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.deny(lead {lead_id_type}, action {schema}.lead_action, decision text, note text)
-        RETURNS void
-        LANGUAGE plpgsql
-        SET search_path = pg_catalog, pg_temp
-        AS $body$
-        DECLARE
-          number bigint := nextval('{schema}.lead_access_audit_id_seq');
-        BEGIN
-          RAISE LOG 'leadprotect denial %: lead %, action %, reason %, user %, territory %, login %, correlation %, note %',
-            number, quote_nullable(lead::text), action, decision,
-            quote_nullable(left(current_setting({user_guc}, true), 100)),
-            quote_nullable(left(current_setting({territory_guc}, true), 100)),
-            quote_ident(session_user), quote_nullable(left(current_setting({correlation_guc}, true), 100)),
-            quote_nullable(left(note, 200));
-          RAISE EXCEPTION 'access to the lead denied' USING ERRCODE = 'LP403', DETAIL = decision;
-        END
-        $body$;
-        COMMENT ON FUNCTION {schema}.deny({lead_id_type}, {schema}.lead_action, text, text) IS
-        'Raises SQLSTATE LP403; the number it draws and the line in the server''s log stay although the row can''t';
-        REVOKE ALL ON FUNCTION {schema}.deny({lead_id_type}, {schema}.lead_action, text, text) FROM PUBLIC
+        LANGUAGE sql
+        STABLE PARALLEL SAFE
+        BEGIN ATOMIC
+          SELECT {schema}.decide(lead, pg_catalog.current_setting({user_guc}, true),
+                                 pg_catalog.current_setting({territory_guc}, true))
+                 IN ('owner', 'collaborator');
+        END;
+        COMMENT ON FUNCTION {schema}.can_edit_lead({lead_id_type}) IS
+        'Whether the user in context may edit the lead: true or false, never NULL';
+        REVOKE ALL ON FUNCTION {schema}.can_edit_lead({lead_id_type}) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.can_edit_lead({lead_id_type}) TO {app}, {auditor}, {manager}
         """)
     )
     op.execute(
         sql("""
-        CREATE FUNCTION {schema}.require(lead {lead_id_type}, action {schema}.lead_action, decision text, note text)
-        RETURNS void
-        LANGUAGE plpgsql
-        SET search_path = pg_catalog, pg_temp
-        AS $body$
-        BEGIN
-          IF decision NOT IN ('owner', 'collaborator', 'manager') THEN
-            PERFORM {schema}.deny(lead, action, decision, note);
-          END IF;
-        END
-        $body$;
-        COMMENT ON FUNCTION {schema}.require({lead_id_type}, {schema}.lead_action, text, text) IS
-        'Raises unless the reason allows';
-        REVOKE ALL ON FUNCTION {schema}.require({lead_id_type}, {schema}.lead_action, text, text) FROM PUBLIC
-        """)
-    )
-    # Allowed means: the rows on which the answer rests are locked until the caller's transaction
-    # ends, so a transfer or a revocation waits for the edit; the decision is made under the lock, in
-    # a snapshot of its own. Denied: only the reason is returned, for the caller to record.
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.allow_edit(
-          lead {lead_id_type}, action {schema}.lead_action DEFAULT 'EDIT', note text DEFAULT NULL)
-        RETURNS text
-        LANGUAGE plpgsql
-        SECURITY DEFINER
-        SET search_path = pg_catalog, pg_temp
-        SET row_security = on
-        AS $body$
-        DECLARE
-          caller {user_id_type} := {schema}.parse_user(current_setting({user_guc}, true));
-          here text := current_setting({territory_guc}, true);
-          decision text;
-        BEGIN
-          PERFORM FROM {schema}.user_lead_assignments AS a
-            WHERE a.lead_id = lead AND a.territory = here AND a.user_id = caller AND {schema}.is_member(here) FOR SHARE;
-          decision := {schema}.explain_edit(lead);
-          IF decision = 'collaborator' THEN
-            PERFORM FROM {schema}.user_lead_assignments AS a
-              WHERE a.lead_id = lead AND a.territory = here FOR SHARE;
-            PERFORM FROM {schema}.lead_protection_rules AS r
-              WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR'
-                AND (r.lead_id IS NULL OR r.lead_id = lead) FOR SHARE;
-            decision := {schema}.explain_edit(lead);
-          END IF;
-          IF decision IN ('owner', 'collaborator') THEN
-            PERFORM {schema}.write_audit(lead, action, decision, note);
-          END IF;
-          RETURN decision;
-        END
-        $body$;
-        COMMENT ON FUNCTION {schema}.allow_edit({lead_id_type}, {schema}.lead_action, text) IS
-        'Decides under locks and records what is allowed; a denial is returned with its reason, for the caller to record';
-        REVOKE ALL ON FUNCTION {schema}.allow_edit({lead_id_type}, {schema}.lead_action, text) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.allow_edit({lead_id_type}, {schema}.lead_action, text) TO {app}, {manager}
-        """)
-    )
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.assert_edit_and_audit(
-          lead {lead_id_type}, action {schema}.lead_action DEFAULT 'EDIT', note text DEFAULT NULL)
-        RETURNS text
-        LANGUAGE plpgsql
-        SECURITY DEFINER
-        SET search_path = pg_catalog, pg_temp
-        SET row_security = on
-        AS $body$
-        DECLARE
-          decision text := {schema}.allow_edit(lead, action, note);
-        BEGIN
-          IF decision NOT IN ('owner', 'collaborator') THEN
-            PERFORM {schema}.deny(lead, action, decision, note);
-          END IF;
-          RETURN decision;
-        END
-        $body$;
-        COMMENT ON FUNCTION {schema}.assert_edit_and_audit({lead_id_type}, {schema}.lead_action, text) IS
-        'Decides under locks and records what is allowed; a denial raises SQLSTATE LP403';
-        REVOKE ALL ON FUNCTION {schema}.assert_edit_and_audit({lead_id_type}, {schema}.lead_action, text) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.assert_edit_and_audit({lead_id_type}, {schema}.lead_action, text) TO {app}, {manager}
+        CREATE FUNCTION {schema}.explain_edit(lead {lead_id_type}, OUT reason text)
+        LANGUAGE sql
+        STABLE PARALLEL SAFE
+        BEGIN ATOMIC
+          SELECT {schema}.decide(lead, pg_catalog.current_setting({user_guc}, true),
+                                 pg_catalog.current_setting({territory_guc}, true));
+        END;
+        COMMENT ON FUNCTION {schema}.explain_edit({lead_id_type}) IS
+        'The decision about the user in context with its reason code';
+        REVOKE ALL ON FUNCTION {schema}.explain_edit({lead_id_type}) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.explain_edit({lead_id_type}) TO {app}, {auditor}, {manager}
         """)
     )

@@ -200,7 +200,7 @@ BROKEN_AUDITS = {
         "$$BEGIN RAISE EXCEPTION 'no'; END$$; CREATE TRIGGER refuse BEFORE INSERT ON {schema}.lead_access_audit "
         "FOR EACH ROW EXECUTE FUNCTION public.refuse()"
     ),
-    "policy": "DROP POLICY lp_owner ON {schema}.lead_access_audit",
+    "policy": "DROP POLICY lp_inside ON {schema}.lead_access_audit",
     "privilege": "REVOKE ALL ON {schema}.lead_access_audit FROM {owner}",
     "column": "ALTER TABLE {schema}.lead_access_audit RENAME COLUMN note TO remark",
     "table": "DROP TABLE {schema}.lead_access_audit CASCADE",

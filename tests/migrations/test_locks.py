@@ -37,7 +37,7 @@ def beyond_reading(seen: dict[str, str]) -> dict[str, str]:
 
 @pytest.mark.profiles("pg18")
 def test_a_lock_that_is_not_declared_would_be_seen(host: Database) -> None:
-    host.upgrade("lp_0006_expand_indexes")
+    host.upgrade("lp_0007_expand_indexes")
     # a host's own event trigger makes the step read more than it declares
     host.sql_script(
         "CREATE FUNCTION public.lock_it() RETURNS event_trigger LANGUAGE plpgsql AS "
@@ -45,7 +45,7 @@ def test_a_lock_that_is_not_declared_would_be_seen(host: Database) -> None:
         "CREATE EVENT TRIGGER lock_it ON ddl_command_end WHEN TAG IN ('CREATE TRIGGER') "
         "EXECUTE FUNCTION public.lock_it()"
     )
-    step = next(script for script in SCRIPTS if script.revision == "lp_0007_expand_lead_triggers")
+    step = next(script for script in SCRIPTS if script.revision == "lp_0008_expand_lead_triggers")
     assert trace(host, "upgrade", step) == {"leads": "ShareRowExclusiveLock", "activities": "ShareLock"}
 
 

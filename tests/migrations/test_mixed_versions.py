@@ -21,8 +21,8 @@ pytestmark = pytest.mark.profiles("pg18", "other_names")
 
 UP = ["base", *REVISIONS]
 DOWN = [*reversed(REVISIONS[:-1]), "base"]
-ENFORCED = REVISIONS[REVISIONS.index("lp_0013_contract_enforce") :]
-DECIDING = REVISIONS[REVISIONS.index("lp_0005_expand_ownership") :]
+ENFORCED = REVISIONS[REVISIONS.index("lp_0014_contract_enforce") :]
+DECIDING = REVISIONS[REVISIONS.index("lp_0006_expand_ownership") :]
 
 
 @pytest.fixture

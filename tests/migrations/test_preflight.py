@@ -191,7 +191,7 @@ def test_an_enum_that_has_the_kinds_is_as_good_as_text(host: Database) -> None:
     host.activity(lead, host.user(1))
     host.activity(lead, host.user(2), kind="NEWSLETTER")
     assert host.owner(lead) is None  # contract is done
-    host.downgrade("lp_0013_contract_enforce")
+    host.downgrade("lp_0014_contract_enforce")
     host.activity(lead, host.user(1))
     assert host.owner(lead) == host.user(1)
 
@@ -265,7 +265,7 @@ PARTLY = {
     "CREATE INDEX {activities_index} ON {activities} ({activity_kind})": "is not the index of leadprotect",
     "CREATE TABLE {schema}.contextless_writes (x int)": "contextless_writes belongs to postgres, not to leadprotect_ow",
     "CREATE FUNCTION {schema}.unowned_leads(text) RETURNS int RETURN 1": "unowned_leads belongs to postgres",
-    "CREATE POLICY leadprotect_floor ON {leads}": "policy leadprotect_floor exists on the host's tables and is not",
+    "CREATE POLICY leadprotect_border ON {leads}": "policy leadprotect_border exists on the host's tables and is not",
     "CREATE TRIGGER {transition} " + TOUCHED: "trigger leadprotect_transition exists on the host's tables",
 }
 
@@ -273,7 +273,7 @@ PARTLY = {
 @ONE_SERVER
 @pytest.mark.parametrize(("script", "expected"), PARTLY.items())
 def test_an_object_of_a_name_that_a_later_revision_needs_is_refused(host: Database, script: str, expected: str) -> None:
-    host.upgrade("lp_0005_expand_ownership")
+    host.upgrade("lp_0006_expand_ownership")
     host.sql_script(script)
     with refused(host, expected):
         pass
@@ -281,9 +281,9 @@ def test_an_object_of_a_name_that_a_later_revision_needs_is_refused(host: Databa
 
 @ONE_SERVER
 def test_a_script_drops_no_index_of_the_host(host: Database) -> None:
-    host.upgrade("lp_0005_expand_ownership")
+    host.upgrade("lp_0006_expand_ownership")
     host.sql("CREATE INDEX {leads_index} ON {leads} (company)")
-    script = host.script("upgrade", "lp_0005_expand_ownership:lp_0006_expand_indexes")
+    script = host.script("upgrade", "lp_0006_expand_ownership:lp_0007_expand_indexes")
     guard = re.search(r"DO \$do\$.*?\$do\$;", script, re.DOTALL)
     assert guard
     assert guard.start() < script.index("DROP INDEX")
@@ -294,13 +294,13 @@ def test_a_script_drops_no_index_of_the_host(host: Database) -> None:
 @ONE_SERVER
 @pytest.mark.parametrize("kinds", ["'X'", "'QUALIFIED_CALL'"])
 def test_an_index_for_other_kinds_is_built_again(host: Database, kinds: str) -> None:
-    host.upgrade("lp_0005_expand_ownership")
+    host.upgrade("lp_0006_expand_ownership")
     host.sql(
         "CREATE INDEX {activities_index} ON {activities} ({activity_lead_id}, {activity_at} DESC NULLS LAST, "
         "{activity_id} DESC) INCLUDE ({activity_user_id}) "
         f"WHERE {{activity_kind}} IN ({kinds}) AND {{activity_user_id}} IS NOT NULL"
     )
-    host.upgrade("lp_0011_migrate_gate")
+    host.upgrade("lp_0012_migrate_gate")
     definition = host.sql("SELECT pg_get_indexdef('{activities_index_path}'::regclass)")[0]
     assert all(f"'{kind}'" in definition for kind in host.settings.qualifying_kinds)
 
@@ -308,13 +308,13 @@ def test_an_index_for_other_kinds_is_built_again(host: Database, kinds: str) -> 
 @pytest.mark.parametrize("qualifying_kinds", ["ONE", "O'Brien's 100 %, TWO", "B, a, Ä"])
 def test_an_index_that_stands_is_not_built_again(make_database: Callable[..., Database], qualifying_kinds: str) -> None:
     host = make_database("host", qualifying_kinds=qualifying_kinds)
-    host.upgrade("lp_0006_expand_indexes")
+    host.upgrade("lp_0007_expand_indexes")
     indexes = (
         "SELECT to_regclass(path)::oid FROM unnest(ARRAY['{leads_index_path}', '{activities_index_path}']) AS path"
     )
     before = host.sql(indexes)
-    command.stamp(host.config(), "lp_0005_expand_ownership")
-    host.upgrade("lp_0006_expand_indexes")
+    command.stamp(host.config(), "lp_0006_expand_ownership")
+    host.upgrade("lp_0007_expand_indexes")
     assert host.sql(indexes) == before
 
 
@@ -355,7 +355,7 @@ def test_a_quarantine_of_another_version_is_refused(database: Database, table: s
 
 @ONE_SERVER
 def test_a_quarantine_of_another_version_is_refused_on_a_part_of_the_way_too(database: Database) -> None:
-    database.downgrade("lp_0006_expand_indexes")
+    database.downgrade("lp_0007_expand_indexes")
     database.sql("DROP TABLE {quarantine}.backfill_deferred")
     with refused(database, "backfill_deferred lacks deferred_at, lead_id, reason, territory: it was left by another"):
         pass
@@ -413,7 +413,7 @@ def make_it_pass(database: Database, options: str, monkeypatch: pytest.MonkeyPat
             database.sql(statement)
         database.upgrade()
         assert database.revision() == HEAD
-        assert owners_of(database) == {database.settings.role("owner")}
+        assert owners_of(database) == {database.settings.role("owner"), database.settings.role("reader")}
         database.downgrade()
         database.upgrade()
         database.downgrade()

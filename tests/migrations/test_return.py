@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from leadprotect.migration.gate import Condition
     from tests.support.database import Database
 
-BELOW = ["base", "lp_0004_expand_lead_triggers", "lp_0005_expand_activity_triggers"]
+BELOW = ["base", "lp_0007_expand_indexes", "lp_0008_expand_lead_triggers"]
 
 
 def closed(database: Database) -> list[Condition]:
@@ -46,7 +46,7 @@ def test_an_owner_that_became_stale_without_the_triggers_is_repaired_before_cont
     expanded.upgrade()
     expanded.downgrade(below)
     newer = expanded.activity(lead, expanded.user(2), at="2026-02-01")
-    if below == "lp_0008_expand_activity_triggers":  # its triggers are there: as if they had not been
+    if below == "lp_0009_expand_activity_triggers":  # its triggers are there: as if they had not been
         expanded.sql("UPDATE {schema}.user_lead_assignments SET user_id = %s", expanded.user(1))
 
     expanded.upgrade()
@@ -117,7 +117,7 @@ def test_contract_compares_no_owners_once_the_index_for_it_is_gone(expanded: Dat
     for _ in range(50):
         derived(expanded)
     expanded.downgrade()
-    expanded.upgrade("lp_0012_contract_indexes")
+    expanded.upgrade("lp_0013_contract_indexes")
     with expanded.connect() as conn:
         assert all(found.met for found in gate.conditions(conn, settings=expanded.settings))
         scans = expanded.query(conn, "SELECT pg_stat_get_xact_numscans({activities_name}::regclass)")[0]

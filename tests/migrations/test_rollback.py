@@ -19,6 +19,7 @@ from leadprotect.errors import InvalidRequest, ProtectionUnavailable, RollbackEr
 from leadprotect.migration.rollback import SAFE, rollback
 from tests.support.database import ROOT
 from tests.support.fingerprint import contents, difference, fingerprint
+from tests.support.leads import without_triggers
 from tests.support.revisions import HEAD, REVISIONS
 from tests.support.topology import pooler, replica
 
@@ -99,9 +100,9 @@ def test_the_base_gives_the_host_back_and_keeps_every_row(
 
 @pytest.mark.profiles("pg18", "other_names")
 def test_a_rollback_goes_to_any_revision_below(database: Database) -> None:
-    assert "lp_0013_contract_enforce" == rollback("lp_0013").after
-    assert "lp_0006_expand_indexes" == rollback("lp_0006_expand_indexes").after
-    assert "lp_0006_expand_indexes" == database.revision()
+    assert "lp_0014_contract_enforce" == rollback("lp_0014").after
+    assert "lp_0007_expand_indexes" == rollback("lp_0007_expand_indexes").after
+    assert "lp_0007_expand_indexes" == database.revision()
 
 
 @pytest.mark.profiles("pg18", "other_names")
@@ -138,9 +139,9 @@ def test_the_timeline_tells_each_step_with_its_seconds(database: Database) -> No
     steps = [re.sub(r"\d+ tables", "N tables", line.split(" s  ", 1)[1]) for line in lines if " s  " in line]
     assert [
         "looked at N tables",
-        "undid lp_0014_contract_triggers",
-        "undid lp_0013_contract_enforce",
-        "undid lp_0012_contract_indexes",
+        "undid lp_0015_contract_triggers",
+        "undid lp_0014_contract_enforce",
+        "undid lp_0013_contract_indexes",
         "verified N tables",
         f"in all, from {HEAD} to {SAFE}",
     ] == steps
@@ -157,8 +158,8 @@ def test_who_blocks_a_rollback_is_named_and_the_same_command_goes_on(database: D
         answer = run("rollback", "--lock-budget", "1s")
         assert 1 == answer.exit_code
         assert f"blocked by pid {blocker.info.backend_pid}" in answer.stderr
-        assert "stopped at lp_0013_contract_enforce; the same command goes on" in answer.stderr
-    assert "lp_0013_contract_enforce" == database.revision()
+        assert "stopped at lp_0014_contract_enforce; the same command goes on" in answer.stderr
+    assert "lp_0014_contract_enforce" == database.revision()
     assert 0 == run("rollback").exit_code
     assert SAFE == database.revision()
 
@@ -229,7 +230,7 @@ CREATE EVENT TRIGGER break_it ON ddl_command_end WHEN TAG IN ('ALTER TABLE') EXE
         ("ALTER TABLE {quarantine}.user_lead_assignments DISABLE ROW LEVEL SECURITY;", "row security is not forced on"),
         ("GRANT SELECT ON {quarantine}.user_lead_assignments TO PUBLIC;", "PUBLIC may reach"),
         ("CREATE POLICY all_of_it ON {quarantine}.user_lead_assignments USING (true);", "a policy was added to"),
-        ("DROP POLICY lp_floor ON {quarantine}.user_lead_assignments;", "a floor is gone from"),
+        ("DROP POLICY lp_border ON {quarantine}.user_lead_assignments;", "a floor is gone from"),
     ],
 )
 def test_a_step_that_would_open_row_security_is_not_committed(database: Database, damage: str, found: str) -> None:
@@ -434,15 +435,16 @@ def test_what_is_written_between_two_steps_survives(database: Database) -> None:
 def many_leads(database: Database, leads: int) -> None:
     """Leads with an activity each, as from before the first revision."""
     numbers = {"uuid": "gen_random_uuid()", "bigint": "n", "text": "'lead ' || n"}[database.settings.lead_id_type]
-    database.sql_script(
-        f"""
-        SET session_replication_role = replica;
-        INSERT INTO {{leads}} ({{lead_id}}, {{territory}}) SELECT {numbers}, 'DE' FROM generate_series(1, {leads}) AS n;
-        INSERT INTO {{activities}} ({{activity_lead_id}}, {{activity_user_id}}, {{activity_kind}}, {{activity_at}})
-        SELECT {{lead_id}}, '{database.user(1)}', 'QUALIFIED_CALL', now() FROM {{leads}};
-        ANALYZE {{leads}}, {{activities}};
-        """
-    )
+    with database.connect() as conn:
+        with without_triggers(database, conn):
+            for statement in (
+                "INSERT INTO {leads} ({lead_id}, {territory}) "
+                f"SELECT {numbers}, 'DE' FROM generate_series(1, {leads}) AS n",
+                "INSERT INTO {activities} ({activity_lead_id}, {activity_user_id}, {activity_kind}, {activity_at}) "
+                f"SELECT {{lead_id}}, '{database.user(1)}', 'QUALIFIED_CALL', now() FROM {{leads}}",
+            ):
+                database.query(conn, statement)
+        database.query(conn, "ANALYZE {leads}, {activities}")
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def test_a_host_table_whose_rows_are_hidden_is_refused_until_the_printed_script_
     assert host.revision() == HEAD
     host.downgrade()
     kept = "SELECT polname::text FROM pg_policy WHERE polrelid IN ({leads_name}::regclass, {activities_name}::regclass)"
-    assert host.sql(kept) == [f"read_for_{host.settings.role('owner')}"]
+    assert host.sql(kept) == [f"read_for_{host.settings.role('reader')}"]
 
 
 @pytest.mark.profiles("pg18", "pg15")

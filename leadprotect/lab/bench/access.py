@@ -126,7 +126,7 @@ def prepare(server: Server, url: str, leads: int) -> None:
     config.set_main_option("script_location", str(migrations()))
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute(DATA.format(leads=leads))
-        command.upgrade(config, "lp_0011_migrate_gate")
+        command.upgrade(config, "lp_0012_migrate_gate")
         conn.execute(ASSIGNMENTS)
         conn.execute(PLAIN_LOG)
         conn.execute(f"GRANT leadprotect_app, leadprotect_de TO {LOGIN}")

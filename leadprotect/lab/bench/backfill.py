@@ -163,7 +163,7 @@ def prepare(server: Server, url: str, leads: int) -> Settings:
     config = Config()
     config.set_main_option("script_location", str(migrations()))
     with leadprotect_environment(url):
-        command.upgrade(config, "lp_0011_migrate_gate")
+        command.upgrade(config, "lp_0012_migrate_gate")
     return parse({"database_url": url, "observation_window": "0"})
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-BUILDS = ("lp_0006_expand_indexes", "lp_0012_contract_indexes")
+BUILDS = ("lp_0007_expand_indexes", "lp_0013_contract_indexes")
 """Revisions that build or drop indexes CONCURRENTLY: they take as long as the tables are large, and block nobody."""
 
 _RUNNING = re.compile(r"Running (?:upgrade|downgrade) (\S*) ?-> ([^, ]*)")

@@ -12,8 +12,8 @@ from alembic import op
 
 from leadprotect.settings import sql
 
-revision = "lp_0010_migrate_verification"
-down_revision = "lp_0009_migrate_backfill"
+revision = "lp_0011_migrate_verification"
+down_revision = "lp_0010_migrate_backfill"
 branch_labels = None
 depends_on = None
 phase = "migrate"
@@ -22,10 +22,14 @@ locks: dict[str, dict[str, str]] = {"upgrade": {}, "downgrade": {}}
 
 def upgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
+    op.execute(sql("GRANT CREATE ON SCHEMA {schema} TO {reader}"))
+    op.execute(sql("SET LOCAL ROLE {reader}"))
     create_unowned_leads()
     create_stale_leads()
     create_estimates()
     create_status()
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    op.execute(sql("REVOKE CREATE ON SCHEMA {schema} FROM {reader}"))
     op.execute("RESET ROLE")
 
 
@@ -70,12 +74,13 @@ def create_unowned_leads() -> None:
             AND EXISTS (
               SELECT FROM {activities} AS v
               WHERE v.{activity_lead_id} = l.{lead_id}
-                AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL);
+                AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL
+                AND (v.{activity_at} <= pg_catalog.statement_timestamp()) IS NOT FALSE);
         END;
         COMMENT ON FUNCTION {schema}.unowned_leads(text[]) IS
         'Leads of the territories with a qualifying activity, without an owner, and not released by hand';
         REVOKE ALL ON FUNCTION {schema}.unowned_leads(text[]) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.unowned_leads(text[]) TO {operator}
+        GRANT EXECUTE ON FUNCTION {schema}.unowned_leads(text[]) TO {owner}, {operator}
         """)
     )
     op.execute(
@@ -90,7 +95,7 @@ def create_unowned_leads() -> None:
         COMMENT ON FUNCTION {schema}.unowned_leads(text) IS
         'Leads of the territory with a qualifying activity, without an owner, and not released by hand';
         REVOKE ALL ON FUNCTION {schema}.unowned_leads(text) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.unowned_leads(text) TO {operator}
+        GRANT EXECUTE ON FUNCTION {schema}.unowned_leads(text) TO {owner}, {operator}
         """)
     )
 
@@ -116,18 +121,22 @@ def create_stale_leads() -> None:
           FROM {schema}.user_lead_assignments AS a
           JOIN {leads} AS l ON l.{lead_id} = a.lead_id AND l.{territory} = here,
             LATERAL (
-              SELECT v.{activity_user_id} AS user_id, v.{activity_id} AS id FROM {activities} AS v
+              SELECT v.{activity_user_id} AS user_id, v.{activity_at} AS at, v.{activity_id} AS id FROM {activities} AS v
               WHERE v.{activity_lead_id} = a.lead_id
                 AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL
+                AND (v.{activity_at} <= pg_catalog.statement_timestamp()) IS NOT FALSE
               ORDER BY v.{activity_at} DESC NULLS LAST, v.{activity_id} DESC LIMIT 1) AS newest
-          WHERE a.territory = here AND a.source IN ('backfill', 'activity')
-            AND (a.activity_id IS DISTINCT FROM newest.id OR a.user_id IS DISTINCT FROM newest.user_id);
+          WHERE a.territory = here AND (
+            a.source IN ('backfill', 'activity')
+              AND (a.activity_id IS DISTINCT FROM newest.id OR a.user_id IS DISTINCT FROM newest.user_id)
+            -- a lead that moved here: only what came since counts
+            OR a.source = 'moved' AND (a.activity_at IS NULL AND newest.at IS NOT NULL OR a.activity_at < newest.at));
         END
         $body$;
         COMMENT ON FUNCTION {schema}.backfill_stale(text) IS
         'Leads of the territory whose derived owner is not the user of the newest qualifying activity';
         REVOKE ALL ON FUNCTION {schema}.backfill_stale(text) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.backfill_stale(text) TO {operator}
+        GRANT EXECUTE ON FUNCTION {schema}.backfill_stale(text) TO {owner}, {operator}
         """)
     )
 
@@ -154,7 +163,7 @@ def create_estimates() -> None:
         COMMENT ON FUNCTION {schema}.backfill_estimate(text) IS
         'How many leads a territory has, as the planner reckons';
         REVOKE ALL ON FUNCTION {schema}.backfill_estimate(text) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.backfill_estimate(text) TO {operator}
+        GRANT EXECUTE ON FUNCTION {schema}.backfill_estimate(text) TO {owner}, {operator}
         """)
     )
     # A part of the leads, by whole pages, looked at as the backfill would.
@@ -187,7 +196,8 @@ def create_estimates() -> None:
                         EXISTS (
                           SELECT FROM {activities} AS v
                           WHERE v.{activity_lead_id} = l.{lead_id}
-                            AND v.{activity_kind} IN (%2$s) AND v.{activity_user_id} IS NOT NULL) AS qualifying
+                            AND v.{activity_kind} IN (%2$s) AND v.{activity_user_id} IS NOT NULL
+                            AND (v.{activity_at} <= statement_timestamp()) IS NOT FALSE) AS qualifying
                  FROM {leads} AS l %3$s WHERE l.{territory} = %1$L) AS s',
               here, (SELECT string_agg(quote_literal(kind), ', ') FROM unnest(ARRAY[{kinds}]) AS kind),
               CASE WHEN percent < 50 THEN format('TABLESAMPLE SYSTEM (%s)', percent) ELSE '' END)
@@ -203,7 +213,7 @@ def create_estimates() -> None:
         COMMENT ON FUNCTION {schema}.backfill_sample(text, integer) IS
         'What a backfill would do, from a sample of the leads; writes nothing';
         REVOKE ALL ON FUNCTION {schema}.backfill_sample(text, integer) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.backfill_sample(text, integer) TO {operator}
+        GRANT EXECUTE ON FUNCTION {schema}.backfill_sample(text, integer) TO {owner}, {operator}
         """)
     )
     op.execute(
@@ -217,7 +227,7 @@ def create_estimates() -> None:
         END;
         COMMENT ON FUNCTION {schema}.backfill_outside() IS 'Number of leads without a territory: outside protection';
         REVOKE ALL ON FUNCTION {schema}.backfill_outside() FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.backfill_outside() TO {operator}
+        GRANT EXECUTE ON FUNCTION {schema}.backfill_outside() TO {owner}, {operator}
         """)
     )
     op.execute(
@@ -229,14 +239,15 @@ def create_estimates() -> None:
         BEGIN ATOMIC
           SELECT code, coalesce(u.leads - u.qualifying, 0), coalesce(u.qualifying, 0),
                  (SELECT pg_catalog.count(*) FROM {schema}.user_lead_assignments AS a
-                  WHERE a.user_id IS NULL AND a.territory = code)
+                  WHERE a.source = 'release' AND a.territory = code)
           FROM pg_catalog.unnest(territories) AS code
           LEFT JOIN (
             SELECT l.{territory}::text AS here, pg_catalog.count(*) AS leads,
                    pg_catalog.count(*) FILTER (WHERE EXISTS (
                      SELECT FROM {activities} AS v
                      WHERE v.{activity_lead_id} = l.{lead_id}
-                       AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL)) AS qualifying
+                       AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL
+                       AND (v.{activity_at} <= pg_catalog.statement_timestamp()) IS NOT FALSE)) AS qualifying
             FROM {leads} AS l
             WHERE l.{territory} = ANY (backfill_counts.territories)
               AND NOT EXISTS (
@@ -247,7 +258,7 @@ def create_estimates() -> None:
         COMMENT ON FUNCTION {schema}.backfill_counts(text[]) IS
         'Leads without an owner in each territory: without a qualifying activity, with one, and released by hand';
         REVOKE ALL ON FUNCTION {schema}.backfill_counts(text[]) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.backfill_counts(text[]) TO {operator}
+        GRANT EXECUTE ON FUNCTION {schema}.backfill_counts(text[]) TO {owner}, {operator}
         """)
     )
     # Every lead that has no owner after the backfill, and why.
@@ -270,7 +281,8 @@ def create_estimates() -> None:
               WHEN EXISTS (
                 SELECT FROM {activities} AS v
                 WHERE v.{activity_lead_id} = l.{lead_id}
-                  AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL) THEN 'missing'
+                  AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL
+                  AND (v.{activity_at} <= pg_catalog.statement_timestamp()) IS NOT FALSE) THEN 'missing'
               ELSE 'no_qualifying_activity' END
           FROM {leads} AS l
           WHERE l.{territory} = ANY (territories)
@@ -278,7 +290,7 @@ def create_estimates() -> None:
               SELECT FROM {schema}.user_lead_assignments AS a
               WHERE a.lead_id = l.{lead_id} AND a.territory = l.{territory})
           UNION ALL
-          SELECT a.lead_id, a.territory, 'released'
+          SELECT a.lead_id, a.territory, CASE a.source WHEN 'moved' THEN 'moved' ELSE 'released' END
           FROM {schema}.user_lead_assignments AS a
           WHERE a.territory = ANY (territories) AND a.user_id IS NULL
           UNION ALL
@@ -288,7 +300,7 @@ def create_estimates() -> None:
         COMMENT ON FUNCTION {schema}.backfill_report(text[]) IS
         'Every lead without an owner after the backfill, and why';
         REVOKE ALL ON FUNCTION {schema}.backfill_report(text[]) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.backfill_report(text[]) TO {operator}
+        GRANT EXECUTE ON FUNCTION {schema}.backfill_report(text[]) TO {owner}, {operator}
         """)
     )
 
@@ -331,6 +343,6 @@ def create_status() -> None:
         COMMENT ON FUNCTION {schema}.backfill_status() IS
         'Where the backfill of each territory stands: new, running, interrupted, paused, stopped or done; total is an estimate';
         REVOKE ALL ON FUNCTION {schema}.backfill_status() FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.backfill_status() TO {operator}
+        GRANT EXECUTE ON FUNCTION {schema}.backfill_status() TO {owner}, {operator}
         """)
     )

@@ -13,8 +13,8 @@ from alembic import op
 
 from leadprotect.settings import sql
 
-revision = "lp_0014_contract_triggers"
-down_revision = "lp_0013_contract_enforce"
+revision = "lp_0015_contract_triggers"
+down_revision = "lp_0014_contract_enforce"
 branch_labels = None
 depends_on = None
 phase = "contract"
@@ -36,9 +36,10 @@ def downgrade() -> None:
         sql("""
         CREATE TRIGGER {note_writes} AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {activities}
         FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_contextless_write();
-        CREATE TRIGGER {transition} AFTER INSERT OR DELETE
-          OR UPDATE OF {activity_id}, {activity_lead_id}, {activity_user_id}, {activity_kind}, {activity_at}
-        ON {activities} FOR EACH ROW EXECUTE FUNCTION {schema}.own_active_lead()
+        CREATE TRIGGER {transition} AFTER INSERT OR UPDATE OR DELETE ON {activities}
+        FOR EACH ROW EXECUTE FUNCTION {schema}.own_active_lead();
+        ALTER TABLE {activities} ENABLE ALWAYS TRIGGER {note_writes};
+        ALTER TABLE {activities} ENABLE ALWAYS TRIGGER {transition}
         """)
     )
 

@@ -12,8 +12,8 @@ from alembic import op
 
 from leadprotect.settings import sql
 
-revision = "lp_0005_expand_ownership"
-down_revision = "lp_0004_expand_decisions"
+revision = "lp_0006_expand_ownership"
+down_revision = "lp_0005_expand_attempts"
 branch_labels = None
 depends_on = None
 phase = "expand"
@@ -49,6 +49,10 @@ def downgrade() -> None:
           {schema}.end_rules({user_id_type}, text, {schema}.protection_type, {lead_id_type}),
           {schema}.change_sharing({lead_id_type}, text, {user_id_type}, timestamptz, timestamptz, text),
           {schema}.change_owner({lead_id_type}, text, {user_id_type}, text),
+          {schema}.require_manager(text, {lead_id_type}, {schema}.lead_action, text),
+          {schema}.lead_shares({lead_id_type}),
+          {schema}.try_change_sharing({lead_id_type}, text, {user_id_type}, timestamptz, timestamptz, text),
+          {schema}.try_change_owner({lead_id_type}, text, {user_id_type}, text),
           {schema}.is_manager(),
           {schema}.lead_for_ownership({lead_id_type}, boolean)
         """)
@@ -59,7 +63,7 @@ def downgrade() -> None:
 def create_ownership() -> None:
     # Returns the territory in which the caller may change ownership of this lead, or NULL: an
     # unknown lead and a lead behind the border look alike. A manager needs no declared user, his
-    # right rests on his login; what he does declare must be well formed and narrows him like anybody else.
+    # right rests on his role; what he does declare must be well formed and narrows him like anybody else.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.lead_for_ownership(lead {lead_id_type}, manager boolean)
@@ -67,10 +71,10 @@ def create_ownership() -> None:
         LANGUAGE sql
         STABLE
         BEGIN ATOMIC
-          SELECT l.{territory}
-          FROM {leads} AS l
-          WHERE l.{lead_id} = lead_for_ownership.lead AND {schema}.is_member(l.{territory})
-            AND (l.{territory} = pg_catalog.current_setting({territory_guc}, true)
+          SELECT l.territory
+          FROM {schema}.host_lead(lead_for_ownership.lead) AS l (territory)
+          WHERE {schema}.is_member(l.territory)
+            AND (l.territory = pg_catalog.current_setting({territory_guc}, true)
                  OR lead_for_ownership.manager AND coalesce(pg_catalog.current_setting({territory_guc}, true), '') = '');
         END;
         COMMENT ON FUNCTION {schema}.lead_for_ownership({lead_id_type}, boolean) IS
@@ -84,9 +88,9 @@ def create_ownership() -> None:
         RETURNS boolean
         LANGUAGE sql
         STABLE PARALLEL SAFE
-        RETURN pg_catalog.pg_has_role(session_user, {manager_name}, 'MEMBER');
+        RETURN pg_catalog.pg_has_role({schema}.acting_role(), {manager_name}, 'USAGE');
         COMMENT ON FUNCTION {schema}.is_manager() IS
-        'Whether the login may decide about the leads of others';
+        'Whether the acting role may decide about the leads of others';
         REVOKE ALL ON FUNCTION {schema}.is_manager() FROM PUBLIC
         """)
     )
@@ -95,12 +99,10 @@ def create_ownership() -> None:
     # two claims can't both win; a denied one leaves nothing behind.
     op.execute(
         sql("""
-        CREATE FUNCTION {schema}.change_owner(lead {lead_id_type}, change text, new_owner {user_id_type}, note text)
+        CREATE FUNCTION {schema}.try_change_owner(lead {lead_id_type}, change text, new_owner {user_id_type}, note text)
         RETURNS text
         LANGUAGE plpgsql
-        SECURITY DEFINER
         SET search_path = pg_catalog, pg_temp
-        SET row_security = on
         AS $body$
         DECLARE
           author {user_id_type} := {schema}.parse_user(current_setting({user_guc}, true));
@@ -109,8 +111,8 @@ def create_ownership() -> None:
           standing {schema}.user_lead_assignments;
           decision text;
         BEGIN
-          IF change NOT IN ('assign', 'claim', 'release', 'transfer') THEN
-            RAISE EXCEPTION '% is no change of ownership', change USING ERRCODE = 'LP422';
+          IF change IS NULL OR change NOT IN ('assign', 'claim', 'release', 'transfer') THEN
+            RAISE EXCEPTION '% is no change of ownership', coalesce(change, 'NULL') USING ERRCODE = 'LP422';
           ELSIF change IN ('assign', 'transfer') AND new_owner IS NULL THEN
             RAISE EXCEPTION 'the new owner is missing' USING ERRCODE = 'LP422', HINT = 'release_lead takes an owner away.';
           END IF;
@@ -118,6 +120,7 @@ def create_ownership() -> None:
             SELECT * INTO standing FROM {schema}.user_lead_assignments AS a
               WHERE a.lead_id = lead AND a.territory = here FOR UPDATE;
           END IF;
+          PERFORM {schema}.require_fresh_rules();
           decision := {schema}.explain_edit(lead);
           IF change = 'claim' THEN
             new_owner := author;
@@ -133,9 +136,12 @@ def create_ownership() -> None:
               RETURN 'unassigned';
             END IF;
             decision := 'manager';
-          ELSIF change <> 'release' OR decision <> 'owner' THEN
+          ELSIF change <> 'release' THEN
+            -- only a manager decides who else owns a lead, whatever it is to the caller
+            RETURN CASE WHEN decision IN ('no_context', 'not_found', 'suspended') THEN decision ELSE 'not_manager' END;
+          ELSIF decision <> 'owner' THEN
             -- a collaborator may edit, but the lead is not his to give away
-            RETURN CASE WHEN decision IN ('owner', 'collaborator') THEN 'not_owner' ELSE decision END;
+            RETURN CASE WHEN decision = 'collaborator' THEN 'not_owner' ELSE decision END;
           ELSE
             new_owner := NULL;
           END IF;
@@ -167,14 +173,96 @@ def create_ownership() -> None:
           RETURN decision;
         END
         $body$;
-        COMMENT ON FUNCTION {schema}.change_owner({lead_id_type}, text, {user_id_type}, text) IS
+        COMMENT ON FUNCTION {schema}.try_change_owner({lead_id_type}, text, {user_id_type}, text) IS
         'Every change of ownership: assign, claim, release, transfer; returns the right it was done by, or why it was denied';
+        REVOKE ALL ON FUNCTION {schema}.try_change_owner({lead_id_type}, text, {user_id_type}, text) FROM PUBLIC
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.change_owner(lead {lead_id_type}, change text, new_owner {user_id_type}, note text)
+        RETURNS text
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        BEGIN
+          RETURN {schema}.answered(
+            lead, CASE change WHEN 'release' THEN 'UNASSIGN' ELSE 'ASSIGN' END::{schema}.lead_action,
+            {schema}.try_change_owner(lead, change, new_owner, note), note);
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.change_owner({lead_id_type}, text, {user_id_type}, text) IS
+        'For the library: a change of ownership; a denial is returned with the ticket for its row';
         REVOKE ALL ON FUNCTION {schema}.change_owner({lead_id_type}, text, {user_id_type}, text) FROM PUBLIC;
         GRANT EXECUTE ON FUNCTION {schema}.change_owner({lead_id_type}, text, {user_id_type}, text) TO {app}, {manager}
         """)
     )
     # Who may edit besides the owner. A share is ended, never deleted: the audit can still tell who
     # could edit a lead at a given time.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.try_change_sharing(
+          lead {lead_id_type}, change text, with_user {user_id_type}, effective_from timestamptz,
+          effective_to timestamptz, note text)
+        RETURNS text
+        LANGUAGE plpgsql
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        DECLARE
+          author {user_id_type} := {schema}.parse_user(current_setting({user_guc}, true));
+          manager boolean := {schema}.is_manager();
+          here text := {schema}.lead_for_ownership(lead, manager);
+          starts timestamptz := coalesce(effective_from, clock_timestamp());
+          owner {user_id_type};
+          decision text;
+        BEGIN
+          IF change IS NULL OR change NOT IN ('share', 'unshare') THEN
+            RAISE EXCEPTION '% is no change of sharing', coalesce(change, 'NULL') USING ERRCODE = 'LP422';
+          ELSIF with_user IS NULL THEN
+            RAISE EXCEPTION 'the user to share with is missing' USING ERRCODE = 'LP422';
+          ELSIF change = 'share' AND effective_to <= starts THEN
+            RAISE EXCEPTION 'effective_to is not after effective_from' USING ERRCODE = 'LP422';
+          END IF;
+          SELECT a.user_id INTO owner FROM {schema}.user_lead_assignments AS a
+            WHERE a.lead_id = lead AND a.territory = here FOR SHARE;
+          PERFORM {schema}.require_fresh_rules();
+          decision := {schema}.explain_edit(lead);
+          IF here IS NULL THEN
+            RETURN CASE decision WHEN 'no_context' THEN decision ELSE 'not_found' END;
+          ELSIF manager THEN
+            IF author IS NULL AND current_setting({user_guc}, true) <> '' THEN
+              RETURN 'no_context';
+            END IF;
+            decision := 'manager';
+          ELSIF decision <> 'owner' THEN
+            RETURN CASE decision WHEN 'collaborator' THEN 'not_owner' ELSE decision END;
+          END IF;
+          IF change = 'share' THEN
+            IF with_user = owner OR with_user = author AND decision = 'owner' THEN
+              RAISE EXCEPTION 'a lead is not shared with its own owner' USING ERRCODE = 'LP422';
+            END IF;
+            INSERT INTO {schema}.lead_protection_rules
+              (user_id, territory, protection, lead_id, effective_from, effective_to, shared_by)
+            VALUES (with_user, here, 'COLLABORATOR', lead, starts, try_change_sharing.effective_to,
+                    CASE decision WHEN 'owner' THEN author END)
+            ON CONFLICT DO NOTHING;
+          ELSE
+            PERFORM {schema}.end_rules(with_user, here, 'COLLABORATOR', lead);
+          END IF;
+          PERFORM {schema}.write_audit(
+            lead, CASE change WHEN 'share' THEN 'ASSIGN' ELSE 'UNASSIGN' END::{schema}.lead_action, decision,
+            concat_ws('; ', note, change || ' with ' || with_user));
+          RETURN decision;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.try_change_sharing({lead_id_type}, text, {user_id_type}, timestamptz, timestamptz, text) IS
+        'Shares a lead with a user, or ends that; returns the right it was done by, or why it was denied';
+        REVOKE ALL ON FUNCTION {schema}.try_change_sharing({lead_id_type}, text, {user_id_type}, timestamptz, timestamptz, text)
+        FROM PUBLIC
+        """)
+    )
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.change_sharing(
@@ -186,47 +274,14 @@ def create_ownership() -> None:
         SET search_path = pg_catalog, pg_temp
         SET row_security = on
         AS $body$
-        DECLARE
-          manager boolean := {schema}.is_manager();
-          here text := {schema}.lead_for_ownership(lead, manager);
-          starts timestamptz := coalesce(effective_from, clock_timestamp());
-          decision text;
         BEGIN
-          IF change NOT IN ('share', 'unshare') THEN
-            RAISE EXCEPTION '% is no change of sharing', change USING ERRCODE = 'LP422';
-          ELSIF with_user IS NULL THEN
-            RAISE EXCEPTION 'the user to share with is missing' USING ERRCODE = 'LP422';
-          ELSIF change = 'share' AND effective_to <= starts THEN
-            RAISE EXCEPTION 'effective_to is not after effective_from' USING ERRCODE = 'LP422';
-          END IF;
-          PERFORM FROM {schema}.user_lead_assignments AS a
-            WHERE a.lead_id = lead AND a.territory = here FOR SHARE;
-          decision := {schema}.explain_edit(lead);
-          IF here IS NULL THEN
-            RETURN CASE decision WHEN 'no_context' THEN decision ELSE 'not_found' END;
-          ELSIF manager THEN
-            IF current_setting({user_guc}, true) <> '' AND {schema}.parse_user(current_setting({user_guc}, true)) IS NULL THEN
-              RETURN 'no_context';
-            END IF;
-            decision := 'manager';
-          ELSIF decision <> 'owner' THEN
-            RETURN CASE decision WHEN 'collaborator' THEN 'not_owner' ELSE decision END;
-          END IF;
-          IF change = 'share' THEN
-            INSERT INTO {schema}.lead_protection_rules (user_id, territory, protection, lead_id, effective_from, effective_to)
-            VALUES (with_user, here, 'COLLABORATOR', lead, starts, change_sharing.effective_to)
-            ON CONFLICT DO NOTHING;
-          ELSE
-            PERFORM {schema}.end_rules(with_user, here, 'COLLABORATOR', lead);
-          END IF;
-          PERFORM {schema}.write_audit(
-            lead, CASE change WHEN 'share' THEN 'ASSIGN' ELSE 'UNASSIGN' END::{schema}.lead_action, decision,
-            concat_ws('; ', note, change || ' with ' || with_user));
-          RETURN decision;
+          RETURN {schema}.answered(
+            lead, CASE change WHEN 'share' THEN 'ASSIGN' ELSE 'UNASSIGN' END::{schema}.lead_action,
+            {schema}.try_change_sharing(lead, change, with_user, effective_from, effective_to, note), note);
         END
         $body$;
         COMMENT ON FUNCTION {schema}.change_sharing({lead_id_type}, text, {user_id_type}, timestamptz, timestamptz, text) IS
-        'Shares a lead with a user, or ends that; returns the right it was done by, or why it was denied';
+        'For the library: a change of sharing; a denial is returned with the ticket for its row';
         REVOKE ALL ON FUNCTION {schema}.change_sharing({lead_id_type}, text, {user_id_type}, timestamptz, timestamptz, text) FROM PUBLIC;
         GRANT EXECUTE ON FUNCTION {schema}.change_sharing({lead_id_type}, text, {user_id_type}, timestamptz, timestamptz, text) TO {app}, {manager}
         """)
@@ -275,7 +330,7 @@ def create_ownership_functions() -> None:
         SET search_path = pg_catalog, pg_temp
         AS $body$
         BEGIN
-          PERFORM {schema}.require(lead, 'ASSIGN', {schema}.change_owner(lead, 'claim', NULL, note), note);
+          PERFORM {schema}.require(lead, 'ASSIGN', {schema}.try_change_owner(lead, 'claim', NULL, note), note);
         END
         $body$;
         COMMENT ON FUNCTION {schema}.claim_lead({lead_id_type}, text) IS
@@ -294,7 +349,7 @@ def create_ownership_functions() -> None:
         SET search_path = pg_catalog, pg_temp
         AS $body$
         BEGIN
-          PERFORM {schema}.require(lead, 'UNASSIGN', {schema}.change_owner(lead, 'release', NULL, note), note);
+          PERFORM {schema}.require(lead, 'UNASSIGN', {schema}.try_change_owner(lead, 'release', NULL, note), note);
         END
         $body$;
         COMMENT ON FUNCTION {schema}.release_lead({lead_id_type}, text) IS
@@ -312,7 +367,7 @@ def create_ownership_functions() -> None:
         SET search_path = pg_catalog, pg_temp
         AS $body$
         BEGIN
-          PERFORM {schema}.require(lead, 'ASSIGN', {schema}.change_owner(lead, 'assign', new_owner, note), note);
+          PERFORM {schema}.require(lead, 'ASSIGN', {schema}.try_change_owner(lead, 'assign', new_owner, note), note);
         END
         $body$;
         COMMENT ON FUNCTION {schema}.assign_lead({lead_id_type}, {user_id_type}, text) IS
@@ -330,7 +385,7 @@ def create_ownership_functions() -> None:
         SET search_path = pg_catalog, pg_temp
         AS $body$
         BEGIN
-          PERFORM {schema}.require(lead, 'ASSIGN', {schema}.change_owner(lead, 'transfer', new_owner, note), note);
+          PERFORM {schema}.require(lead, 'ASSIGN', {schema}.try_change_owner(lead, 'transfer', new_owner, note), note);
         END
         $body$;
         COMMENT ON FUNCTION {schema}.transfer_lead({lead_id_type}, {user_id_type}, text) IS
@@ -351,7 +406,7 @@ def create_ownership_functions() -> None:
         AS $body$
         BEGIN
           PERFORM {schema}.require(lead, 'ASSIGN',
-            {schema}.change_sharing(lead, 'share', with_user, effective_from, effective_to, note), note);
+            {schema}.try_change_sharing(lead, 'share', with_user, effective_from, effective_to, note), note);
         END
         $body$;
         COMMENT ON FUNCTION {schema}.share_lead({lead_id_type}, {user_id_type}, timestamptz, timestamptz, text) IS
@@ -370,7 +425,7 @@ def create_ownership_functions() -> None:
         AS $body$
         BEGIN
           PERFORM {schema}.require(lead, 'UNASSIGN',
-            {schema}.change_sharing(lead, 'unshare', with_user, NULL, NULL, note), note);
+            {schema}.try_change_sharing(lead, 'unshare', with_user, NULL, NULL, note), note);
         END
         $body$;
         COMMENT ON FUNCTION {schema}.unshare_lead({lead_id_type}, {user_id_type}, text) IS
@@ -382,7 +437,38 @@ def create_ownership_functions() -> None:
 
 
 def create_rule_functions() -> None:
-    # Rules of any kind, for one lead or a whole territory: a manager's, and the row says who made it.
+    # The owner of a lead sees who else may edit it, and whose doing that is.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.lead_shares(lead {lead_id_type})
+        RETURNS TABLE (
+          user_id {user_id_type}, shared_by {user_id_type}, effective_from timestamptz, effective_to timestamptz)
+        LANGUAGE plpgsql
+        STABLE SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        #variable_conflict use_column
+        DECLARE
+          here text := {schema}.lead_for_ownership(lead, {schema}.is_manager());
+        BEGIN
+          IF {schema}.is_manager() OR {schema}.can_edit_lead(lead) THEN
+            RETURN QUERY
+            SELECT r.user_id, r.shared_by, r.effective_from, r.effective_to FROM {schema}.lead_protection_rules AS r
+            WHERE r.lead_id = lead AND r.territory = here AND r.protection = 'COLLABORATOR' AND r.active
+              AND (r.effective_to IS NULL OR r.effective_to > statement_timestamp())
+            ORDER BY r.effective_from, r.user_id;
+          END IF;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.lead_shares({lead_id_type}) IS
+        'With whom a lead is shared, by whom (NULL: a manager) and how long; for who may edit it, and for managers';
+        REVOKE ALL ON FUNCTION {schema}.lead_shares({lead_id_type}) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.lead_shares({lead_id_type}) TO {app}, {manager}
+        """)
+    )
+    # Rules of any kind, for one lead or a whole territory: a manager's, recorded like a change of owner.
+    # Who takes a right away says so past all snapshots, one after the other: see rule_changes.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.grant_protection(
@@ -398,19 +484,24 @@ def create_rule_functions() -> None:
         DECLARE
           starts timestamptz := coalesce(effective_from, clock_timestamp());
         BEGIN
-          IF NOT {schema}.is_manager() OR NOT {schema}.is_member(here) THEN
-            RAISE EXCEPTION 'the login manages no territory %', here USING ERRCODE = 'insufficient_privilege';
-          ELSIF of_user IS NULL OR kind IS NULL THEN
+          PERFORM {schema}.require_manager(here, lead, 'ASSIGN', concat_ws(' ', 'grant', kind, 'to', of_user));
+          IF of_user IS NULL OR kind IS NULL THEN
             RAISE EXCEPTION 'a rule needs a user and a protection' USING ERRCODE = 'LP422';
           ELSIF effective_to <= starts THEN
             RAISE EXCEPTION 'effective_to is not after effective_from' USING ERRCODE = 'LP422';
           ELSIF lead IS NOT NULL AND NOT EXISTS (
-            SELECT FROM {leads} AS l WHERE l.{lead_id} = lead AND l.{territory} = here) THEN
+            SELECT FROM {schema}.host_lead(lead) AS l (territory) WHERE l.territory = here) THEN
             RAISE EXCEPTION 'there is no such lead in territory %', here USING ERRCODE = 'LP422';
+          END IF;
+          IF kind <> 'COLLABORATOR' THEN
+            PERFORM pg_advisory_xact_lock(hashtextextended({schema_name} || '.rule_changes', 0));
+            PERFORM setval('{schema}.rule_changes', pg_current_xact_id()::text::bigint);
           END IF;
           INSERT INTO {schema}.lead_protection_rules (user_id, territory, protection, lead_id, effective_from, effective_to)
           VALUES (of_user, here, kind, lead, starts, grant_protection.effective_to)
           ON CONFLICT DO NOTHING;
+          PERFORM {schema}.write_audit(coalesce(lead, {nil_lead}::{lead_id_type}), 'ASSIGN', 'manager',
+            concat_ws(' ', 'grant', kind, 'to', of_user, 'until ' || grant_protection.effective_to), NULL, here);
         END
         $body$;
         COMMENT ON FUNCTION {schema}.grant_protection({user_id_type}, text, {schema}.protection_type, {lead_id_type}, timestamptz, timestamptz) IS
@@ -429,17 +520,41 @@ def create_rule_functions() -> None:
         SET search_path = pg_catalog, pg_temp
         SET row_security = on
         AS $body$
+        DECLARE
+          ended integer;
         BEGIN
-          IF NOT {schema}.is_manager() OR NOT {schema}.is_member(here) THEN
-            RAISE EXCEPTION 'the login manages no territory %', here USING ERRCODE = 'insufficient_privilege';
-          END IF;
-          RETURN {schema}.end_rules(of_user, here, kind, lead);
+          PERFORM {schema}.require_manager(here, lead, 'UNASSIGN', concat_ws(' ', 'revoke', kind, 'from', of_user));
+          ended := {schema}.end_rules(of_user, here, kind, lead);
+          PERFORM {schema}.write_audit(coalesce(lead, {nil_lead}::{lead_id_type}), 'UNASSIGN', 'manager',
+            concat_ws(' ', 'revoke', kind, 'from', of_user || ',', ended, 'rules ended'), NULL, here);
+          RETURN ended;
         END
         $body$;
         COMMENT ON FUNCTION {schema}.revoke_protection({user_id_type}, text, {schema}.protection_type, {lead_id_type}) IS
         'Ends the rules of a user of one kind; for managers of the territory. Returns how many';
         REVOKE ALL ON FUNCTION {schema}.revoke_protection({user_id_type}, text, {schema}.protection_type, {lead_id_type}) FROM PUBLIC;
         GRANT EXECUTE ON FUNCTION {schema}.revoke_protection({user_id_type}, text, {schema}.protection_type, {lead_id_type}) TO {manager}
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.require_manager(
+          here text, lead {lead_id_type}, action {schema}.lead_action, note text)
+        RETURNS void
+        LANGUAGE plpgsql
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          IF NOT {schema}.is_manager() OR NOT {schema}.is_member(here) THEN
+            PERFORM {schema}.draw_denial(
+              coalesce(lead, {nil_lead}::{lead_id_type}), action, 'not_manager', concat_ws(' in ', note, here));
+            RAISE EXCEPTION 'the login manages no territory %', here USING ERRCODE = 'LP403', DETAIL = 'not_manager';
+          END IF;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.require_manager(text, {lead_id_type}, {schema}.lead_action, text) IS
+        'Raises SQLSTATE LP403 unless the acting role manages the territory';
+        REVOKE ALL ON FUNCTION {schema}.require_manager(text, {lead_id_type}, {schema}.lead_action, text) FROM PUBLIC
         """)
     )
 
@@ -513,8 +628,7 @@ def create_view() -> None:
         FROM {leads} AS l
         LEFT JOIN {schema}.user_lead_assignments AS a
           ON a.lead_id = l.{lead_id} AND a.territory = l.{territory}
-        WHERE l.{territory} = (SELECT pg_catalog.current_setting({territory_guc}, true))
-          AND (SELECT {schema}.is_member(pg_catalog.current_setting({territory_guc}, true)));
+        WHERE l.{territory} = (SELECT {schema}.admitted_territory());
         COMMENT ON VIEW {schema}.v_lead_protection IS
         'Who owns each lead of the territory in context, and whether the user in context may edit it';
         REVOKE ALL ON {schema}.v_lead_protection FROM PUBLIC;

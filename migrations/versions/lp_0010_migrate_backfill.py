@@ -13,8 +13,8 @@ from alembic import op
 
 from leadprotect.settings import sql
 
-revision = "lp_0009_migrate_backfill"
-down_revision = "lp_0008_expand_activity_triggers"
+revision = "lp_0010_migrate_backfill"
+down_revision = "lp_0009_expand_activity_triggers"
 branch_labels = None
 depends_on = None
 phase = "migrate"
@@ -27,6 +27,7 @@ def upgrade() -> None:
     leave_quarantine()
     register_jobs()
     validate_constraints()
+    create_readers()
     create_own_leads()
     create_start()
     create_claim()
@@ -55,7 +56,10 @@ def downgrade() -> None:
           {schema}.backfill_claim(text, integer, text, interval),
           {schema}.backfill_start(text, text),
           {schema}.backfill_settings(),
-          {schema}.own_leads(text, {lead_id_type}[])
+          {schema}.own_leads(text, {lead_id_type}[]),
+          {schema}.require_transition(),
+          {schema}.next_leads(text, {lead_id_type}, {lead_id_type}, integer),
+          {schema}.chunk_bounds(text, {lead_id_type}, integer)
         """)
     )
     op.execute(
@@ -63,6 +67,7 @@ def downgrade() -> None:
         REVOKE ALL ON {schema}.backfill_deferred, {schema}.backfill_chunks, {schema}.backfill_jobs,
           {schema}.unsettled_leads
         FROM {operator};
+        REVOKE ALL ON {schema}.backfill_deferred, {schema}.backfill_chunks, {schema}.backfill_jobs FROM {reader};
         DROP POLICY lp_operator ON {schema}.unsettled_leads;
         ALTER TABLE {schema}.backfill_deferred SET SCHEMA {quarantine};
         ALTER TABLE {schema}.backfill_chunks SET SCHEMA {quarantine};
@@ -147,11 +152,17 @@ def create_jobs() -> None:
           END IF;
         END
         $do$;
-        SELECT {schema}.secure_table('{schema}.backfill_jobs');
+        ALTER TABLE {schema}.backfill_jobs ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE {schema}.backfill_jobs FORCE ROW LEVEL SECURITY;
+        DROP POLICY IF EXISTS lp_inside ON {schema}.backfill_jobs;
+        CREATE POLICY lp_inside ON {schema}.backfill_jobs TO {owner}, {reader} USING ({inside}) WITH CHECK ({inside});
+        DROP POLICY IF EXISTS lp_border ON {schema}.backfill_jobs;
+        CREATE POLICY lp_border ON {schema}.backfill_jobs AS RESTRICTIVE
+        USING ({inside} OR (SELECT pg_catalog.pg_has_role({operator_name}, 'USAGE')));
         -- Progress is no secret between territories; which leads were locked is the operator's business.
         DROP POLICY IF EXISTS lp_operator ON {schema}.backfill_jobs;
         CREATE POLICY lp_operator ON {schema}.backfill_jobs FOR SELECT TO {operator} USING (true);
-        GRANT SELECT ON {schema}.backfill_jobs TO {operator};
+        GRANT SELECT ON {schema}.backfill_jobs TO {operator}, {reader};
         COMMENT ON TABLE {schema}.backfill_jobs IS 'One backfill per territory: where it stands, and what was asked of it';
         COMMENT ON COLUMN {schema}.backfill_jobs.retried IS
         'owners assigned after the chunks, to leads that were locked when their slice came';
@@ -169,10 +180,16 @@ def create_jobs() -> None:
     )
     op.execute(
         sql("""
-        SELECT {schema}.secure_table('{schema}.backfill_chunks');
+        ALTER TABLE {schema}.backfill_chunks ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE {schema}.backfill_chunks FORCE ROW LEVEL SECURITY;
+        DROP POLICY IF EXISTS lp_inside ON {schema}.backfill_chunks;
+        CREATE POLICY lp_inside ON {schema}.backfill_chunks TO {owner}, {reader} USING ({inside}) WITH CHECK ({inside});
+        DROP POLICY IF EXISTS lp_border ON {schema}.backfill_chunks;
+        CREATE POLICY lp_border ON {schema}.backfill_chunks AS RESTRICTIVE
+        USING ({inside} OR (SELECT pg_catalog.pg_has_role({operator_name}, 'USAGE')));
         DROP POLICY IF EXISTS lp_operator ON {schema}.backfill_chunks;
         CREATE POLICY lp_operator ON {schema}.backfill_chunks FOR SELECT TO {operator} USING (true);
-        GRANT SELECT ON {schema}.backfill_chunks TO {operator};
+        GRANT SELECT ON {schema}.backfill_chunks TO {operator}, {reader};
         COMMENT ON TABLE {schema}.backfill_chunks IS
         'Claimed parts of a backfill; the token is a fencing token: who lost his lease can''t write';
         COMMENT ON COLUMN {schema}.backfill_chunks.territory IS 'whose leads';
@@ -190,10 +207,16 @@ def create_jobs() -> None:
     )
     op.execute(
         sql("""
-        SELECT {schema}.secure_table('{schema}.backfill_deferred');
+        ALTER TABLE {schema}.backfill_deferred ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE {schema}.backfill_deferred FORCE ROW LEVEL SECURITY;
+        DROP POLICY IF EXISTS lp_inside ON {schema}.backfill_deferred;
+        CREATE POLICY lp_inside ON {schema}.backfill_deferred TO {owner}, {reader} USING ({inside}) WITH CHECK ({inside});
+        DROP POLICY IF EXISTS lp_border ON {schema}.backfill_deferred;
+        CREATE POLICY lp_border ON {schema}.backfill_deferred AS RESTRICTIVE
+        USING ({inside} OR (SELECT pg_catalog.pg_has_role({operator_name}, 'USAGE')));
         DROP POLICY IF EXISTS lp_operator ON {schema}.backfill_deferred;
         CREATE POLICY lp_operator ON {schema}.backfill_deferred FOR SELECT TO {operator} USING (true);
-        GRANT SELECT ON {schema}.backfill_deferred TO {operator};
+        GRANT SELECT ON {schema}.backfill_deferred TO {operator}, {reader};
         COMMENT ON TABLE {schema}.backfill_deferred IS 'Leads whose assignment was locked: retried at the end';
         COMMENT ON COLUMN {schema}.backfill_deferred.territory IS 'whose lead';
         COMMENT ON COLUMN {schema}.backfill_deferred.lead_id IS 'the lead';
@@ -255,6 +278,101 @@ def validate_constraints() -> None:
     )
 
 
+def create_readers() -> None:
+    # After contract owners change by hand only, and whoever may run the backfill makes none behind it.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.require_transition()
+        RETURNS void
+        LANGUAGE plpgsql
+        STABLE
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          IF NOT {schema}.in_transition() THEN
+            RAISE EXCEPTION 'contract is applied: activities make no owners any more, they change by hand only'
+              USING ERRCODE = 'LP422';
+          END IF;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.require_transition() IS 'Raises where activities make no owners any more';
+        REVOKE ALL ON FUNCTION {schema}.require_transition() FROM PUBLIC
+        """)
+    )
+    # The keyset over the host's leads, by index probes only, whatever the statistics say.
+    op.execute(sql("GRANT CREATE ON SCHEMA {schema} TO {reader}"))
+    op.execute(sql("SET LOCAL ROLE {reader}"))
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.chunk_bounds(
+          here text, wanted_first {lead_id_type}, chunk_rows integer,
+          OUT first_lead {lead_id_type}, OUT last_lead {lead_id_type}, OUT following {lead_id_type})
+        LANGUAGE plpgsql
+        STABLE SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET plan_cache_mode = force_generic_plan
+        SET enable_seqscan = off
+        SET enable_bitmapscan = off
+        AS $body$
+        #variable_conflict use_variable
+        BEGIN
+          first_lead := wanted_first;
+          IF first_lead IS NULL THEN
+            SELECT l.{lead_id} INTO first_lead FROM {leads} AS l
+              WHERE l.{territory} = here ORDER BY l.{lead_id} LIMIT 1;
+          END IF;
+          IF first_lead IS NULL THEN
+            RETURN;
+          END IF;
+          SELECT l.{lead_id} INTO following FROM {leads} AS l
+            WHERE l.{territory} = here AND l.{lead_id} >= first_lead
+            ORDER BY l.{lead_id} OFFSET chunk_rows LIMIT 1;
+          IF following IS NULL THEN
+            SELECT l.{lead_id} INTO last_lead FROM {leads} AS l
+              WHERE l.{territory} = here AND l.{lead_id} >= first_lead ORDER BY l.{lead_id} DESC LIMIT 1;
+          ELSE
+            SELECT l.{lead_id} INTO last_lead FROM {leads} AS l
+              WHERE l.{territory} = here AND l.{lead_id} >= first_lead AND l.{lead_id} < following
+              ORDER BY l.{lead_id} DESC LIMIT 1;
+          END IF;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.chunk_bounds(text, {lead_id_type}, integer) IS
+        'First and last lead of the next chunk of a territory, and the lead that follows it';
+        REVOKE ALL ON FUNCTION {schema}.chunk_bounds(text, {lead_id_type}, integer) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.chunk_bounds(text, {lead_id_type}, integer) TO {owner}
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.next_leads(
+          here text, first_lead {lead_id_type}, last_lead {lead_id_type}, wanted integer)
+        RETURNS {lead_id_type}[]
+        LANGUAGE plpgsql
+        STABLE SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET plan_cache_mode = force_generic_plan
+        SET enable_seqscan = off
+        SET enable_bitmapscan = off
+        AS $body$
+        #variable_conflict use_variable
+        BEGIN
+          RETURN ARRAY(
+            SELECT l.{lead_id} FROM {leads} AS l
+            WHERE l.{territory} = here AND l.{lead_id} >= first_lead AND l.{lead_id} <= last_lead
+            ORDER BY l.{lead_id} LIMIT wanted);
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.next_leads(text, {lead_id_type}, {lead_id_type}, integer) IS
+        'The next leads of a chunk, in the order of their ids';
+        REVOKE ALL ON FUNCTION {schema}.next_leads(text, {lead_id_type}, {lead_id_type}, integer) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.next_leads(text, {lead_id_type}, {lead_id_type}, integer) TO {owner}
+        """)
+    )
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    op.execute(sql("REVOKE CREATE ON SCHEMA {schema} FROM {reader}"))
+
+
 def create_own_leads() -> None:
     # The newest qualifying activity makes the owner. Hand-made and released assignments stay; a derived
     # one changes when a newer activity is found, or when nobody touched it since and it rests on another.
@@ -291,39 +409,29 @@ def create_own_leads() -> None:
           fresh := CASE WHEN owned = '{}' THEN leads
                         ELSE ARRAY(SELECT unnest(leads) EXCEPT SELECT unnest(owned) ORDER BY 1) END;
           INSERT INTO {schema}.user_lead_assignments (lead_id, territory, user_id, source, activity_at, activity_id)
-          SELECT wanted.lead_id, here, newest.user_id, 'backfill', newest.at, newest.id
-          FROM unnest(fresh) AS wanted (lead_id),
-            LATERAL (
-              SELECT v.{activity_user_id} AS user_id, v.{activity_at} AS at, v.{activity_id} AS id
-              FROM {activities} AS v
-              WHERE v.{activity_lead_id} = wanted.lead_id
-                AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL
-              ORDER BY v.{activity_at} DESC NULLS LAST, v.{activity_id} DESC LIMIT 1) AS newest;
+          SELECT newest.lead_id, here, newest.user_id, 'backfill', newest.activity_at, newest.activity_id
+          FROM {schema}.newest_activities(fresh) AS newest;
           GET DIAGNOSTICS made = ROW_COUNT;
           FOR seen IN
-            SELECT wanted.lead_id, newest.user_id, newest.at, newest.id,
+            SELECT newest.lead_id, newest.user_id, newest.activity_at AS at, newest.activity_id AS id,
                    standing.user_id AS old_user, standing.activity_at AS old_at, standing.activity_id AS old_id
-            FROM unnest(owned) AS wanted (lead_id),
+            FROM {schema}.newest_activities(owned) AS newest,
               LATERAL (
                 SELECT a.user_id, a.activity_at, a.activity_id, a.source FROM {schema}.user_lead_assignments AS a
-                WHERE a.lead_id = wanted.lead_id AND a.territory = here LIMIT 1) AS standing,
-              LATERAL (
-                SELECT v.{activity_user_id} AS user_id, v.{activity_at} AS at, v.{activity_id} AS id
-                FROM {activities} AS v
-                WHERE v.{activity_lead_id} = wanted.lead_id AND standing.source IN ('backfill', 'activity')
-                  AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL
-                ORDER BY v.{activity_at} DESC NULLS LAST, v.{activity_id} DESC LIMIT 1) AS newest
-            WHERE standing.user_id IS DISTINCT FROM newest.user_id
-              OR standing.activity_id IS DISTINCT FROM newest.id OR standing.activity_at IS DISTINCT FROM newest.at
+                WHERE a.lead_id = newest.lead_id AND a.territory = here LIMIT 1) AS standing
+            WHERE standing.source IN ('backfill', 'activity', 'moved')
+              AND (standing.user_id IS DISTINCT FROM newest.user_id
+                OR standing.activity_id IS DISTINCT FROM newest.activity_id
+                OR standing.activity_at IS DISTINCT FROM newest.activity_at)
           LOOP
             UPDATE {schema}.user_lead_assignments AS a
             SET user_id = seen.user_id, source = 'backfill', assigned_at = statement_timestamp(),
                 activity_at = seen.at, activity_id = seen.id
-            WHERE a.lead_id = seen.lead_id AND a.territory = here AND a.source IN ('backfill', 'activity')
+            WHERE a.lead_id = seen.lead_id AND a.territory = here AND a.source IN ('backfill', 'activity', 'moved')
               AND (a.activity_at IS NULL AND seen.at IS NOT NULL
                 OR a.activity_at < seen.at
                 OR a.activity_at IS NOT DISTINCT FROM seen.at AND a.activity_id < seen.id
-                OR a.user_id IS NOT DISTINCT FROM seen.old_user
+                OR a.source <> 'moved' AND a.user_id IS NOT DISTINCT FROM seen.old_user
                    AND a.activity_at IS NOT DISTINCT FROM seen.old_at
                    AND a.activity_id IS NOT DISTINCT FROM seen.old_id);
             made := made + FOUND::integer;
@@ -376,6 +484,7 @@ def create_start() -> None:
           job {schema}.backfill_jobs;
           fresh boolean;
         BEGIN
+          PERFORM {schema}.require_transition();
           IF settings IS DISTINCT FROM {schema}.backfill_settings() THEN
             RAISE EXCEPTION 'the settings are not those with which the backfill was migrated'
               USING ERRCODE = 'LP422', DETAIL = format('then %s; now %s', {schema}.backfill_settings(), settings);
@@ -443,24 +552,8 @@ def create_claim() -> None:
           IF job.exhausted THEN
             RETURN;
           END IF;
-          first := job.next_lead;
-          IF first IS NULL THEN
-            SELECT l.{lead_id} INTO first FROM {leads} AS l
-              WHERE l.{territory} = here ORDER BY l.{lead_id} LIMIT 1;
-          END IF;
-          IF first IS NOT NULL THEN
-            SELECT l.{lead_id} INTO following FROM {leads} AS l
-              WHERE l.{territory} = here AND l.{lead_id} >= first
-              ORDER BY l.{lead_id} OFFSET chunk_rows LIMIT 1;
-            IF following IS NULL THEN
-              SELECT l.{lead_id} INTO last FROM {leads} AS l
-                WHERE l.{territory} = here AND l.{lead_id} >= first ORDER BY l.{lead_id} DESC LIMIT 1;
-            ELSE
-              SELECT l.{lead_id} INTO last FROM {leads} AS l
-                WHERE l.{territory} = here AND l.{lead_id} >= first AND l.{lead_id} < following
-                ORDER BY l.{lead_id} DESC LIMIT 1;
-            END IF;
-          END IF;
+          SELECT c.first_lead, c.last_lead, c.following INTO first, last, following
+          FROM {schema}.chunk_bounds(here, job.next_lead, chunk_rows) AS c;
           -- the leads of this part may have gone meanwhile
           IF last IS NOT NULL THEN
             INSERT INTO {schema}.backfill_chunks AS c
@@ -503,6 +596,7 @@ def create_slice() -> None:
           part {schema}.backfill_chunks;
           leads {lead_id_type}[];
         BEGIN
+          PERFORM {schema}.require_transition();
           SELECT * INTO part FROM {schema}.backfill_chunks AS c
           WHERE c.territory = here AND c.chunk = backfill_slice.chunk AND c.token = backfill_slice.token
             AND c.finished_at IS NULL FOR UPDATE;
@@ -510,10 +604,7 @@ def create_slice() -> None:
             RAISE EXCEPTION 'the lease of chunk % was taken over', chunk USING ERRCODE = 'LP410';
           END IF;
           -- one more than the slice: the first of the next one
-          leads := ARRAY(
-            SELECT l.{lead_id} FROM {leads} AS l
-            WHERE l.{territory} = here AND l.{lead_id} >= part.next_lead AND l.{lead_id} <= part.last_lead
-            ORDER BY l.{lead_id} LIMIT slice_rows + 1);
+          leads := {schema}.next_leads(here, part.next_lead, part.last_lead, slice_rows + 1);
           assigned := {schema}.own_leads(here, leads[:slice_rows]);
           IF assigned IS NULL THEN
             scanned := 0;
@@ -583,10 +674,7 @@ def create_deferral() -> None:
           IF NOT FOUND THEN
             RAISE EXCEPTION 'the lease of chunk % was taken over', chunk USING ERRCODE = 'LP410';
           END IF;
-          leads := ARRAY(
-            SELECT l.{lead_id} FROM {leads} AS l
-            WHERE l.{territory} = here AND l.{lead_id} >= part.next_lead AND l.{lead_id} <= part.last_lead
-            ORDER BY l.{lead_id} LIMIT 2);
+          leads := {schema}.next_leads(here, part.next_lead, part.last_lead, 2);
           IF cardinality(leads) > 0 THEN
             INSERT INTO {schema}.backfill_deferred AS d (territory, lead_id, reason)
             VALUES (here, leads[1], backfill_defer.reason)
@@ -621,12 +709,13 @@ def create_deferral() -> None:
         DECLARE
           made integer;
         BEGIN
+          PERFORM {schema}.require_transition();
           DELETE FROM {schema}.backfill_deferred AS d WHERE d.territory = here AND d.lead_id = lead;
           IF NOT FOUND THEN
             RETURN 0;
           END IF;
           made := {schema}.own_leads(here, ARRAY(
-            SELECT l.{lead_id} FROM {leads} AS l WHERE l.{lead_id} = lead AND l.{territory} = here));
+            SELECT lead FROM {schema}.host_lead(lead) AS l (territory) WHERE l.territory = here));
           IF made IS NULL THEN
             INSERT INTO {schema}.backfill_deferred (territory, lead_id, reason)
             VALUES (here, lead, 'assigned by a live transaction at the same moment');
@@ -662,21 +751,17 @@ def create_settling() -> None:
           notes uuid[] := ARRAY(SELECT u.id FROM {schema}.unsettled_leads AS u WHERE u.lead_id = lead);
           settled integer;
         BEGIN
+          PERFORM {schema}.require_transition();
           PERFORM FROM {schema}.user_lead_assignments AS a
             WHERE a.lead_id = lead AND a.source IN ('backfill', 'activity') FOR UPDATE;
-          IF EXISTS (SELECT FROM {leads} AS l WHERE l.{lead_id} = lead) THEN
+          IF EXISTS (SELECT FROM {schema}.host_lead(lead)) THEN
             UPDATE {schema}.user_lead_assignments AS a
             SET user_id = newest.user_id, assigned_at = statement_timestamp(),
-                activity_at = newest.at, activity_id = newest.id
-            FROM (
-              SELECT v.{activity_user_id} AS user_id, v.{activity_at} AS at, v.{activity_id} AS id
-              FROM {activities} AS v
-              WHERE v.{activity_lead_id} = lead
-                AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL
-              ORDER BY v.{activity_at} DESC NULLS LAST, v.{activity_id} DESC LIMIT 1) AS newest
+                activity_at = newest.activity_at, activity_id = newest.activity_id
+            FROM {schema}.newest_activities(ARRAY[lead]) AS newest
             WHERE a.lead_id = lead AND a.source IN ('backfill', 'activity')
-              AND (a.user_id IS DISTINCT FROM newest.user_id OR a.activity_id IS DISTINCT FROM newest.id
-                OR a.activity_at IS DISTINCT FROM newest.at);
+              AND (a.user_id IS DISTINCT FROM newest.user_id OR a.activity_id IS DISTINCT FROM newest.activity_id
+                OR a.activity_at IS DISTINCT FROM newest.activity_at);
           ELSE
             DELETE FROM {schema}.user_lead_assignments AS a WHERE a.lead_id = lead;
           END IF;

@@ -1,8 +1,8 @@
 """Triggers on leads for the transition, and the notes on writes without a context.
 
 Why: between expand and contract the old and the new version of the application run side by side.
-A lead that changes its territory gets its owner there; a deleted lead takes its assignments along;
-and contract must know whether anybody still writes without saying who he is.
+A lead that changes its territory has no owner there until a newer activity or a hand decides; a deleted
+lead takes its assignments and rules along; and contract must know whether anybody still writes without saying who he is.
 
 Locks on host tables: SHARE ROW EXCLUSIVE on leads, for milliseconds (CREATE TRIGGER). On the way
 down ACCESS EXCLUSIVE on leads, for milliseconds (DROP TRIGGER).
@@ -14,8 +14,8 @@ from alembic import op
 
 from leadprotect.settings import sql
 
-revision = "lp_0007_expand_lead_triggers"
-down_revision = "lp_0006_expand_indexes"
+revision = "lp_0008_expand_lead_triggers"
+down_revision = "lp_0007_expand_indexes"
 branch_labels = None
 depends_on = None
 phase = "expand"
@@ -25,6 +25,7 @@ locks = {"upgrade": {"leads": "ShareRowExclusiveLock"}, "downgrade": {"leads": "
 def upgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
     create_notes()
+    create_transition_check()
     create_unsettled()
     create_note_function()
     create_owner_of_moved_lead()
@@ -37,6 +38,8 @@ def downgrade() -> None:
     op.execute(
         sql("""
         DROP TRIGGER {forget} ON {leads};
+        DROP TRIGGER {forget_id} ON {leads};
+        DROP TRIGGER {forget_all} ON {leads};
         DROP TRIGGER {transition_territory} ON {leads};
         DROP TRIGGER {note_writes} ON {leads}
         """)
@@ -49,11 +52,13 @@ def downgrade() -> None:
           {schema}.forget_lead(),
           {schema}.own_moved_lead(),
           {schema}.note_contextless_write(),
-          {schema}.note_unsettled({lead_id_type})
+          {schema}.note_unsettled({lead_id_type}),
+          {schema}.in_transition()
         """)
     )
     op.execute(
         sql("""
+        REVOKE ALL ON {schema}.unsettled_leads, {schema}.contextless_writes FROM {reader};
         ALTER TABLE {schema}.unsettled_leads SET SCHEMA {quarantine};
         ALTER TABLE {schema}.contextless_writes SET SCHEMA {quarantine}
         """)
@@ -88,7 +93,34 @@ def create_notes() -> None:
         COMMENT ON COLUMN {schema}.contextless_writes.at IS 'when';
         COMMENT ON COLUMN {schema}.contextless_writes.host_table IS 'where it wrote';
         COMMENT ON COLUMN {schema}.contextless_writes.with_context IS 'true: noted because the login owns the table';
-        SELECT {schema}.secure_table('{schema}.contextless_writes')
+        ALTER TABLE {schema}.contextless_writes ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE {schema}.contextless_writes FORCE ROW LEVEL SECURITY;
+        DROP POLICY IF EXISTS lp_inside ON {schema}.contextless_writes;
+        CREATE POLICY lp_inside ON {schema}.contextless_writes TO {owner}, {reader} USING ({inside}) WITH CHECK ({inside});
+        GRANT SELECT ON {schema}.contextless_writes TO {reader}
+        """)
+    )
+
+
+def create_transition_check() -> None:
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.in_transition()
+        RETURNS boolean
+        LANGUAGE plpgsql
+        STABLE
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          RETURN EXISTS (
+            SELECT FROM pg_trigger AS t
+            WHERE t.tgrelid = {activities_name}::regclass AND '"' || t.tgname || '"' = '{transition}');
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.in_transition() IS
+        'Whether activities make owners: from expand to contract; afterwards owners change by hand only';
+        REVOKE ALL ON FUNCTION {schema}.in_transition() FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.in_transition() TO {reader}
         """)
     )
 
@@ -116,7 +148,11 @@ def create_unsettled() -> None:
         'Leads that changed while a backfill may have read them: it looks at them again at its end';
         COMMENT ON COLUMN {schema}.unsettled_leads.id IS 'no meaning: notes of one lead may be several';
         COMMENT ON COLUMN {schema}.unsettled_leads.lead_id IS 'the lead';
-        SELECT {schema}.secure_table('{schema}.unsettled_leads')
+        ALTER TABLE {schema}.unsettled_leads ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE {schema}.unsettled_leads FORCE ROW LEVEL SECURITY;
+        DROP POLICY IF EXISTS lp_inside ON {schema}.unsettled_leads;
+        CREATE POLICY lp_inside ON {schema}.unsettled_leads TO {owner}, {reader} USING ({inside}) WITH CHECK ({inside});
+        GRANT SELECT ON {schema}.unsettled_leads TO {reader}
         """)
     )
     op.execute(
@@ -133,9 +169,7 @@ def create_unsettled() -> None:
               RETURN;
             END IF;
             -- nor after contract, when activities make no owners any more
-            IF NOT EXISTS (
-              SELECT FROM pg_trigger AS t
-              WHERE t.tgrelid = {activities_name}::regclass AND '"' || t.tgname || '"' = '{transition}') THEN
+            IF NOT {schema}.in_transition() THEN
               RETURN;
             END IF;
           END IF;
@@ -162,11 +196,12 @@ def create_note_function() -> None:
         SET row_security = on
         AS $body$
         DECLARE
+          -- a territory that nobody knows is none: row security will admit it nowhere
           declared boolean := {schema}.parse_user(current_setting({user_guc}, true)) IS NOT NULL
-            AND coalesce(current_setting({territory_guc}, true), '') <> '';
+            AND EXISTS (SELECT FROM {schema}.territories AS t WHERE t.code = current_setting({territory_guc}, true));
         BEGIN
           IF declared AND NOT pg_has_role(
-            session_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = {leads_name}::regclass), 'MEMBER')
+            {schema}.acting_role(), (SELECT c.relowner FROM pg_class AS c WHERE c.oid = {leads_name}::regclass), 'USAGE')
           THEN
             RETURN NULL;
           END IF;
@@ -189,6 +224,7 @@ def create_note_function() -> None:
 
 
 def create_owner_of_moved_lead() -> None:
+    # The activities of its old territory make no owner in the new one: the row says from which activity on.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.own_moved_lead()
@@ -199,37 +235,25 @@ def create_owner_of_moved_lead() -> None:
         SET row_security = on
         AS $body$
         BEGIN
-          INSERT INTO {schema}.user_lead_assignments AS a
-            (lead_id, territory, user_id, source, activity_at, activity_id)
-          SELECT NEW.{lead_id}, t.code, newest.{activity_user_id}, 'activity',
-                 newest.{activity_at}, newest.{activity_id}
-          FROM {schema}.territories AS t,
-            LATERAL (
-              SELECT v.{activity_user_id}, v.{activity_at}, v.{activity_id} FROM {activities} AS v
-              WHERE v.{activity_lead_id} = NEW.{lead_id}
-                AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL
-              ORDER BY v.{activity_at} DESC NULLS LAST, v.{activity_id} DESC LIMIT 1) AS newest
+          INSERT INTO {schema}.user_lead_assignments (lead_id, territory, user_id, source, activity_at, activity_id)
+          SELECT NEW.{lead_id}, t.code, NULL, 'moved', newest.activity_at, newest.activity_id
+          FROM {schema}.territories AS t
+          LEFT JOIN {schema}.newest_activities(ARRAY[NEW.{lead_id}]) AS newest ON true
           WHERE t.code = NEW.{territory}
-          ON CONFLICT (lead_id, territory) DO UPDATE
-            SET user_id = excluded.user_id, source = excluded.source, assigned_at = excluded.assigned_at,
-                activity_at = excluded.activity_at, activity_id = excluded.activity_id
-            WHERE a.source IN ('backfill', 'activity')
-              AND (a.activity_at IS NULL AND excluded.activity_at IS NOT NULL
-                OR a.activity_at < excluded.activity_at
-                OR a.activity_at IS NOT DISTINCT FROM excluded.activity_at
-                   AND a.activity_id < excluded.activity_id);
+          ON CONFLICT (lead_id, territory) DO NOTHING;
           RETURN NULL;
         END
         $body$;
         COMMENT ON FUNCTION {schema}.own_moved_lead() IS
-        'Trigger of the transition: a lead that came into a territory gets its owner there';
+        'Trigger of the transition: a lead that came into a territory has no owner there until a newer activity';
         REVOKE ALL ON FUNCTION {schema}.own_moved_lead() FROM PUBLIC
         """)
     )
 
 
 def create_forget_function() -> None:
-    # A new lead with the id of a deleted one must not inherit its owner. The audit stays.
+    # A new lead with the id of one that is gone must inherit neither its owner nor its rules, however it
+    # went: deleted, under another id, or with all others. The audit stays.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.forget_lead()
@@ -240,27 +264,47 @@ def create_forget_function() -> None:
         SET row_security = on
         AS $body$
         BEGIN
-          DELETE FROM {schema}.user_lead_assignments AS a WHERE a.lead_id = OLD.{lead_id};
-          PERFORM {schema}.note_unsettled(OLD.{lead_id});
+          IF TG_OP = 'TRUNCATE' THEN
+            PERFORM {schema}.end_lead_rules(r.lead_id)
+            FROM (SELECT DISTINCT r.lead_id FROM {schema}.lead_protection_rules AS r
+                  WHERE r.active AND r.lead_id IS NOT NULL) AS r;
+            DELETE FROM {schema}.user_lead_assignments;
+          ELSIF OLD.{lead_id} IS NOT NULL THEN
+            DELETE FROM {schema}.user_lead_assignments AS a WHERE a.lead_id = OLD.{lead_id};
+            PERFORM {schema}.end_lead_rules(OLD.{lead_id});
+            PERFORM {schema}.note_unsettled(OLD.{lead_id});
+          END IF;
           RETURN NULL;
         END
         $body$;
         COMMENT ON FUNCTION {schema}.forget_lead() IS
-        'Trigger: a deleted lead takes its assignments along, so that a new lead with its id has no old owner';
+        'Trigger: a lead that is gone takes its assignments and rules along, so that a new one with its id has neither';
         REVOKE ALL ON FUNCTION {schema}.forget_lead() FROM PUBLIC
         """)
     )
 
 
 def create_triggers() -> None:
+    # They compare values, for a trigger of the host may change a column that the statement does not name;
+    # and they fire ALWAYS: replication and session_replication_role make no way round.
     op.execute(
         sql("""
         CREATE TRIGGER {note_writes} AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {leads}
         FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_contextless_write();
-        CREATE TRIGGER {transition_territory} AFTER UPDATE OF {territory} ON {leads}
+        CREATE TRIGGER {transition_territory} AFTER UPDATE ON {leads}
         FOR EACH ROW WHEN (OLD.{territory} IS DISTINCT FROM NEW.{territory})
         EXECUTE FUNCTION {schema}.own_moved_lead();
+        ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {note_writes};
+        ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {transition_territory};
         CREATE TRIGGER {forget} AFTER DELETE ON {leads}
-        FOR EACH ROW EXECUTE FUNCTION {schema}.forget_lead()
+        FOR EACH ROW EXECUTE FUNCTION {schema}.forget_lead();
+        CREATE TRIGGER {forget_id} AFTER UPDATE ON {leads}
+        FOR EACH ROW WHEN (OLD.{lead_id} IS DISTINCT FROM NEW.{lead_id})
+        EXECUTE FUNCTION {schema}.forget_lead();
+        CREATE TRIGGER {forget_all} AFTER TRUNCATE ON {leads}
+        FOR EACH STATEMENT EXECUTE FUNCTION {schema}.forget_lead();
+        ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {forget};
+        ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {forget_id};
+        ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {forget_all}
         """)
     )

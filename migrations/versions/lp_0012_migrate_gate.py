@@ -13,8 +13,8 @@ from alembic import op
 
 from leadprotect.settings import sql
 
-revision = "lp_0011_migrate_gate"
-down_revision = "lp_0010_migrate_verification"
+revision = "lp_0012_migrate_gate"
+down_revision = "lp_0011_migrate_verification"
 branch_labels = None
 depends_on = None
 phase = "migrate"
@@ -23,9 +23,13 @@ locks: dict[str, dict[str, str]] = {"upgrade": {}, "downgrade": {}}
 
 def upgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
+    create_requirement()
+    op.execute(sql("GRANT CREATE ON SCHEMA {schema} TO {reader}"))
+    op.execute(sql("SET LOCAL ROLE {reader}"))
     create_ways_around()
     create_gate()
-    create_requirement()
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    op.execute(sql("REVOKE CREATE ON SCHEMA {schema} FROM {reader}"))
     op.execute("RESET ROLE")
 
 
@@ -65,6 +69,21 @@ def create_ways_around() -> None:
           FROM pg_inherits AS i WHERE {leads_name}::regclass IN (i.inhparent, i.inhrelid);
           RETURN NEXT;
 
+          -- they run as the owner of the table, past row security; the triggers of contract decide them like
+          -- any edit of whoever acts, so they are named and keep nothing closed
+          condition := 'referential_actions';
+          met := true;
+          remedy := NULL;
+          SELECT coalesce(
+                   string_agg(format('%I on %s changes leads with %s: decided like an edit of each of them', k.conname,
+                     k.conrelid::regclass, k.confrelid::regclass), ', ' ORDER BY k.conname),
+                   'no foreign key changes leads with another table')
+          INTO detail
+          FROM pg_constraint AS k
+          WHERE k.contype = 'f' AND k.conrelid = {leads_name}::regclass
+            AND (k.confdeltype NOT IN ('a', 'r') OR k.confupdtype NOT IN ('a', 'r'));
+          RETURN NEXT;
+
           condition := 'views';
           SELECT count(*) = 0,
                  coalesce(string_agg(leak.detail, ', '), 'no view shows leads past row security'),
@@ -91,9 +110,7 @@ def create_ways_around() -> None:
               FROM reached JOIN relations AS v ON v.oid = reached.oid JOIN pg_roles AS o ON o.oid = reached.reader
               WHERE NOT v.invoker AND (o.rolsuper OR o.rolbypassrls
                 OR host_rls <> 'force' AND pg_has_role(o.oid, (SELECT relowner FROM pg_class
-                                                               WHERE oid = {leads_name}::regclass), 'USAGE')
-                OR EXISTS (SELECT FROM pg_roles AS e WHERE e.rolname = ANY (exempt_roles)
-                           AND pg_has_role(o.oid, e.oid, 'USAGE')))),
+                                                               WHERE oid = {leads_name}::regclass), 'USAGE'))),
             grants AS (
               SELECT l.oid, l.relowner, g.grantee FROM leaks AS l, aclexplode(l.relacl) AS g
               WHERE g.privilege_type = 'SELECT'
@@ -150,22 +167,23 @@ def create_gate() -> None:
           -- row security that the host had before binds the owner too: what it can't see, it can't miss
           condition := 'visibility';
           SELECT count(*) = 0,
-                 coalesce(string_agg(hidden.detail, ', '), 'no row of the host is hidden from ' || quote_ident({owner_name})),
+                 coalesce(string_agg(hidden.detail, ', '), 'no row of the host is hidden from ' || quote_ident({reader_name})),
                  string_agg(hidden.remedy, ' ')
           INTO met, detail, remedy
           FROM (
-            SELECT format('row-level security of %s hides rows from %I', c.oid::regclass, {owner_name})
+            SELECT format('row-level security of %s hides rows from %I', c.oid::regclass, {reader_name})
                      || coalesce(' (restrictive policy ' || p.binding || ')', '') AS detail,
                    concat_ws(' ',
                      CASE WHEN p.opened IS NOT TRUE
-                       THEN format('CREATE POLICY %I ON %s FOR SELECT TO %I USING (true);', 'read_for_' || {owner_name},
-                                   c.oid::regclass, {owner_name}) END,
+                       THEN format('CREATE POLICY %I ON %s FOR SELECT TO %I USING (current_user = %L);', 'read_for_' || {reader_name},
+                                   c.oid::regclass, {reader_name}, {reader_name}) END,
                      'let restrictive policies bind the roles of your application only: ALTER POLICY '
                        || p.binding || format(' ON %s TO ...', c.oid::regclass)) AS remedy
             FROM pg_class AS c CROSS JOIN LATERAL (
-              SELECT bool_or(q.polpermissive AND q.condition = 'true') AS opened,
+              SELECT bool_or(q.polpermissive AND q.condition IN ('true', {inside_reader})) AS opened,
                      string_agg(quote_ident(q.polname), ', ' ORDER BY q.polname)
-                       FILTER (WHERE NOT q.polpermissive AND q.condition <> 'true') AS binding
+                       FILTER (WHERE NOT q.polpermissive AND q.condition <> 'true'
+                         AND q.polname <> ALL (ARRAY[{host_policies}]::name[])) AS binding
               FROM (
                 SELECT polname, polpermissive, pg_get_expr(polqual, polrelid) AS condition FROM pg_policy
                 WHERE polrelid = c.oid AND polcmd IN ('r', '*') AND EXISTS (
@@ -265,46 +283,72 @@ def create_gate() -> None:
                  string_agg(locked.remedy, ' ') || ' or name it in exempt_roles'
           INTO met, detail, remedy
           FROM (
+            -- who may do something with leads; roles of ours make no service of anybody
             WITH holders AS MATERIALIZED (
               SELECT h.oid FROM pg_roles AS h
-              WHERE has_table_privilege(h.oid, {leads_name}::regclass, 'SELECT, INSERT, UPDATE, DELETE')
-                 OR has_any_column_privilege(h.oid, {leads_name}::regclass, 'INSERT, UPDATE')
-                 -- what contract lets an auditor read for v_lead_protection makes no service of him
-                 OR EXISTS (
-                   SELECT FROM pg_attribute AS a
-                   WHERE a.attrelid = {leads_name}::regclass AND a.attnum > 0 AND NOT a.attisdropped
-                     AND has_column_privilege(h.oid, a.attrelid, a.attnum, 'SELECT')
-                     AND NOT (a.attname IN ({lead_id_column_name}, {territory_column_name})
-                       AND pg_has_role(h.oid, {auditor_name}, 'USAGE')))),
+              WHERE h.rolname <> ALL (ARRAY[{offices}]::name[]) AND (
+                has_table_privilege(h.oid, {leads_name}::regclass, 'SELECT, INSERT, UPDATE, DELETE')
+                OR has_any_column_privilege(h.oid, {leads_name}::regclass, 'INSERT, UPDATE')
+                -- what contract lets an auditor read for v_lead_protection makes no service of him
+                OR EXISTS (
+                  SELECT FROM pg_attribute AS a
+                  WHERE a.attrelid = {leads_name}::regclass AND a.attnum > 0 AND NOT a.attisdropped
+                    AND has_column_privilege(h.oid, a.attrelid, a.attnum, 'SELECT')
+                    AND NOT (a.attname IN ({lead_id_column_name}, {territory_column_name})
+                      AND pg_has_role(h.oid, {auditor_name}, 'USAGE'))))),
             borders AS MATERIALIZED (
               SELECT b.oid FROM {schema}.territories AS t JOIN pg_roles AS b ON b.rolname = {role_prefix} || lower(t.code)),
+            -- whom a login can act as: itself, and each role that SET ROLE lets it choose
+            acting AS MATERIALIZED (
+              SELECT l.rolname AS login, r.oid, r.rolname AS role, r.oid = l.oid AS itself,
+                     pg_has_role(l.oid, host_owner, 'MEMBER') AS owns,
+                     pg_has_role(r.oid, {app_name}, 'USAGE')
+                       AND EXISTS (SELECT FROM borders AS b WHERE pg_has_role(r.oid, b.oid, 'USAGE')) AS ready
+              FROM pg_roles AS l JOIN pg_roles AS r ON pg_has_role(l.oid, r.oid, 'MEMBER')
+              JOIN holders AS h ON h.oid = r.oid
+              WHERE l.rolcanlogin AND NOT l.rolsuper AND l.rolname <> ALL (exempt_roles) AND r.rolname <> ALL (exempt_roles)
+                AND has_database_privilege(l.oid, current_database(), 'CONNECT')),
             suspects AS (
-              SELECT r.rolname, pg_has_role(r.oid, host_owner, 'MEMBER') AS owns,
+              -- a login with privileges of its own is judged by itself, a pool by the roles it sets
+              SELECT DISTINCT ON (a.login) a.login, a.role, a.owns, a.ready,
                      (SELECT max(w.at) FROM {schema}.contextless_writes AS w
-                      WHERE w.login = r.rolname AND w.at > clock_timestamp() - observation_window - noted) AS wrote
-              FROM pg_roles AS r
-              WHERE r.rolcanlogin AND NOT r.rolsuper AND r.rolname <> ALL (exempt_roles)
-                AND has_database_privilege(r.oid, current_database(), 'CONNECT')
-                AND EXISTS (SELECT FROM holders AS h WHERE pg_has_role(r.oid, h.oid, 'MEMBER'))
-                AND NOT (pg_has_role(r.oid, {app_name}, 'MEMBER')
-                  AND EXISTS (SELECT FROM borders AS b WHERE pg_has_role(r.oid, b.oid, 'MEMBER'))))
+                      WHERE w.login = a.login AND w.at > clock_timestamp() - observation_window - noted) AS wrote
+              FROM acting AS a ORDER BY a.login, a.itself DESC, a.ready DESC, a.role)
             SELECT CASE WHEN s.owns
-                THEN format('login %I owns %s, so row security does not bind it, and wrote at %s', s.rolname, {leads_label},
+                THEN format('login %I owns %s, so row security does not bind it, and wrote at %s', s.login, {leads_label},
                             to_char(s.wrote AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'))
-                ELSE format('login %I has privileges on %s but is no member of %s and a territory',
-                            s.rolname, {leads_label}, {app_name}) END AS detail,
+                ELSE format('%s has privileges on %s but is no member of %s and a territory',
+                            CASE s.role WHEN s.login THEN format('login %I', s.login)
+                              ELSE format('role %I, which login %I sets,', s.role, s.login) END,
+                            {leads_label}, {app_name}) END AS detail,
               CASE WHEN s.owns
                 THEN format('let the service log in as another member of %I and wait until %s,', {app_name},
                             to_char((s.wrote + observation_window + noted) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'))
                 -- which territory a login serves, only its owner knows: the others are named beside the first
                 ELSE (
                   SELECT format('GRANT %I, %I%s TO %I;', {app_name}, t.roles[1],
-                                ' /* or ' || nullif(array_to_string(t.roles[2:], ', '), '') || ' */', s.rolname)
+                                ' /* or ' || nullif(array_to_string(t.roles[2:], ', '), '') || ' */', s.role)
                   FROM (SELECT array_agg({role_prefix} || lower(code) ORDER BY code) AS roles
                         FROM {schema}.territories) AS t) END AS remedy
             FROM suspects AS s
-            WHERE NOT s.owns OR s.wrote IS NOT NULL
-            ORDER BY s.rolname LIMIT 20) AS locked;
+            WHERE NOT s.ready AND (NOT s.owns OR s.wrote IS NOT NULL) OR s.owns AND s.wrote IS NOT NULL
+            ORDER BY s.login LIMIT 20) AS locked;
+          RETURN NEXT;
+
+          -- what row security passes by must be out of reach of whoever it is to bind
+          condition := 'exempt_roles';
+          SELECT count(*) = 0,
+                 coalesce(string_agg(format('login %I is a service and can become %I, which is exempt', m.login, m.exempt), ', '),
+                          'no service can become an exempt role'),
+                 string_agg(format('REVOKE %I FROM %I;', m.exempt, m.login), ' ') || ' or take it out of exempt_roles'
+          INTO met, detail, remedy
+          FROM (
+            SELECT l.rolname AS login, e.rolname AS exempt
+            FROM pg_roles AS l JOIN pg_roles AS e ON e.rolname = ANY (exempt_roles) AND e.oid <> l.oid
+            WHERE l.rolcanlogin AND NOT l.rolsuper AND pg_has_role(l.oid, e.oid, 'MEMBER')
+              AND pg_has_role(l.oid, {app_name}, 'MEMBER')
+              AND has_database_privilege(l.oid, current_database(), 'CONNECT')
+            ORDER BY 1, 2 LIMIT 20) AS m;
           RETURN NEXT;
 
           RETURN QUERY SELECT * FROM {schema}.ways_around(host_rls, exempt_roles);
@@ -313,7 +357,7 @@ def create_gate() -> None:
         COMMENT ON FUNCTION {schema}.gate_conditions(interval, text, name[]) IS
         'The conditions of contract, each with what is in the way and what to run';
         REVOKE ALL ON FUNCTION {schema}.gate_conditions(interval, text, name[]) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.gate_conditions(interval, text, name[]) TO {operator}
+        GRANT EXECUTE ON FUNCTION {schema}.gate_conditions(interval, text, name[]) TO {owner}, {operator}
         """)
     )
 
