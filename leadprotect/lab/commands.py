@@ -97,7 +97,7 @@ def _become(environment: dict[str, str]) -> None:
     current.cache_clear()
 
 
-def run_command(
+def run_to_end(
     command: tuple[str, ...],
     *,
     folder: Path,
@@ -123,7 +123,7 @@ def run_command(
 def run_alembic(folder: Path, *arguments: str) -> None:
     """Run Alembic without a word; raises `LeadProtectError` with its last one when it fails."""
     lines: list[str] = []
-    if code := run_command(("alembic", *arguments), folder=folder, heard=lines.append):
+    if code := run_to_end(("alembic", *arguments), folder=folder, heard=lines.append):
         raise LeadProtectError(f"alembic {' '.join(arguments)} ended with exit code {code}: {''.join(lines[-1:])}")
 
 

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 OLDEST = 15
 INSTALLED = Path("/usr/lib/postgresql")
 
-AS_IT_COMES: dict[str, str] = {}
 # a throwaway server may lose everything on a crash of the machine, never on a kill of one session
 FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "on", "jit": "off"}
 # initdb plans for the smallest machine; a server with a million leads has memory for its hot tables, and
@@ -80,7 +79,7 @@ def installed() -> list[int]:
 
 
 @contextmanager
-def embedded(settings: Mapping[str, str] = AS_IT_COMES, *, keep: bool = False) -> Iterator[Server]:
+def embedded(settings: Mapping[str, str] | None = None, *, keep: bool = False) -> Iterator[Server]:
     """Run the embedded server until the block ends; with `keep` it goes on after one that ends well.
 
     `settings` are the server's, such as `FAST`. Needs the extra demo; raises `LeadProtectError`.
@@ -97,7 +96,7 @@ def embedded(settings: Mapping[str, str] = AS_IT_COMES, *, keep: bool = False) -
 
 
 @contextmanager
-def system(major: int, settings: Mapping[str, str] = AS_IT_COMES) -> Iterator[Server]:
+def system(major: int, settings: Mapping[str, str] | None = None) -> Iterator[Server]:
     """Run an installed server until the block ends; never as root, because PostgreSQL refuses that."""
     account = "postgres" if os.geteuid() == 0 else None
     with _running(INSTALLED / str(major) / "bin", account, settings, "--locale=C.UTF-8") as server:
@@ -133,7 +132,7 @@ def _make_account(utils: Any, account: str, programs: Path) -> None:
 
 @contextmanager
 def _running(
-    programs: Path, account: str | None, settings: Mapping[str, str], *initdb: str, keep: bool = False
+    programs: Path, account: str | None, settings: Mapping[str, str] | None, *initdb: str, keep: bool = False
 ) -> Iterator[Server]:
     with ExitStack() as stack:
         with uninterrupted():  # so that nothing half started is left
@@ -144,7 +143,7 @@ def _running(
 
 
 def _start(
-    stack: ExitStack, programs: Path, account: str | None, settings: Mapping[str, str], initdb: tuple[str, ...]
+    stack: ExitStack, programs: Path, account: str | None, settings: Mapping[str, str] | None, initdb: tuple[str, ...]
 ) -> Server:
     folder = _new_folder(stack, _place(settings), account)
     sockets = folder
@@ -157,14 +156,18 @@ def _start(
 
     run("initdb", "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8", *initdb)
     with (data / "postgresql.conf").open("a", encoding="utf-8") as file:
-        for name, value in {"listen_addresses": "", "unix_socket_directories": str(sockets), **settings}.items():
+        for name, value in {
+            "listen_addresses": "",
+            "unix_socket_directories": str(sockets),
+            **(settings or {}),
+        }.items():
             file.write(f"{name} = {literal(value)}\n")
     stack.callback(_stop, run, data)
     run("pg_ctl", "-w", "-l", str(folder / "log"), "start")
     return Server(str(sockets), programs, int((data / "PG_VERSION").read_text(encoding="utf-8")), folder)
 
 
-def _place(settings: Mapping[str, str]) -> Path:
+def _place(settings: Mapping[str, str] | None) -> Path:
     """In memory, where there is enough of it, what may be lost anyway."""
     roomy = settings is FAST and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > MEMORY_NEEDED
     return MEMORY if roomy else Path(tempfile.gettempdir()).absolute()

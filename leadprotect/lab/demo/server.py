@@ -11,7 +11,7 @@ import psycopg
 from rich.table import Table
 
 from leadprotect.errors import LeadProtectError
-from leadprotect.lab.commands import AlembicStep, alembic_step, run_command
+from leadprotect.lab.commands import AlembicStep, alembic_step, run_to_end
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,7 +62,7 @@ class Demo:
                 self.console.print(line, style="yellow", markup=False)
 
         # a progress bar needs the terminal itself
-        code = run_command(command, folder=self.server.folder, heard=heard if command[0] == "alembic" else None)
+        code = run_to_end(command, folder=self.server.folder, heard=heard if command[0] == "alembic" else None)
         if code:
             raise LeadProtectError(f"{' '.join(command)} ended with exit code {code}")
         counted = f"{len(steps)} revisions, " if brief else ""

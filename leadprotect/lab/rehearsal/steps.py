@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from alembic.script import ScriptDirectory
 
-from leadprotect.lab.commands import alembic_step, run_command
+from leadprotect.lab.commands import alembic_step, run_to_end
 from leadprotect.settings.files import migrations
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def run_step(
     """Run a command in `folder` to its end, and note when each revision began."""
     step = Step(title, " ".join(command), time.time())
     say(f"{title}: {step.command}")
-    step.code = run_command(
+    step.code = run_to_end(
         command, folder=folder, environment=environment, heard=lambda line: note(step, line, time.time())
     )
     step.ended = time.time()
