@@ -33,8 +33,12 @@ def tidied_when_killed() -> Iterator[None]:
 
     for number in before:
         signal.signal(number, end)
+    killed = False
     try:
         yield
+    except Killed:
+        killed = True  # what is left to do until the process ends stays undisturbed, too
+        raise
     finally:
-        for number, handler in before.items():
+        for number, handler in () if killed else before.items():
             signal.signal(number, handler)
