@@ -15,8 +15,6 @@ from leadprotect.settings import Settings, ident, table, url
 if TYPE_CHECKING:
     import psycopg
 
-    from leadprotect.database.opening import Address
-
 EVERY_S = 0.01
 STRONG = ("ShareUpdateExclusiveLock", "ShareLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock")
 """Modes that ordinary reads and writes never take, the weakest first."""
@@ -69,7 +67,7 @@ class Sampler(threading.Thread):
             """
         s = self.settings
         names = {"leads": table(s.leads_table), "activities": table(s.activities_table), "strong": list(STRONG)}
-        with session(partial(url, self.settings), "rehearsal") as conn:
+        with open_connection(partial(url, self.settings), application="rehearsal") as conn:
             following = time.monotonic()
             while not self.ended.wait(max(following - time.monotonic(), 0)):
                 following = max(following + EVERY_S, time.monotonic())
@@ -108,7 +106,7 @@ class LongTransactions(threading.Thread):
         reader.join()
 
     def _repeat(self, name: str, seconds: float) -> None:
-        with session(partial(url, self.settings), f"rehearsal long {name}") as conn:
+        with open_connection(partial(url, self.settings), application=f"rehearsal long {name}") as conn:
             while not self.ended.is_set():
                 if not self.migrating.wait(EVERY_S):
                     continue
@@ -125,8 +123,3 @@ class LongTransactions(threading.Thread):
         s = self.settings
         for name, column in ((s.leads_table, s.lead_id_column), (s.activities_table, s.activity_id_column)):
             conn.execute(f"SELECT {ident(column)} FROM {table(name)} LIMIT 1")
-
-
-def session(address: Address, name: str) -> psycopg.Connection[Any]:
-    """A session in autocommit."""
-    return open_connection(address, application=name)
