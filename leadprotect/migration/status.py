@@ -63,7 +63,7 @@ def status(conn: AnyConnection, *, settings: Settings | None = None) -> Status:
     s = settings or current()
     present = revision(conn, s)
     phase = phases.reached(present)
-    migrated = phase not in ("none", "unknown") and _exists(conn, ident(s.schema, "backfill_jobs"))
+    asked = set() if phase in ("none", "unknown") else _functions(conn, s)
     return Status(
         present,
         phases.chain()[-1],
@@ -73,8 +73,8 @@ def status(conn: AnyConnection, *, settings: Settings | None = None) -> Status:
         waiting=_waiting(conn, s),
         pending=phases.pending(present),
         # asked last: only these read the host's tables, so only they can meet a lock
-        backfill=_backfill(conn, s) if migrated else (),
-        conditions=_conditions(conn, s) if migrated else (),
+        backfill=_backfill(conn, s) if "backfill_status" in asked else (),
+        conditions=_conditions(conn, s) if "gate_conditions" in asked else (),
     )
 
 
@@ -85,6 +85,12 @@ def revision(conn: AnyConnection, settings: Settings) -> str | None:
         return None
     found = rows(conn, f"SELECT version_num FROM {versions} WHERE version_num LIKE %s", (r"lp\_%",))
     return found[0][0] if found else None
+
+
+def _functions(conn: AnyConnection, s: Settings) -> set[str]:
+    """Those of the migrate step that stand already: an upgrade may have stopped between its revisions."""
+    query = "SELECT proname::text FROM pg_catalog.pg_proc WHERE pronamespace = pg_catalog.to_regnamespace(%s)"
+    return {name for (name,) in rows(conn, query, (ident(s.schema),))}
 
 
 def _conditions(conn: AnyConnection, s: Settings) -> tuple[gate.Condition, ...]:

@@ -11,6 +11,7 @@ import pytest
 import leadprotect
 from tests.support.alembic import COMMAND, alembic
 from tests.support.database import ROOT
+from tests.support.revisions import HEAD, MIGRATE_HEAD
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,13 +81,13 @@ def test_a_host_upgrades_both_branches_with_its_own_env_py(ours: Database, tmp_p
     assert "Traceback" not in messages
     assert "FAILED: the gate of contract is closed: 1 leads in DE have a qualifying activity but no owner" in messages
     assert "leadprotect backfill DE" in messages
-    assert "lp_0012_migrate_gate" in applied(ours)
+    assert MIGRATE_HEAD in applied(ours)
     own = alembic(ours, "upgrade", "host_2", cwd=tmp_path)  # whatever ours waits for
-    assert (own.returncode, applied(ours)) == (0, {"host_2", "lp_0012_migrate_gate"})
+    assert (own.returncode, applied(ours)) == (0, {"host_2", MIGRATE_HEAD})
     leadprotect.backfill(ours.url, ["DE", "CH"])
     done = alembic(ours, "upgrade", "heads", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert applied(ours) == {"host_2", "lp_0015_contract_triggers"}
+    assert applied(ours) == {"host_2", HEAD}
 
     back = alembic(ours, "downgrade", "base", cwd=tmp_path)
     assert back.returncode == 0, back.stderr
@@ -109,7 +110,7 @@ def test_one_transaction_for_all_is_refused_before_anything_is_touched(ours: Dat
 
 
 @pytest.mark.profiles("pg18")
-@pytest.mark.parametrize("standing", ["lp_0006_expand_ownership", "lp_0012_migrate_gate"])
+@pytest.mark.parametrize("standing", ["lp_0005_expand_ownership", MIGRATE_HEAD])
 def test_an_env_py_that_lost_the_line_is_refused_before_an_index_is_touched(
     ours: Database, tmp_path: Path, standing: str
 ) -> None:
@@ -117,6 +118,6 @@ def test_an_env_py_that_lost_the_line_is_refused_before_an_index_is_touched(
     assert alembic(ours, "upgrade", standing, cwd=tmp_path).returncode == 0
     env = tmp_path / "mig/env.py"
     env.write_text(env.read_text().replace("transaction_per_migration=True", ""))
-    refused = alembic(ours, "upgrade", "lp_0015_contract_triggers", cwd=tmp_path)
+    refused = alembic(ours, "upgrade", HEAD, cwd=tmp_path)
     assert "FAILED: leadprotect's revisions need a transaction each" in refused.stdout + refused.stderr
     assert applied(ours) == {standing}

@@ -15,6 +15,8 @@ from uuid import UUID
 import psutil
 import pytest
 
+from tests.support.revisions import CONTRACT, HEAD
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -95,7 +97,7 @@ def test_before_the_migration_everybody_sees_everything(story: str) -> None:
 
 def test_the_migration_stops_before_contract_and_says_what_to_run(story: str) -> None:
     warning = " ".join(story[story.index("WARNING") : story.index("2. ")].split())
-    assert "stopped before lp_0013_contract_indexes, its gate is closed" in warning
+    assert f"stopped before {CONTRACT}, its gate is closed" in warning
     assert "leadprotect backfill CH DE" in warning
     assert "login seller_de has privileges on public.leads but is no member" in warning
 
@@ -176,7 +178,7 @@ def test_leads_without_activities_stay_unassigned_and_keep_leaves_a_server_to_tr
         commands[-1] = f"echo 'SELECT reason FROM leadprotect.lead_access_audit' | {commands[-1]}"
         said = in_a_shell([*begin, *commands, "alembic current"], environment)
         assert re.search(r"^ unassigned$", said, re.MULTILINE)
-        assert said.endswith("\nlp_0015_contract_triggers (head)\n")
+        assert said.endswith(f"\n{HEAD} (head)\n")
     finally:
         in_a_shell(end, environment)
     assert 2 == len(re.findall(r"seller_ch +no +unassigned", story))

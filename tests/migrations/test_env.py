@@ -17,7 +17,7 @@ from sqlalchemy import Engine, create_engine, event, pool
 
 from tests.support.alembic import COMMAND, alembic, started, until, waiting
 from tests.support.database import ROOT
-from tests.support.revisions import HEAD, REVISIONS
+from tests.support.revisions import CONTRACT, HEAD, REVISIONS
 from tests.support.revisions import MIGRATE_HEAD as MIGRATE
 
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ def test_a_closed_gate_stops_before_contract_with_one_warning_that_says_what_to_
     done = alembic(host, "upgrade", "head")
     warnings = [line for line in done.stderr.splitlines() if line.startswith("WARNING")]
     expected = (
-        "stopped before lp_0013_contract_indexes, its gate is closed: "
+        f"stopped before {CONTRACT}, its gate is closed: "
         "1 leads in DE have a qualifying activity but no owner (leadprotect backfill DE)"
     )
     assert [re.sub(r"^\S+\s+\[\w+\] ", "", line) for line in warnings] == [expected]
@@ -293,7 +293,7 @@ def test_contract_may_be_required(host: Database) -> None:
     close_the_gate(host)
     done = alembic(host, "-x", "contract=require", "upgrade", "head")
     assert done.returncode != 0
-    assert "lp_0013_contract_indexes is required, but its gate is closed: 1 leads in DE" in done.stderr
+    assert f"{CONTRACT} is required, but its gate is closed: 1 leads in DE" in done.stderr
     assert "Traceback" not in done.stderr
     assert host.revision() == MIGRATE
     host.sql("SELECT {schema}.own_leads('DE', ARRAY(SELECT {schema}.unowned_leads('DE')))")
@@ -304,7 +304,7 @@ def test_contract_may_be_required(host: Database) -> None:
 @ONE_SERVER
 def test_contract_may_be_held_back(host: Database, caplog: pytest.LogCaptureFixture) -> None:
     host.upgrade("head", contract="hold")
-    assert "stopped before lp_0013_contract_indexes: -x contract=hold" in caplog.text
+    assert f"stopped before {CONTRACT}: -x contract=hold" in caplog.text
     assert host.revision() == MIGRATE
 
 
@@ -392,9 +392,9 @@ def test_a_downgrade_of_some_steps_goes_no_further_after_a_retry(database: Datab
     with blocker(database, shared) as conn, started(database, "downgrade", "-2") as process:
         until(process, "trying again")
         conn.commit()
-        assert RUNNING.findall(process.communicate()[1])[-1] == "lp_0013_contract_indexes"
+        assert RUNNING.findall(process.communicate()[1])[-1] == REVISIONS[-3]
         assert process.returncode == 0
-    assert database.revision() == "lp_0013_contract_indexes"
+    assert database.revision() == REVISIONS[-3]
 
 
 @ONE_SERVER

@@ -15,7 +15,7 @@ from alembic.util import CommandError
 from leadprotect.preflight.check import version_problem
 from leadprotect.preflight.leftovers import _KEPT
 from tests.support.fingerprint import difference, fingerprint
-from tests.support.revisions import HEAD
+from tests.support.revisions import HEAD, MIGRATE_HEAD
 from tests.support.topology import pooler, replica
 
 if TYPE_CHECKING:
@@ -300,7 +300,7 @@ def test_an_index_for_other_kinds_is_built_again(host: Database, kinds: str) -> 
         "{activity_id} DESC) INCLUDE ({activity_user_id}) "
         f"WHERE {{activity_kind}} IN ({kinds}) AND {{activity_user_id}} IS NOT NULL"
     )
-    host.upgrade("lp_0012_migrate_gate")
+    host.upgrade(MIGRATE_HEAD)
     definition = host.sql("SELECT pg_get_indexdef('{activities_index_path}'::regclass)")[0]
     assert all(f"'{kind}'" in definition for kind in host.settings.qualifying_kinds)
 

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from tests.support.fingerprint import contents, difference, fingerprint
-from tests.support.revisions import HEAD, REVISIONS
+from tests.support.revisions import HEAD, MIGRATE_HEAD, REVISIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,7 +90,7 @@ def test_what_the_host_lets_auditors_read_stays_his(expanded: Database, own: str
         expanded.sql(f"GRANT SELECT {own} ON {{leads}} TO {{auditor}}")
     before = schema_of(expanded)
     expanded.upgrade()
-    expanded.downgrade("lp_0012_migrate_gate")
+    expanded.downgrade(MIGRATE_HEAD)
     assert difference(before, schema_of(expanded)) == {}
 
 
@@ -155,7 +155,7 @@ def test_rows_written_meanwhile_survive(database: Database, revision: str) -> No
     database.downgrade(revision)
     old_application = database.lead("DE")
     database.activity(old_application, database.user(6))
-    database.upgrade("lp_0012_migrate_gate")
+    database.upgrade(MIGRATE_HEAD)
     after = rows_of(database)
     lost = {name: set(rows) - set(after[name]) for name, rows in before.items() if not name.endswith("_seq")}
     assert {name: rows for name, rows in lost.items() if rows} == {}
@@ -276,8 +276,8 @@ def test_a_script_stops_at_the_gate_like_the_command(expanded: Database) -> None
     expanded.activity(expanded.lead("DE"), expanded.user(1))
     expanded.sql("DELETE FROM {schema}.user_lead_assignments")
     before = schema_of(expanded)
-    applied = psql(expanded, expanded.script("upgrade", "lp_0012_migrate_gate:head"))
+    applied = psql(expanded, expanded.script("upgrade", f"{MIGRATE_HEAD}:head"))
     assert applied.returncode == 3
     assert "1 leads in DE have a qualifying activity but no owner (leadprotect backfill DE)" in applied.stderr
     assert difference(before, schema_of(expanded)) == {}
-    assert expanded.revision() == "lp_0012_migrate_gate"
+    assert expanded.revision() == MIGRATE_HEAD
