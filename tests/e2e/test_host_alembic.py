@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from tests.support.database import Database
 
+pytestmark = pytest.mark.slow("each runs a host with an Alembic of its own")
+
 OWN = """
 from alembic import op
 revision = "{name}"

@@ -18,7 +18,8 @@ from tests.support.database import ROOT
 if TYPE_CHECKING:
     from tests.support.database import Database
 
-pytestmark = pytest.mark.xdist_group("packaging")  # one worker makes what all of them look at
+# one worker makes what all of them look at
+pytestmark = [pytest.mark.xdist_group("packaging"), pytest.mark.slow("they install a wheel")]
 
 INI = """
 [alembic]

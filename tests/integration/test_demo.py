@@ -20,7 +20,8 @@ from tests.support.revisions import CONTRACT, HEAD
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.xdist_group("demo")  # one worker makes what all of them look at
+# one worker makes what all of them look at
+pytestmark = [pytest.mark.xdist_group("demo"), pytest.mark.slow("they run whole demos")]
 
 DEMO = [sys.executable, "-m", "leadprotect", "demo"]
 ANNA, BERT, CARLA = (str(UUID(int=number)) for number in (0xA, 0xB, 0xC))

@@ -17,7 +17,7 @@ from leadprotect.errors import LeadAccessDenied, ProtectionUnavailable
 from tests.support.database import Database
 from tests.support.revisions import HEAD, MIGRATE_HEAD, REVISIONS
 
-pytestmark = pytest.mark.profiles("pg18", "other_names")
+pytestmark = [pytest.mark.profiles("pg18", "other_names"), pytest.mark.slow("each goes through every revision")]
 
 UP = ["base", *REVISIONS]
 DOWN = [*reversed(REVISIONS[:-1]), "base"]

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from leadprotect.migration.gate import Condition
     from tests.support.database import Database
 
-BELOW = ["base", "lp_0007_expand_indexes", "lp_0008_expand_lead_triggers"]
+pytestmark = pytest.mark.slow("each goes up, down and up again")
+
+BELOW = ["base", "lp_0004_expand_lead_triggers", "lp_0005_expand_activity_triggers"]
 
 
 def closed(database: Database) -> list[Condition]:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from tests.support.database import Database
 
+pytestmark = pytest.mark.slow("each goes up, down and up again")
+
 HOST_POLICIES = """
 CREATE POLICY own_policy ON {leads} USING (true);
 CREATE POLICY "%s_of_the_host" ON {leads} AS RESTRICTIVE USING (true);

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tests.support.database import Database
 
-pytestmark = pytest.mark.profiles("pg18", "pg15")
+pytestmark = [pytest.mark.profiles("pg18", "pg15"), pytest.mark.slow("each waits for a lock")]
 
 BEFORE = "lp_0006_expand_ownership"
 ADVISORY = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted"
