@@ -11,7 +11,7 @@ import pytest
 import leadprotect
 from tests.support.alembic import COMMAND, alembic
 from tests.support.database import ROOT
-from tests.support.revisions import HEAD, MIGRATE_HEAD
+from tests.support.revisions import HEAD, MIGRATE_HEAD, NAMED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,7 +112,7 @@ def test_one_transaction_for_all_is_refused_before_anything_is_touched(ours: Dat
 
 
 @pytest.mark.profiles("pg18")
-@pytest.mark.parametrize("standing", ["lp_0005_expand_ownership", MIGRATE_HEAD])
+@pytest.mark.parametrize("standing", [NAMED["expand_ownership"], MIGRATE_HEAD])
 def test_an_env_py_that_lost_the_line_is_refused_before_an_index_is_touched(
     ours: Database, tmp_path: Path, standing: str
 ) -> None:

@@ -18,7 +18,7 @@ from sqlalchemy import Engine, create_engine, event, pool
 
 from tests.support.alembic import COMMAND, alembic, started, until, waiting
 from tests.support.database import ROOT
-from tests.support.revisions import CONTRACT, HEAD, REVISIONS, SCRIPTS
+from tests.support.revisions import CONTRACT, HEAD, NAMED, REVISIONS, SCRIPTS
 from tests.support.revisions import MIGRATE_HEAD as MIGRATE
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def test_every_step_waits_100_ms_for_a_lock_whatever_the_step_before_it_set(host
 
 @ONE_SERVER
 def test_a_lock_that_is_held_for_a_while_is_tried_again_and_its_holder_named(host: Database) -> None:
-    host.upgrade("lp_0007_expand_indexes")
+    host.upgrade(NAMED["expand_indexes"])
     write = "UPDATE {leads} SET city = 'Zürich' WHERE city = 'secret'"
     with blocker(host, write) as conn, started(host, "upgrade", MIGRATE) as process:
         said = until(process, "trying again")
@@ -126,7 +126,7 @@ def test_a_lock_that_is_held_for_a_while_is_tried_again_and_its_holder_named(hos
 @ONE_SERVER
 def test_live_traffic_gets_through_between_two_attempts(host: Database) -> None:
     lead = host.lead("DE")
-    host.upgrade("lp_0007_expand_indexes")
+    host.upgrade(NAMED["expand_indexes"])
     with (
         blocker(host, "LOCK TABLE {leads} IN ROW EXCLUSIVE MODE") as conn,
         started(host, "upgrade", MIGRATE) as process,
@@ -142,7 +142,7 @@ def test_live_traffic_gets_through_between_two_attempts(host: Database) -> None:
 
 @ONE_SERVER
 def test_without_the_lock_the_budget_ends_in_one_clear_error(host: Database) -> None:
-    host.upgrade("lp_0007_expand_indexes")
+    host.upgrade(NAMED["expand_indexes"])
     with blocker(host, "LOCK TABLE {leads} IN ACCESS SHARE MODE") as reader:
         with blocker(host, "LOCK TABLE {leads} IN SHARE MODE") as conn:
             done = alembic(host, "-x", "lock_budget=1s", "upgrade", "head")
@@ -150,7 +150,7 @@ def test_without_the_lock_the_budget_ends_in_one_clear_error(host: Database) -> 
             assert f"no lock within the budget of 1 s; blocked by pid {conn.info.backend_pid}" in done.stderr
             assert "Nothing is half done" in done.stderr
             assert "Traceback" not in done.stderr
-            assert host.revision() == "lp_0007_expand_indexes"
+            assert host.revision() == NAMED["expand_indexes"]
         # readers are in nobody's way
         assert alembic(host, "-x", "lock_budget=1s", "upgrade", MIGRATE).returncode == 0
         reader.commit()
@@ -158,7 +158,7 @@ def test_without_the_lock_the_budget_ends_in_one_clear_error(host: Database) -> 
 
 @ONE_SERVER
 def test_an_index_build_says_for_whom_it_waits_and_ends_with_the_budget(host: Database) -> None:
-    host.upgrade("lp_0006_expand_ownership")
+    host.upgrade(NAMED["expand_ownership"])
     with blocker(host, "LOCK TABLE {leads} IN ROW EXCLUSIVE MODE") as conn:
         done = alembic(host, "-x", "lock_budget=1s", "upgrade", "head")
         assert done.returncode != 0
@@ -193,7 +193,7 @@ def test_of_many_upgrades_at_once_one_does_the_work(host: Database, deploys: int
 
 @ONE_SERVER
 def test_an_upgrade_that_waits_for_another_says_so_and_blocks_no_index_build(host: Database) -> None:
-    host.upgrade("lp_0006_expand_ownership")
+    host.upgrade(NAMED["expand_ownership"])
     with blocker(host, "LOCK TABLE {leads} IN ROW EXCLUSIVE MODE") as conn, started(host, "upgrade", "head") as first:
         waiting(host)  # the build waits for the writer, and the second upgrade for the build
         with started(host, "upgrade", "head") as second:
@@ -214,14 +214,14 @@ def index_validity(database: Database) -> list[bool]:
 
 
 def test_an_index_that_a_cancelled_build_left_invalid_is_built_again(host: Database) -> None:
-    host.upgrade("lp_0006_expand_ownership")
+    host.upgrade(NAMED["expand_ownership"])
     with blocker(host, "LOCK TABLE {leads} IN ROW EXCLUSIVE MODE"), started(host, "upgrade", "head") as process:
         host.sql("SELECT pg_cancel_backend(%s)", waiting(host))
         said = process.communicate()[1]
         assert process.returncode != 0
         assert "canceling statement due to user request (SQLSTATE 57014)" in said
         assert "Traceback" not in said
-    assert host.revision() == "lp_0006_expand_ownership"
+    assert host.revision() == NAMED["expand_ownership"]
     assert index_validity(host) == [False]
     host.upgrade(MIGRATE)
     assert index_validity(host) == [True, True]
@@ -249,7 +249,7 @@ def test_nothing_is_executed_on_the_migrations_connection_before_it_is_configure
     level = logger.level
     logger.setLevel(logging.INFO)
     try:
-        upgrade_with(host, engine, "lp_0001_expand_tables")
+        upgrade_with(host, engine, NAMED["expand_tables"])
     finally:
         logger.setLevel(level)
         logger.removeHandler(handler)
@@ -383,12 +383,12 @@ def test_the_other_commands_of_alembic_work(host: Database, capfd: pytest.Captur
     assert capfd.readouterr().out.strip() == MIGRATE
     command.heads(host.config())
     assert capfd.readouterr().out.strip() == f"{HEAD} (head)"
-    command.history(host.config(), "lp_0005_expand_ownership:current")
+    command.history(host.config(), f"{NAMED['expand_ownership']}:current")
     assert re.findall(r"-> (\w+)", capfd.readouterr().out) == list(
-        reversed(REVISIONS[REVISIONS.index("lp_0005_expand_ownership") : REVISIONS.index(MIGRATE) + 1])
+        reversed(REVISIONS[REVISIONS.index(NAMED["expand_ownership"]) : REVISIONS.index(MIGRATE) + 1])
     )
-    command.stamp(host.config(), "lp_0008_expand_activity_triggers", purge=True)
-    assert host.revision() == "lp_0008_expand_activity_triggers"
+    command.stamp(host.config(), NAMED["expand_activity_triggers"], purge=True)
+    assert host.revision() == NAMED["expand_activity_triggers"]
 
 
 @ONE_SERVER
@@ -493,7 +493,7 @@ def test_an_unknown_revision_is_named(host: Database) -> None:
 
 @ONE_SERVER
 def test_a_lost_connection_is_told_and_the_same_command_goes_on(host: Database) -> None:
-    host.upgrade("lp_0007_expand_indexes")
+    host.upgrade(NAMED["expand_indexes"])
     with blocker(host, "LOCK TABLE {leads} IN SHARE MODE"), started(host, "upgrade", "head") as process:
         host.sql("SELECT pg_terminate_backend(%s)", waiting(host))
         said = process.communicate()[1]
@@ -507,7 +507,7 @@ def test_a_lost_connection_is_told_and_the_same_command_goes_on(host: Database) 
 
 @ONE_SERVER
 def test_ctrl_c_while_an_index_waits_says_so_too(host: Database) -> None:
-    host.upgrade("lp_0006_expand_ownership")
+    host.upgrade(NAMED["expand_ownership"])
     with host.connect() as writer:
         host.query(writer, "UPDATE {leads} SET {territory} = {territory}")
         with started(host, "upgrade", "head") as process:
@@ -524,7 +524,7 @@ def test_ctrl_c_while_an_index_waits_says_so_too(host: Database) -> None:
 
 @ONE_SERVER
 def test_ctrl_c_says_that_nothing_is_half_done(host: Database) -> None:
-    host.upgrade("lp_0007_expand_indexes")
+    host.upgrade(NAMED["expand_indexes"])
     with blocker(host, "LOCK TABLE {leads} IN SHARE MODE"), started(host, "upgrade", "head") as process:
         until(process, "trying again")
         process.send_signal(signal.SIGINT)

@@ -15,14 +15,14 @@ import pytest
 import leadprotect
 from leadprotect.errors import LeadAccessDenied, ProtectionUnavailable
 from tests.support.database import Database
-from tests.support.revisions import HEAD, MIGRATE_HEAD, REVISIONS
+from tests.support.revisions import HEAD, MIGRATE_HEAD, NAMED, REVISIONS
 
 pytestmark = [pytest.mark.profiles("pg18", "other_names"), pytest.mark.slow("each goes through every revision")]
 
 UP = ["base", *REVISIONS]
 DOWN = [*reversed(REVISIONS[:-1]), "base"]
-ENFORCED = REVISIONS[REVISIONS.index("lp_0014_contract_enforce") :]
-DECIDING = REVISIONS[REVISIONS.index("lp_0006_expand_ownership") :]
+ENFORCED = REVISIONS[REVISIONS.index(NAMED["contract_enforce"]) :]
+DECIDING = REVISIONS[REVISIONS.index(NAMED["expand_ownership"]) :]
 
 
 @pytest.fixture

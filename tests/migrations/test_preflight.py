@@ -15,7 +15,7 @@ from alembic.util import CommandError
 from leadprotect.preflight.check import version_problem
 from leadprotect.preflight.leftovers import _KEPT
 from tests.support.fingerprint import difference, fingerprint
-from tests.support.revisions import HEAD, MIGRATE_HEAD
+from tests.support.revisions import HEAD, MIGRATE_HEAD, NAMED
 from tests.support.topology import pooler, replica
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def test_an_enum_that_has_the_kinds_is_as_good_as_text(host: Database) -> None:
     host.activity(lead, host.user(1))
     host.activity(lead, host.user(2), kind="NEWSLETTER")
     assert host.owner(lead) is None  # contract is done
-    host.downgrade("lp_0014_contract_enforce")
+    host.downgrade(NAMED["contract_enforce"])
     host.activity(lead, host.user(1))
     assert host.owner(lead) == host.user(1)
 
@@ -274,7 +274,7 @@ PARTLY = {
 @ONE_SERVER
 @pytest.mark.parametrize(("script", "expected"), PARTLY.items())
 def test_an_object_of_a_name_that_a_later_revision_needs_is_refused(host: Database, script: str, expected: str) -> None:
-    host.upgrade("lp_0006_expand_ownership")
+    host.upgrade(NAMED["expand_ownership"])
     host.sql_script(script)
     with refused(host, expected):
         pass
@@ -282,9 +282,9 @@ def test_an_object_of_a_name_that_a_later_revision_needs_is_refused(host: Databa
 
 @ONE_SERVER
 def test_a_script_drops_no_index_of_the_host(host: Database) -> None:
-    host.upgrade("lp_0006_expand_ownership")
+    host.upgrade(NAMED["expand_ownership"])
     host.sql("CREATE INDEX {leads_index} ON {leads} (company)")
-    script = host.script("upgrade", "lp_0006_expand_ownership:lp_0007_expand_indexes")
+    script = host.script("upgrade", f"{NAMED['expand_ownership']}:{NAMED['expand_indexes']}")
     guard = re.search(r"DO \$do\$.*?\$do\$;", script, re.DOTALL)
     assert guard
     assert guard.start() < script.index("DROP INDEX")
@@ -295,7 +295,7 @@ def test_a_script_drops_no_index_of_the_host(host: Database) -> None:
 @ONE_SERVER
 @pytest.mark.parametrize("kinds", ["'X'", "'QUALIFIED_CALL'"])
 def test_an_index_for_other_kinds_is_built_again(host: Database, kinds: str) -> None:
-    host.upgrade("lp_0006_expand_ownership")
+    host.upgrade(NAMED["expand_ownership"])
     host.sql(
         "CREATE INDEX {activities_index} ON {activities} ({activity_lead_id}, {activity_at} DESC NULLS LAST, "
         "{activity_id} DESC) INCLUDE ({activity_user_id}) "
@@ -309,13 +309,13 @@ def test_an_index_for_other_kinds_is_built_again(host: Database, kinds: str) -> 
 @pytest.mark.parametrize("qualifying_kinds", ["ONE", "O'Brien's 100 %, TWO", "B, a, Ä"])
 def test_an_index_that_stands_is_not_built_again(make_database: Callable[..., Database], qualifying_kinds: str) -> None:
     host = make_database("host", qualifying_kinds=qualifying_kinds)
-    host.upgrade("lp_0007_expand_indexes")
+    host.upgrade(NAMED["expand_indexes"])
     indexes = (
         "SELECT to_regclass(path)::oid FROM unnest(ARRAY['{leads_index_path}', '{activities_index_path}']) AS path"
     )
     before = host.sql(indexes)
-    command.stamp(host.config(), "lp_0006_expand_ownership")
-    host.upgrade("lp_0007_expand_indexes")
+    command.stamp(host.config(), NAMED["expand_ownership"])
+    host.upgrade(NAMED["expand_indexes"])
     assert host.sql(indexes) == before
 
 
@@ -356,7 +356,7 @@ def test_a_quarantine_of_another_version_is_refused(database: Database, table: s
 
 @ONE_SERVER
 def test_a_quarantine_of_another_version_is_refused_on_a_part_of_the_way_too(database: Database) -> None:
-    database.downgrade("lp_0007_expand_indexes")
+    database.downgrade(NAMED["expand_indexes"])
     database.sql("DROP TABLE {quarantine}.backfill_deferred")
     with refused(database, "backfill_deferred lacks deferred_at, lead_id, reason, territory: it was left by another"):
         pass

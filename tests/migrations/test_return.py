@@ -13,7 +13,7 @@ from leadprotect.backfilling import jobs
 from leadprotect.cli import main
 from leadprotect.migration import gate
 from leadprotect.migration.status import status
-from tests.support.revisions import HEAD
+from tests.support.revisions import HEAD, NAMED
 from tests.support.revisions import MIGRATE_HEAD as MIGRATE
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow("each goes up, down and up again")
 
-BELOW = ["base", "lp_0004_expand_lead_triggers", "lp_0005_expand_activity_triggers"]
+BELOW = ["base", NAMED["expand_lead_triggers"], NAMED["expand_activity_triggers"]]
 
 
 def closed(database: Database) -> list[Condition]:
@@ -48,7 +48,7 @@ def test_an_owner_that_became_stale_without_the_triggers_is_repaired_before_cont
     expanded.upgrade()
     expanded.downgrade(below)
     newer = expanded.activity(lead, expanded.user(2), at="2026-02-01")
-    if below == "lp_0009_expand_activity_triggers":  # its triggers are there: as if they had not been
+    if below == NAMED["expand_activity_triggers"]:  # its triggers are there: as if they had not been
         expanded.sql("UPDATE {schema}.user_lead_assignments SET user_id = %s", expanded.user(1))
 
     expanded.upgrade()
@@ -119,7 +119,7 @@ def test_contract_compares_no_owners_once_the_index_for_it_is_gone(expanded: Dat
     for _ in range(50):
         derived(expanded)
     expanded.downgrade()
-    expanded.upgrade("lp_0013_contract_indexes")
+    expanded.upgrade(NAMED["contract_indexes"])
     with expanded.connect() as conn:
         assert all(found.met for found in gate.conditions(conn, settings=expanded.settings))
         scans = expanded.query(conn, "SELECT pg_stat_get_xact_numscans({activities_name}::regclass)")[0]

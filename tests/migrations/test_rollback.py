@@ -19,8 +19,7 @@ from leadprotect.errors import InvalidRequest, ProtectionUnavailable, RollbackEr
 from leadprotect.migration.rollback import SAFE, rollback
 from tests.support.database import ROOT
 from tests.support.fingerprint import contents, difference, fingerprint
-from tests.support.leads import without_triggers
-from tests.support.revisions import CONTRACT, HEAD, REVISIONS
+from tests.support.revisions import CONTRACT, HEAD, NAMED, REVISIONS
 from tests.support.topology import pooler, replica
 
 if TYPE_CHECKING:
@@ -102,9 +101,9 @@ def test_the_base_gives_the_host_back_and_keeps_every_row(
 
 @pytest.mark.profiles("pg18", "other_names")
 def test_a_rollback_goes_to_any_revision_below(database: Database) -> None:
-    assert "lp_0014_contract_enforce" == rollback("lp_0014").after
-    assert "lp_0007_expand_indexes" == rollback("lp_0007_expand_indexes").after
-    assert "lp_0007_expand_indexes" == database.revision()
+    assert NAMED["contract_enforce"] == rollback(NAMED["contract_enforce"][:7]).after
+    assert NAMED["expand_indexes"] == rollback(NAMED["expand_indexes"]).after
+    assert NAMED["expand_indexes"] == database.revision()
 
 
 @pytest.mark.profiles("pg18", "other_names")
@@ -158,8 +157,8 @@ def test_who_blocks_a_rollback_is_named_and_the_same_command_goes_on(database: D
         answer = run("rollback", "--lock-budget", "1s")
         assert 1 == answer.exit_code
         assert f"blocked by pid {blocker.info.backend_pid}" in answer.stderr
-        assert "stopped at lp_0014_contract_enforce; the same command goes on" in answer.stderr
-    assert "lp_0014_contract_enforce" == database.revision()
+        assert f"stopped at {NAMED['contract_enforce']}; the same command goes on" in answer.stderr
+    assert NAMED["contract_enforce"] == database.revision()
     assert 0 == run("rollback").exit_code
     assert SAFE == database.revision()
 
@@ -237,11 +236,11 @@ def test_a_step_that_would_open_row_security_is_not_committed(database: Database
     fill(database)
     before = rows_of(database)
     database.sql_script(BREAK % damage)
-    with pytest.raises(RollbackError, match="lp_0001_expand_tables would open row security") as caught:
+    with pytest.raises(RollbackError, match=f"{NAMED['expand_tables']} would open row security") as caught:
         rollback("base")
     assert f"{found} " in str(caught.value)
-    assert "The rollback stopped at lp_0001_expand_tables" in str(caught.value)
-    assert "lp_0001_expand_tables" == database.revision()
+    assert f"The rollback stopped at {NAMED['expand_tables']}" in str(caught.value)
+    assert NAMED["expand_tables"] == database.revision()
     assert {} == difference(before, rows_of(database))
     database.sql_script("DROP EVENT TRIGGER break_it")
     assert () == rollback("base").problems

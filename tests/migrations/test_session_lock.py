@@ -14,7 +14,7 @@ from alembic.util import CommandError
 from leadprotect.database import opening
 from leadprotect.migration import locks
 from tests.support.alembic import alembic, started, until, waiting
-from tests.support.revisions import HEAD, MIGRATE_HEAD
+from tests.support.revisions import HEAD, MIGRATE_HEAD, NAMED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.profiles("pg18", "pg15"), pytest.mark.slow("each waits for a lock")]
 
-BEFORE = "lp_0006_expand_ownership"
+BEFORE = NAMED["expand_ownership"]
 ADVISORY = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted"
 
 
@@ -87,7 +87,7 @@ def test_without_the_pin_an_idle_timeout_takes_it(host: Database, monkeypatch: p
 
 
 def test_a_migration_that_lost_its_lock_stops_before_it_stamps(host: Database) -> None:
-    host.upgrade("lp_0007_expand_indexes")
+    host.upgrade(NAMED["expand_indexes"])
     with host.connect() as reader:
         host.query(reader, "LOCK TABLE {leads} IN SHARE MODE")
         with started(host, "upgrade", MIGRATE_HEAD) as process:
@@ -99,7 +99,7 @@ def test_a_migration_that_lost_its_lock_stops_before_it_stamps(host: Database) -
     assert "the session that held the lock of this migration has ended" in said
     assert "run the same command again" in said
     assert "Traceback" not in said
-    assert ["lp_0007_expand_indexes"] == versions(host)
+    assert [NAMED["expand_indexes"]] == versions(host)
     host.upgrade()
     assert [HEAD] == versions(host)
 
@@ -107,7 +107,7 @@ def test_a_migration_that_lost_its_lock_stops_before_it_stamps(host: Database) -
 def test_without_the_check_it_would_stamp_beside_another(host: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: nothing else stops a migration whose lock somebody else has by now."""
     monkeypatch.setattr(locks, "_check_held", lambda *_: None)
-    host.upgrade("lp_0007_expand_indexes")
+    host.upgrade(NAMED["expand_indexes"])
     with host.connect() as reader:
         host.query(reader, "LOCK TABLE {leads} IN SHARE MODE")
         ended = threading.Event()
@@ -120,10 +120,10 @@ def test_without_the_check_it_would_stamp_beside_another(host: Database, monkeyp
 
         thread = threading.Thread(target=end)
         thread.start()
-        host.upgrade("lp_0008_expand_lead_triggers")
+        host.upgrade(NAMED["expand_lead_triggers"])
         thread.join()
     assert ended.is_set()
-    assert ["lp_0008_expand_lead_triggers"] == versions(host)
+    assert [NAMED["expand_lead_triggers"]] == versions(host)
 
 
 def test_whoever_holds_the_lock_is_named_and_waited_for_no_longer_than_asked(host: Database) -> None:

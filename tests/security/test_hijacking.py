@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tests.support.database import Database
 
 PROFILES = pytest.mark.profiles("pg18", "pg15")
+pytestmark = pytest.mark.slow("most plant an operator and call everything")
 
 # file of the package -> why it connects without a pin: nobody else is on a server of our own
 UNPINNED = {

@@ -17,6 +17,8 @@ SCRIPTS: list[Script] = list(reversed(list(ScriptDirectory(str(migrations())).wa
 
 REVISIONS = [script.revision for script in SCRIPTS]
 HEAD = REVISIONS[-1]
+NAMED = {revision[8:]: revision for revision in REVISIONS}
+"""Phase and name of a revision -> its id: ``NAMED["expand_indexes"]``, whatever its number."""
 
 
 def before(phase: str) -> list[str]:
