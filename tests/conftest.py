@@ -39,6 +39,7 @@ def pytest_configure() -> None:
         del os.environ[name]
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The slow ones first, so that none begins when the other workers are through; with --quick, none of them."""
     if config.option.quick:
@@ -46,6 +47,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=[*left_out])
         items[:] = [item for item in items if item not in left_out]
     items.sort(key=how_long, reverse=True)
+    keep_groups(config, items)
 
 
 def profile_of(item: pytest.Item) -> str | None:
@@ -90,8 +92,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("profile", chosen, ids=lambda profile: profile.name, scope="session")
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def keep_groups(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests of a group go to one worker: pytest-xdist 3.8 writes the group where pytest 9.2 no longer reads it."""
     for item in items if config.getoption("loadgroup", default=False) else []:
         if (group := item.get_closest_marker("xdist_group")) and "@" not in item.nodeid.rpartition("]")[2]:

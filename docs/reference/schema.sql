@@ -1614,8 +1614,10 @@ CREATE FUNCTION leadprotect.denial_proof(said text) RETURNS text
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
         BEGIN
-          -- hashed twice, so that nothing can be appended to what was proved
-          RETURN (SELECT encode(substring(sha256(s.secret || sha256(s.secret || convert_to(said, 'UTF8'))) FOR 16), 'hex')
+          -- hashed twice, so that nothing can be appended to what was proved; a copy of the database knows the
+          -- secret, too, and has another name
+          RETURN (SELECT encode(substring(sha256(
+                    s.secret || sha256(s.secret || convert_to(current_database() || ' ' || said, 'UTF8'))) FOR 16), 'hex')
                   FROM "leadprotect".denial_secret AS s);
         END
         $$;
@@ -2200,6 +2202,7 @@ CREATE FUNCTION leadprotect.host_lead(lead uuid) RETURNS SETOF text
     LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 1
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
+        #variable_conflict use_variable
         BEGIN
           RETURN QUERY SELECT l."territory"::text FROM "public"."leads" AS l WHERE l."id" = lead;
         END
@@ -2346,6 +2349,7 @@ CREATE FUNCTION leadprotect.next_leads(here text, first_lead uuid, last_lead uui
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
     AS $$
+        #variable_conflict use_variable
         BEGIN
           RETURN ARRAY(
             SELECT l."id" FROM "public"."leads" AS l

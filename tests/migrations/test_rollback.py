@@ -19,6 +19,7 @@ from leadprotect.errors import InvalidRequest, ProtectionUnavailable, RollbackEr
 from leadprotect.migration.rollback import SAFE, rollback
 from tests.support.database import ROOT
 from tests.support.fingerprint import contents, difference, fingerprint
+from tests.support.leads import without_triggers
 from tests.support.revisions import CONTRACT, HEAD, NAMED, REVISIONS
 from tests.support.topology import pooler, replica
 
@@ -437,10 +438,14 @@ def many_leads(database: Database, leads: int) -> None:
     with database.connect() as conn:
         with without_triggers(database, conn):
             for statement in (
-                "INSERT INTO {leads} ({lead_id}, {territory}) "
-                f"SELECT {numbers}, 'DE' FROM generate_series(1, {leads}) AS n",
-                "INSERT INTO {activities} ({activity_lead_id}, {activity_user_id}, {activity_kind}, {activity_at}) "
-                f"SELECT {{lead_id}}, '{database.user(1)}', 'QUALIFIED_CALL', now() FROM {{leads}}",
+                (
+                    "INSERT INTO {leads} ({lead_id}, {territory}) "
+                    f"SELECT {numbers}, 'DE' FROM generate_series(1, {leads}) AS n"
+                ),
+                (
+                    "INSERT INTO {activities} ({activity_lead_id}, {activity_user_id}, {activity_kind}, {activity_at}) "
+                    f"SELECT {{lead_id}}, '{database.user(1)}', 'QUALIFIED_CALL', now() FROM {{leads}}"
+                ),
             ):
                 database.query(conn, statement)
         database.query(conn, "ANALYZE {leads}, {activities}")
