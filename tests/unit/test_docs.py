@@ -17,6 +17,7 @@ from tests.support.house import MODULES, defined
 
 ERRORS = [name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)]
 REFERENCE = Path(__file__).parents[2] / "docs/reference"
+THREATS = (REFERENCE.parent / "explanation/threat-model.md").read_text()
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -57,3 +58,13 @@ def said_of(name: str) -> str:
     """The annotations of a function or of a class's fields, and the docstring, which names the errors."""
     public = getattr(leadprotect, name)
     return " ".join([str(public.__doc__), *map(str, getattr(public, "__annotations__", {}).values())])
+
+
+@pytest.mark.parametrize("row", re.findall(r"\| ([^|]*`test_\w+\.py`[^|]*) \|$", THREATS, re.MULTILINE))
+def test_a_test_that_the_threat_model_names_is_there(row: str) -> None:
+    for file, names in re.findall(r"`(test_\w+\.py)`: ((?:`\w+`(?:, )?)+)", row):
+        (path,) = (REFERENCE.parents[1] / "tests").rglob(file)
+        wanted = set(re.findall(r"`(\w+)`", names))
+        assert wanted <= {
+            entry.name for entry in ast.parse(path.read_text()).body if isinstance(entry, ast.FunctionDef)
+        }
