@@ -50,6 +50,7 @@ def downgrade() -> None:
           {schema}.can_edit_lead({lead_id_type}),
           {schema}.decide({lead_id_type}, text, text),
           {schema}.decision({lead_id_type}, {user_id_type}, text),
+          {schema}.begins(timestamptz, timestamptz),
           {schema}.in_force(boolean, timestamptz, timestamptz),
           {schema}.is_code(text),
           {schema}.set_context(text, text, text),
@@ -173,6 +174,20 @@ def create_rule_check() -> None:
         GRANT EXECUTE ON FUNCTION {schema}.in_force(boolean, timestamptz, timestamptz) TO {reader}
         """)
     )
+    # A statement that waited while the rule was made began before it, and decides after it.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.begins(effective_from timestamptz, made_at timestamptz)
+        RETURNS timestamptz
+        LANGUAGE sql
+        IMMUTABLE PARALLEL SAFE
+        RETURN CASE WHEN effective_from <= made_at THEN '-infinity'::timestamptz ELSE effective_from END;
+        COMMENT ON FUNCTION {schema}.begins(timestamptz, timestamptz) IS
+        'From when a rule takes a right away from whoever can see it: at once where it was to begin when it was made';
+        REVOKE ALL ON FUNCTION {schema}.begins(timestamptz, timestamptz) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.begins(timestamptz, timestamptz) TO {reader}
+        """)
+    )
 
 
 def create_decision() -> None:
@@ -190,11 +205,11 @@ def create_decision() -> None:
             WHEN EXISTS (
               SELECT FROM {schema}.lead_protection_rules AS r
               WHERE r.user_id = decision.caller AND r.territory = decision.here AND r.protection = 'VIEW_ONLY' AND r.lead_id IS NULL
-                AND {schema}.in_force(r.active, r.effective_from, r.effective_to))
+                AND {schema}.in_force(r.active, {schema}.begins(r.effective_from, r.made_at), r.effective_to))
               OR EXISTS (
               SELECT FROM {schema}.lead_protection_rules AS r
               WHERE r.user_id = decision.caller AND r.territory = decision.here AND r.protection = 'VIEW_ONLY' AND r.lead_id = decision.lead
-                AND {schema}.in_force(r.active, r.effective_from, r.effective_to)) THEN 'suspended'
+                AND {schema}.in_force(r.active, {schema}.begins(r.effective_from, r.made_at), r.effective_to)) THEN 'suspended'
             WHEN a.user_id = decision.caller THEN 'owner'
             WHEN EXISTS (
               SELECT FROM {schema}.lead_protection_rules AS r
@@ -208,7 +223,7 @@ def create_decision() -> None:
               SELECT FROM {schema}.lead_protection_rules AS sole
               WHERE sole.user_id = a.user_id AND sole.territory = decision.here AND sole.protection = 'SOLE_OWNER'
                 AND (sole.lead_id IS NULL OR sole.lead_id = decision.lead)
-                AND {schema}.in_force(sole.active, sole.effective_from, sole.effective_to)) THEN 'collaborator'
+                AND {schema}.in_force(sole.active, {schema}.begins(sole.effective_from, sole.made_at), sole.effective_to)) THEN 'collaborator'
             WHEN a.user_id IS NULL THEN 'unassigned'
             ELSE 'not_owner'
           END

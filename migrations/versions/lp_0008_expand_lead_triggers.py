@@ -225,6 +225,7 @@ def create_note_function() -> None:
 
 def create_owner_of_moved_lead() -> None:
     # The activities of its old territory make no owner in the new one: the row says from which activity on.
+    # A lead that had no territory comes with all its activities.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.own_moved_lead()
@@ -236,10 +237,13 @@ def create_owner_of_moved_lead() -> None:
         AS $body$
         BEGIN
           INSERT INTO {schema}.user_lead_assignments (lead_id, territory, user_id, source, activity_at, activity_id)
-          SELECT NEW.{lead_id}, t.code, NULL, 'moved', newest.activity_at, newest.activity_id
+          SELECT NEW.{lead_id}, t.code,
+                 CASE WHEN OLD.{territory} IS NULL THEN newest.user_id END,
+                 CASE WHEN OLD.{territory} IS NULL THEN 'activity' ELSE 'moved' END,
+                 newest.activity_at, newest.activity_id
           FROM {schema}.territories AS t
           LEFT JOIN {schema}.newest_activities(ARRAY[NEW.{lead_id}]) AS newest ON true
-          WHERE t.code = NEW.{territory}
+          WHERE t.code = NEW.{territory} AND (OLD.{territory} IS NOT NULL OR newest.user_id IS NOT NULL)
           ON CONFLICT (lead_id, territory) DO NOTHING;
           RETURN NULL;
         END
