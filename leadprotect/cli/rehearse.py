@@ -11,8 +11,11 @@ from rich.table import Table
 
 from leadprotect.cli.interrupts import tidied_when_killed
 from leadprotect.lab.rehearsal import Plan, Rehearsal, rehearse, report
-from leadprotect.lab.rehearsal.result import parse_duration
 from leadprotect.lab.traffic import RATE
+from leadprotect.settings import duration
+
+# a number alone is seconds, and whoever writes --max-stall 250 means milliseconds
+LONGEST = {"max_stall": "1min", "writer": "1h", "reader": "1h"}
 
 
 @click.command("rehearse")
@@ -40,7 +43,8 @@ def rehearse_command(leads: int | None, file: Path, *, copy: bool, change: bool,
 
     Exit codes: 0 passed, 1 refused or failed; the report says why.
     """
-    durations = {name: parse_duration(str(given[name])) for name in ("max_stall", "writer", "reader")}
+    durations = {name: duration(_option(name), str(given[name]), longest=longest) for name, longest in LONGEST.items()}
+    duration(_option("lock_budget"), str(given["lock_budget"]))
     plan = Plan(**(given | durations))  # type: ignore[arg-type] # click has checked them
     file.parent.mkdir(parents=True, exist_ok=True)
     done = rehearse(leads=leads, plan=plan, told_twice=copy and change, say=lambda text: click.echo(text, err=True))
@@ -48,6 +52,10 @@ def rehearse_command(leads: int | None, file: Path, *, copy: bool, change: bool,
     _show(done)
     click.echo(f"report: {file}")
     sys.exit(1 if done.verdict() else 0)
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _show(done: Rehearsal) -> None:

@@ -30,7 +30,7 @@ from leadprotect.migration import event_triggers, gate, locks, undoing
 from leadprotect.preflight import check
 from leadprotect.preflight.installed import check_installed
 from leadprotect.preflight.way_down import check_way_down
-from leadprotect.settings import Settings, ident, literal, load, url
+from leadprotect.settings import Settings, duration, ident, literal, load, url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -106,8 +106,10 @@ def _read_options() -> dict[str, Any]:
         raise SettingsError(f"-x contract={contract}: only waiting or data opens the gate; use auto, require or hold")
     return {
         "contract": contract,
-        "budget": locks.parse_budget(given["lock_budget"]) if "lock_budget" in given else locks.DEFAULT_BUDGET_S,
-        "wait": locks.parse_budget(given["lock_wait"], "lock_wait") if "lock_wait" in given else locks.DEFAULT_WAIT_S,
+        "budget": duration("-x lock_budget", given["lock_budget"])
+        if "lock_budget" in given
+        else locks.DEFAULT_BUDGET_S,
+        "wait": duration("-x lock_wait", given["lock_wait"]) if "lock_wait" in given else locks.DEFAULT_WAIT_S,
     }
 
 

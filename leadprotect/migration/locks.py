@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-import re
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import psycopg
 
 from leadprotect.database.blockers import Blocker, sqlstate
 from leadprotect.database.catalog import one
-from leadprotect.errors import LockUnavailable, SettingsError
+from leadprotect.errors import LockUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,15 +61,6 @@ class Budget:
     def step_failed(self) -> None:
         """Charge the time since the step began."""
         self.spent += time.monotonic() - self.began
-
-
-def parse_budget(text: str, name: str = "lock_budget") -> float:
-    """Seconds of ``-x lock_budget=60s`` (or ``2min``); raises `SettingsError`."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min)?", text)
-    if match is None:
-        message = f"-x {name}={text}: not a duration; write 60s or 2min"
-        raise SettingsError(message)
-    return float(match[1]) * (60 if match[2] == "min" else 1)
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,10 @@ from leadprotect.backfilling.jobs import pause_backfill
 from leadprotect.database.connection import connect, driver_connection, mapped_errors
 from leadprotect.errors import InvalidRequest, RollbackError
 from leadprotect.migration import inventory, undoing
-from leadprotect.migration.locks import parse_budget
 from leadprotect.migration.status import revision
 from leadprotect.preflight import check
 from leadprotect.preflight.way_down import check_way_down
-from leadprotect.settings import Settings, load
+from leadprotect.settings import Settings, duration, load
 from leadprotect.settings.files import ini_file, migrations
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ def rollback(
     s = load(alembic)
     log = _Log(on_event)
     if lock_budget:
-        parse_budget(lock_budget)
+        duration("lock_budget", lock_budget)
     with mapped_errors(), connect(s) as conn:
         check.check_server(conn)
         before = revision(conn, s)

@@ -3,7 +3,7 @@
 from leadprotect.settings.address import url
 from leadprotect.settings.load import ENVIRONMENT_PREFIX, KEYS, Settings, current, load, parse
 from leadprotect.settings.names import ident, literal, names, render, sql, table, type_name
-from leadprotect.settings.values import check_territory_code
+from leadprotect.settings.values import check_territory_code, duration
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
@@ -11,6 +11,7 @@ __all__ = [
     "Settings",
     "check_territory_code",
     "current",
+    "duration",
     "ident",
     "literal",
     "load",

@@ -20,7 +20,6 @@ from leadprotect.lab.rehearsal import Rehearsal, report
 from leadprotect.lab.rehearsal import host as host_side
 from leadprotect.lab.rehearsal import rehearse as rehearse_here
 from leadprotect.lab.rehearsal.host import NEW, OLD
-from leadprotect.lab.rehearsal.result import parse_duration
 from leadprotect.lab.rehearsal.safety import looks_like_production
 from leadprotect.lab.rehearsal.steps import Revision, Step, note
 from leadprotect.lab.rehearsal.watching import Sample
@@ -200,15 +199,11 @@ def test_a_copy_with_too_few_leads_is_refused(host: Database, tmp_path: Path) ->
     assert [] == host.sql("SELECT rolname FROM pg_roles WHERE rolname IN (%s, %s)", OLD, NEW)
 
 
-@pytest.mark.parametrize("text", ["250", "fast", "-1s", "1min", ""])
+@pytest.mark.parametrize("text", ["250", "fast", "-1s", "2min", ""])
 def test_a_budget_that_is_no_duration_is_refused(text: str) -> None:
     answer = CliRunner().invoke(main, ["rehearse", "--leads", "100", "--max-stall", text])
     assert 1 == answer.exit_code
-    assert "is not a duration; write 250ms or 0.25s" in answer.stderr
-
-
-def test_durations() -> None:
-    assert [0.25, 0.25, 2.0] == [parse_duration(text) for text in ("250ms", "0.25s", " 2 s ")]
+    assert answer.stderr.startswith(f"Error: --max-stall: {text!r} is ")
 
 
 # --- the verdict

@@ -171,7 +171,7 @@ def test_an_index_build_says_for_whom_it_waits_and_ends_with_the_budget(host: Da
 
 
 @ONE_SERVER
-@pytest.mark.parametrize("text", ["", "soon", "-1s", "1h", "60 s s"])
+@pytest.mark.parametrize("text", ["", "soon", "-1s", "1 month", "60 s s"])
 def test_a_bad_lock_budget_is_refused(host: Database, text: str) -> None:
     with pytest.raises(CommandError, match="-x lock_budget"):
         host.upgrade("head", lock_budget=text)

@@ -11,7 +11,7 @@ from alembic.config import Config
 
 from leadprotect import settings
 from leadprotect.errors import SettingsError
-from leadprotect.settings import KEYS, Settings, load, parse
+from leadprotect.settings import KEYS, Settings, duration, load, parse
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -292,15 +292,55 @@ def test_user_territory_and_correlation_need_an_option_each() -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("0", 0), ("90", 90), ("5 s", 5), ("2min", 120), ("3 H", 10800), ("1 day", 86400), ("2 weeks", 1209600)],
+    [("0", 0), ("90", 90), ("5 s", 5), ("2min", 120), ("3 H", 10800), ("1.5 days", 129600), ("2 weeks", 1209600)],
 )
 def test_an_observation_window_is_read(text: str, seconds: int) -> None:
     assert parse({"observation_window": text}).observation_window == seconds
 
 
-@pytest.mark.parametrize("text", ["-1", "1.5 days", "soon", "1 month", "7 days 3 hours", "11 years", "4000 days"])
+@pytest.mark.parametrize("text", ["-1", "1.5 s", "250ms", "soon", "1 month", "7 days 3 hours", "11 years", "4000 days"])
 def test_a_bad_observation_window_is_refused(text: str) -> None:
     assert refusal(observation_window=text).startswith("observation_window: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0", 0),
+        ("90", 90),
+        ("250ms", 0.25),
+        ("1 millisecond", 0.001),
+        ("0.25s", 0.25),
+        (" 2 sec ", 2),
+        ("60 seconds", 60),
+        ("2m", 120),
+        ("2min", 120),
+        ("30 Minutes", 1800),
+        ("1h", 3600),
+        ("12 hours", 43200),
+        ("1d", 86400),
+        ("7 days", 604800),
+        ("2w", 1209600),
+        ("2 weeks", 1209600),
+    ],
+)
+def test_a_duration_is_read(text: str, seconds: float) -> None:
+    assert seconds == duration("lock_wait", text)
+
+
+@pytest.mark.parametrize("text", ["", "s", "-1s", "+1s", ".5s", "1.s", "1e3", "1 month", "1h 30min", "\u0661s"])
+def test_what_is_no_duration_is_refused_with_the_key_named(text: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        duration("-x lock_wait", text)
+    assert str(caught.value).startswith(f"-x lock_wait: {text!r} is not a duration; write ")
+
+
+def test_a_duration_beyond_the_caller_s_own_bound_is_refused() -> None:
+    assert 60 == duration("--max-stall", "60 s", longest="1min")
+    with pytest.raises(SettingsError, match="--max-stall: '61 s' is longer than 1min"):
+        duration("--max-stall", "61 s", longest="1min")
+    with pytest.raises(SettingsError, match="is longer than 3650 days"):
+        duration("lock_wait", "9" * 400)
 
 
 @pytest.mark.parametrize("text", ["public", "none", "pg_read_all_data", "a, a", ","])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from leadprotect.errors import InvalidRequest
 from leadprotect.lab.rehearsal.steps import BUILDS
 from leadprotect.lab.traffic import quantile
 
@@ -135,14 +133,6 @@ class Rehearsal:
     def versions_at(self, step: Step) -> Iterable[str]:
         """Which versions run during a step: the new one is deployed after the first."""
         return VERSIONS if step is not self.steps[0] else VERSIONS[:1]
-
-
-def parse_duration(text: str) -> float:
-    """Seconds of "250ms", "0.25s" or "2s"; raises `InvalidRequest`."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s)", text.strip())
-    if match is None:
-        raise InvalidRequest(f"{text!r} is not a duration; write 250ms or 0.25s")
-    return float(match[1]) / (1000 if match[2] == "ms" else 1)
 
 
 def _kind(version: str, kind: str, found: list[Done]) -> Kind:
