@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +15,7 @@ from leadprotect.backfilling import jobs
 from leadprotect.backfilling.run import BATCH_SIZE, LARGEST_BATCH, PATIENCE_S, backfill
 from leadprotect.backfilling.signals import Limits
 from leadprotect.backfilling.verify import folder_problem, report_ownerless, verify_owners
+from leadprotect.cli.output import event
 from leadprotect.cli.progress import Bar, Lines
 from leadprotect.database.connection import connect
 from leadprotect.errors import BackfillIncomplete, BackfillStopped, LeadProtectError
@@ -96,7 +95,7 @@ def run_command(territories: tuple[str, ...], *, as_json: bool, report: Path | N
     elif options.pop("dry_run"):
         estimates = backfill(None, territories, dry_run=True)
         for estimate in estimates:
-            click.echo(_line(asdict(estimate), "estimate") if as_json else _estimated(estimate))
+            click.echo(event("estimate", estimate) if as_json else _estimated(estimate))
     else:
         _run(territories, options, as_json=as_json, report=report)
 
@@ -196,7 +195,7 @@ def _say_results(
 ) -> None:
     for result in results:
         if as_json:
-            click.echo(_line(asdict(result), "result"))
+            click.echo(event("result", result))
             continue
         seen = result.verified
         parts = [f"{result.scanned:,} leads scanned, {result.assigned:,} owners assigned"]
@@ -218,7 +217,7 @@ def _say_verified(territories: tuple[str, ...], *, as_json: bool, report: Path |
             report_ownerless(conn, territories, report)
     for seen in found:
         if as_json:
-            click.echo(_line(asdict(seen) | {"complete": seen.complete}, "verified"))
+            click.echo(event("verified", seen, complete=seen.complete))
             continue
         click.echo(
             f"{seen.territory}: {'complete' if seen.complete else 'INCOMPLETE'}, "
@@ -236,7 +235,7 @@ def _say_verified(territories: tuple[str, ...], *, as_json: bool, report: Path |
 def _say_jobs(found: Sequence[Job], *, as_json: bool = False) -> None:
     for job in found:
         if as_json:
-            click.echo(_line(asdict(job), "job"))
+            click.echo(event("job", job))
             continue
         why = f" ({job.request_reason})" if job.request_reason else ""
         part = "" if job.state == "done" else f" of about {max(job.total, job.scanned):,}"
@@ -252,7 +251,3 @@ def _estimated(estimate: Estimate) -> str:
         f"{estimate.ownerless:,} have no qualifying activity; about {estimate.seconds:,.0f} s with one worker, "
         f"{estimate.wal_bytes / 2**20:,.0f} MiB of WAL (from a sample of {estimate.sampled:,})"
     )
-
-
-def _line(fields: dict[str, Any], event: str) -> str:
-    return json.dumps({"event": event, **fields}, default=str)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-
 import click
 from rich.console import Console
 from rich.table import Table
 
+from leadprotect.cli import output
 from leadprotect.database.connection import connect
 from leadprotect.migration.status import Status, status
 from leadprotect.settings import current
@@ -22,7 +20,7 @@ def status_command(*, as_json: bool) -> None:
         conn.execute("SET lock_timeout = '2s'")  # it is asked when something is in the way
         found = status(conn)
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(found), default=str, indent=2))
+        click.echo(output.as_json(found, indent=2))
     else:
         _show(found, Console(highlight=False))
 
