@@ -75,6 +75,7 @@ def process() -> Iterator[None]:
     for name in [name for name in os.environ if is_ours(name)]:
         del os.environ[name]
     settings.current.cache_clear()
+    settings.render.cache_clear()
     ways.close()
     connection.owed.clear()
     context._standing.clear()  # noqa: SLF001 - it ends with its connection, which a failed test may still hold

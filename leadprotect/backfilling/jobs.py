@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from leadprotect.backfilled import Job
 from leadprotect.database.connection import rows
 from leadprotect.errors import InvalidRequest
-from leadprotect.settings import Settings, current, ident
+from leadprotect.settings import Settings, current, ident, render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def list_jobs(conn: AnyConnection, territories: Sequence[str] = (), *, settings: Settings | None = None) -> list[Job]:
     """The jobs of `territories` (none: of all). Raises `InvalidRequest` for one that is not in the database."""
     s = settings or current()
-    found = [Job(*row) for row in rows(conn, f"SELECT * FROM {ident(s.schema)}.backfill_status()")]
+    found = [Job(*row) for row in rows(conn, render("SELECT * FROM {schema}.backfill_status()", s))]
     check_known(territories, [job.territory for job in found])
     return [job for job in found if job.territory in territories or not territories]
 
@@ -59,7 +59,7 @@ def _request(
 ) -> list[Job]:
     s = settings or current()
     for job in list_jobs(conn, territories, settings=s):
-        call = f"SELECT {ident(s.schema)}.backfill_request(%s, %s, %s)"
+        call = render("SELECT {schema}.backfill_request(%s, %s, %s)", s)
         rows(conn, call, (job.territory, wanted, reason))
     return list_jobs(conn, territories, settings=s)
 
@@ -84,10 +84,10 @@ def pause_backfill(conn: psycopg.Connection[Any], settings: Settings, reason: st
     if conn.execute("SELECT to_regprocedure(%s)", (f"{schema}.backfill_status()",)).fetchone() == (None,):
         return []
     unfinished = conn.execute(
-        f"SELECT territory FROM {schema}.backfill_status() WHERE state IN ('running', 'interrupted')"
+        render("SELECT territory FROM {schema}.backfill_status() WHERE state IN ('running', 'interrupted')", settings)
     ).fetchall()
     for (territory,) in unfinished:
-        conn.execute(f"SELECT {schema}.backfill_request(%s, 'pause', %s)", (territory, reason))
+        conn.execute(render("SELECT {schema}.backfill_request(%s, 'pause', %s)", settings), (territory, reason))
     if unfinished:
         _wait_for_workers(conn, f"{schema}.backfill_chunks")
     return [territory for (territory,) in unfinished]

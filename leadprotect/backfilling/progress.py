@@ -7,6 +7,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from leadprotect.settings import render
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -71,7 +73,9 @@ class Watch:
         self._began = time.monotonic()
         self._looked = 0.0
         self._meter = Meter()
-        query = run.sql("SELECT sum({schema}.backfill_estimate(code))::bigint FROM unnest(%s::text[]) AS code")
+        query = render(
+            "SELECT sum({schema}.backfill_estimate(code))::bigint FROM unnest(%s::text[]) AS code", run.settings
+        )
         row = side.do(lambda conn: conn.execute(query, (list(run.territories),)).fetchone())
         self._total: int = row[0] if row else 0
 
@@ -108,9 +112,12 @@ def _reason(verdict: Verdict, waiting: str | None) -> str | None:
 
 def counts(run: Run, side: psycopg.Connection[Any], codes: list[str]) -> tuple[int, int, int]:
     """Leads scanned, owners assigned, leads put aside: of this walk, whoever did it."""
-    query = run.sql("""
+    query = render(
+        """
         SELECT sum(scanned)::bigint, sum(assigned)::bigint, sum(deferred)::bigint
         FROM {schema}.backfill_status() WHERE territory = ANY (%s)
-        """)
+        """,
+        run.settings,
+    )
     found = side.execute(query, (codes,)).fetchone()
     return found or (0, 0, 0)

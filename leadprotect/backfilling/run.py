@@ -25,7 +25,7 @@ from leadprotect.errors import (
     BackfillStopped,
     InvalidRequest,
 )
-from leadprotect.settings import current, parse, url
+from leadprotect.settings import current, parse, render, url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -169,16 +169,21 @@ def _run(run: Run, side: Session, workers: int, patience: float, on_progress: Wa
 
 def _start(run: Run, conn: psycopg.Connection[Any]) -> None:
     """Begin, or go on; a stop that stands is taken back when the runs that it was meant for could read it."""
-    query = run.sql("""
+    query = render(
+        """
         SELECT EXISTS (SELECT FROM {schema}.backfill_jobs WHERE territory = ANY (%s) AND request = 'stop')
            AND EXISTS (
              SELECT FROM pg_catalog.pg_stat_activity WHERE application_name = %s AND datname = current_database())
-        """)
+        """,
+        run.settings,
+    )
     until = time.monotonic() + _STOP_STANDS_S
     while conn.execute(query, (list(run.territories), APPLICATION)).fetchone() == (True,) and time.monotonic() < until:
         time.sleep(_TICK_S)
     for code in run.territories:
-        conn.execute(run.sql("SELECT {schema}.backfill_start(%s, %s)"), (code, ready.fingerprint(run.settings)))
+        conn.execute(
+            render("SELECT {schema}.backfill_start(%s, %s)", run.settings), (code, ready.fingerprint(run.settings))
+        )
 
 
 def _close(run: Run, conn: psycopg.Connection[Any], patience: float) -> tuple[list[Locked], str | None]:
@@ -188,7 +193,7 @@ def _close(run: Run, conn: psycopg.Connection[Any], patience: float) -> tuple[li
 
 def _finish(run: Run, conn: psycopg.Connection[Any]) -> None:
     for code in run.territories:
-        conn.execute(run.sql("SELECT {schema}.backfill_finish(%s)"), (code,))
+        conn.execute(render("SELECT {schema}.backfill_finish(%s)", run.settings), (code,))
 
 
 def _nothing_left(run: Run, side: psycopg.Connection[Any], index: str) -> list[Backfilled]:
@@ -222,7 +227,7 @@ def _work(run: Run, workers: int, watch: Watch) -> None:
 
 
 def _results(run: Run, side: psycopg.Connection[Any], locked: list[Locked], unsettled: str | None) -> list[Backfilled]:
-    (outside,) = side.execute(run.sql("SELECT {schema}.backfill_outside()")).fetchone() or (0,)
+    (outside,) = side.execute(render("SELECT {schema}.backfill_outside()", run.settings)).fetchone() or (0,)
     results = []
     for verified in verify.counted(side, run.territories, run.settings, deep=False):
         code = verified.territory

@@ -10,7 +10,7 @@ import psycopg
 
 from leadprotect.backfilling.signals import GO, SIGNALS, Asked, Limits, Verdict
 from leadprotect.database.opening import open_connection
-from leadprotect.settings import Settings, ident
+from leadprotect.settings import Settings, render
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -162,8 +162,11 @@ class Throttle(threading.Thread):
     def _requests(self) -> Verdict:
         try:
             (found,) = self._asking().row(
-                "SELECT json_agg(json_build_array(territory, request, request_reason)) "
-                f"FROM {ident(self._settings.schema)}.backfill_jobs WHERE territory = ANY (%s) AND request <> 'run'",
+                render(
+                    "SELECT json_agg(json_build_array(territory, request, request_reason)) "
+                    "FROM {schema}.backfill_jobs WHERE territory = ANY (%s) AND request <> 'run'",
+                    self._settings,
+                ),
                 (list(self._territories),),
             )
         except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):

@@ -16,7 +16,7 @@ from leadprotect.backfilling.sessions import RECONNECT_S, connection_lost
 from leadprotect.backfilling.slices import Bisection, Controller
 from leadprotect.database.opening import open_connection
 from leadprotect.errors import BackfillError
-from leadprotect.settings import Settings, ident
+from leadprotect.settings import Settings, render
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,10 +61,6 @@ class Run:
     errors: list[BaseException] = field(default_factory=list)
     slice_rows: int = 0
     waiting: str | None = None
-
-    def sql(self, statement: str) -> str:
-        """Fill in the name of our schema."""
-        return statement.replace("{schema}", ident(self.settings.schema))
 
     def connect(self) -> psycopg.Connection[Any]:
         """A session that gives way: short waits for locks, short statements, commits that wait for no disk.
@@ -129,20 +125,15 @@ class Worker(threading.Thread):
 
     def _claim(self, territory: str) -> tuple[int | None, int | None, bool] | None:
         """A chunk and its token, and whether others work on one; None if another claim was faster."""
+        query = """
+            SELECT c.chunk, c.token, EXISTS (
+              SELECT FROM {schema}.backfill_chunks AS o WHERE o.territory = %s AND o.finished_at IS NULL)
+            FROM {schema}.backfill_claim(%s, %s, %s, make_interval(secs => %s)) AS c
+            """
+        values = (territory, territory, self.job.batch_size, self.label, self.job.lease)
         try:
             with self._patient(_CLAIM_WAITS_S):
-                return (
-                    self._session()
-                    .execute(
-                        self.job.sql("""
-                    SELECT c.chunk, c.token, EXISTS (
-                      SELECT FROM {schema}.backfill_chunks AS o WHERE o.territory = %s AND o.finished_at IS NULL)
-                    FROM {schema}.backfill_claim(%s, %s, %s, make_interval(secs => %s)) AS c
-                    """),
-                        (territory, territory, self.job.batch_size, self.label, self.job.lease),
-                    )
-                    .fetchone()
-                )
+                return self._session().execute(render(query, self.job.settings), values).fetchone()
         except psycopg.Error as error:
             if error.sqlstate in VICTIM:
                 slow = error.sqlstate == _TIMED_OUT
@@ -218,9 +209,8 @@ class Worker(threading.Thread):
 
     def _call(self, function: str, *arguments: Any) -> Any:
         marks = ", ".join(["%s"] * len(arguments))
-        return (
-            self._session().execute(self.job.sql(f"SELECT * FROM {{schema}}.{function}({marks})"), arguments).fetchone()
-        )
+        statement = f"SELECT * FROM {render('{schema}', self.job.settings)}.{function}({marks})"
+        return self._session().execute(statement, arguments).fetchone()
 
     @contextmanager
     def _patient(self, lock_s: int) -> Iterator[None]:

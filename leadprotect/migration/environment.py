@@ -30,7 +30,7 @@ from leadprotect.migration import event_triggers, gate, locks, undoing
 from leadprotect.preflight import check
 from leadprotect.preflight.installed import check_installed
 from leadprotect.preflight.way_down import check_way_down
-from leadprotect.settings import Settings, duration, ident, literal, load, url
+from leadprotect.settings import Settings, duration, literal, load, render, url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -244,7 +244,7 @@ def _plan(
 
 def _current_heads(guard: psycopg.Connection[Any], settings: Settings) -> tuple[str, ...]:
     """What Alembic's own reader would say, but without a table made on the way."""
-    versions = ident(settings.version_table_schema, settings.version_table)
+    versions = render("{versions}", settings)
     if relation(guard, settings.version_table_schema, settings.version_table) is None:
         return ()
     try:

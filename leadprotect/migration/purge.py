@@ -12,7 +12,7 @@ from leadprotect.errors import RollbackError
 from leadprotect.migration import inventory
 from leadprotect.migration.locks import LOCK_TIMEOUT_MS
 from leadprotect.migration.status import revision
-from leadprotect.settings import Settings, current, ident
+from leadprotect.settings import Settings, current, ident, render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,13 +75,13 @@ def purge(conn: psycopg.Connection[Any], *, settings: Settings | None = None) ->
 
 def _purge(conn: psycopg.Connection[Any], s: Settings) -> Quarantine:
     conn.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_MS}ms'")
-    conn.execute(f"SET LOCAL ROLE {ident(s.role('owner'))}")
+    conn.execute(render("SET LOCAL ROLE {owner}", s))
     conn.execute("SET LOCAL search_path = pg_catalog")
     found = quarantine(conn, settings=s)
     for kind, query in _KINDS.items():
         names = [name for (name,) in conn.execute(query, (ident(s.quarantine),)).fetchall()]
         _drop(conn, kind, [name if kind == "ROUTINE" else ident(s.quarantine, name) for name in names])
-    conn.execute(f"DROP SCHEMA {ident(s.quarantine)} RESTRICT")
+    conn.execute(render("DROP SCHEMA {quarantine} RESTRICT", s))
     return found
 
 

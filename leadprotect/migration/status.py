@@ -10,7 +10,7 @@ from leadprotect.backfilling.jobs import list_jobs
 from leadprotect.database.connection import row, rows
 from leadprotect.errors import LockUnavailable
 from leadprotect.migration import gate
-from leadprotect.settings import Settings, current, ident, table
+from leadprotect.settings import Settings, current, ident, render, table
 
 if TYPE_CHECKING:
     from leadprotect.backfilled import Job
@@ -80,7 +80,7 @@ def status(conn: AnyConnection, *, settings: Settings | None = None) -> Status:
 
 def revision(conn: AnyConnection, settings: Settings) -> str | None:
     """The revision of ours that is applied; None at the base."""
-    versions = ident(settings.version_table_schema, settings.version_table)
+    versions = render("{versions}", settings)
     if not _exists(conn, versions):
         return None
     found = rows(conn, f"SELECT version_num FROM {versions} WHERE version_num LIKE %s", (r"lp\_%",))

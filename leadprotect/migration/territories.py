@@ -8,7 +8,7 @@ from leadprotect.database.connection import mapped_errors, rows
 from leadprotect.errors import InvalidRequest, PreflightError, SettingsError
 from leadprotect.migration.locks import LOCK_TIMEOUT_MS
 from leadprotect.preflight.names_taken import taken_roles
-from leadprotect.settings import Settings, check_territory_code, current, ident, literal
+from leadprotect.settings import Settings, check_territory_code, current, ident, literal, render
 from leadprotect.settings.names import ROLE_COMMENT
 
 if TYPE_CHECKING:
@@ -40,21 +40,25 @@ def add_territory(
         raise InvalidRequest(str(error)) from None
     with mapped_errors(), conn.transaction():
         conn.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_MS}ms'")
-        known = f"SELECT code FROM {ident(s.schema)}.territories WHERE lower(code) = lower(%s)"
+        known = render("SELECT code FROM {schema}.territories WHERE lower(code) = lower(%s)", s)
         if rows(conn, known, (code,)):
             message = f"territory: {code!r} is known already"
             raise InvalidRequest(message)
         _create_role(conn, s.role(code))
-        conn.execute(f"SET LOCAL ROLE {ident(s.role('owner'))}")
+        conn.execute(render("SET LOCAL ROLE {owner}", s))
         conn.execute(
-            f"INSERT INTO {ident(s.schema)}.territories (code, name, currency, legal_framework) "
-            "VALUES (%s, %s, %s, %s)",
+            render(
+                "INSERT INTO {schema}.territories (code, name, currency, legal_framework) VALUES (%s, %s, %s, %s)", s
+            ),
             (code, name or code, currency, legal_framework),
         )
         if vat_rate is not None:
             conn.execute(
-                f"INSERT INTO {ident(s.schema)}.territory_vat_rates (territory, rate, valid_from) "
-                "VALUES (%s, %s, current_date)",
+                render(
+                    "INSERT INTO {schema}.territory_vat_rates (territory, rate, valid_from) "
+                    "VALUES (%s, %s, current_date)",
+                    s,
+                ),
                 (code, vat_rate),
             )
         _register(conn, s)
@@ -83,11 +87,13 @@ def _create_role(conn: psycopg.Connection[Any], role: str) -> None:
 
 def _register(conn: psycopg.Connection[Any], s: Settings) -> None:
     """Its backfill, and after contract its code in the list that the border of the host's leads knows."""
-    schema = ident(s.schema)
-    if rows(conn, "SELECT to_regclass(%s)", (f"{schema}.backfill_jobs",)) != [(None,)]:
+    if rows(conn, "SELECT to_regclass(%s)", (render("{schema}.backfill_jobs", s),)) != [(None,)]:
         conn.execute(
-            f"INSERT INTO {schema}.backfill_jobs (territory) "
-            f"SELECT code FROM {schema}.territories ON CONFLICT (territory) DO NOTHING"
+            render(
+                "INSERT INTO {schema}.backfill_jobs (territory) "
+                "SELECT code FROM {schema}.territories ON CONFLICT (territory) DO NOTHING",
+                s,
+            )
         )
-    if rows(conn, "SELECT to_regprocedure(%s)", (f"{schema}.publish_territories()",)) != [(None,)]:
-        conn.execute(f"SELECT {schema}.publish_territories()")
+    if rows(conn, "SELECT to_regprocedure(%s)", (render("{schema}.publish_territories()", s),)) != [(None,)]:
+        conn.execute(render("SELECT {schema}.publish_territories()", s))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from leadprotect.database.catalog import one, relation
 from leadprotect.database.connection import rows
 from leadprotect.errors import PreflightError
-from leadprotect.settings import ident, literal, table
+from leadprotect.settings import ident, literal, render, table
 from leadprotect.settings.names import HOST_POLICIES
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def host(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
     if not one(conn, required, relation(conn, *s.leads_table.split(".", 1)), s.lead_id_column):
         found.append(
             f"lead_id_column: {s.leads_table}.{s.lead_id_column} may be NULL, and a lead without an id is nobody's: "
-            f"ALTER TABLE {table(s.leads_table)} ALTER COLUMN {ident(s.lead_id_column)} SET NOT NULL"
+            + render("ALTER TABLE {leads} ALTER COLUMN {lead_id} SET NOT NULL", s)
         )
     return found + _kinds(conn, s)
 

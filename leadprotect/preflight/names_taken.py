@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.catalog import one, relation
 from leadprotect.preflight.rights import missing_role
-from leadprotect.settings import Settings, ident, literal
+from leadprotect.settings import Settings, ident, literal, render
 from leadprotect.settings.names import HOST_INDEXES, HOST_POLICIES, HOST_TRIGGERS, ROLE_COMMENT
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def strangers(conn: psycopg.Connection[Any], s: Settings, statements: list[str])
     if owner and owner != s.role("owner"):
         found.append(f"schema {s.schema} exists and belongs to {owner}, not to {s.role('owner')}")
         statements += missing_role(conn, s, "owner")
-        statements.append(f"ALTER SCHEMA {ident(s.schema)} OWNER TO {ident(s.role('owner'))};")
+        statements.append(render("ALTER SCHEMA {schema} OWNER TO {owner};", s))
     return found + taken_roles(conn, s.roles, statements) + _on_host(conn, s)
 
 

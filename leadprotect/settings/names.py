@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from leadprotect.settings.load import KEYS, load
@@ -71,8 +72,12 @@ def sql(statement: str) -> DDL:
     return DDL(render(statement, load(context.config)).replace("%", "%%"))  # type: ignore[no-untyped-call]
 
 
+@lru_cache(maxsize=512)
 def render(statement: str, settings: Settings) -> str:
-    """Replace ``{name}`` in `statement` by what `names` holds; an unknown name is a `KeyError`."""
+    """Replace ``{name}`` in `statement` by what `names` holds; an unknown name is a `KeyError`.
+
+    Remembered, since a check of one lead would else spend more on its text than on asking.
+    """
     known = names(settings)
     return re.sub(r"\{([a-z_]+)\}", lambda match: known[match[1]], statement)
 
@@ -101,6 +106,7 @@ def names(settings: Settings) -> dict[str, str]:
         **{column.removesuffix("_column"): ident(getattr(s, column)) for column in columns},
         **{column + "_name": literal(getattr(s, column)) for column in columns},
         "lead_id_type": s.lead_id_type,
+        "lead_type": type_name(s.lead_id_type),
         "user_id_type": s.user_id_type,
         "kinds": ", ".join(literal(kind) for kind in s.qualifying_kinds),
         "territories": ", ".join(literal(code) for code in s.territories),
