@@ -11,7 +11,7 @@ from leadprotect.access.context import require_order, trace_id
 from leadprotect.database.connection import row
 from leadprotect.decision import Decision
 from leadprotect.errors import InvalidRequest, LeadAccessDenied
-from leadprotect.settings import current, ident, literal, type_name
+from leadprotect.settings import current, literal, render
 
 if TYPE_CHECKING:
     from leadprotect.database.connection import AnyConnection
@@ -34,7 +34,7 @@ def assert_edit(conn: AnyConnection, lead_id: Any, *, action: str = "EDIT", note
         message = f"action: {action!r} is not one of {', '.join(ACTIONS)}"
         raise InvalidRequest(message)
     s = current()
-    call = f"allow_edit(%s::{type_name(s.lead_id_type)}, %s::{ident(s.schema)}.lead_action, %s::pg_catalog.text)"
+    call = render("allow_edit(%s::{lead_type}, %s::{schema}.lead_action, %s::pg_catalog.text)", s)
     with metrics.timed("assert"):
         attempt = attempted(conn, call, (as_lead_id(lead_id), action, note), action=action, note=note)
     return conclude(conn, Decision(lead_id, attempt.reason), attempt)
@@ -50,7 +50,7 @@ def attempted(
     """
     check_text("note", note)
     require_order(conn)
-    schema, trace = ident(current().schema), trace_id()
+    schema, trace = render("{schema}", current()), trace_id()
     if trace is None:
         statement = _attempt(f"{schema}.{call}", f"{schema}.context()")
         reason, *facts = row(conn, statement, values, recording=True)

@@ -19,7 +19,7 @@ from sqlalchemy import exc
 from leadprotect.access.arguments import check_caller, check_text
 from leadprotect.database.connection import driver_connection, mapped_errors, owed, row, rows
 from leadprotect.errors import ConnectionUnusable, ContextMissing, ContextOutOfOrder
-from leadprotect.settings import current, ident
+from leadprotect.settings import current, render
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,7 +66,7 @@ def acting_as(
 def declaring(conn: AnyConnection, user_id: str, territory: str, correlation_id: str | None = None) -> Iterator[None]:
     """`acting_as` for ourselves: an auditor reads a territory without being a user in it ('')."""
     require_order(conn)
-    statement = f"SELECT context.*, {_BLOCK_NOW} FROM {ident(current().schema)}.context() AS context"
+    statement = f"SELECT context.*, {_BLOCK_NOW} FROM {render('{schema}', current())}.context() AS context"
     *outer, outer_block = row(conn, statement)
     driver = driver_connection(conn)
     block = _began(driver, outer_block or "")
@@ -193,13 +193,16 @@ def _over(conn: AnyConnection, driver: _Driver) -> bool:
 
 def declared(conn: AnyConnection) -> tuple[str | None, str | None, str | None]:
     """User, territory and correlation id as they are set now; '' and None both mean: not set."""
-    user_id, territory, correlation_id = row(conn, f"SELECT * FROM {ident(current().schema)}.context()")
+    user_id, territory, correlation_id = row(conn, render("SELECT * FROM {schema}.context()", current()))
     return user_id, territory, correlation_id
 
 
 def _setting() -> str:
-    context = f"{ident(current().schema)}.set_context(%s::pg_catalog.text, %s::pg_catalog.text, %s::pg_catalog.text)"
-    return f"SELECT {context}, pg_catalog.set_config('leadprotect.block', %s, true)"
+    return render(
+        "SELECT {schema}.set_context(%s::pg_catalog.text, %s::pg_catalog.text, %s::pg_catalog.text), "
+        "pg_catalog.set_config('leadprotect.block', %s, true)",
+        current(),
+    )
 
 
 def trace_id() -> str | None:

@@ -15,7 +15,7 @@ from leadprotect.access import ways
 from leadprotect.database.connection import async_connection, mapped_errors
 from leadprotect.database.opening import pin
 from leadprotect.errors import AuditUnavailable, LeadProtectError
-from leadprotect.settings import current, ident, type_name
+from leadprotect.settings import current, render
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,11 +54,11 @@ def record_denial(conn: AnyConnection, attempt: Attempt) -> None:
     caller's rollback. Raises `AuditUnavailable` when it can't be written within 5 seconds.
     """
     s = current()
-    schema = ident(s.schema)
-    statement = (
-        f"SELECT {schema}.record_denial(%s::{type_name(s.lead_id_type)}, %s::{schema}.lead_action, "
+    statement = render(
+        "SELECT {schema}.record_denial(%s::{lead_type}, %s::{schema}.lead_action, "
         "%s::pg_catalog.text, %s::pg_catalog.text, %s::pg_catalog.text) "
-        f"FROM {schema}.set_context(%s::pg_catalog.text, %s::pg_catalog.text, %s::pg_catalog.text)"
+        "FROM {schema}.set_context(%s::pg_catalog.text, %s::pg_catalog.text, %s::pg_catalog.text)",
+        s,
     )
     a = attempt
     values = (a.lead_id, a.action, a.reason, a.note, a.ticket, a.user_id, a.territory, a.correlation_id)

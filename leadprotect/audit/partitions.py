@@ -13,7 +13,7 @@ from leadprotect.database import blockers
 from leadprotect.database.connection import row, rows
 from leadprotect.database.opening import open_connection
 from leadprotect.errors import InvalidRequest, LockUnavailable
-from leadprotect.settings import current, ident
+from leadprotect.settings import current, render
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,7 +42,7 @@ def create_partitions(conn: psycopg.Connection[Any], *, ahead: int = 3, max_move
     not 0 to 120, or when more than `max_moved` rows would have to be copied, `LockUnavailable`
     when live traffic leaves no gap of 100 ms within some ten seconds.
     """
-    call = f"SELECT {ident(current().schema)}.create_audit_partitions(%s::integer, %s::integer)"
+    call = render("SELECT {schema}.create_audit_partitions(%s::integer, %s::integer)", current())
     (created,) = _patiently(conn, partial(row, conn, call, (ahead, max_moved)))
     return int(created)
 
@@ -57,14 +57,13 @@ def detach(conn: psycopg.Connection[Any], before: date) -> Iterator[Detached]:
     if before.replace(day=1) > datetime.now(UTC).date():
         message = f"before: {before:%Y-%m} is still to come; a month is detached when it is over"
         raise InvalidRequest(message)
-    schema = ident(current().schema)
-    query = f"""
+    query = """
         SELECT (from_month AT TIME ZONE 'UTC')::pg_catalog.date FROM {schema}.audit_partitions()
         WHERE to_month OPERATOR(pg_catalog.<=) (%s::timestamp AT TIME ZONE 'UTC') ORDER BY 1
         """
-    for (month,) in rows(conn, query, (before.replace(day=1),)):
-        call = f"SELECT detached::pg_catalog.text, row_count FROM {schema}.detach_audit_month(%s::pg_catalog.date)"
-        yield Detached(*_patiently(conn, partial(row, conn, call, (month,))))
+    for (month,) in rows(conn, render(query, current()), (before.replace(day=1),)):
+        call = "SELECT detached::pg_catalog.text, row_count FROM {schema}.detach_audit_month(%s::pg_catalog.date)"
+        yield Detached(*_patiently(conn, partial(row, conn, render(call, current()), (month,))))
 
 
 def _patiently(conn: psycopg.Connection[Any], attempt: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:

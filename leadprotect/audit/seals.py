@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.connection import rows
-from leadprotect.settings import current, ident
+from leadprotect.settings import current, render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,7 +92,7 @@ def seal(conn: AnyConnection, *, rows_per_seal: int = ROWS_PER_SEAL) -> tuple[He
     `InvalidRequest` in a transaction that has written already or is not READ COMMITTED.
     """
     columns = "territory, number, pg_catalog.encode(hash, 'hex'), sealed"
-    statement = f"SELECT {columns} FROM {ident(current().schema)}.seal_audit(%s::integer)"
+    statement = f"SELECT {columns} FROM {render('{schema}', current())}.seal_audit(%s::integer)"
     return tuple(Head(*found) for found in rows(conn, statement, (rows_per_seal,)))
 
 

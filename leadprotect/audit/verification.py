@@ -11,7 +11,7 @@ from leadprotect.access.context import declaring
 from leadprotect.audit import chains
 from leadprotect.audit.seals import joined, listed
 from leadprotect.database.connection import own_names, rows
-from leadprotect.settings import current, ident
+from leadprotect.settings import current, render
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -93,8 +93,8 @@ def verify_audit(
 
 
 def _verified(conn: AnyConnection, known: Mapping[tuple[str | None, int], str], log: Iterable[str]) -> Verification:
-    schema = ident(current().schema)
-    codes = rows(conn, f"SELECT code, {schema}.is_member(code) FROM {schema}.territories ORDER BY code")
+    s = current()
+    codes = rows(conn, render("SELECT code, {schema}.is_member(code) FROM {schema}.territories ORDER BY code", s))
     readable: list[str | None] = [None, *(code for code, member in codes if member)]
     unchecked = [code for code, member in codes if not member]
     chains = []
@@ -102,10 +102,10 @@ def _verified(conn: AnyConnection, known: Mapping[tuple[str | None, int], str], 
         with declaring(conn, "", code or ""):
             chains.append(_chain(conn, code, known))
     # whom no policy binds sees chains of territories that are no longer listed, too
-    for (code,) in rows(conn, f"SELECT DISTINCT territory FROM {schema}.lead_access_audit_seals"):
+    for (code,) in rows(conn, render("SELECT DISTINCT territory FROM {schema}.lead_access_audit_seals", s)):
         if code not in (chain.territory for chain in chains):
             chains.append(_chain(conn, code, known))
-    drawn = [range(low, high + 1) for low, high in rows(conn, f"SELECT * FROM {schema}.audit_number_gaps()")]
+    drawn = [range(low, high + 1) for low, high in rows(conn, render("SELECT * FROM {schema}.audit_number_gaps()", s))]
     told = sorted(_told(conn, log))
     gaps = tuple(part for gap in drawn for part in _without(gap, told))
     explained = sum(map(len, drawn)) - sum(map(len, gaps))
@@ -114,7 +114,7 @@ def _verified(conn: AnyConnection, known: Mapping[tuple[str | None, int], str], 
 
 def _told(conn: AnyConnection, log: Iterable[str]) -> Iterator[int]:
     """Numbers of the denials that our function told the log; any login can write a line that looks the same."""
-    call = f"SELECT * FROM {ident(current().schema)}.proved_denials(%s::bigint[], %s::text[], %s::text[])"
+    call = render("SELECT * FROM {schema}.proved_denials(%s::bigint[], %s::text[], %s::text[])", current())
     found = (match for line in log for match in _as_written(line))
     while part := list(islice(found, _LINES)):
         numbers, facts, proofs = zip(*(match.groups() for match in part), strict=True)
