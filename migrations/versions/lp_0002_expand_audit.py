@@ -3,7 +3,7 @@
 Why: contracts with agents hang on who could edit what, and when. Login, role, time and transaction
 come from the server; guards that fire ALWAYS refuse every change, on the parent and each partition.
 
-Locks on host tables: none.
+Locks on host tables: none beyond ACCESS SHARE, which every SELECT takes.
 
 Undone by: moving the table and its partitions to the quarantine schema, guarded and row-secured.
 """

@@ -3,7 +3,7 @@
 Why: a superuser can change any row. A seal says by value what the audit held, and holds the hash of
 the seal before it, so that whoever keeps the newest hash elsewhere finds any change.
 
-Locks on host tables: none.
+Locks on host tables: none beyond ACCESS SHARE, which every SELECT takes.
 
 Undone by: moving the seals to the quarantine schema, guarded and row-secured.
 """
