@@ -30,15 +30,15 @@
 -- Contents, with the line:
 --
 --      43  Who calls which function
---      85  Territories and the border
---     272  Ownership and rules
---     914  Decision
---    1280  Attempts and audit
---    2148  Seals
---    2508  Transition
---    2776  Backfill and verification
---    3630  Gate
---    3962  Host
+--      86  Territories and the border
+--     273  Ownership and rules
+--     915  Decision
+--    1292  Attempts and audit
+--    2160  Seals
+--    2520  Transition
+--    2791  Backfill and verification
+--    3645  Gate
+--    3977  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -75,12 +75,13 @@
 -- nobody: they serve policies, triggers, revisions and the functions above
 --    keep_assignment, end_lead_rules, host_lead, protected_leads, newest_activities, refuse_change,
 --    secure_audit_table, add_audit_partition, clear_audit_default, audit_settled_until,
---    append_audit_seal, is_code, in_force, decision, require_fresh_rules, decide_locked, bounded,
---    write_audit, denial_proof, draw_denial, deny, answered, require, try_edit, lead_for_ownership,
---    is_manager, try_change_owner, try_change_sharing, end_rules, require_manager, in_transition,
---    note_unsettled, note_contextless_write, own_moved_lead, forget_lead, own_active_lead,
---    require_transition, chunk_bounds, next_leads, own_leads, ways_around, require_open_gate,
---    acts_bound, audit_edit, audit_truncate, refuse_move, publish_territories
+--    append_audit_seal, is_code, in_force, begins, decision, require_fresh_rules, decide_locked,
+--    bounded, write_audit, denial_proof, draw_denial, deny, answered, require, try_edit,
+--    lead_for_ownership, is_manager, try_change_owner, try_change_sharing, end_rules,
+--    require_manager, in_transition, note_unsettled, note_contextless_write, own_moved_lead,
+--    forget_lead, own_active_lead, require_transition, chunk_bounds, next_leads, own_leads,
+--    ways_around, require_open_gate, acts_bound, audit_edit, audit_truncate, refuse_move,
+--    publish_territories
 
 -- =================================================================================================
 -- Territories and the border
@@ -1021,6 +1022,17 @@ COMMENT ON FUNCTION leadprotect.in_force(active boolean, effective_from timestam
 REVOKE ALL ON FUNCTION leadprotect.in_force(active boolean, effective_from timestamp with time zone, effective_to timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.in_force(active boolean, effective_from timestamp with time zone, effective_to timestamp with time zone) TO leadprotect_reader;
 
+-- function begins, lp_0004_expand_decisions
+
+CREATE FUNCTION leadprotect.begins(effective_from timestamp with time zone, made_at timestamp with time zone) RETURNS timestamp with time zone
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE WHEN (effective_from <= made_at) THEN '-infinity'::timestamp with time zone ELSE effective_from END;
+
+COMMENT ON FUNCTION leadprotect.begins(effective_from timestamp with time zone, made_at timestamp with time zone) IS 'From when a rule takes a right away from whoever can see it: at once where it was to begin when it was made';
+
+REVOKE ALL ON FUNCTION leadprotect.begins(effective_from timestamp with time zone, made_at timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.begins(effective_from timestamp with time zone, made_at timestamp with time zone) TO leadprotect_reader;
+
 -- function decision, lp_0004_expand_decisions, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.decision(lead uuid, caller uuid, here text) RETURNS TABLE(reason text)
@@ -1030,9 +1042,9 @@ CREATE FUNCTION leadprotect.decision(lead uuid, caller uuid, here text) RETURNS 
          CASE
              WHEN ((EXISTS ( SELECT
                 FROM leadprotect.lead_protection_rules r
-               WHERE ((r.user_id = decision.caller) AND (r.territory = decision.here) AND (r.protection = 'VIEW_ONLY'::leadprotect.protection_type) AND (r.lead_id IS NULL) AND leadprotect.in_force(r.active, r.effective_from, r.effective_to)))) OR (EXISTS ( SELECT
+               WHERE ((r.user_id = decision.caller) AND (r.territory = decision.here) AND (r.protection = 'VIEW_ONLY'::leadprotect.protection_type) AND (r.lead_id IS NULL) AND leadprotect.in_force(r.active, leadprotect.begins(r.effective_from, r.made_at), r.effective_to)))) OR (EXISTS ( SELECT
                 FROM leadprotect.lead_protection_rules r
-               WHERE ((r.user_id = decision.caller) AND (r.territory = decision.here) AND (r.protection = 'VIEW_ONLY'::leadprotect.protection_type) AND (r.lead_id = decision.lead) AND leadprotect.in_force(r.active, r.effective_from, r.effective_to))))) THEN 'suspended'::text
+               WHERE ((r.user_id = decision.caller) AND (r.territory = decision.here) AND (r.protection = 'VIEW_ONLY'::leadprotect.protection_type) AND (r.lead_id = decision.lead) AND leadprotect.in_force(r.active, leadprotect.begins(r.effective_from, r.made_at), r.effective_to))))) THEN 'suspended'::text
              WHEN (a.user_id = decision.caller) THEN 'owner'::text
              WHEN (EXISTS ( SELECT
                 FROM leadprotect.lead_protection_rules r
@@ -1041,7 +1053,7 @@ CREATE FUNCTION leadprotect.decision(lead uuid, caller uuid, here text) RETURNS 
                 FROM leadprotect.lead_protection_rules r
                WHERE ((r.user_id = decision.caller) AND (r.territory = decision.here) AND (r.protection = 'COLLABORATOR'::leadprotect.protection_type) AND (r.lead_id IS NULL) AND leadprotect.in_force(r.active, r.effective_from, r.effective_to)))) AND (NOT (EXISTS ( SELECT
                 FROM leadprotect.lead_protection_rules sole
-               WHERE ((sole.user_id = a.user_id) AND (sole.territory = decision.here) AND (sole.protection = 'SOLE_OWNER'::leadprotect.protection_type) AND ((sole.lead_id IS NULL) OR (sole.lead_id = decision.lead)) AND leadprotect.in_force(sole.active, sole.effective_from, sole.effective_to)))))) THEN 'collaborator'::text
+               WHERE ((sole.user_id = a.user_id) AND (sole.territory = decision.here) AND (sole.protection = 'SOLE_OWNER'::leadprotect.protection_type) AND ((sole.lead_id IS NULL) OR (sole.lead_id = decision.lead)) AND leadprotect.in_force(sole.active, leadprotect.begins(sole.effective_from, sole.made_at), sole.effective_to)))))) THEN 'collaborator'::text
              WHEN (a.user_id IS NULL) THEN 'unassigned'::text
              ELSE 'not_owner'::text
          END AS "case"
@@ -2684,10 +2696,13 @@ CREATE FUNCTION leadprotect.own_moved_lead() RETURNS trigger
     AS $$
         BEGIN
           INSERT INTO "leadprotect".user_lead_assignments (lead_id, territory, user_id, source, activity_at, activity_id)
-          SELECT NEW."id", t.code, NULL, 'moved', newest.activity_at, newest.activity_id
+          SELECT NEW."id", t.code,
+                 CASE WHEN OLD."territory" IS NULL THEN newest.user_id END,
+                 CASE WHEN OLD."territory" IS NULL THEN 'activity' ELSE 'moved' END,
+                 newest.activity_at, newest.activity_id
           FROM "leadprotect".territories AS t
           LEFT JOIN "leadprotect".newest_activities(ARRAY[NEW."id"]) AS newest ON true
-          WHERE t.code = NEW."territory"
+          WHERE t.code = NEW."territory" AND (OLD."territory" IS NOT NULL OR newest.user_id IS NOT NULL)
           ON CONFLICT (lead_id, territory) DO NOTHING;
           RETURN NULL;
         END
@@ -4207,13 +4222,16 @@ CREATE TRIGGER leadprotect_refuse_move AFTER UPDATE ON public.leads FOR EACH ROW
 
 ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_refuse_move;
 
--- table leadprotect_alembic_version, Alembic itself
+-- table alembic_version, Alembic itself
 
-CREATE TABLE public.leadprotect_alembic_version (
+CREATE TABLE leadprotect.alembic_version (
     version_num character varying(32) NOT NULL
 );
 
-ALTER TABLE ONLY public.leadprotect_alembic_version
-    ADD CONSTRAINT leadprotect_alembic_version_pkc PRIMARY KEY (version_num);
+COMMENT ON TABLE leadprotect.alembic_version IS 'What Alembic keeps: the revisions of leadprotect that are applied';
+COMMENT ON COLUMN leadprotect.alembic_version.version_num IS 'the revision';
 
-GRANT SELECT ON TABLE public.leadprotect_alembic_version TO leadprotect_operator;
+ALTER TABLE ONLY leadprotect.alembic_version
+    ADD CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num);
+
+GRANT SELECT ON TABLE leadprotect.alembic_version TO leadprotect_operator;

@@ -89,7 +89,7 @@ SUBJECTS = (
         "Decision",
         """May the user in context edit this lead, and why? Read decision() first: the others bring it the
         context, or answer for many leads at once. None of them writes.""",
-        "parse_user context set_context host_lead protected_leads in_force decision decide editable_among "
+        "parse_user context set_context host_lead protected_leads in_force begins decision decide editable_among "
         "editable_leads can_edit_lead explain_edit has_rules v_lead_protection",
     ),
     Subject(
@@ -135,8 +135,7 @@ SUBJECTS = (
         "Host",
         """What stands on the host's tables, the functions behind it, and what the tables were like before (that is
         how a downgrade gives them back). The triggers fire ALWAYS: session_replication_role does not silence them.""",
-        "forget_lead acts_bound audit_edit audit_truncate refuse_move host_row_security leadprotect_alembic_version "
-        "host:*",
+        "forget_lead acts_bound audit_edit audit_truncate refuse_move host_row_security alembic_version host:*",
     ),
 )
 
