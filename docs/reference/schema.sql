@@ -4222,13 +4222,16 @@ CREATE TRIGGER leadprotect_refuse_move AFTER UPDATE ON public.leads FOR EACH ROW
 
 ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_refuse_move;
 
--- table leadprotect_alembic_version, Alembic itself
+-- table alembic_version, Alembic itself
 
-CREATE TABLE public.leadprotect_alembic_version (
+CREATE TABLE leadprotect.alembic_version (
     version_num character varying(32) NOT NULL
 );
 
-ALTER TABLE ONLY public.leadprotect_alembic_version
-    ADD CONSTRAINT leadprotect_alembic_version_pkc PRIMARY KEY (version_num);
+COMMENT ON TABLE leadprotect.alembic_version IS 'What Alembic keeps: the revisions of leadprotect that are applied';
+COMMENT ON COLUMN leadprotect.alembic_version.version_num IS 'the revision';
 
-GRANT SELECT ON TABLE public.leadprotect_alembic_version TO leadprotect_operator;
+ALTER TABLE ONLY leadprotect.alembic_version
+    ADD CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num);
+
+GRANT SELECT ON TABLE leadprotect.alembic_version TO leadprotect_operator;

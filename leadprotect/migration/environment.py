@@ -23,14 +23,14 @@ from sqlalchemy import Connection, Engine, create_engine, event, exc, pool
 from leadprotect import phases
 from leadprotect.backfilling import jobs
 from leadprotect.database import blockers
-from leadprotect.database.catalog import relation
 from leadprotect.database.opening import PINNED, open_connection, pin, pin_session
 from leadprotect.errors import GateClosed, LeadProtectError, SettingsError
-from leadprotect.migration import event_triggers, gate, locks, undoing
-from leadprotect.preflight import check
+from leadprotect.migration import event_triggers, gate, locks, undoing, version_table
+from leadprotect.preflight import check, standing
 from leadprotect.preflight.installed import check_installed
+from leadprotect.preflight.version_table import check_may_write, check_version_table, read_versions
 from leadprotect.preflight.way_down import check_way_down
-from leadprotect.settings import Settings, duration, literal, load, render, url
+from leadprotect.settings import Settings, duration, literal, load, url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -120,11 +120,20 @@ def _run_offline(settings: Settings, *, contract: str) -> None:
     steps_from = _asked(settings, **how)["fn"]
 
     def steps(heads: Any, migration: Any) -> Iterator[Any]:
+        missing, last = not heads, None
         for step in steps_from(heads, migration):
             if _is_contract(step) and contract == "hold":
                 return
+            if missing and _is_upgrade(step):
+                _script(*version_table.making(settings))
+                migration._version.create = _left_alone  # noqa: SLF001 - or the script would make it twice
+                missing = False
             context.execute(LOCK_TIMEOUT)  # again for each step: an index build waits longer
             yield step
+            last = step
+        if _ends_at_base(last):
+            _script(version_table.dropping(settings))
+            migration._version.drop = _left_alone  # noqa: SLF001 - older versions of Alembic would drop it again
 
     _configure(settings, fn=steps, **how)
     with context.begin_transaction():
@@ -136,6 +145,16 @@ def _run_offline(settings: Settings, *, contract: str) -> None:
         context.run_migrations()
 
 
+def _script(*statements: str) -> None:
+    """Write statements into the script as they stand."""
+    for statement in statements:
+        context.get_context().impl.static_output(f"{statement.strip()};\n")
+
+
+def _left_alone(*_: Any, **__: Any) -> None:
+    """Alembic's own table would belong to whoever runs the script."""
+
+
 def _run_online(settings: Settings, *, contract: str, budget: float, wait: float) -> None:
     opts = _asked(settings, dialect_name="postgresql")
     planned = opts["fn"]
@@ -144,7 +163,10 @@ def _run_online(settings: Settings, *, contract: str, budget: float, wait: float
     with ExitStack() as stack:
         engine = _connectable(settings)
         guard = stack.enter_context(_side_connection(engine))
-        if "destination_rev" in opts:  # upgrade, downgrade, stamp; other commands only look
+        writes = "destination_rev" in opts  # upgrade, downgrade, stamp; other commands only look
+        if not writes:
+            read_versions(guard, settings, ours=True)
+        else:
             held = stack.enter_context(locks.one_at_a_time(guard, settings, wait=wait))
             planned = _plan(opts, guard, settings, contract, lost, held)
         connection, pid = stack.enter_context(_migration_connection(engine, lost))
@@ -152,6 +174,9 @@ def _run_online(settings: Settings, *, contract: str, budget: float, wait: float
         seen = stack.enter_context(blockers.watch(stack.enter_context(_side_connection(engine)), pid))
         try:
             locks.retry(_migrate, budget=lost, seen=seen)
+            connection.rollback()
+            if writes:
+                version_table.drop_empty(guard, settings)
         except exc.DBAPIError as error:
             if reason := event_triggers.culprit(guard, error, settings):
                 raise CommandError(f"{_explained(error)}: {reason}") from None
@@ -198,6 +223,7 @@ def _configure(settings: Settings, held: Callable[[], None] | None = None, **how
         version_table=settings.version_table,
         version_table_schema=settings.version_table_schema,
         on_version_apply=applied,
+        dont_mutate=True,  # Alembic never makes the version table: who runs it would own it
         leadprotect=True,  # tells a revision that a closed gate is understood here
         **how,
     )
@@ -216,19 +242,17 @@ def _plan(
     Deciding once matters: a retry after a lock timeout goes on with what is left, so ``downgrade -2``
     never goes one further.
     """
-    heads = () if opts.get("purge") else _current_heads(guard, settings)
+    present = _present(guard, settings)
+    heads = () if opts.get("purge") else present or ()
     left = list(opts["fn"](heads, context.get_context()))
-    if heads and any(isinstance(step, RevisionStep) for step in left):
-        check_installed(guard, settings, applied=True)
-    if any(_is_upgrade(step) for step in left):
-        check.check_before_migration(guard, settings, fresh=not heads)
-    elif left:
-        check.check_server(guard)
-    if undone := [step.revision for step in left if isinstance(step, RevisionStep) and not step.is_upgrade]:
-        check_way_down(guard, settings, undoing.script(undone))
+    _check(guard, settings, left, applied=bool(heads))
+    if heads and not left:
+        _check_standing(guard, settings, contract, heads)
     if any(_undoes_backfill(step) for step in left):
         for territory in jobs.pause_backfill(guard, settings, "alembic downgrade"):
             log.warning("paused the backfill of %s, which this downgrade ends", territory)
+    if left and present is None:
+        _make_version_table(guard, settings)
 
     def remaining(_heads: Any, _migration: Any) -> Iterator[Any]:
         while left:
@@ -242,15 +266,48 @@ def _plan(
     return remaining
 
 
-def _current_heads(guard: psycopg.Connection[Any], settings: Settings) -> tuple[str, ...]:
-    """What Alembic's own reader would say, but without a table made on the way."""
-    versions = render("{versions}", settings)
-    if relation(guard, settings.version_table_schema, settings.version_table) is None:
-        return ()
+def _check(guard: psycopg.Connection[Any], settings: Settings, left: list[Any], *, applied: bool) -> None:
+    """Refuse what would fail halfway, up or down."""
+    if not applied or any(isinstance(step, RevisionStep) for step in left):
+        check_installed(guard, settings, applied=applied)
+    if any(_is_upgrade(step) for step in left):
+        check.check_before_migration(guard, settings, fresh=not applied)
+    elif left:
+        check.check_server(guard)
+    if undone := [step.revision for step in left if isinstance(step, RevisionStep) and not step.is_upgrade]:
+        check_way_down(guard, settings, undoing.script(undone))
+
+
+def _present(guard: psycopg.Connection[Any], settings: Settings) -> tuple[str, ...] | None:
+    """What is applied, of a table that is ours and that this role may write; None without a table."""
+    if check_version_table(guard, settings, ours=True):
+        check_may_write(guard, settings)
+    return read_versions(guard, settings, ours=True)
+
+
+def _make_version_table(guard: psycopg.Connection[Any], settings: Settings) -> None:
     try:
-        return tuple(row[0] for row in guard.execute(f"SELECT version_num FROM {versions}"))
-    except psycopg.errors.UndefinedColumn:
-        raise SettingsError(f"version_table: {versions} exists, but is no version table of Alembic") from None
+        version_table.make(guard, settings)
+    except psycopg.Error as error:
+        if reason := event_triggers.culprit(guard, error, settings):
+            raise CommandError(f"{_explained(error)}: {reason}") from None
+        raise
+
+
+def _check_standing(guard: psycopg.Connection[Any], settings: Settings, contract: str, heads: tuple[str, ...]) -> None:
+    """Where nothing is to be done: whether that is so, or only a number says it; raises where contract is required."""
+    chain = phases.chain()
+    for head in set(heads) & set(chain):
+        if missing := standing.missing(guard, settings, chain[: chain.index(head) + 1]):
+            lacks = ", ".join(missing)
+            said = (
+                f"nothing was done, because the version table says {head}, but the database lacks {lacks}: "
+                f"alembic downgrade {phases.before('contract')[-1]} and upgrade make anew what contract put on the "
+                "leads; tables come back from a backup, or by alembic stamp base and upgrade where all are gone"
+            )
+            if contract == "require":
+                raise GateClosed(f"contract is required, and {said}")
+            log.warning("%s", said)
 
 
 def _may_contract(guard: psycopg.Connection[Any], settings: Settings, contract: str, step: RevisionStep) -> bool:
@@ -269,6 +326,10 @@ def _may_contract(guard: psycopg.Connection[Any], settings: Settings, contract: 
 
 def _is_upgrade(step: Any) -> bool:
     return isinstance(step, RevisionStep) and step.is_upgrade
+
+
+def _ends_at_base(step: Any) -> bool:
+    return isinstance(step, RevisionStep) and not step.is_upgrade and step.revision.down_revision is None
 
 
 def _undoes_backfill(step: Any) -> bool:

@@ -68,9 +68,11 @@ def take(conn: psycopg.Connection[Any], settings: Settings) -> Inventory:
                ARRAY(SELECT p.rule FROM policies AS p WHERE p.polrelid = c.oid AND NOT p.polpermissive)
         FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
         WHERE n.nspname IN (%(schema)s, %(quarantine)s) AND c.relkind IN ('r', 'p')
+          AND (n.nspname, c.relname) <> (%(versions_schema)s, %(versions)s)
         ORDER BY c.relname
         """
-    found = conn.execute(query, {"schema": settings.schema, "quarantine": settings.quarantine}).fetchall()
+    values = {"schema": settings.schema, "quarantine": settings.quarantine, **_versions(settings)}
+    found = conn.execute(query, values).fetchall()
     tables = {
         name: Kept(schema, oid, secured, frozenset(grantees), frozenset(permissive), frozenset(restrictive))
         for name, schema, oid, secured, grantees, permissive, restrictive in found
@@ -84,11 +86,14 @@ def count(conn: psycopg.Connection[Any], settings: Settings, *schemas: str) -> d
     None for a table that is so large that nobody on call would wait for it.
     """
     query = """
-        SELECT n.nspname::text, c.relname::text, c.reltuples > %s FROM pg_catalog.pg_class AS c
+        SELECT n.nspname::text, c.relname::text, c.reltuples > %(large)s FROM pg_catalog.pg_class AS c
         JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-        WHERE n.nspname = ANY (%s::text[]) AND c.relkind = 'r' ORDER BY c.relname
+        WHERE n.nspname = ANY (%(schemas)s::text[]) AND c.relkind = 'r'
+          AND (n.nspname, c.relname) <> (%(versions_schema)s, %(versions)s)
+        ORDER BY c.relname
         """
-    found = conn.execute(query, (_LARGE, list(schemas or (settings.schema, settings.quarantine)))).fetchall()
+    wanted = list(schemas or (settings.schema, settings.quarantine))
+    found = conn.execute(query, {"large": _LARGE, "schemas": wanted, **_versions(settings)}).fetchall()
     with as_role(conn, settings.role("owner")):
         return {
             name: None if large else conn.execute(f"SELECT count(*) FROM {ident(schema, name)}").fetchall()[0][0]
@@ -143,6 +148,11 @@ def left_on_host(before: Inventory, now: Inventory) -> list[str]:
     if now.host.policies:
         found.append(f"{now.host.policies} policies of leadprotect are left on the host's leads")
     return found
+
+
+def _versions(settings: Settings) -> dict[str, str]:
+    """Alembic's table holds nothing to protect, and is gone at the base."""
+    return {"versions_schema": settings.version_table_schema, "versions": settings.version_table}
 
 
 def _may_shrink(name: str) -> bool:

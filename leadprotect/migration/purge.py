@@ -9,7 +9,7 @@ import psycopg
 
 from leadprotect.database.connection import mapped_errors
 from leadprotect.errors import RollbackError
-from leadprotect.migration import inventory
+from leadprotect.migration import inventory, version_table
 from leadprotect.migration.locks import LOCK_TIMEOUT_MS
 from leadprotect.migration.status import revision
 from leadprotect.settings import Settings, current, ident, render
@@ -59,6 +59,7 @@ def quarantine(conn: psycopg.Connection[Any], *, settings: Settings | None = Non
 def purge(conn: psycopg.Connection[Any], *, settings: Settings | None = None) -> Quarantine:
     """Delete the quarantine with every row in it, in one transaction of `conn`; returns what was deleted.
 
+    An empty version table that an interrupted command left goes, too.
     Nothing outside the quarantine goes with it. Raises `RollbackError` when there is none, or when
     somebody's object depends on it: the message names it.
     """
@@ -66,11 +67,14 @@ def purge(conn: psycopg.Connection[Any], *, settings: Settings | None = None) ->
     with mapped_errors():
         try:
             with conn.transaction():
-                return _purge(conn, s)
+                deleted = _purge(conn, s)
         except psycopg.errors.DependentObjectsStillExist as error:
             raise RollbackError(
                 f"nothing was deleted: somebody's objects depend on the quarantine: {error.diag.message_detail}"
             ) from None
+        if revision(conn, s) is None:
+            version_table.drop_empty(conn, s)
+    return deleted
 
 
 def _purge(conn: psycopg.Connection[Any], s: Settings) -> Quarantine:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from leadprotect import phases
 from leadprotect.backfilling.jobs import list_jobs
-from leadprotect.database.connection import row, rows
+from leadprotect.database.connection import rows
 from leadprotect.errors import LockUnavailable
 from leadprotect.migration import gate
-from leadprotect.settings import Settings, current, ident, render, table
+from leadprotect.preflight.version_table import read_versions
+from leadprotect.settings import Settings, current, ident, table
 
 if TYPE_CHECKING:
     from leadprotect.backfilled import Job
@@ -79,12 +80,11 @@ def status(conn: AnyConnection, *, settings: Settings | None = None) -> Status:
 
 
 def revision(conn: AnyConnection, settings: Settings) -> str | None:
-    """The revision of ours that is applied; None at the base."""
-    versions = render("{versions}", settings)
-    if not _exists(conn, versions):
-        return None
-    found = rows(conn, f"SELECT version_num FROM {versions} WHERE version_num LIKE %s", (r"lp\_%",))
-    return found[0][0] if found else None
+    """The revision of ours that is applied; None at the base. Raises `PreflightError` when the table is not ours."""
+    # elsewhere it may be the table of a host whose own Alembic knows our folder
+    ours = settings.version_table_schema == settings.schema
+    found = read_versions(conn, settings, ours=ours) or ()
+    return next((version for version in found if version.startswith("lp_")), None)
 
 
 def _functions(conn: AnyConnection, s: Settings) -> set[str]:
@@ -105,10 +105,6 @@ def _backfill(conn: AnyConnection, s: Settings) -> tuple[Job, ...]:
         return tuple(list_jobs(conn, settings=s))
     except LockUnavailable:
         return ()  # the gate's answer says why
-
-
-def _exists(conn: AnyConnection, name: str) -> bool:
-    return row(conn, "SELECT to_regclass(%s) IS NOT NULL", (name,)) == (True,)
 
 
 def _quarantine(conn: AnyConnection, s: Settings) -> dict[str, int]:

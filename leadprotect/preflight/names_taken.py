@@ -19,13 +19,16 @@ def strangers(conn: psycopg.Connection[Any], s: Settings, statements: list[str])
     """On a database without a revision nothing of our names is ours."""
     found = []
     in_schema = """
-        SELECT relname::text FROM pg_class WHERE relnamespace = to_regnamespace(%(schema)s) AND relkind <> 'i'
+        SELECT relname::text FROM pg_class
+        WHERE relnamespace = to_regnamespace(%(schema)s) AND relkind <> 'i' AND relname IS DISTINCT FROM %(versions)s
         UNION SELECT proname::text FROM pg_proc WHERE pronamespace = to_regnamespace(%(schema)s)
         UNION SELECT typname::text FROM pg_type
           WHERE typnamespace = to_regnamespace(%(schema)s) AND typtype IN ('e', 'd')
         ORDER BY 1 LIMIT 10
         """
-    for (name,) in conn.execute(in_schema, {"schema": ident(s.schema)}).fetchall():
+    # an empty version table of ours is what an interrupted command left
+    versions = s.version_table if s.version_table_schema == s.schema else None
+    for (name,) in conn.execute(in_schema, {"schema": ident(s.schema), "versions": versions}).fetchall():
         found.append(
             f"{s.schema}.{name} exists, but no revision of leadprotect is applied: it is not ours; "
             "rename it, or choose another name with the key schema"

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import psycopg
 
 _HOLDS = {"owner": "leadprotect's objects", "reader": "the functions that read the host's tables"}
+_MAY_LEND = "has_schema_privilege(%s, 'CREATE WITH GRANT OPTION')"
 _SET_OPTION = 160000  # from here on a membership without SET or INHERIT exists, and CREATEROLE alone can't grant
 
 
@@ -37,14 +38,19 @@ def missing_role(conn: psycopg.Connection[Any], s: Settings, office: str) -> lis
 
 
 def _versions(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) -> list[str]:
+    """In a schema of the host, our owner creates the table with rights that the migrating role lends him."""
+    if s.version_table_schema == s.schema:
+        return []
     if not one(conn, "SELECT to_regnamespace(%s)::oid", ident(s.version_table_schema)):
         statements.append(f"CREATE SCHEMA {ident(s.version_table_schema)};")
         return [f"version_table_schema: there is no schema {s.version_table_schema}"]
     if relation(conn, s.version_table_schema, s.version_table):
         return []
-    if not one(conn, "SELECT has_schema_privilege(%s, 'CREATE')", s.version_table_schema):
+    asked = "SELECT coalesce(has_schema_privilege(to_regrole(%s)::oid, %s, 'CREATE'), false) OR " + _MAY_LEND
+    if not one(conn, asked, ident(s.role("owner")), s.version_table_schema, s.version_table_schema):
         me = str(one(conn, "SELECT current_user"))
-        statements.append(f"GRANT CREATE ON SCHEMA {ident(s.version_table_schema)} TO {ident(me)};")
+        schema = ident(s.version_table_schema)
+        statements.append(f"GRANT USAGE, CREATE ON SCHEMA {schema} TO {ident(me)} WITH GRANT OPTION;")
         return [f"version_table_schema: role {me} may not create {s.version_table} in {s.version_table_schema}"]
     return []
 

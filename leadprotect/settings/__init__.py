@@ -3,6 +3,7 @@
 from leadprotect.settings.address import url
 from leadprotect.settings.load import ENVIRONMENT_PREFIX, KEYS, Settings, current, load, parse
 from leadprotect.settings.names import ident, literal, names, render, sql, table, type_name
+from leadprotect.settings.roles import making_roles
 from leadprotect.settings.values import check_territory_code, duration
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "ident",
     "literal",
     "load",
+    "making_roles",
     "names",
     "parse",
     "render",

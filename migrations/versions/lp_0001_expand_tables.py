@@ -15,7 +15,7 @@ takes them back with every row. Roles are cluster-wide and stay.
 from alembic import op
 from alembic.util import CommandError
 
-from leadprotect.settings import ident, literal, sql
+from leadprotect.settings import ident, literal, making_roles, sql
 
 revision = "lp_0001_expand_tables"
 down_revision = None
@@ -62,48 +62,15 @@ def require_transactions() -> None:
 
 
 def create_roles() -> None:
-    # Roles are shared by all databases of the cluster: created when missing, never dropped, and two
-    # databases may be migrated at the same moment. The comment tells a role of ours from one that
-    # somebody made before us: preflight refuses the other where it has members.
-    op.execute(
-        sql("""
-        DO $do$
-        DECLARE
-          wanted text;
-        BEGIN
-          FOR wanted IN
-            SELECT unnest(ARRAY[{offices}])
+    # The owner alone may stand already: the version table is his.
+    wanted = """SELECT unnest(ARRAY[{offices}])
             UNION ALL
-            SELECT {role_prefix} || pg_catalog.lower(code) FROM unnest(ARRAY[{territories}]) AS code
-          LOOP
-            BEGIN
-              IF pg_catalog.to_regrole(pg_catalog.quote_ident(wanted)) IS NULL THEN
-                EXECUTE pg_catalog.format('CREATE ROLE %I NOLOGIN', wanted);
-              END IF;
-              EXECUTE pg_catalog.format('COMMENT ON ROLE %I IS %L', wanted, {role_comment});
-            EXCEPTION WHEN duplicate_object OR unique_violation OR insufficient_privilege THEN
-              NULL;
-            END;
-          END LOOP;
-          -- whoever migrates creates the objects as their owners
-          IF NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user) THEN
-            FOREACH wanted IN ARRAY ARRAY[{owner_name}, {reader_name}] LOOP
-              BEGIN
-                EXECUTE pg_catalog.format('SET LOCAL ROLE %I', wanted);
-                EXECUTE 'RESET ROLE';
-              EXCEPTION WHEN insufficient_privilege THEN
-                EXECUTE pg_catalog.format('GRANT %I TO %I', wanted, current_user);
-              END;
-            END LOOP;
-          END IF;
-        END
-        $do$
-        """)
-    )
+            SELECT {role_prefix} || pg_catalog.lower(code) FROM unnest(ARRAY[{territories}]) AS code"""
+    op.execute(sql(making_roles(wanted, "{owner_name}, {reader_name}")))
 
 
 def create_schema() -> None:
-    # A DBA may have created the schema beforehand; it then belongs to leadprotect_owner already.
+    # The version table, or a DBA, may have needed it beforehand; it then belongs to leadprotect_owner already.
     op.execute(sql("CREATE SCHEMA IF NOT EXISTS {schema} AUTHORIZATION {owner}"))
     # What our functions read of the host: these columns and no others.
     op.execute(
@@ -749,10 +716,39 @@ def drop_schema() -> None:
         $do$
         """)
     )
-    # Fails, and says what is in the way, when somebody put objects of his own into the schema.
-    op.execute(sql("SET LOCAL ROLE {owner}"))
-    op.execute(sql("DROP SCHEMA {schema} RESTRICT"))
-    op.execute("RESET ROLE")
+    # Fails, and says what is in the way, when somebody put objects of his own into the schema. Where the
+    # version table lives in it, Alembic still has to write there: env.py drops both afterwards.
+    op.execute(
+        sql(
+            """
+        DO $do$
+        DECLARE
+          versions oid := pg_catalog.to_regclass("""
+            + version_table()
+            + """);
+          other text;
+        BEGIN
+          SELECT pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid) INTO other
+          FROM pg_catalog.pg_depend AS d
+          WHERE d.refclassid = 'pg_catalog.pg_namespace'::regclass AND d.deptype = 'n'
+            AND d.refobjid = {schema_name}::regnamespace AND d.objid IS DISTINCT FROM versions
+          LIMIT 1;
+          IF other IS NOT NULL THEN
+            RAISE EXCEPTION 'cannot drop schema % because other objects depend on it', {schema_name}
+              USING ERRCODE = 'dependent_objects_still_exist', DETAIL = other || ' depends on schema ' || {schema_name};
+          END IF;
+          IF NOT EXISTS (
+            SELECT FROM pg_catalog.pg_class AS c
+            WHERE c.oid = versions AND c.relnamespace = {schema_name}::regnamespace) THEN
+            SET LOCAL ROLE {owner};
+            DROP SCHEMA {schema} RESTRICT;
+            RESET ROLE;
+          END IF;
+        END
+        $do$
+        """
+        )
+    )
 
 
 def hide_version() -> None:

@@ -68,7 +68,7 @@ def applied(database: Database) -> set[str]:
 
 @pytest.fixture
 def ours(make_database: Callable[..., Database]) -> Database:
-    return make_database("host", version_table="alembic_version")
+    return make_database("host", version_table="alembic_version", version_table_schema="public")
 
 
 @pytest.mark.profiles("pg18", "other_names")

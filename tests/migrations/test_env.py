@@ -377,7 +377,7 @@ def test_upgrading_twice_is_quiet(host: Database) -> None:
 def test_the_other_commands_of_alembic_work(host: Database, capfd: pytest.CaptureFixture[str]) -> None:
     command.current(host.config())
     assert capfd.readouterr().out == ""
-    assert host.sql("SELECT to_regclass('public.leadprotect_alembic_version')") == [None]
+    assert host.sql("SELECT to_regnamespace({schema_name})") == [None]
     host.upgrade(MIGRATE)
     command.current(host.config())
     assert capfd.readouterr().out.strip() == MIGRATE
@@ -470,7 +470,10 @@ def test_a_mistake_is_named_without_a_stack_trace_and_without_a_password(
         ({"DATABASE_URL": f"postgresql://me:{SECRET}@host.invalid/crm"}, "no connection to the database"),
         ({"LEADPROTECT_LEADS_TABLE": "leads"}, "leads_table"),
         ({"LEADPROTECT_LEADS_TABLE": "public.clients"}, "leads_table: there is no table public.clients"),
-        ({"LEADPROTECT_VERSION_TABLE": "leads"}, "is no version table of Alembic"),
+        (
+            {"LEADPROTECT_VERSION_TABLE": "leads", "LEADPROTECT_VERSION_TABLE_SCHEMA": "public"},
+            "public.leads exists and belongs to postgres, not to leadprotect_owner",
+        ),
         ({"LEADPROTECT_VERSION_TABLE_SCHEMA": "nowhere"}, "there is no schema nowhere"),
     ],
 )

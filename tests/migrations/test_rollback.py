@@ -359,7 +359,7 @@ def test_the_reader_would_notice_an_open_table(database: Database) -> None:
         database.sql("ALTER TABLE {schema}.user_lead_assignments DISABLE ROW LEVEL SECURITY")
         wait_for(lambda: bool(reader.leaked))
         database.sql("CREATE POLICY stray ON {leads} USING (true)")
-        database.sql_script(f'DROP POLICY "{database.settings.schema}_floor" ON {{leads}}')
+        database.sql_script(f'DROP POLICY "{database.settings.schema}_border" ON {{leads}}')
         wait_for(lambda: bool(reader.unsafe))
     assert "user_lead_assignments" in reader.leaked
 

@@ -61,8 +61,8 @@ def test_the_defaults_are_those_of_the_design() -> None:
         territory_guc="app.territory",
         correlation_guc="app.correlation_id",
         host_rls="enforce",
-        version_table="leadprotect_alembic_version",
-        version_table_schema="public",
+        version_table="alembic_version",
+        version_table_schema="leadprotect",
         observation_window=7 * 24 * 60 * 60,
         exempt_roles=(),
     )
@@ -210,7 +210,10 @@ def test_a_name_that_postgresql_would_cut_is_refused(key: str) -> None:
     assert refusal(**{key: name}).startswith(f"{key}: ")
 
 
-@pytest.mark.parametrize("key", [*NAMES, "lead_id_type", "host_rls", "user_guc", "observation_window"])
+NEVER_EMPTY = [key for key in NAMES if key != "version_table_schema"]  # there it means the schema
+
+
+@pytest.mark.parametrize("key", [*NEVER_EMPTY, "lead_id_type", "host_rls", "user_guc", "observation_window"])
 def test_an_empty_value_is_refused(key: str) -> None:
     assert refusal(**{key: " "}).startswith(key)
 
@@ -234,8 +237,14 @@ def test_the_schema_of_the_hosts_tables_is_refused(key: str) -> None:
     assert refusal(schema="crm", **{key: "crm_quarantine.leads"}).startswith("schema: ")
 
 
+def test_the_version_table_lives_in_our_schema_whatever_that_is_called() -> None:
+    assert parse({"schema": "guard"}).version_table_schema == "guard"
+    assert parse({"schema": "guard", "version_table_schema": " "}).version_table_schema == "guard"
+    assert parse({"schema": "guard", "version_table_schema": "guard"}).version_table_schema == "guard"
+    assert parse({"schema": "guard", "version_table_schema": "crm"}).version_table_schema == "crm"
+
+
 def test_the_version_table_needs_a_schema_that_stays() -> None:
-    assert refusal(version_table_schema="leadprotect").startswith("version_table_schema: ")
     assert refusal(version_table_schema="leadprotect_quarantine").startswith("version_table_schema: ")
 
 
