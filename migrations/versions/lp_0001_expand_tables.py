@@ -548,7 +548,7 @@ def create_readers() -> None:
         AS $body$
         #variable_conflict use_column
         BEGIN
-          RETURN QUERY SELECT l.{lead_id}, l.{territory}::text FROM {leads} AS l WHERE l.{territory} IS NOT NULL;
+          RETURN QUERY SELECT l.{lead_id}::{lead_id_type}, l.{territory}::text FROM {leads} AS l WHERE l.{territory} IS NOT NULL;
         END
         $body$;
         COMMENT ON FUNCTION {schema}.protected_leads() IS 'Every lead of the host that has a territory';
@@ -579,7 +579,7 @@ def create_readers() -> None:
         #variable_conflict use_column
         BEGIN
           RETURN QUERY
-          SELECT wanted.lead_id, newest.user_id, newest.at, newest.id
+          SELECT wanted.lead_id, newest.user_id::{user_id_type}, newest.at, newest.id
           FROM unnest(newest_activities.leads) AS wanted (lead_id),
             LATERAL (
               SELECT v.{activity_user_id} AS user_id, v.{activity_at} AS at, v.{activity_id} AS id

@@ -359,7 +359,7 @@ def create_lists() -> None:
           FROM {schema}.lead_protection_rules AS r WHERE r.user_id = caller AND r.territory = here;
           IF everywhere THEN
             RETURN QUERY
-              SELECT l.{lead_id}, d.reason
+              SELECT l.{lead_id}::{lead_id_type}, d.reason
               FROM {leads} AS l, LATERAL {schema}.decision(l.{lead_id}, caller, here) AS d
               WHERE l.{territory} = here AND l.{lead_id} >= first AND l.{lead_id} IS DISTINCT FROM after
                 AND d.reason IN ('owner', 'collaborator')

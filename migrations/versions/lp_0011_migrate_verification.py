@@ -274,7 +274,7 @@ def create_estimates() -> None:
         #variable_conflict use_variable
         BEGIN
           RETURN QUERY
-          SELECT l.{lead_id}, l.{territory}::text, CASE
+          SELECT l.{lead_id}::{lead_id_type}, l.{territory}::text, CASE
               WHEN EXISTS (
                 SELECT FROM {schema}.backfill_deferred AS d
                 WHERE d.lead_id = l.{lead_id} AND d.territory = l.{territory}) THEN 'locked'
@@ -294,7 +294,7 @@ def create_estimates() -> None:
           FROM {schema}.user_lead_assignments AS a
           WHERE a.territory = ANY (territories) AND a.user_id IS NULL
           UNION ALL
-          SELECT l.{lead_id}, NULL, 'no_territory' FROM {leads} AS l WHERE l.{territory} IS NULL;
+          SELECT l.{lead_id}::{lead_id_type}, NULL, 'no_territory' FROM {leads} AS l WHERE l.{territory} IS NULL;
         END
         $body$;
         COMMENT ON FUNCTION {schema}.backfill_report(text[]) IS
