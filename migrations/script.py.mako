@@ -1,8 +1,8 @@
-"""${message[:1].upper() + message[1:].rstrip(".")}.
+"""${message}.
 
 Why:
 
-Locks on host tables: none beyond ACCESS SHARE.
+Locks on host tables:
 
 Undone by:
 """
@@ -10,21 +10,19 @@ Undone by:
 from alembic import op
 
 from leadprotect.settings import sql
-
-revision = "${up_revision}"
-down_revision = "${down_revision}"
-branch_labels = None
-depends_on = None
-phase = "${up_revision.split("_")[2] if up_revision.count("_") > 2 else "expand"}"
+${imports if imports else ""}
+revision = ${repr(up_revision)}
+down_revision = ${repr(down_revision)}
+branch_labels = ${repr(branch_labels)}
+depends_on = ${repr(depends_on)}
+phase = "expand"
 # the strongest lock beyond ACCESS SHARE on each host table, traced by tests/migrations/test_locks.py
-locks: dict[str, dict[str, str]] = {"upgrade": {}, "downgrade": {}}
+locks = {"upgrade": {}, "downgrade": {}}
 
 
 def upgrade() -> None:
-    op.execute(sql("SET LOCAL ROLE {owner}"))
-    op.execute("RESET ROLE")
+    ${upgrades if upgrades else "pass"}
 
 
 def downgrade() -> None:
-    op.execute(sql("SET LOCAL ROLE {owner}"))
-    op.execute("RESET ROLE")
+    ${downgrades if downgrades else "pass"}

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
 from leadprotect.backfilling.signals import GO, SIGNALS, Asked, Limits, Verdict
-from leadprotect.database.opening import open_connection
-from leadprotect.settings import Settings, render
+from leadprotect.settings import Settings, ident
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from leadprotect.database.opening import Address
 
 APPLICATION = "leadprotect backfill throttle"
 """Name of its session: one in every run."""
@@ -38,7 +35,7 @@ class Throttle(threading.Thread):
 
     def __init__(
         self,
-        address: Address,
+        conninfo: str,
         settings: Settings,
         territories: tuple[str, ...],
         *,
@@ -51,7 +48,7 @@ class Throttle(threading.Thread):
         self._unreadable: Verdict | None = None
         self._paused: dict[str, str] = {}
         self._gone = False
-        self._address, self._settings, self._territories = address, settings, territories
+        self._conninfo, self._settings, self._territories = conninfo, settings, territories
         self._limits, self._gate = limits or Limits(), gate
         self._asked: Asked | None = None
         self._asked_at = time.monotonic()
@@ -151,7 +148,9 @@ class Throttle(threading.Thread):
 
     def _asking(self) -> Asked:
         if self._asked is None or self._asked.conn.closed:
-            conn = open_connection(self._address, application=APPLICATION)
+            conn: psycopg.Connection[Any] = psycopg.connect(
+                self._conninfo, autocommit=True, application_name=APPLICATION
+            )
             conn.execute(
                 f"SET statement_timeout = {_TIMEOUT_MS}; SET lock_timeout = {_TIMEOUT_MS};"
                 "SET default_transaction_read_only = on"
@@ -162,11 +161,8 @@ class Throttle(threading.Thread):
     def _requests(self) -> Verdict:
         try:
             (found,) = self._asking().row(
-                render(
-                    "SELECT json_agg(json_build_array(territory, request, request_reason)) "
-                    "FROM {schema}.backfill_jobs WHERE territory = ANY (%s) AND request <> 'run'",
-                    self._settings,
-                ),
+                "SELECT json_agg(json_build_array(territory, request, request_reason)) "
+                f"FROM {ident(self._settings.schema)}.backfill_jobs WHERE territory = ANY (%s) AND request <> 'run'",
                 (list(self._territories),),
             )
         except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):

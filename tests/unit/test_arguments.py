@@ -9,18 +9,22 @@ from uuid import UUID
 
 import pytest
 
+from leadprotect import settings
 from leadprotect.access.arguments import as_lead_id, as_lead_ids
 from leadprotect.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    pass
+    from collections.abc import Iterator
 
 ONE = UUID(int=1)
 
 
 @pytest.fixture
-def lead_id_type(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def lead_id_type(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("LEADPROTECT_LEAD_ID_TYPE", request.param)
+    settings.current.cache_clear()
+    yield
+    settings.current.cache_clear()
 
 
 BIGINTS = [
