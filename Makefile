@@ -15,7 +15,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit
 DEMO := .venv/demo.stamp
 DEV := .venv/dev.stamp
 
-.PHONY: help demo test lint schema docs bench lock clean
+.PHONY: help demo test quick lint schema docs bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile
@@ -28,6 +28,11 @@ test: export PATH := $(CURDIR)/$(BIN):$(PATH)
 test: $(DEV) ## run the whole suite; ends with the number of tests passed
 	@.ci/packages chromium pgbouncer
 	@$(BIN)/python -m pytest -n auto --dist loadgroup
+
+quick: export PATH := $(CURDIR)/$(BIN):$(PATH)
+quick: $(DEV) ## PostgreSQL 18 alone, without the tests marked slow; at most 90 s on 2 cores
+	@begin=$$(date +%s); $(BIN)/python -m pytest -q -n auto --dist loadgroup --quick || exit; \
+	echo "quick: $$(($$(date +%s) - begin)) s"
 
 lint: $(DEV) ## ruff, mypy and the floors of the house
 	@$(BIN)/ruff check --quiet

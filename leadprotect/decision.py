@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-DENIALS = ("no_context", "not_found", "suspended", "unassigned", "not_owner")
+DENIALS = ("no_context", "not_found", "suspended", "unassigned", "not_owner", "not_manager")
 """Reasons that deny what was asserted."""
 
 
@@ -17,7 +17,7 @@ ALLOWED = ("owner", "collaborator", "manager")
 class Decision:
     """What was decided about a lead, and why; true when allowed.
 
-    `reason` is a code: no_context, not_found, suspended, owner, collaborator, unassigned, not_owner,
+    `reason` is a code: no_context, not_found, suspended, owner, collaborator, unassigned, not_owner, not_manager,
     and manager for a change of ownership.
     """
 

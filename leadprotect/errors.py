@@ -6,6 +6,7 @@
     ├── SettingsError            a key of [leadprotect] is unknown, missing or bad
     ├── PreflightError           refused before anything was touched, with the statements that help
     ├── ContextMissing           the caller set no user or no territory (or could not: autocommit)
+    ├── ContextOutOfOrder        blocks of acting_as ended out of order, or on another thread: no context is left
     ├── InvalidRequest           an argument can't be right (also a ValueError)
     ├── LeadAccessDenied         the decision was DENY; carries the Decision
     ├── ProtectionUnavailable    no answer could be had: treat it as a denial
@@ -60,6 +61,10 @@ class PreflightError(LeadProtectError):
 
 class ContextMissing(LeadProtectError):
     """No user or no territory is set: a mistake of the caller (SQL answers false)."""
+
+
+class ContextOutOfOrder(LeadProtectError):
+    """Blocks of `acting_as` on one connection ended out of order, or on another thread: its context is empty. Deny."""
 
 
 class InvalidRequest(LeadProtectError, ValueError):

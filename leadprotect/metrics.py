@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from leadprotect.decision import DENIALS
 from leadprotect.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry, Counter, Histogram
 
-DENIALS = ("no_context", "not_found", "suspended", "unassigned", "not_owner")
 KINDS = ("check", "many", "list", "assert", "change")
 BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
 """Seconds; the service's objective is 0.05."""

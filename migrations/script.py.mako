@@ -1,8 +1,8 @@
-"""${message}.
+"""${message[:1].upper() + message[1:].rstrip(".")}.
 
 Why:
 
-Locks on host tables:
+Locks on host tables: none beyond ACCESS SHARE.
 
 Undone by:
 """
@@ -10,19 +10,21 @@ Undone by:
 from alembic import op
 
 from leadprotect.settings import sql
-${imports if imports else ""}
-revision = ${repr(up_revision)}
-down_revision = ${repr(down_revision)}
-branch_labels = ${repr(branch_labels)}
-depends_on = ${repr(depends_on)}
-phase = "expand"
+
+revision = "${up_revision}"
+down_revision = "${down_revision}"
+branch_labels = None
+depends_on = None
+phase = "${up_revision.split("_")[2] if up_revision.count("_") > 2 else "expand"}"
 # the strongest lock beyond ACCESS SHARE on each host table, traced by tests/migrations/test_locks.py
-locks = {"upgrade": {}, "downgrade": {}}
+locks: dict[str, dict[str, str]] = {"upgrade": {}, "downgrade": {}}
 
 
 def upgrade() -> None:
-    ${upgrades if upgrades else "pass"}
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    op.execute("RESET ROLE")
 
 
 def downgrade() -> None:
-    ${downgrades if downgrades else "pass"}
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    op.execute("RESET ROLE")

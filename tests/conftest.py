@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -11,21 +12,74 @@ from typing import TYPE_CHECKING
 import pytest
 from pytest_postgresql.janitor import DatabaseJanitor
 
-from leadprotect import settings
-from leadprotect.access import denials
+from leadprotect import metrics, settings
+from leadprotect.access import context, ways
+from leadprotect.database import connection
 from tests.support import servers
-from tests.support.database import MIGRATE_HEAD, Database
+from tests.support.database import Database
 from tests.support.profiles import EXTRA, PROFILES, Profile
+from tests.support.revisions import MIGRATE_HEAD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 NUMBERS = itertools.count(1)
+QUICK = {None, PROFILES[0].name}
+"""Where --quick runs a test: the embedded server, or none."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="the first profile only, and no test marked slow")
 
 
 def pytest_configure() -> None:
     """A shell starts what runs in the background with Ctrl-C ignored; programs of the tests would inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in [name for name in os.environ if is_ours(name)]:
+        del os.environ[name]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The slow ones first, so that none begins when the other workers are through; with --quick, none of them."""
+    if config.option.quick:
+        left_out = {item for item in items if item.get_closest_marker("slow") or profile_of(item) not in QUICK}
+        config.hook.pytest_deselected(items=[*left_out])
+        items[:] = [item for item in items if item not in left_out]
+    items.sort(key=how_long, reverse=True)
+    keep_groups(config, items)
+
+
+def profile_of(item: pytest.Item) -> str | None:
+    """The name of the profile that a test runs on; None when it needs no database."""
+    callspec = getattr(item, "callspec", None)
+    profile: Profile | None = callspec.params.get("profile") if callspec else None
+    return profile.name if profile else None
+
+
+def how_long(item: pytest.Item) -> tuple[bool, float]:
+    """Roughly: a test marked slow, the more so the longer it may take before it counts as hanging."""
+    limit = item.get_closest_marker("timeout")
+    return item.get_closest_marker("slow") is not None, limit.args[0] if limit else 0.0
+
+
+def is_ours(variable: str) -> bool:
+    """Whether an environment variable is a setting, and so another answer in every test."""
+    return variable == "DATABASE_URL" or variable.startswith("LEADPROTECT_")
+
+
+@pytest.fixture(autouse=True)
+def process() -> Iterator[None]:
+    """Each test finds what a new process has: no settings, no connections, nothing owed, nothing counted."""
+    yield
+    for name in [name for name in os.environ if is_ours(name)]:
+        del os.environ[name]
+    settings.current.cache_clear()
+    settings.render.cache_clear()
+    ways.close()
+    connection.owed.clear()
+    context._standing.clear()  # noqa: SLF001 - it ends with its connection, which a failed test may still hold
+    metrics._active.clear()  # noqa: SLF001 - a process never switches it off
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -33,8 +87,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "profile" in metafunc.fixturenames:
         marker = metafunc.definition.get_closest_marker("profiles")
         known = {profile.name: profile for profile in [*PROFILES, *EXTRA]}
-        chosen = [known[name] for name in marker.args] if marker else PROFILES
+        wanted = marker.args if marker else [profile.name for profile in PROFILES]
+        # a server that is not installed here is none to run on, a name that nobody knows is a mistake
+        chosen = [known[name] for name in wanted if name in known or not re.fullmatch(r"pg1[5-9]", name)]
         metafunc.parametrize("profile", chosen, ids=lambda profile: profile.name, scope="session")
+
+
+def keep_groups(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of a group go to one worker: pytest-xdist 3.8 writes the group where pytest 9.2 no longer reads it."""
+    for item in items if config.getoption("loadgroup", default=False) else []:
+        if (group := item.get_closest_marker("xdist_group")) and "@" not in item.nodeid.rpartition("]")[2]:
+            item._id = type(item._id).parse(f"{item.nodeid}@{group.args[0]}")  # noqa: SLF001 - as pytest-xdist does
 
 
 @pytest.fixture(scope="session")
@@ -81,8 +144,7 @@ def make_database(
             return database
 
         yield make
-        denials.close()
-        settings.current.cache_clear()
+        ways.close()  # before its database is dropped
 
 
 @pytest.fixture
@@ -105,7 +167,7 @@ def host(make_database: Callable[..., Database]) -> Database:
 
 def use(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make it the database of this process: library, command line and Alembic read the environment."""
-    for name in [name for name in os.environ if name.startswith("LEADPROTECT_")]:
+    for name in [name for name in os.environ if is_ours(name)]:
         monkeypatch.delenv(name)
     for name, value in database.environment.items():
         monkeypatch.setenv(name, value)

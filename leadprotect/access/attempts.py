@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from leadprotect import metrics
 from leadprotect.access import denials
 from leadprotect.access.arguments import as_lead_id, check_text, missing
-from leadprotect.access.context import trace_id
+from leadprotect.access.context import require_order, trace_id
 from leadprotect.database.connection import row
 from leadprotect.decision import Decision
 from leadprotect.errors import InvalidRequest, LeadAccessDenied
-from leadprotect.settings import current, ident, literal
+from leadprotect.settings import current, literal, render
 
 if TYPE_CHECKING:
     from leadprotect.database.connection import AnyConnection
@@ -34,7 +34,7 @@ def assert_edit(conn: AnyConnection, lead_id: Any, *, action: str = "EDIT", note
         message = f"action: {action!r} is not one of {', '.join(ACTIONS)}"
         raise InvalidRequest(message)
     s = current()
-    call = f"allow_edit(%s::{s.lead_id_type}, %s::{ident(s.schema)}.lead_action, %s::text)"
+    call = render("allow_edit(%s::{lead_type}, %s::{schema}.lead_action, %s::pg_catalog.text)", s)
     with metrics.timed("assert"):
         attempt = attempted(conn, call, (as_lead_id(lead_id), action, note), action=action, note=note)
     return conclude(conn, Decision(lead_id, attempt.reason), attempt)
@@ -49,14 +49,17 @@ def attempted(
     Raises `ContextMissing` before anything is done: a manager's change would be recorded in no territory.
     """
     check_text("note", note)
-    schema, trace = ident(current().schema), trace_id()
+    require_order(conn)
+    schema, trace = render("{schema}", current()), trace_id()
     if trace is None:
         statement = _attempt(f"{schema}.{call}", f"{schema}.context()")
         reason, *facts = row(conn, statement, values, recording=True)
     else:
         guc = literal(current().correlation_guc)
         # OFFSET 0 keeps the order: what stood is read, then the call is made, then it is set again
-        traced = f"pg_catalog.set_config({guc}, coalesce(nullif(context.correlation_id, ''), %s), true) <> ''"
+        # NULLIF would compare by an operator of the caller's path
+        given = "CASE WHEN context.correlation_id OPERATOR(pg_catalog.<>) '' THEN context.correlation_id ELSE %s END"
+        traced = f"pg_catalog.set_config({guc}, {given}, true) OPERATOR(pg_catalog.<>) ''"
         inner = _attempt(f"CASE WHEN {traced} THEN {schema}.{call} END", f"(SELECT * FROM {schema}.context() OFFSET 0)")
         statement = (
             f"SELECT attempt.*, pg_catalog.set_config({guc}, coalesce(attempt.correlation_id, ''), true) "
@@ -66,13 +69,18 @@ def attempted(
     user_id, territory, correlation_id, login, role = facts
     if reason is None:
         missing(user_id, territory)
-    return denials.Attempt(values[0], action, reason, note, user_id, territory, correlation_id or trace, login, role)
+    # a denial comes with the ticket for its row
+    reason, _, ticket = reason.partition(" ")
+    return denials.Attempt(
+        values[0], action, reason, note, user_id, territory, correlation_id or trace, login, role, ticket or None
+    )
 
 
 def _attempt(call: str, context: str) -> str:
     return (
-        f"SELECT CASE WHEN context.user_id <> '' AND context.territory <> '' THEN {call} END AS reason, context.*, "
-        f"session_user::text AS login, pg_catalog.current_setting('role') AS role FROM {context} AS context"
+        "SELECT CASE WHEN context.user_id OPERATOR(pg_catalog.<>) '' AND context.territory OPERATOR(pg_catalog.<>) '' "
+        f"THEN {call} END AS reason, context.*, "
+        f"session_user::pg_catalog.text AS login, pg_catalog.current_setting('role') AS role FROM {context} AS context"
     )
 
 

@@ -10,7 +10,7 @@ from leadprotect.access.arguments import as_lead_id, as_user_id
 from leadprotect.access.attempts import attempted, conclude
 from leadprotect.decision import Decision
 from leadprotect.errors import InvalidRequest
-from leadprotect.settings import current
+from leadprotect.settings import current, type_name
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -66,7 +66,8 @@ def unshare(conn: AnyConnection, lead_id: Any, user_id: UUID | str, *, note: str
 
 def _change_owner(conn: AnyConnection, lead_id: Any, change: str, user_id: str | None, note: str | None) -> Decision:
     s = current()
-    call = f"change_owner(%s::{s.lead_id_type}, %s::text, %s::{s.user_id_type}, %s::text)"
+    lead, user = type_name(s.lead_id_type), type_name(s.user_id_type)
+    call = f"change_owner(%s::{lead}, %s::pg_catalog.text, %s::{user}, %s::pg_catalog.text)"
     action = "UNASSIGN" if change == "release" else "ASSIGN"
     return _change(conn, lead_id, action, call, (change, user_id, note), note)
 
@@ -88,8 +89,8 @@ def _change_sharing(
         raise InvalidRequest(message)
     s = current()
     call = (
-        f"change_sharing(%s::{s.lead_id_type}, %s::text, %s::{s.user_id_type}, "
-        "%s::timestamptz, %s::timestamptz, %s::text)"
+        f"change_sharing(%s::{type_name(s.lead_id_type)}, %s::pg_catalog.text, %s::{type_name(s.user_id_type)}, "
+        "%s::pg_catalog.timestamptz, %s::pg_catalog.timestamptz, %s::pg_catalog.text)"
     )
     action = "ASSIGN" if change == "share" else "UNASSIGN"
     return _change(conn, lead_id, action, call, (change, as_user_id(user_id), *dates, note), note)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from leadprotect.database.connection import rows
 from leadprotect.errors import InvalidRequest
-from leadprotect.settings import current, ident
+from leadprotect.settings import current, render
 
 if TYPE_CHECKING:
     from datetime import date
@@ -33,8 +33,8 @@ def territory(conn: AnyConnection, code: str, on: date | None = None) -> Territo
     Raises `InvalidRequest` for an unknown code. Source of the rates: UStG paragraph 12 and the tax
     relief act of 2020 (DE), MWSTG article 25 (CH).
     """
-    call = f"SELECT * FROM {ident(current().schema)}.territory_terms(%s::text, coalesce(%s::date, current_date))"
-    found = rows(conn, call, (code, on))
+    call = "SELECT * FROM {schema}.territory_terms(%s::pg_catalog.text, coalesce(%s::pg_catalog.date, current_date))"
+    found = rows(conn, render(call, current()), (code, on))
     if not found:
         message = f"territory: there is no {code!r}"
         raise InvalidRequest(message)

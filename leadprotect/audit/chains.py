@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from leadprotect.audit.seals import ROW_HASH, ROW_ORDER, SEAL_HASH, numbers
 from leadprotect.database.connection import rows
-from leadprotect.settings import current, ident
+from leadprotect.settings import current, ident, render
 
 if TYPE_CHECKING:
     from leadprotect.database.connection import AnyConnection
@@ -69,7 +69,7 @@ def entries(conn: AnyConnection, territory: str | None) -> list[Entry]:
                s.row_count = CASE WHEN s.detached_table IS NULL THEN coalesce(
                  (SELECT sum(upper(r)::numeric - lower(r)) FROM unnest(s.ids) AS r), 0) ELSE s.row_count END,
                s.detached_table::text
-        FROM {ident(current().schema)}.lead_access_audit_seals AS s
+        FROM {render("{schema}", current())}.lead_access_audit_seals AS s
         WHERE s.territory IS NOT DISTINCT FROM %s::text ORDER BY s.number
         """
     return [Entry(*found) for found in rows(conn, query, (territory,))]
@@ -96,7 +96,7 @@ def months(conn: AnyConnection, territory: str | None) -> list[str]:
     query = f"""
         WITH asked AS (SELECT %s::text AS territory), held AS (
           {recorded(conn, "a.at", ", asked WHERE a.territory IS NOT DISTINCT FROM asked.territory")})
-        SELECT s.month::text FROM {ident(current().schema)}.lead_access_audit_seals AS s, asked
+        SELECT s.month::text FROM {render("{schema}", current())}.lead_access_audit_seals AS s, asked
         WHERE s.territory IS NOT DISTINCT FROM asked.territory
         UNION
         SELECT (date_trunc('month', held.at, 'UTC') AT TIME ZONE 'UTC')::date::text FROM held
@@ -109,12 +109,12 @@ def month(conn: AnyConnection, territory: str | None, name: str) -> list[Month]:
     """Compare the rows of a month with its seals, one result a seal, and one of unsealed rows."""
     query = f"""
         WITH {ASKED}, chain AS MATERIALIZED (
-          SELECT s.* FROM {ident(current().schema)}.lead_access_audit_seals AS s, asked
+          SELECT s.* FROM {render("{schema}", current())}.lead_access_audit_seals AS s, asked
           WHERE s.territory IS NOT DISTINCT FROM asked.territory AND s.detached_table IS NULL
         ), run AS MATERIALIZED (
           -- every run seals the rows without territory, too: a chain that was emptied does not hide its runs
           SELECT DISTINCT ON (s.run) s.run, s.origin, s.snapshot, s.transaction_id, s.sealed_at, s.settled_until
-          FROM {ident(current().schema)}.lead_access_audit_seals AS s, asked
+          FROM {render("{schema}", current())}.lead_access_audit_seals AS s, asked
           WHERE s.detached_table IS NULL AND (s.territory IS NULL OR s.territory = asked.territory)
           ORDER BY s.run, s.number
         ), step AS MATERIALIZED (
@@ -125,7 +125,8 @@ def month(conn: AnyConnection, territory: str | None, name: str) -> list[Month]:
           FROM (
             SELECT * FROM run
             UNION ALL
-            SELECT coalesce(max(run), 0) + 1, {ident(current().schema)}.audit_origin(), NULL, NULL, NULL, NULL FROM run
+            SELECT coalesce(max(run), 0) + 1, {render("{schema}", current())}.audit_origin(), NULL, NULL, NULL, NULL
+            FROM run
           ) AS r WINDOW w AS (ORDER BY r.run)
         ), seal AS MATERIALIZED (
           SELECT s.number, s.run, s.ids, s.content FROM chain AS s, asked
@@ -173,7 +174,7 @@ def changed(conn: AnyConnection, territory: str | None, number: int) -> tuple[ra
     of_seal = ", s WHERE s.ids @> a.id AND a.territory IS NOT DISTINCT FROM s.territory"
     query = f"""
         WITH s AS (
-          SELECT * FROM {ident(current().schema)}.lead_access_audit_seals AS s
+          SELECT * FROM {render("{schema}", current())}.lead_access_audit_seals AS s
           WHERE s.territory IS NOT DISTINCT FROM %s::text AND s.number = %s
         ), expected AS (
           SELECT i.id,

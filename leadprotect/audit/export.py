@@ -9,9 +9,9 @@ from leadprotect.access.context import declaring
 from leadprotect.audit import chains
 from leadprotect.audit.history import territories
 from leadprotect.audit.seals import FORMAT, ROW, ROW_ORDER, ROW_TEXT, SEAL, SEAL_TEXT, seal_body
-from leadprotect.database.connection import mapped_errors, row, rows
+from leadprotect.database.connection import mapped_errors, own_names, row, rows
 from leadprotect.errors import InvalidRequest
-from leadprotect.settings import current, ident
+from leadprotect.settings import current, render
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -38,6 +38,13 @@ def export(
     if any(time is not None and time.tzinfo is None for time in (since, until)):
         message = "since and until need a time zone: 9 o'clock is another moment in another place"
         raise InvalidRequest(message)
+    with own_names(conn):
+        return _exported(conn, out, since, until, sealed=sealed)
+
+
+def _exported(
+    conn: psycopg.Connection[Any], out: TextIO, since: datetime | None, until: datetime | None, *, sealed: bool
+) -> int:
     codes = territories(conn)
     if not sealed:
         return sum(_rows(conn, out, code, since, until) for code in codes)
@@ -75,7 +82,7 @@ def _links(
         SELECT {SEAL_TEXT}, encode(s.previous, 'hex'), encode(s.hash, 'hex'),
                s.detached_table IS NOT NULL OR s.last_at >= coalesce(%s::timestamptz, '-infinity')
                  AND s.first_at < coalesce(%s::timestamptz, 'infinity')
-        FROM {ident(current().schema)}.lead_access_audit_seals AS s
+        FROM {render("{schema}", current())}.lead_access_audit_seals AS s
         WHERE s.territory IS NOT DISTINCT FROM %s::text ORDER BY s.number
         """
     found = []
@@ -101,7 +108,7 @@ def _month(conn: psycopg.Connection[Any], out: TextIO, territory: str | None, mo
     query = f"""
         WITH {chains.ASKED}, sealed AS (
           SELECT s.number, i.id
-          FROM {ident(current().schema)}.lead_access_audit_seals AS s, asked,
+          FROM {render("{schema}", current())}.lead_access_audit_seals AS s, asked,
             unnest(s.ids) AS r, generate_series(lower(r), upper(r) - 1) AS i (id)
           WHERE s.territory IS NOT DISTINCT FROM asked.territory AND s.month = asked.month AND s.number = ANY (%s)
         ), held AS (

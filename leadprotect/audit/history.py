@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from leadprotect.access.arguments import as_lead_id, as_user_id
 from leadprotect.access.context import declaring
-from leadprotect.database.connection import rows
+from leadprotect.database.connection import own_names, rows
 from leadprotect.errors import InvalidRequest
-from leadprotect.settings import current, ident
+from leadprotect.settings import current, render
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -68,7 +68,7 @@ def who_could_edit(conn: AnyConnection, lead_id: Any, at: datetime) -> tuple[Rig
         message = f"at: {at.isoformat()} is still to come"
         raise InvalidRequest(message)
     s = current()
-    call = f"SELECT * FROM {ident(s.schema)}.who_could_edit(%s::{s.lead_id_type}, %s::timestamptz)"
+    call = render("SELECT * FROM {schema}.who_could_edit(%s::{lead_type}, %s::pg_catalog.timestamptz)", s)
     found = rows(conn, call, (as_lead_id(lead_id), at))
     if not found:
         message = f"nothing is known of lead {lead_id} in the territories that this login may read"
@@ -99,14 +99,13 @@ def attempts(
         raise InvalidRequest(message)
     for name, time in (("since", since), ("until", until)):
         _check_zone(name, time)
-    s = current()
-    query = f"""
+    query = """
         SELECT a.id, a.at, a.lead_id, a.user_id, a.login::text, a.role::text, a.territory, a.action::text,
                a.outcome::text, a.reason, a.note, a.correlation_id
-        FROM {ident(s.schema)}.lead_access_audit AS a
+        FROM {schema}.lead_access_audit AS a
         WHERE a.territory IS NOT DISTINCT FROM %s::text
-          AND (%s::{s.lead_id_type} IS NULL OR a.lead_id = %s)
-          AND (%s::text IS NULL OR a.user_id = {ident(s.schema)}.parse_user(%s))
+          AND (%s::{lead_id_type} IS NULL OR a.lead_id = %s)
+          AND (%s::text IS NULL OR a.user_id = {schema}.parse_user(%s))
           AND (%s::text IS NULL OR a.outcome::text = %s)
           AND a.at >= coalesce(%s::timestamptz, '-infinity') AND a.at < coalesce(%s::timestamptz, 'infinity')
         ORDER BY a.at DESC, a.id DESC LIMIT %s
@@ -114,18 +113,18 @@ def attempts(
     lead, user = as_lead_id(lead_id), None if user_id is None else as_user_id(user_id)
     filters = (lead, lead, user, user, outcome, outcome, since, until, limit)
     found: list[Recorded] = []
-    for code in territories(conn):
-        with declaring(conn, "", code or ""):
-            found += [Recorded(*attempt) for attempt in rows(conn, query, (code, *filters))]
+    with own_names(conn):
+        for code in territories(conn):
+            with declaring(conn, "", code or ""):
+                found += [Recorded(*attempt) for attempt in rows(conn, render(query, current()), (code, *filters))]
     found.sort(key=lambda attempt: (attempt.at, attempt.id), reverse=True)
     return tuple(found[:limit])
 
 
 def territories(conn: AnyConnection) -> list[str | None]:
     """None, for what belongs to no territory, and the territories of which the login holds the role."""
-    schema = ident(current().schema)
-    query = f"SELECT code FROM {schema}.territories WHERE {schema}.is_member(code) ORDER BY code"
-    return [None, *(code for (code,) in rows(conn, query))]
+    query = "SELECT code FROM {schema}.territories WHERE {schema}.is_member(code) ORDER BY code"
+    return [None, *(code for (code,) in rows(conn, render(query, current())))]
 
 
 def _check_zone(name: str, time: datetime | None) -> None:

@@ -9,16 +9,16 @@ from datetime import UTC, date, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import psycopg
-from psycopg.conninfo import make_conninfo
-
 from leadprotect.database import blockers
 from leadprotect.database.connection import row, rows
+from leadprotect.database.opening import open_connection
 from leadprotect.errors import InvalidRequest, LockUnavailable
-from leadprotect.settings import current, ident
+from leadprotect.settings import current, render
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    import psycopg
 
 MAX_MOVED = 20_000
 """Rows that may be copied out of the default partition while nobody can record: about 0.2 s."""
@@ -42,7 +42,7 @@ def create_partitions(conn: psycopg.Connection[Any], *, ahead: int = 3, max_move
     not 0 to 120, or when more than `max_moved` rows would have to be copied, `LockUnavailable`
     when live traffic leaves no gap of 100 ms within some ten seconds.
     """
-    call = f"SELECT {ident(current().schema)}.create_audit_partitions(%s::integer, %s::integer)"
+    call = render("SELECT {schema}.create_audit_partitions(%s::integer, %s::integer)", current())
     (created,) = _patiently(conn, partial(row, conn, call, (ahead, max_moved)))
     return int(created)
 
@@ -57,21 +57,20 @@ def detach(conn: psycopg.Connection[Any], before: date) -> Iterator[Detached]:
     if before.replace(day=1) > datetime.now(UTC).date():
         message = f"before: {before:%Y-%m} is still to come; a month is detached when it is over"
         raise InvalidRequest(message)
-    schema = ident(current().schema)
-    query = f"""
-        SELECT (from_month AT TIME ZONE 'UTC')::date FROM {schema}.audit_partitions()
-        WHERE to_month <= %s::timestamp AT TIME ZONE 'UTC' ORDER BY 1
+    query = """
+        SELECT (from_month AT TIME ZONE 'UTC')::pg_catalog.date FROM {schema}.audit_partitions()
+        WHERE to_month OPERATOR(pg_catalog.<=) (%s::timestamp AT TIME ZONE 'UTC') ORDER BY 1
         """
-    for (month,) in rows(conn, query, (before.replace(day=1),)):
-        call = f"SELECT detached::text, row_count FROM {schema}.detach_audit_month(%s::date)"
-        yield Detached(*_patiently(conn, partial(row, conn, call, (month,))))
+    for (month,) in rows(conn, render(query, current()), (before.replace(day=1),)):
+        call = "SELECT detached::pg_catalog.text, row_count FROM {schema}.detach_audit_month(%s::pg_catalog.date)"
+        yield Detached(*_patiently(conn, partial(row, conn, render(call, current()), (month,))))
 
 
 def _patiently(conn: psycopg.Connection[Any], attempt: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
     """Each attempt gives up after 100 ms, so that no recording queues behind it for longer."""
-    secret = {"password": conn.info.password} if conn.info.password else {}
-    dsn = make_conninfo(**conn.info.get_parameters(), **secret)
-    with psycopg.connect(dsn, autocommit=True) as side, blockers.watch(side, conn.info.backend_pid) as seen:
+    way: dict[str, Any] = {**conn.info.get_parameters(), "password": conn.info.password or None}
+    way["application"] = way.pop("application_name", "leadprotect")
+    with open_connection(**way) as side, blockers.watch(side, conn.info.backend_pid) as seen:
         for pause in _PAUSES_S:
             try:
                 return attempt()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.connection import rows
-from leadprotect.settings import current, ident
+from leadprotect.settings import current, render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +39,7 @@ ROW = {
     "note": "a.note",
     "correlation_id": "a.correlation_id",
     "transaction_id": "a.transaction_id::text",
+    "basis": "a.basis",
 }
 """Fields of a recorded row, in the order in which they are hashed -> their SQL."""
 
@@ -90,9 +91,8 @@ def seal(conn: AnyConnection, *, rows_per_seal: int = ROWS_PER_SEAL) -> tuple[He
     For operators, in a transaction of its own. Two runs at once wait for each other. Raises
     `InvalidRequest` in a transaction that has written already or is not READ COMMITTED.
     """
-    statement = (
-        f"SELECT territory, number, encode(hash, 'hex'), sealed FROM {ident(current().schema)}.seal_audit(%s::integer)"
-    )
+    columns = "territory, number, pg_catalog.encode(hash, 'hex'), sealed"
+    statement = f"SELECT {columns} FROM {render('{schema}', current())}.seal_audit(%s::integer)"
     return tuple(Head(*found) for found in rows(conn, statement, (rows_per_seal,)))
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from leadprotect.access.context import declaring
 from leadprotect.audit import chains
 from leadprotect.audit.seals import joined, listed
-from leadprotect.database.connection import rows
-from leadprotect.settings import current, ident
+from leadprotect.database.connection import own_names, rows
+from leadprotect.settings import current, render
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -18,11 +19,10 @@ if TYPE_CHECKING:
     from leadprotect.audit.chains import Entry
     from leadprotect.database.connection import AnyConnection
 
-DENIAL = re.compile(r"leadprotect denial (\d+):")
-"""The line that a raised denial leaves in the server's log, with its number."""
+DENIAL = re.compile(r"leadprotect denial (\d{1,18}): (.*), proof ([0-9a-f]{32})")
+"""The line that a denial leaves in the server's log: its number, its facts, and the proof that it is ours."""
 
-# the floor under a service's login hides rows without territory from it, an auditor's login or not
-_FLOOR = "SELECT row_security_active('{schema}.lead_access_audit') AND pg_has_role(%s, 'USAGE')"
+_LINES = 1000  # of a log, asked about at once
 
 
 @dataclass(frozen=True)
@@ -83,31 +83,49 @@ def verify_audit(
     """Compare every row and every seal that the login may read with each other.
 
     For auditors, in a transaction. `known` maps territory and number of a seal to the hash that was
-    kept elsewhere (`proofs.known` reads them from an export): only this shows that the end of all
-    chains was cut off, or that they were made anew. `log` holds lines of the server's log: they
-    explain gaps. Raises `ContextMissing` in autocommit, `ProtectionUnavailable` for other logins.
+    kept elsewhere (`proof.known_seals` reads them from an export): only this shows that the end of all
+    chains was cut off, or that they were made anew. `log` holds lines of the server's log: those that
+    our function wrote in this database explain gaps. Raises `ContextMissing` in autocommit,
+    `ProtectionUnavailable` for other logins.
     """
-    schema = ident(current().schema)
-    codes = rows(conn, f"SELECT code, {schema}.is_member(code) FROM {schema}.territories ORDER BY code")
-    readable: list[str | None] = [code for code, member in codes if member]
+    with own_names(conn):
+        return _verified(conn, known or {}, log)
+
+
+def _verified(conn: AnyConnection, known: Mapping[tuple[str | None, int], str], log: Iterable[str]) -> Verification:
+    s = current()
+    codes = rows(conn, render("SELECT code, {schema}.is_member(code) FROM {schema}.territories ORDER BY code", s))
+    readable: list[str | None] = [None, *(code for code, member in codes if member)]
     unchecked = [code for code, member in codes if not member]
-    if rows(conn, _FLOOR.format(schema=schema), (current().role("app"),)) == [(True,)]:
-        unchecked.append("rows without territory")
-    else:
-        readable.insert(0, None)
     chains = []
     for code in readable:
         with declaring(conn, "", code or ""):
-            chains.append(_chain(conn, code, known or {}))
+            chains.append(_chain(conn, code, known))
     # whom no policy binds sees chains of territories that are no longer listed, too
-    for (code,) in rows(conn, f"SELECT DISTINCT territory FROM {schema}.lead_access_audit_seals"):
+    for (code,) in rows(conn, render("SELECT DISTINCT territory FROM {schema}.lead_access_audit_seals", s)):
         if code not in (chain.territory for chain in chains):
-            chains.append(_chain(conn, code, known or {}))
-    drawn = [range(low, high + 1) for low, high in rows(conn, f"SELECT * FROM {schema}.audit_number_gaps()")]
-    told = sorted({int(match[1]) for line in log if (match := DENIAL.search(line))})
+            chains.append(_chain(conn, code, known))
+    drawn = [range(low, high + 1) for low, high in rows(conn, render("SELECT * FROM {schema}.audit_number_gaps()", s))]
+    told = sorted(_told(conn, log))
     gaps = tuple(part for gap in drawn for part in _without(gap, told))
     explained = sum(map(len, drawn)) - sum(map(len, gaps))
     return Verification(tuple(_of_same_runs(chains)), gaps, explained, tuple(unchecked))
+
+
+def _told(conn: AnyConnection, log: Iterable[str]) -> Iterator[int]:
+    """Numbers of the denials that our function told the log; any login can write a line that looks the same."""
+    call = render("SELECT * FROM {schema}.proved_denials(%s::bigint[], %s::text[], %s::text[])", current())
+    found = (match for line in log for match in _as_written(line))
+    while part := list(islice(found, _LINES)):
+        numbers, facts, proofs = zip(*(match.groups() for match in part), strict=True)
+        yield from (number for (number,) in rows(conn, call, ([*map(int, numbers)], list(facts), list(proofs))))
+
+
+def _as_written(line: str) -> Iterator[re.Match[str]]:
+    """The line, also without the quoting of a log in CSV or JSON."""
+    for text in {line, line.replace('""', '"'), line.replace('\\"', '"').replace("\\\\", "\\")}:
+        if match := DENIAL.search(text):
+            yield match
 
 
 def links(entries: Iterable[Entry], territory: str | None) -> Iterator[Finding]:

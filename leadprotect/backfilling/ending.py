@@ -11,7 +11,7 @@ import psycopg
 from leadprotect.backfilled import Locked
 from leadprotect.backfilling.worker import VICTIM
 from leadprotect.database import blockers
-from leadprotect.settings import table
+from leadprotect.settings import render, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,9 +74,10 @@ def settle_noted(
 
 
 def _deferred(run: Run, side: psycopg.Connection[Any]) -> Iterator[tuple[str, Any]]:
-    query = run.sql(
+    query = render(
         "SELECT territory, lead_id FROM {schema}.backfill_deferred WHERE territory = ANY (%s) "
-        "AND (%s OR lead_id > %s) ORDER BY lead_id LIMIT %s"
+        "AND (%s OR lead_id > %s) ORDER BY lead_id LIMIT %s",
+        run.settings,
     )
     after = None
     while page := side.execute(query, (list(run.territories), after is None, after, _PAGE)).fetchall():
@@ -86,7 +87,9 @@ def _deferred(run: Run, side: psycopg.Connection[Any]) -> Iterator[tuple[str, An
 
 def _try(run: Run, victim: psycopg.Connection[Any], territory: str, lead: Any) -> bool:
     try:
-        row = victim.execute(run.sql("SELECT {schema}.backfill_retry(%s, %s)"), (territory, lead)).fetchone()
+        row = victim.execute(
+            render("SELECT {schema}.backfill_retry(%s, %s)", run.settings), (territory, lead)
+        ).fetchone()
     except psycopg.Error as error:
         if error.sqlstate not in VICTIM:
             raise
@@ -153,8 +156,9 @@ def _writers_left(run: Run, side: psycopg.Connection[Any], patience: float) -> s
 
 
 def _noted(run: Run, side: psycopg.Connection[Any]) -> Iterator[Any]:
-    query = run.sql(
-        "SELECT DISTINCT lead_id FROM {schema}.unsettled_leads WHERE %s OR lead_id > %s ORDER BY lead_id LIMIT %s"
+    query = render(
+        "SELECT DISTINCT lead_id FROM {schema}.unsettled_leads WHERE %s OR lead_id > %s ORDER BY lead_id LIMIT %s",
+        run.settings,
     )
     after = None
     while page := side.execute(query, (after is None, after, _PAGE)).fetchall():
@@ -167,7 +171,7 @@ def _settle(run: Run, victim: psycopg.Connection[Any], lead: Any, patience: floa
     began = time.monotonic()
     while True:
         try:
-            row = victim.execute(run.sql("SELECT {schema}.backfill_settle(%s)"), (lead,)).fetchone()
+            row = victim.execute(render("SELECT {schema}.backfill_settle(%s)", run.settings), (lead,)).fetchone()
         except psycopg.Error as error:
             if error.sqlstate not in VICTIM:
                 raise

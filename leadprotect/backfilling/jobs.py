@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from leadprotect.backfilled import Job
 from leadprotect.database.connection import rows
 from leadprotect.errors import InvalidRequest
-from leadprotect.settings import Settings, current, ident
+from leadprotect.settings import Settings, current, ident, render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from leadprotect.database.connection import AnyConnection
 
 
-def jobs(conn: AnyConnection, territories: Sequence[str] = (), *, settings: Settings | None = None) -> list[Job]:
+def list_jobs(conn: AnyConnection, territories: Sequence[str] = (), *, settings: Settings | None = None) -> list[Job]:
     """The jobs of `territories` (none: of all). Raises `InvalidRequest` for one that is not in the database."""
     s = settings or current()
-    found = [Job(*row) for row in rows(conn, _JOBS.replace("{schema}", ident(s.schema)))]
+    found = [Job(*row) for row in rows(conn, render("SELECT * FROM {schema}.backfill_status()", s))]
     check_known(territories, [job.territory for job in found])
     return [job for job in found if job.territory in territories or not territories]
 
@@ -58,30 +58,10 @@ def _request(
     conn: AnyConnection, territories: Sequence[str], wanted: str, reason: str | None, settings: Settings | None
 ) -> list[Job]:
     s = settings or current()
-    for job in jobs(conn, territories, settings=s):
-        call = f"SELECT {ident(s.schema)}.backfill_request(%s, %s, %s)"
+    for job in list_jobs(conn, territories, settings=s):
+        call = render("SELECT {schema}.backfill_request(%s, %s, %s)", s)
         rows(conn, call, (job.territory, wanted, reason))
-    return jobs(conn, territories, settings=s)
-
-
-_JOBS = """
-SELECT j.territory,
-       CASE WHEN j.request = 'pause' THEN 'paused'
-            WHEN j.ended_at IS NOT NULL THEN 'done'
-            WHEN j.request = 'stop' THEN 'stopped'
-            WHEN j.started_at IS NULL THEN 'new'
-            WHEN c.workers > 0 THEN 'running'
-            ELSE 'interrupted' END,
-       j.started_at, j.ended_at, c.scanned, c.assigned + j.retried,
-       (SELECT count(*) FROM {schema}.backfill_deferred AS d WHERE d.territory = j.territory),
-       {schema}.backfill_estimate(j.territory), c.workers, j.request_reason
-FROM {schema}.backfill_jobs AS j,
-  LATERAL (
-    SELECT coalesce(sum(c.scanned), 0)::bigint AS scanned, coalesce(sum(c.assigned), 0)::bigint AS assigned,
-           count(*) FILTER (WHERE c.finished_at IS NULL AND c.lease_until > clock_timestamp()) AS workers
-    FROM {schema}.backfill_chunks AS c WHERE c.territory = j.territory) AS c
-ORDER BY j.territory
-"""
+    return list_jobs(conn, territories, settings=s)
 
 
 PAUSE_S = 5.0
@@ -101,14 +81,13 @@ def pause_backfill(conn: psycopg.Connection[Any], settings: Settings, reason: st
     `PAUSE_S` seconds is no obstacle: its slice is one transaction, and gives way to any other.
     """
     schema = ident(settings.schema)
-    if conn.execute("SELECT to_regclass(%s)", (f"{schema}.backfill_jobs",)).fetchone() == (None,):
+    if conn.execute("SELECT to_regprocedure(%s)", (f"{schema}.backfill_status()",)).fetchone() == (None,):
         return []
     unfinished = conn.execute(
-        f"SELECT territory FROM {schema}.backfill_jobs "
-        "WHERE started_at IS NOT NULL AND ended_at IS NULL AND request = 'run' ORDER BY territory"
+        render("SELECT territory FROM {schema}.backfill_status() WHERE state IN ('running', 'interrupted')", settings)
     ).fetchall()
     for (territory,) in unfinished:
-        conn.execute(f"SELECT {schema}.backfill_request(%s, 'pause', %s)", (territory, reason))
+        conn.execute(render("SELECT {schema}.backfill_request(%s, 'pause', %s)", settings), (territory, reason))
     if unfinished:
         _wait_for_workers(conn, f"{schema}.backfill_chunks")
     return [territory for (territory,) in unfinished]

@@ -7,6 +7,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from leadprotect.settings import render
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -71,7 +73,9 @@ class Watch:
         self._began = time.monotonic()
         self._looked = 0.0
         self._meter = Meter()
-        query = run.sql("SELECT sum({schema}.backfill_estimate(code))::bigint FROM unnest(%s::text[]) AS code")
+        query = render(
+            "SELECT sum({schema}.backfill_estimate(code))::bigint FROM unnest(%s::text[]) AS code", run.settings
+        )
         row = side.do(lambda conn: conn.execute(query, (list(run.territories),)).fetchone())
         self._total: int = row[0] if row else 0
 
@@ -108,14 +112,12 @@ def _reason(verdict: Verdict, waiting: str | None) -> str | None:
 
 def counts(run: Run, side: psycopg.Connection[Any], codes: list[str]) -> tuple[int, int, int]:
     """Leads scanned, owners assigned, leads put aside: of this walk, whoever did it."""
-    found = side.execute(
-        run.sql("""
-        SELECT coalesce(sum(c.scanned), 0)::bigint,
-               (coalesce(sum(c.assigned), 0) + (
-                 SELECT sum(j.retried) FROM {schema}.backfill_jobs AS j WHERE j.territory = ANY (%(codes)s)))::bigint,
-               (SELECT count(*) FROM {schema}.backfill_deferred AS d WHERE d.territory = ANY (%(codes)s))
-        FROM {schema}.backfill_chunks AS c WHERE c.territory = ANY (%(codes)s)
-        """),
-        {"codes": codes},
-    ).fetchone()
+    query = render(
+        """
+        SELECT sum(scanned)::bigint, sum(assigned)::bigint, sum(deferred)::bigint
+        FROM {schema}.backfill_status() WHERE territory = ANY (%s)
+        """,
+        run.settings,
+    )
+    found = side.execute(query, (codes,)).fetchone()
     return found or (0, 0, 0)

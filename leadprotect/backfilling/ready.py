@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from leadprotect import phases
 from leadprotect.backfilling.jobs import check_known
 from leadprotect.database.connection import mapped_errors, row
 from leadprotect.errors import BackfillError, InvalidRequest, ProtectionUnavailable
 from leadprotect.preflight.host_tables import check_visible
 from leadprotect.preflight.installed import check_installed
-from leadprotect.settings import Settings, ident, names
+from leadprotect.settings import Settings, ident, names, render
 
 if TYPE_CHECKING:
     import psycopg
@@ -27,7 +28,7 @@ def check_ready(conn: psycopg.Connection[Any], s: Settings, territories: tuple[s
     with mapped_errors():
         check_installed(conn, s, applied=False)
         _check_login(conn, s)
-        known = conn.execute(f"SELECT territory FROM {ident(s.schema)}.backfill_jobs").fetchall()
+        known = conn.execute(render("SELECT territory FROM {schema}.backfill_jobs", s)).fetchall()
         check_known(territories, [code for (code,) in known])
         if not read_only:
             _check_writable(conn)
@@ -58,7 +59,7 @@ def missing_index(conn: psycopg.Connection[Any], s: Settings) -> str | None:
 
 
 def _check_login(conn: psycopg.Connection[Any], s: Settings) -> None:
-    function = f"{ident(s.schema)}.backfill_start(text,text)"
+    function = render("{schema}.backfill_start(text,text)", s)
     login, schema, exists = conn.execute(
         "SELECT current_user::text, to_regnamespace(%s) IS NOT NULL, "
         "EXISTS (SELECT FROM pg_catalog.pg_proc AS p "
@@ -76,8 +77,8 @@ def _check_login(conn: psycopg.Connection[Any], s: Settings) -> None:
         (s.schema, ident(s.schema)),
     ).fetchone()
     if allowed != (True,):
-        role = ident(s.role("operator"))
-        raise BackfillError(f"login {login} may not call {function}. A DBA can run: GRANT {role} TO {ident(login)};")
+        grant = render("GRANT {operator} TO", s)
+        raise BackfillError(f"login {login} may not call {function}. A DBA can run: {grant} {ident(login)};")
 
 
 def _check_writable(conn: psycopg.Connection[Any]) -> None:
@@ -94,10 +95,10 @@ def _check_writable(conn: psycopg.Connection[Any]) -> None:
 
 def check_settings(conn: AnyConnection, s: Settings) -> None:
     """Raise `InvalidRequest` if the settings that decide who owns a lead are not those of the migration."""
-    (ours,) = row(conn, f"SELECT {ident(s.schema)}.backfill_settings()")
+    (ours,) = row(conn, render("SELECT {schema}.backfill_settings()", s))
     if ours != fingerprint(s):
         raise InvalidRequest(
             f"the settings changed since the backfill was migrated: then {ours}; now {fingerprint(s)}. "
-            "Put them back, or migrate it again: alembic downgrade lp_0005_expand_activity_triggers, "
+            f"Put them back, or migrate it again: alembic downgrade {phases.before('migrate')[-1]}, "
             "then alembic upgrade head"
         )

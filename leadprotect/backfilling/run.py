@@ -24,10 +24,8 @@ from leadprotect.errors import (
     BackfillIncomplete,
     BackfillStopped,
     InvalidRequest,
-    SettingsError,
 )
-from leadprotect.preflight import check
-from leadprotect.settings import current, parse
+from leadprotect.settings import current, parse, render, url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,6 +36,7 @@ if TYPE_CHECKING:
     from leadprotect.backfilling.progress import Progress
     from leadprotect.backfilling.signals import Limits
     from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.opening import Address
     from leadprotect.settings import Settings
 
     Watcher = Callable[[Progress], None]
@@ -112,14 +111,13 @@ def backfill(
     s = settings or current()
     codes = (territories,) if isinstance(territories, str) else tuple(dict.fromkeys(territories))
     _check_arguments(codes, batch_size=batch_size, workers=workers, lease=lease)
-    conninfo = _conninfo(conn, s)
-    with Session(conninfo) as side:
-        check.check_direct(side.conn, lambda: Session(conninfo).conn)
+    address = _address(conn, s)
+    with Session(address) as side:
         ready.check_ready(side.conn, s, codes, read_only=dry_run)
         if dry_run:
             return verify.estimate_backfill(side.conn, codes, settings=s)
-        throttle = Throttle(conninfo, s, codes, limits=limits, gate=gate)
-        run = Run(s, conninfo, codes, batch_size, lease, throttle)
+        throttle = Throttle(address, s, codes, limits=limits, gate=gate)
+        run = Run(s, address, codes, batch_size, lease, throttle)
         with mapped_errors():
             if index := ready.missing_index(side.conn, s):
                 return _nothing_left(run, side.conn, index)
@@ -139,14 +137,11 @@ def _check_arguments(codes: tuple[str, ...], *, batch_size: int, workers: int, l
         raise InvalidRequest(f"lease is {lease:g} s; it must be longer than a slice")
 
 
-def _conninfo(conn: AnyConnection | str | None, s: Settings) -> str:
+def _address(conn: AnyConnection | str | None, s: Settings) -> Address:
     if conn is None or isinstance(conn, str):
         # parsed like the setting itself, so that a mistake in it never prints a password
-        url = parse({"database_url": conn}).database_url if conn else s.database_url
-        if not url:
-            message = "database_url is missing: set DATABASE_URL or the key in [leadprotect]"
-            raise SettingsError(message)
-        return url
+        given = parse({"database_url": conn}) if conn else s
+        return lambda: url(given)
     info = driver_connection(conn).info
     return make_conninfo(info.dsn, password=info.password or None)
 
@@ -174,16 +169,21 @@ def _run(run: Run, side: Session, workers: int, patience: float, on_progress: Wa
 
 def _start(run: Run, conn: psycopg.Connection[Any]) -> None:
     """Begin, or go on; a stop that stands is taken back when the runs that it was meant for could read it."""
-    query = run.sql("""
+    query = render(
+        """
         SELECT EXISTS (SELECT FROM {schema}.backfill_jobs WHERE territory = ANY (%s) AND request = 'stop')
            AND EXISTS (
              SELECT FROM pg_catalog.pg_stat_activity WHERE application_name = %s AND datname = current_database())
-        """)
+        """,
+        run.settings,
+    )
     until = time.monotonic() + _STOP_STANDS_S
     while conn.execute(query, (list(run.territories), APPLICATION)).fetchone() == (True,) and time.monotonic() < until:
         time.sleep(_TICK_S)
     for code in run.territories:
-        conn.execute(run.sql("SELECT {schema}.backfill_start(%s, %s)"), (code, ready.fingerprint(run.settings)))
+        conn.execute(
+            render("SELECT {schema}.backfill_start(%s, %s)", run.settings), (code, ready.fingerprint(run.settings))
+        )
 
 
 def _close(run: Run, conn: psycopg.Connection[Any], patience: float) -> tuple[list[Locked], str | None]:
@@ -193,7 +193,7 @@ def _close(run: Run, conn: psycopg.Connection[Any], patience: float) -> tuple[li
 
 def _finish(run: Run, conn: psycopg.Connection[Any]) -> None:
     for code in run.territories:
-        conn.execute(run.sql("SELECT {schema}.backfill_finish(%s)"), (code,))
+        conn.execute(render("SELECT {schema}.backfill_finish(%s)", run.settings), (code,))
 
 
 def _nothing_left(run: Run, side: psycopg.Connection[Any], index: str) -> list[Backfilled]:
@@ -227,7 +227,7 @@ def _work(run: Run, workers: int, watch: Watch) -> None:
 
 
 def _results(run: Run, side: psycopg.Connection[Any], locked: list[Locked], unsettled: str | None) -> list[Backfilled]:
-    (outside,) = side.execute(run.sql("SELECT {schema}.backfill_outside()")).fetchone() or (0,)
+    (outside,) = side.execute(render("SELECT {schema}.backfill_outside()", run.settings)).fetchone() or (0,)
     results = []
     for verified in verify.counted(side, run.territories, run.settings, deep=False):
         code = verified.territory

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import psycopg
 
+from leadprotect.database.opening import open_connection
 from leadprotect.errors import BackfillError, ConnectionUnusable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+
+    from leadprotect.database.opening import Address
 
 T = TypeVar("T")
 
@@ -21,15 +24,14 @@ RECONNECT_S = 60.0
 # 25P03: idle_in_transaction_session_timeout, which ends the session
 _LOST = ("08", "57P", "25P03")
 _PAUSE_S = 1.0
-_TRANSACTION_TIMEOUT = 170000  # the first server that knows it
 
 
 class Session:
-    """A session without the login's own limits, whose steps survive the loss of a connection."""
+    """A session without limits, whose steps survive the loss of a connection."""
 
-    def __init__(self, conninfo: str) -> None:
+    def __init__(self, address: Address) -> None:
         """Connect; raises `ConnectionUnusable` where that fails."""
-        self._conninfo = conninfo
+        self._address = address
         try:
             self.conn = self._opened()
         except psycopg.OperationalError as error:  # names host, port and user, never the password
@@ -68,18 +70,7 @@ class Session:
                 time.sleep(_PAUSE_S)
 
     def _opened(self) -> psycopg.Connection[Any]:
-        conn: psycopg.Connection[Any] = psycopg.connect(
-            self._conninfo, autocommit=True, application_name="leadprotect backfill"
-        )
-        unlimit(conn)
-        return conn
-
-
-def unlimit(conn: psycopg.Connection[Any]) -> None:
-    """Lift the login's own limits, which are for its services: to derive every owner takes as long as it takes."""
-    conn.execute("SET statement_timeout = 0; SET lock_timeout = 0; SET idle_session_timeout = 0")
-    if conn.info.server_version >= _TRANSACTION_TIMEOUT:
-        conn.execute("SET transaction_timeout = 0")
+        return open_connection(self._address, application="leadprotect backfill", lock_timeout=0)
 
 
 def connection_lost(error: BaseException) -> bool:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg
 
 from leadprotect.backfilling.signals import GO, SIGNALS, Asked, Limits, Verdict
-from leadprotect.settings import Settings, ident
+from leadprotect.database.opening import open_connection
+from leadprotect.settings import Settings, render
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from leadprotect.database.opening import Address
 
 APPLICATION = "leadprotect backfill throttle"
 """Name of its session: one in every run."""
@@ -35,7 +38,7 @@ class Throttle(threading.Thread):
 
     def __init__(
         self,
-        conninfo: str,
+        address: Address,
         settings: Settings,
         territories: tuple[str, ...],
         *,
@@ -48,7 +51,7 @@ class Throttle(threading.Thread):
         self._unreadable: Verdict | None = None
         self._paused: dict[str, str] = {}
         self._gone = False
-        self._conninfo, self._settings, self._territories = conninfo, settings, territories
+        self._address, self._settings, self._territories = address, settings, territories
         self._limits, self._gate = limits or Limits(), gate
         self._asked: Asked | None = None
         self._asked_at = time.monotonic()
@@ -148,9 +151,7 @@ class Throttle(threading.Thread):
 
     def _asking(self) -> Asked:
         if self._asked is None or self._asked.conn.closed:
-            conn: psycopg.Connection[Any] = psycopg.connect(
-                self._conninfo, autocommit=True, application_name=APPLICATION
-            )
+            conn = open_connection(self._address, application=APPLICATION)
             conn.execute(
                 f"SET statement_timeout = {_TIMEOUT_MS}; SET lock_timeout = {_TIMEOUT_MS};"
                 "SET default_transaction_read_only = on"
@@ -161,8 +162,11 @@ class Throttle(threading.Thread):
     def _requests(self) -> Verdict:
         try:
             (found,) = self._asking().row(
-                "SELECT json_agg(json_build_array(territory, request, request_reason)) "
-                f"FROM {ident(self._settings.schema)}.backfill_jobs WHERE territory = ANY (%s) AND request <> 'run'",
+                render(
+                    "SELECT json_agg(json_build_array(territory, request, request_reason)) "
+                    "FROM {schema}.backfill_jobs WHERE territory = ANY (%s) AND request <> 'run'",
+                    self._settings,
+                ),
                 (list(self._territories),),
             )
         except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):

@@ -15,7 +15,7 @@ from leadprotect.backfilling.ready import check_settings
 from leadprotect.database.connection import driver_connection, mapped_errors, row, rows
 from leadprotect.errors import InvalidRequest
 from leadprotect.preflight.host_tables import check_visible
-from leadprotect.settings import Settings, current, ident, names
+from leadprotect.settings import Settings, current, names, render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +60,7 @@ def report_ownerless(
     _check(conn, territories, s)
     if problem := folder_problem(file):
         raise InvalidRequest(problem)
-    query = f"SELECT lead_id, territory, reason FROM {ident(s.schema)}.backfill_report(%s)"
+    query = render("SELECT lead_id, territory, reason FROM {schema}.backfill_report(%s)", s)
     handle, name = tempfile.mkstemp(dir=file.absolute().parent, prefix=f".{file.name}.", text=True)
     written = 0
     try:
@@ -115,7 +115,7 @@ def _check(conn: AnyConnection, territories: Sequence[str], s: Settings) -> None
     if isinstance(territories, str):
         message = "territories is a list of codes, not one text"
         raise InvalidRequest(message)
-    known = rows(conn, f"SELECT territory FROM {ident(s.schema)}.backfill_jobs")
+    known = rows(conn, render("SELECT territory FROM {schema}.backfill_jobs", s))
     check_known(territories, [code for (code,) in known])
     check_settings(conn, s)
     check_visible(conn, s)
@@ -123,15 +123,14 @@ def _check(conn: AnyConnection, territories: Sequence[str], s: Settings) -> None
 
 def counted(conn: AnyConnection, territories: Sequence[str], s: Settings, *, deep: bool) -> list[Verified]:
     """The counts of `territories`, in their order; `deep` derives the owners that stand as well."""
-    schema = ident(s.schema)
-    query = f"SELECT territory, ownerless, missing, released FROM {schema}.backfill_counts(%s)"
+    query = render("SELECT territory, ownerless, missing, released FROM {schema}.backfill_counts(%s)", s)
     of = {code: counts for code, *counts in rows(conn, query, (list(territories),))}
     verified = []
     for code in territories:
         ownerless, missing, released = of[code]
         # most often none is missing, and the leads need not be looked for a second time
-        missing_leads = _named(conn, f"{schema}.unowned_leads(%s)", code)[1] if missing else ()
-        stale, stale_leads = _named(conn, f"{schema}.backfill_stale(%s)", code) if deep else (0, ())
+        missing_leads = _named(conn, render("{schema}.unowned_leads(%s)", s), code)[1] if missing else ()
+        stale, stale_leads = _named(conn, render("{schema}.backfill_stale(%s)", s), code) if deep else (0, ())
         verified.append(Verified(code, ownerless, released, missing, stale, missing_leads, stale_leads))
     return verified
 
@@ -143,7 +142,7 @@ def _named(conn: AnyConnection, function: str, code: str) -> tuple[int, tuple[An
 
 def _estimate(conn: AnyConnection, code: str, s: Settings) -> Estimate:
     began = time.perf_counter()
-    query = f"SELECT leads, sampled, assignable, ownerless FROM {ident(s.schema)}.backfill_sample(%s, %s)"
+    query = render("SELECT leads, sampled, assignable, ownerless FROM {schema}.backfill_sample(%s, %s)", s)
     leads, sampled, assignable, ownerless = row(conn, query, (code, SAMPLE))
     reading = (time.perf_counter() - began) / max(sampled, 1)
     scale = leads / max(sampled, 1)

@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from leadprotect.backfilling.sessions import RECONNECT_S, connection_lost, unlimit
+from leadprotect.backfilling.sessions import RECONNECT_S, connection_lost
 from leadprotect.backfilling.slices import Bisection, Controller
+from leadprotect.database.opening import open_connection
 from leadprotect.errors import BackfillError
-from leadprotect.settings import Settings, ident
+from leadprotect.settings import Settings, render
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from leadprotect.backfilling.throttle import Throttle
+    from leadprotect.database.opening import Address
 
 LOCK_TIMEOUT_MS = 50
 """Below the service's 250 ms, so that of two who wait for each other the backfill gives up first."""
@@ -50,7 +52,7 @@ class Run:
     """What the workers of one process share; `lease` in seconds."""
 
     settings: Settings
-    conninfo: str
+    address: Address
     territories: tuple[str, ...]
     batch_size: int
     lease: float
@@ -60,23 +62,14 @@ class Run:
     slice_rows: int = 0
     waiting: str | None = None
 
-    def sql(self, statement: str) -> str:
-        """Fill in the name of our schema."""
-        return statement.replace("{schema}", ident(self.settings.schema))
-
     def connect(self) -> psycopg.Connection[Any]:
         """A session that gives way: short waits for locks, short statements, commits that wait for no disk.
 
         A crash of the server may undo the last slices, but together with their cursors.
         """
-        conn: psycopg.Connection[Any] = psycopg.connect(
-            self.conninfo, autocommit=True, application_name="leadprotect backfill"
-        )
-        unlimit(conn)
+        conn = open_connection(self.address, application="leadprotect backfill")
         conn.execute(
-            f"{_GIVES_WAY};"
-            "SET synchronous_commit = off; SET default_transaction_isolation = 'read committed';"
-            f"SET idle_in_transaction_session_timeout = '{_IDLE_S}s'"
+            f"{_GIVES_WAY}; SET synchronous_commit = off; SET idle_in_transaction_session_timeout = '{_IDLE_S}s'"
         )
         return conn
 
@@ -132,20 +125,15 @@ class Worker(threading.Thread):
 
     def _claim(self, territory: str) -> tuple[int | None, int | None, bool] | None:
         """A chunk and its token, and whether others work on one; None if another claim was faster."""
+        query = """
+            SELECT c.chunk, c.token, EXISTS (
+              SELECT FROM {schema}.backfill_chunks AS o WHERE o.territory = %s AND o.finished_at IS NULL)
+            FROM {schema}.backfill_claim(%s, %s, %s, make_interval(secs => %s)) AS c
+            """
+        values = (territory, territory, self.job.batch_size, self.label, self.job.lease)
         try:
             with self._patient(_CLAIM_WAITS_S):
-                return (
-                    self._session()
-                    .execute(
-                        self.job.sql("""
-                    SELECT c.chunk, c.token, EXISTS (
-                      SELECT FROM {schema}.backfill_chunks AS o WHERE o.territory = %s AND o.finished_at IS NULL)
-                    FROM {schema}.backfill_claim(%s, %s, %s, make_interval(secs => %s)) AS c
-                    """),
-                        (territory, territory, self.job.batch_size, self.label, self.job.lease),
-                    )
-                    .fetchone()
-                )
+                return self._session().execute(render(query, self.job.settings), values).fetchone()
         except psycopg.Error as error:
             if error.sqlstate in VICTIM:
                 slow = error.sqlstate == _TIMED_OUT
@@ -221,9 +209,8 @@ class Worker(threading.Thread):
 
     def _call(self, function: str, *arguments: Any) -> Any:
         marks = ", ".join(["%s"] * len(arguments))
-        return (
-            self._session().execute(self.job.sql(f"SELECT * FROM {{schema}}.{function}({marks})"), arguments).fetchone()
-        )
+        statement = f"SELECT * FROM {render('{schema}', self.job.settings)}.{function}({marks})"
+        return self._session().execute(statement, arguments).fetchone()
 
     @contextmanager
     def _patient(self, lock_s: int) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """The command line: each command parses, calls one function of the library, and prints.
 
-Exit codes: 0 done, 1 refused or not true, 2 wrong usage, 130 stopped by Ctrl-C; a command with more
-of them says so in its help.
+Exit codes: 0 done, 1 refused or not true, 2 wrong usage, 130 stopped by Ctrl-C, 143 by a plain kill; a
+command with more of them says so in its help.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from leadprotect.cli.audit import audit_group
 from leadprotect.cli.backfill import backfill_group
 from leadprotect.cli.bench import bench_group
 from leadprotect.cli.demo import demo_command
+from leadprotect.cli.interrupts import Killed
 from leadprotect.cli.purge import purge_command
 from leadprotect.cli.rehearse import rehearse_command
 from leadprotect.cli.rollback import rollback_command
@@ -35,9 +36,9 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except LeadProtectError as error:
             raise click.ClickException(str(error)) from None
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
             click.echo("stopped", err=True)
-            sys.exit(130)
+            sys.exit(stopped.code if isinstance(stopped, Killed) else 130)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

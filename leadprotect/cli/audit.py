@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import sys
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
@@ -15,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from leadprotect.audit import export, history, partitions, proof, seals, verification
+from leadprotect.cli import output
 from leadprotect.database.connection import connect
 from leadprotect.errors import InvalidRequest
 from leadprotect.settings import current
@@ -120,7 +119,7 @@ def verify_command(*, file: TextIO | None, against: TextIO | None, log: TextIO |
         with connect(current()) as conn, conn.transaction():
             found = verification.verify_audit(conn, known=known, log=log or ())
     if as_json:
-        click.echo(_json({"intact": found.intact, **dataclasses.asdict(found)}))
+        click.echo(output.as_json({"intact": found.intact, **output.fields_of(found)}, indent=2))
     else:
         for line in _of_file(found) if isinstance(found, proof.Proof) else _of_database(found):
             click.echo(line)
@@ -246,7 +245,7 @@ def _utc(time: datetime | None) -> str:
 
 def _show(header: Sequence[str], table: Sequence[Sequence[object]], found: Sequence[Any], *, as_json: bool) -> None:
     if as_json:
-        click.echo(_json([dataclasses.asdict(one) for one in found]))
+        click.echo(output.as_json(found, indent=2))
         return
     shown = Table(*header, box=None)
     for line in table:
@@ -255,7 +254,3 @@ def _show(header: Sequence[str], table: Sequence[Sequence[object]], found: Seque
     if not console.is_terminal:
         console.width = 250  # a file or a pipe has no width; a wrapped id can't be searched for
     console.print(shown)
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, default=lambda one: [one[0], one[-1]] if isinstance(one, range) else str(one), indent=2)

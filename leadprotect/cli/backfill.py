@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +13,9 @@ from rich.console import Console
 
 from leadprotect.backfilling import jobs
 from leadprotect.backfilling.run import BATCH_SIZE, LARGEST_BATCH, PATIENCE_S, backfill
-from leadprotect.backfilling.sessions import unlimit
 from leadprotect.backfilling.signals import Limits
 from leadprotect.backfilling.verify import folder_problem, report_ownerless, verify_owners
+from leadprotect.cli.output import event
 from leadprotect.cli.progress import Bar, Lines
 from leadprotect.database.connection import connect
 from leadprotect.errors import BackfillIncomplete, BackfillStopped, LeadProtectError
@@ -25,8 +23,6 @@ from leadprotect.settings import current
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import psycopg
 
     from leadprotect.backfilled import Backfilled, Estimate, Job
     from leadprotect.backfilling.progress import Progress
@@ -99,7 +95,7 @@ def run_command(territories: tuple[str, ...], *, as_json: bool, report: Path | N
     elif options.pop("dry_run"):
         estimates = backfill(None, territories, dry_run=True)
         for estimate in estimates:
-            click.echo(_line(asdict(estimate), "estimate") if as_json else _estimated(estimate))
+            click.echo(event("estimate", estimate) if as_json else _estimated(estimate))
     else:
         _run(territories, options, as_json=as_json, report=report)
 
@@ -116,10 +112,10 @@ def _check_options(*, report: Path | None, verify: bool, dry_run: bool, **_other
 @backfill_group.command("status")
 @TERRITORIES
 @click.option("--json", "as_json", is_flag=True, help="JSON lines instead of text.")
-def status_command(territories: tuple[str, ...], *, as_json: bool) -> None:
+def backfill_status_command(territories: tuple[str, ...], *, as_json: bool) -> None:
     """Show where the backfill stands."""
     with connect(current()) as conn:
-        _say_jobs(jobs.jobs(conn, territories), as_json=as_json)
+        _say_jobs(jobs.list_jobs(conn, territories), as_json=as_json)
 
 
 @backfill_group.command("pause")
@@ -199,7 +195,7 @@ def _say_results(
 ) -> None:
     for result in results:
         if as_json:
-            click.echo(_line(asdict(result), "result"))
+            click.echo(event("result", result))
             continue
         seen = result.verified
         parts = [f"{result.scanned:,} leads scanned, {result.assigned:,} owners assigned"]
@@ -209,19 +205,19 @@ def _say_results(
     if not as_json and results and results[0].without_territory:
         click.echo(f"{results[0].without_territory:,} leads have no territory: they are outside protection")
     if report:
-        with _unlimited() as conn:
+        with connect(current(), lock_timeout=0) as conn:
             written = report_ownerless(conn, territories, report)
         click.echo(f"{written:,} leads without an owner are listed in {report}", err=True)
 
 
 def _say_verified(territories: tuple[str, ...], *, as_json: bool, report: Path | None) -> None:
-    with _unlimited() as conn:
+    with connect(current(), lock_timeout=0) as conn:
         found = verify_owners(conn, territories)
         if report:
             report_ownerless(conn, territories, report)
     for seen in found:
         if as_json:
-            click.echo(_line(asdict(seen) | {"complete": seen.complete}, "verified"))
+            click.echo(event("verified", seen, complete=seen.complete))
             continue
         click.echo(
             f"{seen.territory}: {'complete' if seen.complete else 'INCOMPLETE'}, "
@@ -236,16 +232,10 @@ def _say_verified(territories: tuple[str, ...], *, as_json: bool, report: Path |
         sys.exit(INCOMPLETE)
 
 
-def _unlimited() -> psycopg.Connection[Any]:
-    conn = connect(current())
-    unlimit(conn)
-    return conn
-
-
 def _say_jobs(found: Sequence[Job], *, as_json: bool = False) -> None:
     for job in found:
         if as_json:
-            click.echo(_line(asdict(job), "job"))
+            click.echo(event("job", job))
             continue
         why = f" ({job.request_reason})" if job.request_reason else ""
         part = "" if job.state == "done" else f" of about {max(job.total, job.scanned):,}"
@@ -261,7 +251,3 @@ def _estimated(estimate: Estimate) -> str:
         f"{estimate.ownerless:,} have no qualifying activity; about {estimate.seconds:,.0f} s with one worker, "
         f"{estimate.wal_bytes / 2**20:,.0f} MiB of WAL (from a sample of {estimate.sampled:,})"
     )
-
-
-def _line(fields: dict[str, Any], event: str) -> str:
-    return json.dumps({"event": event, **fields}, default=str)

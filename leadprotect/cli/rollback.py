@@ -27,12 +27,12 @@ def rollback_command(target: str, *, lock_budget: str | None) -> None:
     Exit codes: 0 done and verified, or nothing to undo; 1 refused, or stopped on the way (the same
     command goes on); 3 done, but something is not as it must be: it is listed.
     """
-    done = rollback(target, lock_budget=lock_budget, on_event=show)
+    done = rollback(target, lock_budget=lock_budget, on_event=_show)
     if not done.timeline:
         click.echo(f"nothing to undo: the database stands at {done.after or 'the base'}")
         return
     click.echo(f"{'':<12}  {done.seconds:5.2f} s  in all, from {done.before} to {done.after or 'the base'}")
-    Console(highlight=False).print(counts(done))
+    Console(highlight=False).print(_counts(done))
     for problem in done.problems:
         click.echo(f"NOT AS IT MUST BE: {problem}", err=True)
     if done.problems:
@@ -52,12 +52,12 @@ def hints(done: Rollback) -> list[str]:
     return found
 
 
-def show(event: Event) -> None:
+def _show(event: Event) -> None:
     """One line of the timeline, while it happens."""
     click.echo(f"{event.at:%H:%M:%S.%f}"[:12] + f"  {event.seconds:5.2f} s  {event.what}")
 
 
-def counts(done: Rollback) -> Table:
+def _counts(done: Rollback) -> Table:
     """The tables with their rows before and after."""
     made = Table("table", title="Rows", title_justify="left")
     made.add_column("before", justify="right")

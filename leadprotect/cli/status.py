@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-
 import click
 from rich.console import Console
 from rich.table import Table
 
+from leadprotect.cli import output
 from leadprotect.database.connection import connect
 from leadprotect.migration.status import Status, status
 from leadprotect.settings import current
@@ -22,19 +20,19 @@ def status_command(*, as_json: bool) -> None:
         conn.execute("SET lock_timeout = '2s'")  # it is asked when something is in the way
         found = status(conn)
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(found), default=str, indent=2))
+        click.echo(output.as_json(found, indent=2))
     else:
-        show(found, Console(highlight=False))
+        _show(found, Console(highlight=False))
 
 
-def show(found: Status, console: Console) -> None:
+def _show(found: Status, console: Console) -> None:
     """Print the tables."""
     at_head = "the head" if found.revision == found.head else f"head is {found.head}"
     if found.phase == "unknown":
         at_head = "applied by a newer version"
     console.print(f"revision  {found.revision or 'none'} ({at_head})")
     console.print(f"phase     {found.phase}")
-    if found.conditions and found.phase != "contract":
+    if found.conditions and found.contract_pending:
         gate = Table("condition", "holds", "detail", "what to run", title="Gate of contract", title_justify="left")
         for c in found.conditions:
             gate.add_row(c.name, "yes" if c.met else "no", c.detail, c.remedy or "")
@@ -42,9 +40,7 @@ def show(found: Status, console: Console) -> None:
     if found.backfill:
         jobs = Table("territory", "state", "scanned", "assigned", "deferred", title="Backfill", title_justify="left")
         for job in found.backfill:
-            state = "finished" if job.finished_at else "running" if job.started_at else "not started"
-            if job.request != "run":
-                state += f", {job.request}: {job.request_reason or 'asked for'}"
+            state = job.state + (f": {job.request_reason}" if job.request_reason else "")
             jobs.add_row(job.territory, state, f"{job.scanned:,}", f"{job.assigned:,}", f"{job.deferred:,}")
         console.print(jobs)
     if found.quarantine:

@@ -13,6 +13,7 @@ from psycopg.rows import tuple_row
 from sqlalchemy import exc
 from sqlalchemy.engine import AdaptedConnection, Connection
 
+from leadprotect.database.opening import LOCK_TIMEOUT_MS, open_connection
 from leadprotect.errors import (
     AuditUnavailable,
     ConnectionUnusable,
@@ -21,18 +22,20 @@ from leadprotect.errors import (
     LeadProtectError,
     LockUnavailable,
     ProtectionUnavailable,
-    SettingsError,
 )
+from leadprotect.settings import url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
     from leadprotect.settings import Settings
 
     AnyConnection = Connection | Session | psycopg.Connection[Any]
 
+_NO_TEXT = "the database holds text that is no UTF-8, as one in SQL_ASCII can: an answer can't be read"
 # class of SQLSTATE -> our class; https://www.postgresql.org/docs/current/errcodes-appendix.html
 _CLASSES: dict[str, tuple[type[LeadProtectError], str]] = {
     "3F000": (ProtectionUnavailable, "leadprotect is not installed in this database, or was rolled back"),
@@ -40,6 +43,8 @@ _CLASSES: dict[str, tuple[type[LeadProtectError], str]] = {
     "42P01": (ProtectionUnavailable, "leadprotect is not installed in this database, or was rolled back"),
     "42501": (ProtectionUnavailable, "the login lacks the role for this call"),
     "25006": (ConnectionUnusable, "this is a read replica, or a read-only transaction; recording needs the primary"),
+    "22021": (ConnectionUnusable, _NO_TEXT),
+    "22P05": (ConnectionUnusable, "the answer is not in the connection's client_encoding; use UTF8"),
     "25P02": (ConnectionUnusable, "the transaction has failed before; roll it back first"),
     "40001": (LockUnavailable, "another transaction was faster; roll back and try again"),
     "40P01": (LockUnavailable, "a deadlock was resolved at our cost; roll back and try again"),
@@ -55,16 +60,14 @@ _NO_PRIVILEGE = "42501"
 owed: WeakKeyDictionary[Any, list[tuple[str, tuple[Any, ...]]]] = WeakKeyDictionary()
 
 
-def connect(settings: Settings, *, autocommit: bool = True) -> psycopg.Connection[Any]:
-    """A connection of our own to the settings' database.
+def connect(settings: Settings, *, lock_timeout: int = LOCK_TIMEOUT_MS) -> psycopg.Connection[Any]:
+    """A connection of our own to the settings' database, in autocommit; `lock_timeout` in milliseconds.
 
-    Raises `SettingsError` without a URL, `ConnectionUnusable` when the server can't be reached.
+    Raises `SettingsError` without a URL, `ConnectionUnusable` when the server can't be reached, `PreflightError`
+    through a pooler of transactions.
     """
-    if not settings.database_url:
-        message = "database_url is missing: set DATABASE_URL or the key in [leadprotect]"
-        raise SettingsError(message)
     try:
-        return psycopg.connect(settings.database_url, autocommit=autocommit, application_name="leadprotect")
+        return open_connection(lambda: url(settings), application="leadprotect", lock_timeout=lock_timeout)
     except psycopg.OperationalError as error:  # names host, port and user, never the password
         message = f"no connection to the database: {error}"
         raise ConnectionUnusable(message) from None
@@ -89,6 +92,31 @@ def row(conn: AnyConnection, statement: str, params: Sequence[Any] = (), *, reco
     return found
 
 
+@contextmanager
+def own_names(conn: AnyConnection) -> Iterator[None]:
+    """Let names, operators and types mean PostgreSQL's own, whatever the caller's path holds; in his transaction."""
+    statement = "SELECT {before}, pg_catalog.set_config('search_path', %s, true)"
+    before, _ = row(conn, statement.format(before="pg_catalog.current_setting('search_path')"), ("pg_catalog",))
+    try:
+        yield
+    finally:
+        driver = driver_connection(conn)
+        # a transaction that failed takes its settings with it
+        if not driver.closed and driver.info.transaction_status == TransactionStatus.INTRANS:
+            row(conn, statement.format(before="NULL"), (before,))
+
+
+@contextmanager
+def as_role(conn: psycopg.Connection[Any], role: str) -> Iterator[None]:
+    """Act as `role` in a transaction or savepoint of `conn`: row security of our tables binds their owner's members."""
+    (before,) = conn.execute("SELECT pg_catalog.current_setting('role')").fetchall()[0]
+    act = "SELECT pg_catalog.set_config('role', %s, true)"
+    with conn.transaction():
+        conn.execute(act, (role,))
+        yield
+        conn.execute(act, (before,))
+
+
 def driver_connection(conn: AnyConnection) -> psycopg.Connection[Any] | psycopg.AsyncConnection[Any]:
     """The driver's connection below; of an async engine, the async one: ask it for facts only."""
     if isinstance(conn, psycopg.Connection):
@@ -105,6 +133,11 @@ def async_connection(conn: AnyConnection) -> AdaptedConnection | None:
     return adapted if isinstance(adapted, AdaptedConnection) else None
 
 
+def engine_of(conn: AnyConnection) -> Engine | None:
+    """SQLAlchemy's engine that made the connection; None of an async one, which can't be asked from a thread."""
+    return None if isinstance(conn, psycopg.Connection) or async_connection(conn) else _core(conn).engine
+
+
 def _settle(conn: AnyConnection) -> None:
     driver = driver_connection(conn)
     status = driver.info.transaction_status
@@ -118,12 +151,22 @@ def _settle(conn: AnyConnection) -> None:
 
 def _execute(conn: AnyConnection, statement: str, params: Sequence[Any]) -> list[tuple[Any, ...]]:
     if isinstance(conn, psycopg.Connection):
-        return conn.cursor(row_factory=tuple_row).execute(statement, params).fetchall()
+        return _texts(conn, conn.cursor(row_factory=tuple_row).execute(statement, params).fetchall())
     core = _core(conn)
     if core.dialect.driver not in ("psycopg", "psycopg_async"):
         message = f"the driver is {core.dialect.driver}; leadprotect needs psycopg 3: postgresql+psycopg://"
         raise InvalidRequest(message)
-    return [tuple(found) for found in core.exec_driver_sql(statement, tuple(params))]
+    found = [tuple(row) for row in core.exec_driver_sql(statement, tuple(params))]
+    return _texts(driver_connection(conn), found)
+
+
+def _texts(
+    driver: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], found: list[tuple[Any, ...]]
+) -> list[tuple[Any, ...]]:
+    """To a client of SQL_ASCII the driver gives bytes for text, and b'owner' is not 'owner'; we ask for no bytea."""
+    if driver.info.encoding != "ascii":
+        return found
+    return [tuple(value.decode() if isinstance(value, bytes) else value for value in row) for row in found]
 
 
 def _core(conn: Connection | Session) -> Connection:
@@ -149,6 +192,11 @@ def mapped_errors(*, recording: bool = False) -> Iterator[None]:
         raise _mapped(error.orig, recording=recording) from error
     except psycopg.Error as error:
         raise _mapped(error, recording=recording) from error
+    except UnicodeEncodeError as error:
+        message = f"{error.object[error.start : error.end]!r} is not in the connection's client_encoding; use UTF8"
+        raise InvalidRequest(message) from error
+    except UnicodeDecodeError as error:
+        raise ConnectionUnusable(_NO_TEXT) from error
     except (exc.PendingRollbackError, exc.ResourceClosedError) as error:
         message = "the transaction has failed before, or the connection is closed; roll it back first"
         raise ConnectionUnusable(message) from error

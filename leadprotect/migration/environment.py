@@ -20,22 +20,23 @@ from alembic.runtime.migration import RevisionStep
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, exc, pool
 
+from leadprotect import phases
 from leadprotect.backfilling import jobs
 from leadprotect.database import blockers
-from leadprotect.database.catalog import relation
+from leadprotect.database.opening import PINNED, open_connection, pin, pin_session
 from leadprotect.errors import GateClosed, LeadProtectError, SettingsError
-from leadprotect.migration import gate, locks
-from leadprotect.preflight import check
+from leadprotect.migration import event_triggers, gate, locks, undoing, version_table
+from leadprotect.preflight import check, standing
 from leadprotect.preflight.installed import check_installed
-from leadprotect.settings import Settings, ident, load
+from leadprotect.preflight.version_table import check_may_write, check_version_table, read_versions
+from leadprotect.preflight.way_down import check_way_down
+from leadprotect.settings import Settings, duration, literal, load, url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 log = logging.getLogger("leadprotect")
 
-# Everything the revisions write is schema-qualified; the rest must mean what pg_catalog says.
-SEARCH_PATH = "SET search_path = pg_catalog"
 LOCK_TIMEOUT = f"SET lock_timeout = '{locks.LOCK_TIMEOUT_MS}ms'"
 GATE_CLOSED = "LP409"
 POOLER_REFUSED = "08P01"  # what PgBouncer answers with when it can't do as it is asked
@@ -95,17 +96,20 @@ def _explained(error: BaseException) -> str:
 
 
 def _read_options() -> dict[str, Any]:
-    """The -x arguments: contract=auto|require|hold and lock_budget=60s."""
+    """The -x arguments: contract=auto|require|hold, lock_budget=60s and lock_wait=10min."""
     given = context.get_x_argument(as_dictionary=True)
-    unknown = sorted(set(given) - {"contract", "lock_budget"})
+    unknown = sorted(set(given) - {"contract", "lock_budget", "lock_wait"})
     if unknown:
-        raise SettingsError(f"-x {unknown[0]}: unknown; known are contract and lock_budget")
+        raise SettingsError(f"-x {unknown[0]}: unknown; known are contract, lock_budget and lock_wait")
     contract = given.get("contract", "auto")
     if contract not in ("auto", "require", "hold"):
         raise SettingsError(f"-x contract={contract}: only waiting or data opens the gate; use auto, require or hold")
     return {
         "contract": contract,
-        "budget": locks.parse_budget(given["lock_budget"]) if "lock_budget" in given else locks.DEFAULT_BUDGET_S,
+        "budget": duration("-x lock_budget", given["lock_budget"])
+        if "lock_budget" in given
+        else locks.DEFAULT_BUDGET_S,
+        "wait": duration("-x lock_wait", given["lock_wait"]) if "lock_wait" in given else locks.DEFAULT_WAIT_S,
     }
 
 
@@ -116,43 +120,74 @@ def _run_offline(settings: Settings, *, contract: str) -> None:
     steps_from = _asked(settings, **how)["fn"]
 
     def steps(heads: Any, migration: Any) -> Iterator[Any]:
+        missing, last = not heads, None
         for step in steps_from(heads, migration):
             if _is_contract(step) and contract == "hold":
                 return
+            if missing and _is_upgrade(step):
+                _script(*version_table.making(settings))
+                migration._version.create = _left_alone  # noqa: SLF001 - or the script would make it twice
+                missing = False
             context.execute(LOCK_TIMEOUT)  # again for each step: an index build waits longer
             yield step
+            last = step
+        if _ends_at_base(last):
+            _script(version_table.dropping(settings))
+            migration._version.drop = _left_alone  # noqa: SLF001 - older versions of Alembic would drop it again
 
     _configure(settings, fn=steps, **how)
     with context.begin_transaction():
         # psql goes on after an error, past a closed gate too, unless it is told not to
         context.get_context().impl.static_output("\\set ON_ERROR_STOP on\n")
         context.execute("SET client_min_messages = warning")
-        context.execute(SEARCH_PATH)
+        for name, value in PINNED.items():
+            context.execute(f"SET {name} = {literal(value)}")
         context.run_migrations()
 
 
-def _run_online(settings: Settings, *, contract: str, budget: float) -> None:
+def _script(*statements: str) -> None:
+    """Write statements into the script as they stand."""
+    for statement in statements:
+        context.get_context().impl.static_output(f"{statement.strip()};\n")
+
+
+def _left_alone(*_: Any, **__: Any) -> None:
+    """Alembic's own table would belong to whoever runs the script."""
+
+
+def _run_online(settings: Settings, *, contract: str, budget: float, wait: float) -> None:
     opts = _asked(settings, dialect_name="postgresql")
     planned = opts["fn"]
     lost = locks.Budget(budget)
+    held: Callable[[], None] = _nothing_held
     with ExitStack() as stack:
         engine = _connectable(settings)
         guard = stack.enter_context(_side_connection(engine))
-        if "destination_rev" in opts:  # upgrade, downgrade, stamp; other commands only look
-            check.check_direct(guard, lambda: _side_connection(engine))
-            stack.enter_context(locks.one_at_a_time(guard, settings))
-            planned = _plan(opts, guard, settings, contract, lost)
-        connection = stack.enter_context(_migration_connection(engine, lost))
-        _configure(settings, connection=connection, fn=planned)
-        pid = connection.connection.dbapi_connection.info.backend_pid  # type: ignore[union-attr]
+        writes = "destination_rev" in opts  # upgrade, downgrade, stamp; other commands only look
+        if not writes:
+            read_versions(guard, settings, ours=True)
+        else:
+            held = stack.enter_context(locks.one_at_a_time(guard, settings, wait=wait))
+            planned = _plan(opts, guard, settings, contract, lost, held)
+        connection, pid = stack.enter_context(_migration_connection(engine, lost))
+        _configure(settings, held, connection=connection, fn=planned)
         seen = stack.enter_context(blockers.watch(stack.enter_context(_side_connection(engine)), pid))
         try:
             locks.retry(_migrate, budget=lost, seen=seen)
+            connection.rollback()
+            if writes:
+                version_table.drop_empty(guard, settings)
         except exc.DBAPIError as error:
+            if reason := event_triggers.culprit(guard, error, settings):
+                raise CommandError(f"{_explained(error)}: {reason}") from None
             if contract != "auto" or blockers.sqlstate(error) != GATE_CLOSED:
                 raise
             # it closed between the question and the transaction that asks again
             log.warning("stopped before the next revision: %s", _explained(error))
+
+
+def _nothing_held() -> None:
+    """A command that only looks needs no lock."""
 
 
 def _migrate() -> None:
@@ -172,42 +207,58 @@ def _asked(settings: Settings, **how: Any) -> dict[str, Any]:
     return context.get_context().opts
 
 
-def _configure(settings: Settings, **how: Any) -> None:
+def _configure(settings: Settings, held: Callable[[], None] | None = None, **how: Any) -> None:
+    given = context.config.attributes.get("on_version_apply")  # leadprotect rollback looks at each step
+
+    def applied(ctx: Any, step: Any, heads: Any, run_args: Any) -> None:
+        """In the transaction of the step: what is wrong now takes the step back, and its stamp."""
+        if held:
+            held()
+        if given:
+            given(ctx=ctx, step=step, heads=heads, run_args=run_args)
+
     context.configure(
         target_metadata=None,
         transaction_per_migration=True,
         version_table=settings.version_table,
         version_table_schema=settings.version_table_schema,
-        on_version_apply=context.config.attributes.get("on_version_apply"),  # leadprotect rollback looks at each step
+        on_version_apply=applied,
+        dont_mutate=True,  # Alembic never makes the version table: who runs it would own it
         leadprotect=True,  # tells a revision that a closed gate is understood here
         **how,
     )
 
 
 def _plan(
-    opts: dict[str, Any], guard: psycopg.Connection[Any], settings: Settings, contract: str, lost: locks.Budget
+    opts: dict[str, Any],
+    guard: psycopg.Connection[Any],
+    settings: Settings,
+    contract: str,
+    lost: locks.Budget,
+    held: Callable[[], None],
 ) -> Callable[..., Iterator[Any]]:
     """Decide once what is to be done, refuse before anything is touched, and stop at a closed gate.
 
     Deciding once matters: a retry after a lock timeout goes on with what is left, so ``downgrade -2``
     never goes one further.
     """
-    heads = () if opts.get("purge") else _current_heads(guard, settings)
+    present = _present(guard, settings)
+    heads = () if opts.get("purge") else present or ()
     left = list(opts["fn"](heads, context.get_context()))
-    if heads and any(isinstance(step, RevisionStep) for step in left):
-        check_installed(guard, settings, applied=True)
-    if any(_is_upgrade(step) for step in left):
-        check.check_before_migration(guard, settings, fresh=not heads)
-    elif left:
-        check.check_server(guard)
+    _check(guard, settings, left, applied=bool(heads))
+    if heads and not left:
+        _check_standing(guard, settings, contract, heads)
     if any(_undoes_backfill(step) for step in left):
         for territory in jobs.pause_backfill(guard, settings, "alembic downgrade"):
             log.warning("paused the backfill of %s, which this downgrade ends", territory)
+    if left and present is None:
+        _make_version_table(guard, settings)
 
     def remaining(_heads: Any, _migration: Any) -> Iterator[Any]:
         while left:
             if _is_contract(left[0]) and not _may_contract(guard, settings, contract, left[0]):
                 return
+            held()
             lost.step_begins()
             yield left[0]
             left.pop(0)
@@ -215,15 +266,48 @@ def _plan(
     return remaining
 
 
-def _current_heads(guard: psycopg.Connection[Any], settings: Settings) -> tuple[str, ...]:
-    """What Alembic's own reader would say, but without a table made on the way."""
-    versions = ident(settings.version_table_schema, settings.version_table)
-    if relation(guard, settings.version_table_schema, settings.version_table) is None:
-        return ()
+def _check(guard: psycopg.Connection[Any], settings: Settings, left: list[Any], *, applied: bool) -> None:
+    """Refuse what would fail halfway, up or down."""
+    if not applied or any(isinstance(step, RevisionStep) for step in left):
+        check_installed(guard, settings, applied=applied)
+    if any(_is_upgrade(step) for step in left):
+        check.check_before_migration(guard, settings, fresh=not applied)
+    elif left:
+        check.check_server(guard)
+    if undone := [step.revision for step in left if isinstance(step, RevisionStep) and not step.is_upgrade]:
+        check_way_down(guard, settings, undoing.script(undone))
+
+
+def _present(guard: psycopg.Connection[Any], settings: Settings) -> tuple[str, ...] | None:
+    """What is applied, of a table that is ours and that this role may write; None without a table."""
+    if check_version_table(guard, settings, ours=True):
+        check_may_write(guard, settings)
+    return read_versions(guard, settings, ours=True)
+
+
+def _make_version_table(guard: psycopg.Connection[Any], settings: Settings) -> None:
     try:
-        return tuple(row[0] for row in guard.execute(f"SELECT version_num FROM {versions}"))
-    except psycopg.errors.UndefinedColumn:
-        raise SettingsError(f"version_table: {versions} exists, but is no version table of Alembic") from None
+        version_table.make(guard, settings)
+    except psycopg.Error as error:
+        if reason := event_triggers.culprit(guard, error, settings):
+            raise CommandError(f"{_explained(error)}: {reason}") from None
+        raise
+
+
+def _check_standing(guard: psycopg.Connection[Any], settings: Settings, contract: str, heads: tuple[str, ...]) -> None:
+    """Where nothing is to be done: whether that is so, or only a number says it; raises where contract is required."""
+    chain = phases.chain()
+    for head in set(heads) & set(chain):
+        if missing := standing.missing(guard, settings, chain[: chain.index(head) + 1]):
+            lacks = ", ".join(missing)
+            said = (
+                f"nothing was done, because the version table says {head}, but the database lacks {lacks}: "
+                f"alembic downgrade {phases.before('contract')[-1]} and upgrade make anew what contract put on the "
+                "leads; tables come back from a backup, or by alembic stamp base and upgrade where all are gone"
+            )
+            if contract == "require":
+                raise GateClosed(f"contract is required, and {said}")
+            log.warning("%s", said)
 
 
 def _may_contract(guard: psycopg.Connection[Any], settings: Settings, contract: str, step: RevisionStep) -> bool:
@@ -244,13 +328,23 @@ def _is_upgrade(step: Any) -> bool:
     return isinstance(step, RevisionStep) and step.is_upgrade
 
 
+def _ends_at_base(step: Any) -> bool:
+    return isinstance(step, RevisionStep) and not step.is_upgrade and step.revision.down_revision is None
+
+
 def _undoes_backfill(step: Any) -> bool:
     downwards = isinstance(step, RevisionStep) and not step.is_upgrade
-    return downwards and getattr(step.revision.module, "phase", None) == "migrate"
+    # what a later release migrates is no backfill
+    return downwards and _phase(step) == "migrate" and step.revision.revision in phases.before("contract")
 
 
 def _is_contract(step: Any) -> bool:
-    return _is_upgrade(step) and getattr(step.revision.module, "phase", None) == "contract"
+    return _is_upgrade(step) and _phase(step) == "contract"
+
+
+def _phase(step: Any) -> str | None:
+    """As the revision declares it; one of a host that shares the version table declares none."""
+    return getattr(step.revision.module, "phase", None)
 
 
 def _connectable(settings: Settings) -> Engine:
@@ -259,11 +353,9 @@ def _connectable(settings: Settings) -> Engine:
         return given
     if given is not None:
         raise SettingsError("config.attributes['connection'] must be an Engine of postgresql+psycopg")
-    if not settings.database_url:
-        raise SettingsError("database_url is missing: set DATABASE_URL or the key in [leadprotect]")
     return create_engine(
         "postgresql+psycopg://",
-        creator=lambda: psycopg.connect(settings.database_url, application_name="leadprotect migration"),
+        creator=lambda: open_connection(lambda: url(settings), application=locks.APPLICATION, autocommit=False),
         poolclass=pool.NullPool,
     )
 
@@ -271,20 +363,32 @@ def _connectable(settings: Settings) -> Engine:
 @contextmanager
 def _side_connection(engine: Engine) -> Iterator[psycopg.Connection[Any]]:
     """A session of its own, in autocommit: it never holds a transaction that a build waits for."""
+    with _checked_out(engine) as conn:
+        pin_session(conn, lambda: _checked_out(engine), more={"application_name": locks.APPLICATION})
+        yield conn
+
+
+@contextmanager
+def _checked_out(engine: Engine) -> Iterator[psycopg.Connection[Any]]:
+    """A connection of the engine, which a host may have made; it never goes back as we leave it."""
     raw = engine.raw_connection()
     try:
         conn: psycopg.Connection[Any] = raw.driver_connection  # type: ignore[assignment]
         conn.autocommit = True
-        # a lock that is not to be had must not make a question wait for ever, unseen
-        conn.execute(f"{SEARCH_PATH}; SET lock_timeout = '1min'")
         yield conn
     finally:
         raw.invalidate()
 
 
 @contextmanager
-def _migration_connection(engine: Engine, lost: locks.Budget) -> Iterator[Connection]:
-    with engine.connect() as connection:
+def _migration_connection(engine: Engine, lost: locks.Budget) -> Iterator[tuple[Connection, int]]:
+    """The connection that the revisions run on, and the process id of its session."""
+    # the engine of a host may come with another level, or with none at all
+    with engine.connect().execution_options(isolation_level="READ COMMITTED") as connection:
+        driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
+        driver.autocommit = True
+        pid = pin_session(driver, lambda: _checked_out(engine))
+        driver.autocommit = False
 
         @event.listens_for(connection, "begin")
         def limit_lock_waits(conn: Connection) -> None:
@@ -293,9 +397,12 @@ def _migration_connection(engine: Engine, lost: locks.Budget) -> Iterator[Connec
             session: psycopg.Connection[Any] = conn.connection.driver_connection  # type: ignore[assignment]
             rest = max(int(lost.rest * 1000), locks.LOCK_TIMEOUT_MS)
             try:
-                session.execute(f"{SEARCH_PATH}; {LOCK_TIMEOUT}; SET leadprotect.lock_budget = '{rest}ms'")
+                pin(session, pid=pid, lock_timeout=locks.LOCK_TIMEOUT_MS, more={"leadprotect.lock_budget": f"{rest}ms"})
             except psycopg.OperationalError as error:
                 conn.invalidate(error)  # or the pool would try to roll back what is lost, and say so at length
                 raise
 
-        yield connection
+        try:
+            yield connection, pid
+        finally:
+            connection.invalidate()

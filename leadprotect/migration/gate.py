@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from leadprotect.database.connection import rows
-from leadprotect.settings import Settings, current, ident
+from leadprotect.settings import Settings, current, render
 
 if TYPE_CHECKING:
     from leadprotect.database.connection import AnyConnection
@@ -32,9 +32,10 @@ def conditions(conn: AnyConnection, *, settings: Settings | None = None) -> list
     Raises `ProtectionUnavailable` before the migrate step, or without the role of an operator.
     """
     s = settings or current()
-    query = (
-        "SELECT condition, met IS TRUE, detail, remedy FROM "
-        f"{ident(s.schema)}.gate_conditions(make_interval(secs => %s), %s, %s::name[])"
+    query = render(
+        "SELECT condition, met IS TRUE, detail, remedy "
+        "FROM {schema}.gate_conditions(make_interval(secs => %s), %s, %s::name[])",
+        s,
     )
     found = rows(conn, query, (s.observation_window, s.host_rls, list(s.exempt_roles)))
     return [Condition(*row) for row in found]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from leadprotect.database.connection import as_role
 from leadprotect.settings import Settings, ident, table
+from leadprotect.settings.names import HOST_POLICIES
 
 if TYPE_CHECKING:
     import psycopg
@@ -66,9 +68,11 @@ def take(conn: psycopg.Connection[Any], settings: Settings) -> Inventory:
                ARRAY(SELECT p.rule FROM policies AS p WHERE p.polrelid = c.oid AND NOT p.polpermissive)
         FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
         WHERE n.nspname IN (%(schema)s, %(quarantine)s) AND c.relkind IN ('r', 'p')
+          AND (n.nspname, c.relname) <> (%(versions_schema)s, %(versions)s)
         ORDER BY c.relname
         """
-    found = conn.execute(query, {"schema": settings.schema, "quarantine": settings.quarantine}).fetchall()
+    values = {"schema": settings.schema, "quarantine": settings.quarantine, **_versions(settings)}
+    found = conn.execute(query, values).fetchall()
     tables = {
         name: Kept(schema, oid, secured, frozenset(grantees), frozenset(permissive), frozenset(restrictive))
         for name, schema, oid, secured, grantees, permissive, restrictive in found
@@ -82,15 +86,19 @@ def count(conn: psycopg.Connection[Any], settings: Settings, *schemas: str) -> d
     None for a table that is so large that nobody on call would wait for it.
     """
     query = """
-        SELECT n.nspname::text, c.relname::text, c.reltuples > %s FROM pg_catalog.pg_class AS c
+        SELECT n.nspname::text, c.relname::text, c.reltuples > %(large)s FROM pg_catalog.pg_class AS c
         JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-        WHERE n.nspname = ANY (%s::text[]) AND c.relkind = 'r' ORDER BY c.relname
+        WHERE n.nspname = ANY (%(schemas)s::text[]) AND c.relkind = 'r'
+          AND (n.nspname, c.relname) <> (%(versions_schema)s, %(versions)s)
+        ORDER BY c.relname
         """
-    found = conn.execute(query, (_LARGE, list(schemas or (settings.schema, settings.quarantine)))).fetchall()
-    return {
-        name: None if large else conn.execute(f"SELECT count(*) FROM {ident(schema, name)}").fetchall()[0][0]
-        for schema, name, large in found
-    }
+    wanted = list(schemas or (settings.schema, settings.quarantine))
+    found = conn.execute(query, {"large": _LARGE, "schemas": wanted, **_versions(settings)}).fetchall()
+    with as_role(conn, settings.role("owner")):
+        return {
+            name: None if large else conn.execute(f"SELECT count(*) FROM {ident(schema, name)}").fetchall()[0][0]
+            for schema, name, large in found
+        }
 
 
 def opened(before: Inventory, now: Inventory) -> list[str]:
@@ -142,6 +150,11 @@ def left_on_host(before: Inventory, now: Inventory) -> list[str]:
     return found
 
 
+def _versions(settings: Settings) -> dict[str, str]:
+    """Alembic's table holds nothing to protect, and is gone at the base."""
+    return {"versions_schema": settings.version_table_schema, "versions": settings.version_table}
+
+
 def _may_shrink(name: str) -> bool:
     return name in _MAY_SHRINK or name.startswith(_TRANSIENT)
 
@@ -150,21 +163,14 @@ def _host(conn: psycopg.Connection[Any], settings: Settings, *, memory: Kept | N
     # by their exact names: the host may have policies that begin like ours
     query = """
         SELECT c.relrowsecurity, c.relforcerowsecurity, (
-          SELECT count(*) FROM pg_catalog.pg_policy AS p
-          WHERE p.polrelid = c.oid AND p.polname IN (
-            SELECT %(prefix)s || kind
-            FROM unnest(ARRAY['owner', 'unprotected', 'floor', 'update', 'delete', 'exempt']) AS kind
-            UNION ALL
-            SELECT %(prefix)s || substr(ours.polname::text, length('lp_') + 1) FROM pg_catalog.pg_policy AS ours
-            JOIN pg_catalog.pg_class AS t ON t.oid = ours.polrelid
-            JOIN pg_catalog.pg_namespace AS n ON n.oid = t.relnamespace
-            WHERE n.nspname IN (%(schema)s, %(quarantine)s) AND starts_with(ours.polname::text, 'lp_territory_')))
+          SELECT count(*) FROM pg_catalog.pg_policy AS p WHERE p.polrelid = c.oid AND p.polname = ANY (%(ours)s))
         FROM pg_catalog.pg_class AS c WHERE c.oid = pg_catalog.to_regclass(%(leads)s)
         """
-    values = {"schema": settings.schema, "quarantine": settings.quarantine, "prefix": f"{settings.schema}_"}
-    found = conn.execute(query, values | {"leads": table(settings.leads_table)}).fetchone()
+    values = {"ours": [settings.role(policy) for policy in HOST_POLICIES], "leads": table(settings.leads_table)}
+    found = conn.execute(query, values).fetchone()
     enabled, forced, policies = found or (False, False, 0)
     remembered = None
     if memory is not None:
-        remembered = conn.execute(f"SELECT enabled, forced FROM {ident(memory.schema, _MEMORY)}").fetchone()
+        with as_role(conn, settings.role("owner")):
+            remembered = conn.execute(f"SELECT enabled, forced FROM {ident(memory.schema, _MEMORY)}").fetchone()
     return Host(enabled, forced, policies, remembered)

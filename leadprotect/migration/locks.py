@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 import random
-import re
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import psycopg
+
 from leadprotect.database.blockers import Blocker, sqlstate
-from leadprotect.errors import LockUnavailable, SettingsError
+from leadprotect.database.catalog import one
+from leadprotect.errors import LockUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    import psycopg
+    from datetime import datetime
 
     from leadprotect.settings import Settings
 
@@ -29,6 +30,10 @@ LOCK_TIMEOUT_MS = 100
 """
 
 DEFAULT_BUDGET_S = 60.0
+DEFAULT_WAIT_S = 600.0
+"""How long an upgrade waits for another one, and for whoever else holds its lock."""
+
+APPLICATION = "leadprotect migration"
 RETRYABLE = ("55P03", "40P01")  # lock_not_available, deadlock_detected
 
 _POLL_S = 0.2
@@ -58,34 +63,93 @@ class Budget:
         self.spent += time.monotonic() - self.began
 
 
-def parse_budget(text: str) -> float:
-    """Seconds of ``-x lock_budget=60s`` (or ``2min``); raises `SettingsError`."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min)?", text)
-    if match is None:
-        message = f"-x lock_budget={text}: not a duration; write 60s or 2min"
-        raise SettingsError(message)
-    return float(match[1]) * (60 if match[2] == "min" else 1)
+@dataclass(frozen=True)
+class Holder:
+    """A session that holds the lock of migrations; `since` when it connected, None where that is hidden from us."""
+
+    pid: int
+    login: str | None
+    application: str | None
+    since: datetime | None
+
+    def __str__(self) -> str:
+        """One readable line."""
+        since = f"{self.since:%Y-%m-%d %H:%M:%S} UTC" if self.since else "a time hidden from this role"
+        name = self.application or "without application_name"
+        return f"pid {self.pid} ({name}, login {self.login or 'unknown'}, connected since {since})"
 
 
 @contextmanager
-def one_at_a_time(conn: psycopg.Connection[Any], settings: Settings) -> Iterator[None]:
-    """Hold the session lock of this installation; waits for another deploy by polling.
+def one_at_a_time(
+    conn: psycopg.Connection[Any], settings: Settings, *, wait: float = DEFAULT_WAIT_S
+) -> Iterator[Callable[[], None]]:
+    """Hold the session lock of this installation; yields a function that raises where it is held no more.
 
-    A blocking advisory lock would deadlock: CREATE INDEX CONCURRENTLY waits for every transaction
-    that is older, and a waiting lock is one. `conn` must be in autocommit and nothing else's.
+    Waits `wait` seconds for another deploy by polling: a blocking advisory lock would deadlock, since
+    CREATE INDEX CONCURRENTLY waits for every transaction that is older, and a waiting lock is one.
+    `conn` must be in autocommit and nothing else's. Raises `LockUnavailable`, naming the holder: any
+    login can take an advisory lock.
     """
     name = f"leadprotect {settings.version_table_schema}.{settings.version_table} {settings.schema}"
-    reminded = 0.0
-    while not conn.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", (name,)).fetchone()[0]:  # type: ignore[index]
-        if time.monotonic() - reminded > _REMIND_S:
-            reminded = time.monotonic()
-            log.warning("another migration of schema %s is running; waiting for it", settings.schema)
-        time.sleep(_POLL_S)
+    key = one(conn, "SELECT hashtextextended(%s, 0)", name)
+    began, reminded = time.monotonic(), 0.0
+    while not one(conn, "SELECT pg_try_advisory_lock(%s)", key):
+        now = time.monotonic()
+        if now - began >= wait:
+            raise LockUnavailable(_not_ours(settings, holders(conn, key), wait))
+        if now - reminded > _REMIND_S:
+            reminded = now
+            log.warning("%s", _waiting(settings, holders(conn, key)))
+        time.sleep(min(_POLL_S, wait))
     try:
-        yield
+        yield lambda: _check_held(conn, key)
     finally:
-        if not conn.closed:
-            conn.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", (name,))
+        with suppress(psycopg.OperationalError):  # a session that is gone holds nothing
+            conn.execute("SELECT pg_advisory_unlock(%s)", (key,))
+
+
+def holders(conn: psycopg.Connection[Any], key: int) -> list[Holder]:
+    """Who holds the advisory lock `key`; most often one, and none when it was given back meanwhile."""
+    found = conn.execute(
+        """
+        SELECT l.pid, a.usename::text, a.application_name, a.backend_start AT TIME ZONE 'UTC'
+        FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
+        WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+          AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+          AND (l.classid::bigint << 32) | l.objid::bigint = %s ORDER BY l.pid
+        """,
+        (key,),
+    ).fetchall()
+    return [Holder(*row) for row in found]
+
+
+def _waiting(settings: Settings, found: list[Holder]) -> str:
+    who = "; ".join(map(str, found)) or "a session that is gone already"
+    if all(holder.application == APPLICATION for holder in found):
+        return f"another migration of schema {settings.schema} is running; waiting for it: {who}"
+    return f"the lock of migrations of schema {settings.schema} is held by no migration of ours: {who}; waiting for it"
+
+
+def _not_ours(settings: Settings, found: list[Holder], wait: float) -> str:
+    end = " ".join(f"SELECT pg_terminate_backend({holder.pid});" for holder in found)
+    return (
+        f"{_waiting(settings, found)}. Nothing was touched, but {wait:g} s are over: let it end, or end it"
+        f"{f' ({end})' if end else ''}, and run the same command again (-x lock_wait=30min waits longer)"
+    )
+
+
+def _check_held(conn: psycopg.Connection[Any], key: int) -> None:
+    try:
+        mine = one(conn, "SELECT pg_backend_pid()") if not conn.closed else None
+        held = mine in [holder.pid for holder in holders(conn, key)] if mine else False
+    except psycopg.OperationalError:
+        held = False
+    if not held:
+        raise LockUnavailable(
+            "the session that held the lock of this migration has ended (an administrator, a restart, a network "
+            "that drops idle connections), so another migration may run: this step was not applied. "
+            "Nothing is half done: run the same command again"
+        )
 
 
 def retry(attempt: Callable[[], None], *, budget: Budget, seen: Callable[[], list[Blocker]]) -> None:

@@ -9,10 +9,10 @@ import psycopg
 
 from leadprotect.database.connection import mapped_errors
 from leadprotect.errors import RollbackError
-from leadprotect.migration import inventory
+from leadprotect.migration import inventory, version_table
 from leadprotect.migration.locks import LOCK_TIMEOUT_MS
 from leadprotect.migration.status import revision
-from leadprotect.settings import Settings, current, ident
+from leadprotect.settings import Settings, current, ident, render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 _KINDS = {
     "TABLE": "SELECT relname::text FROM pg_catalog.pg_class WHERE relnamespace = to_regnamespace(%s) "
     "AND relkind IN ('r', 'p') ORDER BY 1",
+    # one that a column owns goes with its table
+    "SEQUENCE": "SELECT relname::text FROM pg_catalog.pg_class AS c WHERE relnamespace = to_regnamespace(%s) "
+    "AND relkind = 'S' AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend AS d "
+    "WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'a') ORDER BY 1",
     "ROUTINE": "SELECT oid::regprocedure::text FROM pg_catalog.pg_proc WHERE pronamespace = to_regnamespace(%s) "
     "ORDER BY 1",
     "TYPE": "SELECT typname::text FROM pg_catalog.pg_type WHERE typnamespace = to_regnamespace(%s) "
@@ -55,6 +59,7 @@ def quarantine(conn: psycopg.Connection[Any], *, settings: Settings | None = Non
 def purge(conn: psycopg.Connection[Any], *, settings: Settings | None = None) -> Quarantine:
     """Delete the quarantine with every row in it, in one transaction of `conn`; returns what was deleted.
 
+    An empty version table that an interrupted command left goes, too.
     Nothing outside the quarantine goes with it. Raises `RollbackError` when there is none, or when
     somebody's object depends on it: the message names it.
     """
@@ -62,22 +67,25 @@ def purge(conn: psycopg.Connection[Any], *, settings: Settings | None = None) ->
     with mapped_errors():
         try:
             with conn.transaction():
-                return _purge(conn, s)
+                deleted = _purge(conn, s)
         except psycopg.errors.DependentObjectsStillExist as error:
             raise RollbackError(
                 f"nothing was deleted: somebody's objects depend on the quarantine: {error.diag.message_detail}"
             ) from None
+        if revision(conn, s) is None:
+            version_table.drop_empty(conn, s)
+    return deleted
 
 
 def _purge(conn: psycopg.Connection[Any], s: Settings) -> Quarantine:
     conn.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_MS}ms'")
-    conn.execute(f"SET LOCAL ROLE {ident(s.role('owner'))}")
+    conn.execute(render("SET LOCAL ROLE {owner}", s))
     conn.execute("SET LOCAL search_path = pg_catalog")
     found = quarantine(conn, settings=s)
     for kind, query in _KINDS.items():
         names = [name for (name,) in conn.execute(query, (ident(s.quarantine),)).fetchall()]
         _drop(conn, kind, [name if kind == "ROUTINE" else ident(s.quarantine, name) for name in names])
-    conn.execute(f"DROP SCHEMA {ident(s.quarantine)} RESTRICT")
+    conn.execute(render("DROP SCHEMA {quarantine} RESTRICT", s))
     return found
 
 

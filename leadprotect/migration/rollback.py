@@ -15,28 +15,27 @@ from typing import TYPE_CHECKING, Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
+from leadprotect import phases
 from leadprotect.backfilling.jobs import pause_backfill
 from leadprotect.database.connection import connect, driver_connection, mapped_errors
 from leadprotect.errors import InvalidRequest, RollbackError
-from leadprotect.migration import inventory
-from leadprotect.migration.locks import parse_budget
-from leadprotect.migration.status import known_revisions, revision
+from leadprotect.migration import inventory, undoing
+from leadprotect.migration.status import revision
 from leadprotect.preflight import check
-from leadprotect.settings import Settings, load
+from leadprotect.preflight.way_down import check_way_down
+from leadprotect.settings import Settings, duration, load
 from leadprotect.settings.files import ini_file, migrations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-SAFE = "lp_0006_migrate_backfill"
+SAFE = phases.before("contract")[-1]
 """The last revision that enforces nothing on the host's tables: everything but contract."""
-
-
-_FIRST = "lp_0001_expand_tables"
 
 
 @dataclass(frozen=True)
@@ -106,14 +105,16 @@ def rollback(
     s = load(alembic)
     log = _Log(on_event)
     if lock_budget:
-        parse_budget(lock_budget)
+        duration("lock_budget", lock_budget)
     with mapped_errors(), connect(s) as conn:
-        check.check_direct(conn, lambda: connect(s))
         check.check_server(conn)
         before = revision(conn, s)
-        path = _path(ScriptDirectory.from_config(alembic), before, target)
+        scripts = ScriptDirectory.from_config(alembic)
+        path = _path(scripts, before, target)
         if not path:
             return Rollback(before, before, (), {}, ())
+        with EnvironmentContext(alembic, scripts, destination_rev=target):
+            check_way_down(conn, s, undoing.script([scripts.get_revision(name) for name in path]))
         seen, rows = inventory.take(conn, s), inventory.count(conn, s)
         log.done(f"looked at {len(seen.tables)} tables")
         if paused := pause_backfill(conn, s, "leadprotect rollback"):
@@ -139,7 +140,7 @@ def alembic_config() -> Config:
     config = Config(str(here)) if here.exists() else Config()
     config.attributes["configure_logger"] = False
     try:
-        ScriptDirectory.from_config(config).get_revision(_FIRST)
+        ScriptDirectory.from_config(config).get_revision(SAFE)
     except CommandError:
         config.set_main_option("script_location", str(migrations()).replace("%", "%%"))
     return config
@@ -176,7 +177,7 @@ def _stopped(before: str | None, now: str | None) -> str:
 
 def _path(scripts: ScriptDirectory, present: str | None, target: str) -> list[str]:
     """The revisions to undo, the newest first; empty when there is nothing to undo."""
-    if present and present not in known_revisions(scripts):
+    if present and present not in phases.chain():
         raise InvalidRequest(f"{present} was applied by a newer version of leadprotect: roll back with that version")
     try:
         wanted = None if target == "base" else scripts.get_revision(target)

@@ -5,32 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from alembic.script import ScriptDirectory
-
-from leadprotect.database.connection import row, rows
+from leadprotect import phases
+from leadprotect.backfilling.jobs import list_jobs
+from leadprotect.database.connection import rows
 from leadprotect.errors import LockUnavailable
 from leadprotect.migration import gate
+from leadprotect.preflight.version_table import read_versions
 from leadprotect.settings import Settings, current, ident, table
-from leadprotect.settings.files import migrations
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
+    from leadprotect.backfilled import Job
     from leadprotect.database.connection import AnyConnection
-
-
-@dataclass(frozen=True)
-class Job:
-    """The backfill of a territory; times in UTC, `request` is run, pause or stop."""
-
-    territory: str
-    started_at: datetime | None
-    finished_at: datetime | None
-    scanned: int
-    assigned: int
-    deferred: int
-    request: str
-    request_reason: str | None
 
 
 @dataclass(frozen=True)
@@ -47,10 +32,11 @@ class Waiting:
 class Status:
     """What `leadprotect status` shows; `phase` is none, expand, migrate, contract or unknown.
 
-    It is unknown at a revision of a newer version; gate and backfill are not asked there, because
-    that version may have changed them. `conditions` are those of the gate, empty before the migrate
-    step; `quarantine` maps a table to its estimated rows; `invalid_indexes` are leftovers of
-    cancelled builds.
+    It is the furthest that was reached, so contract also while a later release expands again. It is
+    unknown at a revision of a newer version; gate and backfill are not asked there, because that
+    version may have changed them. `conditions` are those of the gate, empty before the migrate step;
+    `pending` names the revisions still to be applied, in their order; `quarantine` maps a table to
+    its estimated rows; `invalid_indexes` are leftovers of cancelled builds.
     """
 
     revision: str | None
@@ -61,6 +47,12 @@ class Status:
     quarantine: dict[str, int]
     invalid_indexes: tuple[str, ...]
     waiting: tuple[Waiting, ...]
+    pending: tuple[str, ...]
+
+    @property
+    def contract_pending(self) -> bool:
+        """Whether a revision waits that the gate lets through or holds."""
+        return any(phases.phase(waits) == "contract" for waits in self.pending)
 
 
 def status(conn: AnyConnection, *, settings: Settings | None = None) -> Status:
@@ -70,65 +62,49 @@ def status(conn: AnyConnection, *, settings: Settings | None = None) -> Status:
     Raises `ProtectionUnavailable` without the role of an operator.
     """
     s = settings or current()
-    scripts = ScriptDirectory(str(migrations()))
     present = revision(conn, s)
-    phase = "none" if present is None else _phase(scripts, present)
-    migrated = phase not in ("none", "unknown") and _exists(conn, ident(s.schema, "backfill_jobs"))
+    phase = phases.reached(present)
+    asked = set() if phase in ("none", "unknown") else _functions(conn, s)
     return Status(
         present,
-        scripts.get_current_head() or "",
+        phases.chain()[-1],
         phase,
-        backfill=_jobs(conn, s) if migrated else (),
         quarantine=_quarantine(conn, s),
         invalid_indexes=_invalid_indexes(conn, s),
         waiting=_waiting(conn, s),
-        conditions=_conditions(conn, s) if migrated else (),
+        pending=phases.pending(present),
+        # asked last: only these read the host's tables, so only they can meet a lock
+        backfill=_backfill(conn, s) if "backfill_status" in asked else (),
+        conditions=_conditions(conn, s) if "gate_conditions" in asked else (),
     )
 
 
 def revision(conn: AnyConnection, settings: Settings) -> str | None:
-    """The revision of ours that is applied; None at the base."""
-    versions = ident(settings.version_table_schema, settings.version_table)
-    if not _exists(conn, versions):
-        return None
-    found = rows(conn, f"SELECT version_num FROM {versions} WHERE version_num LIKE %s", (r"lp\_%",))
-    return found[0][0] if found else None
+    """The revision of ours that is applied; None at the base. Raises `PreflightError` when the table is not ours."""
+    # elsewhere it may be the table of a host whose own Alembic knows our folder
+    ours = settings.version_table_schema == settings.schema
+    found = read_versions(conn, settings, ours=ours) or ()
+    return next((version for version in found if version.startswith("lp_")), None)
 
 
-def known_revisions(scripts: ScriptDirectory) -> set[str]:
-    """Ids of the revisions that this version carries."""
-    return {script.revision for script in scripts.walk_revisions()}
-
-
-def _phase(scripts: ScriptDirectory, present: str) -> str:
-    return str(scripts.get_revision(present).module.phase) if present in known_revisions(scripts) else "unknown"
+def _functions(conn: AnyConnection, s: Settings) -> set[str]:
+    """Those of the migrate step that stand already: an upgrade may have stopped between its revisions."""
+    query = "SELECT proname::text FROM pg_catalog.pg_proc WHERE pronamespace = pg_catalog.to_regnamespace(%s)"
+    return {name for (name,) in rows(conn, query, (ident(s.schema),))}
 
 
 def _conditions(conn: AnyConnection, s: Settings) -> tuple[gate.Condition, ...]:
-    # asked last: only the gate reads the host's tables, so only it can meet a lock
     try:
         return tuple(gate.conditions(conn, settings=s))
     except LockUnavailable:
         return (gate.Condition("gate", met=False, detail="not asked: a lock is in the way", remedy="see who waits"),)
 
 
-def _exists(conn: AnyConnection, name: str) -> bool:
-    return row(conn, "SELECT to_regclass(%s) IS NOT NULL", (name,)) == (True,)
-
-
-def _jobs(conn: AnyConnection, s: Settings) -> tuple[Job, ...]:
-    schema = ident(s.schema)
-    query = f"""
-        SELECT j.territory, j.started_at AT TIME ZONE 'UTC', j.finished_at AT TIME ZONE 'UTC',
-               (SELECT coalesce(sum(c.scanned), 0)::bigint FROM {schema}.backfill_chunks AS c
-                WHERE c.territory = j.territory),
-               (SELECT coalesce(sum(c.assigned), 0)::bigint FROM {schema}.backfill_chunks AS c
-                WHERE c.territory = j.territory) + j.retried,
-               (SELECT count(*) FROM {schema}.backfill_deferred AS d WHERE d.territory = j.territory),
-               j.request, j.request_reason
-        FROM {schema}.backfill_jobs AS j ORDER BY j.territory
-        """
-    return tuple(Job(*found) for found in rows(conn, query))
+def _backfill(conn: AnyConnection, s: Settings) -> tuple[Job, ...]:
+    try:
+        return tuple(list_jobs(conn, settings=s))
+    except LockUnavailable:
+        return ()  # the gate's answer says why
 
 
 def _quarantine(conn: AnyConnection, s: Settings) -> dict[str, int]:

@@ -7,25 +7,17 @@ from typing import TYPE_CHECKING, Any
 from leadprotect.database.catalog import one
 from leadprotect.errors import PreflightError
 from leadprotect.preflight.host_tables import host, visibility
-from leadprotect.preflight.leftovers import leftovers
+from leadprotect.preflight.leftovers import foreign_quarantine, leftovers
 from leadprotect.preflight.names_taken import later_strangers, strangers
-from leadprotect.preflight.rights import missing_owner, rights
+from leadprotect.preflight.rights import missing_role, rights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
-
     import psycopg
 
     from leadprotect.settings import Settings
 
 # first minor version of each major without a known row-security CVE (CVE-2024-10976, CVE-2025-8713)
 SAFE_MINOR = {15: 14, 16: 10, 17: 6}
-_PROBES = 20
-_POOLED = (
-    "database_url leads to a transaction pooler (PgBouncer or the like), and a migration needs sessions of its own: "
-    "set DATABASE_URL to the server itself, or to a pool in session mode"
-)
 
 
 def check_before_migration(conn: psycopg.Connection[Any], settings: Settings, *, fresh: bool) -> None:
@@ -41,12 +33,12 @@ def check_before_migration(conn: psycopg.Connection[Any], settings: Settings, *,
     problems += rights(conn, settings, statements)
     problems += visibility(conn, settings, policies)
     if policies:
-        statements += [*missing_owner(conn, settings), *policies]
+        statements += [*missing_role(conn, settings, "reader"), *policies]
     if fresh:
         problems += strangers(conn, settings, statements)
     else:
         problems += later_strangers(conn, settings)
-    problems += leftovers(conn, settings)
+    problems += foreign_quarantine(conn, settings, statements) or leftovers(conn, settings)
     if problems:
         raise PreflightError(problems, list(dict.fromkeys(statements)))
 
@@ -56,24 +48,11 @@ def check_server(conn: psycopg.Connection[Any]) -> None:
     problem = version_problem(conn.info.server_version)
     if not problem and one(conn, "SELECT pg_is_in_recovery()"):
         problem = "this server is a read replica: run the migration on the primary"
+    if not problem and one(conn, "SELECT current_setting('transaction_read_only')") == "on":
+        me = str(one(conn, "SELECT current_user"))
+        problem = f"the sessions of {me} in this database are read-only (default_transaction_read_only): a DBA meant it"
     if problem:
         raise PreflightError([problem])
-
-
-def check_direct(
-    conn: psycopg.Connection[Any], another: Callable[[], AbstractContextManager[psycopg.Connection[Any]]]
-) -> None:
-    """Refuse a transaction pooler such as PgBouncer: session locks would be any client's.
-
-    A pooler answers with a process id of its own; it pools transactions if another of our
-    connections meets the server process that serves this one. Raises `PreflightError`.
-    """
-    if conn.info.backend_pid == _backend(conn):
-        return
-    with another() as other:
-        pairs = [(_backend(conn), _backend(other)) for _ in range(_PROBES)]
-    if len({mine for mine, _ in pairs}) > 1 or any(mine == theirs for mine, theirs in pairs):
-        raise PreflightError([_POOLED])
 
 
 def version_problem(number: int) -> str | None:
@@ -87,8 +66,3 @@ def version_problem(number: int) -> str | None:
             f"update to {major}.{SAFE_MINOR[major]} or later"
         )
     return None
-
-
-def _backend(conn: psycopg.Connection[Any]) -> int:
-    row = conn.execute("SELECT pg_backend_pid()", prepare=False).fetchone()
-    return int(row[0]) if row else 0

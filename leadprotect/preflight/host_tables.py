@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from leadprotect.database.catalog import one, relation
 from leadprotect.database.connection import rows
 from leadprotect.errors import PreflightError
-from leadprotect.settings import ident, table
+from leadprotect.settings import ident, literal, render, table
+from leadprotect.settings.names import HOST_POLICIES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,6 +49,12 @@ def host(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
         """
     if not one(conn, unique, relation(conn, *s.leads_table.split(".", 1)), s.lead_id_column):
         found.append(f"lead_id_column: {s.leads_table}.{s.lead_id_column} has no unique index of its own")
+    required = "SELECT attnotnull FROM pg_attribute WHERE attrelid = %s AND attname = %s"
+    if not one(conn, required, relation(conn, *s.leads_table.split(".", 1)), s.lead_id_column):
+        found.append(
+            f"lead_id_column: {s.leads_table}.{s.lead_id_column} may be NULL, and a lead without an id is nobody's: "
+            + render("ALTER TABLE {leads} ALTER COLUMN {lead_id} SET NOT NULL", s)
+        )
     return found + _kinds(conn, s)
 
 
@@ -124,9 +131,9 @@ _QUERY = """
     JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
     LEFT JOIN pg_catalog.pg_roles AS o ON o.rolname = %s
     CROSS JOIN LATERAL (
-      SELECT bool_or(q.polpermissive AND q.condition = 'true') AS opened,
+      SELECT bool_or(q.polpermissive AND q.condition IN ('true', %s)) AS opened,
              array_agg(q.polname::text ORDER BY q.polname)
-               FILTER (WHERE NOT q.polpermissive AND q.condition <> 'true') AS binding
+               FILTER (WHERE NOT q.polpermissive AND q.condition <> 'true' AND q.polname <> ALL (%s)) AS binding
       FROM (
         SELECT polname, polpermissive, pg_catalog.pg_get_expr(polqual, polrelid) AS condition
         FROM pg_catalog.pg_policy
@@ -140,31 +147,34 @@ _QUERY = """
 
 
 def visibility(conn: AnyConnection, s: Settings, statements: list[str]) -> list[str]:
-    """Host tables that the owner can't see whole; what opens them is added to `statements`."""
+    """Host tables that the reader of our functions can't see whole; what opens them is added to `statements`."""
     found = []
-    owner = s.role("owner")
-    for key, name in (("leads_table", s.leads_table), ("activities_table", s.activities_table)):
-        for opened, binding in rows(conn, _QUERY, (owner, *name.split(".", 1))):
+    reader = s.role("reader")
+    inside = f"(CURRENT_USER = {literal(reader)}::name)"
+    ours = [s.role(policy) for policy in HOST_POLICIES]
+    for key, host in (("leads_table", s.leads_table), ("activities_table", s.activities_table)):
+        for opened, binding in rows(conn, _QUERY, (reader, inside, ours, *host.split(".", 1))):
             if not opened:
                 found.append(
-                    f"{key}: {name} has row-level security, and no policy lets {owner} see every row: "
+                    f"{key}: {host} has row-level security, and no policy lets {reader} see every row: "
                     "leads without an owner would look like none"
                 )
-                # a name of its own: whatever begins like our schema is dropped or refused as ours
+                # a name of its own: whatever begins like our schema is dropped or refused as ours; and a
+                # condition that no member of the role meets
                 statements.append(
-                    f"CREATE POLICY {ident(f'read_for_{owner}')} ON {table(name)} "
-                    f"FOR SELECT TO {ident(owner)} USING (true);"
+                    f"CREATE POLICY {ident(f'read_for_{reader}')} ON {table(host)} "
+                    f"FOR SELECT TO {ident(reader)} USING (current_user = {literal(reader)});"
                 )
             found += [
-                f"{key}: the restrictive policy {policy} on {name} hides rows from {owner}, which must see them all: "
-                f"ALTER POLICY {ident(policy)} ON {table(name)} TO the roles of your application"
+                f"{key}: the restrictive policy {policy} on {host} hides rows from {reader}, which must see them all: "
+                f"ALTER POLICY {ident(policy)} ON {table(host)} TO the roles of your application"
                 for policy in binding
             ]
     return found
 
 
 def check_visible(conn: AnyConnection, s: Settings) -> None:
-    """Raise `PreflightError` when the owner can't see every row of the host's tables."""
+    """Raise `PreflightError` when our functions can't see every row of the host's tables."""
     statements: list[str] = []
     if problems := visibility(conn, s, statements):
         raise PreflightError(problems, statements)

@@ -17,16 +17,21 @@ _KEPT = (
         "user_lead_assignments": "lead_id territory user_id assigned_at assigned_by source activity_at activity_id",
         "user_lead_assignment_history": "lead_id territory id user_id assigned_at ended_at assigned_by source",
         "lead_protection_rules": (
-            "user_id territory protection lead_id active effective_from effective_to made_at made_by"
+            "user_id territory protection lead_id active effective_from effective_to made_at made_by shared_by"
         ),
+    },
+    {
         "lead_access_audit": (
-            "lead_id at id user_id login role territory action outcome reason note correlation_id transaction_id"
+            "lead_id at id user_id login role territory action outcome reason note correlation_id transaction_id basis"
         ),
+    },
+    {
         "lead_access_audit_seals": (
             "territory number hash previous run month row_count ids content row_checks first_at last_at sealed_at "
             "sealed_by origin snapshot transaction_id last_number settled_until detached_table"
         ),
     },
+    {"denial_secret": "secret"},
     {"contextless_writes": "id login at host_table with_context", "unsettled_leads": "id lead_id"},
     {
         "backfill_jobs": (
@@ -39,6 +44,44 @@ _KEPT = (
         "backfill_deferred": "territory lead_id reason deferred_at",
     },
 )
+
+
+def foreign_quarantine(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) -> list[str]:
+    """A schema of the quarantine's name that is not ours, or in which others have something or may put it."""
+    owner, me = s.role("owner"), s.quarantine
+    found = conn.execute(
+        """
+        SELECT pg_get_userbyid(n.nspowner)::text, ARRAY(
+                 SELECT DISTINCT coalesce(r.rolname, 'PUBLIC')::text FROM aclexplode(n.nspacl) AS acl
+                 LEFT JOIN pg_roles AS r ON r.oid = acl.grantee
+                 WHERE acl.privilege_type = 'CREATE' AND acl.grantee <> n.nspowner ORDER BY 1)
+        FROM pg_namespace AS n WHERE n.nspname = %s
+        """,
+        (me,),
+    ).fetchone()
+    if found is None:
+        return []
+    if found[0] != owner:
+        statements.append(f"ALTER SCHEMA {ident(me)} RENAME TO {ident(me + '_of_others')};")
+        whose = f"schema {me} exists and belongs to {found[0]}, not to {owner}: it is not leadprotect's quarantine"
+        return [f"{whose}, and its owner could drop what is moved there; rename it"]
+    problems = []
+    for role in found[1]:
+        problems.append(f"role {role} may create in {me}: what it puts there would be taken for leadprotect's own")
+        statements.append(f"REVOKE CREATE ON SCHEMA {ident(me)} FROM {role if role == 'PUBLIC' else ident(role)};")
+    objects = conn.execute(
+        """
+        SELECT name, pg_get_userbyid(owner)::text FROM (
+          SELECT relname::text, relowner FROM pg_class
+          WHERE relnamespace = to_regnamespace(%(schema)s) AND relkind NOT IN ('i', 'I', 't')
+          UNION SELECT proname::text, proowner FROM pg_proc WHERE pronamespace = to_regnamespace(%(schema)s)
+          UNION SELECT typname::text, typowner FROM pg_type
+            WHERE typnamespace = to_regnamespace(%(schema)s) AND typtype IN ('e', 'd')) AS kept (name, owner)
+        WHERE pg_get_userbyid(owner) <> %(owner)s ORDER BY 1 LIMIT 10
+        """,
+        {"schema": ident(me), "owner": owner},
+    ).fetchall()
+    return problems + [f"{me}.{name} belongs to {whose}, not to {owner}: move it away" for name, whose in objects]
 
 
 def leftovers(conn: psycopg.Connection[Any], s: Settings) -> list[str]:

@@ -5,34 +5,35 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.catalog import one, relation
-from leadprotect.preflight.rights import missing_owner
-from leadprotect.settings import Settings, ident
+from leadprotect.preflight.rights import missing_role
+from leadprotect.settings import Settings, ident, literal, render
+from leadprotect.settings.names import HOST_INDEXES, HOST_POLICIES, HOST_TRIGGERS, ROLE_COMMENT
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import psycopg
-
-
-# what the revisions create on the host's tables, without the prefix of our schema
-_TRIGGERS = ("transition", "territory", "forget", "note_writes", "audit_edit", "refuse_move", "refuse_truncate")
-_POLICIES = ("owner", "unprotected", "floor", "update", "delete", "exempt")
 
 
 def strangers(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) -> list[str]:
     """On a database without a revision nothing of our names is ours."""
     found = []
     in_schema = """
-        SELECT relname::text FROM pg_class WHERE relnamespace = to_regnamespace(%(schema)s) AND relkind <> 'i'
+        SELECT relname::text FROM pg_class
+        WHERE relnamespace = to_regnamespace(%(schema)s) AND relkind <> 'i' AND relname IS DISTINCT FROM %(versions)s
         UNION SELECT proname::text FROM pg_proc WHERE pronamespace = to_regnamespace(%(schema)s)
         UNION SELECT typname::text FROM pg_type
           WHERE typnamespace = to_regnamespace(%(schema)s) AND typtype IN ('e', 'd')
         ORDER BY 1 LIMIT 10
         """
-    for (name,) in conn.execute(in_schema, {"schema": ident(s.schema)}).fetchall():
+    # an empty version table of ours is what an interrupted command left
+    versions = s.version_table if s.version_table_schema == s.schema else None
+    for (name,) in conn.execute(in_schema, {"schema": ident(s.schema), "versions": versions}).fetchall():
         found.append(
             f"{s.schema}.{name} exists, but no revision of leadprotect is applied: it is not ours; "
             "rename it, or choose another name with the key schema"
         )
-    for host, suffix in ((s.leads_table, "leads"), (s.activities_table, "activities")):
+    for host, suffix in zip((s.leads_table, s.activities_table), HOST_INDEXES.values(), strict=True):
         schema, name = host.split(".", 1)[0], f"ix_{s.schema}_{suffix}"
         if relation(conn, schema, name):
             found.append(
@@ -46,21 +47,44 @@ def strangers(conn: psycopg.Connection[Any], s: Settings, statements: list[str])
     )
     if owner and owner != s.role("owner"):
         found.append(f"schema {s.schema} exists and belongs to {owner}, not to {s.role('owner')}")
-        statements += missing_owner(conn, s)
-        statements.append(f"ALTER SCHEMA {ident(s.schema)} OWNER TO {ident(s.role('owner'))};")
-    return found + _powers(conn, s, statements) + _on_host(conn, s)
+        statements += missing_role(conn, s, "owner")
+        statements.append(render("ALTER SCHEMA {schema} OWNER TO {owner};", s))
+    return found + taken_roles(conn, s.roles, statements) + _on_host(conn, s)
 
 
-def _powers(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) -> list[str]:
-    """Roles are cluster-wide: one of our names may be somebody's."""
-    powers = (
-        "SELECT rolname FROM pg_roles WHERE rolname = ANY (%s) "
-        "AND (rolcanlogin OR rolsuper OR rolbypassrls OR rolcreaterole OR rolreplication) ORDER BY rolname"
-    )
+def taken_roles(conn: psycopg.Connection[Any], names: Sequence[str], statements: list[str]) -> list[str]:
+    """Roles are cluster-wide: one of our names may be somebody's. It is taken over only when it is harmless."""
+    query = """
+        SELECT r.rolname::text,
+               r.rolcanlogin OR r.rolsuper OR r.rolbypassrls OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication,
+               ARRAY(SELECT m.rolname::text FROM pg_auth_members AS g JOIN pg_roles AS m ON m.oid = g.member
+                     WHERE g.roleid = r.oid AND NOT m.rolsuper AND m.rolname <> current_user ORDER BY 1),
+               ARRAY(SELECT b.rolname::text FROM pg_auth_members AS g JOIN pg_roles AS b ON b.oid = g.roleid
+                     WHERE g.member = r.oid ORDER BY 1),
+               shobj_description(r.oid, 'pg_authid') IS NOT DISTINCT FROM %s
+        FROM pg_roles AS r WHERE r.rolname = ANY (%s) ORDER BY 1
+        """
     found = []
-    for (role,) in conn.execute(powers, (list(s.roles),)).fetchall():
-        found.append(f"role {role} exists with powers that it must not have (login, superuser, bypassrls, createrole)")
-        statements.append(f"ALTER ROLE {ident(role)} NOLOGIN NOSUPERUSER NOBYPASSRLS NOCREATEROLE NOREPLICATION;")
+    for role, powers, members, groups, ours in conn.execute(query, (ROLE_COMMENT, list(names))).fetchall():
+        if powers:
+            found.append(
+                f"role {role} exists with powers that it must not have (login, superuser, bypassrls, createrole)"
+            )
+            statements.append(
+                f"ALTER ROLE {ident(role)} NOLOGIN NOSUPERUSER NOBYPASSRLS NOCREATEROLE NOCREATEDB NOREPLICATION;"
+            )
+        if groups:
+            found.append(
+                f"role {role} exists as a member of {', '.join(groups)}, so it has rights that it must not have"
+            )
+            statements += [f"REVOKE {ident(group)} FROM {ident(role)};" for group in groups]
+        if members and not ours:
+            found.append(
+                f"role {role} exists, no migration of leadprotect made it, and it has members: {', '.join(members)}. "
+                "If they are meant to have its rights, a DBA says so by the role's comment"
+            )
+            statements += [f"REVOKE {ident(role)} FROM {ident(member)};" for member in members]
+            statements.append(f"-- or: COMMENT ON ROLE {ident(role)} IS {literal(ROLE_COMMENT)};")
     return found
 
 
@@ -94,11 +118,12 @@ def later_strangers(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
           UNION SELECT proname::text, proowner FROM pg_proc WHERE pronamespace = to_regnamespace(%(schema)s)
           UNION SELECT typname::text, typowner FROM pg_type
             WHERE typnamespace = to_regnamespace(%(schema)s) AND typtype IN ('e', 'd')) AS ours
-        WHERE pg_get_userbyid(owner) <> %(owner)s ORDER BY 1 LIMIT 10
+        WHERE pg_get_userbyid(owner) <> ALL (%(owners)s) ORDER BY 1 LIMIT 10
         """
+    owners = [s.role("owner"), s.role("reader")]
     found = [
         f"{s.schema}.{name} belongs to {owner}, not to {s.role('owner')}: it is not ours; move it to another schema"
-        for name, owner in conn.execute(in_schema, {"schema": ident(s.schema), "owner": s.role("owner")}).fetchall()
+        for name, owner in conn.execute(in_schema, {"schema": ident(s.schema), "owners": owners}).fetchall()
     ]
     return found + _indexes(conn, s) + _later_on_host(conn, s)
 
@@ -134,7 +159,7 @@ def _later_on_host(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
         UNION ALL
         SELECT 'policy ' || polname FROM pg_policy
         WHERE polrelid = %(leads)s AND NOT %(enforced)s
-          AND (polname = ANY (%(policies)s) OR starts_with(polname::text, %(territory)s))
+          AND polname = ANY (%(policies)s)
         ORDER BY 1
         """
     names = {
@@ -142,9 +167,8 @@ def _later_on_host(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
         "activities": relation(conn, *s.activities_table.split(".", 1)),
         "schema": ident(s.schema),
         "enforced": relation(conn, s.schema, "host_row_security") is not None,
-        "triggers": [s.role(name) for name in _TRIGGERS],
-        "policies": [s.role(name) for name in _POLICIES],
-        "territory": s.role("territory_"),
+        "triggers": [s.role(name) for name in HOST_TRIGGERS.values()],
+        "policies": [s.role(name) for name in HOST_POLICIES],
     }
     return [
         f"{row[0]} exists on the host's tables and is not leadprotect's: rename it"

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.catalog import one, relation
-from leadprotect.settings import Settings, ident
+from leadprotect.settings import Settings, ident, literal
+from leadprotect.settings.names import ROLE_COMMENT
 
 if TYPE_CHECKING:
     import psycopg
 
+_HOLDS = {"owner": "leadprotect's objects", "reader": "the functions that read the host's tables"}
+_MAY_LEND = "has_schema_privilege(%s, 'CREATE WITH GRANT OPTION')"
 _SET_OPTION = 160000  # from here on a membership without SET or INHERIT exists, and CREATEROLE alone can't grant
 
 
@@ -29,20 +32,25 @@ def rights(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) ->
     return found
 
 
-def missing_owner(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
-    """What a DBA runs before a statement that names the owner; nothing when there is one."""
-    return [] if one(conn, "SELECT to_regrole(%s)::oid", ident(s.role("owner"))) else _owner(conn, s)
+def missing_role(conn: psycopg.Connection[Any], s: Settings, office: str) -> list[str]:
+    """What a DBA runs before a statement that names the owner or the reader; nothing when there is one."""
+    return [] if one(conn, "SELECT to_regrole(%s)::oid", ident(s.role(office))) else _acting_for(conn, s, office)
 
 
 def _versions(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) -> list[str]:
+    """In a schema of the host, our owner creates the table with rights that the migrating role lends him."""
+    if s.version_table_schema == s.schema:
+        return []
     if not one(conn, "SELECT to_regnamespace(%s)::oid", ident(s.version_table_schema)):
         statements.append(f"CREATE SCHEMA {ident(s.version_table_schema)};")
         return [f"version_table_schema: there is no schema {s.version_table_schema}"]
     if relation(conn, s.version_table_schema, s.version_table):
         return []
-    if not one(conn, "SELECT has_schema_privilege(%s, 'CREATE')", s.version_table_schema):
+    asked = "SELECT coalesce(has_schema_privilege(to_regrole(%s)::oid, %s, 'CREATE'), false) OR " + _MAY_LEND
+    if not one(conn, asked, ident(s.role("owner")), s.version_table_schema, s.version_table_schema):
         me = str(one(conn, "SELECT current_user"))
-        statements.append(f"GRANT CREATE ON SCHEMA {ident(s.version_table_schema)} TO {ident(me)};")
+        schema = ident(s.version_table_schema)
+        statements.append(f"GRANT USAGE, CREATE ON SCHEMA {schema} TO {ident(me)} WITH GRANT OPTION;")
         return [f"version_table_schema: role {me} may not create {s.version_table} in {s.version_table_schema}"]
     return []
 
@@ -58,18 +66,22 @@ def _roles(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) ->
     missing = [role for role in s.roles if role not in existing]
     if missing and not creates:
         found.append(f"role {me} may not create roles, and these are missing: {', '.join(missing)}")
-        statements += [f"CREATE ROLE {ident(role)} NOLOGIN;" for role in missing]
-    owner = s.role("owner")
+        statements += [
+            f"{statement} {ident(role)} {rest};"
+            for role in missing
+            for statement, rest in (("CREATE ROLE", "NOLOGIN"), ("COMMENT ON ROLE", f"IS {literal(ROLE_COMMENT)}"))
+        ]
     modern = conn.info.server_version >= _SET_OPTION
-    usable, grants = False, creates
-    if owner in existing:
-        usable = one(conn, "SELECT pg_has_role(%s, 'USAGE')", owner)
-        if modern:
-            usable = usable and one(conn, "SELECT pg_has_role(%s, 'SET')", owner)
-            grants = creates and one(conn, "SELECT pg_has_role(%s, 'MEMBER WITH ADMIN OPTION')", owner)
-    if not usable and not (grants and inherits):
-        found.append(f"role {me} does not act with the rights of {owner}, which owns leadprotect's objects")
-        statements += _owner(conn, s)
+    for office, holds in _HOLDS.items():
+        role, usable, grants = s.role(office), False, creates
+        if role in existing:
+            usable = one(conn, "SELECT pg_has_role(%s, 'USAGE')", role)
+            if modern:
+                usable = usable and one(conn, "SELECT pg_has_role(%s, 'SET')", role)
+                grants = creates and one(conn, "SELECT pg_has_role(%s, 'MEMBER WITH ADMIN OPTION')", role)
+        if not usable and not (grants and inherits):
+            found.append(f"role {me} does not act with the rights of {role}, which owns {holds}")
+            statements += _acting_for(conn, s, office)
     return found
 
 
@@ -94,7 +106,7 @@ def _tables(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) -
 def _schemas(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) -> list[str]:
     """An index lives in the schema of its table, and leadprotect_owner must reach the table there."""
     found = []
-    me, owner = str(one(conn, "SELECT current_user")), s.role("owner")
+    me, ours = str(one(conn, "SELECT current_user")), [s.role(office) for office in _HOLDS]
     keys = {s.activities_table.split(".", 1)[0]: "activities_table", s.leads_table.split(".", 1)[0]: "leads_table"}
     for schema, key in keys.items():
         if not one(conn, "SELECT to_regnamespace(%s)::oid", ident(schema)):
@@ -103,30 +115,33 @@ def _schemas(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) 
             found.append(f"{key}: role {me} may not create an index in schema {schema}")
             statements.append(f"GRANT CREATE ON SCHEMA {ident(schema)} TO {ident(me)};")
         reaches = (
-            "SELECT coalesce(bool_or(has_schema_privilege(oid, %s, 'USAGE')), false) FROM pg_roles WHERE rolname = %s"
+            "SELECT count(*) = 2 FROM pg_roles WHERE rolname = ANY (%s) AND has_schema_privilege(oid, %s, 'USAGE')"
         )
         if not one(conn, "SELECT has_schema_privilege(%s, 'USAGE')", schema) or not (
-            one(conn, reaches, schema, owner)
+            one(conn, reaches, ours, schema)
             or one(conn, "SELECT has_schema_privilege('public', %s, 'USAGE')", schema)
             or one(conn, "SELECT has_schema_privilege(%s, 'USAGE WITH GRANT OPTION')", schema)
         ):
-            found.append(f"{key}: role {me} may not use schema {schema}, or not let {owner} use it")
+            found.append(f"{key}: role {me} may not use schema {schema}, or not let {' and '.join(ours)} use it")
             statements.append(f"GRANT USAGE ON SCHEMA {ident(schema)} TO {ident(me)} WITH GRANT OPTION;")
     return found
 
 
-def _owner(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
-    """The owner exists, and the migrating role acts for it: a role that a DBA makes admits nobody else."""
-    owner = s.role("owner")
+def _acting_for(conn: psycopg.Connection[Any], s: Settings, office: str) -> list[str]:
+    """The role exists, and the migrating role acts for it: a role that a DBA makes admits nobody else.
+
+    A membership opens nothing of the host: no policy of ours holds for a member, see `settings.names.inside`.
+    """
+    role = s.role(office)
     me, superuser, inherits = conn.execute(
         "SELECT rolname::text, rolsuper, rolinherit FROM pg_roles WHERE rolname = current_user"
     ).fetchall()[0]
-    exists = one(conn, "SELECT to_regrole(%s)::oid", ident(owner))
-    statements = [] if exists else [f"CREATE ROLE {ident(owner)} NOLOGIN;"]
+    exists = one(conn, "SELECT to_regrole(%s)::oid", ident(role))
+    statements = [] if exists else [f"CREATE ROLE {ident(role)} NOLOGIN;"]
     if superuser:
         return statements
     modern = conn.info.server_version >= _SET_OPTION
-    statements.append(f"GRANT {ident(owner)} TO {ident(me)}{' WITH INHERIT TRUE, SET TRUE' if modern else ''};")
+    statements.append(f"GRANT {ident(role)} TO {ident(me)}{' WITH INHERIT TRUE, SET TRUE' if modern else ''};")
     if not modern and not inherits:
         statements.append(f"ALTER ROLE {ident(me)} INHERIT;")
     return statements

@@ -1,8 +1,10 @@
 """For the host: what it can set, where that is read from, and how a name of it becomes SQL."""
 
+from leadprotect.settings.address import url
 from leadprotect.settings.load import ENVIRONMENT_PREFIX, KEYS, Settings, current, load, parse
-from leadprotect.settings.names import ident, literal, names, render, sql, table
-from leadprotect.settings.values import check_territory_code
+from leadprotect.settings.names import ident, literal, names, render, sql, table, type_name
+from leadprotect.settings.roles import making_roles
+from leadprotect.settings.values import check_territory_code, duration
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
@@ -10,12 +12,16 @@ __all__ = [
     "Settings",
     "check_territory_code",
     "current",
+    "duration",
     "ident",
     "literal",
     "load",
+    "making_roles",
     "names",
     "parse",
     "render",
     "sql",
     "table",
+    "type_name",
+    "url",
 ]

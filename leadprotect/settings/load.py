@@ -32,8 +32,9 @@ class Settings:
     """What a host can set; every field is a key of section ``[leadprotect]``.
 
     Names are unquoted, as the catalog has them (``crm.Leads`` is the table ``Leads`` in ``crm``).
-    `observation_window` is in seconds. `audit_url` says where denials are recorded, when not on the way
-    of the caller's own connection: past a pooler, or through another of its pools.
+    `version_table_schema` is `schema` where none is given. `observation_window` is in seconds. `audit_url`
+    says where denials are recorded, when not on the way of the caller's own connection: past a pooler, or
+    through another of its pools.
     """
 
     database_url: str = field(default="", repr=False)  # it may hold a password
@@ -61,8 +62,8 @@ class Settings:
     territory_guc: str = "app.territory"
     correlation_guc: str = "app.correlation_id"
     host_rls: str = "enforce"
-    version_table: str = "leadprotect_alembic_version"
-    version_table_schema: str = "public"
+    version_table: str = "alembic_version"
+    version_table_schema: str = ""
     observation_window: int = 7 * 86400
     exempt_roles: tuple[str, ...] = ()
     audit_url: str = ""
@@ -113,7 +114,10 @@ def parse(given: Mapping[str, str]) -> Settings:
     unknown = sorted(set(given) - set(KEYS))
     if unknown:
         raise SettingsError(f"unknown key {unknown[0]!r} in [{SECTION}]; known keys: {', '.join(KEYS)}")
-    settings = replace(Settings(), **{key: read(key, text.strip()) for key, text in given.items()})  # type: ignore[arg-type]
+    texts = {key: text.strip() for key, text in given.items()}
+    if not texts.get("version_table_schema"):
+        texts["version_table_schema"] = texts.get("schema", Settings.schema)
+    settings = replace(Settings(), **{key: read(key, text) for key, text in texts.items()})  # type: ignore[arg-type]
     _check_together(settings)
     return settings
 
@@ -122,7 +126,7 @@ def _check_together(s: Settings) -> None:
     for key, name in (("leads_table", s.leads_table), ("activities_table", s.activities_table)):
         if name.split(".", 1)[0] in {s.schema, s.quarantine}:
             raise SettingsError(f"schema: {s.schema!r} holds {key} ({name}); leadprotect needs a schema of its own")
-    if s.version_table_schema in {s.schema, s.quarantine}:
+    if s.version_table_schema == s.quarantine:
         raise SettingsError(
             f"version_table_schema: {s.version_table_schema!r} comes and goes with a migration; choose another schema"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from leadprotect.settings.load import KEYS, load
@@ -12,6 +13,31 @@ if TYPE_CHECKING:
     from sqlalchemy import DDL
 
     from leadprotect.settings.load import Settings
+
+# Everything that we put on the host's tables, by what a revision calls it; each carries our schema's
+# name in front. Placeholders, preflight, inventory and the way down come from these three.
+HOST_TRIGGERS = {
+    "transition": "transition",
+    "transition_territory": "territory",
+    "note_writes": "note_writes",
+    "forget": "forget",
+    "forget_id": "forget_id",
+    "forget_all": "forget_all",
+    "audit_edit": "audit_edit",
+    "audit_truncate": "audit_truncate",
+    "refuse_move": "refuse_move",
+}
+HOST_POLICIES = ("border", "rows", "update", "delete", "members_update", "members_delete")
+HOST_INDEXES = {"leads_index": "leads", "activities_index": "activities"}
+
+ROLE_COMMENT = "leadprotect: made by its migration, without a login"
+"""What tells a role of ours from one that somebody made before us."""
+
+NIL_LEADS = {"uuid": "00000000-0000-0000-0000-000000000000", "bigint": "0", "text": ""}
+
+
+# how pg_type calls what SQL calls by its own words
+_INTERNAL = {"bigint": "int8", "integer": "int4"}
 
 
 def ident(*names: str) -> str:
@@ -29,6 +55,11 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def type_name(kind: str) -> str:
+    """A type of the settings as SQL: named whole, because a caller's path may hold another of its name first."""
+    return f"pg_catalog.{_INTERNAL.get(kind, kind)}"
+
+
 def sql(statement: str) -> DDL:
     """Render a revision's raw block: ``{schema}`` and its kin become quoted names.
 
@@ -41,8 +72,12 @@ def sql(statement: str) -> DDL:
     return DDL(render(statement, load(context.config)).replace("%", "%%"))  # type: ignore[no-untyped-call]
 
 
+@lru_cache(maxsize=512)
 def render(statement: str, settings: Settings) -> str:
-    """Replace ``{name}`` in `statement` by what `names` holds; an unknown name is a `KeyError`."""
+    """Replace ``{name}`` in `statement` by what `names` holds; an unknown name is a `KeyError`.
+
+    Remembered, since a check of one lead would else spend more on its text than on asking.
+    """
     known = names(settings)
     return re.sub(r"\{([a-z_]+)\}", lambda match: known[match[1]], statement)
 
@@ -71,38 +106,45 @@ def names(settings: Settings) -> dict[str, str]:
         **{column.removesuffix("_column"): ident(getattr(s, column)) for column in columns},
         **{column + "_name": literal(getattr(s, column)) for column in columns},
         "lead_id_type": s.lead_id_type,
+        "lead_type": type_name(s.lead_id_type),
         "user_id_type": s.user_id_type,
         "kinds": ", ".join(literal(kind) for kind in s.qualifying_kinds),
         "territories": ", ".join(literal(code) for code in s.territories),
         **offices,
         "offices": ", ".join(literal(s.role(office)) for office in OFFICES),
         "owner_name": literal(s.role("owner")),
+        "reader_name": literal(s.role("reader")),
         "app_name": literal(s.role("app")),
         "auditor_name": literal(s.role("auditor")),
         "manager_name": literal(s.role("manager")),
         "operator_name": literal(s.role("operator")),
+        "role_comment": literal(ROLE_COMMENT),
         "role_prefix": literal(s.schema + "_"),
         "user_guc": literal(s.user_guc),
         "territory_guc": literal(s.territory_guc),
         "correlation_guc": literal(s.correlation_guc),
         "host_rls": literal(s.host_rls),
         "exempt_roles": ", ".join(literal(role) for role in s.exempt_roles),
+        "inside": inside(s),
+        # the same condition as a policy of the host for our reader has it in the catalog
+        "inside_reader": literal(f"(CURRENT_USER = {literal(s.role('reader'))}::name)"),
+        "inside_quoted": inside(s).replace("'", "''"),
+        "unbound": ", ".join(literal(role) for role in (s.role("owner"), s.role("reader"), *s.exempt_roles)),
+        # what stands for the whole territory where a column of leads may not be NULL
+        "nil_lead": literal(NIL_LEADS[s.lead_id_type]),
         "observation_window": f"interval '{s.observation_window} seconds'",
         # without a window nobody reads the notes, and they must not grow with every write either
         "note_interval": f"interval '{min(60, s.observation_window / 100) or 60} seconds'",
-        # an index lives in the schema of its table; ours carry our schema's name
-        "leads_index": ident(f"ix_{s.schema}_leads"),
+        **{index: ident(f"ix_{s.schema}_{suffix}") for index, suffix in HOST_INDEXES.items()},
         "leads_index_path": ident(host_schema, f"ix_{s.schema}_leads"),
-        "activities_index": ident(f"ix_{s.schema}_activities"),
         "activities_index_path": ident(activities_schema, f"ix_{s.schema}_activities"),
-        # triggers and policies on the host's tables carry our schema's name, too
-        "transition": ident(f"{s.schema}_transition"),
-        "transition_territory": ident(f"{s.schema}_territory"),
-        "forget": ident(f"{s.schema}_forget"),
-        "note_writes": ident(f"{s.schema}_note_writes"),
-        "audit_edit": ident(f"{s.schema}_audit_edit"),
-        "audit_maintenance": ident(f"{s.schema}_audit_maintenance"),
-        "audit_truncate": ident(f"{s.schema}_audit_truncate"),
-        "refuse_move": ident(f"{s.schema}_refuse_move"),
-        "refuse_truncate": ident(f"{s.schema}_refuse_truncate"),
+        **{trigger: ident(s.role(suffix)) for trigger, suffix in HOST_TRIGGERS.items()},
+        **{f"{policy}_policy": ident(s.role(policy)) for policy in HOST_POLICIES},
+        "host_policies": ", ".join(literal(s.role(policy)) for policy in HOST_POLICIES),
     }
+
+
+def inside(settings: Settings) -> str:
+    """The condition that holds inside our functions only: whoever is a member of their owners is not them."""
+    ours = ", ".join(literal(settings.role(office)) for office in ("owner", "reader"))
+    return f"(SELECT current_user = ANY (ARRAY[{ours}]::name[]))"

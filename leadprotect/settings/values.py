@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from typing import TYPE_CHECKING
 
 import psycopg.conninfo
@@ -13,7 +12,7 @@ from leadprotect.errors import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-OFFICES = ("app", "auditor", "manager", "operator", "owner")
+OFFICES = ("app", "auditor", "manager", "operator", "owner", "reader")
 
 _CHOICES = {
     "lead_id_type": ("uuid", "bigint", "text"),
@@ -27,9 +26,13 @@ _RESERVED_BYTES = {"schema": 27, "version_table": 4}
 # Names are pasted into SQL, into literals of it and into format(): what would mean something there
 # is refused. A colon is a bind parameter to SQLAlchemy, $x$ ends a quoted body.
 _UNSAFE = re.compile(r"""['"\\%:{}\x00-\x1f\x7f\ud800-\udfff]|\$\w*\$""")
-_WINDOW = re.compile(r"(\d+)\s*(s|seconds?|m|min|minutes?|h|hours?|d|days?|w|weeks?)?", re.IGNORECASE)
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-_LONGEST_WINDOW = 3650 * 86400
+_CALLABLE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_DURATION = re.compile(
+    r"(\d+(?:\.\d+)?)\s*"
+    r"(?:(?P<ms>ms|milliseconds?)|(?P<s>s|sec|seconds?)|(?P<min>m|min|minutes?)|(?P<h>h|hours?)|(?P<d>d|days?)|(?P<w>w|weeks?))?",
+    re.ASCII | re.IGNORECASE,
+)
+_SECONDS = {"ms": 0.001, "s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 def read(key: str, text: str) -> object:
@@ -49,6 +52,33 @@ def check_territory_code(code: str) -> None:
         raise SettingsError(f"territories: {code!r} is not a code of 1 to 16 letters, digits and underscores")
     if code.lower() in OFFICES:
         raise SettingsError(f"territories: {code!r} would collide with the role of that name ({', '.join(OFFICES)})")
+
+
+def is_callable(text: str) -> bool:
+    """Whether it is the import path of a function (``module:function``), not a URL."""
+    return _CALLABLE.fullmatch(text) is not None
+
+
+def duration(key: str, text: str, *, longest: str = "3650 days") -> float:
+    """Seconds of ``250ms``, ``60s``, ``2min``, ``12 hours`` or ``7 days``; a number alone is seconds.
+
+    Raises `SettingsError`, naming `key`, for any other text and for more than `longest`.
+    """
+    seconds = _seconds(text.strip())
+    if seconds is None:
+        raise SettingsError(f"{key}: {text!r} is not a duration; write 250ms, 60s, 2min, 12 hours or 7 days")
+    if seconds > (_seconds(longest) or 0):
+        raise SettingsError(f"{key}: {text!r} is longer than {longest}")
+    return seconds
+
+
+def _seconds(text: str) -> float | None:
+    match = _DURATION.fullmatch(text)
+    return float(match[1]) * _SECONDS[match.lastgroup or "s"] if match else None
+
+
+def _database_url(text: str) -> str:
+    return text if is_callable(text) else _url("database_url", text)
 
 
 def _url(key: str, text: str) -> str:
@@ -81,13 +111,10 @@ def _audit_url(text: str) -> str:
 
 
 def _window(text: str) -> int:
-    match = _WINDOW.fullmatch(text)
-    if match is None:
-        raise SettingsError(f"observation_window: {text!r} is not a duration; write 7 days, 12 hours, 30 min or 0")
-    seconds = int(match[1]) * _SECONDS[(match[2] or "s")[0].lower()]
-    if seconds > _LONGEST_WINDOW:
-        raise SettingsError(f"observation_window: {text!r} is longer than ten years")
-    return seconds
+    seconds = duration("observation_window", text)
+    if not seconds.is_integer():
+        raise SettingsError(f"observation_window: {text!r} is no whole number of seconds")
+    return int(seconds)
 
 
 def _list(key: str, text: str) -> tuple[str, ...]:
@@ -170,7 +197,7 @@ def _name(key: str, text: str) -> str:
 
 _READERS: dict[str, Callable[[str], object]] = {
     "audit_url": _audit_url,
-    "database_url": partial(_url, "database_url"),
+    "database_url": _database_url,
     "exempt_roles": _exempt,
     "observation_window": _window,
     "qualifying_kinds": _kinds,

@@ -11,12 +11,15 @@ import pytest
 import leadprotect
 from tests.support.alembic import COMMAND, alembic
 from tests.support.database import ROOT
+from tests.support.revisions import HEAD, MIGRATE_HEAD, NAMED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from tests.support.database import Database
+
+pytestmark = pytest.mark.slow("each runs a host with an Alembic of its own")
 
 OWN = """
 from alembic import op
@@ -65,7 +68,7 @@ def applied(database: Database) -> set[str]:
 
 @pytest.fixture
 def ours(make_database: Callable[..., Database]) -> Database:
-    return make_database("host", version_table="alembic_version")
+    return make_database("host", version_table="alembic_version", version_table_schema="public")
 
 
 @pytest.mark.profiles("pg18", "other_names")
@@ -80,13 +83,13 @@ def test_a_host_upgrades_both_branches_with_its_own_env_py(ours: Database, tmp_p
     assert "Traceback" not in messages
     assert "FAILED: the gate of contract is closed: 1 leads in DE have a qualifying activity but no owner" in messages
     assert "leadprotect backfill DE" in messages
-    assert "lp_0006_migrate_backfill" in applied(ours)
+    assert MIGRATE_HEAD in applied(ours)
     own = alembic(ours, "upgrade", "host_2", cwd=tmp_path)  # whatever ours waits for
-    assert (own.returncode, applied(ours)) == (0, {"host_2", "lp_0006_migrate_backfill"})
+    assert (own.returncode, applied(ours)) == (0, {"host_2", MIGRATE_HEAD})
     leadprotect.backfill(ours.url, ["DE", "CH"])
     done = alembic(ours, "upgrade", "heads", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert applied(ours) == {"host_2", "lp_0009_contract_triggers"}
+    assert applied(ours) == {"host_2", HEAD}
 
     back = alembic(ours, "downgrade", "base", cwd=tmp_path)
     assert back.returncode == 0, back.stderr
@@ -109,7 +112,7 @@ def test_one_transaction_for_all_is_refused_before_anything_is_touched(ours: Dat
 
 
 @pytest.mark.profiles("pg18")
-@pytest.mark.parametrize("standing", ["lp_0002_expand_decisions", "lp_0006_migrate_backfill"])
+@pytest.mark.parametrize("standing", [NAMED["expand_ownership"], MIGRATE_HEAD])
 def test_an_env_py_that_lost_the_line_is_refused_before_an_index_is_touched(
     ours: Database, tmp_path: Path, standing: str
 ) -> None:
@@ -117,6 +120,6 @@ def test_an_env_py_that_lost_the_line_is_refused_before_an_index_is_touched(
     assert alembic(ours, "upgrade", standing, cwd=tmp_path).returncode == 0
     env = tmp_path / "mig/env.py"
     env.write_text(env.read_text().replace("transaction_per_migration=True", ""))
-    refused = alembic(ours, "upgrade", "lp_0009_contract_triggers", cwd=tmp_path)
+    refused = alembic(ours, "upgrade", HEAD, cwd=tmp_path)
     assert "FAILED: leadprotect's revisions need a transaction each" in refused.stdout + refused.stderr
     assert applied(ours) == {standing}

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from leadprotect import settings
 from leadprotect.cli import main
-from tests.support.auditing import record, seal, tamper
+from tests.support.auditing import raised_denial, record, seal, tamper
 from tests.support.database import Database
 
 Run = Callable[..., Result]
@@ -74,8 +74,7 @@ def test_tampering_is_exit_code_1_and_named(run: Run, database: Database) -> Non
 
 
 def test_gaps_are_exit_code_0_and_explained(run: Run, database: Database, tmp_path: Path) -> None:
-    database.sql("SELECT nextval('{schema}.lead_access_audit_id_seq')")
-    database.sql("SELECT nextval('{schema}.lead_access_audit_id_seq')")
+    lines = [raised_denial(database), raised_denial(database)]
     record(database)
     seal(database)
     result = run("auditor_de", "verify")
@@ -83,7 +82,7 @@ def test_gaps_are_exit_code_0_and_explained(run: Run, database: Database, tmp_pa
     assert "2 numbers have no row: 1-2" in result.output
     assert "A denial raised in plain SQL leaves its facts in the server's log" in result.output
     log = tmp_path / "postgresql.log"
-    log.write_bytes(b"LOG:  leadprotect denial 1: lead '7'\n\xff\nLOG:  leadprotect denial 2: lead '8'\n")
+    log.write_bytes(b"\xff\n".join(f"LOG:  {line}\n".encode() for line in lines))
     result = run("auditor_de", "verify", "--log", str(log))
     assert "2 numbers without a row stand in the log as denials that were raised" in result.output
     assert "have no row" not in result.output

@@ -40,7 +40,7 @@ def unguarded(database: Database) -> list[str]:
         WHERE c.relnamespace = {schema_name}::regnamespace AND c.relkind IN ('r', 'p')
           AND starts_with(c.relname, 'lead_access_audit')
           AND NOT (c.relrowsecurity AND c.relforcerowsecurity
-            AND EXISTS (SELECT FROM pg_policy AS p WHERE p.polrelid = c.oid AND p.polname = 'lp_floor')
+            AND EXISTS (SELECT FROM pg_policy AS p WHERE p.polrelid = c.oid AND p.polname = 'lp_border')
             AND EXISTS (
               SELECT FROM pg_trigger AS t
               WHERE t.tgrelid = c.oid AND t.tgname = 'lp_append_only' AND t.tgenabled = 'A'))

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import leadprotect
-from leadprotect.backfilling.jobs import jobs
+from leadprotect.backfilling.jobs import list_jobs
 from leadprotect.backfilling.run import backfill
 from leadprotect.backfilling.verify import verify_owners
 from leadprotect.cli import main
@@ -261,6 +261,7 @@ def test_json_lines_are_told_to_programs(expanded: Database) -> None:
     assert 0 == lines[-1]["verified"]["missing"]
 
 
+@pytest.mark.slow("16,000 leads, three times")
 @pytest.mark.profiles("pg18")
 def test_a_login_with_limits_of_its_own_is_told_that_it_is_complete(
     expanded: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -289,4 +290,4 @@ def test_status_tells_where_each_territory_stands(expanded: Database) -> None:
     assert run("status", "DE").stdout == "DE: done, 8 leads scanned, 7 owners assigned, 0 locked, 0 workers\n"
     assert "DE" == json.loads(run("status", "DE", "--json").stdout)["territory"]
     with expanded.connect("operator") as conn:
-        assert ["new", "done"] == [job.state for job in jobs(conn)]
+        assert ["new", "done"] == [job.state for job in list_jobs(conn)]

@@ -15,10 +15,13 @@ from uuid import UUID
 import psutil
 import pytest
 
+from tests.support.revisions import CONTRACT, HEAD
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.xdist_group("demo")  # one worker makes what all of them look at
+# one worker makes what all of them look at
+pytestmark = [pytest.mark.xdist_group("demo"), pytest.mark.slow("they run whole demos")]
 
 DEMO = [sys.executable, "-m", "leadprotect", "demo"]
 ANNA, BERT, CARLA = (str(UUID(int=number)) for number in (0xA, 0xB, 0xC))
@@ -95,7 +98,7 @@ def test_before_the_migration_everybody_sees_everything(story: str) -> None:
 
 def test_the_migration_stops_before_contract_and_says_what_to_run(story: str) -> None:
     warning = " ".join(story[story.index("WARNING") : story.index("2. ")].split())
-    assert "stopped before lp_0007_contract_indexes, its gate is closed" in warning
+    assert f"stopped before {CONTRACT}, its gate is closed" in warning
     assert "leadprotect backfill CH DE" in warning
     assert "login seller_de has privileges on public.leads but is no member" in warning
 
@@ -135,12 +138,13 @@ def test_nothing_stays_behind(story: str, folder: Path) -> None:
     assert ([], []) == (made_in(folder), postgres_of(folder))
 
 
-def test_a_refused_file_starts_nothing(tmp_path: Path, folder: Path, environment: dict[str, str]) -> None:
+def test_a_refused_file_leaves_nothing(tmp_path: Path, folder: Path, environment: dict[str, str]) -> None:
     leads = tmp_path / "leads.csv"
     leads.write_text(f"id,territory\n{LEADS[0]},XX\n", encoding="utf-8")
     done = subprocess.run([*DEMO, "--leads", leads], env=environment, capture_output=True, text=True, check=False)
     assert (1, "") == (done.returncode, done.stdout)
-    assert done.stderr.startswith(f"Error: {leads}, line 2, column territory: 'XX' is not DE or CH; leave it empty")
+    assert done.stderr.startswith(f"Error: {leads}, line 2, column territory: ")
+    assert '"XX"; it takes DE or CH, or nothing for a lead outside protection' in done.stderr
     assert ([], []) == (made_in(folder), postgres_of(folder))
 
 
@@ -175,7 +179,7 @@ def test_leads_without_activities_stay_unassigned_and_keep_leaves_a_server_to_tr
         commands[-1] = f"echo 'SELECT reason FROM leadprotect.lead_access_audit' | {commands[-1]}"
         said = in_a_shell([*begin, *commands, "alembic current"], environment)
         assert re.search(r"^ unassigned$", said, re.MULTILINE)
-        assert said.endswith("\nlp_0009_contract_triggers (head)\n")
+        assert said.endswith(f"\n{HEAD} (head)\n")
     finally:
         in_a_shell(end, environment)
     assert 2 == len(re.findall(r"seller_ch +no +unassigned", story))

@@ -92,8 +92,8 @@ def test_only_the_owner_or_a_manager_releases(database: Database) -> None:
 def test_only_a_manager_assigns_and_transfers(database: Database) -> None:
     lead = database.lead("DE", owner=database.user(1))
     with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(1), "DE"):
-        assert denied(leadprotect.transfer, conn, lead, database.user(2)) == "not_owner"
-        assert denied(leadprotect.assign, conn, lead, database.user(2)) == "not_owner"
+        assert denied(leadprotect.transfer, conn, lead, database.user(2)) == "not_manager"
+        assert denied(leadprotect.assign, conn, lead, database.user(2)) == "not_manager"
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             database.query(conn, "SELECT {schema}.transfer_lead(%s, %s)", lead, database.user(2))
     assert database.owner(lead) == database.user(1)
@@ -228,8 +228,9 @@ def test_a_manager_grants_and_revokes_rules(database: Database) -> None:
         assert leadprotect.explain(conn, lead, user_id=database.user(1), territory="DE").reason == "suspended"
         database.query(conn, "SELECT {schema}.revoke_protection(%s, 'DE', 'VIEW_ONLY')", database.user(1))
         assert leadprotect.explain(conn, lead, user_id=database.user(1), territory="DE").reason == "owner"
-        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        with pytest.raises(psycopg.DatabaseError) as denied_there:
             database.query(conn, "SELECT {schema}.grant_protection(%s, 'CH', 'VIEW_ONLY')", database.user(1))
+    assert ("LP403", "not_manager") == (denied_there.value.sqlstate, denied_there.value.diag.message_detail)
     with database.connect("seller_de") as conn, pytest.raises(psycopg.errors.InsufficientPrivilege):
         database.query(conn, "SELECT {schema}.grant_protection(%s, 'DE', 'COLLABORATOR')", database.user(3))
 

@@ -9,16 +9,19 @@ from typing import Any
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import create_engine, pool
 from sqlalchemy.orm import Session
 
 import leadprotect
 from leadprotect import settings
+from leadprotect.cli import main
+from leadprotect.database import opening
 from leadprotect.errors import AuditUnavailable, ContextMissing, LeadAccessDenied
 from tests.support.database import Database
 from tests.support.topology import pooler
 
-pytestmark = pytest.mark.profiles("pg18")
+pytestmark = [pytest.mark.profiles("pg18"), pytest.mark.slow("each starts a pooler")]
 
 CLIENTS = 8
 ROUNDS = 10
@@ -156,3 +159,33 @@ def test_a_full_pooler_is_a_denial_in_time_and_not_a_deadlock(database: Database
         # the only session is free again, and so is the next answer
         with leadprotect.acting_as(conn, database.user(2), "DE"):
             assert leadprotect.can_edit(conn, lead) is True
+
+
+def settings_of(conn: psycopg.Connection[Any]) -> list[Any]:
+    return [conn.execute(f"SHOW {name}").fetchone() for name in [*opening.PINNED, "lock_timeout"]]
+
+
+def test_a_command_is_refused_and_leaves_no_setting_of_ours_to_the_next_client(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    login = database.profile.login("operator")
+    with pooler(database.server, "transaction", logins=(login,), size=2) as front:
+        url = front.url(database.name, login)
+        with psycopg.connect(url, autocommit=True) as one, psycopg.connect(url, autocommit=True) as two:
+            before = [settings_of(one), settings_of(two)]
+            monkeypatch.setenv("DATABASE_URL", url)
+            settings.current.cache_clear()
+            answer = CliRunner().invoke(main, ["status"])
+            assert (1, True) == (answer.exit_code, "leads to a transaction pooler" in answer.output)
+            # both sessions of the server, whichever client has which
+            with one.transaction(), two.transaction():
+                assert before == [settings_of(one), settings_of(two)]
+
+
+def test_a_setting_that_is_not_asked_whose_session_it_is_would_leak(database: Database) -> None:
+    """The control: what a pin would do that did not look."""
+    with pooled(database, size=1) as connect, connect() as first, connect() as second:
+        first.autocommit = second.autocommit = True
+        before = settings_of(second)
+        opening.pin(first, pid=server_session(first))
+        assert before != settings_of(second)

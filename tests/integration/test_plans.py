@@ -10,6 +10,8 @@ import pytest
 if TYPE_CHECKING:
     from tests.support.database import Database
 
+pytestmark = pytest.mark.slow("it fills tables until the planner takes them seriously")
+
 LEADS = 1_000_000
 RULES = 5_000
 

@@ -13,6 +13,7 @@ from leadprotect.cli import main
 from leadprotect.errors import ProtectionUnavailable
 from leadprotect.migration.status import status
 from tests.support.database import Database
+from tests.support.revisions import HEAD, SCRIPTS
 
 
 def test_before_the_first_revision_nothing_stands(host: Database) -> None:
@@ -29,10 +30,23 @@ def test_at_the_migrate_step_the_gate_and_the_backfill_are_shown(expanded: Datab
         found = status(conn)
     assert (found.revision, found.phase) == (expanded.revision(), "migrate")
     assert [(c.name, c.met) for c in found.conditions if not c.met and c.name == "owners"] == [("owners", False)]
-    assert [(job.territory, job.started_at, job.request) for job in found.backfill] == [
-        ("CH", None, "run"),
-        ("DE", None, "run"),
+    assert [(job.territory, job.started_at, job.state) for job in found.backfill] == [
+        ("CH", None, "new"),
+        ("DE", None, "new"),
     ]
+
+
+@pytest.mark.profiles("pg18")
+@pytest.mark.slow("a status at every revision")
+def test_wherever_an_upgrade_stopped_it_says_where(host: Database) -> None:
+    reached = []
+    for script in SCRIPTS:
+        host.upgrade(script.revision)
+        with host.connect() as conn:
+            found = status(conn)
+        assert (script.revision, HEAD) == (found.revision, found.head)
+        reached.append(found.phase)
+    assert [script.module.phase for script in SCRIPTS] == reached
 
 
 def test_after_a_downgrade_the_quarantine_is_shown(database: Database) -> None:

@@ -11,11 +11,11 @@ from click.testing import CliRunner
 from leadprotect.cli import main
 from leadprotect.settings import current
 from tests.support.fingerprint import difference, fingerprint
+from tests.support.revisions import MIGRATE_HEAD as MIGRATE
 
 if TYPE_CHECKING:
     from tests.support.database import Database
 
-MIGRATE = "lp_0006_migrate_backfill"
 CHANGED = pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
@@ -64,7 +64,7 @@ def test_a_backfill_with_other_settings_writes_nothing(
     assert expanded.owner(lead) is None
 
 
-def test_a_schema_that_was_dropped_by_hand_is_named(expanded: Database) -> None:
-    expanded.sql("DROP SCHEMA {schema} CASCADE")
+def test_tables_that_were_dropped_by_hand_are_named(expanded: Database) -> None:
+    expanded.sql("DROP TABLE {schema}.user_lead_assignments, {schema}.lead_protection_rules CASCADE")
     with pytest.raises(CommandError, match="does not hold the leadprotect of this database, nor "):
         expanded.downgrade()

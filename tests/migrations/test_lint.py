@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,9 @@ from pytest_alembic import Config
 from pytest_alembic.tests import test_single_head_revision, test_up_down_consistency, test_upgrade
 from sqlalchemy import create_engine, pool
 
+from leadprotect import phases
 from tests.support.database import ROOT
-from tests.support.revisions import REVISIONS, SCRIPTS
+from tests.support.revisions import REVISIONS, SCRIPTS, before
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,9 +77,33 @@ def test_revisions_are_one_chain_with_readable_names() -> None:
         assert script.down_revision == (REVISIONS[number - 2] if number > 1 else None)
 
 
-def test_phases_come_in_their_order() -> None:
-    phases = [script.module.phase for script in SCRIPTS]
-    assert phases == sorted(phases, key=["expand", "migrate", "contract"].index)
+def test_a_phase_comes_before_the_one_it_follows_only_after_a_contract() -> None:
+    assert [] == out_of_order([script.module.phase for script in SCRIPTS])
+
+
+@pytest.mark.parametrize(
+    ("found", "wrong"),
+    [
+        (["expand", "migrate", "contract", "expand", "expand", "contract"], []),
+        (["expand", "contract", "migrate", "contract"], []),
+        (["expand", "migrate", "expand"], [("migrate", "expand")]),
+    ],
+)
+def test_a_release_begins_anew_and_keeps_the_order(found: list[str], wrong: list[tuple[str, str]]) -> None:
+    assert wrong == out_of_order(found)
+
+
+def out_of_order(found: list[str]) -> list[tuple[str, str]]:
+    """Neighbours of which the second belongs before the first, and no release has ended between them."""
+    back = [(one, two) for one, two in pairwise(found) if phases.ORDER.index(two) < phases.ORDER.index(one)]
+    return [pair for pair in back if pair[0] != "contract"]
+
+
+def test_what_the_ids_tell_is_what_alembic_has_linked() -> None:
+    assert REVISIONS == [*phases.chain()]
+    assert [script.module.phase for script in SCRIPTS] == [phases.phase(revision) for revision in phases.chain()]
+    for phase in phases.ORDER:
+        assert before(phase) == [*phases.before(phase)]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.revision)

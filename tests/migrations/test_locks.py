@@ -9,7 +9,7 @@ import pytest
 
 from leadprotect.database.blockers import Blocker, redact
 from tests.support.locktrace import MODES, trace
-from tests.support.revisions import SCRIPTS
+from tests.support.revisions import NAMED, SCRIPTS
 
 if TYPE_CHECKING:
     from alembic.script import Script
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 WORDS = {mode: re.sub(r"(?<=[a-z])(?=[A-Z])", " ", mode.removesuffix("Lock")).upper() for mode in MODES}
 
 
+@pytest.mark.slow("every revision, up and down")
 def test_each_revision_takes_exactly_the_locks_that_it_declares(host: Database) -> None:
     host.lead("DE")
     declared = [(way, script.revision, script.module.locks[way]) for way, script in every_step()]
@@ -37,7 +38,7 @@ def beyond_reading(seen: dict[str, str]) -> dict[str, str]:
 
 @pytest.mark.profiles("pg18")
 def test_a_lock_that_is_not_declared_would_be_seen(host: Database) -> None:
-    host.upgrade("lp_0003_expand_indexes")
+    host.upgrade(NAMED["expand_indexes"])
     # a host's own event trigger makes the step read more than it declares
     host.sql_script(
         "CREATE FUNCTION public.lock_it() RETURNS event_trigger LANGUAGE plpgsql AS "
@@ -45,7 +46,7 @@ def test_a_lock_that_is_not_declared_would_be_seen(host: Database) -> None:
         "CREATE EVENT TRIGGER lock_it ON ddl_command_end WHEN TAG IN ('CREATE TRIGGER') "
         "EXECUTE FUNCTION public.lock_it()"
     )
-    step = next(script for script in SCRIPTS if script.revision == "lp_0004_expand_lead_triggers")
+    step = next(script for script in SCRIPTS if script.revision == NAMED["expand_lead_triggers"])
     assert trace(host, "upgrade", step) == {"leads": "ShareRowExclusiveLock", "activities": "ShareLock"}
 
 

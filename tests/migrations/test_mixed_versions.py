@@ -14,15 +14,15 @@ import pytest
 
 import leadprotect
 from leadprotect.errors import LeadAccessDenied, ProtectionUnavailable
-from tests.support.database import MIGRATE_HEAD, Database
-from tests.support.revisions import HEAD, REVISIONS
+from tests.support.database import Database
+from tests.support.revisions import HEAD, MIGRATE_HEAD, NAMED, REVISIONS
 
-pytestmark = pytest.mark.profiles("pg18", "other_names")
+pytestmark = [pytest.mark.profiles("pg18", "other_names"), pytest.mark.slow("each goes through every revision")]
 
 UP = ["base", *REVISIONS]
 DOWN = [*reversed(REVISIONS[:-1]), "base"]
-ENFORCED = REVISIONS[REVISIONS.index("lp_0008_contract_enforce") :]
-DECIDING = REVISIONS[REVISIONS.index("lp_0002_expand_decisions") :]
+ENFORCED = REVISIONS[REVISIONS.index(NAMED["contract_enforce"]) :]
+DECIDING = REVISIONS[REVISIONS.index(NAMED["expand_ownership"]) :]
 
 
 @pytest.fixture

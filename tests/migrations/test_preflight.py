@@ -15,7 +15,7 @@ from alembic.util import CommandError
 from leadprotect.preflight.check import version_problem
 from leadprotect.preflight.leftovers import _KEPT
 from tests.support.fingerprint import difference, fingerprint
-from tests.support.revisions import HEAD
+from tests.support.revisions import HEAD, MIGRATE_HEAD, NAMED
 from tests.support.topology import pooler, replica
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def test_old_and_vulnerable_versions_are_refused(number: int, expected: str | No
     assert version_problem(number) == expected
 
 
+@pytest.mark.slow("it starts a replica")
 @ONE_SERVER
 def test_a_read_replica_is_refused_for_the_way_up_and_down(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     with replica(database.server) as standby:
@@ -109,7 +110,7 @@ def test_a_pool_of_transactions_is_refused_and_the_direct_url_asked_for(
 def test_a_pool_of_statements_is_named_as_what_is_in_the_way(host: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     with pooler(host.server, "statement") as pool:
         monkeypatch.setenv("DATABASE_URL", pool.url(host.name))
-        with pytest.raises(CommandError, match="a pooler stands before the database: "):
+        with pytest.raises(CommandError, match="leads to a transaction pooler"):
             host.upgrade()
     assert host.revision() is None
 
@@ -191,7 +192,7 @@ def test_an_enum_that_has_the_kinds_is_as_good_as_text(host: Database) -> None:
     host.activity(lead, host.user(1))
     host.activity(lead, host.user(2), kind="NEWSLETTER")
     assert host.owner(lead) is None  # contract is done
-    host.downgrade("lp_0008_contract_enforce")
+    host.downgrade(NAMED["contract_enforce"])
     host.activity(lead, host.user(1))
     assert host.owner(lead) == host.user(1)
 
@@ -265,7 +266,7 @@ PARTLY = {
     "CREATE INDEX {activities_index} ON {activities} ({activity_kind})": "is not the index of leadprotect",
     "CREATE TABLE {schema}.contextless_writes (x int)": "contextless_writes belongs to postgres, not to leadprotect_ow",
     "CREATE FUNCTION {schema}.unowned_leads(text) RETURNS int RETURN 1": "unowned_leads belongs to postgres",
-    "CREATE POLICY leadprotect_floor ON {leads}": "policy leadprotect_floor exists on the host's tables and is not",
+    "CREATE POLICY leadprotect_border ON {leads}": "policy leadprotect_border exists on the host's tables and is not",
     "CREATE TRIGGER {transition} " + TOUCHED: "trigger leadprotect_transition exists on the host's tables",
 }
 
@@ -273,7 +274,7 @@ PARTLY = {
 @ONE_SERVER
 @pytest.mark.parametrize(("script", "expected"), PARTLY.items())
 def test_an_object_of_a_name_that_a_later_revision_needs_is_refused(host: Database, script: str, expected: str) -> None:
-    host.upgrade("lp_0002_expand_decisions")
+    host.upgrade(NAMED["expand_ownership"])
     host.sql_script(script)
     with refused(host, expected):
         pass
@@ -281,9 +282,9 @@ def test_an_object_of_a_name_that_a_later_revision_needs_is_refused(host: Databa
 
 @ONE_SERVER
 def test_a_script_drops_no_index_of_the_host(host: Database) -> None:
-    host.upgrade("lp_0002_expand_decisions")
+    host.upgrade(NAMED["expand_ownership"])
     host.sql("CREATE INDEX {leads_index} ON {leads} (company)")
-    script = host.script("upgrade", "lp_0002_expand_decisions:lp_0003_expand_indexes")
+    script = host.script("upgrade", f"{NAMED['expand_ownership']}:{NAMED['expand_indexes']}")
     guard = re.search(r"DO \$do\$.*?\$do\$;", script, re.DOTALL)
     assert guard
     assert guard.start() < script.index("DROP INDEX")
@@ -294,13 +295,13 @@ def test_a_script_drops_no_index_of_the_host(host: Database) -> None:
 @ONE_SERVER
 @pytest.mark.parametrize("kinds", ["'X'", "'QUALIFIED_CALL'"])
 def test_an_index_for_other_kinds_is_built_again(host: Database, kinds: str) -> None:
-    host.upgrade("lp_0002_expand_decisions")
+    host.upgrade(NAMED["expand_ownership"])
     host.sql(
         "CREATE INDEX {activities_index} ON {activities} ({activity_lead_id}, {activity_at} DESC NULLS LAST, "
         "{activity_id} DESC) INCLUDE ({activity_user_id}) "
         f"WHERE {{activity_kind}} IN ({kinds}) AND {{activity_user_id}} IS NOT NULL"
     )
-    host.upgrade("lp_0006_migrate_backfill")
+    host.upgrade(MIGRATE_HEAD)
     definition = host.sql("SELECT pg_get_indexdef('{activities_index_path}'::regclass)")[0]
     assert all(f"'{kind}'" in definition for kind in host.settings.qualifying_kinds)
 
@@ -308,13 +309,13 @@ def test_an_index_for_other_kinds_is_built_again(host: Database, kinds: str) -> 
 @pytest.mark.parametrize("qualifying_kinds", ["ONE", "O'Brien's 100 %, TWO", "B, a, Ä"])
 def test_an_index_that_stands_is_not_built_again(make_database: Callable[..., Database], qualifying_kinds: str) -> None:
     host = make_database("host", qualifying_kinds=qualifying_kinds)
-    host.upgrade("lp_0003_expand_indexes")
+    host.upgrade(NAMED["expand_indexes"])
     indexes = (
         "SELECT to_regclass(path)::oid FROM unnest(ARRAY['{leads_index_path}', '{activities_index_path}']) AS path"
     )
     before = host.sql(indexes)
-    command.stamp(host.config(), "lp_0002_expand_decisions")
-    host.upgrade("lp_0003_expand_indexes")
+    command.stamp(host.config(), NAMED["expand_ownership"])
+    host.upgrade(NAMED["expand_indexes"])
     assert host.sql(indexes) == before
 
 
@@ -355,7 +356,7 @@ def test_a_quarantine_of_another_version_is_refused(database: Database, table: s
 
 @ONE_SERVER
 def test_a_quarantine_of_another_version_is_refused_on_a_part_of_the_way_too(database: Database) -> None:
-    database.downgrade("lp_0003_expand_indexes")
+    database.downgrade(NAMED["expand_indexes"])
     database.sql("DROP TABLE {quarantine}.backfill_deferred")
     with refused(database, "backfill_deferred lacks deferred_at, lead_id, reason, territory: it was left by another"):
         pass
@@ -384,6 +385,7 @@ def deploying_as(
         database.sql_script(f'REASSIGN OWNED BY "{name}" TO postgres; DROP OWNED BY "{name}"; DROP ROLE "{name}"')
 
 
+@pytest.mark.slow("a migration for each kind of role")
 @pytest.mark.profiles("pg18", "pg15")
 @pytest.mark.parametrize("options", ["NOCREATEROLE", "CREATEROLE", "NOCREATEROLE NOINHERIT", "CREATEROLE NOINHERIT"])
 def test_what_a_role_lacks_is_printed_as_statements_that_make_the_upgrade_pass(
@@ -392,6 +394,7 @@ def test_what_a_role_lacks_is_printed_as_statements_that_make_the_upgrade_pass(
     make_it_pass(make_database("host"), options, monkeypatch, owns=True)
 
 
+@pytest.mark.slow("a migration for each kind of role")
 @pytest.mark.parametrize("options", ["NOCREATEROLE", "CREATEROLE NOINHERIT"])
 def test_a_role_that_does_not_own_the_tables_joins_their_owner(
     make_database: Callable[..., Database], options: str, monkeypatch: pytest.MonkeyPatch
@@ -413,7 +416,7 @@ def make_it_pass(database: Database, options: str, monkeypatch: pytest.MonkeyPat
             database.sql(statement)
         database.upgrade()
         assert database.revision() == HEAD
-        assert owners_of(database) == {database.settings.role("owner")}
+        assert owners_of(database) == {database.settings.role("owner"), database.settings.role("reader")}
         database.downgrade()
         database.upgrade()
         database.downgrade()

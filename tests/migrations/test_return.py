@@ -13,7 +13,8 @@ from leadprotect.backfilling import jobs
 from leadprotect.cli import main
 from leadprotect.migration import gate
 from leadprotect.migration.status import status
-from tests.support.revisions import HEAD
+from tests.support.revisions import HEAD, NAMED
+from tests.support.revisions import MIGRATE_HEAD as MIGRATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     from leadprotect.migration.gate import Condition
     from tests.support.database import Database
 
-MIGRATE = "lp_0006_migrate_backfill"
-BELOW = ["base", "lp_0004_expand_lead_triggers", "lp_0005_expand_activity_triggers"]
+pytestmark = pytest.mark.slow("each goes up, down and up again")
+
+BELOW = ["base", NAMED["expand_lead_triggers"], NAMED["expand_activity_triggers"]]
 
 
 def closed(database: Database) -> list[Condition]:
@@ -46,7 +48,7 @@ def test_an_owner_that_became_stale_without_the_triggers_is_repaired_before_cont
     expanded.upgrade()
     expanded.downgrade(below)
     newer = expanded.activity(lead, expanded.user(2), at="2026-02-01")
-    if below == "lp_0005_expand_activity_triggers":  # its triggers are there: as if they had not been
+    if below == NAMED["expand_activity_triggers"]:  # its triggers are there: as if they had not been
         expanded.sql("UPDATE {schema}.user_lead_assignments SET user_id = %s", expanded.user(1))
 
     expanded.upgrade()
@@ -74,7 +76,7 @@ def test_with_nothing_changed_meanwhile_it_goes_straight_back_to_head(expanded: 
     assert HEAD == expanded.revision()
     assert expanded.user(1) == expanded.owner(lead)
     with expanded.connect() as conn:  # no word of a walk that nobody made since
-        assert {(None, None, 0)} == {(job.started_at, job.finished_at, job.scanned) for job in status(conn).backfill}
+        assert {(None, None, 0)} == {(job.started_at, job.ended_at, job.scanned) for job in status(conn).backfill}
 
 
 @pytest.mark.profiles("pg18", "other_names")
@@ -105,7 +107,7 @@ def test_a_walk_that_was_interrupted_before_begins_anew(expanded: Database) -> N
     expanded.activity(lead, expanded.user(2), at="2026-02-01")
     expanded.upgrade()
     with expanded.connect() as conn:
-        assert {"new"} == {job.state for job in jobs.jobs(conn)}
+        assert {"new"} == {job.state for job in jobs.list_jobs(conn)}
     (result,) = leadprotect.backfill(expanded.url, "DE")
     assert (1, 1) == (result.scanned, result.assigned)
     assert expanded.user(2) == expanded.owner(lead)
@@ -113,11 +115,11 @@ def test_a_walk_that_was_interrupted_before_begins_anew(expanded: Database) -> N
 
 @pytest.mark.profiles("pg18")
 def test_contract_compares_no_owners_once_the_index_for_it_is_gone(expanded: Database) -> None:
-    """A scan of all activities for each lead would hold up lp_0008 and lp_0009 for hours."""
+    """A scan of all activities for each lead would hold up contract for hours."""
     for _ in range(50):
         derived(expanded)
     expanded.downgrade()
-    expanded.upgrade("lp_0007_contract_indexes")
+    expanded.upgrade(NAMED["contract_indexes"])
     with expanded.connect() as conn:
         assert all(found.met for found in gate.conditions(conn, settings=expanded.settings))
         scans = expanded.query(conn, "SELECT pg_stat_get_xact_numscans({activities_name}::regclass)")[0]

@@ -19,7 +19,8 @@ from leadprotect.errors import InvalidRequest, ProtectionUnavailable, RollbackEr
 from leadprotect.migration.rollback import SAFE, rollback
 from tests.support.database import ROOT
 from tests.support.fingerprint import contents, difference, fingerprint
-from tests.support.revisions import HEAD, REVISIONS
+from tests.support.leads import without_triggers
+from tests.support.revisions import CONTRACT, HEAD, NAMED, REVISIONS
 from tests.support.topology import pooler, replica
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from click.testing import Result
 
     from tests.support.database import Database
+
+pytestmark = pytest.mark.slow("each goes up, down and up again")
 
 
 def run(*arguments: str, answer: str | None = None) -> Result:
@@ -99,9 +102,9 @@ def test_the_base_gives_the_host_back_and_keeps_every_row(
 
 @pytest.mark.profiles("pg18", "other_names")
 def test_a_rollback_goes_to_any_revision_below(database: Database) -> None:
-    assert "lp_0008_contract_enforce" == rollback("lp_0008").after
-    assert "lp_0003_expand_indexes" == rollback("lp_0003_expand_indexes").after
-    assert "lp_0003_expand_indexes" == database.revision()
+    assert NAMED["contract_enforce"] == rollback(NAMED["contract_enforce"][:7]).after
+    assert NAMED["expand_indexes"] == rollback(NAMED["expand_indexes"]).after
+    assert NAMED["expand_indexes"] == database.revision()
 
 
 @pytest.mark.profiles("pg18", "other_names")
@@ -116,7 +119,7 @@ def test_a_second_rollback_finds_nothing_to_undo(database: Database) -> None:
 
 
 @pytest.mark.profiles("pg18")
-@pytest.mark.parametrize("target", ["lp_0009", "lp_0042", "tomorrow"])
+@pytest.mark.parametrize("target", [HEAD[:7], "lp_0042", "tomorrow"])
 def test_a_rollback_never_upgrades(expanded: Database, target: str) -> None:
     before = rows_of(expanded)
     with pytest.raises(InvalidRequest, match=f"--to {target}: "):
@@ -138,9 +141,7 @@ def test_the_timeline_tells_each_step_with_its_seconds(database: Database) -> No
     steps = [re.sub(r"\d+ tables", "N tables", line.split(" s  ", 1)[1]) for line in lines if " s  " in line]
     assert [
         "looked at N tables",
-        "undid lp_0009_contract_triggers",
-        "undid lp_0008_contract_enforce",
-        "undid lp_0007_contract_indexes",
+        *(f"undid {revision}" for revision in reversed(REVISIONS[REVISIONS.index(CONTRACT) :])),
         "verified N tables",
         f"in all, from {HEAD} to {SAFE}",
     ] == steps
@@ -157,8 +158,8 @@ def test_who_blocks_a_rollback_is_named_and_the_same_command_goes_on(database: D
         answer = run("rollback", "--lock-budget", "1s")
         assert 1 == answer.exit_code
         assert f"blocked by pid {blocker.info.backend_pid}" in answer.stderr
-        assert "stopped at lp_0008_contract_enforce; the same command goes on" in answer.stderr
-    assert "lp_0008_contract_enforce" == database.revision()
+        assert f"stopped at {NAMED['contract_enforce']}; the same command goes on" in answer.stderr
+    assert NAMED["contract_enforce"] == database.revision()
     assert 0 == run("rollback").exit_code
     assert SAFE == database.revision()
 
@@ -194,7 +195,8 @@ def test_a_rollback_is_refused_where_it_can_t_run_and_touches_nothing(
 def test_a_budget_that_is_none_is_refused_before_a_backfill_is_paused(database: Database) -> None:
     database.sql("UPDATE {schema}.backfill_jobs SET started_at = now()")
     answer = run("rollback", "--lock-budget", "soon")
-    assert (1, "Error: -x lock_budget=soon: not a duration; write 60s or 2min\n") == (answer.exit_code, answer.stderr)
+    assert 1 == answer.exit_code
+    assert answer.stderr.startswith("Error: lock_budget: 'soon' is not a duration; write ")
     assert ["run", "run"] == database.sql("SELECT request FROM {schema}.backfill_jobs")
 
 
@@ -229,18 +231,18 @@ CREATE EVENT TRIGGER break_it ON ddl_command_end WHEN TAG IN ('ALTER TABLE') EXE
         ("ALTER TABLE {quarantine}.user_lead_assignments DISABLE ROW LEVEL SECURITY;", "row security is not forced on"),
         ("GRANT SELECT ON {quarantine}.user_lead_assignments TO PUBLIC;", "PUBLIC may reach"),
         ("CREATE POLICY all_of_it ON {quarantine}.user_lead_assignments USING (true);", "a policy was added to"),
-        ("DROP POLICY lp_floor ON {quarantine}.user_lead_assignments;", "a floor is gone from"),
+        ("DROP POLICY lp_border ON {quarantine}.user_lead_assignments;", "a floor is gone from"),
     ],
 )
 def test_a_step_that_would_open_row_security_is_not_committed(database: Database, damage: str, found: str) -> None:
     fill(database)
     before = rows_of(database)
     database.sql_script(BREAK % damage)
-    with pytest.raises(RollbackError, match="lp_0001_expand_tables would open row security") as caught:
+    with pytest.raises(RollbackError, match=f"{NAMED['expand_tables']} would open row security") as caught:
         rollback("base")
     assert f"{found} " in str(caught.value)
-    assert "The rollback stopped at lp_0001_expand_tables" in str(caught.value)
-    assert "lp_0001_expand_tables" == database.revision()
+    assert f"The rollback stopped at {NAMED['expand_tables']}" in str(caught.value)
+    assert NAMED["expand_tables"] == database.revision()
     assert {} == difference(before, rows_of(database))
     database.sql_script("DROP EVENT TRIGGER break_it")
     assert () == rollback("base").problems
@@ -357,7 +359,7 @@ def test_the_reader_would_notice_an_open_table(database: Database) -> None:
         database.sql("ALTER TABLE {schema}.user_lead_assignments DISABLE ROW LEVEL SECURITY")
         wait_for(lambda: bool(reader.leaked))
         database.sql("CREATE POLICY stray ON {leads} USING (true)")
-        database.sql_script(f'DROP POLICY "{database.settings.schema}_floor" ON {{leads}}')
+        database.sql_script(f'DROP POLICY "{database.settings.schema}_border" ON {{leads}}')
         wait_for(lambda: bool(reader.unsafe))
     assert "user_lead_assignments" in reader.leaked
 
@@ -434,15 +436,20 @@ def test_what_is_written_between_two_steps_survives(database: Database) -> None:
 def many_leads(database: Database, leads: int) -> None:
     """Leads with an activity each, as from before the first revision."""
     numbers = {"uuid": "gen_random_uuid()", "bigint": "n", "text": "'lead ' || n"}[database.settings.lead_id_type]
-    database.sql_script(
-        f"""
-        SET session_replication_role = replica;
-        INSERT INTO {{leads}} ({{lead_id}}, {{territory}}) SELECT {numbers}, 'DE' FROM generate_series(1, {leads}) AS n;
-        INSERT INTO {{activities}} ({{activity_lead_id}}, {{activity_user_id}}, {{activity_kind}}, {{activity_at}})
-        SELECT {{lead_id}}, '{database.user(1)}', 'QUALIFIED_CALL', now() FROM {{leads}};
-        ANALYZE {{leads}}, {{activities}};
-        """
-    )
+    with database.connect() as conn:
+        with without_triggers(database, conn):
+            for statement in (
+                (
+                    "INSERT INTO {leads} ({lead_id}, {territory}) "
+                    f"SELECT {numbers}, 'DE' FROM generate_series(1, {leads}) AS n"
+                ),
+                (
+                    "INSERT INTO {activities} ({activity_lead_id}, {activity_user_id}, {activity_kind}, {activity_at}) "
+                    f"SELECT {{lead_id}}, '{database.user(1)}', 'QUALIFIED_CALL', now() FROM {{leads}}"
+                ),
+            ):
+                database.query(conn, statement)
+        database.query(conn, "ANALYZE {leads}, {activities}")
 
 
 @contextmanager

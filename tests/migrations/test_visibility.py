@@ -12,6 +12,7 @@ from leadprotect.cli import main
 from leadprotect.migration import gate
 from tests.migrations.test_preflight import deploying_as, refused
 from tests.support.revisions import HEAD
+from tests.support.revisions import MIGRATE_HEAD as MIGRATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from tests.support.database import Database
 
 ENABLE = "ALTER TABLE {table} ENABLE ROW LEVEL SECURITY"
-MIGRATE = "lp_0006_migrate_backfill"
 TABLES = pytest.mark.parametrize("table", ["{leads}", "{activities}"])
 
 
@@ -51,7 +51,7 @@ def test_a_host_table_whose_rows_are_hidden_is_refused_until_the_printed_script_
     assert host.revision() == HEAD
     host.downgrade()
     kept = "SELECT polname::text FROM pg_policy WHERE polrelid IN ({leads_name}::regclass, {activities_name}::regclass)"
-    assert host.sql(kept) == [f"read_for_{host.settings.role('owner')}"]
+    assert host.sql(kept) == [f"read_for_{host.settings.role('reader')}"]
 
 
 @pytest.mark.profiles("pg18", "pg15")

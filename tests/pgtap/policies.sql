@@ -15,14 +15,14 @@ SELECT is_empty(
       AND pg_get_userbyid(c.relowner) <> 'leadprotect_owner'$$,
   'every table belongs to leadprotect_owner');
 SELECT policies_are('leadprotect', 'user_lead_assignments',
-  ARRAY['lp_owner', 'lp_floor', 'lp_territory_de', 'lp_territory_ch', 'lp_released']::name[]);
+  ARRAY['lp_inside', 'lp_border', 'lp_territory_de', 'lp_territory_ch', 'lp_released']::name[]);
 SELECT policies_are('leadprotect', 'lead_access_audit',
-  ARRAY['lp_owner', 'lp_floor', 'lp_territory_de', 'lp_territory_ch', 'lp_without_territory']::name[]);
+  ARRAY['lp_inside', 'lp_border', 'lp_territory_de', 'lp_territory_ch', 'lp_without_territory']::name[]);
 SELECT policy_roles_are('leadprotect', 'lead_access_audit', 'lp_territory_de', ARRAY['leadprotect_de']::name[]);
-SELECT policy_roles_are('leadprotect', 'lead_access_audit', 'lp_floor', ARRAY['leadprotect_app']::name[]);
+SELECT policy_roles_are('leadprotect', 'lead_access_audit', 'lp_border', ARRAY['leadprotect_app']::name[]);
 SELECT results_eq(
   $$SELECT p.polpermissive FROM pg_policy AS p
-    WHERE p.polrelid = 'leadprotect.lead_access_audit'::regclass AND p.polname = 'lp_floor'$$,
+    WHERE p.polrelid = 'leadprotect.lead_access_audit'::regclass AND p.polname = 'lp_border'$$,
   ARRAY[false], 'the floor is restrictive: it holds whatever is added');
 
 -- privileges: services read who owns what, nobody writes

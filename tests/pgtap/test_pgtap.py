@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.database import Database
-from tests.support.profiles import PROFILES
+from tests.support.profiles import EXTRA, PROFILES
 from tests.support.programs import lacking
 from tests.support.servers import installed
 
@@ -17,7 +17,8 @@ FOLDER = Path(__file__).parent
 RESULT = re.compile(r"(ok|not ok) \d+ - (.*)")
 
 # the package comes for installed servers; the embedded one has no extensions
-pytestmark = pytest.mark.profiles(*(p.name for p in PROFILES if p.major in installed() and not p.settings))
+INSTALLED = {p.name for p in [*PROFILES, *EXTRA] if p.major in installed() and not p.settings}
+pytestmark = pytest.mark.profiles(*sorted(INSTALLED))
 
 
 def results(database: Database, file: str) -> list[tuple[str, bool, str]]:

@@ -185,8 +185,7 @@ def truncate_the_leads(database: Database) -> bool:
 ATTACKS = [
     Attack(
         forge_the_territory,
-        "ALTER POLICY lp_territory_de ON {schema}.user_lead_assignments USING (true);"
-        "DROP POLICY lp_floor ON {schema}.user_lead_assignments",
+        "DROP POLICY lp_border ON {schema}.user_lead_assignments",
     ),
     Attack(
         forge_the_territory_while_reading,
@@ -195,7 +194,7 @@ ATTACKS = [
     ),
     Attack(read_without_a_context, "ALTER TABLE {schema}.user_lead_assignments DISABLE ROW LEVEL SECURITY"),
     Attack(read_the_other_territory_s_leads, "ALTER TABLE {leads} DISABLE ROW LEVEL SECURITY"),
-    Attack(read_under_a_stray_policy, "DROP POLICY lp_floor ON {schema}.user_lead_assignments"),
+    Attack(read_under_a_stray_policy, "DROP POLICY lp_border ON {schema}.user_lead_assignments"),
     Attack(
         read_the_view_with_a_leaky_function,
         "ALTER VIEW {schema}.v_lead_protection SET (security_barrier = false);"
@@ -212,7 +211,8 @@ ATTACKS = [
     ),
     Attack(
         move_a_lead_across_the_border,
-        "DROP TRIGGER {refuse_move} ON {leads}; ALTER TABLE {leads} DISABLE ROW LEVEL SECURITY",
+        "DROP TRIGGER {refuse_move} ON {leads}; DROP TRIGGER {audit_edit} ON {leads};"
+        "ALTER TABLE {leads} DISABLE ROW LEVEL SECURITY",
     ),
     Attack(move_a_lead_out_of_protection, "DROP TRIGGER {refuse_move} ON {leads}"),
     Attack(
@@ -223,7 +223,8 @@ ATTACKS = [
     ),
     Attack(
         grant_oneself_a_lead,
-        "GRANT UPDATE ON {schema}.user_lead_assignments TO {app}",
+        "GRANT UPDATE ON {schema}.user_lead_assignments TO {app};"
+        "CREATE POLICY stray ON {schema}.user_lead_assignments USING (true)",
     ),
     Attack(
         shadow_a_table_and_an_operator,
@@ -254,7 +255,7 @@ ATTACKS = [
         "GRANT SELECT ON {schema}.lead_access_audit TO {app};"
         "ALTER TABLE {schema}.lead_access_audit DISABLE ROW LEVEL SECURITY",
     ),
-    Attack(truncate_the_leads, "DROP TRIGGER {refuse_truncate} ON {leads}"),
+    Attack(truncate_the_leads, "DROP TRIGGER {audit_truncate} ON {leads}"),
 ]
 
 

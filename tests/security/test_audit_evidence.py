@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import psycopg
 import pytest
 
 from leadprotect.audit import verification
 from leadprotect.errors import ProtectionUnavailable
-from tests.support.auditing import record, said, seal, tamper, verify
+from tests.support.auditing import raised_denial, record, said, seal, tamper, verify
 from tests.support.database import Database
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DAY = "2025-03-{:02}"
 
@@ -191,8 +196,7 @@ def test_an_auditor_of_one_territory_checks_that_one(database: Database) -> None
     assert ["CH 1: row 5 was changed", "DE 1: row 2 was changed"] == said(verify(database, None))
 
 
-def test_a_login_that_is_a_service_as_well_is_told_what_it_can_t_check(database: Database) -> None:
-    """The floor under services hides rows without territory: that is no tampering."""
+def test_a_login_that_is_a_service_as_well_checks_rows_without_territory_too(database: Database) -> None:
     sealed_audit(database)
     record(database, None)
     seal(database)
@@ -202,7 +206,7 @@ def test_a_login_that_is_a_service_as_well_is_told_what_it_can_t_check(database:
     try:
         with psycopg.connect(database.server.url(database.name, login)) as conn:
             found = verification.verify_audit(conn)
-        assert (found.intact, found.unchecked) == (True, ("CH", "rows without territory"))
+        assert (found.intact, found.unchecked) == (True, ("CH",))
     finally:
         database.sql(f'DROP ROLE "{login}"')
 
@@ -216,26 +220,32 @@ def test_only_an_auditor_verifies(database: Database, login: str) -> None:
 # --- numbers without a row
 
 
-def denied(database: Database) -> None:
-    """A denial that is raised: its row is rolled back with it."""
-    lead = database.lead("DE", owner=database.user(1))
-    with database.connect("seller_de") as conn:
-        database.context(conn, database.user(2), "DE")
-        with pytest.raises(psycopg.Error, match="access to the lead denied"):
-            database.query(conn, "SELECT {schema}.assert_edit_and_audit(%s)", lead)
-
-
 def test_a_denial_that_was_raised_leaves_a_gap_that_the_log_explains(database: Database) -> None:
     record(database)
-    denied(database)
-    denied(database)
+    lines = [raised_denial(database), raised_denial(database)]
     record(database)
     seal(database)
     found = verify(database)
     assert (found.intact, found.gaps, found.explained) == (True, (range(2, 4),), 0)
-    log = ["LOG:  leadprotect denial 3: lead 'x', action EDIT\n", "LOG:  checkpoint 2\n"]
+    log = [f"LOG:  {lines[1]}\n", "LOG:  checkpoint 2\n"]
     found = verify(database, log=log)
     assert (found.gaps, found.explained) == ((range(2, 3),), 1)
+    quoted = lines[0].replace('"', '""')
+    assert verify(database, log=[f'2026-01-01 00:00:00 UTC,"{quoted}",\n']).gaps == (range(3, 4),)
+
+
+def test_only_what_our_function_said_in_this_database_explains_a_gap(
+    database: Database, make_database: Callable[..., Database]
+) -> None:
+    """Any login can write a line that looks the same, and other databases of the server have denials, too."""
+    lines = [raised_denial(database)]
+    elsewhere = raised_denial(make_database("head"))
+    seal(database)
+    forged = ["leadprotect denial 1: ", lines[0].rsplit(",", 1)[0], elsewhere, lines[0].replace("EDIT", "VIEW")]
+    for line in forged:
+        found = verify(database, log=[f"LOG:  {line}\n"])
+        assert (found.gaps, found.explained) == ((range(1, 2),), 0), line
+    assert verify(database, log=[f"LOG:  {lines[0]}\n"]).explained == 1
 
 
 def test_control_rows_leave_no_gap(database: Database) -> None:

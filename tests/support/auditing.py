@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import psycopg
+import pytest
 
 from leadprotect.audit import seals, verification
 from tests.support.database import Database
-
-if TYPE_CHECKING:
-    import psycopg
 
 INSERT = """
 INSERT INTO {schema}.lead_access_audit (lead_id, at, role, territory, action, outcome, reason, note)
@@ -28,6 +28,20 @@ def record(
     values = (database.new_id(), at, territory, note)
     found = database.query(conn, INSERT, *values) if conn else database.sql(INSERT, *values)
     return int(found[0])
+
+
+def raised_denial(database: Database) -> str:
+    """A denial whose row is rolled back with the exception; returns the line that it leaves in the server's log."""
+    lead = database.lead("DE", owner=database.user(1))
+    said: list[str] = []
+    with database.connect("seller_de") as conn:
+        conn.add_notice_handler(lambda notice: said.append(notice.message_primary or ""))
+        conn.execute("SET client_min_messages = log")  # what goes to the log comes here, too
+        database.context(conn, database.user(2), "DE")
+        with pytest.raises(psycopg.Error, match="access to the lead denied"):
+            database.query(conn, "SELECT {schema}.assert_edit_and_audit(%s)", lead)
+    (line,) = (line for line in said if line.startswith("leadprotect denial"))
+    return line
 
 
 def seal(database: Database, *, rows_per_seal: int = seals.ROWS_PER_SEAL) -> dict[str | None, int]:

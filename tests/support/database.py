@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from tests.support.servers import Server
 
 ROOT = Path(__file__).parents[2]
-MIGRATE_HEAD = "lp_0006_migrate_backfill"
 
 
 @dataclass

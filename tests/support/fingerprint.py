@@ -90,7 +90,7 @@ OBJECTS = re.sub(r"\[\[(.*?)\]\]", ACCESS, OBJECTS)
 def fingerprint(conn: psycopg.Connection[Any], settings: Settings, *, only: str | None = None) -> dict[str, str]:
     """Every object of our schema, of its quarantine and of the host's schemas -> its definition.
 
-    `only` is "ours" (without the host) or "host". The version table is no part of it: it stays.
+    `only` is "ours" (without the host) or "host". Without the version table, which comes and goes.
     """
     host = {settings.leads_table.split(".", 1)[0], settings.activities_table.split(".", 1)[0], "public"}
     ours = {settings.schema, settings.quarantine}
@@ -114,12 +114,13 @@ def contents(conn: psycopg.Connection[Any], settings: Settings) -> dict[str, lis
     schemas = [settings.schema, settings.quarantine]
     tables = """
         SELECT n.nspname, c.relname, c.relkind FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-        WHERE (n.nspname = ANY (%s) AND c.relkind IN ('r', 'S')) OR c.oid IN (to_regclass(%s), to_regclass(%s))
+        WHERE (n.nspname = ANY (%s) AND c.relkind IN ('r', 'S') AND c.relname <> %s)
+          OR c.oid IN (to_regclass(%s), to_regclass(%s))
         """
     names = (settings.leads_table, settings.activities_table)
     quoted = ['"' + '"."'.join(name.split(".", 1)) + '"' for name in names]
     found = {}
-    for schema, name, kind in conn.execute(tables, (schemas, *quoted)).fetchall():
+    for schema, name, kind in conn.execute(tables, (schemas, settings.version_table, *quoted)).fetchall():
         columns = {"backfill_jobs": "(to_jsonb(t) - 'registered_at')::text"}.get(name, "t::text")
         columns = "last_value::text" if kind == "S" else columns
         rows = conn.execute(f'SELECT {columns} FROM "{schema}"."{name}" AS t ORDER BY 1').fetchall()

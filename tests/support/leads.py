@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import psycopg
+
     from tests.support.database import Database
 
 LONG_AGO = datetime(2025, 1, 1, tzinfo=UTC)
@@ -28,8 +33,7 @@ def old_leads(database: Database, count: int, territory: str | None = "DE") -> d
             (lead, first, kind, early if number % 2 else late),
             (lead, second, kind, late if number % 2 else early),
         ]
-    with database.connect() as conn:
-        conn.execute("SET session_replication_role = replica")
+    with database.connect() as conn, without_triggers(database, conn):
         with conn.cursor().copy(database.text("COPY {leads} ({lead_id}, {territory}) FROM STDIN")) as copy:
             for lead in owners:
                 copy.write_row((lead, territory))
@@ -38,6 +42,21 @@ def old_leads(database: Database, count: int, territory: str | None = "DE") -> d
             for call in calls:
                 copy.write_row(call)
     return owners
+
+
+@contextmanager
+def without_triggers(database: Database, conn: psycopg.Connection[Any]) -> Iterator[None]:
+    """No trigger of the host's tables fires in this transaction: ours fire ALWAYS, whatever a session sets."""
+    query = """
+        SELECT tgrelid::regclass::text, tgname, tgenabled::text FROM pg_trigger
+        WHERE NOT tgisinternal AND tgrelid IN ('{leads}'::regclass, '{activities}'::regclass)
+        """
+    standing = conn.execute(database.text(query)).fetchall()
+    for table, name, _ in standing:
+        conn.execute(f'ALTER TABLE {table} DISABLE TRIGGER "{name}"')
+    yield
+    for table, name, enabled in standing:
+        conn.execute(f'ALTER TABLE {table} ENABLE {"ALWAYS" if enabled == "A" else ""} TRIGGER "{name}"')
 
 
 def owners(database: Database, territory: str = "DE") -> dict[Any, str | None]:

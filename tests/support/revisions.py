@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from alembic.script import ScriptDirectory
@@ -16,3 +17,17 @@ SCRIPTS: list[Script] = list(reversed(list(ScriptDirectory(str(migrations())).wa
 
 REVISIONS = [script.revision for script in SCRIPTS]
 HEAD = REVISIONS[-1]
+NAMED = {revision[8:]: revision for revision in REVISIONS}
+"""Phase and name of a revision -> its id: ``NAMED["expand_indexes"]``, whatever its number."""
+
+
+def before(phase: str) -> list[str]:
+    """The revisions before the first one of a phase."""
+    return [script.revision for script in takewhile(lambda script: script.module.phase != phase, SCRIPTS)]
+
+
+MIGRATE_HEAD = before("contract")[-1]
+"""The last revision that enforces nothing."""
+
+CONTRACT = REVISIONS[len(before("contract"))]
+"""The first revision that the gate holds."""

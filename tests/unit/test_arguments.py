@@ -9,22 +9,18 @@ from uuid import UUID
 
 import pytest
 
-from leadprotect import settings
 from leadprotect.access.arguments import as_lead_id, as_lead_ids
 from leadprotect.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 ONE = UUID(int=1)
 
 
 @pytest.fixture
-def lead_id_type(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def lead_id_type(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LEADPROTECT_LEAD_ID_TYPE", request.param)
-    settings.current.cache_clear()
-    yield
-    settings.current.cache_clear()
 
 
 BIGINTS = [

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -74,17 +73,13 @@ def test_wrong_usage_is_exit_code_2() -> None:
 
 @pytest.fixture
 def shown() -> Iterator[None]:
-    """A command that says in which schema it would work; the process keeps nothing of the test's file."""
+    """A command that says in which schema it would work."""
 
     @main.command()
     def schema() -> None:
         click.echo(settings.current().schema)
 
-    before = dict(os.environ)
     yield
-    os.environ.clear()
-    os.environ.update(before)
-    settings.current.cache_clear()
     del main.commands["schema"]
 
 

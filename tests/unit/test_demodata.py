@@ -2,18 +2,18 @@ from __future__ import annotations
 
 from leadprotect.lab.demo import data
 
-DATA = data.generate(2000)
+DATA = data.invent(2000)
 LEADS = list(DATA.leads())
 ACTIVITIES = list(DATA.activities())
 
 
 def test_the_same_seed_gives_the_same_data() -> None:
-    again = data.generate(2000)
+    again = data.invent(2000)
     assert (LEADS, ACTIVITIES, DATA.users) == (list(again.leads()), list(again.activities()), again.users)
 
 
 def test_another_seed_gives_other_data() -> None:
-    assert LEADS != list(data.generate(2000, seed=2).leads())
+    assert LEADS != list(data.invent(2000, seed=2).leads())
 
 
 def test_every_id_is_used_once() -> None:

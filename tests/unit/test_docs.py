@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
 
 import click
 import pytest
 
 import leadprotect
+from leadprotect import errors
 from leadprotect.cli import main
 from leadprotect.settings import KEYS
+from tests.support.house import MODULES, defined
 
+ERRORS = [name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)]
 REFERENCE = Path(__file__).parents[2] / "docs/reference"
+THREATS = (REFERENCE.parent / "explanation/threat-model.md").read_text()
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -24,6 +30,41 @@ def test_every_command_is_documented(command: str) -> None:
     assert f"`leadprotect {command}" in (REFERENCE / "cli.md").read_text()
 
 
-@pytest.mark.parametrize("name", [name for name in leadprotect.__all__ if name[0].islower()])
-def test_every_function_is_documented(name: str) -> None:
-    assert f"leadprotect.{name}\n" in (REFERENCE / "python.md").read_text()
+@pytest.mark.parametrize("name", leadprotect.__all__)
+def test_every_public_name_is_documented(name: str) -> None:
+    if name in ERRORS:  # automodule shows each of them
+        assert name in re.findall(r"(?:── | {4})(\w+)", errors.__doc__ or "")
+    else:
+        assert f":: leadprotect.{name}\n" in (REFERENCE / "python.md").read_text()
+
+
+def test_every_error_is_a_public_name() -> None:
+    assert {*ERRORS} <= set(leadprotect.__all__)
+
+
+def test_the_public_names_are_sorted_as_a_reader_looks_them_up() -> None:
+    assert sorted(leadprotect.__all__) == leadprotect.__all__
+
+
+def test_what_a_public_name_takes_gives_or_raises_is_public() -> None:
+    ours = {name for path in MODULES.values() for name in defined(path, ast.ClassDef)}
+    told = {word for name in leadprotect.__all__ for word in re.findall(r"\b[A-Z]\w+", said_of(name))}
+    # a host names them by hand: leadprotect.settings.parse
+    assert (told & ours) - {"Settings"} <= set(leadprotect.__all__)
+    assert {"Limits", "Backfilled", "Locked", "BackfillIncomplete"} <= told
+
+
+def said_of(name: str) -> str:
+    """The annotations of a function or of a class's fields, and the docstring, which names the errors."""
+    public = getattr(leadprotect, name)
+    return " ".join([str(public.__doc__), *map(str, getattr(public, "__annotations__", {}).values())])
+
+
+@pytest.mark.parametrize("row", re.findall(r"\| ([^|]*`test_\w+\.py`[^|]*) \|$", THREATS, re.MULTILINE))
+def test_a_test_that_the_threat_model_names_is_there(row: str) -> None:
+    for file, names in re.findall(r"`(test_\w+\.py)`: ((?:`\w+`(?:, )?)+)", row):
+        (path,) = (REFERENCE.parents[1] / "tests").rglob(file)
+        wanted = set(re.findall(r"`(\w+)`", names))
+        assert wanted <= {
+            entry.name for entry in ast.parse(path.read_text()).body if isinstance(entry, ast.FunctionDef)
+        }

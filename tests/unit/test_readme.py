@@ -20,7 +20,7 @@ def test_the_first_screen_holds_what_a_visitor_needs() -> None:
 
 
 def test_the_figures_are_those_of_the_demo() -> None:
-    seen = Counter(lead[1] for lead in data.generate(LEADS).leads())
+    seen = Counter(lead[1] for lead in data.invent(LEADS).leads())
     assert f"{LEADS:,} leads" in README
     assert f"seller_de:  DE {seen['DE']:,} and {seen[None]:,} without a territory" in README
     assert f"seller_ch:  CH {seen['CH']:,} and {seen[None]:,} without a territory" in README

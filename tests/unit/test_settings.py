@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,7 +11,7 @@ from alembic.config import Config
 
 from leadprotect import settings
 from leadprotect.errors import SettingsError
-from leadprotect.settings import KEYS, Settings, load, parse
+from leadprotect.settings import KEYS, Settings, duration, load, parse
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,8 +61,8 @@ def test_the_defaults_are_those_of_the_design() -> None:
         territory_guc="app.territory",
         correlation_guc="app.correlation_id",
         host_rls="enforce",
-        version_table="leadprotect_alembic_version",
-        version_table_schema="public",
+        version_table="alembic_version",
+        version_table_schema="leadprotect",
         observation_window=7 * 24 * 60 * 60,
         exempt_roles=(),
     )
@@ -176,11 +178,9 @@ def test_what_an_ini_file_sets_for_all_sections_is_no_key_of_ours(
 def test_the_settings_of_the_process_are_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LEADPROTECT_SCHEMA", "first")
-    settings.current.cache_clear()
     assert settings.current().schema == "first"
     monkeypatch.setenv("LEADPROTECT_SCHEMA", "second")
     assert settings.current().schema == "first"
-    settings.current.cache_clear()
 
 
 # --- what is refused, always with the key named
@@ -210,7 +210,10 @@ def test_a_name_that_postgresql_would_cut_is_refused(key: str) -> None:
     assert refusal(**{key: name}).startswith(f"{key}: ")
 
 
-@pytest.mark.parametrize("key", [*NAMES, "lead_id_type", "host_rls", "user_guc", "observation_window"])
+NEVER_EMPTY = [key for key in NAMES if key != "version_table_schema"]  # there it means the schema
+
+
+@pytest.mark.parametrize("key", [*NEVER_EMPTY, "lead_id_type", "host_rls", "user_guc", "observation_window"])
 def test_an_empty_value_is_refused(key: str) -> None:
     assert refusal(**{key: " "}).startswith(key)
 
@@ -234,8 +237,14 @@ def test_the_schema_of_the_hosts_tables_is_refused(key: str) -> None:
     assert refusal(schema="crm", **{key: "crm_quarantine.leads"}).startswith("schema: ")
 
 
+def test_the_version_table_lives_in_our_schema_whatever_that_is_called() -> None:
+    assert parse({"schema": "guard"}).version_table_schema == "guard"
+    assert parse({"schema": "guard", "version_table_schema": " "}).version_table_schema == "guard"
+    assert parse({"schema": "guard", "version_table_schema": "guard"}).version_table_schema == "guard"
+    assert parse({"schema": "guard", "version_table_schema": "crm"}).version_table_schema == "crm"
+
+
 def test_the_version_table_needs_a_schema_that_stays() -> None:
-    assert refusal(version_table_schema="leadprotect").startswith("version_table_schema: ")
     assert refusal(version_table_schema="leadprotect_quarantine").startswith("version_table_schema: ")
 
 
@@ -292,15 +301,55 @@ def test_user_territory_and_correlation_need_an_option_each() -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("0", 0), ("90", 90), ("5 s", 5), ("2min", 120), ("3 H", 10800), ("1 day", 86400), ("2 weeks", 1209600)],
+    [("0", 0), ("90", 90), ("5 s", 5), ("2min", 120), ("3 H", 10800), ("1.5 days", 129600), ("2 weeks", 1209600)],
 )
 def test_an_observation_window_is_read(text: str, seconds: int) -> None:
     assert parse({"observation_window": text}).observation_window == seconds
 
 
-@pytest.mark.parametrize("text", ["-1", "1.5 days", "soon", "1 month", "7 days 3 hours", "11 years", "4000 days"])
+@pytest.mark.parametrize("text", ["-1", "1.5 s", "250ms", "soon", "1 month", "7 days 3 hours", "11 years", "4000 days"])
 def test_a_bad_observation_window_is_refused(text: str) -> None:
     assert refusal(observation_window=text).startswith("observation_window: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0", 0),
+        ("90", 90),
+        ("250ms", 0.25),
+        ("1 millisecond", 0.001),
+        ("0.25s", 0.25),
+        (" 2 sec ", 2),
+        ("60 seconds", 60),
+        ("2m", 120),
+        ("2min", 120),
+        ("30 Minutes", 1800),
+        ("1h", 3600),
+        ("12 hours", 43200),
+        ("1d", 86400),
+        ("7 days", 604800),
+        ("2w", 1209600),
+        ("2 weeks", 1209600),
+    ],
+)
+def test_a_duration_is_read(text: str, seconds: float) -> None:
+    assert seconds == duration("lock_wait", text)
+
+
+@pytest.mark.parametrize("text", ["", "s", "-1s", "+1s", ".5s", "1.s", "1e3", "1 month", "1h 30min", "\u0661s"])
+def test_what_is_no_duration_is_refused_with_the_key_named(text: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        duration("-x lock_wait", text)
+    assert str(caught.value).startswith(f"-x lock_wait: {text!r} is not a duration; write ")
+
+
+def test_a_duration_beyond_the_caller_s_own_bound_is_refused() -> None:
+    assert 60 == duration("--max-stall", "60 s", longest="1min")
+    with pytest.raises(SettingsError, match="--max-stall: '61 s' is longer than 1min"):
+        duration("--max-stall", "61 s", longest="1min")
+    with pytest.raises(SettingsError, match="is longer than 3650 days"):
+        duration("lock_wait", "9" * 400)
 
 
 @pytest.mark.parametrize("text", ["public", "none", "pg_read_all_data", "a, a", ","])
@@ -408,3 +457,75 @@ def test_a_revision_with_an_unknown_placeholder_does_not_render() -> None:
 def test_values_are_not_taken_for_placeholders() -> None:
     found = parse({"qualifying_kinds": "{schema}, :word"})
     assert settings.render("{kinds} FROM {leads}", found) == """'{schema}', ':word' FROM "public"."leads\""""
+
+
+# --- a function instead of a URL
+
+
+FUNCTIONS = f"""
+import itertools
+tokens = itertools.count(1)
+
+def fresh():
+    return f"postgresql+psycopg://me:{PASSWORD}{{next(tokens)}}@db/crm"
+
+def broken():
+    raise ValueError("{PASSWORD}")
+
+def nothing():
+    return None
+
+def no_url():
+    return "{PASSWORD}://me:{PASSWORD}@db/crm?{PASSWORD}"
+
+def another():
+    return "functions:fresh"
+
+text = "postgresql://me:{PASSWORD}@db/crm"
+
+class Vault:
+    url = staticmethod(fresh)
+"""
+
+
+@pytest.fixture
+def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ini(tmp_path, FUNCTIONS, "functions.py")
+    ini(tmp_path, f"raise ImportError('{PASSWORD}')", "broken_functions.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "functions", raising=False)
+
+
+@pytest.mark.usefixtures("functions")
+@pytest.mark.parametrize("path", ["functions:fresh", "functions:Vault.url"])
+def test_a_function_is_asked_for_the_url_each_time(path: str) -> None:
+    given = parse({"database_url": path})
+    assert f"postgresql://me:{PASSWORD}1@db/crm" == settings.url(given)
+    assert f"postgresql://me:{PASSWORD}2@db/crm" == settings.url(given)
+
+
+@pytest.mark.usefixtures("functions")
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("nowhere:url", "nowhere:url can't be imported (ModuleNotFoundError); write module:function"),
+        ("broken_functions:url", "broken_functions:url can't be imported (ImportError)"),
+        ("functions:absent", "functions:absent can't be imported (AttributeError)"),
+        ("functions:text", "functions:text is no function"),
+        ("functions:broken", "functions:broken raised ValueError instead of returning a URL"),
+        ("functions:nothing", "functions:nothing returned NoneType, not the text of a URL"),
+        ("functions:another", "functions:another returned str, not the text of a URL"),
+        ("functions:no_url", "what functions:no_url returned can't be read: database_url is not a URL"),
+    ],
+)
+def test_a_function_that_gives_no_url_is_named_and_its_answer_is_not(path: str, expected: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings.url(parse({"database_url": path}))
+    assert expected in str(caught.value)
+    assert str(caught.value).startswith("database_url: ")
+    assert PASSWORD not in "".join(traceback.format_exception(caught.value))
+
+
+def test_without_a_url_the_key_is_named() -> None:
+    with pytest.raises(SettingsError, match="database_url is missing: set DATABASE_URL"):
+        settings.url(parse({}))

@@ -14,53 +14,34 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from alembic import command
-from alembic.config import Config
 
 import leadprotect
 from leadprotect.errors import InvalidRequest
-from leadprotect.lab.bench import traffic
-from leadprotect.settings import Settings, parse
-from leadprotect.settings.files import migrations
+from leadprotect.lab.commands import isolated, run_alembic
+from leadprotect.lab.data import ACTIVITIES_PER_LEAD, KINDS, USER_ID, generate_host
+from leadprotect.lab.traffic import RATE, Application, Statements, live_traffic, quantile
+from leadprotect.settings import Settings, current
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from leadprotect.lab.bench.servers import Server
-
-ACTIVITIES = 5
-"""Activities of a lead."""
+    from leadprotect.lab.servers import Server
 
 BYTES_PER_LEAD, WAL_BYTES = 2_000, 3 * 2**30
 """Disk for a lead with its activities, indexes and the monolith's sort, and of WAL, up to what `servers` allows."""
 
-RATE = 180.0
-"""Live writes per second."""
-
 HELD_S = 4.0
 """How long one lead is held by somebody else in each run of ours."""
 
-KINDS = ", ".join(f"'{kind}'" for kind in Settings().qualifying_kinds)
+LIVE_LEADS = 50_000
+"""Leads that the live writes go to, from all over the table."""
 
-# seven of eight leads have qualifying activities; activities lie in no order, as time makes them
-DATA = f"""
-    CREATE TABLE public.leads (id uuid PRIMARY KEY, territory text, company text, city text);
-    CREATE TABLE public.activities (
-      id bigserial PRIMARY KEY, lead_id uuid NOT NULL, user_id uuid, kind text NOT NULL, created_at timestamptz);
-    INSERT INTO public.leads
-    SELECT md5('lead ' || n)::uuid, CASE WHEN n %% 10 < 7 THEN 'DE' ELSE 'CH' END,
-           'Muster ' || n || ' GmbH', 'Ort ' || n %% 2000
-    FROM generate_series(1, %(leads)s) AS n;
-    INSERT INTO public.activities (lead_id, user_id, kind, created_at)
-    SELECT md5('lead ' || n)::uuid, md5('user ' || (random() * {traffic.USERS - 1})::integer)::uuid,
-           CASE WHEN n %% 8 = 0 THEN 'NOTE'
-                ELSE (ARRAY[{KINDS}, 'NOTE', 'EMAIL_SENT'])[1 + (random() * 6)::integer] END,
-           timestamptz '2026-06-30' - random() * interval '540 days'
-    FROM (
-      SELECT 1 + (i * 7919) %% %(leads)s AS n FROM generate_series(1, %(leads)s::bigint * {ACTIVITIES}) AS i) AS mixed;
-    ALTER TABLE public.activities ADD FOREIGN KEY (lead_id) REFERENCES public.leads ON DELETE CASCADE;
-    CREATE INDEX ON public.activities (lead_id);
-    """
+LIVE = Statements(
+    edit="UPDATE public.leads SET city = 'moved by ' || (random() * 200)::integer WHERE id = %s::uuid",
+    act=f"INSERT INTO public.activities (lead_id, user_id, kind, created_at) "
+    f"VALUES (%s::uuid, {USER_ID.format(n='(random() * 200)::integer')}, 'QUALIFIED_CALL', now())",
+)
+HELD_LEAD = "(SELECT id FROM public.leads WHERE territory = 'DE' ORDER BY id LIMIT 1)"
 RESET = """
     TRUNCATE leadprotect.user_lead_assignments, leadprotect.user_lead_assignment_history, leadprotect.unsettled_leads;
     DELETE FROM leadprotect.backfill_deferred; DELETE FROM leadprotect.backfill_chunks;
@@ -114,12 +95,17 @@ class Measured:
         return self.owners / self.seconds if self.seconds else 0.0
 
 
-def backfill(server: Server, *, leads: int, rounds: int, say: Callable[[str], None]) -> list[Measured]:
+def measure_backfill(server: Server, *, leads: int, rounds: int, say: Callable[[str], None]) -> list[Measured]:
     """Generate `leads`, and run every mode `rounds` times in turn, each under live traffic."""
     check_disk(leads)
-    url = server.url("bench_backfill")
-    say(f"generating {leads:,} leads and {leads * ACTIVITIES:,} activities")
-    settings = prepare(server, url, leads)
+    url = server.create_database("bench_backfill")
+    say(f"generating {leads:,} leads and {leads * ACTIVITIES_PER_LEAD:,} activities")
+    with isolated(server.folder, database_url=url, observation_window=0):
+        return _measure_modes(_prepared(server, url, leads), current(), rounds, say)
+
+
+def _measure_modes(app: Application, settings: Settings, rounds: int, say: Callable[[str], None]) -> list[Measured]:
+    url = app.conninfo
     modes: dict[str, Callable[[], object]] = {
         "no backfill": lambda: time.sleep(_QUIET_S),
         "monolith, DISTINCT ON": lambda: _execute(url, DISTINCT_ON),
@@ -130,7 +116,7 @@ def backfill(server: Server, *, leads: int, rounds: int, say: Callable[[str], No
     measured = []
     for number in range(rounds):
         for mode, run in modes.items():
-            found = measure(url, leads, mode, run)
+            found = measure_mode(app, mode, run)
             measured.append(found)
             say(
                 f"round {number + 1}: {mode}: {found.seconds:.1f} s, {found.owners_per_second:,.0f} owners assigned "
@@ -151,32 +137,31 @@ def check_disk(leads: int) -> None:
         )
 
 
-def prepare(server: Server, url: str, leads: int) -> Settings:
-    """A database at the migrate step, with its leads."""
-    with psycopg.connect(server.url(), autocommit=True) as conn:
-        conn.execute("DROP DATABASE IF EXISTS bench_backfill")
-        conn.execute("CREATE DATABASE bench_backfill")
+def _prepared(server: Server, url: str, leads: int) -> Application:
+    """A database before contract, and who writes to it."""
     with psycopg.connect(url, autocommit=True) as conn:
-        for statement in (DATA % {"leads": leads}).split(";\n"):
-            conn.execute(statement)
-        conn.execute("VACUUM (ANALYZE)")
-    config = Config()
-    config.set_main_option("script_location", str(migrations()))
-    with leadprotect_environment(url):
-        command.upgrade(config, "lp_0006_migrate_backfill")
-    return parse({"database_url": url, "observation_window": "0"})
+        generate_host(conn, leads)
+        run_alembic(server.folder, "-x", "contract=hold", "upgrade", "head")
+        ids = conn.execute(
+            f"SELECT id::text, coalesce(territory, '') FROM public.leads WHERE id <> {HELD_LEAD} "
+            f"ORDER BY random() LIMIT {LIVE_LEADS}"
+        ).fetchall()
+    return Application(
+        "writing", url, RATE, LIVE, ids, [lead for lead, _ in ids],
+        sessions=8, limits="SET lock_timeout = '250ms'", every_due=True,
+    )  # fmt: skip
 
 
-def measure(url: str, leads: int, mode: str, run: Callable[[], object]) -> Measured:
+def measure_mode(app: Application, mode: str, run: Callable[[], object]) -> Measured:
     """One run of `run` under live traffic, from an empty table of assignments and a checkpoint."""
     measured = Measured(mode)
-    with psycopg.connect(url, autocommit=True) as conn:
+    with psycopg.connect(app.conninfo, autocommit=True) as conn:
         conn.execute(RESET)
         conn.execute("VACUUM (ANALYZE) public.leads")
         conn.execute("VACUUM (ANALYZE) public.activities")
         conn.execute("CHECKPOINT")
         os.sync()  # what the run before left to the disk is not felt by this one
-        with traffic.running(url, leads, RATE) as served, _sampled(url, measured):
+        with live_traffic(app) as served, _sampled(app.conninfo, measured):
             time.sleep(2.0)
             written = _wal(conn)
             began, since = time.perf_counter(), time.time()
@@ -184,17 +169,18 @@ def measure(url: str, leads: int, mode: str, run: Callable[[], object]) -> Measu
             measured.seconds, until = time.perf_counter() - began, time.time()
             measured.wal = (_wal(conn) - written) / 2**20
         (measured.owners,) = conn.execute("SELECT count(*) FROM leadprotect.user_lead_assignments").fetchone() or (0,)
-    served.writes = [write for write in served.writes if since <= write[0] <= until]
-    measured.writes, measured.failed = len(served.writes), served.failed
-    measured.p50, measured.p99, measured.longest = (served.quantile(part) for part in (0.5, 0.99, 1.0))
-    measured.writes_over_time = [(at - since, ms) for at, ms, _ in served.writes]
+    writes = [one for one in served.done if since <= one.at <= until]
+    measured.writes, measured.failed = len(writes), sum(one.outcome != "ok" for one in writes)
+    ordered = sorted(1000 * one.seconds for one in writes)
+    measured.p50, measured.p99, measured.longest = (quantile(ordered, part) for part in (0.5, 0.99, 1.0))
+    measured.writes_over_time = [(one.at - since, 1000 * one.seconds) for one in writes]
     scale = measured.owners / max((size for _, size in measured.owners_over_time), default=1)
     measured.owners_over_time = [(at - since, size * scale) for at, size in measured.owners_over_time if at <= until]
     measured.memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return measured
 
 
-def summary(measured: list[Measured]) -> list[dict[str, Any]]:
+def medians(measured: list[Measured]) -> list[dict[str, Any]]:
     """Medians of each mode over its rounds, and seconds as a ratio to the faster monolith."""
     modes = list(dict.fromkeys(found.mode for found in measured))
     of = {mode: [found for found in measured if found.mode == mode] for mode in modes}
@@ -219,26 +205,11 @@ def summary(measured: list[Measured]) -> list[dict[str, Any]]:
     ]
 
 
-def numbers(measured: list[Measured]) -> list[dict[str, Any]]:
+def without_samples(measured: list[Measured]) -> list[dict[str, Any]]:
     """Every run without its samples."""
     return [
         {key: value for key, value in asdict(found).items() if not key.endswith("_over_time")} for found in measured
     ]
-
-
-@contextmanager
-def leadprotect_environment(url: str) -> Iterator[None]:
-    """Alembic reads the environment: the benchmark's database instead of the user's, while the block lasts."""
-    before = dict(os.environ)
-    for name in before:
-        if name.startswith("LEADPROTECT_"):
-            del os.environ[name]
-    os.environ |= {"DATABASE_URL": url, "LEADPROTECT_OBSERVATION_WINDOW": "0"}
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _execute(url: str, statement: str) -> None:
@@ -251,13 +222,15 @@ def _ours(url: str, settings: Settings, workers: int) -> None:
     with psycopg.connect(url) as holder:
         holder.execute(
             "INSERT INTO leadprotect.user_lead_assignments (lead_id, territory, user_id, source) "
-            "SELECT id, territory, gen_random_uuid(), 'assign' FROM public.leads "
-            "WHERE territory = 'DE' ORDER BY id LIMIT 1"
+            f"SELECT id, territory, gen_random_uuid(), 'assign' FROM public.leads WHERE id = {HELD_LEAD}"
         )
         timer = threading.Timer(HELD_S, holder.rollback)
         timer.start()
-        leadprotect.backfill(url, ["DE", "CH"], workers=workers, settings=settings)
-        timer.join()
+        try:
+            leadprotect.backfill(url, ["DE", "CH"], workers=workers, settings=settings)
+        finally:
+            timer.cancel()
+            timer.join()
 
 
 @contextmanager

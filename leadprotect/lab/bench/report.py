@@ -1,4 +1,4 @@
-"""What a benchmark leaves: a table on the terminal, a plot and the numbers in a folder."""
+"""What a benchmark leaves: tables on the terminal, a plot and the numbers in a folder."""
 
 from __future__ import annotations
 
@@ -6,15 +6,26 @@ import dataclasses
 import json
 import os
 import platform
+import statistics
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from leadprotect.lab.bench.backfill import Measured, medians, without_samples
+from leadprotect.lab.data import ACTIVITIES_PER_LEAD
+from leadprotect.lab.traffic import RATE
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from leadprotect.lab.bench.access import Line
+
+
+P99_MS = 10.0
+"""What the live writes must stay below."""
 
 
 def machine() -> dict[str, str]:
@@ -27,7 +38,7 @@ def machine() -> dict[str, str]:
     }
 
 
-def tables(lines: list[Line]) -> list[Table]:
+def access_tables(lines: list[Line]) -> list[Table]:
     """One for each server, readable in 80 columns."""
     shown = []
     for server in dict.fromkeys(line.server for line in lines):
@@ -40,31 +51,103 @@ def tables(lines: list[Line]) -> list[Table]:
     return shown
 
 
-def save(lines: list[Line], latencies: dict[str, dict[str, list[float]]], folder: Path, *, leads: int) -> None:
+def save_access(lines: list[Line], latencies: dict[str, dict[str, list[float]]], folder: Path, *, leads: int) -> None:
     """Write access.json and access.png."""
-    folder.mkdir(parents=True, exist_ok=True)
-    numbers = {"machine": machine(), "leads": leads, "lines": [dataclasses.asdict(line) for line in lines]}
-    (folder / "access.json").write_text(json.dumps(numbers, indent=2) + "\n")
-    plot(latencies, folder / "access.png")
+    numbers = {"leads": leads, "lines": [dataclasses.asdict(line) for line in lines]}
+    _write_numbers(numbers, folder / "access.json")
+    chart_access(latencies, folder / "access.png")
 
 
-def plot(latencies: dict[str, dict[str, list[float]]], path: Path) -> None:
+def chart_access(latencies: dict[str, dict[str, list[float]]], path: Path) -> None:
     """The share of calls that took at most so many milliseconds, one panel per server; needs the extra report."""
+    with _figure(path, 1, len(latencies), figsize=(5 * len(latencies), 4), sharey=True) as (panels,):
+        for panel, (server, scripts) in zip(panels, latencies.items(), strict=True):
+            for script, times in scripts.items():
+                ordered = sorted(times)
+                panel.plot(ordered, [(n + 1) / len(ordered) for n in range(len(ordered))], label=script)
+            panel.set(xscale="log", title=server, xlabel="milliseconds", ylim=(0, 1))
+            panel.axvline(50, color="grey", linestyle=":", label="objective of the service")
+            panel.grid(alpha=0.3)
+            panel.legend(fontsize="small", loc="lower right")
+        panels[0].set_ylabel("share of calls")
+
+
+def backfill_table(measured: list[Measured]) -> Table:
+    """Readable in 80 columns."""
+    shown = Table("", "s", "ratio", "owners/s", "p99 ms", "longest", "failed", title="Backfill", title_justify="left")
+    for line in medians(measured):
+        ratio = "" if line["ratio"] is None else f"{line['ratio']:.2f}"
+        shown.add_row(
+            line["mode"],
+            f"{line['seconds']:.1f}",
+            ratio,
+            f"{line['owners_per_second']:,.0f}",
+            f"{line['live_p99_ms']:.1f}",
+            f"{line['live_longest_ms']:.0f}",
+            f"{line['live_failed']:,}",
+        )
+    return shown
+
+
+def save_backfill(measured: list[Measured], folder: Path, *, leads: int, name: str = "backfill") -> None:
+    """Write NAME.json and NAME.png."""
+    content: dict[str, Any] = {
+        "leads": leads,
+        "activities": leads * ACTIVITIES_PER_LEAD,
+        "live_writes_per_second": RATE,
+        "summary": medians(measured),
+        "runs": without_samples(measured),
+    }
+    _write_numbers(content, folder / f"{name}.json")
+    chart_backfill(measured, folder / f"{name}.png")
+
+
+def chart_backfill(measured: list[Measured], path: Path) -> None:
+    """Throughput over time with the live p99 of each half second on the same axis; needs the extra report."""
+    last = {found.mode: found for found in measured if found.mode != "no backfill"}
+    end = max(found.seconds for found in last.values())
+    with _figure(path, len(last), 1, figsize=(9, 2.3 * len(last)), sharex=True) as panels:
+        for (panel,), found in zip(panels, last.values(), strict=True):
+            times, rates = _rates(found.owners_over_time)
+            panel.fill_between(times, rates, color="tab:blue", alpha=0.4, label="owners a second")
+            panel.set(title=f"{found.mode}: {found.seconds:.1f} s", ylabel="owners / s", xlim=(0, end), ylim=(0, None))
+            live = panel.twinx()
+            live.plot(*_p99(found.writes_over_time), color="tab:red", linewidth=1, label="live p99, ms")
+            live.axhline(P99_MS, color="grey", linestyle=":", label=f"{P99_MS:g} ms")
+            live.set(yscale="log", ylabel="live p99, ms", ylim=(0.5, 2000))
+            lines = [one for axis in (panel, live) for one in axis.get_legend_handles_labels()[0]]
+            panel.legend(lines, [line.get_label() for line in lines], fontsize="x-small", loc="upper right")
+        panels[-1][0].set_xlabel("seconds")
+
+
+def _write_numbers(numbers: dict[str, Any], file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"machine": machine(), **numbers}, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _figure(path: Path, rows: int, columns: int, **how: Any) -> Iterator[Any]:
+    """Rows of panels to draw on, which are written to `path`."""
     import matplotlib as mpl  # noqa: PLC0415 - an extra
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415 - an extra
 
-    figure, panels = plt.subplots(1, len(latencies), figsize=(5 * len(latencies), 4), sharey=True, squeeze=False)
-    for panel, (server, scripts) in zip(panels[0], latencies.items(), strict=True):
-        for script, times in scripts.items():
-            ordered = sorted(times)
-            panel.plot(ordered, [(n + 1) / len(ordered) for n in range(len(ordered))], label=script)
-        panel.set(xscale="log", title=server, xlabel="milliseconds", ylim=(0, 1))
-        panel.axvline(50, color="grey", linestyle=":", label="objective of the service")
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize="small", loc="lower right")
-    panels[0][0].set_ylabel("share of calls")
+    figure, panels = plt.subplots(rows, columns, squeeze=False, **how)
+    yield panels
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def _rates(samples: list[tuple[float, float]], window: int = 2) -> tuple[list[float], list[float]]:
+    pairs = list(zip(samples, samples[window:], strict=False))
+    return [b[0] for _, b in pairs], [max((b[1] - a[1]) / (b[0] - a[0]), 0) for a, b in pairs]
+
+
+def _p99(writes: list[tuple[float, float]], width: float = 0.5) -> tuple[list[float], list[float]]:
+    buckets: dict[int, list[float]] = {}
+    for at, ms in writes:
+        buckets.setdefault(int(at / width), []).append(ms)
+    chosen = sorted((number, times) for number, times in buckets.items() if len(times) > 1)
+    return [number * width for number, _ in chosen], [statistics.quantiles(times, n=100)[98] for _, times in chosen]

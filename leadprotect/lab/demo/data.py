@@ -6,13 +6,15 @@ import itertools
 import random
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from leadprotect.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    import psycopg
 
     Lead = tuple[UUID, str | None, str | None, str | None]
     Activity = tuple[UUID, UUID, UUID | None, str, datetime | None]
@@ -53,7 +55,7 @@ class _Territory:
     sellers: list[tuple[UUID, str]]
 
 
-def generate(count: int, *, seed: int = 1) -> Dataset:
+def invent(count: int, *, seed: int = 1) -> Dataset:
     """`count` leads with four activities each on average; the same `seed` gives the same data.
 
     Needs the extra ``demo``: names from Faker (de_DE, de_CH), places of GeoNames, weighted by population.
@@ -64,6 +66,18 @@ def generate(count: int, *, seed: int = 1) -> Dataset:
         activities=lambda: itertools.chain.from_iterable(made for _, made in _draw(count, seed, territories)),
         users=[seller for territory in territories.values() for seller in territory.sellers],
     )
+
+
+def copy_dataset(conn: psycopg.Connection[Any], dataset: Dataset) -> None:
+    """COPY a dataset into the tables of the demo."""
+    for table, rows in (
+        ("leads (id, territory, company, city)", dataset.leads()),
+        ("activities (id, lead_id, user_id, kind, created_at)", dataset.activities()),
+        ("users (id, name)", dataset.users),
+    ):
+        with conn.cursor().copy(f"COPY public.{table} FROM STDIN") as copy:
+            for row in rows:
+                copy.write_row(row)
 
 
 def _territories(seed: int) -> dict[str, _Territory]:

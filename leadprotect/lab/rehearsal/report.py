@@ -11,9 +11,10 @@ from leadprotect.lab.rehearsal.steps import BUILDS
 from leadprotect.lab.rehearsal.watching import EVERY_S
 
 if TYPE_CHECKING:
-    from leadprotect.lab.rehearsal.result import Done, Rehearsal
+    from leadprotect.lab.rehearsal.result import Rehearsal
     from leadprotect.lab.rehearsal.steps import Step
     from leadprotect.lab.rehearsal.watching import Sample
+    from leadprotect.lab.traffic import Done
 
 TEMPLATE = Path(__file__).with_name("report.html")
 BUCKET_S = 0.1
@@ -24,13 +25,13 @@ GATE_S = 2.0
 _GAP_S = 4 * EVERY_S  # samples nearer to each other are one span
 
 
-def write(rehearsal: Rehearsal, file: Path) -> None:
+def write_report(rehearsal: Rehearsal, file: Path) -> None:
     """Write the report; the folder must be there."""
-    data = json.dumps(summary(rehearsal), separators=(",", ":")).replace("</", "<\\/")
+    data = json.dumps(report_data(rehearsal), separators=(",", ":")).replace("</", "<\\/")
     file.write_text(TEMPLATE.read_text(encoding="utf-8").replace("/*DATA*/null", data), encoding="utf-8")
 
 
-def summary(r: Rehearsal) -> dict[str, Any]:
+def report_data(r: Rehearsal) -> dict[str, Any]:
     """What the report shows; times in seconds since the begin, latencies in milliseconds."""
     against = r.verdict()
     return {
@@ -46,7 +47,7 @@ def summary(r: Rehearsal) -> dict[str, Any]:
         "looks": r.looks,
         "against": against,
         "notes": r.notes,
-        "figures": figures(r),
+        "figures": told_figures(r),
         "steps": [_step(r, step) for step in r.steps],
         "latency": {version: _buckets(r, version) for version in ("old", "new")},
         "locks": {name: _spans(r, name) for name in ("leads", "activities")},
@@ -61,7 +62,7 @@ def summary(r: Rehearsal) -> dict[str, Any]:
     }
 
 
-def figures(r: Rehearsal) -> list[dict[str, Any]]:
+def told_figures(r: Rehearsal) -> list[dict[str, Any]]:
     """The figures with what they may be: name, value as text, limit as text, whether it is kept (None: no limit)."""
     f = r.figures()
     return [

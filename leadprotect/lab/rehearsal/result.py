@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from leadprotect.errors import InvalidRequest
 from leadprotect.lab.rehearsal.steps import BUILDS
+from leadprotect.lab.traffic import quantile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from leadprotect.lab.rehearsal.steps import Step
     from leadprotect.lab.rehearsal.watching import Sample
+    from leadprotect.lab.traffic import Done
 
 MAX_STALL_S = 0.25
 VERSIONS = ("old", "new")
-
-
-class Done(NamedTuple):
-    """A transaction: when it began (epoch), its seconds, what it was, and ok, denied, unavailable or error."""
-
-    version: str
-    at: float
-    seconds: float
-    kind: str
-    outcome: str
-    detail: str
 
 
 @dataclass(frozen=True)
@@ -46,13 +35,12 @@ class Kind:
 
 @dataclass(frozen=True)
 class Figures:
-    """What DESIGN section 13 asks for, in seconds and counts."""
+    """What live traffic felt while the migration ran, in seconds and counts."""
 
     longest_stall: float
     errors: int
     metadata: float
     downgrade: float
-    downgrade_waited: float
     gate: float
     transactions: int
 
@@ -120,7 +108,6 @@ class Rehearsal:
             errors=len(self.errors()),
             metadata=sum(first.values()),
             downgrade=sum(r.seconds for r in down),
-            downgrade_waited=sum(r.waited for r in down),
             gate=max(self.gate, default=0.0),
             transactions=len(self.done),
         )
@@ -146,19 +133,6 @@ class Rehearsal:
     def versions_at(self, step: Step) -> Iterable[str]:
         """Which versions run during a step: the new one is deployed after the first."""
         return VERSIONS if step is not self.steps[0] else VERSIONS[:1]
-
-
-def parse_duration(text: str) -> float:
-    """Seconds of "250ms", "0.25s" or "2s"; raises `InvalidRequest`."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s)", text.strip())
-    if match is None:
-        raise InvalidRequest(f"{text!r} is not a duration; write 250ms or 0.25s")
-    return float(match[1]) / (1000 if match[2] == "ms" else 1)
-
-
-def quantile(ordered: list[float], part: float) -> float:
-    """The value below which `part` of the sorted values are."""
-    return ordered[min(int(part * len(ordered)), len(ordered) - 1)]
 
 
 def _kind(version: str, kind: str, found: list[Done]) -> Kind:

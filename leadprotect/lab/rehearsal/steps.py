@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from alembic.script import ScriptDirectory
+
+from leadprotect.lab.commands import alembic_step, run_to_end
+from leadprotect.settings.files import migrations
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-BUILDS = ("lp_0003_expand_indexes", "lp_0007_contract_indexes")
+_GENTLE = {"ShareUpdateExclusiveLock"}
+BUILDS = frozenset(
+    script.revision
+    for script in ScriptDirectory(str(migrations())).walk_revisions()
+    if set(script.module.locks["upgrade"].values()) == _GENTLE
+)
 """Revisions that build or drop indexes CONCURRENTLY: they take as long as the tables are large, and block nobody."""
-
-_RUNNING = re.compile(r"Running (?:upgrade|downgrade) (\S*) ?-> ([^, ]*)")
 
 
 @dataclass
@@ -59,47 +63,28 @@ class Step:
         return self.ended - self.began
 
 
-def run(
+def run_step(
     title: str, command: tuple[str, ...], *, folder: Path, environment: dict[str, str], say: Callable[[str], None]
 ) -> Step:
-    """Run ``python -m`` with `command` in `folder` to its end, and note when each revision began."""
+    """Run a command in `folder` to its end, and note when each revision began."""
     step = Step(title, " ".join(command), time.time())
     say(f"{title}: {step.command}")
-    with subprocess.Popen(  # noqa: S603 - commands of ours, no text of a user
-        [sys.executable, "-m", *command],
-        cwd=folder,
-        env=inherited(environment),
-        text=True,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    ) as process:
-        try:
-            for line in process.stdout or ():
-                note(step, line.rstrip(), time.time())
-            step.code = process.wait()
-        except BaseException:  # stopped: the command must not be waited for
-            process.terminate()
-            raise
+    step.code = run_to_end(
+        command, folder=folder, environment=environment, heard=lambda line: note(step, line, time.time())
+    )
     step.ended = time.time()
     if step.revisions:
         step.revisions[-1].ended = step.ended
     return step
 
 
-def inherited(settings: dict[str, str]) -> dict[str, str]:
-    """The environment of this process, with these settings instead of its own."""
-    own = {name for name in os.environ if name.startswith("LEADPROTECT_") or name == "DATABASE_URL"}
-    return {name: value for name, value in os.environ.items() if name not in own} | settings
-
-
 def note(step: Step, line: str, now: float) -> None:
     """Keep a line; one that names a revision ends the one before, or is another attempt at it."""
     step.lines.append((now, line))
-    found = _RUNNING.search(line)
-    if not found:
+    found = alembic_step(line)
+    if found is None:
         return
-    name = found[2] if "Running upgrade" in line else found[1]
+    name = found.revision
     last = step.revisions[-1] if step.revisions else None
     if last and last.name == name:
         last.tried = now
@@ -110,7 +95,7 @@ def note(step: Step, line: str, now: float) -> None:
     step.revisions.append(Revision(name, now, now))
 
 
-def settle(step: Step, versions: list[tuple[float, str | None]]) -> None:
+def correct_ends(step: Step, versions: list[tuple[float, str | None]]) -> None:
     """Correct when each revision ended by what the database said; before the next one, the gate was asked."""
     for one in step.revisions:
         downwards = "downgrade" in step.command

@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-import psycopg
-
+from leadprotect.database.opening import open_connection
 from leadprotect.migration.status import revision
-from leadprotect.settings import Settings, ident, table
+from leadprotect.settings import Settings, ident, table, url
+
+if TYPE_CHECKING:
+    import psycopg
 
 EVERY_S = 0.01
 STRONG = ("ShareUpdateExclusiveLock", "ShareLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock")
@@ -64,7 +67,7 @@ class Sampler(threading.Thread):
             """
         s = self.settings
         names = {"leads": table(s.leads_table), "activities": table(s.activities_table), "strong": list(STRONG)}
-        with session(self.settings.database_url, "rehearsal") as conn:
+        with open_connection(partial(url, self.settings), application="rehearsal") as conn:
             following = time.monotonic()
             while not self.ended.wait(max(following - time.monotonic(), 0)):
                 following = max(following + EVERY_S, time.monotonic())
@@ -103,7 +106,7 @@ class LongTransactions(threading.Thread):
         reader.join()
 
     def _repeat(self, name: str, seconds: float) -> None:
-        with session(self.settings.database_url, f"rehearsal long {name}") as conn:
+        with open_connection(partial(url, self.settings), application=f"rehearsal long {name}") as conn:
             while not self.ended.is_set():
                 if not self.migrating.wait(EVERY_S):
                     continue
@@ -120,9 +123,3 @@ class LongTransactions(threading.Thread):
         s = self.settings
         for name, column in ((s.leads_table, s.lead_id_column), (s.activities_table, s.activity_id_column)):
             conn.execute(f"SELECT {ident(column)} FROM {table(name)} LIMIT 1")
-
-
-def session(conninfo: str, name: str) -> psycopg.Connection[Any]:
-    """A session in autocommit."""
-    conn: psycopg.Connection[Any] = psycopg.connect(conninfo, autocommit=True, application_name=name)
-    return conn

@@ -1,3 +1,3 @@
 -- a random lead of the user in context, asserted and recorded; lead n belongs to user n modulo 100
 \set lead random(0, :leads / 100 - 1) * 100
-SELECT leadprotect.assert_edit_and_audit(('a0000000-0000-4000-8000-' || (100000000000 + :lead))::uuid);
+SELECT leadprotect.assert_edit_and_audit(md5('lead ' || :lead)::uuid);

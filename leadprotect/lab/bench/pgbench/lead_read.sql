@@ -2,4 +2,4 @@
 \set lead random(0, :leads - 1)
 SELECT a.user_id FROM public.leads AS l
 LEFT JOIN leadprotect.user_lead_assignments AS a ON a.lead_id = l.id AND a.territory = l.territory
-WHERE l.id = ('a0000000-0000-4000-8000-' || (100000000000 + :lead))::uuid;
+WHERE l.id = md5('lead ' || :lead)::uuid;

@@ -15,8 +15,8 @@ from sqlalchemy.exc import DBAPIError
 
 from leadprotect.settings import sql
 
-revision = "lp_0007_contract_indexes"
-down_revision = "lp_0006_migrate_backfill"
+revision = "lp_0013_contract_indexes"
+down_revision = "lp_0012_migrate_gate"
 branch_labels = None
 depends_on = None
 phase = "contract"
@@ -84,23 +84,10 @@ def stop_at_gate(error: DBAPIError) -> None:
 
 
 def ask_gate() -> None:
-    # Again inside the transaction, and the only gate of a script rendered with --sql.
-    op.execute(sql("SET LOCAL ROLE {owner}"))
     op.execute(
         sql("""
-        DO $do$
-        DECLARE
-          closed text;
-        BEGIN
-          SELECT pg_catalog.string_agg(pg_catalog.format('%s (%s)', g.detail, g.remedy), '; ') INTO closed
-          FROM {schema}.gate_conditions({observation_window}, {host_rls}, ARRAY[{exempt_roles}]::name[]) AS g
-          WHERE g.met IS NOT TRUE;
-          IF closed IS NOT NULL THEN
-            RAISE EXCEPTION 'the gate of contract is closed: %', closed
-              USING ERRCODE = 'LP409', HINT = 'leadprotect status shows what to run.';
-          END IF;
-        END
-        $do$
+        SET LOCAL ROLE {owner};
+        SELECT {schema}.require_open_gate({observation_window}, {host_rls}, ARRAY[{exempt_roles}]::name[]);
+        RESET ROLE
         """)
     )
-    op.execute("RESET ROLE")

@@ -1,0 +1,44 @@
+"""A plain kill and a closed terminal end a command as Ctrl-C does: with everything tidied up."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Killed(KeyboardInterrupt):
+    """A signal asked for the end; `code` is the exit code that says which one."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.code = 128 + number
+
+
+@contextmanager
+def tidied_when_killed() -> Iterator[None]:
+    """Raise `Killed` at the first signal, and let no other one disturb what is tidied up then."""
+    # what is ignored, as nohup does it, stays ignored
+    before = {number: handler for number in SIGNALS if (handler := signal.getsignal(number)) is not signal.SIG_IGN}
+
+    def end(number: int, _frame: object) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise Killed(number)
+
+    for number in before:
+        signal.signal(number, end)
+    killed = False
+    try:
+        yield
+    except Killed:
+        killed = True  # what is left to do until the process ends stays undisturbed, too
+        raise
+    finally:
+        for number, handler in () if killed else before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,57 @@
+"""Whether what the version table names as applied stands in the database: a number proves nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from leadprotect.settings import Settings, table
+from leadprotect.settings.names import HOST_POLICIES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import psycopg
+
+_TABLES = {
+    "lp_0001_expand_tables": (
+        "territories territory_vat_rates user_lead_assignments user_lead_assignment_history lead_protection_rules"
+    ),
+    "lp_0002_expand_audit": "lead_access_audit",
+    "lp_0003_expand_seals": "lead_access_audit_seals",
+    "lp_0005_expand_attempts": "denial_secret",
+    "lp_0008_expand_lead_triggers": "contextless_writes unsettled_leads",
+    "lp_0010_migrate_backfill": "backfill_jobs backfill_chunks backfill_deferred",
+    "lp_0014_contract_enforce": "host_row_security",
+}
+_ENFORCES = "lp_0014_contract_enforce"
+_ONLY_WITHOUT_OWN = "rows"  # where the host had row security, its own permissive policies decide
+
+
+def missing(conn: psycopg.Connection[Any], s: Settings, applied: Iterable[str]) -> list[str]:
+    """What the revisions `applied` made and is gone: tables of ours, and what contract put on the host's leads."""
+    known = list(applied)
+    wanted = [name for revision in known for name in _TABLES.get(revision, "").split()]
+    query = """
+        SELECT wanted.name FROM pg_catalog.unnest(%s::text[]) WITH ORDINALITY AS wanted (name, place)
+        WHERE NOT EXISTS (
+          SELECT FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+          WHERE n.nspname = %s AND c.relname = wanted.name AND c.relkind IN ('r', 'p'))
+        ORDER BY wanted.place
+        """
+    found = [f"{s.schema}.{name}" for (name,) in conn.execute(query, (wanted, s.schema)).fetchall()]
+    return found + (_on_leads(conn, s) if _ENFORCES in known and s.host_rls != "off" else [])
+
+
+def _on_leads(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
+    query = """
+        SELECT CASE WHEN NOT c.relrowsecurity THEN 'row security of ' || %(label)s::text END, ARRAY(
+          SELECT 'policy ' || wanted FROM pg_catalog.unnest(%(policies)s::text[]) AS wanted
+          WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_policy AS p WHERE p.polrelid = c.oid AND p.polname = wanted))
+        FROM pg_catalog.pg_class AS c WHERE c.oid = pg_catalog.to_regclass(%(leads)s)
+        """
+    policies = [s.role(policy) for policy in HOST_POLICIES if policy != _ONLY_WITHOUT_OWN]
+    values = {"label": s.leads_table, "leads": table(s.leads_table), "policies": policies}
+    found = conn.execute(query, values).fetchone()
+    if found is None:
+        return [f"the table {s.leads_table}"]
+    return [*filter(None, found[:1]), *found[1]]

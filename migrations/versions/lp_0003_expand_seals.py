@@ -1,0 +1,441 @@
+"""Seals of the audit: chains of hashes over its rows, months detached, numbers that are missing.
+
+Why: a superuser can change any row. A seal says by value what the audit held, and holds the hash of
+the seal before it, so that whoever keeps the newest hash elsewhere finds any change.
+
+Locks on host tables: none beyond ACCESS SHARE, which every SELECT takes.
+
+Undone by: moving the seals to the quarantine schema, guarded and row-secured.
+"""
+
+from alembic import op
+
+from leadprotect.settings import sql
+
+revision = "lp_0003_expand_seals"
+down_revision = "lp_0002_expand_audit"
+branch_labels = None
+depends_on = None
+phase = "expand"
+locks: dict[str, dict[str, str]] = {"upgrade": {}, "downgrade": {}}
+
+
+def upgrade() -> None:
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    create_seals()
+    create_sealing()
+    create_detaching()
+    create_number_gaps()
+    op.execute("RESET ROLE")
+
+
+def downgrade() -> None:
+    op.execute(sql("CREATE SCHEMA IF NOT EXISTS {quarantine} AUTHORIZATION {owner}"))
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    drop_functions()
+    op.execute(
+        sql("""
+        REVOKE ALL ON {schema}.lead_access_audit_seals FROM {auditor};
+        ALTER TABLE {schema}.lead_access_audit_seals SET SCHEMA {quarantine}
+        """)
+    )
+    op.execute("RESET ROLE")
+
+
+def create_seals() -> None:
+    # One chain per territory, and one of the rows without territory: each seal holds the hash of the
+    # seal before it. What a seal says it says by value (numbers of rows, snapshot, origin), so that
+    # it can be verified in a restored copy, whose transaction ids are others. The key is the hash:
+    # a chain without territory has no name.
+    op.execute(
+        sql("""
+        DO $do$
+        BEGIN
+          IF pg_catalog.to_regclass('{quarantine}.lead_access_audit_seals') IS NOT NULL THEN
+            ALTER TABLE {quarantine}.lead_access_audit_seals SET SCHEMA {schema};
+          ELSE
+            CREATE TABLE {schema}.lead_access_audit_seals (
+              territory text,
+              number bigint NOT NULL,
+              hash bytea PRIMARY KEY,
+              previous bytea,
+              run bigint NOT NULL,
+              month date NOT NULL,
+              row_count bigint NOT NULL,
+              ids int8multirange NOT NULL,
+              content bytea NOT NULL,
+              row_checks bytea NOT NULL,
+              first_at timestamptz,
+              last_at timestamptz,
+              sealed_at timestamptz NOT NULL,
+              sealed_by name NOT NULL DEFAULT session_user,
+              origin text NOT NULL,
+              snapshot pg_snapshot NOT NULL,
+              transaction_id xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(),
+              last_number bigint NOT NULL,
+              settled_until timestamptz NOT NULL,
+              detached_table name,
+              CONSTRAINT ix_laas_chain UNIQUE NULLS NOT DISTINCT (territory, number)
+            );
+          END IF;
+        END
+        $do$;
+        COMMENT ON TABLE {schema}.lead_access_audit_seals IS
+        'Chains of hashes over the rows of lead_access_audit; leadprotect audit verify compares. Keep the newest hash elsewhere, too';
+        COMMENT ON COLUMN {schema}.lead_access_audit_seals.content IS 'sha256 over the sha256 of each row, in the order of their ids';
+        COMMENT ON COLUMN {schema}.lead_access_audit_seals.row_checks IS 'the first four bytes of each row''s sha256: they name the row that was changed';
+        COMMENT ON COLUMN {schema}.lead_access_audit_seals.origin IS 'server and table in which transaction ids of this run mean something';
+        COMMENT ON COLUMN {schema}.lead_access_audit_seals.snapshot IS 'rows of transactions that had ended in it are in this run or an earlier one';
+        COMMENT ON COLUMN {schema}.lead_access_audit_seals.last_number IS 'the newest number drawn for a row when the run began';
+        COMMENT ON COLUMN {schema}.lead_access_audit_seals.settled_until IS 'every row of a time before this is sealed';
+        COMMENT ON COLUMN {schema}.lead_access_audit_seals.detached_table IS 'set where the entry says that a month was detached, not that rows were sealed';
+        COMMENT ON COLUMN {schema}.lead_access_audit_seals.territory IS 'the chain; NULL: that of rows without territory';
+        COMMENT ON COLUMN {schema}.lead_access_audit_seals.number IS 'place in the chain, from 1';
+        COMMENT ON COLUMN {schema}.lead_access_audit_seals.hash IS 'sha256 over the hash before it and what this entry says';
+        COMMENT ON COLUMN {schema}.lead_access_audit_seals.previous IS 'hash of the entry before it';
+        COMMENT ON COLUMN {schema}.lead_access_audit_seals.run IS 'entries that were made together';
+        COMMENT ON COLUMN {schema}.lead_access_audit_seals.month IS 'month of the rows (UTC)';
+        COMMENT ON COLUMN {schema}.lead_access_audit_seals.row_count IS 'rows in this entry';
+        COMMENT ON COLUMN {schema}.lead_access_audit_seals.ids IS 'their numbers';
+        COMMENT ON COLUMN {schema}.lead_access_audit_seals.first_at IS 'time of the first row';
+        COMMENT ON COLUMN {schema}.lead_access_audit_seals.last_at IS 'time of the last row';
+        COMMENT ON COLUMN {schema}.lead_access_audit_seals.sealed_at IS 'when the run began';
+        COMMENT ON COLUMN {schema}.lead_access_audit_seals.sealed_by IS 'the login that sealed';
+        COMMENT ON COLUMN {schema}.lead_access_audit_seals.transaction_id IS 'transaction of the run';
+        SELECT {schema}.secure_audit_table('{schema}.lead_access_audit_seals');
+        GRANT SELECT ON {schema}.lead_access_audit_seals TO {auditor}
+        """)
+    )
+
+
+def create_sealing() -> None:
+    # Transaction ids are a server's own, and a restored table counts from there: within one origin
+    # snapshots can be compared, between two of them they can't. Where the server hides its identity,
+    # the table's alone must do.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.audit_origin()
+        RETURNS text
+        LANGUAGE plpgsql
+        STABLE SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        DECLARE
+          place text := (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+            || '/' || '{schema}.lead_access_audit'::regclass::oid;
+        BEGIN
+          RETURN (SELECT c.system_identifier FROM pg_control_system() AS c) || '/' || place;
+        EXCEPTION WHEN insufficient_privilege THEN
+          RETURN 'unknown/' || place;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.audit_origin() IS
+        'Server and table in which the transaction ids of the audit mean something';
+        REVOKE ALL ON FUNCTION {schema}.audit_origin() FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.audit_origin() TO {auditor}
+        """)
+    )
+    # A row gets its time before or just when its transaction gets its id, so a transaction that is
+    # older than every open one, and than the beginning of a run, has no row of a later time to come.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.audit_settled_until()
+        RETURNS timestamptz
+        LANGUAGE plpgsql
+        STABLE
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          RETURN coalesce(
+            (SELECT greatest(
+               max(s.settled_until),
+               max(s.sealed_at) FILTER (WHERE s.origin = {schema}.audit_origin()
+                 AND s.transaction_id < pg_snapshot_xmin(pg_current_snapshot())))
+             FROM {schema}.lead_access_audit_seals AS s WHERE s.detached_table IS NULL),
+            '-infinity');
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.audit_settled_until() IS
+        'Every row of the audit of a time before this is sealed';
+        REVOKE ALL ON FUNCTION {schema}.audit_settled_until() FROM PUBLIC
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.append_audit_seal(entry {schema}.lead_access_audit_seals)
+        RETURNS {schema}.lead_access_audit_seals
+        LANGUAGE plpgsql
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          SELECT max(s.number) + 1, (array_agg(s.hash ORDER BY s.number DESC))[1]
+          INTO entry.number, entry.previous
+          FROM {schema}.lead_access_audit_seals AS s
+          WHERE s.territory IS NOT DISTINCT FROM entry.territory;
+          entry.number := coalesce(entry.number, 1);
+          entry.sealed_by := session_user;
+          entry.transaction_id := pg_current_xact_id();
+          -- leadprotect audit verify makes the same text of the same fields
+          entry.hash := sha256(coalesce(entry.previous, '') || sha256(convert_to(json_build_array(
+            'lp-seal-1', entry.territory, entry.number, entry.run, entry.month, entry.row_count, entry.ids::text,
+            encode(entry.content, 'hex'), encode(entry.row_checks, 'hex'),
+            entry.first_at AT TIME ZONE 'UTC', entry.last_at AT TIME ZONE 'UTC', entry.sealed_at AT TIME ZONE 'UTC',
+            entry.sealed_by, entry.origin, entry.snapshot::text, entry.transaction_id::text, entry.last_number,
+            entry.settled_until AT TIME ZONE 'UTC', entry.detached_table)::text, 'UTF8')));
+          INSERT INTO {schema}.lead_access_audit_seals SELECT entry.*;
+          -- a log that is shipped elsewhere keeps the newest hash out of everybody's reach
+          RAISE LOG 'leadprotect seal: territory %, number %, hash %',
+            coalesce(quote_ident(entry.territory), 'none'), entry.number, encode(entry.hash, 'hex');
+          RETURN entry;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.append_audit_seal({schema}.lead_access_audit_seals) IS
+        'Links one seal to its chain, and writes its hash to the server''s log';
+        REVOKE ALL ON FUNCTION {schema}.append_audit_seal({schema}.lead_access_audit_seals) FROM PUBLIC
+        """)
+    )
+    # Numbers and times of rows are no order of commits: a transaction may commit the lower number
+    # later. So a run seals by transactions: those that have ended in its snapshot and had not in the
+    # snapshot of the run before. Nothing can be added to them any more. Rows of a restored copy have
+    # ids of another server; the first run there takes what no seal names.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.seal_audit(rows_per_seal integer DEFAULT 10000)
+        RETURNS TABLE (territory text, number bigint, hash bytea, sealed bigint)
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        #variable_conflict use_column
+        DECLARE
+          began timestamptz;
+          newest_number bigint;
+          here text := {schema}.audit_origin();
+          before {schema}.lead_access_audit_seals;
+          known_here boolean;
+          open_from timestamptz;
+          done int8multirange;
+          entry {schema}.lead_access_audit_seals;
+          part record;
+        BEGIN
+          IF pg_current_xact_id_if_assigned() IS NOT NULL
+            OR current_setting('transaction_isolation') <> 'read committed' THEN
+            RAISE EXCEPTION 'seal_audit needs a transaction of its own, in READ COMMITTED' USING ERRCODE = 'LP422';
+          ELSIF rows_per_seal IS NULL OR rows_per_seal NOT BETWEEN 1 AND 100000 THEN
+            RAISE EXCEPTION 'rows per seal: % is not between 1 and 100000', rows_per_seal USING ERRCODE = 'LP422';
+          END IF;
+          LOCK TABLE {schema}.lead_access_audit_seals IN SHARE ROW EXCLUSIVE MODE;
+          -- in this order: whoever gets his transaction id after us has a later time and number
+          began := clock_timestamp();
+          newest_number := (SELECT CASE WHEN q.is_called THEN q.last_value ELSE 0 END
+                            FROM {schema}.lead_access_audit_id_seq AS q);
+          PERFORM pg_current_xact_id();
+          SELECT s.* INTO before FROM {schema}.lead_access_audit_seals AS s
+            WHERE s.detached_table IS NULL ORDER BY s.run DESC LIMIT 1;
+          known_here := before.origin IS NOT DISTINCT FROM here;
+          open_from := coalesce(
+            date_trunc('month', before.settled_until - interval '1 minute', 'UTC'), '-infinity');
+          done := coalesce(
+            (SELECT range_agg(s.ids) FROM {schema}.lead_access_audit_seals AS s
+             WHERE NOT isfinite(open_from) OR s.month >= (open_from AT TIME ZONE 'UTC')::date), '{}');
+          entry.run := coalesce(before.run, 0) + 1;
+          entry.sealed_at := began;
+          entry.origin := here;
+          entry.last_number := newest_number;
+          FOR part IN
+            WITH state AS MATERIALIZED (
+              SELECT pg_current_snapshot() AS snapshot, {schema}.audit_settled_until() AS settled_until
+            ), fresh AS MATERIALIZED (
+              SELECT a.territory, (date_trunc('month', a.at, 'UTC') AT TIME ZONE 'UTC')::date AS month,
+                     a.id, a.at, a.lead_id::text COLLATE "C" AS lead,
+                     sha256(convert_to(json_build_array(
+                       'lp-row-1', a.id, a.lead_id::text, a.at AT TIME ZONE 'UTC', a.user_id::text, a.login, a.role,
+                       a.territory, a.action::text, a.outcome::text, a.reason, a.note, a.correlation_id,
+                       a.transaction_id::text, a.basis)::text, 'UTF8')) AS hash
+              FROM {schema}.lead_access_audit AS a, state
+              WHERE a.at >= open_from
+                AND (NOT known_here
+                  OR pg_visible_in_snapshot(a.transaction_id, state.snapshot)
+                    AND NOT pg_visible_in_snapshot(a.transaction_id, before.snapshot))
+                AND NOT done @> a.id
+            ), counted AS (
+              SELECT f.*, (row_number() OVER (PARTITION BY f.territory, f.month ORDER BY f.id, f.at, f.lead) - 1)
+                          / rows_per_seal AS slice
+              FROM fresh AS f
+            ), slices AS (
+              SELECT c.territory, c.month, c.slice, count(*) AS row_count,
+                     range_agg(int8range(c.id, c.id, '[]')) AS ids,
+                     sha256(string_agg(c.hash, '' ORDER BY c.id, c.at, c.lead)) AS content,
+                     string_agg(substring(c.hash FOR 4), '' ORDER BY c.id, c.at, c.lead) AS row_checks,
+                     min(c.at) AS first_at, max(c.at) AS last_at
+              FROM counted AS c GROUP BY c.territory, c.month, c.slice
+            ), chains AS (
+              SELECT NULL AS territory UNION SELECT t.code FROM {schema}.territories AS t
+              UNION SELECT s.territory FROM {schema}.lead_access_audit_seals AS s
+              UNION SELECT f.territory FROM fresh AS f
+            )
+            SELECT chains.territory AS chain, s.*, state.snapshot, state.settled_until
+            FROM state, chains LEFT JOIN slices AS s ON s.territory IS NOT DISTINCT FROM chains.territory
+            ORDER BY chains.territory NULLS FIRST, s.month, s.slice
+          LOOP
+            -- a run without new rows leaves its mark in every chain, too: until then, nothing else was there
+            entry.territory := part.chain;
+            entry.month := coalesce(part.month, (date_trunc('month', began, 'UTC') AT TIME ZONE 'UTC')::date);
+            entry.row_count := coalesce(part.row_count, 0);
+            entry.ids := coalesce(part.ids, '{}');
+            entry.content := coalesce(part.content, sha256(''));
+            entry.row_checks := coalesce(part.row_checks, '');
+            entry.first_at := part.first_at;
+            entry.last_at := part.last_at;
+            entry.snapshot := part.snapshot;
+            entry.settled_until := part.settled_until;
+            entry := {schema}.append_audit_seal(entry);
+          END LOOP;
+          RETURN QUERY
+            SELECT s.territory, max(s.number), (array_agg(s.hash ORDER BY s.number DESC))[1], sum(s.row_count)::bigint
+            FROM {schema}.lead_access_audit_seals AS s
+            WHERE s.run = entry.run AND s.detached_table IS NULL
+            GROUP BY s.territory ORDER BY s.territory NULLS FIRST;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.seal_audit(integer) IS
+        'Seals every row whose transaction has ended; returns the newest seal of each chain. Keep these hashes elsewhere';
+        REVOKE ALL ON FUNCTION {schema}.seal_audit(integer) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.seal_audit(integer) TO {operator}
+        """)
+    )
+
+
+def create_detaching() -> None:
+    # Retention takes away whole months that are sealed, and says so in every chain. The table stays,
+    # guarded and row-secured; who archives it drops it. CONCURRENTLY is no choice: PostgreSQL refuses
+    # it where there is a default partition.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.detach_audit_month(month date)
+        RETURNS TABLE (detached name, row_count bigint)
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET timezone = 'UTC'
+        SET lock_timeout = '100ms'
+        SET row_security = on
+        AS $body$
+        #variable_conflict use_column
+        DECLARE
+          span record;
+          done int8multirange;
+          unsealed bigint;
+          entry {schema}.lead_access_audit_seals;
+          chain record;
+        BEGIN
+          SELECT * INTO span FROM {schema}.audit_partitions() AS p
+          WHERE p.from_month = detach_audit_month.month::timestamptz;
+          IF NOT FOUND THEN
+            RAISE EXCEPTION 'no partition of the audit begins with %', to_char(detach_audit_month.month, 'YYYY-MM')
+              USING ERRCODE = 'LP422', HINT = 'SELECT * FROM audit_partitions() lists them.';
+          ELSIF span.to_month > clock_timestamp() THEN
+            RAISE EXCEPTION '% is not over: its rows are still being written', span.name USING ERRCODE = 'LP422';
+          ELSIF span.to_month > {schema}.audit_settled_until() - interval '1 minute' THEN
+            RAISE EXCEPTION '% is not sealed to its end', span.name USING ERRCODE = 'LP422',
+              HINT = 'A run of leadprotect audit seal must have begun after the month, and every transaction older than it have ended.';
+          END IF;
+          done := coalesce(
+            (SELECT range_agg(s.ids) FROM {schema}.lead_access_audit_seals AS s
+             WHERE s.month >= span.from_month::date AND s.month < span.to_month::date), '{}');
+          EXECUTE format('SELECT count(*) FILTER (WHERE NOT $1 @> a.id), count(*) FROM %s AS a', span.part)
+            INTO unsealed, row_count USING done;
+          IF unsealed > 0 THEN
+            RAISE EXCEPTION '% holds % rows that no seal names', span.name, unsealed USING ERRCODE = 'LP422',
+              HINT = 'leadprotect audit seal seals new rows; what it leaves out, leadprotect audit verify explains.';
+          END IF;
+          LOCK TABLE {schema}.lead_access_audit_seals IN SHARE ROW EXCLUSIVE MODE;
+          EXECUTE format('ALTER TABLE {schema}.lead_access_audit DETACH PARTITION %s', span.part);
+          EXECUTE format('GRANT SELECT ON %s TO {auditor}', span.part);
+          EXECUTE format('COMMENT ON TABLE %s IS %L', span.part,
+            format('Detached from lead_access_audit on %s by %s', current_date, session_user));
+          SELECT * INTO entry FROM {schema}.lead_access_audit_seals AS s ORDER BY s.run DESC LIMIT 1;
+          entry.sealed_at := clock_timestamp();
+          entry.ids := '{}';
+          entry.content := sha256('');
+          entry.row_checks := '';
+          entry.first_at := NULL;
+          entry.last_at := NULL;
+          entry.detached_table := span.name;
+          FOR chain IN
+            SELECT s.territory, s.month, sum(s.row_count) AS row_count FROM {schema}.lead_access_audit_seals AS s
+            WHERE s.month >= span.from_month::date AND s.month < span.to_month::date AND s.detached_table IS NULL
+            GROUP BY s.territory, s.month ORDER BY s.territory NULLS FIRST, s.month
+          LOOP
+            entry.territory := chain.territory;
+            entry.month := chain.month;
+            entry.row_count := chain.row_count;
+            PERFORM {schema}.append_audit_seal(entry);
+          END LOOP;
+          detached := span.name;
+          RETURN NEXT;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.detach_audit_month(date) IS
+        'Detaches the sealed partition that begins with this month; every chain says so. No row is deleted';
+        REVOKE ALL ON FUNCTION {schema}.detach_audit_month(date) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.detach_audit_month(date) TO {operator}
+        """)
+    )
+
+
+def create_number_gaps() -> None:
+    # A number that was drawn and has no row: a denial raised in plain SQL, or a recording that was
+    # rolled back. Numbers tell nothing of a territory, so an auditor of one sees the gaps of all.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.audit_number_gaps()
+        RETURNS TABLE (first_number bigint, last_number bigint)
+        LANGUAGE plpgsql
+        STABLE SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        #variable_conflict use_column
+        DECLARE
+          here text := {schema}.audit_origin();
+          -- numbers up to here were drawn by transactions that have ended
+          drawn bigint := (
+            SELECT max(s.last_number) FROM {schema}.lead_access_audit_seals AS s
+            WHERE s.origin <> here OR s.transaction_id < pg_snapshot_xmin(pg_current_snapshot()));
+          done int8multirange := coalesce(
+            (SELECT range_agg(s.ids) FROM {schema}.lead_access_audit_seals AS s), '{}');
+          open_from timestamptz := (
+            SELECT date_trunc('month', max(s.settled_until) - interval '1 minute', 'UTC')
+            FROM {schema}.lead_access_audit_seals AS s);
+        BEGIN
+          IF drawn > 0 THEN
+            RETURN QUERY
+              SELECT lower(gap), upper(gap) - 1
+              FROM unnest(int8multirange(int8range(1, drawn, '[]')) - done - coalesce(
+                (SELECT range_agg(int8range(a.id, a.id, '[]')) FROM {schema}.lead_access_audit AS a
+                 WHERE a.at >= open_from AND NOT done @> a.id), '{}')) AS gap;
+          END IF;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.audit_number_gaps() IS
+        'Numbers without a row: the server''s log tells of each denial that was raised (leadprotect denial N)';
+        REVOKE ALL ON FUNCTION {schema}.audit_number_gaps() FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.audit_number_gaps() TO {auditor}
+        """)
+    )
+
+
+def drop_functions() -> None:
+    op.execute(
+        sql("""
+        DROP FUNCTION
+          {schema}.audit_number_gaps(),
+          {schema}.detach_audit_month(date),
+          {schema}.seal_audit(integer),
+          {schema}.append_audit_seal({schema}.lead_access_audit_seals),
+          {schema}.audit_settled_until(),
+          {schema}.audit_origin()
+        """)
+    )

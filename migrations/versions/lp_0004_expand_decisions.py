@@ -1,0 +1,435 @@
+"""The decision.
+
+Why: one decision with one reason code for every caller. `decide` is the only place that knows the
+rules; everything else asks it. Functions have SQL-standard bodies where they can, so that no
+search_path and no temporary object can shadow what they name; the others pin their search_path.
+Each function that runs with the rights of its owner checks the acting role, because the caller's
+policies do not apply inside it. What reads the host's leads belongs to leadprotect_reader.
+
+Locks on host tables: none beyond ACCESS SHARE, which every SELECT takes.
+
+Undone by: dropping the functions; they hold no data.
+"""
+
+from alembic import op
+
+from leadprotect.settings import sql
+
+revision = "lp_0004_expand_decisions"
+down_revision = "lp_0003_expand_seals"
+branch_labels = None
+depends_on = None
+phase = "expand"
+locks: dict[str, dict[str, str]] = {"upgrade": {}, "downgrade": {}}
+
+
+def upgrade() -> None:
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    create_context()
+    create_code_check()
+    create_rule_check()
+    op.execute(sql("GRANT CREATE ON SCHEMA {schema} TO {reader}"))
+    op.execute(sql("SET LOCAL ROLE {reader}"))
+    create_decision()
+    create_lists()
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    op.execute(sql("REVOKE CREATE ON SCHEMA {schema} FROM {reader}"))
+    create_decision_entry_points()
+    op.execute("RESET ROLE")
+
+
+def downgrade() -> None:
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    op.execute(sql("DROP FUNCTION IF EXISTS {schema}.set_context(uuid, text, text)"))
+    op.execute(
+        sql("""
+        DROP FUNCTION
+          {schema}.editable_leads({lead_id_type}, integer),
+          {schema}.editable_among({lead_id_type}[]),
+          {schema}.explain_edit({lead_id_type}),
+          {schema}.can_edit_lead({lead_id_type}),
+          {schema}.decide({lead_id_type}, text, text),
+          {schema}.decision({lead_id_type}, {user_id_type}, text),
+          {schema}.begins(timestamptz, timestamptz),
+          {schema}.in_force(boolean, timestamptz, timestamptz),
+          {schema}.is_code(text),
+          {schema}.set_context(text, text, text),
+          {schema}.context(),
+          {schema}.parse_user(text)
+        """)
+    )
+    op.execute("RESET ROLE")
+
+
+def create_context() -> None:
+    # A malformed id is nobody's id: NULL, never a cast error that would abort the transaction. The
+    # pattern is what uuid_in accepts (any case, braces, a hyphen after any group of four digits);
+    # the usual form is recognised without it, because the pattern costs more than the decision.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.parse_user(declared text)
+        RETURNS {user_id_type}
+        LANGUAGE sql
+        IMMUTABLE PARALLEL SAFE
+        RETURN CASE
+          WHEN '{user_id_type}' = 'text' THEN
+            CASE WHEN declared <> '' THEN declared END
+          WHEN declared LIKE '________-____-____-____-____________'
+            AND pg_catalog.translate(declared, '0123456789abcdefABCDEF', '') = '----' THEN declared
+          WHEN declared ~ '^(([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}|[{]([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}[}])$'
+            THEN declared
+        END::{user_id_type};
+        COMMENT ON FUNCTION {schema}.parse_user(text) IS
+        'The declared user in the type of the setting; what is malformed is nobody''s id: NULL, never a cast error';
+        REVOKE ALL ON FUNCTION {schema}.parse_user(text) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.parse_user(text) TO {reader};
+        GRANT EXECUTE ON FUNCTION {schema}.parse_user(text) TO {app}, {auditor}, {manager}
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.context(OUT user_id text, OUT territory text, OUT correlation_id text)
+        LANGUAGE sql
+        STABLE PARALLEL SAFE
+        BEGIN ATOMIC
+          SELECT pg_catalog.current_setting({user_guc}, true),
+                 pg_catalog.current_setting({territory_guc}, true),
+                 pg_catalog.current_setting({correlation_guc}, true);
+        END;
+        COMMENT ON FUNCTION {schema}.context() IS
+        'Who is declared to act, where, and under which correlation id; NULL or empty where nothing is set';
+        REVOKE ALL ON FUNCTION {schema}.context() FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.context() TO {app}, {auditor}, {manager}
+        """)
+    )
+    # The settings are transaction-local: nothing is left for the pool's next user.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.set_context(user_id text, territory text, correlation_id text DEFAULT NULL)
+        RETURNS void
+        LANGUAGE sql
+        VOLATILE
+        BEGIN ATOMIC
+          SELECT pg_catalog.set_config({user_guc}, coalesce(user_id, ''), true),
+                 pg_catalog.set_config({territory_guc}, coalesce(territory, ''), true),
+                 pg_catalog.set_config({correlation_guc}, coalesce(correlation_id, ''), true);
+        END;
+        COMMENT ON FUNCTION {schema}.set_context(text, text, text) IS
+        'Declares user, territory and correlation id until the transaction ends';
+        REVOKE ALL ON FUNCTION {schema}.set_context(text, text, text) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.set_context(text, text, text) TO {app}, {auditor}, {manager}
+        """)
+    )
+    op.execute(
+        sql("""
+        DO $do$
+        BEGIN
+          IF '{user_id_type}' = 'uuid' THEN
+            -- for callers that hold the id as a uuid: there is no implicit cast to text
+            CREATE FUNCTION {schema}.set_context(user_id uuid, territory text, correlation_id text DEFAULT NULL)
+            RETURNS void
+            LANGUAGE sql
+            VOLATILE
+            BEGIN ATOMIC
+              SELECT {schema}.set_context(user_id::text, territory, correlation_id);
+            END;
+            REVOKE ALL ON FUNCTION {schema}.set_context(uuid, text, text) FROM PUBLIC;
+            GRANT EXECUTE ON FUNCTION {schema}.set_context(uuid, text, text) TO {app}, {auditor}, {manager};
+          END IF;
+        END
+        $do$
+        """)
+    )
+
+
+def create_code_check() -> None:
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.is_code(territory text)
+        RETURNS boolean
+        LANGUAGE sql
+        IMMUTABLE PARALLEL SAFE
+        RETURN territory ~ '^[A-Za-z][A-Za-z0-9_]{0,15}$';
+        COMMENT ON FUNCTION {schema}.is_code(text) IS
+        'Whether this can be the code of a territory; anything else is malformed';
+        REVOKE ALL ON FUNCTION {schema}.is_code(text) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.is_code(text) TO {reader}
+        """)
+    )
+
+
+def create_rule_check() -> None:
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.in_force(active boolean, effective_from timestamptz, effective_to timestamptz)
+        RETURNS boolean
+        LANGUAGE sql
+        STABLE PARALLEL SAFE
+        RETURN active
+          AND effective_from <= pg_catalog.statement_timestamp()
+          AND (effective_to IS NULL OR pg_catalog.statement_timestamp() < effective_to);
+        COMMENT ON FUNCTION {schema}.in_force(boolean, timestamptz, timestamptz) IS
+        'Whether a rule counts now: active, begun, and not ended';
+        REVOKE ALL ON FUNCTION {schema}.in_force(boolean, timestamptz, timestamptz) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.in_force(boolean, timestamptz, timestamptz) TO {reader}
+        """)
+    )
+    # A statement that waited while the rule was made began before it, and decides after it.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.begins(effective_from timestamptz, made_at timestamptz)
+        RETURNS timestamptz
+        LANGUAGE sql
+        IMMUTABLE PARALLEL SAFE
+        RETURN CASE WHEN effective_from <= made_at THEN '-infinity'::timestamptz ELSE effective_from END;
+        COMMENT ON FUNCTION {schema}.begins(timestamptz, timestamptz) IS
+        'From when a rule takes a right away from whoever can see it: at once where it was to begin when it was made';
+        REVOKE ALL ON FUNCTION {schema}.begins(timestamptz, timestamptz) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.begins(timestamptz, timestamptz) TO {reader}
+        """)
+    )
+
+
+def create_decision() -> None:
+    # The decision about a known caller. Index probes only: the primary keys of leads and
+    # assignments, ix_lpr_user for the rules, which are asked only when the answer depends on them.
+    # Internal: the planner inlines it into the functions below, which run as the owner.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.decision(lead {lead_id_type}, caller {user_id_type}, here text)
+        RETURNS TABLE (reason text)
+        LANGUAGE sql
+        STABLE PARALLEL SAFE
+        BEGIN ATOMIC
+          SELECT CASE
+            WHEN EXISTS (
+              SELECT FROM {schema}.lead_protection_rules AS r
+              WHERE r.user_id = decision.caller AND r.territory = decision.here AND r.protection = 'VIEW_ONLY' AND r.lead_id IS NULL
+                AND {schema}.in_force(r.active, {schema}.begins(r.effective_from, r.made_at), r.effective_to))
+              OR EXISTS (
+              SELECT FROM {schema}.lead_protection_rules AS r
+              WHERE r.user_id = decision.caller AND r.territory = decision.here AND r.protection = 'VIEW_ONLY' AND r.lead_id = decision.lead
+                AND {schema}.in_force(r.active, {schema}.begins(r.effective_from, r.made_at), r.effective_to)) THEN 'suspended'
+            WHEN a.user_id = decision.caller THEN 'owner'
+            WHEN EXISTS (
+              SELECT FROM {schema}.lead_protection_rules AS r
+              WHERE r.user_id = decision.caller AND r.territory = decision.here AND r.protection = 'COLLABORATOR' AND r.lead_id = decision.lead
+                AND {schema}.in_force(r.active, r.effective_from, r.effective_to)) THEN 'collaborator'
+            WHEN EXISTS (
+              SELECT FROM {schema}.lead_protection_rules AS r
+              WHERE r.user_id = decision.caller AND r.territory = decision.here AND r.protection = 'COLLABORATOR' AND r.lead_id IS NULL
+                AND {schema}.in_force(r.active, r.effective_from, r.effective_to))
+              AND NOT EXISTS (
+              SELECT FROM {schema}.lead_protection_rules AS sole
+              WHERE sole.user_id = a.user_id AND sole.territory = decision.here AND sole.protection = 'SOLE_OWNER'
+                AND (sole.lead_id IS NULL OR sole.lead_id = decision.lead)
+                AND {schema}.in_force(sole.active, {schema}.begins(sole.effective_from, sole.made_at), sole.effective_to)) THEN 'collaborator'
+            WHEN a.user_id IS NULL THEN 'unassigned'
+            ELSE 'not_owner'
+          END
+          FROM {leads} AS l
+          LEFT JOIN {schema}.user_lead_assignments AS a ON a.lead_id = decision.lead AND a.territory = decision.here
+          WHERE l.{lead_id} = decision.lead AND l.{territory} = decision.here;
+        END;
+        COMMENT ON FUNCTION {schema}.decision({lead_id_type}, {user_id_type}, text) IS
+        'The decision about a known caller, by index probes only; decide() asks it for whoever has rules';
+        REVOKE ALL ON FUNCTION {schema}.decision({lead_id_type}, {user_id_type}, text) FROM PUBLIC
+        """)
+    )
+    # Who has no rule at all, the most of all callers, is answered by two probes and not five. In
+    # PL/pgSQL because its plans last for the session; a body in SQL is planned anew in every call
+    # before PostgreSQL 18. The cost is honest, so that a page of the view is not made of all leads.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.decide(lead {lead_id_type}, declared_user text, declared_territory text)
+        RETURNS text
+        LANGUAGE plpgsql
+        STABLE PARALLEL SAFE SECURITY DEFINER COST 1000
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        #variable_conflict use_variable
+        DECLARE
+          caller {user_id_type} := {schema}.parse_user(declared_user);
+          owner {user_id_type};
+          has_rules boolean;
+        BEGIN
+          IF caller IS NULL OR declared_territory IS NULL THEN
+            RETURN 'no_context';
+          END IF;
+          SELECT a.user_id, EXISTS (
+            SELECT FROM {schema}.lead_protection_rules AS r
+            WHERE r.user_id = caller AND r.territory = declared_territory)
+          INTO owner, has_rules
+          FROM {leads} AS l
+          LEFT JOIN {schema}.user_lead_assignments AS a ON a.lead_id = lead AND a.territory = declared_territory
+          WHERE l.{lead_id} = lead AND l.{territory} = declared_territory;
+          IF NOT FOUND OR NOT {schema}.is_member(declared_territory) THEN
+            -- what can't be a code is no context; asked last, because who finds his lead declared one
+            RETURN CASE WHEN {schema}.is_code(declared_territory) THEN 'not_found' ELSE 'no_context' END;
+          ELSIF has_rules THEN
+            RETURN (SELECT d.reason FROM {schema}.decision(lead, caller, declared_territory) AS d);
+          END IF;
+          RETURN CASE WHEN owner IS NULL THEN 'unassigned' WHEN owner = caller THEN 'owner' ELSE 'not_owner' END;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.decide({lead_id_type}, text, text) IS
+        'The decision: no_context, not_found, suspended, owner, collaborator, unassigned or not_owner';
+        REVOKE ALL ON FUNCTION {schema}.decide({lead_id_type}, text, text) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.decide({lead_id_type}, text, text) TO {owner}, {app}, {auditor}, {manager}
+        """)
+    )
+
+
+def create_lists() -> None:
+    # Which of many leads the caller may edit. His own are found in his part of ix_ula_user, so a lead of
+    # somebody else costs one probe of few pages, and none of the tables.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.editable_among(leads {lead_id_type}[])
+        RETURNS TABLE (lead {lead_id_type}, reason text)
+        LANGUAGE plpgsql
+        STABLE PARALLEL SAFE SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        #variable_conflict use_variable
+        DECLARE
+          here text := current_setting({territory_guc}, true);
+          caller {user_id_type} := {schema}.parse_user(current_setting({user_guc}, true));
+        BEGIN
+          IF caller IS NULL OR here IS NULL OR NOT {schema}.is_member(here) THEN
+            RETURN;
+          ELSIF EXISTS (
+            SELECT FROM {schema}.lead_protection_rules AS r WHERE r.user_id = caller AND r.territory = here)
+          THEN
+            RETURN QUERY
+              SELECT asked.lead, d.reason
+              FROM unnest(leads) AS asked (lead), LATERAL {schema}.decision(asked.lead, caller, here) AS d
+              WHERE d.reason IN ('owner', 'collaborator');
+          ELSE
+            RETURN QUERY
+              SELECT a.lead_id, 'owner'
+              FROM {schema}.user_lead_assignments AS a
+              JOIN {leads} AS l ON l.{lead_id} = a.lead_id AND l.{territory} = here
+              WHERE a.user_id = caller AND a.territory = here AND a.lead_id = ANY (leads);
+          END IF;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.editable_among({lead_id_type}[]) IS
+        'Which of these leads the user in context may edit, and why';
+        REVOKE ALL ON FUNCTION {schema}.editable_among({lead_id_type}[]) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.editable_among({lead_id_type}[]) TO {app}, {auditor}, {manager}
+        """)
+    )
+    # A page of what the caller may edit, in the order of the lead's id. Candidates come in order
+    # from an index (own leads, leads shared one by one, or for a collaborator of the whole territory
+    # all of its leads), and the decision is asked until the page is full. Plans are pinned to such
+    # probes and kept: with a LIMIT that it knows, the planner plans every call anew, at the price of
+    # a page. `first` serves the index where `after` is NULL.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.editable_leads(after {lead_id_type}, page_size integer)
+        RETURNS TABLE (lead {lead_id_type}, reason text)
+        LANGUAGE plpgsql
+        STABLE SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET plan_cache_mode = force_generic_plan
+        SET enable_seqscan = off
+        SET enable_bitmapscan = off
+        SET enable_hashjoin = off
+        SET enable_mergejoin = off
+        AS $body$
+        #variable_conflict use_variable
+        DECLARE
+          here text := current_setting({territory_guc}, true);
+          caller {user_id_type} := {schema}.parse_user(current_setting({user_guc}, true));
+          first {lead_id_type} := after;
+          everywhere boolean;
+          has_rules boolean;
+        BEGIN
+          IF caller IS NULL OR here IS NULL OR NOT {schema}.is_member(here) THEN
+            RETURN;
+          END IF;
+          IF first IS NULL THEN
+            SELECT l.{lead_id} INTO first FROM {leads} AS l ORDER BY l.{lead_id} LIMIT 1;
+          END IF;
+          SELECT count(*) > 0,
+                 coalesce(bool_or(r.protection = 'COLLABORATOR' AND r.lead_id IS NULL
+                   AND {schema}.in_force(r.active, r.effective_from, r.effective_to)), false)
+          INTO has_rules, everywhere
+          FROM {schema}.lead_protection_rules AS r WHERE r.user_id = caller AND r.territory = here;
+          IF everywhere THEN
+            RETURN QUERY
+              SELECT l.{lead_id}::{lead_id_type}, d.reason
+              FROM {leads} AS l, LATERAL {schema}.decision(l.{lead_id}, caller, here) AS d
+              WHERE l.{territory} = here AND l.{lead_id} >= first AND l.{lead_id} IS DISTINCT FROM after
+                AND d.reason IN ('owner', 'collaborator')
+              ORDER BY l.{lead_id} LIMIT page_size;
+          ELSIF has_rules THEN
+            RETURN QUERY
+              SELECT candidate.lead_id, d.reason
+              FROM (
+                (SELECT a.lead_id FROM {schema}.user_lead_assignments AS a
+                 WHERE a.user_id = caller AND a.territory = here AND a.lead_id >= first
+                 ORDER BY a.lead_id)
+                UNION
+                SELECT r.lead_id FROM {schema}.lead_protection_rules AS r
+                WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR'
+                  AND r.lead_id >= first
+                  AND {schema}.in_force(r.active, r.effective_from, r.effective_to)
+                ORDER BY 1
+              ) AS candidate, LATERAL {schema}.decision(candidate.lead_id, caller, here) AS d
+              WHERE candidate.lead_id IS DISTINCT FROM after AND d.reason IN ('owner', 'collaborator')
+              ORDER BY candidate.lead_id LIMIT page_size;
+          ELSE
+            RETURN QUERY
+              SELECT a.lead_id, 'owner'
+              FROM {schema}.user_lead_assignments AS a
+              JOIN {leads} AS l ON l.{lead_id} = a.lead_id AND l.{territory} = here
+              WHERE a.user_id = caller AND a.territory = here AND a.lead_id >= first
+                AND a.lead_id IS DISTINCT FROM after
+              ORDER BY a.lead_id LIMIT page_size;
+          END IF;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.editable_leads({lead_id_type}, integer) IS
+        'A page of the leads that the user in context may edit, in the order of their ids, after the one named';
+        REVOKE ALL ON FUNCTION {schema}.editable_leads({lead_id_type}, integer) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.editable_leads({lead_id_type}, integer) TO {app}, {manager}
+        """)
+    )
+
+
+def create_decision_entry_points() -> None:
+    # Without SECURITY DEFINER the planner inlines these two: a prepared statement calls decide directly.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.can_edit_lead(lead {lead_id_type})
+        RETURNS boolean
+        LANGUAGE sql
+        STABLE PARALLEL SAFE
+        BEGIN ATOMIC
+          SELECT {schema}.decide(lead, pg_catalog.current_setting({user_guc}, true),
+                                 pg_catalog.current_setting({territory_guc}, true))
+                 IN ('owner', 'collaborator');
+        END;
+        COMMENT ON FUNCTION {schema}.can_edit_lead({lead_id_type}) IS
+        'Whether the user in context may edit the lead: true or false, never NULL';
+        REVOKE ALL ON FUNCTION {schema}.can_edit_lead({lead_id_type}) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.can_edit_lead({lead_id_type}) TO {app}, {auditor}, {manager}
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.explain_edit(lead {lead_id_type}, OUT reason text)
+        LANGUAGE sql
+        STABLE PARALLEL SAFE
+        BEGIN ATOMIC
+          SELECT {schema}.decide(lead, pg_catalog.current_setting({user_guc}, true),
+                                 pg_catalog.current_setting({territory_guc}, true));
+        END;
+        COMMENT ON FUNCTION {schema}.explain_edit({lead_id_type}) IS
+        'The decision about the user in context with its reason code';
+        REVOKE ALL ON FUNCTION {schema}.explain_edit({lead_id_type}) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.explain_edit({lead_id_type}) TO {app}, {auditor}, {manager}
+        """)
+    )

@@ -1,0 +1,637 @@
+"""Changes of ownership, shares and rules, the view of them, and the legal terms of a territory.
+
+Why: these functions are the only way to change who may edit a lead; no role has DML on the tables.
+Each change is decided under the row's lock, and recorded like an edit.
+
+Locks on host tables: none beyond ACCESS SHARE, which every SELECT takes.
+
+Undone by: dropping the functions and the view; they hold no data.
+"""
+
+from alembic import op
+
+from leadprotect.settings import sql
+
+revision = "lp_0006_expand_ownership"
+down_revision = "lp_0005_expand_attempts"
+branch_labels = None
+depends_on = None
+phase = "expand"
+locks: dict[str, dict[str, str]] = {"upgrade": {}, "downgrade": {}}
+
+
+def upgrade() -> None:
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    create_ownership()
+    create_ownership_functions()
+    create_rule_functions()
+    create_territory_terms()
+    create_view()
+    op.execute("RESET ROLE")
+
+
+def downgrade() -> None:
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    op.execute(sql("DROP VIEW {schema}.v_lead_protection"))
+    op.execute(
+        sql("""
+        DROP FUNCTION
+          {schema}.has_rules(),
+          {schema}.territory_terms(text, date),
+          {schema}.revoke_protection({user_id_type}, text, {schema}.protection_type, {lead_id_type}),
+          {schema}.grant_protection({user_id_type}, text, {schema}.protection_type, {lead_id_type}, timestamptz, timestamptz),
+          {schema}.unshare_lead({lead_id_type}, {user_id_type}, text),
+          {schema}.share_lead({lead_id_type}, {user_id_type}, timestamptz, timestamptz, text),
+          {schema}.transfer_lead({lead_id_type}, {user_id_type}, text),
+          {schema}.release_lead({lead_id_type}, text),
+          {schema}.claim_lead({lead_id_type}, text),
+          {schema}.assign_lead({lead_id_type}, {user_id_type}, text),
+          {schema}.end_rules({user_id_type}, text, {schema}.protection_type, {lead_id_type}),
+          {schema}.change_sharing({lead_id_type}, text, {user_id_type}, timestamptz, timestamptz, text),
+          {schema}.change_owner({lead_id_type}, text, {user_id_type}, text),
+          {schema}.require_manager(text, {lead_id_type}, {schema}.lead_action, text),
+          {schema}.lead_shares({lead_id_type}),
+          {schema}.try_change_sharing({lead_id_type}, text, {user_id_type}, timestamptz, timestamptz, text),
+          {schema}.try_change_owner({lead_id_type}, text, {user_id_type}, text),
+          {schema}.is_manager(),
+          {schema}.lead_for_ownership({lead_id_type}, boolean)
+        """)
+    )
+    op.execute("RESET ROLE")
+
+
+def create_ownership() -> None:
+    # Returns the territory in which the caller may change ownership of this lead, or NULL: an
+    # unknown lead and a lead behind the border look alike. A manager needs no declared user, his
+    # right rests on his role; what he does declare must be well formed and narrows him like anybody else.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.lead_for_ownership(lead {lead_id_type}, manager boolean)
+        RETURNS text
+        LANGUAGE sql
+        STABLE
+        BEGIN ATOMIC
+          SELECT l.territory
+          FROM {schema}.host_lead(lead_for_ownership.lead) AS l (territory)
+          WHERE {schema}.is_member(l.territory)
+            AND (l.territory = pg_catalog.current_setting({territory_guc}, true)
+                 OR lead_for_ownership.manager AND coalesce(pg_catalog.current_setting({territory_guc}, true), '') = '');
+        END;
+        COMMENT ON FUNCTION {schema}.lead_for_ownership({lead_id_type}, boolean) IS
+        'The territory in which the caller may change who owns this lead; NULL where he may not, or where there is none';
+        REVOKE ALL ON FUNCTION {schema}.lead_for_ownership({lead_id_type}, boolean) FROM PUBLIC
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.is_manager()
+        RETURNS boolean
+        LANGUAGE sql
+        STABLE PARALLEL SAFE
+        RETURN pg_catalog.pg_has_role({schema}.acting_role(), {manager_name}, 'USAGE');
+        COMMENT ON FUNCTION {schema}.is_manager() IS
+        'Whether the acting role may decide about the leads of others';
+        REVOKE ALL ON FUNCTION {schema}.is_manager() FROM PUBLIC
+        """)
+    )
+    # All changes of ownership. Returns the right by which it was done (owner, manager), or the
+    # reason of the denial, which is not yet recorded. The row's lock comes before the decision, so
+    # two claims can't both win; a denied one leaves nothing behind.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.try_change_owner(lead {lead_id_type}, change text, new_owner {user_id_type}, note text)
+        RETURNS text
+        LANGUAGE plpgsql
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        DECLARE
+          author {user_id_type} := {schema}.parse_user(current_setting({user_guc}, true));
+          manager boolean := {schema}.is_manager() AND change <> 'claim';
+          here text := {schema}.lead_for_ownership(lead, manager);
+          standing {schema}.user_lead_assignments;
+          decision text;
+        BEGIN
+          IF change IS NULL OR change NOT IN ('assign', 'claim', 'release', 'transfer') THEN
+            RAISE EXCEPTION '% is no change of ownership', coalesce(change, 'NULL') USING ERRCODE = 'LP422';
+          ELSIF change IN ('assign', 'transfer') AND new_owner IS NULL THEN
+            RAISE EXCEPTION 'the new owner is missing' USING ERRCODE = 'LP422', HINT = 'release_lead takes an owner away.';
+          END IF;
+          IF here IS NOT NULL AND change <> 'claim' THEN
+            SELECT * INTO standing FROM {schema}.user_lead_assignments AS a
+              WHERE a.lead_id = lead AND a.territory = here FOR UPDATE;
+          END IF;
+          PERFORM {schema}.require_fresh_rules();
+          decision := {schema}.explain_edit(lead);
+          IF change = 'claim' THEN
+            new_owner := author;
+            IF decision NOT IN ('owner', 'collaborator', 'unassigned') THEN
+              RETURN decision;
+            END IF;
+          ELSIF manager THEN
+            IF author IS NULL AND current_setting({user_guc}, true) <> '' THEN
+              RETURN 'no_context';
+            ELSIF here IS NULL THEN
+              RETURN 'not_found';
+            ELSIF change = 'transfer' AND standing.user_id IS NULL THEN
+              RETURN 'unassigned';
+            END IF;
+            decision := 'manager';
+          ELSIF change <> 'release' THEN
+            -- only a manager decides who else owns a lead, whatever it is to the caller
+            RETURN CASE WHEN decision IN ('no_context', 'not_found', 'suspended') THEN decision ELSE 'not_manager' END;
+          ELSIF decision <> 'owner' THEN
+            -- a collaborator may edit, but the lead is not his to give away
+            RETURN CASE WHEN decision = 'collaborator' THEN 'not_owner' ELSE decision END;
+          ELSE
+            new_owner := NULL;
+          END IF;
+          IF change = 'release' THEN
+            new_owner := NULL;
+          ELSIF change <> 'claim' AND EXISTS (
+            SELECT FROM {schema}.lead_protection_rules AS r
+            WHERE r.user_id = new_owner AND r.territory = here AND r.protection = 'VIEW_ONLY'
+              AND (r.lead_id IS NULL OR r.lead_id = lead)
+              AND {schema}.in_force(r.active, r.effective_from, r.effective_to))
+          THEN
+            RAISE EXCEPTION 'the new owner is suspended in territory %', here USING ERRCODE = 'LP422';
+          END IF;
+          INSERT INTO {schema}.user_lead_assignments AS a
+            (lead_id, territory, user_id, assigned_at, assigned_by, source)
+          VALUES (lead, here, new_owner, clock_timestamp(), author, change)
+          ON CONFLICT (lead_id, territory) DO UPDATE
+            SET user_id = excluded.user_id, assigned_at = excluded.assigned_at,
+                assigned_by = excluded.assigned_by, source = excluded.source,
+                activity_at = NULL, activity_id = NULL
+            WHERE change <> 'claim' OR a.user_id IS NULL OR a.user_id = excluded.user_id;
+          IF NOT FOUND THEN
+            RETURN 'not_owner';
+          END IF;
+          decision := CASE decision WHEN 'manager' THEN decision ELSE 'owner' END;
+          PERFORM {schema}.write_audit(
+            lead, CASE change WHEN 'release' THEN 'UNASSIGN' ELSE 'ASSIGN' END::{schema}.lead_action, decision,
+            concat_ws('; ', note, change || coalesce(' to ' || new_owner, '')));
+          RETURN decision;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.try_change_owner({lead_id_type}, text, {user_id_type}, text) IS
+        'Every change of ownership: assign, claim, release, transfer; returns the right it was done by, or why it was denied';
+        REVOKE ALL ON FUNCTION {schema}.try_change_owner({lead_id_type}, text, {user_id_type}, text) FROM PUBLIC
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.change_owner(lead {lead_id_type}, change text, new_owner {user_id_type}, note text)
+        RETURNS text
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        BEGIN
+          RETURN {schema}.answered(
+            lead, CASE change WHEN 'release' THEN 'UNASSIGN' ELSE 'ASSIGN' END::{schema}.lead_action,
+            {schema}.try_change_owner(lead, change, new_owner, note), note);
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.change_owner({lead_id_type}, text, {user_id_type}, text) IS
+        'For the library: a change of ownership; a denial is returned with the ticket for its row';
+        REVOKE ALL ON FUNCTION {schema}.change_owner({lead_id_type}, text, {user_id_type}, text) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.change_owner({lead_id_type}, text, {user_id_type}, text) TO {app}, {manager}
+        """)
+    )
+    # Who may edit besides the owner. A share is ended, never deleted: the audit can still tell who
+    # could edit a lead at a given time.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.try_change_sharing(
+          lead {lead_id_type}, change text, with_user {user_id_type}, effective_from timestamptz,
+          effective_to timestamptz, note text)
+        RETURNS text
+        LANGUAGE plpgsql
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        DECLARE
+          author {user_id_type} := {schema}.parse_user(current_setting({user_guc}, true));
+          manager boolean := {schema}.is_manager();
+          here text := {schema}.lead_for_ownership(lead, manager);
+          starts timestamptz := coalesce(effective_from, clock_timestamp());
+          owner {user_id_type};
+          decision text;
+        BEGIN
+          IF change IS NULL OR change NOT IN ('share', 'unshare') THEN
+            RAISE EXCEPTION '% is no change of sharing', coalesce(change, 'NULL') USING ERRCODE = 'LP422';
+          ELSIF with_user IS NULL THEN
+            RAISE EXCEPTION 'the user to share with is missing' USING ERRCODE = 'LP422';
+          ELSIF change = 'share' AND effective_to <= starts THEN
+            RAISE EXCEPTION 'effective_to is not after effective_from' USING ERRCODE = 'LP422';
+          END IF;
+          SELECT a.user_id INTO owner FROM {schema}.user_lead_assignments AS a
+            WHERE a.lead_id = lead AND a.territory = here FOR SHARE;
+          PERFORM {schema}.require_fresh_rules();
+          decision := {schema}.explain_edit(lead);
+          IF here IS NULL THEN
+            RETURN CASE decision WHEN 'no_context' THEN decision ELSE 'not_found' END;
+          ELSIF manager THEN
+            IF author IS NULL AND current_setting({user_guc}, true) <> '' THEN
+              RETURN 'no_context';
+            END IF;
+            decision := 'manager';
+          ELSIF decision <> 'owner' THEN
+            RETURN CASE decision WHEN 'collaborator' THEN 'not_owner' ELSE decision END;
+          END IF;
+          IF change = 'share' THEN
+            IF with_user = owner OR with_user = author AND decision = 'owner' THEN
+              RAISE EXCEPTION 'a lead is not shared with its own owner' USING ERRCODE = 'LP422';
+            END IF;
+            INSERT INTO {schema}.lead_protection_rules
+              (user_id, territory, protection, lead_id, effective_from, effective_to, shared_by)
+            VALUES (with_user, here, 'COLLABORATOR', lead, starts, try_change_sharing.effective_to,
+                    CASE decision WHEN 'owner' THEN author END)
+            ON CONFLICT DO NOTHING;
+          ELSE
+            PERFORM {schema}.end_rules(with_user, here, 'COLLABORATOR', lead);
+          END IF;
+          PERFORM {schema}.write_audit(
+            lead, CASE change WHEN 'share' THEN 'ASSIGN' ELSE 'UNASSIGN' END::{schema}.lead_action, decision,
+            concat_ws('; ', note, change || ' with ' || with_user));
+          RETURN decision;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.try_change_sharing({lead_id_type}, text, {user_id_type}, timestamptz, timestamptz, text) IS
+        'Shares a lead with a user, or ends that; returns the right it was done by, or why it was denied';
+        REVOKE ALL ON FUNCTION {schema}.try_change_sharing({lead_id_type}, text, {user_id_type}, timestamptz, timestamptz, text)
+        FROM PUBLIC
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.change_sharing(
+          lead {lead_id_type}, change text, with_user {user_id_type}, effective_from timestamptz,
+          effective_to timestamptz, note text)
+        RETURNS text
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        BEGIN
+          RETURN {schema}.answered(
+            lead, CASE change WHEN 'share' THEN 'ASSIGN' ELSE 'UNASSIGN' END::{schema}.lead_action,
+            {schema}.try_change_sharing(lead, change, with_user, effective_from, effective_to, note), note);
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.change_sharing({lead_id_type}, text, {user_id_type}, timestamptz, timestamptz, text) IS
+        'For the library: a change of sharing; a denial is returned with the ticket for its row';
+        REVOKE ALL ON FUNCTION {schema}.change_sharing({lead_id_type}, text, {user_id_type}, timestamptz, timestamptz, text) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.change_sharing({lead_id_type}, text, {user_id_type}, timestamptz, timestamptz, text) TO {app}, {manager}
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.end_rules(
+          of_user {user_id_type}, here text, kind {schema}.protection_type, lead {lead_id_type})
+        RETURNS integer
+        LANGUAGE plpgsql
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        DECLARE
+          ended integer;
+        BEGIN
+          -- what never took effect has no history to keep
+          DELETE FROM {schema}.lead_protection_rules AS r
+          WHERE r.user_id = of_user AND r.territory = here AND r.protection = kind
+            AND r.lead_id IS NOT DISTINCT FROM lead AND r.effective_from >= clock_timestamp();
+          -- active as well: who waits for this row's lock began before the new effective_to
+          UPDATE {schema}.lead_protection_rules AS r
+          SET active = false, effective_to = clock_timestamp()
+          WHERE r.user_id = of_user AND r.territory = here AND r.protection = kind
+            AND r.lead_id IS NOT DISTINCT FROM lead
+            AND r.active AND (r.effective_to IS NULL OR r.effective_to > clock_timestamp());
+          GET DIAGNOSTICS ended = ROW_COUNT;
+          RETURN ended;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.end_rules({user_id_type}, text, {schema}.protection_type, {lead_id_type}) IS
+        'Ends the rules of a user of one kind; what had taken effect stays as history';
+        REVOKE ALL ON FUNCTION {schema}.end_rules({user_id_type}, text, {schema}.protection_type, {lead_id_type})
+        FROM PUBLIC
+        """)
+    )
+
+
+def create_ownership_functions() -> None:
+    # For plain SQL: the same changes, and a denial is raised.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.claim_lead(lead {lead_id_type}, note text DEFAULT NULL)
+        RETURNS void
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          PERFORM {schema}.require(lead, 'ASSIGN', {schema}.try_change_owner(lead, 'claim', NULL, note), note);
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.claim_lead({lead_id_type}, text) IS
+        'Makes the user in context the owner of a lead that nobody owns; of two claims one wins';
+        -- Sellers take, give back and share; only a manager decides about somebody else.
+        REVOKE ALL ON FUNCTION {schema}.claim_lead({lead_id_type}, text) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.claim_lead({lead_id_type}, text) TO {app}, {manager}
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.release_lead(lead {lead_id_type}, note text DEFAULT NULL)
+        RETURNS void
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          PERFORM {schema}.require(lead, 'UNASSIGN', {schema}.try_change_owner(lead, 'release', NULL, note), note);
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.release_lead({lead_id_type}, text) IS
+        'Takes the lead from its owner; no backfill and no activity gives it back';
+        REVOKE ALL ON FUNCTION {schema}.release_lead({lead_id_type}, text) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.release_lead({lead_id_type}, text) TO {app}, {manager}
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.assign_lead(lead {lead_id_type}, new_owner {user_id_type}, note text DEFAULT NULL)
+        RETURNS void
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          PERFORM {schema}.require(lead, 'ASSIGN', {schema}.try_change_owner(lead, 'assign', new_owner, note), note);
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.assign_lead({lead_id_type}, {user_id_type}, text) IS
+        'Gives the lead to a user, whoever owns it now; for managers of its territory';
+        REVOKE ALL ON FUNCTION {schema}.assign_lead({lead_id_type}, {user_id_type}, text) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.assign_lead({lead_id_type}, {user_id_type}, text) TO {manager}
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.transfer_lead(lead {lead_id_type}, new_owner {user_id_type}, note text DEFAULT NULL)
+        RETURNS void
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          PERFORM {schema}.require(lead, 'ASSIGN', {schema}.try_change_owner(lead, 'transfer', new_owner, note), note);
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.transfer_lead({lead_id_type}, {user_id_type}, text) IS
+        'Gives an owned lead to a user; for managers. An edit under way is waited for';
+        REVOKE ALL ON FUNCTION {schema}.transfer_lead({lead_id_type}, {user_id_type}, text) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.transfer_lead({lead_id_type}, {user_id_type}, text) TO {manager}
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.share_lead(
+          lead {lead_id_type}, with_user {user_id_type}, effective_from timestamptz DEFAULT NULL,
+          effective_to timestamptz DEFAULT NULL, note text DEFAULT NULL)
+        RETURNS void
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          PERFORM {schema}.require(lead, 'ASSIGN',
+            {schema}.try_change_sharing(lead, 'share', with_user, effective_from, effective_to, note), note);
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.share_lead({lead_id_type}, {user_id_type}, timestamptz, timestamptz, text) IS
+        'Lets a user edit the lead besides its owner, from a time until a time';
+        REVOKE ALL ON FUNCTION {schema}.share_lead({lead_id_type}, {user_id_type}, timestamptz, timestamptz, text) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.share_lead({lead_id_type}, {user_id_type}, timestamptz, timestamptz, text) TO {app}, {manager}
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.unshare_lead(lead {lead_id_type}, with_user {user_id_type}, note text DEFAULT NULL)
+        RETURNS void
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          PERFORM {schema}.require(lead, 'UNASSIGN',
+            {schema}.try_change_sharing(lead, 'unshare', with_user, NULL, NULL, note), note);
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.unshare_lead({lead_id_type}, {user_id_type}, text) IS
+        'Ends every share of the lead with a user now; an edit under way is waited for';
+        REVOKE ALL ON FUNCTION {schema}.unshare_lead({lead_id_type}, {user_id_type}, text) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.unshare_lead({lead_id_type}, {user_id_type}, text) TO {app}, {manager}
+        """)
+    )
+
+
+def create_rule_functions() -> None:
+    # The owner of a lead sees who else may edit it, and whose doing that is.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.lead_shares(lead {lead_id_type})
+        RETURNS TABLE (
+          user_id {user_id_type}, shared_by {user_id_type}, effective_from timestamptz, effective_to timestamptz)
+        LANGUAGE plpgsql
+        STABLE SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        #variable_conflict use_column
+        DECLARE
+          here text := {schema}.lead_for_ownership(lead, {schema}.is_manager());
+        BEGIN
+          IF {schema}.is_manager() OR {schema}.can_edit_lead(lead) THEN
+            RETURN QUERY
+            SELECT r.user_id, r.shared_by, r.effective_from, r.effective_to FROM {schema}.lead_protection_rules AS r
+            WHERE r.lead_id = lead AND r.territory = here AND r.protection = 'COLLABORATOR' AND r.active
+              AND (r.effective_to IS NULL OR r.effective_to > statement_timestamp())
+            ORDER BY r.effective_from, r.user_id;
+          END IF;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.lead_shares({lead_id_type}) IS
+        'With whom a lead is shared, by whom (NULL: a manager) and how long; for who may edit it, and for managers';
+        REVOKE ALL ON FUNCTION {schema}.lead_shares({lead_id_type}) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.lead_shares({lead_id_type}) TO {app}, {manager}
+        """)
+    )
+    # Rules of any kind, for one lead or a whole territory: a manager's, recorded like a change of owner.
+    # Who takes a right away says so past all snapshots, one after the other: see rule_changes.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.grant_protection(
+          of_user {user_id_type}, here text, kind {schema}.protection_type, lead {lead_id_type} DEFAULT NULL,
+          effective_from timestamptz DEFAULT NULL, effective_to timestamptz DEFAULT NULL)
+        RETURNS void
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        #variable_conflict use_variable
+        DECLARE
+          starts timestamptz := coalesce(effective_from, clock_timestamp());
+        BEGIN
+          PERFORM {schema}.require_manager(here, lead, 'ASSIGN', concat_ws(' ', 'grant', kind, 'to', of_user));
+          IF of_user IS NULL OR kind IS NULL THEN
+            RAISE EXCEPTION 'a rule needs a user and a protection' USING ERRCODE = 'LP422';
+          ELSIF effective_to <= starts THEN
+            RAISE EXCEPTION 'effective_to is not after effective_from' USING ERRCODE = 'LP422';
+          ELSIF lead IS NOT NULL AND NOT EXISTS (
+            SELECT FROM {schema}.host_lead(lead) AS l (territory) WHERE l.territory = here) THEN
+            RAISE EXCEPTION 'there is no such lead in territory %', here USING ERRCODE = 'LP422';
+          END IF;
+          IF kind <> 'COLLABORATOR' THEN
+            PERFORM pg_advisory_xact_lock(hashtextextended({schema_name} || '.rule_changes', 0));
+            PERFORM setval('{schema}.rule_changes', pg_current_xact_id()::text::bigint);
+          END IF;
+          INSERT INTO {schema}.lead_protection_rules (user_id, territory, protection, lead_id, effective_from, effective_to)
+          VALUES (of_user, here, kind, lead, starts, grant_protection.effective_to)
+          ON CONFLICT DO NOTHING;
+          PERFORM {schema}.write_audit(coalesce(lead, {nil_lead}::{lead_id_type}), 'ASSIGN', 'manager',
+            concat_ws(' ', 'grant', kind, 'to', of_user, 'until ' || grant_protection.effective_to), NULL, here);
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.grant_protection({user_id_type}, text, {schema}.protection_type, {lead_id_type}, timestamptz, timestamptz) IS
+        'Makes a rule for a user, for one lead or his whole territory; for managers of it';
+        REVOKE ALL ON FUNCTION {schema}.grant_protection({user_id_type}, text, {schema}.protection_type, {lead_id_type}, timestamptz, timestamptz) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.grant_protection({user_id_type}, text, {schema}.protection_type, {lead_id_type}, timestamptz, timestamptz) TO {manager}
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.revoke_protection(
+          of_user {user_id_type}, here text, kind {schema}.protection_type, lead {lead_id_type} DEFAULT NULL)
+        RETURNS integer
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        DECLARE
+          ended integer;
+        BEGIN
+          PERFORM {schema}.require_manager(here, lead, 'UNASSIGN', concat_ws(' ', 'revoke', kind, 'from', of_user));
+          ended := {schema}.end_rules(of_user, here, kind, lead);
+          PERFORM {schema}.write_audit(coalesce(lead, {nil_lead}::{lead_id_type}), 'UNASSIGN', 'manager',
+            concat_ws(' ', 'revoke', kind, 'from', of_user || ',', ended, 'rules ended'), NULL, here);
+          RETURN ended;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.revoke_protection({user_id_type}, text, {schema}.protection_type, {lead_id_type}) IS
+        'Ends the rules of a user of one kind; for managers of the territory. Returns how many';
+        REVOKE ALL ON FUNCTION {schema}.revoke_protection({user_id_type}, text, {schema}.protection_type, {lead_id_type}) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.revoke_protection({user_id_type}, text, {schema}.protection_type, {lead_id_type}) TO {manager}
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.require_manager(
+          here text, lead {lead_id_type}, action {schema}.lead_action, note text)
+        RETURNS void
+        LANGUAGE plpgsql
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          IF NOT {schema}.is_manager() OR NOT {schema}.is_member(here) THEN
+            PERFORM {schema}.draw_denial(
+              coalesce(lead, {nil_lead}::{lead_id_type}), action, 'not_manager', concat_ws(' in ', note, here));
+            RAISE EXCEPTION 'the login manages no territory %', here USING ERRCODE = 'LP403', DETAIL = 'not_manager';
+          END IF;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.require_manager(text, {lead_id_type}, {schema}.lead_action, text) IS
+        'Raises SQLSTATE LP403 unless the acting role manages the territory';
+        REVOKE ALL ON FUNCTION {schema}.require_manager(text, {lead_id_type}, {schema}.lead_action, text) FROM PUBLIC
+        """)
+    )
+
+
+def create_territory_terms() -> None:
+    # Legal terms are public knowledge: readable without a context, for every territory.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.territory_terms(territory text, on_date date)
+        RETURNS TABLE (code text, name text, currency text, legal_framework text, vat_rate numeric)
+        LANGUAGE sql
+        STABLE SECURITY DEFINER
+        BEGIN ATOMIC
+          SELECT t.code, t.name, t.currency, t.legal_framework, v.rate
+          FROM {schema}.territories AS t
+          LEFT JOIN {schema}.territory_vat_rates AS v
+            ON v.territory = t.code AND v.valid_from <= on_date AND (v.valid_to IS NULL OR on_date <= v.valid_to)
+          WHERE t.code = territory_terms.territory;
+        END;
+        COMMENT ON FUNCTION {schema}.territory_terms(text, date) IS
+        'The legal terms of a territory on a day: currency, legal framework, VAT rate; readable without a context';
+        REVOKE ALL ON FUNCTION {schema}.territory_terms(text, date) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.territory_terms(text, date) TO {app}, {auditor}, {operator}, {manager}
+        """)
+    )
+
+
+def create_view() -> None:
+    # Whether the caller has any rule in his territory; without one, ownership alone decides.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.has_rules()
+        RETURNS boolean
+        LANGUAGE sql
+        STABLE PARALLEL SAFE SECURITY DEFINER
+        BEGIN ATOMIC
+          SELECT EXISTS (
+            SELECT FROM {schema}.lead_protection_rules AS r
+            WHERE r.user_id = {schema}.parse_user(pg_catalog.current_setting({user_guc}, true))
+              AND r.territory = pg_catalog.current_setting({territory_guc}, true));
+        END;
+        COMMENT ON FUNCTION {schema}.has_rules() IS
+        'Whether the user in context has any rule in his territory; without one, ownership alone decides';
+        REVOKE ALL ON FUNCTION {schema}.has_rules() FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.has_rules() TO {app}, {auditor}, {manager}
+        """)
+    )
+    # Before contract the host's leads have no policies, so the view draws the border itself. What
+    # does not depend on the lead is asked once, in sub-selects: a dashboard reads many leads. Two
+    # columns that say the same, so that a count of the leads needs neither them nor the owner.
+    op.execute(
+        sql("""
+        CREATE VIEW {schema}.v_lead_protection
+        WITH (security_invoker = true, security_barrier = true) AS
+        SELECT l.{lead_id} AS lead,
+               l.{territory}::text AS territory,
+               a.user_id AS owner,
+               CASE
+                 WHEN (SELECT {schema}.parse_user(pg_catalog.current_setting({user_guc}, true)) IS NULL) THEN false
+                 WHEN (SELECT {schema}.has_rules()) THEN {schema}.can_edit_lead(l.{lead_id})
+                 ELSE coalesce(
+                   a.user_id = (SELECT {schema}.parse_user(pg_catalog.current_setting({user_guc}, true))), false)
+               END AS can_edit,
+               CASE
+                 WHEN (SELECT {schema}.parse_user(pg_catalog.current_setting({user_guc}, true)) IS NULL) THEN 'no_context'
+                 WHEN (SELECT {schema}.has_rules()) THEN {schema}.explain_edit(l.{lead_id})
+                 WHEN a.user_id IS NULL THEN 'unassigned'
+                 WHEN a.user_id = (SELECT {schema}.parse_user(pg_catalog.current_setting({user_guc}, true))) THEN 'owner'
+                 ELSE 'not_owner'
+               END AS reason
+        FROM {leads} AS l
+        LEFT JOIN {schema}.user_lead_assignments AS a
+          ON a.lead_id = l.{lead_id} AND a.territory = l.{territory}
+        WHERE l.{territory} = (SELECT {schema}.admitted_territory());
+        COMMENT ON VIEW {schema}.v_lead_protection IS
+        'Who owns each lead of the territory in context, and whether the user in context may edit it';
+        REVOKE ALL ON {schema}.v_lead_protection FROM PUBLIC;
+        GRANT SELECT ON {schema}.v_lead_protection TO {app}, {auditor}, {manager}
+        """)
+    )

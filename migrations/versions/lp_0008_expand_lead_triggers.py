@@ -1,0 +1,314 @@
+"""Triggers on leads for the transition, and the notes on writes without a context.
+
+Why: between expand and contract the old and the new version of the application run side by side.
+A lead that changes its territory has no owner there until a newer activity or a hand decides; a deleted
+lead takes its assignments and rules along; and contract must know whether anybody still writes without saying who he is.
+
+Locks on host tables: SHARE ROW EXCLUSIVE on leads, for milliseconds (CREATE TRIGGER). On the way
+down ACCESS EXCLUSIVE on leads, for milliseconds (DROP TRIGGER).
+
+Undone by: dropping the triggers; the notes move to the quarantine schema.
+"""
+
+from alembic import op
+
+from leadprotect.settings import sql
+
+revision = "lp_0008_expand_lead_triggers"
+down_revision = "lp_0007_expand_indexes"
+branch_labels = None
+depends_on = None
+phase = "expand"
+locks = {"upgrade": {"leads": "ShareRowExclusiveLock"}, "downgrade": {"leads": "AccessExclusiveLock"}}
+
+
+def upgrade() -> None:
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    create_notes()
+    create_transition_check()
+    create_unsettled()
+    create_note_function()
+    create_owner_of_moved_lead()
+    create_forget_function()
+    op.execute("RESET ROLE")
+    create_triggers()
+
+
+def downgrade() -> None:
+    op.execute(
+        sql("""
+        DROP TRIGGER {forget} ON {leads};
+        DROP TRIGGER {forget_id} ON {leads};
+        DROP TRIGGER {forget_all} ON {leads};
+        DROP TRIGGER {transition_territory} ON {leads};
+        DROP TRIGGER {note_writes} ON {leads}
+        """)
+    )
+    op.execute(sql("CREATE SCHEMA IF NOT EXISTS {quarantine} AUTHORIZATION {owner}"))
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    op.execute(
+        sql("""
+        DROP FUNCTION
+          {schema}.forget_lead(),
+          {schema}.own_moved_lead(),
+          {schema}.note_contextless_write(),
+          {schema}.note_unsettled({lead_id_type}),
+          {schema}.in_transition()
+        """)
+    )
+    op.execute(
+        sql("""
+        REVOKE ALL ON {schema}.unsettled_leads, {schema}.contextless_writes FROM {reader};
+        ALTER TABLE {schema}.unsettled_leads SET SCHEMA {quarantine};
+        ALTER TABLE {schema}.contextless_writes SET SCHEMA {quarantine}
+        """)
+    )
+    op.execute("RESET ROLE")
+
+
+def create_notes() -> None:
+    # Append-only and without a unique key: writers of the host must never wait for each other here.
+    op.execute(
+        sql("""
+        DO $do$
+        BEGIN
+          IF pg_catalog.to_regclass('{quarantine}.contextless_writes') IS NOT NULL THEN
+            ALTER TABLE {quarantine}.contextless_writes SET SCHEMA {schema};
+          ELSE
+            CREATE TABLE {schema}.contextless_writes (
+              id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
+              login name NOT NULL DEFAULT session_user,
+              at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+              host_table text NOT NULL,
+              with_context boolean NOT NULL
+            );
+            CREATE INDEX ix_contextless_writes_login ON {schema}.contextless_writes (login, at);
+          END IF;
+        END
+        $do$;
+        COMMENT ON TABLE {schema}.contextless_writes IS
+        'Writes to the host''s tables without a context, or by a login that owns them: one note per login and minute';
+        COMMENT ON COLUMN {schema}.contextless_writes.id IS 'no meaning';
+        COMMENT ON COLUMN {schema}.contextless_writes.login IS 'session_user';
+        COMMENT ON COLUMN {schema}.contextless_writes.at IS 'when';
+        COMMENT ON COLUMN {schema}.contextless_writes.host_table IS 'where it wrote';
+        COMMENT ON COLUMN {schema}.contextless_writes.with_context IS 'true: noted because the login owns the table';
+        ALTER TABLE {schema}.contextless_writes ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE {schema}.contextless_writes FORCE ROW LEVEL SECURITY;
+        DROP POLICY IF EXISTS lp_inside ON {schema}.contextless_writes;
+        CREATE POLICY lp_inside ON {schema}.contextless_writes TO {owner}, {reader} USING ({inside}) WITH CHECK ({inside});
+        GRANT SELECT ON {schema}.contextless_writes TO {reader}
+        """)
+    )
+
+
+def create_transition_check() -> None:
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.in_transition()
+        RETURNS boolean
+        LANGUAGE plpgsql
+        STABLE
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          RETURN EXISTS (
+            SELECT FROM pg_trigger AS t
+            WHERE t.tgrelid = {activities_name}::regclass AND '"' || t.tgname || '"' = '{transition}');
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.in_transition() IS
+        'Whether activities make owners: from expand to contract; afterwards owners change by hand only';
+        REVOKE ALL ON FUNCTION {schema}.in_transition() FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.in_transition() TO {reader}
+        """)
+    )
+
+
+def create_unsettled() -> None:
+    # A trigger can't see the uncommitted assignment of a backfill's slice, and the slice can't see
+    # the uncommitted change that fired the trigger. The note outlives both, and the backfill ends by
+    # looking at the noted leads again. Append-only, so that nobody waits here; after the backfill
+    # nothing is noted.
+    op.execute(
+        sql("""
+        DO $do$
+        BEGIN
+          IF pg_catalog.to_regclass('{quarantine}.unsettled_leads') IS NOT NULL THEN
+            ALTER TABLE {quarantine}.unsettled_leads SET SCHEMA {schema};
+          ELSE
+            CREATE TABLE {schema}.unsettled_leads (
+              id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
+              lead_id {lead_id_type} NOT NULL
+            );
+          END IF;
+        END
+        $do$;
+        COMMENT ON TABLE {schema}.unsettled_leads IS
+        'Leads that changed while a backfill may have read them: it looks at them again at its end';
+        COMMENT ON COLUMN {schema}.unsettled_leads.id IS 'no meaning: notes of one lead may be several';
+        COMMENT ON COLUMN {schema}.unsettled_leads.lead_id IS 'the lead';
+        ALTER TABLE {schema}.unsettled_leads ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE {schema}.unsettled_leads FORCE ROW LEVEL SECURITY;
+        DROP POLICY IF EXISTS lp_inside ON {schema}.unsettled_leads;
+        CREATE POLICY lp_inside ON {schema}.unsettled_leads TO {owner}, {reader} USING ({inside}) WITH CHECK ({inside});
+        GRANT SELECT ON {schema}.unsettled_leads TO {reader}
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.note_unsettled(lead {lead_id_type})
+        RETURNS void
+        LANGUAGE plpgsql
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          -- the jobs come with a later revision; before it, every backfill is still to come
+          IF to_regclass('{schema}.backfill_jobs') IS NOT NULL THEN
+            IF NOT EXISTS (SELECT FROM {schema}.backfill_jobs AS j WHERE j.ended_at IS NULL) THEN
+              RETURN;
+            END IF;
+            -- nor after contract, when activities make no owners any more
+            IF NOT {schema}.in_transition() THEN
+              RETURN;
+            END IF;
+          END IF;
+          INSERT INTO {schema}.unsettled_leads (lead_id) VALUES (lead);
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.note_unsettled({lead_id_type}) IS
+        'Notes a lead that changed while a backfill may have read it; nothing where no backfill runs';
+        REVOKE ALL ON FUNCTION {schema}.note_unsettled({lead_id_type}) FROM PUBLIC
+        """)
+    )
+
+
+def create_note_function() -> None:
+    # Row security does not bind who owns the table: his writes are noted with a context, too, because
+    # contract protects nothing while a service logs in as the owner.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.note_contextless_write()
+        RETURNS trigger
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        DECLARE
+          -- a territory that nobody knows is none: row security will admit it nowhere
+          declared boolean := {schema}.parse_user(current_setting({user_guc}, true)) IS NOT NULL
+            AND EXISTS (SELECT FROM {schema}.territories AS t WHERE t.code = current_setting({territory_guc}, true));
+        BEGIN
+          IF declared AND NOT pg_has_role(
+            {schema}.acting_role(), (SELECT c.relowner FROM pg_class AS c WHERE c.oid = {leads_name}::regclass), 'USAGE')
+          THEN
+            RETURN NULL;
+          END IF;
+          IF NOT EXISTS (
+            SELECT FROM {schema}.contextless_writes AS w
+            WHERE w.login = session_user AND w.with_context = declared
+              AND w.at > clock_timestamp() - {note_interval})
+          THEN
+            INSERT INTO {schema}.contextless_writes (host_table, with_context)
+            VALUES (TG_RELID::regclass::text, declared);
+          END IF;
+          RETURN NULL;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.note_contextless_write() IS
+        'Trigger of the transition: notes writes without a context, and those of the owner of the table';
+        REVOKE ALL ON FUNCTION {schema}.note_contextless_write() FROM PUBLIC
+        """)
+    )
+
+
+def create_owner_of_moved_lead() -> None:
+    # The activities of its old territory make no owner in the new one: the row says from which activity on.
+    # A lead that had no territory comes with all its activities.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.own_moved_lead()
+        RETURNS trigger
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        BEGIN
+          INSERT INTO {schema}.user_lead_assignments (lead_id, territory, user_id, source, activity_at, activity_id)
+          SELECT NEW.{lead_id}, t.code,
+                 CASE WHEN OLD.{territory} IS NULL THEN newest.user_id END,
+                 CASE WHEN OLD.{territory} IS NULL THEN 'activity' ELSE 'moved' END,
+                 newest.activity_at, newest.activity_id
+          FROM {schema}.territories AS t
+          LEFT JOIN {schema}.newest_activities(ARRAY[NEW.{lead_id}]) AS newest ON true
+          WHERE t.code = NEW.{territory} AND (OLD.{territory} IS NOT NULL OR newest.user_id IS NOT NULL)
+          ON CONFLICT (lead_id, territory) DO NOTHING;
+          RETURN NULL;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.own_moved_lead() IS
+        'Trigger of the transition: a lead that came into a territory has no owner there until a newer activity';
+        REVOKE ALL ON FUNCTION {schema}.own_moved_lead() FROM PUBLIC
+        """)
+    )
+
+
+def create_forget_function() -> None:
+    # A new lead with the id of one that is gone must inherit neither its owner nor its rules, however it
+    # went: deleted, under another id, or with all others. The audit stays.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.forget_lead()
+        RETURNS trigger
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        BEGIN
+          IF TG_OP = 'TRUNCATE' THEN
+            PERFORM {schema}.end_lead_rules(r.lead_id)
+            FROM (SELECT DISTINCT r.lead_id FROM {schema}.lead_protection_rules AS r
+                  WHERE r.active AND r.lead_id IS NOT NULL) AS r;
+            DELETE FROM {schema}.user_lead_assignments;
+          ELSIF OLD.{lead_id} IS NOT NULL THEN
+            DELETE FROM {schema}.user_lead_assignments AS a WHERE a.lead_id = OLD.{lead_id};
+            PERFORM {schema}.end_lead_rules(OLD.{lead_id});
+            PERFORM {schema}.note_unsettled(OLD.{lead_id});
+          END IF;
+          RETURN NULL;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.forget_lead() IS
+        'Trigger: a lead that is gone takes its assignments and rules along, so that a new one with its id has neither';
+        REVOKE ALL ON FUNCTION {schema}.forget_lead() FROM PUBLIC
+        """)
+    )
+
+
+def create_triggers() -> None:
+    # They compare values, for a trigger of the host may change a column that the statement does not name;
+    # and they fire ALWAYS: replication and session_replication_role make no way round.
+    op.execute(
+        sql("""
+        CREATE TRIGGER {note_writes} AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {leads}
+        FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_contextless_write();
+        CREATE TRIGGER {transition_territory} AFTER UPDATE ON {leads}
+        FOR EACH ROW WHEN (OLD.{territory} IS DISTINCT FROM NEW.{territory})
+        EXECUTE FUNCTION {schema}.own_moved_lead();
+        ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {note_writes};
+        ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {transition_territory};
+        CREATE TRIGGER {forget} AFTER DELETE ON {leads}
+        FOR EACH ROW EXECUTE FUNCTION {schema}.forget_lead();
+        CREATE TRIGGER {forget_id} AFTER UPDATE ON {leads}
+        FOR EACH ROW WHEN (OLD.{lead_id} IS DISTINCT FROM NEW.{lead_id})
+        EXECUTE FUNCTION {schema}.forget_lead();
+        CREATE TRIGGER {forget_all} AFTER TRUNCATE ON {leads}
+        FOR EACH STATEMENT EXECUTE FUNCTION {schema}.forget_lead();
+        ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {forget};
+        ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {forget_id};
+        ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {forget_all}
+        """)
+    )

@@ -1,0 +1,348 @@
+"""What the backfill left, asked of the data; where it stands, and what it would do.
+
+Why: a backfill is done when the data says so, not when its last row was written. The same functions
+serve its own verification, the gate, the commands, and psql.
+
+Locks on host tables: none beyond ACCESS SHARE, which every SELECT takes.
+
+Undone by: dropping the functions; they hold no data.
+"""
+
+from alembic import op
+
+from leadprotect.settings import sql
+
+revision = "lp_0011_migrate_verification"
+down_revision = "lp_0010_migrate_backfill"
+branch_labels = None
+depends_on = None
+phase = "migrate"
+locks: dict[str, dict[str, str]] = {"upgrade": {}, "downgrade": {}}
+
+
+def upgrade() -> None:
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    op.execute(sql("GRANT CREATE ON SCHEMA {schema} TO {reader}"))
+    op.execute(sql("SET LOCAL ROLE {reader}"))
+    create_unowned_leads()
+    create_stale_leads()
+    create_estimates()
+    create_status()
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    op.execute(sql("REVOKE CREATE ON SCHEMA {schema} FROM {reader}"))
+    op.execute("RESET ROLE")
+
+
+def downgrade() -> None:
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    op.execute(
+        sql("""
+        DROP FUNCTION
+          {schema}.backfill_status(),
+          {schema}.backfill_report(text[]),
+          {schema}.backfill_counts(text[]),
+          {schema}.backfill_outside(),
+          {schema}.backfill_sample(text, integer),
+          {schema}.backfill_estimate(text),
+          {schema}.backfill_stale(text),
+          {schema}.unowned_leads(text),
+          {schema}.unowned_leads(text[])
+        """)
+    )
+    op.execute("RESET ROLE")
+
+
+def create_unowned_leads() -> None:
+    # The truth about the backfill, asked by its own verification and by the gate. Released leads have an
+    # assignment, to nobody: they are not listed.
+    # Contract asks it again when the transition's indexes are gone, perhaps of a host that has no index
+    # on the leads of activities: one scan of each table for all territories, whatever the statistics of a fresh one say.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.unowned_leads(territories text[])
+        RETURNS TABLE (territory text, lead_id {lead_id_type})
+        LANGUAGE sql
+        STABLE SECURITY DEFINER
+        SET enable_nestloop = off
+        BEGIN ATOMIC
+          SELECT l.{territory}::text, l.{lead_id}
+          FROM {leads} AS l
+          WHERE l.{territory} = ANY (unowned_leads.territories)
+            AND NOT EXISTS (
+              SELECT FROM {schema}.user_lead_assignments AS a
+              WHERE a.lead_id = l.{lead_id} AND a.territory = l.{territory})
+            AND EXISTS (
+              SELECT FROM {activities} AS v
+              WHERE v.{activity_lead_id} = l.{lead_id}
+                AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL
+                AND (v.{activity_at} <= pg_catalog.statement_timestamp()) IS NOT FALSE);
+        END;
+        COMMENT ON FUNCTION {schema}.unowned_leads(text[]) IS
+        'Leads of the territories with a qualifying activity, without an owner, and not released by hand';
+        REVOKE ALL ON FUNCTION {schema}.unowned_leads(text[]) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.unowned_leads(text[]) TO {owner}, {operator}
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.unowned_leads(territory text)
+        RETURNS SETOF {lead_id_type}
+        LANGUAGE sql
+        STABLE
+        BEGIN ATOMIC
+          SELECT u.lead_id FROM {schema}.unowned_leads(ARRAY[unowned_leads.territory]) AS u;
+        END;
+        COMMENT ON FUNCTION {schema}.unowned_leads(text) IS
+        'Leads of the territory with a qualifying activity, without an owner, and not released by hand';
+        REVOKE ALL ON FUNCTION {schema}.unowned_leads(text) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.unowned_leads(text) TO {owner}, {operator}
+        """)
+    )
+
+
+def create_stale_leads() -> None:
+    # An owner whose last activity was deleted stays, so a lead without any activity is never stale.
+    # The plan is pinned: one index probe a lead, whatever the statistics of a fresh table say.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.backfill_stale(here text)
+        RETURNS SETOF {lead_id_type}
+        LANGUAGE plpgsql
+        STABLE SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        SET enable_hashjoin = off
+        SET enable_mergejoin = off
+        AS $body$
+        #variable_conflict use_variable
+        BEGIN
+          RETURN QUERY
+          SELECT a.lead_id
+          FROM {schema}.user_lead_assignments AS a
+          JOIN {leads} AS l ON l.{lead_id} = a.lead_id AND l.{territory} = here,
+            LATERAL (
+              SELECT v.{activity_user_id} AS user_id, v.{activity_at} AS at, v.{activity_id} AS id FROM {activities} AS v
+              WHERE v.{activity_lead_id} = a.lead_id
+                AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL
+                AND (v.{activity_at} <= pg_catalog.statement_timestamp()) IS NOT FALSE
+              ORDER BY v.{activity_at} DESC NULLS LAST, v.{activity_id} DESC LIMIT 1) AS newest
+          WHERE a.territory = here AND (
+            a.source IN ('backfill', 'activity')
+              AND (a.activity_id IS DISTINCT FROM newest.id OR a.user_id IS DISTINCT FROM newest.user_id)
+            -- a lead that moved here: only what came since counts
+            OR a.source = 'moved' AND (a.activity_at IS NULL AND newest.at IS NOT NULL OR a.activity_at < newest.at));
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.backfill_stale(text) IS
+        'Leads of the territory whose derived owner is not the user of the newest qualifying activity';
+        REVOKE ALL ON FUNCTION {schema}.backfill_stale(text) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.backfill_stale(text) TO {owner}, {operator}
+        """)
+    )
+
+
+def create_estimates() -> None:
+    # A progress bar needs no exact total: the planner's is free, a count reads the whole index.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.backfill_estimate(here text)
+        RETURNS bigint
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        #variable_conflict use_variable
+        DECLARE
+          plan json;
+        BEGIN
+          EXECUTE format('EXPLAIN (FORMAT JSON) SELECT FROM {leads} AS l WHERE l.{territory} = %L', here) INTO plan;
+          RETURN (plan -> 0 -> 'Plan' ->> 'Plan Rows')::bigint;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.backfill_estimate(text) IS
+        'How many leads a territory has, as the planner reckons';
+        REVOKE ALL ON FUNCTION {schema}.backfill_estimate(text) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.backfill_estimate(text) TO {owner}, {operator}
+        """)
+    )
+    # A part of the leads, by whole pages, looked at as the backfill would.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.backfill_sample(
+          here text, wanted integer, OUT leads bigint, OUT sampled bigint, OUT assignable bigint, OUT ownerless bigint)
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        SET enable_hashjoin = off
+        SET enable_mergejoin = off
+        SET jit = off
+        AS $body$
+        #variable_conflict use_variable
+        DECLARE
+          percent float8;
+        BEGIN
+          leads := {schema}.backfill_estimate(here);
+          percent := 100.0 * wanted / greatest(leads, 1);
+          LOOP
+            EXECUTE format(
+              'SELECT count(*), count(*) FILTER (WHERE NOT s.stands AND s.qualifying),
+                      count(*) FILTER (WHERE NOT s.stands AND NOT s.qualifying)
+               FROM (
+                 SELECT EXISTS (
+                          SELECT FROM {schema}.user_lead_assignments AS a
+                          WHERE a.lead_id = l.{lead_id} AND a.territory = %1$L) AS stands,
+                        EXISTS (
+                          SELECT FROM {activities} AS v
+                          WHERE v.{activity_lead_id} = l.{lead_id}
+                            AND v.{activity_kind} IN (%2$s) AND v.{activity_user_id} IS NOT NULL
+                            AND (v.{activity_at} <= statement_timestamp()) IS NOT FALSE) AS qualifying
+                 FROM {leads} AS l %3$s WHERE l.{territory} = %1$L) AS s',
+              here, (SELECT string_agg(quote_literal(kind), ', ') FROM unnest(ARRAY[{kinds}]) AS kind),
+              CASE WHEN percent < 50 THEN format('TABLESAMPLE SYSTEM (%s)', percent) ELSE '' END)
+              INTO sampled, assignable, ownerless;
+            EXIT WHEN sampled > 0 OR percent >= 50;
+            percent := percent * 10;
+          END LOOP;
+          IF percent >= 50 THEN
+            leads := sampled;
+          END IF;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.backfill_sample(text, integer) IS
+        'What a backfill would do, from a sample of the leads; writes nothing';
+        REVOKE ALL ON FUNCTION {schema}.backfill_sample(text, integer) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.backfill_sample(text, integer) TO {owner}, {operator}
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.backfill_outside()
+        RETURNS bigint
+        LANGUAGE sql
+        STABLE SECURITY DEFINER
+        BEGIN ATOMIC
+          SELECT pg_catalog.count(*) FROM {leads} AS l WHERE l.{territory} IS NULL;
+        END;
+        COMMENT ON FUNCTION {schema}.backfill_outside() IS 'Number of leads without a territory: outside protection';
+        REVOKE ALL ON FUNCTION {schema}.backfill_outside() FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.backfill_outside() TO {owner}, {operator}
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.backfill_counts(territories text[])
+        RETURNS TABLE (territory text, ownerless bigint, missing bigint, released bigint)
+        LANGUAGE sql
+        STABLE SECURITY DEFINER
+        BEGIN ATOMIC
+          SELECT code, coalesce(u.leads - u.qualifying, 0), coalesce(u.qualifying, 0),
+                 (SELECT pg_catalog.count(*) FROM {schema}.user_lead_assignments AS a
+                  WHERE a.source = 'release' AND a.territory = code)
+          FROM pg_catalog.unnest(territories) AS code
+          LEFT JOIN (
+            SELECT l.{territory}::text AS here, pg_catalog.count(*) AS leads,
+                   pg_catalog.count(*) FILTER (WHERE EXISTS (
+                     SELECT FROM {activities} AS v
+                     WHERE v.{activity_lead_id} = l.{lead_id}
+                       AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL
+                       AND (v.{activity_at} <= pg_catalog.statement_timestamp()) IS NOT FALSE)) AS qualifying
+            FROM {leads} AS l
+            WHERE l.{territory} = ANY (backfill_counts.territories)
+              AND NOT EXISTS (
+                SELECT FROM {schema}.user_lead_assignments AS a
+                WHERE a.lead_id = l.{lead_id} AND a.territory = l.{territory})
+            GROUP BY l.{territory}) AS u ON u.here = code;
+        END;
+        COMMENT ON FUNCTION {schema}.backfill_counts(text[]) IS
+        'Leads without an owner in each territory: without a qualifying activity, with one, and released by hand';
+        REVOKE ALL ON FUNCTION {schema}.backfill_counts(text[]) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.backfill_counts(text[]) TO {owner}, {operator}
+        """)
+    )
+    # Every lead that has no owner after the backfill, and why.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.backfill_report(territories text[])
+        RETURNS TABLE (lead_id {lead_id_type}, territory text, reason text)
+        LANGUAGE plpgsql
+        STABLE SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        #variable_conflict use_variable
+        BEGIN
+          RETURN QUERY
+          SELECT l.{lead_id}::{lead_id_type}, l.{territory}::text, CASE
+              WHEN EXISTS (
+                SELECT FROM {schema}.backfill_deferred AS d
+                WHERE d.lead_id = l.{lead_id} AND d.territory = l.{territory}) THEN 'locked'
+              WHEN EXISTS (
+                SELECT FROM {activities} AS v
+                WHERE v.{activity_lead_id} = l.{lead_id}
+                  AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL
+                  AND (v.{activity_at} <= pg_catalog.statement_timestamp()) IS NOT FALSE) THEN 'missing'
+              ELSE 'no_qualifying_activity' END
+          FROM {leads} AS l
+          WHERE l.{territory} = ANY (territories)
+            AND NOT EXISTS (
+              SELECT FROM {schema}.user_lead_assignments AS a
+              WHERE a.lead_id = l.{lead_id} AND a.territory = l.{territory})
+          UNION ALL
+          SELECT a.lead_id, a.territory, CASE a.source WHEN 'moved' THEN 'moved' ELSE 'released' END
+          FROM {schema}.user_lead_assignments AS a
+          WHERE a.territory = ANY (territories) AND a.user_id IS NULL
+          UNION ALL
+          SELECT l.{lead_id}::{lead_id_type}, NULL, 'no_territory' FROM {leads} AS l WHERE l.{territory} IS NULL;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.backfill_report(text[]) IS
+        'Every lead without an owner after the backfill, and why';
+        REVOKE ALL ON FUNCTION {schema}.backfill_report(text[]) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.backfill_report(text[]) TO {owner}, {operator}
+        """)
+    )
+
+
+def create_status() -> None:
+    # The one answer to where a backfill stands, for psql, the library and the commands. A walk that
+    # began and that no lease holds was interrupted: its workers are gone.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.backfill_status()
+        RETURNS TABLE (
+          territory text, state text, started_at timestamptz, ended_at timestamptz, scanned bigint, assigned bigint,
+          deferred bigint, total bigint, workers bigint, request_reason text)
+        LANGUAGE plpgsql
+        STABLE SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        #variable_conflict use_column
+        BEGIN
+          RETURN QUERY
+          SELECT j.territory,
+                 CASE WHEN j.request = 'pause' THEN 'paused'
+                      WHEN j.ended_at IS NOT NULL THEN 'done'
+                      WHEN j.request = 'stop' THEN 'stopped'
+                      WHEN j.started_at IS NULL THEN 'new'
+                      WHEN c.workers > 0 THEN 'running'
+                      ELSE 'interrupted' END,
+                 j.started_at, j.ended_at, c.scanned, c.assigned + j.retried,
+                 (SELECT count(*) FROM {schema}.backfill_deferred AS d WHERE d.territory = j.territory),
+                 {schema}.backfill_estimate(j.territory), c.workers, j.request_reason
+          FROM {schema}.backfill_jobs AS j,
+            LATERAL (
+              SELECT coalesce(sum(c.scanned), 0)::bigint AS scanned, coalesce(sum(c.assigned), 0)::bigint AS assigned,
+                     count(*) FILTER (WHERE c.finished_at IS NULL AND c.lease_until > clock_timestamp()) AS workers
+              FROM {schema}.backfill_chunks AS c WHERE c.territory = j.territory) AS c
+          ORDER BY j.territory;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.backfill_status() IS
+        'Where the backfill of each territory stands: new, running, interrupted, paused, stopped or done; total is an estimate';
+        REVOKE ALL ON FUNCTION {schema}.backfill_status() FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.backfill_status() TO {owner}, {operator}
+        """)
+    )

@@ -1,0 +1,391 @@
+"""The gate that contract waits for.
+
+Why: nothing is enforced while somebody would be locked out, or while rows could be read past it. The
+data and the catalog are asked, by one function for `alembic upgrade head`, `leadprotect status` and the
+contract revisions themselves.
+
+Locks on host tables: none beyond ACCESS SHARE, which every SELECT takes.
+
+Undone by: dropping the functions; they hold no data.
+"""
+
+from alembic import op
+
+from leadprotect.settings import sql
+
+revision = "lp_0012_migrate_gate"
+down_revision = "lp_0011_migrate_verification"
+branch_labels = None
+depends_on = None
+phase = "migrate"
+locks: dict[str, dict[str, str]] = {"upgrade": {}, "downgrade": {}}
+
+
+def upgrade() -> None:
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    create_requirement()
+    op.execute(sql("GRANT CREATE ON SCHEMA {schema} TO {reader}"))
+    op.execute(sql("SET LOCAL ROLE {reader}"))
+    create_ways_around()
+    create_gate()
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    op.execute(sql("REVOKE CREATE ON SCHEMA {schema} FROM {reader}"))
+    op.execute("RESET ROLE")
+
+
+def downgrade() -> None:
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    op.execute(
+        sql("""
+        DROP FUNCTION
+          {schema}.require_open_gate(interval, text, name[]),
+          {schema}.gate_conditions(interval, text, name[]),
+          {schema}.ways_around(text, name[])
+        """)
+    )
+    op.execute("RESET ROLE")
+
+
+def create_ways_around() -> None:
+    # Row security binds who reads the table by its name: not through a child, and not through a view
+    # that reads as an owner whom it does not bind. `reader` is who reads leads in a view's name, 0 whoever
+    # asks: the first view on the way up from the table that is no security_invoker decides.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.ways_around(host_rls text, exempt_roles name[])
+        RETURNS TABLE (condition text, met boolean, detail text, remedy text)
+        LANGUAGE plpgsql
+        STABLE
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        #variable_conflict use_variable
+        BEGIN
+          condition := 'inheritance';
+          SELECT count(*) = 0,
+                 coalesce(string_agg(format('%s inherits from %s, so the leads in it are not protected', i.inhrelid::regclass,
+                            i.inhparent::regclass), ', '), 'no table shares its rows with ' || {leads_label}),
+                 string_agg(format('ALTER TABLE %s NO INHERIT %s;', i.inhrelid::regclass, i.inhparent::regclass), ' ')
+          INTO met, detail, remedy
+          FROM pg_inherits AS i WHERE {leads_name}::regclass IN (i.inhparent, i.inhrelid);
+          RETURN NEXT;
+
+          -- they run as the owner of the table, past row security; the triggers of contract decide them like
+          -- any edit of whoever acts, so they are named and keep nothing closed
+          condition := 'referential_actions';
+          met := true;
+          remedy := NULL;
+          SELECT coalesce(
+                   string_agg(format('%I on %s changes leads with %s: decided like an edit of each of them', k.conname,
+                     k.conrelid::regclass, k.confrelid::regclass), ', ' ORDER BY k.conname),
+                   'no foreign key changes leads with another table')
+          INTO detail
+          FROM pg_constraint AS k
+          WHERE k.contype = 'f' AND k.conrelid = {leads_name}::regclass
+            AND (k.confdeltype NOT IN ('a', 'r') OR k.confupdtype NOT IN ('a', 'r'));
+          RETURN NEXT;
+
+          condition := 'views';
+          SELECT count(*) = 0,
+                 coalesce(string_agg(leak.detail, ', '), 'no view shows leads past row security'),
+                 string_agg(leak.remedy, ' ') || ' or name the readers in exempt_roles'
+          INTO met, detail, remedy
+          FROM (
+            WITH RECURSIVE rules AS MATERIALIZED (
+              SELECT DISTINCT d.refobjid AS source, r.ev_class AS view
+              FROM pg_depend AS d JOIN pg_rewrite AS r ON r.oid = d.objid
+              WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid <> r.ev_class),
+            relations AS MATERIALIZED (
+              SELECT c.oid, c.relkind, c.relowner, c.relacl, c.relkind = 'v' AND coalesce((
+                       SELECT bool_or(o.option_value::boolean) FROM pg_options_to_table(c.reloptions) AS o
+                       WHERE o.option_name = 'security_invoker'), false) AS invoker
+              FROM pg_class AS c WHERE c.relkind IN ('v', 'm') AND c.oid IN (SELECT rules.view FROM rules)),
+            reached AS (
+              SELECT v.oid, CASE WHEN v.invoker THEN 0::oid ELSE v.relowner END AS reader
+              FROM rules JOIN relations AS v ON v.oid = rules.view WHERE rules.source = {leads_name}::regclass
+              UNION
+              SELECT v.oid, CASE WHEN below.reader <> 0 THEN below.reader WHEN v.invoker THEN 0::oid ELSE v.relowner END
+              FROM reached AS below JOIN rules ON rules.source = below.oid JOIN relations AS v ON v.oid = rules.view),
+            leaks AS MATERIALIZED (
+              SELECT DISTINCT v.oid, v.relkind, v.relowner, v.relacl
+              FROM reached JOIN relations AS v ON v.oid = reached.oid JOIN pg_roles AS o ON o.oid = reached.reader
+              WHERE NOT v.invoker AND (o.rolsuper OR o.rolbypassrls
+                OR host_rls <> 'force' AND pg_has_role(o.oid, (SELECT relowner FROM pg_class
+                                                               WHERE oid = {leads_name}::regclass), 'USAGE'))),
+            grants AS (
+              SELECT l.oid, l.relowner, g.grantee FROM leaks AS l, aclexplode(l.relacl) AS g
+              WHERE g.privilege_type = 'SELECT'
+              UNION
+              SELECT l.oid, l.relowner, g.grantee
+              FROM leaks AS l JOIN pg_attribute AS a ON a.attrelid = l.oid, aclexplode(a.attacl) AS g
+              WHERE g.privilege_type = 'SELECT'
+              UNION
+              SELECT l.oid, l.relowner, 'pg_read_all_data'::regrole FROM leaks AS l),
+            readers AS (
+              SELECT g.oid, g.grantee, min(r.rolname) AS login
+              FROM grants AS g JOIN pg_roles AS r
+                ON CASE g.grantee WHEN 0 THEN true ELSE pg_has_role(r.oid, g.grantee, 'MEMBER') END
+              WHERE r.rolcanlogin AND NOT r.rolsuper AND NOT r.rolbypassrls AND r.rolname <> ALL (exempt_roles)
+                AND NOT pg_has_role(r.oid, g.relowner, 'MEMBER')
+                AND has_database_privilege(r.oid, current_database(), 'CONNECT')
+              GROUP BY g.oid, g.grantee)
+            SELECT format('%s reads leads as its owner %I, so login %I sees those of every territory', l.oid::regclass,
+                          pg_get_userbyid(l.relowner), min(r.login)) AS detail,
+                   CASE l.relkind WHEN 'v' THEN format('ALTER VIEW %s SET (security_invoker = true);', l.oid::regclass)
+                     ELSE string_agg(format('REVOKE SELECT ON %s FROM %s;', l.oid::regclass,
+                       CASE r.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(r.grantee)) END), ' ') END AS remedy
+            FROM leaks AS l JOIN readers AS r ON r.oid = l.oid
+            GROUP BY l.oid, l.relkind, l.relowner ORDER BY l.oid::regclass::text LIMIT 20) AS leak;
+          RETURN NEXT;
+        END
+        $body$;
+        REVOKE ALL ON FUNCTION {schema}.ways_around(text, name[]) FROM PUBLIC;
+        COMMENT ON FUNCTION {schema}.ways_around(text, name[]) IS
+        'Conditions of the gate: what would show leads past row security'
+        """)
+    )
+
+
+def create_gate() -> None:
+    # The data and the catalog are asked, no status row but the times at which something ended. The
+    # settings are arguments, because a release engineer opens the gate by changing them.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.gate_conditions(observation_window interval, host_rls text, exempt_roles name[])
+        RETURNS TABLE (condition text, met boolean, detail text, remedy text)
+        LANGUAGE plpgsql
+        STABLE SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        #variable_conflict use_variable
+        DECLARE
+          complete_since timestamptz;
+          host_owner oid := (SELECT relowner FROM pg_class WHERE oid = {leads_name}::regclass);
+          -- a note stands for the writes of an interval; a window of 0 asks for no look back at all
+          noted interval := CASE WHEN observation_window > interval '0' THEN {note_interval} ELSE interval '0' END;
+        BEGIN
+          -- row security that the host had before binds the owner too: what it can't see, it can't miss
+          condition := 'visibility';
+          SELECT count(*) = 0,
+                 coalesce(string_agg(hidden.detail, ', '), 'no row of the host is hidden from ' || quote_ident({reader_name})),
+                 string_agg(hidden.remedy, ' ')
+          INTO met, detail, remedy
+          FROM (
+            SELECT format('row-level security of %s hides rows from %I', c.oid::regclass, {reader_name})
+                     || coalesce(' (restrictive policy ' || p.binding || ')', '') AS detail,
+                   concat_ws(' ',
+                     CASE WHEN p.opened IS NOT TRUE
+                       THEN format('CREATE POLICY %I ON %s FOR SELECT TO %I USING (current_user = %L);', 'read_for_' || {reader_name},
+                                   c.oid::regclass, {reader_name}, {reader_name}) END,
+                     'let restrictive policies bind the roles of your application only: ALTER POLICY '
+                       || p.binding || format(' ON %s TO ...', c.oid::regclass)) AS remedy
+            FROM pg_class AS c CROSS JOIN LATERAL (
+              SELECT bool_or(q.polpermissive AND q.condition IN ('true', {inside_reader})) AS opened,
+                     string_agg(quote_ident(q.polname), ', ' ORDER BY q.polname)
+                       FILTER (WHERE NOT q.polpermissive AND q.condition <> 'true'
+                         AND q.polname <> ALL (ARRAY[{host_policies}]::name[])) AS binding
+              FROM (
+                SELECT polname, polpermissive, pg_get_expr(polqual, polrelid) AS condition FROM pg_policy
+                WHERE polrelid = c.oid AND polcmd IN ('r', '*') AND EXISTS (
+                  SELECT FROM unnest(polroles) AS bound WHERE bound = 0 OR pg_has_role(bound, 'USAGE'))) AS q) AS p
+            WHERE c.oid IN ({leads_name}::regclass, {activities_name}::regclass) AND row_security_active(c.oid)
+              AND (p.opened IS NOT TRUE OR p.binding IS NOT NULL)
+            ORDER BY c.relname) AS hidden;
+          RETURN NEXT;
+
+          condition := 'owners';
+          SELECT count(*) = 0,
+                 coalesce(string_agg(format('%s leads in %s have a qualifying activity but no owner', missing.leads, missing.code), ', '),
+                          'every lead with a qualifying activity has its owner'),
+                 'leadprotect backfill ' || string_agg(missing.code, ' ')
+          INTO met, detail, remedy
+          FROM (
+            SELECT u.territory AS code, count(*) AS leads
+            FROM {schema}.unowned_leads(ARRAY(SELECT t.code FROM {schema}.territories AS t)) AS u
+            GROUP BY u.territory ORDER BY u.territory) AS missing;
+          -- Before a walk has ended, a derived owner may be older than the transition's triggers: from a
+          -- life before a downgrade. lp_0007 asks before its index goes; the triggers keep what it found.
+          IF met AND EXISTS (
+            SELECT FROM pg_index AS i WHERE i.indexrelid = to_regclass('{activities_index_path}') AND i.indisvalid)
+          THEN
+            SELECT count(*) = 0,
+                   coalesce(string_agg(format('%s leads in %s have another owner than their newest qualifying activity says',
+                              stale.leads, stale.code), ', '), detail),
+                   'leadprotect backfill ' || string_agg(stale.code, ' ')
+            INTO met, detail, remedy
+            FROM (
+              SELECT j.territory AS code, count(*) AS leads
+              FROM {schema}.backfill_jobs AS j, {schema}.backfill_stale(j.territory)
+              WHERE j.ended_at IS NULL
+              GROUP BY j.territory ORDER BY j.territory) AS stale;
+          END IF;
+          RETURN NEXT;
+
+          condition := 'constraints';
+          SELECT count(*) = 0,
+                 coalesce('not validated: ' || string_agg(format('%I on %s', c.conname, c.conrelid::regclass), ', '),
+                          'all constraints are validated'),
+                 string_agg(format('ALTER TABLE %s VALIDATE CONSTRAINT %I;', c.conrelid::regclass, c.conname), ' ')
+          INTO met, detail, remedy
+          FROM pg_constraint AS c
+          WHERE c.connamespace = {schema_name}::regnamespace AND NOT c.convalidated;
+          RETURN NEXT;
+
+          condition := 'observation_window';
+          SELECT max(greatest(j.registered_at, j.finished_at)) INTO complete_since FROM {schema}.backfill_jobs AS j;
+          met := coalesce(complete_since + observation_window <= clock_timestamp(), false);
+          detail := format('migrate is complete since %s, the observation window is %s',
+                           coalesce(to_char(complete_since AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'), 'never'),
+                           justify_hours(observation_window));
+          remedy := CASE WHEN NOT met THEN
+            format('wait until %s, or shorten observation_window',
+                   to_char((complete_since + observation_window) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')) END;
+          RETURN NEXT;
+
+          IF host_rls = 'off' THEN
+            RETURN;
+          END IF;
+
+          condition := 'territories';
+          -- what stands in a lead is data: it is shown in one short line, and no part of a command
+          SELECT count(*) = 0,
+                 coalesce(string_agg(format('%s leads carry the unknown territory %L', unknown.leads,
+                            left(regexp_replace(unknown.territory, '[[:cntrl:]]', ' ', 'g'), 40)), ', '),
+                          'every territory of a lead is known'),
+                 string_agg(DISTINCT CASE WHEN unknown.territory ~ '^[A-Za-z][A-Za-z0-9_]{0,15}$'
+                   THEN 'leadprotect territory add ' || unknown.territory ELSE 'correct the territory of these leads' END, '; ')
+          INTO met, detail, remedy
+          FROM (
+            SELECT l.{territory}::text AS territory, count(*) AS leads FROM {leads} AS l
+            WHERE l.{territory} IS NOT NULL AND l.{territory} NOT IN (SELECT t.code FROM {schema}.territories AS t)
+            GROUP BY l.{territory} ORDER BY l.{territory} LIMIT 5) AS unknown;
+          RETURN NEXT;
+
+          condition := 'contextless_writes';
+          SELECT count(*) = 0,
+                 coalesce(string_agg(format('login %I wrote to %s without a context at %s', late.login, late.host_table,
+                            to_char(late.at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')), ', '),
+                          'no write without a context inside the observation window'),
+                 'deploy the version that sets its context (leadprotect.acting_as) and wait until '
+                   || to_char((max(late.at) + observation_window + noted) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')
+                   || ', or name the login in exempt_roles'
+          INTO met, detail, remedy
+          FROM (
+            SELECT DISTINCT ON (w.login) w.login, w.host_table, w.at FROM {schema}.contextless_writes AS w
+            WHERE NOT w.with_context AND w.at > clock_timestamp() - observation_window - noted
+              AND w.login <> ALL (exempt_roles)
+            ORDER BY w.login, w.at DESC) AS late;
+          RETURN NEXT;
+
+          condition := 'logins';
+          SELECT count(*) = 0,
+                 coalesce(string_agg(locked.detail, ', '), 'every login with privileges is a member, or owns the table and is idle'),
+                 string_agg(locked.remedy, ' ') || ' or name it in exempt_roles'
+          INTO met, detail, remedy
+          FROM (
+            -- who may do something with leads; roles of ours make no service of anybody
+            WITH holders AS MATERIALIZED (
+              SELECT h.oid FROM pg_roles AS h
+              WHERE h.rolname <> ALL (ARRAY[{offices}]::name[]) AND (
+                has_table_privilege(h.oid, {leads_name}::regclass, 'SELECT, INSERT, UPDATE, DELETE')
+                OR has_any_column_privilege(h.oid, {leads_name}::regclass, 'INSERT, UPDATE')
+                -- what contract lets an auditor read for v_lead_protection makes no service of him
+                OR EXISTS (
+                  SELECT FROM pg_attribute AS a
+                  WHERE a.attrelid = {leads_name}::regclass AND a.attnum > 0 AND NOT a.attisdropped
+                    AND has_column_privilege(h.oid, a.attrelid, a.attnum, 'SELECT')
+                    AND NOT (a.attname IN ({lead_id_column_name}, {territory_column_name})
+                      AND pg_has_role(h.oid, {auditor_name}, 'USAGE'))))),
+            borders AS MATERIALIZED (
+              SELECT b.oid FROM {schema}.territories AS t JOIN pg_roles AS b ON b.rolname = {role_prefix} || lower(t.code)),
+            -- whom a login can act as: itself, and each role that SET ROLE lets it choose
+            acting AS MATERIALIZED (
+              SELECT l.rolname AS login, r.oid, r.rolname AS role, r.oid = l.oid AS itself,
+                     pg_has_role(l.oid, host_owner, 'MEMBER') AS owns,
+                     pg_has_role(r.oid, {app_name}, 'USAGE')
+                       AND EXISTS (SELECT FROM borders AS b WHERE pg_has_role(r.oid, b.oid, 'USAGE')) AS ready
+              FROM pg_roles AS l JOIN pg_roles AS r ON pg_has_role(l.oid, r.oid, 'MEMBER')
+              JOIN holders AS h ON h.oid = r.oid
+              WHERE l.rolcanlogin AND NOT l.rolsuper AND l.rolname <> ALL (exempt_roles) AND r.rolname <> ALL (exempt_roles)
+                AND has_database_privilege(l.oid, current_database(), 'CONNECT')),
+            suspects AS (
+              -- a login with privileges of its own is judged by itself, a pool by the roles it sets
+              SELECT DISTINCT ON (a.login) a.login, a.role, a.owns, a.ready,
+                     (SELECT max(w.at) FROM {schema}.contextless_writes AS w
+                      WHERE w.login = a.login AND w.at > clock_timestamp() - observation_window - noted) AS wrote
+              FROM acting AS a ORDER BY a.login, a.itself DESC, a.ready DESC, a.role)
+            SELECT CASE WHEN s.owns
+                THEN format('login %I owns %s, so row security does not bind it, and wrote at %s', s.login, {leads_label},
+                            to_char(s.wrote AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'))
+                ELSE format('%s has privileges on %s but is no member of %s and a territory',
+                            CASE s.role WHEN s.login THEN format('login %I', s.login)
+                              ELSE format('role %I, which login %I sets,', s.role, s.login) END,
+                            {leads_label}, {app_name}) END AS detail,
+              CASE WHEN s.owns
+                THEN format('let the service log in as another member of %I and wait until %s,', {app_name},
+                            to_char((s.wrote + observation_window + noted) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'))
+                -- which territory a login serves, only its owner knows: the others are named beside the first
+                ELSE (
+                  SELECT format('GRANT %I, %I%s TO %I;', {app_name}, t.roles[1],
+                                ' /* or ' || nullif(array_to_string(t.roles[2:], ', '), '') || ' */', s.role)
+                  FROM (SELECT array_agg({role_prefix} || lower(code) ORDER BY code) AS roles
+                        FROM {schema}.territories) AS t) END AS remedy
+            FROM suspects AS s
+            WHERE NOT s.ready AND (NOT s.owns OR s.wrote IS NOT NULL) OR s.owns AND s.wrote IS NOT NULL
+            ORDER BY s.login LIMIT 20) AS locked;
+          RETURN NEXT;
+
+          -- what row security passes by must be out of reach of whoever it is to bind
+          condition := 'exempt_roles';
+          SELECT count(*) = 0,
+                 coalesce(string_agg(format('login %I is a service and can become %I, which is exempt', m.login, m.exempt), ', '),
+                          'no service can become an exempt role'),
+                 string_agg(format('REVOKE %I FROM %I;', m.exempt, m.login), ' ') || ' or take it out of exempt_roles'
+          INTO met, detail, remedy
+          FROM (
+            SELECT l.rolname AS login, e.rolname AS exempt
+            FROM pg_roles AS l JOIN pg_roles AS e ON e.rolname = ANY (exempt_roles) AND e.oid <> l.oid
+            WHERE l.rolcanlogin AND NOT l.rolsuper AND pg_has_role(l.oid, e.oid, 'MEMBER')
+              AND pg_has_role(l.oid, {app_name}, 'MEMBER')
+              AND has_database_privilege(l.oid, current_database(), 'CONNECT')
+            ORDER BY 1, 2 LIMIT 20) AS m;
+          RETURN NEXT;
+
+          RETURN QUERY SELECT * FROM {schema}.ways_around(host_rls, exempt_roles);
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.gate_conditions(interval, text, name[]) IS
+        'The conditions of contract, each with what is in the way and what to run';
+        REVOKE ALL ON FUNCTION {schema}.gate_conditions(interval, text, name[]) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.gate_conditions(interval, text, name[]) TO {owner}, {operator}
+        """)
+    )
+
+
+def create_requirement() -> None:
+    # Each contract revision asks again inside its own transaction, and it is the only gate of a script
+    # rendered with --sql.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.require_open_gate(observation_window interval, host_rls text, exempt_roles name[])
+        RETURNS void
+        LANGUAGE plpgsql
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        DECLARE
+          closed text;
+        BEGIN
+          SELECT string_agg(format('%s (%s)', g.detail, g.remedy), '; ') INTO closed
+          FROM {schema}.gate_conditions(observation_window, host_rls, exempt_roles) AS g
+          WHERE g.met IS NOT TRUE;
+          IF closed IS NOT NULL THEN
+            RAISE EXCEPTION 'the gate of contract is closed: %', closed
+              USING ERRCODE = 'LP409', HINT = 'leadprotect status shows what to run.';
+          END IF;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.require_open_gate(interval, text, name[]) IS
+        'Raises SQLSTATE LP409 while a condition of contract is false, with what is in the way and what to run';
+        REVOKE ALL ON FUNCTION {schema}.require_open_gate(interval, text, name[]) FROM PUBLIC
+        """)
+    )

@@ -1,0 +1,397 @@
+"""Row-level security on the host's leads, and an audit row for every edit.
+
+Why: from here on the database itself refuses what the decision denies, whoever asks. A lead without
+territory stays outside protection, as before. The border is restrictive and TO PUBLIC: whoever adds a
+permissive policy later, or reads through a group or a view, meets it. Where the host had row security its
+own policies go on deciding, and ours only narrow. The host's owner keeps maintenance access, unless the
+table is forced or host_rls = force; with host_rls = off the table is left alone. Auditors may read id
+and territory from here on, because row security narrows them to the territories of their role.
+
+Locks on host tables: ACCESS EXCLUSIVE on leads for milliseconds (ENABLE ROW LEVEL SECURITY,
+CREATE POLICY); the gate is asked before the lock. The same for the way down.
+
+Undone by: dropping our policies, triggers and the auditors' right to read id and territory, and
+restoring the two row security flags that stood before. Nothing else of the table is touched.
+"""
+
+from alembic import op
+
+from leadprotect.settings import sql
+
+revision = "lp_0014_contract_enforce"
+down_revision = "lp_0013_contract_indexes"
+branch_labels = None
+depends_on = None
+phase = "contract"
+locks = {"upgrade": {"leads": "AccessExclusiveLock"}, "downgrade": {"leads": "AccessExclusiveLock"}}
+
+
+def upgrade() -> None:
+    ask_gate()
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    create_binding()
+    create_edit_audit()
+    create_refusals()
+    create_territory_list()
+    create_memory()
+    op.execute("RESET ROLE")
+    enforce()
+    end_transition()
+
+
+def downgrade() -> None:
+    open_again()
+    resume_transition()
+    op.execute(
+        sql("""
+        SET LOCAL ROLE {owner};
+        DROP FUNCTION
+          {schema}.audit_edit(), {schema}.audit_truncate(), {schema}.refuse_move(), {schema}.acts_bound(),
+          {schema}.publish_territories(), {schema}.all_territories();
+        DROP TABLE {schema}.host_row_security;
+        RESET ROLE
+        """)
+    )
+
+
+def ask_gate() -> None:
+    # Again inside the transaction, and the only gate of a script rendered with --sql.
+    op.execute(
+        sql("""
+        SET LOCAL ROLE {owner};
+        SELECT {schema}.require_open_gate({observation_window}, {host_rls}, ARRAY[{exempt_roles}]::name[]);
+        RESET ROLE
+        """)
+    )
+
+
+def create_binding() -> None:
+    # A referential action, a definer function or a rule edits as the owner of the table. Who acts is asked
+    # instead of whom the statement runs as: such an edit is decided like his own.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.acts_bound()
+        RETURNS boolean
+        LANGUAGE plpgsql
+        STABLE
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          RETURN coalesce((
+            SELECT NOT (r.rolsuper OR r.rolbypassrls OR r.rolname = ANY (ARRAY[{exempt_roles}]::name[])
+                        OR NOT c.relforcerowsecurity AND pg_has_role(r.oid, c.relowner, 'USAGE'))
+            FROM pg_roles AS r, pg_class AS c
+            WHERE r.rolname = {schema}.acting_role() AND c.oid = {leads_name}::regclass), true);
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.acts_bound() IS
+        'Whether row security of the leads binds the acting role: neither maintenance nor exempt';
+        REVOKE ALL ON FUNCTION {schema}.acts_bound() FROM PUBLIC
+        """)
+    )
+
+
+def create_edit_audit() -> None:
+    # Every edit is decided under locks, whatever was asserted or recorded before: the policy decided in the
+    # statement's snapshot, which may be older than a transfer for which this row waited. One row per lead,
+    # user and transaction: an assertion in the same transaction only spares the second one. A deletion
+    # leaves its own. The probe of the audit is pinned to its key, whatever the statistics of a month say.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.audit_edit()
+        RETURNS trigger
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        SET enable_seqscan = off
+        AS $body$
+        DECLARE
+          author {user_id_type} := {schema}.parse_user(current_setting({user_guc}, true));
+          remark text := lower(TG_OP) || ' without assertion';
+          reason text;
+          basis text;
+          here text;
+          recorded boolean := TG_OP <> 'DELETE' AND EXISTS (
+            SELECT FROM {schema}.lead_access_audit AS e
+            WHERE e.lead_id = OLD.{lead_id} AND e.at >= transaction_timestamp()
+              AND e.at < transaction_timestamp() + interval '1 day'
+              AND e.transaction_id = pg_current_xact_id() AND e.action = 'EDIT' AND e.outcome = 'ALLOW'
+              AND e.user_id IS NOT DISTINCT FROM author);
+        BEGIN
+          IF {schema}.acts_bound() THEN
+            SELECT d.reason, d.basis INTO reason, basis FROM {schema}.decide_locked(OLD.{lead_id}) AS d;
+            IF reason NOT IN ('owner', 'collaborator') THEN
+              PERFORM {schema}.deny(OLD.{lead_id}, 'EDIT', reason, remark);
+            END IF;
+          ELSE
+            reason := {schema}.explain_edit(OLD.{lead_id});
+            basis := 'not bound by row security';
+            here := OLD.{territory};
+            IF reason NOT IN ('owner', 'collaborator') THEN
+              reason := 'maintenance';
+            END IF;
+          END IF;
+          IF NOT recorded THEN
+            PERFORM {schema}.write_audit(OLD.{lead_id}, 'EDIT', reason, remark, basis, here);
+          END IF;
+          RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.audit_edit() IS
+        'Trigger of contract: every edit of a protected lead is decided under locks and leaves its row';
+        REVOKE ALL ON FUNCTION {schema}.audit_edit() FROM PUBLIC
+        """)
+    )
+    # TRUNCATE fires no trigger of rows: each lead gets its row.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.audit_truncate()
+        RETURNS trigger
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        BEGIN
+          IF {schema}.acts_bound() THEN
+            RAISE EXCEPTION 'TRUNCATE on % refused: it would delete leads of every territory', TG_RELID::regclass
+              USING ERRCODE = 'insufficient_privilege';
+          END IF;
+          INSERT INTO {schema}.lead_access_audit
+            (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
+          SELECT l.lead_id, {schema}.parse_user(current_setting({user_guc}, true)), {schema}.acting_role(),
+                 l.territory, 'EDIT', 'ALLOW', 'maintenance', 'truncate without assertion',
+                 {schema}.bounded(current_setting({correlation_guc}, true)), 'not bound by row security'
+          FROM {schema}.protected_leads() AS l;
+          RETURN NULL;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.audit_truncate() IS
+        'Trigger of contract: TRUNCATE is refused to whom row security binds; by maintenance it leaves a row for each lead';
+        REVOKE ALL ON FUNCTION {schema}.audit_truncate() FROM PUBLIC
+        """)
+    )
+
+
+def create_refusals() -> None:
+    # Policies see the old row or the new one, never both: a lead can't be moved out of protection
+    # (territory NULL) or given another id, by no trigger of the host either.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.refuse_move()
+        RETURNS trigger
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          IF {schema}.acts_bound() THEN
+            RAISE EXCEPTION 'id and territory of a protected lead can be changed by maintenance only'
+              USING ERRCODE = 'insufficient_privilege';
+          END IF;
+          RETURN NULL;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.refuse_move() IS
+        'Trigger of contract: id and territory of a protected lead are changed by maintenance only';
+        REVOKE ALL ON FUNCTION {schema}.refuse_move() FROM PUBLIC
+        """)
+    )
+
+
+def create_territory_list() -> None:
+    # Where the territory may not be NULL the border is one comparison that an index serves, and our own
+    # functions pass it with every code. It is made anew when a territory is added; PUBLIC may execute it
+    # like the border itself, and codes are no secret.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.publish_territories()
+        RETURNS void
+        LANGUAGE plpgsql
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          EXECUTE format(
+            'CREATE OR REPLACE FUNCTION {schema}.all_territories() RETURNS text[] LANGUAGE sql STABLE PARALLEL SAFE RETURN %L::text[]',
+            ARRAY(SELECT t.code FROM {schema}.territories AS t ORDER BY t.code));
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.publish_territories() IS 'Makes all_territories() anew, from the table';
+        REVOKE ALL ON FUNCTION {schema}.publish_territories() FROM PUBLIC;
+        SELECT {schema}.publish_territories();
+        COMMENT ON FUNCTION {schema}.all_territories() IS
+        'The codes of all territories, as a constant for the border: publish_territories() makes it';
+        GRANT EXECUTE ON FUNCTION {schema}.all_territories() TO PUBLIC
+        """)
+    )
+
+
+def create_memory() -> None:
+    # What downgrade restores.
+    op.execute(
+        sql("""
+        CREATE TABLE {schema}.host_row_security (
+          host_table text PRIMARY KEY,
+          enabled boolean NOT NULL,
+          forced boolean NOT NULL,
+          auditor_columns name[] NOT NULL,
+          enforced boolean NOT NULL
+        );
+        COMMENT ON TABLE {schema}.host_row_security IS
+        'Row security flags of the host''s leads before contract, and what contract lets auditors read there';
+        COMMENT ON COLUMN {schema}.host_row_security.host_table IS 'the table of the host';
+        COMMENT ON COLUMN {schema}.host_row_security.enabled IS 'whether its row security was enabled before contract';
+        COMMENT ON COLUMN {schema}.host_row_security.forced IS 'whether it was forced';
+        COMMENT ON COLUMN {schema}.host_row_security.auditor_columns IS 'columns that contract let auditors read';
+        COMMENT ON COLUMN {schema}.host_row_security.enforced IS 'whether contract changed the table: not with host_rls = off';
+        ALTER TABLE {schema}.host_row_security ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE {schema}.host_row_security FORCE ROW LEVEL SECURITY;
+        CREATE POLICY lp_inside ON {schema}.host_row_security TO {owner} USING ({inside}) WITH CHECK ({inside});
+        INSERT INTO {schema}.host_row_security
+        SELECT {leads_name}, relrowsecurity, relforcerowsecurity, ARRAY(
+          SELECT a.attname FROM pg_catalog.pg_attribute AS a
+          WHERE {host_rls} <> 'off' AND a.attrelid = c.oid AND a.attname IN ({lead_id_column_name}, {territory_column_name})
+            AND NOT EXISTS (
+              SELECT FROM pg_catalog.aclexplode(a.attacl) AS g
+              WHERE g.grantee = pg_catalog.to_regrole(pg_catalog.quote_ident({auditor_name})) AND g.privilege_type = 'SELECT')
+          ORDER BY a.attname), {host_rls} <> 'off'
+        FROM pg_catalog.pg_class AS c WHERE c.oid = {leads_name}::regclass
+        """)
+    )
+
+
+def enforce() -> None:
+    op.execute(
+        sql("""
+        DO $do$
+        DECLARE
+          had_row_security boolean := (SELECT c.relrowsecurity FROM pg_catalog.pg_class AS c WHERE c.oid = {leads_name}::regclass);
+        BEGIN
+          IF {host_rls} = 'off' THEN
+            RETURN;
+          END IF;
+          -- the border: a lead of the territory in context, if the acting role holds it, and a lead
+          -- without territory, which is outside protection; what does not depend on the row is asked once
+          IF (SELECT a.attnotnull FROM pg_catalog.pg_attribute AS a
+              WHERE a.attrelid = {leads_name}::regclass AND a.attname = {territory_column_name}) THEN
+            CREATE POLICY {border_policy} ON {leads} AS RESTRICTIVE
+              USING ({territory} = ANY ((SELECT CASE WHEN current_user = ANY (ARRAY[{unbound}]::name[])
+                THEN {schema}.all_territories() ELSE ARRAY[{schema}.admitted_territory()] END)::text[]));
+          ELSE
+            CREATE POLICY {border_policy} ON {leads} AS RESTRICTIVE
+              USING ((SELECT current_user = ANY (ARRAY[{unbound}]::name[]))
+                OR coalesce({territory} = (SELECT {schema}.admitted_territory()), {territory} IS NULL));
+          END IF;
+          -- a table with restrictive policies alone shows nothing; where the host had row security, its
+          -- own permissive policies go on deciding
+          IF NOT had_row_security THEN
+            CREATE POLICY {rows_policy} ON {leads} USING (true) WITH CHECK (true);
+          END IF;
+          -- the decision itself; a new row is bound by the border and by refuse_move
+          CREATE POLICY {update_policy} ON {leads} AS RESTRICTIVE FOR UPDATE TO {app}
+            USING ({territory} IS NULL OR (SELECT current_user = ANY (ARRAY[{unbound}]::name[]))
+              OR {schema}.can_edit_lead({lead_id}))
+            WITH CHECK (true);
+          CREATE POLICY {delete_policy} ON {leads} AS RESTRICTIVE FOR DELETE TO {app}
+            USING ({territory} IS NULL OR (SELECT current_user = ANY (ARRAY[{unbound}]::name[]))
+              OR {schema}.can_edit_lead({lead_id}));
+          -- who may not ask for the decision may not edit
+          CREATE POLICY {members_update_policy} ON {leads} AS RESTRICTIVE FOR UPDATE
+            USING ({territory} IS NULL OR (SELECT current_user = ANY (ARRAY[{unbound}]::name[])
+              OR pg_catalog.pg_has_role({app_name}, 'USAGE')))
+            WITH CHECK (true);
+          CREATE POLICY {members_delete_policy} ON {leads} AS RESTRICTIVE FOR DELETE
+            USING ({territory} IS NULL OR (SELECT current_user = ANY (ARRAY[{unbound}]::name[])
+              OR pg_catalog.pg_has_role({app_name}, 'USAGE')));
+          -- v_lead_protection reads as whoever asks: an auditor sees the territory of his context there
+          GRANT SELECT ({lead_id}, {territory}) ON {leads} TO {auditor};
+          ALTER TABLE {leads} ENABLE ROW LEVEL SECURITY;
+          IF {host_rls} = 'force' THEN
+            ALTER TABLE {leads} FORCE ROW LEVEL SECURITY;
+          END IF;
+          -- ALWAYS: no session_replication_role edits without a row; values are compared, because a
+          -- trigger of the host may change what the statement does not name
+          CREATE TRIGGER {audit_edit} BEFORE UPDATE OR DELETE ON {leads}
+            FOR EACH ROW WHEN (OLD.{territory} IS NOT NULL) EXECUTE FUNCTION {schema}.audit_edit();
+          CREATE TRIGGER {audit_truncate} BEFORE TRUNCATE ON {leads}
+            FOR EACH STATEMENT EXECUTE FUNCTION {schema}.audit_truncate();
+          CREATE TRIGGER {refuse_move} AFTER UPDATE ON {leads}
+            FOR EACH ROW WHEN (OLD.{territory} IS NOT NULL
+              AND (NEW.{territory} IS DISTINCT FROM OLD.{territory} OR NEW.{lead_id} IS DISTINCT FROM OLD.{lead_id}))
+            EXECUTE FUNCTION {schema}.refuse_move();
+          ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {audit_edit};
+          ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {audit_truncate};
+          ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {refuse_move};
+        END
+        $do$
+        """)
+    )
+
+
+def end_transition() -> None:
+    op.execute(
+        sql("""
+        DROP TRIGGER {note_writes} ON {leads};
+        DROP TRIGGER {transition_territory} ON {leads}
+        """)
+    )
+
+
+def open_again() -> None:
+    # In one transaction with everything else: there is no moment at which half of it holds. Only what is
+    # ours goes: a trigger by the function that it calls, a policy where contract made some.
+    op.execute(
+        sql("""
+        DO $do$
+        DECLARE
+          ours name;
+          readable name;
+          before_contract {schema}.host_row_security;
+        BEGIN
+          EXECUTE 'SET LOCAL ROLE {owner}';
+          SELECT * INTO before_contract FROM {schema}.host_row_security WHERE host_table = {leads_name};
+          EXECUTE 'RESET ROLE';
+          IF NOT before_contract.enforced THEN
+            RETURN;
+          END IF;
+          FOR ours IN
+            SELECT polname FROM pg_catalog.pg_policy
+            WHERE polrelid = {leads_name}::regclass AND polname = ANY (ARRAY[{host_policies}]::name[])
+          LOOP
+            EXECUTE pg_catalog.format('DROP POLICY %I ON {leads}', ours);
+          END LOOP;
+          FOR ours IN
+            SELECT t.tgname FROM pg_catalog.pg_trigger AS t JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid
+            WHERE t.tgrelid = {leads_name}::regclass AND p.pronamespace = {schema_name}::regnamespace
+              AND p.proname IN ('audit_edit', 'audit_truncate', 'refuse_move')
+          LOOP
+            EXECUTE pg_catalog.format('DROP TRIGGER %I ON {leads}', ours);
+          END LOOP;
+          FOREACH readable IN ARRAY before_contract.auditor_columns LOOP
+            EXECUTE pg_catalog.format('REVOKE SELECT (%I) ON {leads} FROM {auditor}', readable);
+          END LOOP;
+          IF NOT before_contract.enabled THEN
+            ALTER TABLE {leads} DISABLE ROW LEVEL SECURITY;
+          END IF;
+          IF NOT before_contract.forced THEN
+            ALTER TABLE {leads} NO FORCE ROW LEVEL SECURITY;
+          END IF;
+        END
+        $do$
+        """)
+    )
+
+
+def resume_transition() -> None:
+    op.execute(
+        sql("""
+        CREATE TRIGGER {note_writes} AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {leads}
+        FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_contextless_write();
+        CREATE TRIGGER {transition_territory} AFTER UPDATE ON {leads}
+        FOR EACH ROW WHEN (OLD.{territory} IS DISTINCT FROM NEW.{territory})
+        EXECUTE FUNCTION {schema}.own_moved_lead();
+        ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {note_writes};
+        ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {transition_territory}
+        """)
+    )

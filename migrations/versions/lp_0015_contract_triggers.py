@@ -1,0 +1,55 @@
+"""Drops the transition triggers on activities: from here on owners change by hand only.
+
+Why: after contract an activity no longer makes an owner; leads are claimed, assigned and
+transferred. It is the last step, because the gate counts on the trigger until then.
+
+Locks on host tables: ACCESS EXCLUSIVE on activities, for milliseconds (DROP TRIGGER). On the way
+down SHARE ROW EXCLUSIVE on activities, for milliseconds (CREATE TRIGGER).
+
+Undone by: creating the triggers again.
+"""
+
+from alembic import op
+
+from leadprotect.settings import sql
+
+revision = "lp_0015_contract_triggers"
+down_revision = "lp_0014_contract_enforce"
+branch_labels = None
+depends_on = None
+phase = "contract"
+locks = {"upgrade": {"activities": "AccessExclusiveLock"}, "downgrade": {"activities": "ShareRowExclusiveLock"}}
+
+
+def upgrade() -> None:
+    ask_gate()
+    op.execute(
+        sql("""
+        DROP TRIGGER {transition} ON {activities};
+        DROP TRIGGER {note_writes} ON {activities}
+        """)
+    )
+
+
+def downgrade() -> None:
+    op.execute(
+        sql("""
+        CREATE TRIGGER {note_writes} AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {activities}
+        FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_contextless_write();
+        CREATE TRIGGER {transition} AFTER INSERT OR UPDATE OR DELETE ON {activities}
+        FOR EACH ROW EXECUTE FUNCTION {schema}.own_active_lead();
+        ALTER TABLE {activities} ENABLE ALWAYS TRIGGER {note_writes};
+        ALTER TABLE {activities} ENABLE ALWAYS TRIGGER {transition}
+        """)
+    )
+
+
+def ask_gate() -> None:
+    # Again inside the transaction, and the only gate of a script rendered with --sql.
+    op.execute(
+        sql("""
+        SET LOCAL ROLE {owner};
+        SELECT {schema}.require_open_gate({observation_window}, {host_rls}, ARRAY[{exempt_roles}]::name[]);
+        RESET ROLE
+        """)
+    )

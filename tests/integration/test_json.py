@@ -1,0 +1,119 @@
+"""What the commands tell a program: whole JSON, and each time with its zone."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from leadprotect import settings
+from leadprotect.cli import main, output
+from tests.support.auditing import record, seal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.database import Database
+
+RFC_3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
+LOOKS_LIKE_A_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
+
+
+@dataclass(frozen=True)
+class Answer:
+    at: datetime
+    gaps: tuple[range, ...]
+
+
+def commands(group: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every command that can answer in JSON."""
+    if isinstance(group, click.Group):
+        for name, command in group.commands.items():
+            yield from commands(command, (*path, name))
+    elif any("--json" in option.opts for option in group.params):
+        yield path
+
+
+def texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from texts(inner)
+
+
+def answers(printed: str) -> list[Any]:
+    """One JSON text over several lines, or one on each."""
+    try:
+        return [json.loads(printed)]
+    except json.JSONDecodeError:
+        return [json.loads(line) for line in printed.splitlines()]
+
+
+ASKED = {
+    ("status",): [],
+    ("backfill", "run"): ["DE"],
+    ("backfill", "status"): [],
+    ("audit", "verify"): [],
+    ("audit", "who"): ["{lead}", "--at", "{now}"],
+    ("audit", "list"): [],
+}
+TELL_A_TIME = {("status",), ("backfill", "status"), ("audit", "who"), ("audit", "list")}
+
+
+def test_no_command_that_answers_in_json_is_forgotten() -> None:
+    assert set(ASKED) == set(commands(main))
+
+
+@pytest.mark.profiles("pg18")
+@pytest.mark.parametrize("command", ASKED, ids=" ".join)
+def test_every_time_in_json_is_rfc_3339_with_a_zone(
+    expanded: Database, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    lead = expanded.lead("DE", owner=expanded.user(1))
+    record(expanded)
+    seal(expanded)
+    # a session with a zone of its own, which is no reason to tell another time
+    expanded.sql(f"ALTER DATABASE \"{expanded.name}\" SET timezone = 'Asia/Kolkata'")
+    ran = CliRunner().invoke(main, ["backfill", "run", "DE", "CH"])
+    assert 0 == ran.exit_code, ran.output
+    now = datetime.now(UTC).isoformat()
+    if command[0] == "audit":
+        monkeypatch.setenv("DATABASE_URL", expanded.login_url("auditor_both"))
+        settings.current.cache_clear()
+    arguments = [argument.format(lead=lead, now=now) for argument in ASKED[command]]
+    told = CliRunner().invoke(main, [*command, *arguments, "--json"], catch_exceptions=False)
+    assert 0 == told.exit_code, told.output
+    times = [text for answer in answers(told.stdout) for text in texts(answer) if LOOKS_LIKE_A_TIME.match(text)]
+    assert [] == [time for time in times if not RFC_3339.fullmatch(time)]
+    assert (command in TELL_A_TIME) == bool(times)
+    began = datetime.now(UTC) - timedelta(days=1)
+    assert all(began < datetime.fromisoformat(time) <= datetime.now(UTC) for time in times)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (datetime(2026, 3, 1, 9, 0, 0, 250, timezone(timedelta(hours=1))), "2026-03-01T08:00:00.000250Z"),
+        (date(2026, 3, 1), "2026-03-01"),
+        (Decimal("8.10"), "8.10"),
+        (UUID(int=1), "00000000-0000-0000-0000-000000000001"),
+        (range(3, 6), [3, 5]),
+        (Answer(datetime(2026, 3, 1, tzinfo=UTC), (range(1, 2),)), {"at": "2026-03-01T00:00:00Z", "gaps": [[1, 1]]}),
+    ],
+)
+def test_a_value_has_one_form_in_json(value: object, expected: object) -> None:
+    assert {"value": expected} == json.loads(output.as_json({"value": value}))
+
+
+@pytest.mark.parametrize("value", [datetime(2026, 3, 1), object()], ids=["no zone", "no form"])  # noqa: DTZ001
+def test_what_would_be_guessed_is_refused(value: object) -> None:
+    with pytest.raises(TypeError):
+        output.as_json([value])

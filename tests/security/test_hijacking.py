@@ -1,0 +1,249 @@
+"""Whoever may create in a schema of the path plants what fits better than PostgreSQL's own; a DBA must never run it."""
+
+from __future__ import annotations
+
+import ast
+import io
+import sys
+from datetime import UTC, date, datetime
+from functools import partial
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+from alembic import command
+from click.testing import CliRunner
+from sqlalchemy import create_engine, pool
+
+import leadprotect
+from leadprotect.audit import history, partitions, seals
+from leadprotect.audit.export import export
+from leadprotect.audit.verification import verify_audit
+from leadprotect.cli import main
+from leadprotect.database import opening
+from tests.support.hijacking import PACKAGE, hijacked, honest, plant
+from tests.support.revisions import MIGRATE_HEAD
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.database import Database
+
+PROFILES = pytest.mark.profiles("pg18", "pg15")
+pytestmark = pytest.mark.slow("most plant an operator and call everything")
+
+# file of the package -> why it connects without a pin: nobody else is on a server of our own
+UNPINNED = {
+    "lab/rehearsal/traffic.py": "plays the host's application, which finds what its login finds",
+    "lab/rehearsal/generate.py": "a server of our own",
+    "lab/demo/server.py": "a server of our own",
+    "lab/bench/access.py": "a server of our own",
+    "lab/bench/backfill.py": "a server of our own",
+    "lab/bench/servers.py": "a server of our own",
+    "lab/bench/traffic.py": "a server of our own",
+}
+PINS = {"open_connection", "pin", "pin_session"}
+OPENS = {
+    *("psycopg.connect", "psycopg.Connection.connect", "psycopg.AsyncConnection.connect", "Connection.connect"),
+    *("create_engine", "sqlalchemy.create_engine", "create_async_engine", "ConnectionPool", "AsyncConnectionPool"),
+    *("engine.connect", "engine.raw_connection", "engine.begin"),
+}
+
+
+def openings(source: str) -> Iterator[tuple[str, bool]]:
+    """Each function that connects by itself, and whether what it opens is pinned."""
+    module = ast.parse(source)
+    methods = [method for part in module.body if isinstance(part, ast.ClassDef) for method in part.body]
+    for node in [*module.body, *methods]:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            called = {ast.unparse(call.func) for call in ast.walk(node) if isinstance(call, ast.Call)}
+            if called & OPENS:
+                yield node.name, bool(called & PINS)
+
+
+def test_every_place_that_connects_pins_what_it_opens() -> None:
+    found = {
+        f"{file.relative_to(PACKAGE)}: {name}": pinned
+        for file in sorted(PACKAGE.rglob("*.py"))
+        for name, pinned in openings(file.read_text(encoding="utf-8"))
+        if str(file.relative_to(PACKAGE)) not in UNPINNED
+    }
+    pinned_by_its_caller = {"migration/environment.py: _checked_out", "access/ways.py: _connected"}
+    assert {name for name, pinned in found.items() if not pinned} == pinned_by_its_caller
+    assert "database/opening.py: open_connection" in found
+    assert {str(PACKAGE / name) for name in UNPINNED} <= {str(file) for file in PACKAGE.rglob("*.py")}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def ask(url):\n    return psycopg.connect(url)",
+        "def ask(url):\n    return create_engine(url)",
+        "def ask(url):\n    with ConnectionPool(url) as pool:\n        pass",
+        "def ask(engine):\n    return engine.raw_connection()",
+    ],
+)
+def test_a_place_that_pins_nothing_would_be_found(source: str) -> None:
+    assert list(openings(source)) == [("ask", False)]
+
+
+def run(*arguments: str) -> str:
+    """A command of ours in this process; what it says where it fails."""
+    done = CliRunner().invoke(main, list(arguments))
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.output if done.exit_code else ""
+
+
+LIFE = (
+    *("status", "status --json", "territory add AT --name Austria --currency EUR --vat 20", "backfill DE CH --dry-run"),
+    *("backfill DE CH", "backfill DE --verify", "backfill status", "backfill pause DE", "backfill resume DE", "status"),
+    *("audit partitions --ahead 4", "audit seal", "audit list", "audit list --outcome DENY", "audit verify"),
+    *("audit detach --before 2020-01",),
+)
+
+
+@PROFILES
+def test_no_command_of_a_dba_runs_what_somebody_planted(host: Database, tmp_path: Any) -> None:
+    """The database's owner plants operators for every pair of types that PostgreSQL leaves to a cast."""
+    lead = host.lead("DE")
+    host.activity(lead, host.user(1))
+    host.lead("CH")
+    plant(host)
+    host.upgrade(MIGRATE_HEAD)
+    said = {line: run(*line.split()) for line in LIFE}
+    host.upgrade("head")
+    said |= {line: run(*line.split()) for line in ("status", f"audit who {lead} --at 2026-02-01T00:00Z")}
+    said["export"] = run("audit", "export", "--output", str(tmp_path / "audit.jsonl"))
+    said["rollback"] = run("rollback", "--to", "base")
+    said["purge"] = run("purge", "--yes")
+    assert {} == {line: output for line, output in said.items() if "hijack" in output}
+    assert not hijacked(host)
+
+
+@PROFILES
+def test_without_the_pin_the_same_command_runs_it(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(database)
+    assert run("status") == ""
+    assert not hijacked(database)
+    monkeypatch.setitem(opening.PINNED, "search_path", '"$user", public')
+    assert "SQLSTATE P0001" in run("status")
+    assert hijacked(database)
+
+
+@PROFILES
+def test_an_engine_of_the_host_is_pinned_as_well_and_goes_back_as_it_came(host: Database) -> None:
+    host.lead("DE")
+    engine = create_engine(
+        "postgresql+psycopg://", creator=lambda: psycopg.connect(host.url), poolclass=pool.QueuePool, pool_size=5
+    )
+    engine.connect().close()  # what it asks then of the server is its own affair
+    plant(host)
+    config = host.config()
+    config.attributes["connection"] = engine
+    command.upgrade(config, "head")
+    assert not hijacked(host)
+    with engine.connect() as conn:
+        assert conn.exec_driver_sql("SHOW search_path").scalar() == '"$user", public'
+    engine.dispose()
+
+
+@PROFILES
+def test_a_script_pins_what_it_runs_under(host: Database) -> None:
+    script = host.render()
+    before, _, _ = script.partition("CREATE SCHEMA")
+    assert [name for name in opening.PINNED if f"SET {name} = " not in before] == []
+
+
+# --- on a connection of the caller
+
+
+PATHS = {"first": "public", "last": "public, pg_catalog"}
+"""pg_catalog is asked first where the path does not name it; a path that names it last prefers what was planted."""
+
+
+def same(value: object) -> object:
+    return value
+
+
+def ask(database: Database, path: str, monkeypatch: pytest.MonkeyPatch, leads: dict[str, Any]) -> None:
+    """What services call, with each kind of answer; raises where something planted is called."""
+    one, two, options = database.user(1), database.user(2), f"-c search_path={path.replace(' ', '')}"
+    for traced in (False, True):
+        span = SimpleNamespace(get_span_context=partial(SimpleNamespace, trace_id=7, is_valid=traced))
+        monkeypatch.setitem(sys.modules, "opentelemetry.trace", SimpleNamespace(get_current_span=partial(same, span)))
+        with psycopg.connect(database.login_url("manager_de"), options=options) as conn:
+            with leadprotect.acting_as(conn, two, "DE", "request"), leadprotect.acting_as(conn, one, "DE"):
+                assert leadprotect.can_edit(conn, leads["mine"])
+                assert leadprotect.can_edit_many(conn, [leads["mine"], leads["other"]])[leads["mine"]]
+                assert leadprotect.editable_leads(conn).leads
+                assert leadprotect.explain(conn, leads["other"], user_id=two).allowed
+                assert leadprotect.assert_edit(conn, leads["mine"], note="call").allowed
+                for denied in (leads["other"], leads["swiss"]):
+                    with pytest.raises(leadprotect.LeadAccessDenied):
+                        leadprotect.assert_edit(conn, denied)
+                for change in (leadprotect.assign, leadprotect.transfer):
+                    assert change(conn, leads["free"], two).allowed
+                assert leadprotect.release(conn, leads["free"]).allowed
+                assert leadprotect.claim(conn, leads["free"]).allowed
+                assert leadprotect.share(
+                    conn, leads["free"], two, effective_to=datetime(2999, 1, 1, tzinfo=UTC)
+                ).allowed
+                assert leadprotect.unshare(conn, leads["free"], two).allowed
+                assert leadprotect.release(conn, leads["free"]).allowed
+            assert leadprotect.territory(conn, "DE").currency == "EUR"
+
+
+def leads_of(database: Database) -> dict[str, Any]:
+    one, two = database.user(1), database.user(2)
+    return {
+        "mine": database.lead("DE", owner=one),
+        "other": database.lead("DE", owner=two),
+        "free": database.lead("DE"),
+        "swiss": database.lead("CH", owner=one),
+    }
+
+
+@pytest.mark.profiles("pg18", "pg15", "other_names")
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_no_call_of_a_service_runs_what_somebody_planted(
+    database: Database, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leads = leads_of(database)
+    plant(database, shadow="pg_catalog" in path)
+    ask(database, path, monkeypatch, leads)
+    assert not hijacked(database)
+
+
+@PROFILES
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_no_question_of_an_auditor_runs_it_either(database: Database, path: str) -> None:
+    lead, options = database.lead("DE", owner=database.user(1)), f"-c search_path={path.replace(' ', '')}"
+    with database.acting("seller_de", 1) as conn:
+        leadprotect.assert_edit(conn, lead)
+    plant(database, shadow="pg_catalog" in path)
+    with psycopg.connect(database.login_url("operator"), options=options, autocommit=True) as conn:
+        assert seals.seal(conn)
+        assert list(partitions.detach(conn, date(2020, 1, 1))) == []
+        partitions.create_partitions(conn, ahead=5)
+    with psycopg.connect(database.login_url("auditor_both"), options=options) as conn:
+        assert history.who_could_edit(conn, lead, datetime.now(UTC))
+        assert history.attempts(conn, lead_id=lead, user_id=database.user(1), outcome="ALLOW")
+        assert verify_audit(conn).intact
+        for sealed in (True, False):
+            assert export(conn, io.StringIO(), sealed=sealed, since=datetime(2020, 1, 1, tzinfo=UTC)) == 1
+        assert conn.execute("SHOW search_path").fetchone() == (path.replace(" ", ""),)
+    assert not hijacked(database)
+
+
+@PROFILES
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_an_operator_that_is_not_named_whole_would_be_the_planted_one(database: Database, path: str) -> None:
+    plant(database, shadow="pg_catalog" in path)
+    query = "SELECT 1 FROM pg_catalog.pg_class WHERE oid = 'public'::pg_catalog.regnamespace"
+    with psycopg.connect(database.url, options=f"-c search_path={path.replace(' ', '')}") as conn:
+        with pytest.raises(psycopg.errors.RaiseException, match="hijacked as postgres"):
+            conn.execute(query)
+    with honest(database) as conn:
+        conn.execute(query)
+    assert hijacked(database)

@@ -1,0 +1,158 @@
+"""The house: rooms with captions, floors that hold, one name for one thing."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from tests.support.database import ROOT
+from tests.support.house import MODULES, PACKAGE, ROOMS, defined, kept
+
+FLOORS = "each room stands on those below it BROKEN"
+CIRCLE = "no module of a room leads back to itself BROKEN"
+ON_TOP = "from leadprotect.cli import main\n"
+FOR_TYPES = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    "
+BACK = "from leadprotect.settings import load\n"  # which imports files
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The package and its contracts, to be broken."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(PACKAGE, tmp_path / "leadprotect", ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def lint_imports(folder: Path) -> str:
+    """What `make lint` asks of the imports; empty when every contract is kept."""
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache", "--no-logo"]
+    done = subprocess.run(
+        command, cwd=folder, env={"PYTHONPATH": str(folder)}, text=True, capture_output=True, check=False
+    )
+    assert (done.returncode == 0) == (" 0 broken" in done.stdout), done.stdout + done.stderr
+    return "" if done.returncode == 0 else done.stdout
+
+
+# --- floors
+
+
+def test_the_floors_hold(copy: Path) -> None:
+    assert "" == lint_imports(copy)
+
+
+@pytest.mark.parametrize(
+    ("module", "planted", "broken"),
+    [
+        ("settings/files.py", ON_TOP, FLOORS),
+        ("settings/files.py", FOR_TYPES + ON_TOP, FLOORS),
+        ("settings/files.py", BACK, CIRCLE),
+        ("settings/files.py", FOR_TYPES + BACK, CIRCLE),
+        ("access/checks.py", "import rich\n", "a service loads no terminal, no command line and no migration BROKEN"),
+    ],
+    ids=["upwards", "upwards for types", "circle", "circle for types", "terminal"],
+)
+def test_a_planted_import_breaks_its_contract(copy: Path, module: str, planted: str, broken: str) -> None:
+    with (copy / "leadprotect" / module).open("a", encoding="utf-8") as file:
+        file.write("\n" + planted)
+    assert broken in lint_imports(copy)
+
+
+def test_a_room_without_a_floor_breaks_the_contract(copy: Path) -> None:
+    (copy / "leadprotect" / "attic").mkdir()
+    (copy / "leadprotect" / "attic" / "__init__.py").write_text('"""For nobody."""\n', encoding="utf-8")
+    assert "attic" in lint_imports(copy)
+
+
+def test_a_service_that_imports_the_package_loads_no_terminal_no_command_line_and_no_migration() -> None:
+    ask = "import sys, leadprotect; print(sorted({'alembic', 'click', 'rich'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", ask], text=True, capture_output=True, check=True)
+    assert "[]" == done.stdout.strip()
+
+
+# --- names
+
+NOT_YET: set[str] = set()
+"""Names that two modules still share; none is added."""
+
+
+def test_a_room_begins_with_its_caption() -> None:
+    first = {room: (PACKAGE / room / "__init__.py").read_text(encoding="utf-8").splitlines()[0] for room in ROOMS}
+    assert [] == [room for room, line in first.items() if not re.fullmatch(r'"""[A-Z][^"]{20,}\.(""")?', line)]
+
+
+def test_no_module_hides_behind_an_underscore() -> None:
+    names = [module.rpartition(".")[2] for module in MODULES]
+    assert ["__main__"] == [name for name in names if name.startswith("_")]
+
+
+def test_no_two_modules_give_one_name_to_two_things() -> None:
+    places = defaultdict(list)
+    for module, path in MODULES.items():
+        for name in defined(path):
+            places[name].append(module)
+    doubled = {name: modules for name, modules in places.items() if len(modules) > 1 and name not in NOT_YET}
+    assert {} == doubled
+
+
+# --- what a process keeps
+
+
+def test_whatever_outlives_a_call_is_given_up_between_two_tests() -> None:
+    """A new one belongs into the fixture `process` of tests/conftest.py: else a test's end is the next one's begin."""
+    given_up = {
+        "leadprotect.access.context": ["_standing"],
+        "leadprotect.access.ways": ["_ways"],
+        "leadprotect.database.connection": ["owed"],
+        "leadprotect.metrics": ["_active"],
+        "leadprotect.settings.load": ["current"],
+        "leadprotect.settings.names": ["render"],
+    }
+    only_unique = {"_blocks"}
+    found = {module: [name for name in kept(path) if name not in only_unique] for module, path in MODULES.items()}
+    assert given_up == {module: names for module, names in found.items() if names}
+
+
+# --- what is cited
+
+
+SOURCES = [
+    path
+    for pattern in (
+        "leadprotect/**/*",
+        "migrations/**/*",
+        "tests/**/*",
+        "docs/**/*.md",
+        "docs/**/*.py",
+        "*.md",
+        "*.toml",
+    )
+    for path in sorted(ROOT.glob(pattern))
+    if path.suffix in {".py", ".mako", ".sql", ".html", ".md", ".toml"} and "_build" not in path.parts
+]
+# what a design is written down in before it has docs
+NOTES = ("architecture", "design", "faults", "house", "plan", "spec", "speed", "style", "threats")
+CITED = re.compile(rf"\b(?:{'|'.join(NOTES).upper()})\b|\b[A-Z]{{3,}} section \d|[\w./-]+\.(?:md|rst)\b")
+
+
+def unknown(text: str, folder: Path) -> list[str]:
+    """Documents that a text cites and nobody finds, from its own folder, the root or the reference."""
+    places = (folder, ROOT, ROOT / "docs" / "reference")
+    return [found for found in CITED.findall(text) if not any((place / found).is_file() for place in places)]
+
+
+def test_a_source_cites_only_documents_that_are_here() -> None:
+    cited = {path: unknown(path.read_text(encoding="utf-8"), path.parent) for path in SOURCES}
+    assert {} == {path: found for path, found in cited.items() if found}
+
+
+@pytest.mark.parametrize("name", ["design", "house"])
+def test_a_citation_of_a_note_would_be_found(name: str) -> None:
+    text = f"Source of the rule: {name.upper()}, decisions, and docs/{name}.md."
+    assert [name.upper(), f"docs/{name}.md"] == unknown(text, ROOT)
