@@ -34,11 +34,11 @@
 --     273  Ownership and rules
 --     915  Decision
 --    1292  Attempts and audit
---    2160  Seals
---    2520  Transition
---    2791  Backfill and verification
---    3645  Gate
---    3977  Host
+--    2170  Seals
+--    2530  Transition
+--    2802  Backfill and verification
+--    3656  Gate
+--    3988  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -944,7 +944,7 @@ CREATE FUNCTION leadprotect.protected_leads() RETURNS TABLE(lead_id uuid, territ
     AS $$
         #variable_conflict use_column
         BEGIN
-          RETURN QUERY SELECT l."id", l."territory"::text FROM "public"."leads" AS l WHERE l."territory" IS NOT NULL;
+          RETURN QUERY SELECT l."id"::uuid, l."territory"::text FROM "public"."leads" AS l WHERE l."territory" IS NOT NULL;
         END
         $$;
 
@@ -1175,7 +1175,7 @@ CREATE FUNCTION leadprotect.editable_leads(after uuid, page_size integer) RETURN
           FROM "leadprotect".lead_protection_rules AS r WHERE r.user_id = caller AND r.territory = here;
           IF everywhere THEN
             RETURN QUERY
-              SELECT l."id", d.reason
+              SELECT l."id"::uuid, d.reason
               FROM "public"."leads" AS l, LATERAL "leadprotect".decision(l."id", caller, here) AS d
               WHERE l."territory" = here AND l."id" >= first AND l."id" IS DISTINCT FROM after
                 AND d.reason IN ('owner', 'collaborator')
@@ -1830,11 +1830,12 @@ REVOKE ALL ON FUNCTION leadprotect.decide_locked(lead uuid, OUT reason text, OUT
 -- function bounded, lp_0005_expand_attempts
 
 CREATE FUNCTION leadprotect.bounded(said text) RETURNS text
-    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
         DECLARE
           clean text;
+          anything boolean := getdatabaseencoding() = 'SQL_ASCII';
         BEGIN
           IF said IS NULL OR said = '' THEN
             RETURN NULL;
@@ -1842,7 +1843,16 @@ CREATE FUNCTION leadprotect.bounded(said text) RETURNS text
           -- a character has one byte or more: without the surplus of the first 1024 the rest fits into 1024 bytes
           clean := left(said, 1024);
           clean := left(clean, 1024 - (octet_length(clean) - length(clean)));
-          RETURN regexp_replace(clean, '[[:cntrl:]]', ' ', 'g');
+          clean := regexp_replace(clean, CASE WHEN anything THEN '[\u0001-\u001f\u007f]' ELSE '[[:cntrl:]]' END, ' ', 'g');
+          IF anything THEN
+            -- there a character is a byte, and what is no UTF-8 would end whoever reads it
+            BEGIN
+              PERFORM convert_from(convert_to(clean, 'SQL_ASCII'), 'UTF8');
+            EXCEPTION WHEN character_not_in_repertoire THEN
+              clean := regexp_replace(clean, '[^ -~]', '?', 'g');
+            END;
+          END IF;
+          RETURN clean;
         END
         $$;
 
@@ -2540,14 +2550,14 @@ CREATE FUNCTION leadprotect.newest_activities(leads uuid[]) RETURNS TABLE(lead_i
         #variable_conflict use_column
         BEGIN
           RETURN QUERY
-          SELECT wanted.lead_id, newest.user_id, newest.at, newest.id
+          SELECT wanted.lead_id, newest.user_id::uuid, newest.at, newest.id
           FROM unnest(newest_activities.leads) AS wanted (lead_id),
             LATERAL (
               SELECT v."user_id" AS user_id, v."created_at" AS at, v."id" AS id
               FROM "public"."activities" AS v
               WHERE v."lead_id" = wanted.lead_id
                 AND v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL
-                AND (v."created_at" <= statement_timestamp()) IS NOT FALSE
+                AND (v."created_at" <= clock_timestamp()) IS NOT FALSE
               ORDER BY v."created_at" DESC NULLS LAST, v."id" DESC LIMIT 1) AS newest;
         END
         $$;
@@ -2742,9 +2752,10 @@ CREATE FUNCTION leadprotect.own_active_lead() RETURNS trigger
             END IF;
           END IF;
           IF TG_OP <> 'DELETE' THEN
-            -- one in the future makes no owner until its time has come; the backfill and the gate see it then
+            -- one in the future makes no owner until its time has come; the backfill and the gate see it then.
+            -- By the clock: an activity may take its time from it, after its statement began
             IF NEW."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND NEW."user_id" IS NOT NULL
-              AND (NEW."created_at" <= statement_timestamp()) IS NOT FALSE
+              AND (NEW."created_at" <= clock_timestamp()) IS NOT FALSE
             THEN
               INSERT INTO "leadprotect".user_lead_assignments AS a
                 (lead_id, territory, user_id, source, activity_at, activity_id)
@@ -3577,7 +3588,7 @@ CREATE FUNCTION leadprotect.backfill_report(territories text[]) RETURNS TABLE(le
         #variable_conflict use_variable
         BEGIN
           RETURN QUERY
-          SELECT l."id", l."territory"::text, CASE
+          SELECT l."id"::uuid, l."territory"::text, CASE
               WHEN EXISTS (
                 SELECT FROM "leadprotect".backfill_deferred AS d
                 WHERE d.lead_id = l."id" AND d.territory = l."territory") THEN 'locked'
@@ -3597,7 +3608,7 @@ CREATE FUNCTION leadprotect.backfill_report(territories text[]) RETURNS TABLE(le
           FROM "leadprotect".user_lead_assignments AS a
           WHERE a.territory = ANY (territories) AND a.user_id IS NULL
           UNION ALL
-          SELECT l."id", NULL, 'no_territory' FROM "public"."leads" AS l WHERE l."territory" IS NULL;
+          SELECT l."id"::uuid, NULL, 'no_territory' FROM "public"."leads" AS l WHERE l."territory" IS NULL;
         END
         $$;
 

@@ -11,7 +11,8 @@ import psycopg
 from leadprotect.backfilled import Locked
 from leadprotect.backfilling.worker import VICTIM
 from leadprotect.database import blockers
-from leadprotect.settings import render, table
+from leadprotect.database.catalog import relation
+from leadprotect.settings import render
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -131,11 +132,11 @@ def _writers(run: Run, side: psycopg.Connection[Any]) -> dict[str, int]:
           AND l.mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
           AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
           AND l.relation IN (
-            SELECT %(leads)s::regclass UNION SELECT %(activities)s::regclass
-            UNION SELECT relid FROM pg_catalog.pg_partition_tree(%(leads)s::regclass)
-            UNION SELECT relid FROM pg_catalog.pg_partition_tree(%(activities)s::regclass))
+            SELECT host FROM pg_catalog.unnest(%(tables)s::oid[]) AS host
+            UNION SELECT part.relid
+            FROM pg_catalog.unnest(%(tables)s::oid[]) AS host, pg_catalog.pg_partition_tree(host) AS part)
         """,
-        {"leads": table(s.leads_table), "activities": table(s.activities_table)},
+        {"tables": [relation(side, *name.split(".", 1)) for name in (s.leads_table, s.activities_table)]},
     )
     return dict(found.fetchall())
 

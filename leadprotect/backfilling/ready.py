@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from leadprotect import phases
 from leadprotect.backfilling.jobs import check_known
+from leadprotect.database.catalog import one, relation
 from leadprotect.database.connection import mapped_errors, row
 from leadprotect.errors import BackfillError, InvalidRequest, ProtectionUnavailable
 from leadprotect.preflight.host_tables import check_visible
@@ -48,13 +49,11 @@ def fingerprint(s: Settings) -> str:
 
 def missing_index(conn: psycopg.Connection[Any], s: Settings) -> str | None:
     """The first index that a slice needs and that is missing or invalid: contract drops both."""
-    known = names(s)
-    for path in (known["leads_index_path"], known["activities_index_path"]):
-        valid = conn.execute(
-            "SELECT i.indisvalid FROM pg_catalog.pg_index AS i WHERE i.indexrelid = to_regclass(%s)", (path,)
-        ).fetchone()
-        if valid != (True,):
-            return path
+    for suffix, host_table in (("leads", s.leads_table), ("activities", s.activities_table)):
+        schema, index = host_table.split(".", 1)[0], f"ix_{s.schema}_{suffix}"
+        valid = "SELECT i.indisvalid FROM pg_catalog.pg_index AS i WHERE i.indexrelid = %s"
+        if not one(conn, valid, relation(conn, schema, index)):
+            return ident(schema, index)
     return None
 
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from leadprotect.backfilled import Estimate, Verified
 from leadprotect.backfilling.jobs import check_known
 from leadprotect.backfilling.ready import check_settings
+from leadprotect.database.catalog import relation
 from leadprotect.database.connection import driver_connection, mapped_errors, row, rows
 from leadprotect.errors import InvalidRequest
 from leadprotect.preflight.host_tables import check_visible
-from leadprotect.settings import Settings, current, names, render
+from leadprotect.settings import Settings, current, render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,13 +102,14 @@ def estimate_backfill(
 
 def derived(conn: AnyConnection, s: Settings) -> bool:
     """Whether activities make owners here: the transition is on, and its index stands."""
-    known = names(s)
+    schema, activities = s.activities_table.split(".", 1)
     query = """
         SELECT EXISTS (
-          SELECT FROM pg_catalog.pg_trigger AS t JOIN pg_catalog.pg_index AS i ON i.indexrelid = to_regclass(%s)
-          WHERE t.tgrelid = to_regclass(%s) AND t.tgname = %s AND i.indisvalid)
+          SELECT FROM pg_catalog.pg_trigger AS t JOIN pg_catalog.pg_index AS i ON i.indexrelid = %s
+          WHERE t.tgrelid = %s AND t.tgname = %s AND i.indisvalid)
         """
-    found = row(conn, query, (known["activities_index_path"], known["activities"], f"{s.schema}_transition"))
+    oids = relation(conn, schema, f"ix_{s.schema}_activities"), relation(conn, schema, activities)
+    found = row(conn, query, (*oids, f"{s.schema}_transition"))
     return bool(found[0])
 
 

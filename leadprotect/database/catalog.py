@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from leadprotect.database.connection import rows
+
 if TYPE_CHECKING:
     import psycopg
+
+    from leadprotect.database.connection import AnyConnection
 
 
 def one(conn: psycopg.Connection[Any], query: str, *params: Any) -> Any:
@@ -14,8 +18,8 @@ def one(conn: psycopg.Connection[Any], query: str, *params: Any) -> Any:
     return row[0] if row else None
 
 
-def relation(conn: psycopg.Connection[Any], schema: str, name: str) -> int | None:
+def relation(conn: AnyConnection, schema: str, name: str) -> int | None:
     """The oid of a table, view or index; a name cast to regclass would need the right to use its schema."""
-    query = "SELECT c.oid FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
-    found = one(conn, query + " WHERE n.nspname = %s AND c.relname = %s", schema, name)
-    return None if found is None else int(found)
+    query = "SELECT c.oid FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace"
+    found = rows(conn, query + " WHERE n.nspname = %s AND c.relname = %s", (schema, name))
+    return int(found[0][0]) if found else None

@@ -174,8 +174,9 @@ def _run_online(settings: Settings, *, contract: str, budget: float, wait: float
         seen = stack.enter_context(blockers.watch(stack.enter_context(_side_connection(engine)), pid))
         try:
             locks.retry(_migrate, budget=lost, seen=seen)
+            at_base = writes and not context.get_context().get_current_heads()
             connection.rollback()
-            if writes:
+            if at_base:
                 version_table.drop_empty(guard, settings)
         except exc.DBAPIError as error:
             if reason := event_triggers.culprit(guard, error, settings):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from leadprotect.database.catalog import relation
 from leadprotect.database.connection import as_role
-from leadprotect.settings import Settings, ident, table
+from leadprotect.settings import Settings, ident
 from leadprotect.settings.names import HOST_POLICIES
 
 if TYPE_CHECKING:
@@ -164,9 +165,12 @@ def _host(conn: psycopg.Connection[Any], settings: Settings, *, memory: Kept | N
     query = """
         SELECT c.relrowsecurity, c.relforcerowsecurity, (
           SELECT count(*) FROM pg_catalog.pg_policy AS p WHERE p.polrelid = c.oid AND p.polname = ANY (%(ours)s))
-        FROM pg_catalog.pg_class AS c WHERE c.oid = pg_catalog.to_regclass(%(leads)s)
+        FROM pg_catalog.pg_class AS c WHERE c.oid = %(leads)s
         """
-    values = {"ours": [settings.role(policy) for policy in HOST_POLICIES], "leads": table(settings.leads_table)}
+    values = {
+        "ours": [settings.role(policy) for policy in HOST_POLICIES],
+        "leads": relation(conn, *settings.leads_table.split(".", 1)),
+    }
     found = conn.execute(query, values).fetchone()
     enabled, forced, policies = found or (False, False, 0)
     remembered = None

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from leadprotect import phases
 from leadprotect.backfilling.jobs import list_jobs
+from leadprotect.database.catalog import relation
 from leadprotect.database.connection import rows
 from leadprotect.errors import LockUnavailable
 from leadprotect.migration import gate
 from leadprotect.preflight.version_table import read_versions
-from leadprotect.settings import Settings, current, ident, table
+from leadprotect.settings import Settings, current, ident
 
 if TYPE_CHECKING:
     from leadprotect.backfilled import Job
@@ -120,11 +121,10 @@ def _invalid_indexes(conn: AnyConnection, s: Settings) -> tuple[str, ...]:
         SELECT i.indexrelid::regclass::text FROM pg_catalog.pg_index AS i
         JOIN pg_catalog.pg_class AS c ON c.oid = i.indrelid
         WHERE NOT i.indisvalid AND (c.relnamespace = pg_catalog.to_regnamespace(%s)
-          OR c.oid IN (pg_catalog.to_regclass(%s), pg_catalog.to_regclass(%s)))
+          OR c.oid = ANY (%s))
         ORDER BY 1
         """
-    names = (ident(s.schema), table(s.leads_table), table(s.activities_table))
-    return tuple(found[0] for found in rows(conn, query, names))
+    return tuple(found[0] for found in rows(conn, query, (ident(s.schema), _host_tables(conn, s))))
 
 
 def _waiting(conn: AnyConnection, s: Settings) -> tuple[Waiting, ...]:
@@ -137,8 +137,13 @@ def _waiting(conn: AnyConnection, s: Settings) -> tuple[Waiting, ...]:
         JOIN pg_catalog.pg_class AS c ON c.oid = l.relation
         WHERE NOT l.granted AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
           AND (c.relnamespace = pg_catalog.to_regnamespace(%s)
-            OR c.oid IN (pg_catalog.to_regclass(%s), pg_catalog.to_regclass(%s)))
+            OR c.oid = ANY (%s))
         ORDER BY a.pid
         """
-    names: tuple[Any, ...] = (ident(s.schema), table(s.leads_table), table(s.activities_table))
-    return tuple(Waiting(found[0], found[1], found[2], tuple(found[3])) for found in rows(conn, query, names))
+    found = rows(conn, query, (ident(s.schema), _host_tables(conn, s)))
+    return tuple(Waiting(pid, application, seconds, tuple(by)) for pid, application, seconds, by in found)
+
+
+def _host_tables(conn: AnyConnection, s: Settings) -> list[int]:
+    found = (relation(conn, *name.split(".", 1)) for name in (s.leads_table, s.activities_table))
+    return [oid for oid in found if oid]

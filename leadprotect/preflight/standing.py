@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from leadprotect.settings import Settings, table
+from leadprotect.database.catalog import relation
 from leadprotect.settings.names import HOST_POLICIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import psycopg
+
+    from leadprotect.settings import Settings
 
 _TABLES = {
     "lp_0001_expand_tables": (
@@ -47,10 +49,10 @@ def _on_leads(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
         SELECT CASE WHEN NOT c.relrowsecurity THEN 'row security of ' || %(label)s::text END, ARRAY(
           SELECT 'policy ' || wanted FROM pg_catalog.unnest(%(policies)s::text[]) AS wanted
           WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_policy AS p WHERE p.polrelid = c.oid AND p.polname = wanted))
-        FROM pg_catalog.pg_class AS c WHERE c.oid = pg_catalog.to_regclass(%(leads)s)
+        FROM pg_catalog.pg_class AS c WHERE c.oid = %(leads)s
         """
     policies = [s.role(policy) for policy in HOST_POLICIES if policy != _ONLY_WITHOUT_OWN]
-    values = {"label": s.leads_table, "leads": table(s.leads_table), "policies": policies}
+    values = {"label": s.leads_table, "leads": relation(conn, *s.leads_table.split(".", 1)), "policies": policies}
     found = conn.execute(query, values).fetchone()
     if found is None:
         return [f"the table {s.leads_table}"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import configparser
 import os
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -68,6 +68,11 @@ class Settings:
     exempt_roles: tuple[str, ...] = ()
     audit_url: str = ""
 
+    def __post_init__(self) -> None:
+        """Fill in what follows from another key."""
+        if not self.version_table_schema:
+            object.__setattr__(self, "version_table_schema", self.schema)
+
     def role(self, name: str) -> str:
         """Name of a cluster role, unquoted: an office (``app``) or a territory code (``DE``)."""
         return f"{self.schema}_{name.lower()}"
@@ -115,9 +120,9 @@ def parse(given: Mapping[str, str]) -> Settings:
     if unknown:
         raise SettingsError(f"unknown key {unknown[0]!r} in [{SECTION}]; known keys: {', '.join(KEYS)}")
     texts = {key: text.strip() for key, text in given.items()}
-    if not texts.get("version_table_schema"):
-        texts["version_table_schema"] = texts.get("schema", Settings.schema)
-    settings = replace(Settings(), **{key: read(key, text) for key, text in texts.items()})  # type: ignore[arg-type]
+    if texts.get("version_table_schema") == "":
+        del texts["version_table_schema"]
+    settings = Settings(**{key: read(key, text) for key, text in texts.items()})  # type: ignore[arg-type]
     _check_together(settings)
     return settings
 

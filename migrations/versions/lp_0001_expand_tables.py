@@ -586,7 +586,7 @@ def create_readers() -> None:
               FROM {activities} AS v
               WHERE v.{activity_lead_id} = wanted.lead_id
                 AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL
-                AND (v.{activity_at} <= statement_timestamp()) IS NOT FALSE
+                AND (v.{activity_at} <= clock_timestamp()) IS NOT FALSE
               ORDER BY v.{activity_at} DESC NULLS LAST, v.{activity_id} DESC LIMIT 1) AS newest;
         END
         $body$;

@@ -163,11 +163,12 @@ def create_audit_writer() -> None:
         CREATE FUNCTION {schema}.bounded(said text)
         RETURNS text
         LANGUAGE plpgsql
-        IMMUTABLE PARALLEL SAFE
+        IMMUTABLE
         SET search_path = pg_catalog, pg_temp
         AS $body$
         DECLARE
           clean text;
+          anything boolean := getdatabaseencoding() = 'SQL_ASCII';
         BEGIN
           IF said IS NULL OR said = '' THEN
             RETURN NULL;
@@ -175,7 +176,16 @@ def create_audit_writer() -> None:
           -- a character has one byte or more: without the surplus of the first 1024 the rest fits into 1024 bytes
           clean := left(said, 1024);
           clean := left(clean, 1024 - (octet_length(clean) - length(clean)));
-          RETURN regexp_replace(clean, '[[:cntrl:]]', ' ', 'g');
+          clean := regexp_replace(clean, CASE WHEN anything THEN '[\\u0001-\\u001f\\u007f]' ELSE '[[:cntrl:]]' END, ' ', 'g');
+          IF anything THEN
+            -- there a character is a byte, and what is no UTF-8 would end whoever reads it
+            BEGIN
+              PERFORM convert_from(convert_to(clean, 'SQL_ASCII'), 'UTF8');
+            EXCEPTION WHEN character_not_in_repertoire THEN
+              clean := regexp_replace(clean, '[^ -~]', '?', 'g');
+            END;
+          END IF;
+          RETURN clean;
         END
         $body$;
         COMMENT ON FUNCTION {schema}.bounded(text) IS

@@ -78,9 +78,10 @@ def create_owner_of_activity() -> None:
             END IF;
           END IF;
           IF TG_OP <> 'DELETE' THEN
-            -- one in the future makes no owner until its time has come; the backfill and the gate see it then
+            -- one in the future makes no owner until its time has come; the backfill and the gate see it then.
+            -- By the clock: an activity may take its time from it, after its statement began
             IF NEW.{activity_kind} IN ({kinds}) AND NEW.{activity_user_id} IS NOT NULL
-              AND (NEW.{activity_at} <= statement_timestamp()) IS NOT FALSE
+              AND (NEW.{activity_at} <= clock_timestamp()) IS NOT FALSE
             THEN
               INSERT INTO {schema}.user_lead_assignments AS a
                 (lead_id, territory, user_id, source, activity_at, activity_id)

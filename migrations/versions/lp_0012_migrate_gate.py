@@ -84,6 +84,21 @@ def create_ways_around() -> None:
             AND (k.confdeltype NOT IN ('a', 'r') OR k.confupdtype NOT IN ('a', 'r'));
           RETURN NEXT;
 
+          -- what they change besides the statement is compared when it is done, so they are named only
+          condition := 'host_triggers';
+          SELECT coalesce(
+                   string_agg(format('%s on %s may change leads: id and territory are compared after it', code.name,
+                     {leads_label}), ', ' ORDER BY code.name), 'no trigger or rule of the host changes leads')
+          INTO detail
+          FROM (
+            SELECT format('trigger %I', t.tgname) AS name
+            FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
+            WHERE t.tgrelid = {leads_name}::regclass AND NOT t.tgisinternal AND t.tgenabled <> 'D'
+              AND t.tgtype & 3 = 3 AND p.pronamespace <> {schema_name}::regnamespace
+            UNION ALL
+            SELECT format('rule %I', r.rulename) FROM pg_rewrite AS r WHERE r.ev_class = {leads_name}::regclass) AS code;
+          RETURN NEXT;
+
           condition := 'views';
           SELECT count(*) = 0,
                  coalesce(string_agg(leak.detail, ', '), 'no view shows leads past row security'),

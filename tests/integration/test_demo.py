@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -191,8 +192,11 @@ def in_a_shell(lines: list[str], environment: dict[str, str]) -> str:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_stopped_demo_ends_its_server(number: int, code: int, folder: Path, environment: dict[str, str]) -> None:
+def test_a_stopped_demo_ends_its_server(
+    number: int, code: int, folder: Path, environment: dict[str, str], request: pytest.FixtureRequest
+) -> None:
     """Ctrl-C reaches the whole process group, a plain kill only the demo itself."""
+    request.addfinalizer(partial(signal.signal, number, signal.signal(number, signal.SIG_DFL)))  # nohup ignores it
     with subprocess.Popen(
         [*DEMO, "--scale", "0.01"], env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as demo:

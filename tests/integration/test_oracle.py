@@ -211,7 +211,8 @@ def answers(database: Database, conn: psycopg.Connection[Any], leads: list[Any])
         "explain_edit": {row[0]: row[1] for row in rows},
         "can_edit_lead": {row[0]: row[2] for row in rows},
         "record_edit_attempt": {row[0]: row[3] for row in rows},
-        "allow_edit": {row[0]: row[4] for row in rows},
+        # a denial comes with the ticket for its row
+        "allow_edit": {row[0]: row[4].split()[0] for row in rows},
         "editable_among": dict(database.query(conn, among, leads)),
         "editable_leads": dict(database.query(conn, "SELECT lead, reason FROM {schema}.editable_leads(NULL, 100)")),
         "v_lead_protection": {lead: (reason, can_edit) for lead, reason, can_edit in view},

@@ -121,6 +121,8 @@ def migrate(database: Database, old: Any, foreign: Any) -> None:
     database.sql("UPDATE {activities} SET {activity_user_id} = %s WHERE {activity_id} = %s", two, activity)
     assert database.owner(moved) == two
     database.sql("UPDATE {leads} SET {territory} = 'CH' WHERE {lead_id} = %s", moved)
+    assert database.owner(moved, "CH") is None
+    database.activity(moved, two)
     assert database.owner(moved, "CH") == two
     database.sql("DELETE FROM {leads} WHERE {lead_id} = %s", moved)
     assert database.owner(moved, "CH") is None

@@ -27,7 +27,7 @@ WEEK = "7 days"
 BEFORE_RLS = ["visibility", "owners", "constraints", "observation_window"]
 ALL = [
     *(*BEFORE_RLS, "territories", "contextless_writes", "logins", "exempt_roles"),
-    *("inheritance", "referential_actions", "views"),
+    *("inheritance", "referential_actions", "host_triggers", "views"),
 ]
 
 

@@ -33,15 +33,13 @@ if TYPE_CHECKING:
 PROFILES = pytest.mark.profiles("pg18", "pg15")
 pytestmark = pytest.mark.slow("most plant an operator and call everything")
 
-# file of the package -> why it connects without a pin: nobody else is on a server of our own
+# file of the package -> why it connects without a pin
 UNPINNED = {
-    "lab/rehearsal/traffic.py": "plays the host's application, which finds what its login finds",
-    "lab/rehearsal/generate.py": "a server of our own",
-    "lab/demo/server.py": "a server of our own",
-    "lab/bench/access.py": "a server of our own",
-    "lab/bench/backfill.py": "a server of our own",
-    "lab/bench/servers.py": "a server of our own",
-    "lab/bench/traffic.py": "a server of our own",
+    "lab/traffic.py": "plays the host's application, which finds what its login finds",
+    "lab/servers.py": "a server of our own, on which nobody else is",
+    "lab/demo/server.py": "a server of our own, on which nobody else is",
+    "lab/bench/access.py": "a server of our own, on which nobody else is",
+    "lab/bench/backfill.py": "a server of our own, on which nobody else is",
 }
 PINS = {"open_connection", "pin", "pin_session"}
 OPENS = {
@@ -122,13 +120,14 @@ def test_no_command_of_a_dba_runs_what_somebody_planted(host: Database, tmp_path
 
 
 @PROFILES
-def test_without_the_pin_the_same_command_runs_it(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(database)
-    assert run("status") == ""
-    assert not hijacked(database)
+def test_without_the_pin_the_same_command_runs_it(expanded: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(expanded)
+    command = ("backfill", "DE", "CH", "--dry-run")
+    assert run(*command) == ""
+    assert not hijacked(expanded)
     monkeypatch.setitem(opening.PINNED, "search_path", '"$user", public')
-    assert "SQLSTATE P0001" in run("status")
-    assert hijacked(database)
+    assert "SQLSTATE P0001" in run(*command)
+    assert hijacked(expanded)
 
 
 @PROFILES

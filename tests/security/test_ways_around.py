@@ -214,6 +214,12 @@ def test_control_without_our_triggers_it_moves_it(database: Database, change: st
     assert (territory(database, lead) == "DE") is (change == "across the border")
 
 
+def test_the_gate_names_triggers_of_the_host_that_may_change_leads(expanded: Database) -> None:
+    assert "no trigger or rule of the host changes leads" in said(expanded)
+    plant(expanded, CHANGES["out of protection"], "derive market")
+    assert 'trigger "derive market"' in conditions(expanded)["host_triggers"].detail
+
+
 # --- ids
 
 

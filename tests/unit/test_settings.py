@@ -242,6 +242,8 @@ def test_the_version_table_lives_in_our_schema_whatever_that_is_called() -> None
     assert parse({"schema": "guard", "version_table_schema": " "}).version_table_schema == "guard"
     assert parse({"schema": "guard", "version_table_schema": "guard"}).version_table_schema == "guard"
     assert parse({"schema": "guard", "version_table_schema": "crm"}).version_table_schema == "crm"
+    assert Settings().version_table_schema == "leadprotect"
+    assert Settings(schema="guard").version_table_schema == "guard"
 
 
 def test_the_version_table_needs_a_schema_that_stays() -> None:

@@ -79,10 +79,11 @@ def rehearse(
     with embedded(FAST) as server:
         say(f"generating {leads:,} leads and {leads * ACTIVITIES_PER_LEAD:,} activities")
         url = server.create_database(GENERATED)
-        with connect(replace(Settings(), database_url=url)) as conn:
+        settings = Settings(database_url=url)
+        with connect(settings) as conn:
             conn.execute(f"COMMENT ON DATABASE {ident(GENERATED)} IS {literal(MARK)}")
             generate_host(conn, leads)
-        return _rehearse(replace(Settings(), database_url=url), plan or Plan(), say, told_twice=False)
+        return _rehearse(settings, plan or Plan(), say, told_twice=False)
 
 
 def _rehearse(settings: Settings, plan: Plan, say: Callable[[str], None], *, told_twice: bool) -> Rehearsal:
