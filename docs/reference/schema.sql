@@ -1,4 +1,4 @@
--- The schema of leadprotect with default settings, as it stands after lp_0015_contract_triggers.
+-- The schema of leadprotect with default settings, as it stands after lp_0016_contract_triggers.
 --
 -- Made by `make schema` from a real database with pg_dump; a test keeps it current. Do not edit. It is
 -- a picture to read, no script to run: it leaves out the host's tables, the roles, and what is said below.
@@ -34,11 +34,11 @@
 --     273  Ownership and rules
 --     915  Decision
 --    1292  Attempts and audit
---    2170  Seals
---    2530  Transition
---    2802  Backfill and verification
---    3656  Gate
---    3988  Host
+--    2175  Seals
+--    2535  Transition
+--    2807  Backfill and verification
+--    3661  Gate
+--    4008  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -91,7 +91,7 @@
 -- Everybody may ask admitted_territory(): other schemas can build on the same border.
 -- =================================================================================================
 
--- schema leadprotect, lp_0001_expand_tables
+-- schema leadprotect, lp_0001_expand_territories
 
 CREATE SCHEMA leadprotect;
 
@@ -103,7 +103,7 @@ GRANT USAGE ON SCHEMA leadprotect TO leadprotect_auditor;
 GRANT USAGE ON SCHEMA leadprotect TO leadprotect_operator;
 GRANT USAGE ON SCHEMA leadprotect TO leadprotect_manager;
 
--- function acting_role, lp_0001_expand_tables
+-- function acting_role, lp_0001_expand_territories
 
 CREATE FUNCTION leadprotect.acting_role() RETURNS name
     LANGUAGE sql STABLE PARALLEL SAFE
@@ -118,7 +118,7 @@ GRANT ALL ON FUNCTION leadprotect.acting_role() TO leadprotect_auditor;
 GRANT ALL ON FUNCTION leadprotect.acting_role() TO leadprotect_manager;
 GRANT ALL ON FUNCTION leadprotect.acting_role() TO leadprotect_operator;
 
--- function is_member, lp_0001_expand_tables
+-- function is_member, lp_0001_expand_territories
 
 CREATE FUNCTION leadprotect.is_member(territory text) RETURNS boolean
     LANGUAGE sql STABLE PARALLEL SAFE
@@ -132,7 +132,7 @@ GRANT ALL ON FUNCTION leadprotect.is_member(territory text) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.is_member(territory text) TO leadprotect_auditor;
 GRANT ALL ON FUNCTION leadprotect.is_member(territory text) TO leadprotect_manager;
 
--- function admitted_territory, lp_0001_expand_tables
+-- function admitted_territory, lp_0001_expand_territories
 
 CREATE FUNCTION leadprotect.admitted_territory() RETURNS text
     LANGUAGE sql STABLE SECURITY DEFINER PARALLEL SAFE
@@ -143,7 +143,7 @@ END;
 
 COMMENT ON FUNCTION leadprotect.admitted_territory() IS 'The territory in context if the acting role holds its role, else NULL: the border that every policy asks';
 
--- table territories, lp_0001_expand_tables
+-- table territories, lp_0001_expand_territories
 
 CREATE TABLE leadprotect.territories (
     code text NOT NULL,
@@ -175,7 +175,7 @@ GRANT SELECT ON TABLE leadprotect.territories TO leadprotect_auditor;
 GRANT SELECT ON TABLE leadprotect.territories TO leadprotect_operator;
 GRANT SELECT ON TABLE leadprotect.territories TO leadprotect_manager;
 
--- table territory_vat_rates, lp_0001_expand_tables
+-- table territory_vat_rates, lp_0001_expand_territories
 
 CREATE TABLE leadprotect.territory_vat_rates (
     territory text NOT NULL,
@@ -211,7 +211,7 @@ GRANT SELECT ON TABLE leadprotect.territory_vat_rates TO leadprotect_auditor;
 GRANT SELECT ON TABLE leadprotect.territory_vat_rates TO leadprotect_operator;
 GRANT SELECT ON TABLE leadprotect.territory_vat_rates TO leadprotect_manager;
 
--- function is_code, lp_0004_expand_decisions
+-- function is_code, lp_0005_expand_decisions
 
 CREATE FUNCTION leadprotect.is_code(territory text) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -222,7 +222,7 @@ COMMENT ON FUNCTION leadprotect.is_code(territory text) IS 'Whether this can be 
 REVOKE ALL ON FUNCTION leadprotect.is_code(territory text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.is_code(territory text) TO leadprotect_reader;
 
--- function territory_terms, lp_0006_expand_ownership
+-- function territory_terms, lp_0007_expand_ownership
 
 CREATE FUNCTION leadprotect.territory_terms(territory text, on_date date) RETURNS TABLE(code text, name text, currency text, legal_framework text, vat_rate numeric)
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -245,7 +245,7 @@ GRANT ALL ON FUNCTION leadprotect.territory_terms(territory text, on_date date) 
 GRANT ALL ON FUNCTION leadprotect.territory_terms(territory text, on_date date) TO leadprotect_operator;
 GRANT ALL ON FUNCTION leadprotect.territory_terms(territory text, on_date date) TO leadprotect_manager;
 
--- function publish_territories, lp_0014_contract_enforce
+-- function publish_territories, lp_0015_contract_enforce
 
 CREATE FUNCTION leadprotect.publish_territories() RETURNS void
     LANGUAGE plpgsql
@@ -262,7 +262,7 @@ COMMENT ON FUNCTION leadprotect.publish_territories() IS 'Makes all_territories(
 
 REVOKE ALL ON FUNCTION leadprotect.publish_territories() FROM PUBLIC;
 
--- function all_territories, lp_0014_contract_enforce
+-- function all_territories, lp_0015_contract_enforce
 
 CREATE FUNCTION leadprotect.all_territories() RETURNS text[]
     LANGUAGE sql STABLE PARALLEL SAFE
@@ -279,7 +279,7 @@ COMMENT ON FUNCTION leadprotect.all_territories() IS 'The codes of all territori
 -- same for the library: they return a denial where the public functions raise.
 -- =================================================================================================
 
--- type protection_type, lp_0001_expand_tables
+-- type protection_type, lp_0001_expand_territories
 
 CREATE TYPE leadprotect.protection_type AS ENUM (
     'SOLE_OWNER',
@@ -287,7 +287,7 @@ CREATE TYPE leadprotect.protection_type AS ENUM (
     'VIEW_ONLY'
 );
 
--- table user_lead_assignments, lp_0001_expand_tables
+-- table user_lead_assignments, lp_0002_expand_assignments
 
 CREATE TABLE leadprotect.user_lead_assignments (
     lead_id uuid NOT NULL,
@@ -334,7 +334,7 @@ GRANT SELECT ON TABLE leadprotect.user_lead_assignments TO leadprotect_app;
 GRANT SELECT ON TABLE leadprotect.user_lead_assignments TO leadprotect_auditor;
 GRANT SELECT ON TABLE leadprotect.user_lead_assignments TO leadprotect_manager;
 
--- table user_lead_assignment_history, lp_0001_expand_tables
+-- table user_lead_assignment_history, lp_0002_expand_assignments
 
 CREATE TABLE leadprotect.user_lead_assignment_history (
     lead_id uuid NOT NULL,
@@ -382,7 +382,7 @@ CREATE POLICY lp_read ON leadprotect.user_lead_assignment_history FOR SELECT TO 
 GRANT SELECT ON TABLE leadprotect.user_lead_assignment_history TO leadprotect_manager;
 GRANT SELECT ON TABLE leadprotect.user_lead_assignment_history TO leadprotect_auditor;
 
--- function keep_assignment, lp_0001_expand_tables
+-- function keep_assignment, lp_0002_expand_assignments
 
 CREATE FUNCTION leadprotect.keep_assignment() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -403,7 +403,7 @@ COMMENT ON FUNCTION leadprotect.keep_assignment() IS 'Keeps what an assignment w
 
 REVOKE ALL ON FUNCTION leadprotect.keep_assignment() FROM PUBLIC;
 
--- table lead_protection_rules, lp_0001_expand_tables
+-- table lead_protection_rules, lp_0002_expand_assignments
 
 CREATE TABLE leadprotect.lead_protection_rules (
     user_id uuid NOT NULL,
@@ -453,7 +453,7 @@ GRANT SELECT ON TABLE leadprotect.lead_protection_rules TO leadprotect_reader;
 GRANT SELECT ON TABLE leadprotect.lead_protection_rules TO leadprotect_manager;
 GRANT SELECT ON TABLE leadprotect.lead_protection_rules TO leadprotect_auditor;
 
--- function end_lead_rules, lp_0001_expand_tables
+-- function end_lead_rules, lp_0002_expand_assignments
 
 CREATE FUNCTION leadprotect.end_lead_rules(lead uuid, of_owner uuid DEFAULT NULL::uuid) RETURNS void
     LANGUAGE plpgsql
@@ -474,7 +474,7 @@ COMMENT ON FUNCTION leadprotect.end_lead_rules(lead uuid, of_owner uuid) IS 'End
 
 REVOKE ALL ON FUNCTION leadprotect.end_lead_rules(lead uuid, of_owner uuid) FROM PUBLIC;
 
--- function lead_for_ownership, lp_0006_expand_ownership
+-- function lead_for_ownership, lp_0007_expand_ownership
 
 CREATE FUNCTION leadprotect.lead_for_ownership(lead uuid, manager boolean) RETURNS text
     LANGUAGE sql STABLE
@@ -488,7 +488,7 @@ COMMENT ON FUNCTION leadprotect.lead_for_ownership(lead uuid, manager boolean) I
 
 REVOKE ALL ON FUNCTION leadprotect.lead_for_ownership(lead uuid, manager boolean) FROM PUBLIC;
 
--- function is_manager, lp_0006_expand_ownership
+-- function is_manager, lp_0007_expand_ownership
 
 CREATE FUNCTION leadprotect.is_manager() RETURNS boolean
     LANGUAGE sql STABLE PARALLEL SAFE
@@ -498,7 +498,7 @@ COMMENT ON FUNCTION leadprotect.is_manager() IS 'Whether the acting role may dec
 
 REVOKE ALL ON FUNCTION leadprotect.is_manager() FROM PUBLIC;
 
--- function try_change_owner, lp_0006_expand_ownership
+-- function try_change_owner, lp_0007_expand_ownership
 
 CREATE FUNCTION leadprotect.try_change_owner(lead uuid, change text, new_owner uuid, note text) RETURNS text
     LANGUAGE plpgsql
@@ -578,7 +578,7 @@ COMMENT ON FUNCTION leadprotect.try_change_owner(lead uuid, change text, new_own
 
 REVOKE ALL ON FUNCTION leadprotect.try_change_owner(lead uuid, change text, new_owner uuid, note text) FROM PUBLIC;
 
--- function change_owner, lp_0006_expand_ownership
+-- function change_owner, lp_0007_expand_ownership
 
 CREATE FUNCTION leadprotect.change_owner(lead uuid, change text, new_owner uuid, note text) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
@@ -598,7 +598,7 @@ REVOKE ALL ON FUNCTION leadprotect.change_owner(lead uuid, change text, new_owne
 GRANT ALL ON FUNCTION leadprotect.change_owner(lead uuid, change text, new_owner uuid, note text) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.change_owner(lead uuid, change text, new_owner uuid, note text) TO leadprotect_manager;
 
--- function try_change_sharing, lp_0006_expand_ownership
+-- function try_change_sharing, lp_0007_expand_ownership
 
 CREATE FUNCTION leadprotect.try_change_sharing(lead uuid, change text, with_user uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) RETURNS text
     LANGUAGE plpgsql
@@ -656,7 +656,7 @@ COMMENT ON FUNCTION leadprotect.try_change_sharing(lead uuid, change text, with_
 
 REVOKE ALL ON FUNCTION leadprotect.try_change_sharing(lead uuid, change text, with_user uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) FROM PUBLIC;
 
--- function change_sharing, lp_0006_expand_ownership
+-- function change_sharing, lp_0007_expand_ownership
 
 CREATE FUNCTION leadprotect.change_sharing(lead uuid, change text, with_user uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
@@ -676,7 +676,7 @@ REVOKE ALL ON FUNCTION leadprotect.change_sharing(lead uuid, change text, with_u
 GRANT ALL ON FUNCTION leadprotect.change_sharing(lead uuid, change text, with_user uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.change_sharing(lead uuid, change text, with_user uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) TO leadprotect_manager;
 
--- function end_rules, lp_0006_expand_ownership
+-- function end_rules, lp_0007_expand_ownership
 
 CREATE FUNCTION leadprotect.end_rules(of_user uuid, here text, kind leadprotect.protection_type, lead uuid) RETURNS integer
     LANGUAGE plpgsql
@@ -704,7 +704,7 @@ COMMENT ON FUNCTION leadprotect.end_rules(of_user uuid, here text, kind leadprot
 
 REVOKE ALL ON FUNCTION leadprotect.end_rules(of_user uuid, here text, kind leadprotect.protection_type, lead uuid) FROM PUBLIC;
 
--- function claim_lead, lp_0006_expand_ownership
+-- function claim_lead, lp_0007_expand_ownership
 
 CREATE FUNCTION leadprotect.claim_lead(lead uuid, note text DEFAULT NULL::text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
@@ -721,7 +721,7 @@ REVOKE ALL ON FUNCTION leadprotect.claim_lead(lead uuid, note text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.claim_lead(lead uuid, note text) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.claim_lead(lead uuid, note text) TO leadprotect_manager;
 
--- function release_lead, lp_0006_expand_ownership
+-- function release_lead, lp_0007_expand_ownership
 
 CREATE FUNCTION leadprotect.release_lead(lead uuid, note text DEFAULT NULL::text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
@@ -738,7 +738,7 @@ REVOKE ALL ON FUNCTION leadprotect.release_lead(lead uuid, note text) FROM PUBLI
 GRANT ALL ON FUNCTION leadprotect.release_lead(lead uuid, note text) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.release_lead(lead uuid, note text) TO leadprotect_manager;
 
--- function assign_lead, lp_0006_expand_ownership
+-- function assign_lead, lp_0007_expand_ownership
 
 CREATE FUNCTION leadprotect.assign_lead(lead uuid, new_owner uuid, note text DEFAULT NULL::text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
@@ -754,7 +754,7 @@ COMMENT ON FUNCTION leadprotect.assign_lead(lead uuid, new_owner uuid, note text
 REVOKE ALL ON FUNCTION leadprotect.assign_lead(lead uuid, new_owner uuid, note text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.assign_lead(lead uuid, new_owner uuid, note text) TO leadprotect_manager;
 
--- function transfer_lead, lp_0006_expand_ownership
+-- function transfer_lead, lp_0007_expand_ownership
 
 CREATE FUNCTION leadprotect.transfer_lead(lead uuid, new_owner uuid, note text DEFAULT NULL::text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
@@ -770,7 +770,7 @@ COMMENT ON FUNCTION leadprotect.transfer_lead(lead uuid, new_owner uuid, note te
 REVOKE ALL ON FUNCTION leadprotect.transfer_lead(lead uuid, new_owner uuid, note text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.transfer_lead(lead uuid, new_owner uuid, note text) TO leadprotect_manager;
 
--- function share_lead, lp_0006_expand_ownership
+-- function share_lead, lp_0007_expand_ownership
 
 CREATE FUNCTION leadprotect.share_lead(lead uuid, with_user uuid, effective_from timestamp with time zone DEFAULT NULL::timestamp with time zone, effective_to timestamp with time zone DEFAULT NULL::timestamp with time zone, note text DEFAULT NULL::text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
@@ -788,7 +788,7 @@ REVOKE ALL ON FUNCTION leadprotect.share_lead(lead uuid, with_user uuid, effecti
 GRANT ALL ON FUNCTION leadprotect.share_lead(lead uuid, with_user uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.share_lead(lead uuid, with_user uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) TO leadprotect_manager;
 
--- function unshare_lead, lp_0006_expand_ownership
+-- function unshare_lead, lp_0007_expand_ownership
 
 CREATE FUNCTION leadprotect.unshare_lead(lead uuid, with_user uuid, note text DEFAULT NULL::text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
@@ -806,7 +806,7 @@ REVOKE ALL ON FUNCTION leadprotect.unshare_lead(lead uuid, with_user uuid, note 
 GRANT ALL ON FUNCTION leadprotect.unshare_lead(lead uuid, with_user uuid, note text) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.unshare_lead(lead uuid, with_user uuid, note text) TO leadprotect_manager;
 
--- function lead_shares, lp_0006_expand_ownership
+-- function lead_shares, lp_0007_expand_ownership
 
 CREATE FUNCTION leadprotect.lead_shares(lead uuid) RETURNS TABLE(user_id uuid, shared_by uuid, effective_from timestamp with time zone, effective_to timestamp with time zone)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -833,7 +833,7 @@ REVOKE ALL ON FUNCTION leadprotect.lead_shares(lead uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.lead_shares(lead uuid) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.lead_shares(lead uuid) TO leadprotect_manager;
 
--- function grant_protection, lp_0006_expand_ownership
+-- function grant_protection, lp_0007_expand_ownership
 
 CREATE FUNCTION leadprotect.grant_protection(of_user uuid, here text, kind leadprotect.protection_type, lead uuid DEFAULT NULL::uuid, effective_from timestamp with time zone DEFAULT NULL::timestamp with time zone, effective_to timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
@@ -870,7 +870,7 @@ COMMENT ON FUNCTION leadprotect.grant_protection(of_user uuid, here text, kind l
 REVOKE ALL ON FUNCTION leadprotect.grant_protection(of_user uuid, here text, kind leadprotect.protection_type, lead uuid, effective_from timestamp with time zone, effective_to timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.grant_protection(of_user uuid, here text, kind leadprotect.protection_type, lead uuid, effective_from timestamp with time zone, effective_to timestamp with time zone) TO leadprotect_manager;
 
--- function revoke_protection, lp_0006_expand_ownership
+-- function revoke_protection, lp_0007_expand_ownership
 
 CREATE FUNCTION leadprotect.revoke_protection(of_user uuid, here text, kind leadprotect.protection_type, lead uuid DEFAULT NULL::uuid) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
@@ -893,7 +893,7 @@ COMMENT ON FUNCTION leadprotect.revoke_protection(of_user uuid, here text, kind 
 REVOKE ALL ON FUNCTION leadprotect.revoke_protection(of_user uuid, here text, kind leadprotect.protection_type, lead uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.revoke_protection(of_user uuid, here text, kind leadprotect.protection_type, lead uuid) TO leadprotect_manager;
 
--- function require_manager, lp_0006_expand_ownership
+-- function require_manager, lp_0007_expand_ownership
 
 CREATE FUNCTION leadprotect.require_manager(here text, lead uuid, action leadprotect.lead_action, note text) RETURNS void
     LANGUAGE plpgsql
@@ -919,7 +919,7 @@ REVOKE ALL ON FUNCTION leadprotect.require_manager(here text, lead uuid, action 
 -- context, or answer for many leads at once. None of them writes.
 -- =================================================================================================
 
--- function host_lead, lp_0001_expand_tables, owner leadprotect_reader
+-- function host_lead, lp_0002_expand_assignments, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.host_lead(lead uuid) RETURNS SETOF text
     LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 1
@@ -936,7 +936,7 @@ COMMENT ON FUNCTION leadprotect.host_lead(lead uuid) IS 'The territory of a lead
 REVOKE ALL ON FUNCTION leadprotect.host_lead(lead uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.host_lead(lead uuid) TO leadprotect_owner;
 
--- function protected_leads, lp_0001_expand_tables, owner leadprotect_reader
+-- function protected_leads, lp_0002_expand_assignments, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.protected_leads() RETURNS TABLE(lead_id uuid, territory text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -953,11 +953,11 @@ COMMENT ON FUNCTION leadprotect.protected_leads() IS 'Every lead of the host tha
 REVOKE ALL ON FUNCTION leadprotect.protected_leads() FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.protected_leads() TO leadprotect_owner;
 
--- function parse_user, lp_0004_expand_decisions
+-- function parse_user, lp_0005_expand_decisions
 
 CREATE FUNCTION leadprotect.parse_user(declared text) RETURNS uuid
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN (CASE WHEN ('uuid'::text = 'text'::text) THEN CASE WHEN (declared <> ''::text) THEN declared ELSE NULL::text END WHEN ((declared ~~ '________-____-____-____-____________'::text) AND (translate(declared, '0123456789abcdefABCDEF'::text, ''::text) = '----'::text)) THEN declared WHEN (declared ~ '^(([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}|[{]([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}[}])$'::text) THEN declared ELSE NULL::text END)::uuid;
+    RETURN (CASE WHEN ('uuid'::text = 'text'::text) THEN CASE WHEN ((declared <> ''::text) AND (length(declared) <= 255) AND (declared !~ '[\u0001-\u001f\u007f]'::text)) THEN declared ELSE NULL::text END WHEN ((declared ~~ '________-____-____-____-____________'::text) AND (translate(declared, '0123456789abcdefABCDEF'::text, ''::text) = '----'::text)) THEN declared WHEN (declared ~ '^(([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}|[{]([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}[}])$'::text) THEN declared ELSE NULL::text END)::uuid;
 
 COMMENT ON FUNCTION leadprotect.parse_user(declared text) IS 'The declared user in the type of the setting; what is malformed is nobody''s id: NULL, never a cast error';
 
@@ -967,7 +967,7 @@ GRANT ALL ON FUNCTION leadprotect.parse_user(declared text) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.parse_user(declared text) TO leadprotect_auditor;
 GRANT ALL ON FUNCTION leadprotect.parse_user(declared text) TO leadprotect_manager;
 
--- function context, lp_0004_expand_decisions
+-- function context, lp_0005_expand_decisions
 
 CREATE FUNCTION leadprotect.context(OUT user_id text, OUT territory text, OUT correlation_id text) RETURNS record
     LANGUAGE sql STABLE PARALLEL SAFE
@@ -984,7 +984,7 @@ GRANT ALL ON FUNCTION leadprotect.context(OUT user_id text, OUT territory text, 
 GRANT ALL ON FUNCTION leadprotect.context(OUT user_id text, OUT territory text, OUT correlation_id text) TO leadprotect_auditor;
 GRANT ALL ON FUNCTION leadprotect.context(OUT user_id text, OUT territory text, OUT correlation_id text) TO leadprotect_manager;
 
--- function set_context, lp_0004_expand_decisions
+-- function set_context, lp_0005_expand_decisions
 
 CREATE FUNCTION leadprotect.set_context(user_id text, territory text, correlation_id text DEFAULT NULL::text) RETURNS void
     LANGUAGE sql
@@ -1011,7 +1011,7 @@ GRANT ALL ON FUNCTION leadprotect.set_context(user_id uuid, territory text, corr
 GRANT ALL ON FUNCTION leadprotect.set_context(user_id uuid, territory text, correlation_id text) TO leadprotect_auditor;
 GRANT ALL ON FUNCTION leadprotect.set_context(user_id uuid, territory text, correlation_id text) TO leadprotect_manager;
 
--- function in_force, lp_0004_expand_decisions
+-- function in_force, lp_0005_expand_decisions
 
 CREATE FUNCTION leadprotect.in_force(active boolean, effective_from timestamp with time zone, effective_to timestamp with time zone) RETURNS boolean
     LANGUAGE sql STABLE PARALLEL SAFE
@@ -1022,7 +1022,7 @@ COMMENT ON FUNCTION leadprotect.in_force(active boolean, effective_from timestam
 REVOKE ALL ON FUNCTION leadprotect.in_force(active boolean, effective_from timestamp with time zone, effective_to timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.in_force(active boolean, effective_from timestamp with time zone, effective_to timestamp with time zone) TO leadprotect_reader;
 
--- function begins, lp_0004_expand_decisions
+-- function begins, lp_0005_expand_decisions
 
 CREATE FUNCTION leadprotect.begins(effective_from timestamp with time zone, made_at timestamp with time zone) RETURNS timestamp with time zone
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -1033,7 +1033,7 @@ COMMENT ON FUNCTION leadprotect.begins(effective_from timestamp with time zone, 
 REVOKE ALL ON FUNCTION leadprotect.begins(effective_from timestamp with time zone, made_at timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.begins(effective_from timestamp with time zone, made_at timestamp with time zone) TO leadprotect_reader;
 
--- function decision, lp_0004_expand_decisions, owner leadprotect_reader
+-- function decision, lp_0005_expand_decisions, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.decision(lead uuid, caller uuid, here text) RETURNS TABLE(reason text)
     LANGUAGE sql STABLE PARALLEL SAFE
@@ -1066,7 +1066,7 @@ COMMENT ON FUNCTION leadprotect.decision(lead uuid, caller uuid, here text) IS '
 
 REVOKE ALL ON FUNCTION leadprotect.decision(lead uuid, caller uuid, here text) FROM PUBLIC;
 
--- function decide, lp_0004_expand_decisions, owner leadprotect_reader
+-- function decide, lp_0005_expand_decisions, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.decide(lead uuid, declared_user text, declared_territory text) RETURNS text
     LANGUAGE plpgsql STABLE SECURITY DEFINER COST 1000 PARALLEL SAFE
@@ -1106,7 +1106,7 @@ GRANT ALL ON FUNCTION leadprotect.decide(lead uuid, declared_user text, declared
 GRANT ALL ON FUNCTION leadprotect.decide(lead uuid, declared_user text, declared_territory text) TO leadprotect_auditor;
 GRANT ALL ON FUNCTION leadprotect.decide(lead uuid, declared_user text, declared_territory text) TO leadprotect_manager;
 
--- function editable_among, lp_0004_expand_decisions, owner leadprotect_reader
+-- function editable_among, lp_0005_expand_decisions, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.editable_among(leads uuid[]) RETURNS TABLE(lead uuid, reason text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL SAFE
@@ -1143,7 +1143,7 @@ GRANT ALL ON FUNCTION leadprotect.editable_among(leads uuid[]) TO leadprotect_ap
 GRANT ALL ON FUNCTION leadprotect.editable_among(leads uuid[]) TO leadprotect_auditor;
 GRANT ALL ON FUNCTION leadprotect.editable_among(leads uuid[]) TO leadprotect_manager;
 
--- function editable_leads, lp_0004_expand_decisions, owner leadprotect_reader
+-- function editable_leads, lp_0005_expand_decisions, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.editable_leads(after uuid, page_size integer) RETURNS TABLE(lead uuid, reason text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -1214,7 +1214,7 @@ REVOKE ALL ON FUNCTION leadprotect.editable_leads(after uuid, page_size integer)
 GRANT ALL ON FUNCTION leadprotect.editable_leads(after uuid, page_size integer) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.editable_leads(after uuid, page_size integer) TO leadprotect_manager;
 
--- function can_edit_lead, lp_0004_expand_decisions
+-- function can_edit_lead, lp_0005_expand_decisions
 
 CREATE FUNCTION leadprotect.can_edit_lead(lead uuid) RETURNS boolean
     LANGUAGE sql STABLE PARALLEL SAFE
@@ -1229,7 +1229,7 @@ GRANT ALL ON FUNCTION leadprotect.can_edit_lead(lead uuid) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.can_edit_lead(lead uuid) TO leadprotect_auditor;
 GRANT ALL ON FUNCTION leadprotect.can_edit_lead(lead uuid) TO leadprotect_manager;
 
--- function explain_edit, lp_0004_expand_decisions
+-- function explain_edit, lp_0005_expand_decisions
 
 CREATE FUNCTION leadprotect.explain_edit(lead uuid, OUT reason text) RETURNS text
     LANGUAGE sql STABLE PARALLEL SAFE
@@ -1244,7 +1244,7 @@ GRANT ALL ON FUNCTION leadprotect.explain_edit(lead uuid, OUT reason text) TO le
 GRANT ALL ON FUNCTION leadprotect.explain_edit(lead uuid, OUT reason text) TO leadprotect_auditor;
 GRANT ALL ON FUNCTION leadprotect.explain_edit(lead uuid, OUT reason text) TO leadprotect_manager;
 
--- function has_rules, lp_0006_expand_ownership
+-- function has_rules, lp_0007_expand_ownership
 
 CREATE FUNCTION leadprotect.has_rules() RETURNS boolean
     LANGUAGE sql STABLE SECURITY DEFINER PARALLEL SAFE
@@ -1261,7 +1261,7 @@ GRANT ALL ON FUNCTION leadprotect.has_rules() TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.has_rules() TO leadprotect_auditor;
 GRANT ALL ON FUNCTION leadprotect.has_rules() TO leadprotect_manager;
 
--- view v_lead_protection, lp_0006_expand_ownership
+-- view v_lead_protection, lp_0007_expand_ownership
 
 CREATE VIEW leadprotect.v_lead_protection WITH (security_invoker='true', security_barrier='true') AS
  SELECT l.id AS lead,
@@ -1298,7 +1298,7 @@ GRANT SELECT ON TABLE leadprotect.v_lead_protection TO leadprotect_manager;
 -- auditors read, and managers may ask who_could_edit().
 -- =================================================================================================
 
--- type lead_action, lp_0001_expand_tables
+-- type lead_action, lp_0001_expand_territories
 
 CREATE TYPE leadprotect.lead_action AS ENUM (
     'VIEW',
@@ -1307,14 +1307,14 @@ CREATE TYPE leadprotect.lead_action AS ENUM (
     'UNASSIGN'
 );
 
--- type lead_access_outcome, lp_0001_expand_tables
+-- type lead_access_outcome, lp_0001_expand_territories
 
 CREATE TYPE leadprotect.lead_access_outcome AS ENUM (
     'ALLOW',
     'DENY'
 );
 
--- table lead_access_audit, lp_0002_expand_audit
+-- table lead_access_audit, lp_0003_expand_audit
 
 CREATE TABLE leadprotect.lead_access_audit (
     lead_id uuid NOT NULL,
@@ -1379,7 +1379,7 @@ CREATE POLICY lp_read ON leadprotect.lead_access_audit FOR SELECT TO leadprotect
 
 GRANT SELECT ON TABLE leadprotect.lead_access_audit TO leadprotect_auditor;
 
--- table lead_access_audit_default, lp_0002_expand_audit
+-- table lead_access_audit_default, lp_0003_expand_audit
 
 CREATE TABLE leadprotect.lead_access_audit_default (
     lead_id uuid CONSTRAINT lead_access_audit_lead_id_not_null NOT NULL,
@@ -1418,7 +1418,7 @@ CREATE POLICY lp_border ON leadprotect.lead_access_audit_default AS RESTRICTIVE 
 CREATE POLICY lp_inside ON leadprotect.lead_access_audit_default TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
 CREATE POLICY lp_read ON leadprotect.lead_access_audit_default FOR SELECT TO leadprotect_auditor USING (true);
 
--- function refuse_change, lp_0002_expand_audit
+-- function refuse_change, lp_0003_expand_audit
 
 CREATE FUNCTION leadprotect.refuse_change() RETURNS trigger
     LANGUAGE plpgsql
@@ -1435,7 +1435,7 @@ COMMENT ON FUNCTION leadprotect.refuse_change() IS 'Guard of the audit: raises w
 
 REVOKE ALL ON FUNCTION leadprotect.refuse_change() FROM PUBLIC;
 
--- function secure_audit_table, lp_0002_expand_audit
+-- function secure_audit_table, lp_0003_expand_audit
 
 CREATE FUNCTION leadprotect.secure_audit_table(target regclass) RETURNS void
     LANGUAGE plpgsql
@@ -1462,7 +1462,7 @@ COMMENT ON FUNCTION leadprotect.secure_audit_table(target regclass) IS 'Secures 
 
 REVOKE ALL ON FUNCTION leadprotect.secure_audit_table(target regclass) FROM PUBLIC;
 
--- function audit_partitions, lp_0002_expand_audit
+-- function audit_partitions, lp_0003_expand_audit
 
 CREATE FUNCTION leadprotect.audit_partitions() RETURNS TABLE(part regclass, name name, from_month timestamp with time zone, to_month timestamp with time zone)
     LANGUAGE sql STABLE
@@ -1484,7 +1484,7 @@ REVOKE ALL ON FUNCTION leadprotect.audit_partitions() FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.audit_partitions() TO leadprotect_auditor;
 GRANT ALL ON FUNCTION leadprotect.audit_partitions() TO leadprotect_operator;
 
--- function add_audit_partition, lp_0002_expand_audit
+-- function add_audit_partition, lp_0003_expand_audit
 
 CREATE FUNCTION leadprotect.add_audit_partition(from_month timestamp with time zone, to_month timestamp with time zone) RETURNS regclass
     LANGUAGE plpgsql
@@ -1507,7 +1507,7 @@ COMMENT ON FUNCTION leadprotect.add_audit_partition(from_month timestamp with ti
 
 REVOKE ALL ON FUNCTION leadprotect.add_audit_partition(from_month timestamp with time zone, to_month timestamp with time zone) FROM PUBLIC;
 
--- function clear_audit_default, lp_0002_expand_audit
+-- function clear_audit_default, lp_0003_expand_audit
 
 CREATE FUNCTION leadprotect.clear_audit_default(max_moved integer) RETURNS integer
     LANGUAGE plpgsql
@@ -1585,7 +1585,7 @@ COMMENT ON FUNCTION leadprotect.clear_audit_default(max_moved integer) IS 'Gives
 
 REVOKE ALL ON FUNCTION leadprotect.clear_audit_default(max_moved integer) FROM PUBLIC;
 
--- function create_audit_partitions, lp_0002_expand_audit
+-- function create_audit_partitions, lp_0003_expand_audit
 
 CREATE FUNCTION leadprotect.create_audit_partitions(months_ahead integer, max_moved integer DEFAULT 20000) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1628,7 +1628,7 @@ COMMENT ON FUNCTION leadprotect.create_audit_partitions(months_ahead integer, ma
 REVOKE ALL ON FUNCTION leadprotect.create_audit_partitions(months_ahead integer, max_moved integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.create_audit_partitions(months_ahead integer, max_moved integer) TO leadprotect_operator;
 
--- function who_could_edit, lp_0002_expand_audit
+-- function who_could_edit, lp_0003_expand_audit
 
 CREATE FUNCTION leadprotect.who_could_edit(lead uuid, moment timestamp with time zone) RETURNS TABLE(territory text, user_id uuid, could_edit boolean, reason text, since timestamp with time zone, until timestamp with time zone, source text)
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -1748,7 +1748,7 @@ REVOKE ALL ON FUNCTION leadprotect.who_could_edit(lead uuid, moment timestamp wi
 GRANT ALL ON FUNCTION leadprotect.who_could_edit(lead uuid, moment timestamp with time zone) TO leadprotect_auditor;
 GRANT ALL ON FUNCTION leadprotect.who_could_edit(lead uuid, moment timestamp with time zone) TO leadprotect_manager;
 
--- sequence rule_changes, lp_0005_expand_attempts
+-- sequence rule_changes, lp_0006_expand_attempts
 
 CREATE SEQUENCE leadprotect.rule_changes
     START WITH 1
@@ -1759,7 +1759,7 @@ CREATE SEQUENCE leadprotect.rule_changes
 
 COMMENT ON SEQUENCE leadprotect.rule_changes IS 'The transaction that last made a rule which takes a right away; seen by every snapshot';
 
--- function require_fresh_rules, lp_0005_expand_attempts
+-- function require_fresh_rules, lp_0006_expand_attempts
 
 CREATE FUNCTION leadprotect.require_fresh_rules() RETURNS void
     LANGUAGE plpgsql
@@ -1790,7 +1790,7 @@ COMMENT ON FUNCTION leadprotect.require_fresh_rules() IS 'Raises a serialization
 
 REVOKE ALL ON FUNCTION leadprotect.require_fresh_rules() FROM PUBLIC;
 
--- function decide_locked, lp_0005_expand_attempts
+-- function decide_locked, lp_0006_expand_attempts
 
 CREATE FUNCTION leadprotect.decide_locked(lead uuid, OUT reason text, OUT basis text) RETURNS record
     LANGUAGE plpgsql
@@ -1827,7 +1827,7 @@ COMMENT ON FUNCTION leadprotect.decide_locked(lead uuid, OUT reason text, OUT ba
 
 REVOKE ALL ON FUNCTION leadprotect.decide_locked(lead uuid, OUT reason text, OUT basis text) FROM PUBLIC;
 
--- function bounded, lp_0005_expand_attempts
+-- function bounded, lp_0006_expand_attempts
 
 CREATE FUNCTION leadprotect.bounded(said text) RETURNS text
     LANGUAGE plpgsql IMMUTABLE
@@ -1840,9 +1840,11 @@ CREATE FUNCTION leadprotect.bounded(said text) RETURNS text
           IF said IS NULL OR said = '' THEN
             RETURN NULL;
           END IF;
-          -- a character has one byte or more: without the surplus of the first 1024 the rest fits into 1024 bytes
+          -- a character has one byte or more, and seldom four
           clean := left(said, 1024);
-          clean := left(clean, 1024 - (octet_length(clean) - length(clean)));
+          WHILE octet_length(clean) > 1024 LOOP
+            clean := left(clean, length(clean) * 1024 / octet_length(clean));
+          END LOOP;
           clean := regexp_replace(clean, CASE WHEN anything THEN '[\u0001-\u001f\u007f]' ELSE '[[:cntrl:]]' END, ' ', 'g');
           IF anything THEN
             -- there a character is a byte, and what is no UTF-8 would end whoever reads it
@@ -1860,7 +1862,7 @@ COMMENT ON FUNCTION leadprotect.bounded(said text) IS 'What a service said, at m
 
 REVOKE ALL ON FUNCTION leadprotect.bounded(said text) FROM PUBLIC;
 
--- function write_audit, lp_0005_expand_attempts
+-- function write_audit, lp_0006_expand_attempts
 
 CREATE FUNCTION leadprotect.write_audit(lead uuid, action leadprotect.lead_action, decision text, note text, basis text DEFAULT NULL::text, here text DEFAULT NULL::text, number bigint DEFAULT NULL::bigint) RETURNS void
     LANGUAGE plpgsql
@@ -1875,6 +1877,9 @@ CREATE FUNCTION leadprotect.write_audit(lead uuid, action leadprotect.lead_actio
           remark text := note;
           recorded text := decision;
         BEGIN
+          IF 'uuid' = 'text' AND length(lead::text) > 255 THEN
+            lead := left(lead::text, 255)::uuid;
+          END IF;
           -- an owner or collaborator declared a user and a territory that exist: nothing is left to look up
           IF decision NOT IN ('owner', 'collaborator') THEN
             SELECT t.code INTO known_territory FROM "leadprotect".territories AS t WHERE t.code = declared_territory;
@@ -1914,7 +1919,7 @@ COMMENT ON FUNCTION leadprotect.write_audit(lead uuid, action leadprotect.lead_a
 
 REVOKE ALL ON FUNCTION leadprotect.write_audit(lead uuid, action leadprotect.lead_action, decision text, note text, basis text, here text, number bigint) FROM PUBLIC;
 
--- table denial_secret, lp_0005_expand_attempts
+-- table denial_secret, lp_0006_expand_attempts
 
 CREATE TABLE leadprotect.denial_secret (
     secret bytea NOT NULL
@@ -1932,7 +1937,7 @@ ALTER TABLE leadprotect.denial_secret ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY lp_inside ON leadprotect.denial_secret TO leadprotect_owner USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
 
--- function denial_proof, lp_0005_expand_attempts
+-- function denial_proof, lp_0006_expand_attempts
 
 CREATE FUNCTION leadprotect.denial_proof(said text) RETURNS text
     LANGUAGE plpgsql STABLE
@@ -1951,7 +1956,7 @@ COMMENT ON FUNCTION leadprotect.denial_proof(said text) IS 'What only a function
 
 REVOKE ALL ON FUNCTION leadprotect.denial_proof(said text) FROM PUBLIC;
 
--- function draw_denial, lp_0005_expand_attempts
+-- function draw_denial, lp_0006_expand_attempts
 
 CREATE FUNCTION leadprotect.draw_denial(lead uuid, action leadprotect.lead_action, decision text, note text) RETURNS text
     LANGUAGE plpgsql
@@ -1977,7 +1982,7 @@ COMMENT ON FUNCTION leadprotect.draw_denial(lead uuid, action leadprotect.lead_a
 
 REVOKE ALL ON FUNCTION leadprotect.draw_denial(lead uuid, action leadprotect.lead_action, decision text, note text) FROM PUBLIC;
 
--- function proved_denials, lp_0005_expand_attempts
+-- function proved_denials, lp_0006_expand_attempts
 
 CREATE FUNCTION leadprotect.proved_denials(numbers bigint[], facts text[], proofs text[]) RETURNS SETOF bigint
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -1996,7 +2001,7 @@ COMMENT ON FUNCTION leadprotect.proved_denials(numbers bigint[], facts text[], p
 REVOKE ALL ON FUNCTION leadprotect.proved_denials(numbers bigint[], facts text[], proofs text[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.proved_denials(numbers bigint[], facts text[], proofs text[]) TO leadprotect_auditor;
 
--- function deny, lp_0005_expand_attempts
+-- function deny, lp_0006_expand_attempts
 
 CREATE FUNCTION leadprotect.deny(lead uuid, action leadprotect.lead_action, decision text, note text) RETURNS void
     LANGUAGE plpgsql
@@ -2012,7 +2017,7 @@ COMMENT ON FUNCTION leadprotect.deny(lead uuid, action leadprotect.lead_action, 
 
 REVOKE ALL ON FUNCTION leadprotect.deny(lead uuid, action leadprotect.lead_action, decision text, note text) FROM PUBLIC;
 
--- function record_denial, lp_0005_expand_attempts
+-- function record_denial, lp_0006_expand_attempts
 
 CREATE FUNCTION leadprotect.record_denial(lead uuid, action leadprotect.lead_action, decision text, note text DEFAULT NULL::text, ticket text DEFAULT NULL::text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
@@ -2050,7 +2055,7 @@ REVOKE ALL ON FUNCTION leadprotect.record_denial(lead uuid, action leadprotect.l
 GRANT ALL ON FUNCTION leadprotect.record_denial(lead uuid, action leadprotect.lead_action, decision text, note text, ticket text) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.record_denial(lead uuid, action leadprotect.lead_action, decision text, note text, ticket text) TO leadprotect_manager;
 
--- function answered, lp_0005_expand_attempts
+-- function answered, lp_0006_expand_attempts
 
 CREATE FUNCTION leadprotect.answered(lead uuid, action leadprotect.lead_action, decision text, note text) RETURNS text
     LANGUAGE plpgsql
@@ -2066,7 +2071,7 @@ COMMENT ON FUNCTION leadprotect.answered(lead uuid, action leadprotect.lead_acti
 
 REVOKE ALL ON FUNCTION leadprotect.answered(lead uuid, action leadprotect.lead_action, decision text, note text) FROM PUBLIC;
 
--- function require, lp_0005_expand_attempts
+-- function require, lp_0006_expand_attempts
 
 CREATE FUNCTION leadprotect.require(lead uuid, action leadprotect.lead_action, decision text, note text) RETURNS void
     LANGUAGE plpgsql
@@ -2083,7 +2088,7 @@ COMMENT ON FUNCTION leadprotect.require(lead uuid, action leadprotect.lead_actio
 
 REVOKE ALL ON FUNCTION leadprotect.require(lead uuid, action leadprotect.lead_action, decision text, note text) FROM PUBLIC;
 
--- function record_edit_attempt, lp_0005_expand_attempts
+-- function record_edit_attempt, lp_0006_expand_attempts
 
 CREATE FUNCTION leadprotect.record_edit_attempt(lead uuid, action leadprotect.lead_action DEFAULT 'EDIT'::leadprotect.lead_action, note text DEFAULT NULL::text) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
@@ -2107,7 +2112,7 @@ REVOKE ALL ON FUNCTION leadprotect.record_edit_attempt(lead uuid, action leadpro
 GRANT ALL ON FUNCTION leadprotect.record_edit_attempt(lead uuid, action leadprotect.lead_action, note text) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.record_edit_attempt(lead uuid, action leadprotect.lead_action, note text) TO leadprotect_manager;
 
--- function try_edit, lp_0005_expand_attempts
+-- function try_edit, lp_0006_expand_attempts
 
 CREATE FUNCTION leadprotect.try_edit(lead uuid, action leadprotect.lead_action, note text) RETURNS text
     LANGUAGE plpgsql
@@ -2128,7 +2133,7 @@ COMMENT ON FUNCTION leadprotect.try_edit(lead uuid, action leadprotect.lead_acti
 
 REVOKE ALL ON FUNCTION leadprotect.try_edit(lead uuid, action leadprotect.lead_action, note text) FROM PUBLIC;
 
--- function allow_edit, lp_0005_expand_attempts
+-- function allow_edit, lp_0006_expand_attempts
 
 CREATE FUNCTION leadprotect.allow_edit(lead uuid, action leadprotect.lead_action DEFAULT 'EDIT'::leadprotect.lead_action, note text DEFAULT NULL::text) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
@@ -2146,7 +2151,7 @@ REVOKE ALL ON FUNCTION leadprotect.allow_edit(lead uuid, action leadprotect.lead
 GRANT ALL ON FUNCTION leadprotect.allow_edit(lead uuid, action leadprotect.lead_action, note text) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.allow_edit(lead uuid, action leadprotect.lead_action, note text) TO leadprotect_manager;
 
--- function assert_edit_and_audit, lp_0005_expand_attempts
+-- function assert_edit_and_audit, lp_0006_expand_attempts
 
 CREATE FUNCTION leadprotect.assert_edit_and_audit(lead uuid, action leadprotect.lead_action DEFAULT 'EDIT'::leadprotect.lead_action, note text DEFAULT NULL::text) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
@@ -2175,7 +2180,7 @@ GRANT ALL ON FUNCTION leadprotect.assert_edit_and_audit(lead uuid, action leadpr
 -- for a month that is sealed and old.
 -- =================================================================================================
 
--- table lead_access_audit_seals, lp_0003_expand_seals
+-- table lead_access_audit_seals, lp_0004_expand_seals
 
 CREATE TABLE leadprotect.lead_access_audit_seals (
     territory text,
@@ -2242,7 +2247,7 @@ CREATE POLICY lp_read ON leadprotect.lead_access_audit_seals FOR SELECT TO leadp
 
 GRANT SELECT ON TABLE leadprotect.lead_access_audit_seals TO leadprotect_auditor;
 
--- function audit_origin, lp_0003_expand_seals
+-- function audit_origin, lp_0004_expand_seals
 
 CREATE FUNCTION leadprotect.audit_origin() RETURNS text
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -2263,7 +2268,7 @@ COMMENT ON FUNCTION leadprotect.audit_origin() IS 'Server and table in which the
 REVOKE ALL ON FUNCTION leadprotect.audit_origin() FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.audit_origin() TO leadprotect_auditor;
 
--- function audit_settled_until, lp_0003_expand_seals
+-- function audit_settled_until, lp_0004_expand_seals
 
 CREATE FUNCTION leadprotect.audit_settled_until() RETURNS timestamp with time zone
     LANGUAGE plpgsql STABLE
@@ -2284,7 +2289,7 @@ COMMENT ON FUNCTION leadprotect.audit_settled_until() IS 'Every row of the audit
 
 REVOKE ALL ON FUNCTION leadprotect.audit_settled_until() FROM PUBLIC;
 
--- function append_audit_seal, lp_0003_expand_seals
+-- function append_audit_seal, lp_0004_expand_seals
 
 CREATE FUNCTION leadprotect.append_audit_seal(entry leadprotect.lead_access_audit_seals) RETURNS leadprotect.lead_access_audit_seals
     LANGUAGE plpgsql
@@ -2317,7 +2322,7 @@ COMMENT ON FUNCTION leadprotect.append_audit_seal(entry leadprotect.lead_access_
 
 REVOKE ALL ON FUNCTION leadprotect.append_audit_seal(entry leadprotect.lead_access_audit_seals) FROM PUBLIC;
 
--- function seal_audit, lp_0003_expand_seals
+-- function seal_audit, lp_0004_expand_seals
 
 CREATE FUNCTION leadprotect.seal_audit(rows_per_seal integer DEFAULT 10000) RETURNS TABLE(territory text, number bigint, hash bytea, sealed bigint)
     LANGUAGE plpgsql SECURITY DEFINER
@@ -2422,7 +2427,7 @@ COMMENT ON FUNCTION leadprotect.seal_audit(rows_per_seal integer) IS 'Seals ever
 REVOKE ALL ON FUNCTION leadprotect.seal_audit(rows_per_seal integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.seal_audit(rows_per_seal integer) TO leadprotect_operator;
 
--- function detach_audit_month, lp_0003_expand_seals
+-- function detach_audit_month, lp_0004_expand_seals
 
 CREATE FUNCTION leadprotect.detach_audit_month(month date) RETURNS TABLE(detached name, row_count bigint)
     LANGUAGE plpgsql SECURITY DEFINER
@@ -2492,7 +2497,7 @@ COMMENT ON FUNCTION leadprotect.detach_audit_month(month date) IS 'Detaches the 
 REVOKE ALL ON FUNCTION leadprotect.detach_audit_month(month date) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.detach_audit_month(month date) TO leadprotect_operator;
 
--- function audit_number_gaps, lp_0003_expand_seals
+-- function audit_number_gaps, lp_0004_expand_seals
 
 CREATE FUNCTION leadprotect.audit_number_gaps() RETURNS TABLE(first_number bigint, last_number bigint)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -2535,7 +2540,7 @@ GRANT ALL ON FUNCTION leadprotect.audit_number_gaps() TO leadprotect_auditor;
 -- contract, their triggers do not: undoing contract needs them.
 -- =================================================================================================
 
--- function newest_activities, lp_0001_expand_tables, owner leadprotect_reader
+-- function newest_activities, lp_0002_expand_assignments, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.newest_activities(leads uuid[]) RETURNS TABLE(lead_id uuid, user_id uuid, activity_at timestamp with time zone, activity_id bigint)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -2567,7 +2572,7 @@ COMMENT ON FUNCTION leadprotect.newest_activities(leads uuid[]) IS 'For each lea
 REVOKE ALL ON FUNCTION leadprotect.newest_activities(leads uuid[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.newest_activities(leads uuid[]) TO leadprotect_owner;
 
--- table contextless_writes, lp_0008_expand_lead_triggers
+-- table contextless_writes, lp_0009_expand_lead_triggers
 
 CREATE TABLE leadprotect.contextless_writes (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
@@ -2597,7 +2602,7 @@ CREATE POLICY lp_inside ON leadprotect.contextless_writes TO leadprotect_owner, 
 
 GRANT SELECT ON TABLE leadprotect.contextless_writes TO leadprotect_reader;
 
--- function in_transition, lp_0008_expand_lead_triggers
+-- function in_transition, lp_0009_expand_lead_triggers
 
 CREATE FUNCTION leadprotect.in_transition() RETURNS boolean
     LANGUAGE plpgsql STABLE
@@ -2615,7 +2620,7 @@ COMMENT ON FUNCTION leadprotect.in_transition() IS 'Whether activities make owne
 REVOKE ALL ON FUNCTION leadprotect.in_transition() FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.in_transition() TO leadprotect_reader;
 
--- table unsettled_leads, lp_0008_expand_lead_triggers
+-- table unsettled_leads, lp_0009_expand_lead_triggers
 
 CREATE TABLE leadprotect.unsettled_leads (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
@@ -2639,7 +2644,7 @@ CREATE POLICY lp_operator ON leadprotect.unsettled_leads FOR SELECT TO leadprote
 GRANT SELECT ON TABLE leadprotect.unsettled_leads TO leadprotect_reader;
 GRANT SELECT ON TABLE leadprotect.unsettled_leads TO leadprotect_operator;
 
--- function note_unsettled, lp_0008_expand_lead_triggers
+-- function note_unsettled, lp_0009_expand_lead_triggers
 
 CREATE FUNCTION leadprotect.note_unsettled(lead uuid) RETURNS void
     LANGUAGE plpgsql
@@ -2664,7 +2669,7 @@ COMMENT ON FUNCTION leadprotect.note_unsettled(lead uuid) IS 'Notes a lead that 
 
 REVOKE ALL ON FUNCTION leadprotect.note_unsettled(lead uuid) FROM PUBLIC;
 
--- function note_contextless_write, lp_0008_expand_lead_triggers
+-- function note_contextless_write, lp_0009_expand_lead_triggers
 
 CREATE FUNCTION leadprotect.note_contextless_write() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -2697,7 +2702,7 @@ COMMENT ON FUNCTION leadprotect.note_contextless_write() IS 'Trigger of the tran
 
 REVOKE ALL ON FUNCTION leadprotect.note_contextless_write() FROM PUBLIC;
 
--- function own_moved_lead, lp_0008_expand_lead_triggers
+-- function own_moved_lead, lp_0009_expand_lead_triggers
 
 CREATE FUNCTION leadprotect.own_moved_lead() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -2722,7 +2727,7 @@ COMMENT ON FUNCTION leadprotect.own_moved_lead() IS 'Trigger of the transition: 
 
 REVOKE ALL ON FUNCTION leadprotect.own_moved_lead() FROM PUBLIC;
 
--- function own_active_lead, lp_0009_expand_activity_triggers
+-- function own_active_lead, lp_0010_expand_activity_triggers
 
 CREATE FUNCTION leadprotect.own_active_lead() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -2781,7 +2786,7 @@ COMMENT ON FUNCTION leadprotect.own_active_lead() IS 'Trigger of the transition:
 
 REVOKE ALL ON FUNCTION leadprotect.own_active_lead() FROM PUBLIC;
 
--- function require_transition, lp_0010_migrate_backfill
+-- function require_transition, lp_0011_migrate_backfill
 
 CREATE FUNCTION leadprotect.require_transition() RETURNS void
     LANGUAGE plpgsql STABLE
@@ -2807,7 +2812,7 @@ REVOKE ALL ON FUNCTION leadprotect.require_transition() FROM PUBLIC;
 -- counts what is left.
 -- =================================================================================================
 
--- table backfill_jobs, lp_0010_migrate_backfill
+-- table backfill_jobs, lp_0011_migrate_backfill
 
 CREATE TABLE leadprotect.backfill_jobs (
     territory text NOT NULL,
@@ -2854,7 +2859,7 @@ CREATE POLICY lp_operator ON leadprotect.backfill_jobs FOR SELECT TO leadprotect
 GRANT SELECT ON TABLE leadprotect.backfill_jobs TO leadprotect_operator;
 GRANT SELECT ON TABLE leadprotect.backfill_jobs TO leadprotect_reader;
 
--- table backfill_chunks, lp_0010_migrate_backfill
+-- table backfill_chunks, lp_0011_migrate_backfill
 
 CREATE TABLE leadprotect.backfill_chunks (
     territory text NOT NULL,
@@ -2902,7 +2907,7 @@ CREATE POLICY lp_operator ON leadprotect.backfill_chunks FOR SELECT TO leadprote
 GRANT SELECT ON TABLE leadprotect.backfill_chunks TO leadprotect_operator;
 GRANT SELECT ON TABLE leadprotect.backfill_chunks TO leadprotect_reader;
 
--- table backfill_deferred, lp_0010_migrate_backfill
+-- table backfill_deferred, lp_0011_migrate_backfill
 
 CREATE TABLE leadprotect.backfill_deferred (
     territory text NOT NULL,
@@ -2934,7 +2939,7 @@ CREATE POLICY lp_operator ON leadprotect.backfill_deferred FOR SELECT TO leadpro
 GRANT SELECT ON TABLE leadprotect.backfill_deferred TO leadprotect_operator;
 GRANT SELECT ON TABLE leadprotect.backfill_deferred TO leadprotect_reader;
 
--- function chunk_bounds, lp_0010_migrate_backfill, owner leadprotect_reader
+-- function chunk_bounds, lp_0011_migrate_backfill, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.chunk_bounds(here text, wanted_first uuid, chunk_rows integer, OUT first_lead uuid, OUT last_lead uuid, OUT following uuid) RETURNS record
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -2972,7 +2977,7 @@ COMMENT ON FUNCTION leadprotect.chunk_bounds(here text, wanted_first uuid, chunk
 REVOKE ALL ON FUNCTION leadprotect.chunk_bounds(here text, wanted_first uuid, chunk_rows integer, OUT first_lead uuid, OUT last_lead uuid, OUT following uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.chunk_bounds(here text, wanted_first uuid, chunk_rows integer, OUT first_lead uuid, OUT last_lead uuid, OUT following uuid) TO leadprotect_owner;
 
--- function next_leads, lp_0010_migrate_backfill, owner leadprotect_reader
+-- function next_leads, lp_0011_migrate_backfill, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.next_leads(here text, first_lead uuid, last_lead uuid, wanted integer) RETURNS uuid[]
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -2995,7 +3000,7 @@ COMMENT ON FUNCTION leadprotect.next_leads(here text, first_lead uuid, last_lead
 REVOKE ALL ON FUNCTION leadprotect.next_leads(here text, first_lead uuid, last_lead uuid, wanted integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.next_leads(here text, first_lead uuid, last_lead uuid, wanted integer) TO leadprotect_owner;
 
--- function own_leads, lp_0010_migrate_backfill
+-- function own_leads, lp_0011_migrate_backfill
 
 CREATE FUNCTION leadprotect.own_leads(here text, leads uuid[]) RETURNS integer
     LANGUAGE plpgsql
@@ -3057,7 +3062,7 @@ COMMENT ON FUNCTION leadprotect.own_leads(here text, leads uuid[]) IS 'Gives the
 
 REVOKE ALL ON FUNCTION leadprotect.own_leads(here text, leads uuid[]) FROM PUBLIC;
 
--- function backfill_settings, lp_0010_migrate_backfill
+-- function backfill_settings, lp_0011_migrate_backfill
 
 CREATE FUNCTION leadprotect.backfill_settings() RETURNS text
     LANGUAGE sql IMMUTABLE
@@ -3074,7 +3079,7 @@ COMMENT ON FUNCTION leadprotect.backfill_settings() IS 'The settings that decide
 REVOKE ALL ON FUNCTION leadprotect.backfill_settings() FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_settings() TO leadprotect_operator;
 
--- function backfill_start, lp_0010_migrate_backfill
+-- function backfill_start, lp_0011_migrate_backfill
 
 CREATE FUNCTION leadprotect.backfill_start(here text, settings text) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3114,7 +3119,7 @@ COMMENT ON FUNCTION leadprotect.backfill_start(here text, settings text) IS 'Beg
 REVOKE ALL ON FUNCTION leadprotect.backfill_start(here text, settings text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_start(here text, settings text) TO leadprotect_operator;
 
--- function backfill_claim, lp_0010_migrate_backfill
+-- function backfill_claim, lp_0011_migrate_backfill
 
 CREATE FUNCTION leadprotect.backfill_claim(here text, chunk_rows integer, worker text, lease interval, OUT chunk bigint, OUT token bigint) RETURNS record
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3167,7 +3172,7 @@ COMMENT ON FUNCTION leadprotect.backfill_claim(here text, chunk_rows integer, wo
 REVOKE ALL ON FUNCTION leadprotect.backfill_claim(here text, chunk_rows integer, worker text, lease interval, OUT chunk bigint, OUT token bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_claim(here text, chunk_rows integer, worker text, lease interval, OUT chunk bigint, OUT token bigint) TO leadprotect_operator;
 
--- function backfill_slice, lp_0010_migrate_backfill
+-- function backfill_slice, lp_0011_migrate_backfill
 
 CREATE FUNCTION leadprotect.backfill_slice(here text, chunk bigint, token bigint, slice_rows integer, OUT scanned integer, OUT assigned integer, OUT finished boolean) RETURNS record
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3214,7 +3219,7 @@ COMMENT ON FUNCTION leadprotect.backfill_slice(here text, chunk bigint, token bi
 REVOKE ALL ON FUNCTION leadprotect.backfill_slice(here text, chunk bigint, token bigint, slice_rows integer, OUT scanned integer, OUT assigned integer, OUT finished boolean) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_slice(here text, chunk bigint, token bigint, slice_rows integer, OUT scanned integer, OUT assigned integer, OUT finished boolean) TO leadprotect_operator;
 
--- function backfill_release, lp_0010_migrate_backfill
+-- function backfill_release, lp_0011_migrate_backfill
 
 CREATE FUNCTION leadprotect.backfill_release(here text, chunk bigint, token bigint) RETURNS void
     LANGUAGE sql SECURITY DEFINER
@@ -3231,7 +3236,7 @@ COMMENT ON FUNCTION leadprotect.backfill_release(here text, chunk bigint, token 
 REVOKE ALL ON FUNCTION leadprotect.backfill_release(here text, chunk bigint, token bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_release(here text, chunk bigint, token bigint) TO leadprotect_operator;
 
--- function backfill_defer, lp_0010_migrate_backfill
+-- function backfill_defer, lp_0012_migrate_verification
 
 CREATE FUNCTION leadprotect.backfill_defer(here text, chunk bigint, token bigint, reason text) RETURNS uuid
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3273,7 +3278,7 @@ COMMENT ON FUNCTION leadprotect.backfill_defer(here text, chunk bigint, token bi
 REVOKE ALL ON FUNCTION leadprotect.backfill_defer(here text, chunk bigint, token bigint, reason text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_defer(here text, chunk bigint, token bigint, reason text) TO leadprotect_operator;
 
--- function backfill_retry, lp_0010_migrate_backfill
+-- function backfill_retry, lp_0012_migrate_verification
 
 CREATE FUNCTION leadprotect.backfill_retry(here text, lead uuid) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3306,7 +3311,7 @@ COMMENT ON FUNCTION leadprotect.backfill_retry(here text, lead uuid) IS 'Tries a
 REVOKE ALL ON FUNCTION leadprotect.backfill_retry(here text, lead uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_retry(here text, lead uuid) TO leadprotect_operator;
 
--- function backfill_settle, lp_0010_migrate_backfill
+-- function backfill_settle, lp_0012_migrate_verification
 
 CREATE FUNCTION leadprotect.backfill_settle(lead uuid) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3343,7 +3348,7 @@ COMMENT ON FUNCTION leadprotect.backfill_settle(lead uuid) IS 'Looks at a lead a
 REVOKE ALL ON FUNCTION leadprotect.backfill_settle(lead uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_settle(lead uuid) TO leadprotect_operator;
 
--- function backfill_finish, lp_0010_migrate_backfill
+-- function backfill_finish, lp_0012_migrate_verification
 
 CREATE FUNCTION leadprotect.backfill_finish(here text) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3369,7 +3374,7 @@ COMMENT ON FUNCTION leadprotect.backfill_finish(here text) IS 'Ends the walk ove
 REVOKE ALL ON FUNCTION leadprotect.backfill_finish(here text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_finish(here text) TO leadprotect_operator;
 
--- function backfill_request, lp_0010_migrate_backfill
+-- function backfill_request, lp_0012_migrate_verification
 
 CREATE FUNCTION leadprotect.backfill_request(here text, wanted text, reason text) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3393,7 +3398,7 @@ COMMENT ON FUNCTION leadprotect.backfill_request(here text, wanted text, reason 
 REVOKE ALL ON FUNCTION leadprotect.backfill_request(here text, wanted text, reason text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_request(here text, wanted text, reason text) TO leadprotect_operator;
 
--- function unowned_leads, lp_0011_migrate_verification, owner leadprotect_reader
+-- function unowned_leads, lp_0012_migrate_verification, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.unowned_leads(territories text[]) RETURNS TABLE(territory text, lead_id uuid)
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -3427,7 +3432,7 @@ REVOKE ALL ON FUNCTION leadprotect.unowned_leads(territory text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.unowned_leads(territory text) TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.unowned_leads(territory text) TO leadprotect_operator;
 
--- function backfill_stale, lp_0011_migrate_verification, owner leadprotect_reader
+-- function backfill_stale, lp_0012_migrate_verification, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.backfill_stale(here text) RETURNS SETOF uuid
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -3462,7 +3467,7 @@ REVOKE ALL ON FUNCTION leadprotect.backfill_stale(here text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_stale(here text) TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.backfill_stale(here text) TO leadprotect_operator;
 
--- function backfill_estimate, lp_0011_migrate_verification, owner leadprotect_reader
+-- function backfill_estimate, lp_0012_migrate_verification, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.backfill_estimate(here text) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3484,7 +3489,7 @@ REVOKE ALL ON FUNCTION leadprotect.backfill_estimate(here text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_estimate(here text) TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.backfill_estimate(here text) TO leadprotect_operator;
 
--- function backfill_sample, lp_0011_migrate_verification, owner leadprotect_reader
+-- function backfill_sample, lp_0012_migrate_verification, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.backfill_sample(here text, wanted integer, OUT leads bigint, OUT sampled bigint, OUT assignable bigint, OUT ownerless bigint) RETURNS record
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3532,7 +3537,7 @@ REVOKE ALL ON FUNCTION leadprotect.backfill_sample(here text, wanted integer, OU
 GRANT ALL ON FUNCTION leadprotect.backfill_sample(here text, wanted integer, OUT leads bigint, OUT sampled bigint, OUT assignable bigint, OUT ownerless bigint) TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.backfill_sample(here text, wanted integer, OUT leads bigint, OUT sampled bigint, OUT assignable bigint, OUT ownerless bigint) TO leadprotect_operator;
 
--- function backfill_outside, lp_0011_migrate_verification, owner leadprotect_reader
+-- function backfill_outside, lp_0012_migrate_verification, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.backfill_outside() RETURNS bigint
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -3548,7 +3553,7 @@ REVOKE ALL ON FUNCTION leadprotect.backfill_outside() FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_outside() TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.backfill_outside() TO leadprotect_operator;
 
--- function backfill_counts, lp_0011_migrate_verification, owner leadprotect_reader
+-- function backfill_counts, lp_0012_migrate_verification, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.backfill_counts(territories text[]) RETURNS TABLE(territory text, ownerless bigint, missing bigint, released bigint)
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -3578,7 +3583,7 @@ REVOKE ALL ON FUNCTION leadprotect.backfill_counts(territories text[]) FROM PUBL
 GRANT ALL ON FUNCTION leadprotect.backfill_counts(territories text[]) TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.backfill_counts(territories text[]) TO leadprotect_operator;
 
--- function backfill_report, lp_0011_migrate_verification, owner leadprotect_reader
+-- function backfill_report, lp_0012_migrate_verification, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.backfill_report(territories text[]) RETURNS TABLE(lead_id uuid, territory text, reason text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -3618,7 +3623,7 @@ REVOKE ALL ON FUNCTION leadprotect.backfill_report(territories text[]) FROM PUBL
 GRANT ALL ON FUNCTION leadprotect.backfill_report(territories text[]) TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.backfill_report(territories text[]) TO leadprotect_operator;
 
--- function backfill_status, lp_0011_migrate_verification, owner leadprotect_reader
+-- function backfill_status, lp_0012_migrate_verification, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.backfill_status() RETURNS TABLE(territory text, state text, started_at timestamp with time zone, ended_at timestamp with time zone, scanned bigint, assigned bigint, deferred bigint, total bigint, workers bigint, request_reason text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -3660,7 +3665,7 @@ GRANT ALL ON FUNCTION leadprotect.backfill_status() TO leadprotect_operator;
 -- operators; the revisions of contract call require_open_gate().
 -- =================================================================================================
 
--- function ways_around, lp_0012_migrate_gate, owner leadprotect_reader
+-- function ways_around, lp_0013_migrate_gate, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.ways_around(host_rls text, exempt_roles name[]) RETURNS TABLE(condition text, met boolean, detail text, remedy text)
     LANGUAGE plpgsql STABLE
@@ -3690,6 +3695,21 @@ CREATE FUNCTION leadprotect.ways_around(host_rls text, exempt_roles name[]) RETU
           FROM pg_constraint AS k
           WHERE k.contype = 'f' AND k.conrelid = '"public"."leads"'::regclass
             AND (k.confdeltype NOT IN ('a', 'r') OR k.confupdtype NOT IN ('a', 'r'));
+          RETURN NEXT;
+
+          -- what they change besides the statement is compared when it is done, so they are named only
+          condition := 'host_triggers';
+          SELECT coalesce(
+                   string_agg(format('%s on %s may change leads: id and territory are compared after it', code.name,
+                     'public.leads'), ', ' ORDER BY code.name), 'no trigger or rule of the host changes leads')
+          INTO detail
+          FROM (
+            SELECT format('trigger %I', t.tgname) AS name
+            FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
+            WHERE t.tgrelid = '"public"."leads"'::regclass AND NOT t.tgisinternal AND t.tgenabled <> 'D'
+              AND t.tgtype & 3 = 3 AND p.pronamespace <> '"leadprotect"'::regnamespace
+            UNION ALL
+            SELECT format('rule %I', r.rulename) FROM pg_rewrite AS r WHERE r.ev_class = '"public"."leads"'::regclass) AS code;
           RETURN NEXT;
 
           condition := 'views';
@@ -3751,7 +3771,7 @@ COMMENT ON FUNCTION leadprotect.ways_around(host_rls text, exempt_roles name[]) 
 
 REVOKE ALL ON FUNCTION leadprotect.ways_around(host_rls text, exempt_roles name[]) FROM PUBLIC;
 
--- function gate_conditions, lp_0012_migrate_gate, owner leadprotect_reader
+-- function gate_conditions, lp_0013_migrate_gate, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rls text, exempt_roles name[]) RETURNS TABLE(condition text, met boolean, detail text, remedy text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -3805,7 +3825,7 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
             FROM "leadprotect".unowned_leads(ARRAY(SELECT t.code FROM "leadprotect".territories AS t)) AS u
             GROUP BY u.territory ORDER BY u.territory) AS missing;
           -- Before a walk has ended, a derived owner may be older than the transition's triggers: from a
-          -- life before a downgrade. lp_0007 asks before its index goes; the triggers keep what it found.
+          -- life before a downgrade. It is asked before that index goes; the triggers keep what was found.
           IF met AND EXISTS (
             SELECT FROM pg_index AS i WHERE i.indexrelid = to_regclass('"public"."ix_leadprotect_activities"') AND i.indisvalid)
           THEN
@@ -3962,7 +3982,7 @@ REVOKE ALL ON FUNCTION leadprotect.gate_conditions(observation_window interval, 
 GRANT ALL ON FUNCTION leadprotect.gate_conditions(observation_window interval, host_rls text, exempt_roles name[]) TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.gate_conditions(observation_window interval, host_rls text, exempt_roles name[]) TO leadprotect_operator;
 
--- function require_open_gate, lp_0012_migrate_gate
+-- function require_open_gate, lp_0013_migrate_gate
 
 CREATE FUNCTION leadprotect.require_open_gate(observation_window interval, host_rls text, exempt_roles name[]) RETURNS void
     LANGUAGE plpgsql
@@ -3993,14 +4013,14 @@ REVOKE ALL ON FUNCTION leadprotect.require_open_gate(observation_window interval
 -- does not silence them.
 -- =================================================================================================
 
--- grants on public.leads, lp_0001_expand_tables, lp_0014_contract_enforce
+-- grants on public.leads, lp_0001_expand_territories, lp_0015_contract_enforce
 
 GRANT SELECT(id) ON TABLE public.leads TO leadprotect_reader;
 GRANT SELECT(id) ON TABLE public.leads TO leadprotect_auditor;
 GRANT SELECT(territory) ON TABLE public.leads TO leadprotect_reader;
 GRANT SELECT(territory) ON TABLE public.leads TO leadprotect_auditor;
 
--- grants on public.activities, lp_0001_expand_tables
+-- grants on public.activities, lp_0001_expand_territories
 
 GRANT SELECT(id) ON TABLE public.activities TO leadprotect_reader;
 GRANT SELECT(lead_id) ON TABLE public.activities TO leadprotect_reader;
@@ -4008,7 +4028,7 @@ GRANT SELECT(user_id) ON TABLE public.activities TO leadprotect_reader;
 GRANT SELECT(kind) ON TABLE public.activities TO leadprotect_reader;
 GRANT SELECT(created_at) ON TABLE public.activities TO leadprotect_reader;
 
--- function forget_lead, lp_0008_expand_lead_triggers
+-- function forget_lead, lp_0009_expand_lead_triggers
 
 CREATE FUNCTION leadprotect.forget_lead() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -4034,25 +4054,25 @@ COMMENT ON FUNCTION leadprotect.forget_lead() IS 'Trigger: a lead that is gone t
 
 REVOKE ALL ON FUNCTION leadprotect.forget_lead() FROM PUBLIC;
 
--- trigger leadprotect_forget on public.leads, lp_0008_expand_lead_triggers
+-- trigger leadprotect_forget on public.leads, lp_0009_expand_lead_triggers
 
 CREATE TRIGGER leadprotect_forget AFTER DELETE ON public.leads FOR EACH ROW EXECUTE FUNCTION leadprotect.forget_lead();
 
 ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_forget;
 
--- trigger leadprotect_forget_id on public.leads, lp_0008_expand_lead_triggers
+-- trigger leadprotect_forget_id on public.leads, lp_0009_expand_lead_triggers
 
 CREATE TRIGGER leadprotect_forget_id AFTER UPDATE ON public.leads FOR EACH ROW WHEN ((old.id IS DISTINCT FROM new.id)) EXECUTE FUNCTION leadprotect.forget_lead();
 
 ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_forget_id;
 
--- trigger leadprotect_forget_all on public.leads, lp_0008_expand_lead_triggers
+-- trigger leadprotect_forget_all on public.leads, lp_0009_expand_lead_triggers
 
 CREATE TRIGGER leadprotect_forget_all AFTER TRUNCATE ON public.leads FOR EACH STATEMENT EXECUTE FUNCTION leadprotect.forget_lead();
 
 ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_forget_all;
 
--- function acts_bound, lp_0014_contract_enforce
+-- function acts_bound, lp_0015_contract_enforce
 
 CREATE FUNCTION leadprotect.acts_bound() RETURNS boolean
     LANGUAGE plpgsql STABLE
@@ -4071,7 +4091,7 @@ COMMENT ON FUNCTION leadprotect.acts_bound() IS 'Whether row security of the lea
 
 REVOKE ALL ON FUNCTION leadprotect.acts_bound() FROM PUBLIC;
 
--- function audit_edit, lp_0014_contract_enforce
+-- function audit_edit, lp_0015_contract_enforce
 
 CREATE FUNCTION leadprotect.audit_edit() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -4116,7 +4136,7 @@ COMMENT ON FUNCTION leadprotect.audit_edit() IS 'Trigger of contract: every edit
 
 REVOKE ALL ON FUNCTION leadprotect.audit_edit() FROM PUBLIC;
 
--- function audit_truncate, lp_0014_contract_enforce
+-- function audit_truncate, lp_0015_contract_enforce
 
 CREATE FUNCTION leadprotect.audit_truncate() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -4142,7 +4162,7 @@ COMMENT ON FUNCTION leadprotect.audit_truncate() IS 'Trigger of contract: TRUNCA
 
 REVOKE ALL ON FUNCTION leadprotect.audit_truncate() FROM PUBLIC;
 
--- function refuse_move, lp_0014_contract_enforce
+-- function refuse_move, lp_0015_contract_enforce
 
 CREATE FUNCTION leadprotect.refuse_move() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -4161,7 +4181,7 @@ COMMENT ON FUNCTION leadprotect.refuse_move() IS 'Trigger of contract: id and te
 
 REVOKE ALL ON FUNCTION leadprotect.refuse_move() FROM PUBLIC;
 
--- table host_row_security, lp_0014_contract_enforce
+-- table host_row_security, lp_0015_contract_enforce
 
 CREATE TABLE leadprotect.host_row_security (
     host_table text NOT NULL,
@@ -4187,47 +4207,47 @@ ALTER TABLE leadprotect.host_row_security ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY lp_inside ON leadprotect.host_row_security TO leadprotect_owner USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
 
--- policy leadprotect_border on public.leads, lp_0014_contract_enforce
+-- policy leadprotect_border on public.leads, lp_0015_contract_enforce
 
 CREATE POLICY leadprotect_border ON public.leads AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR COALESCE(((territory)::text = ( SELECT leadprotect.admitted_territory() AS admitted_territory)), (territory IS NULL))));
 
--- policy leadprotect_rows on public.leads, lp_0014_contract_enforce
+-- policy leadprotect_rows on public.leads, lp_0015_contract_enforce
 
 CREATE POLICY leadprotect_rows ON public.leads USING (true) WITH CHECK (true);
 
--- policy leadprotect_update on public.leads, lp_0014_contract_enforce
+-- policy leadprotect_update on public.leads, lp_0015_contract_enforce
 
 CREATE POLICY leadprotect_update ON public.leads AS RESTRICTIVE FOR UPDATE TO leadprotect_app USING (((territory IS NULL) OR ( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR leadprotect.can_edit_lead(id))) WITH CHECK (true);
 
--- policy leadprotect_delete on public.leads, lp_0014_contract_enforce
+-- policy leadprotect_delete on public.leads, lp_0015_contract_enforce
 
 CREATE POLICY leadprotect_delete ON public.leads AS RESTRICTIVE FOR DELETE TO leadprotect_app USING (((territory IS NULL) OR ( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR leadprotect.can_edit_lead(id)));
 
--- policy leadprotect_members_update on public.leads, lp_0014_contract_enforce
+-- policy leadprotect_members_update on public.leads, lp_0015_contract_enforce
 
 CREATE POLICY leadprotect_members_update ON public.leads AS RESTRICTIVE FOR UPDATE USING (((territory IS NULL) OR ( SELECT ((CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])) OR pg_has_role('leadprotect_app'::name, 'USAGE'::text))))) WITH CHECK (true);
 
--- policy leadprotect_members_delete on public.leads, lp_0014_contract_enforce
+-- policy leadprotect_members_delete on public.leads, lp_0015_contract_enforce
 
 CREATE POLICY leadprotect_members_delete ON public.leads AS RESTRICTIVE FOR DELETE USING (((territory IS NULL) OR ( SELECT ((CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])) OR pg_has_role('leadprotect_app'::name, 'USAGE'::text)))));
 
--- row security of public.leads, lp_0014_contract_enforce
+-- row security of public.leads, lp_0015_contract_enforce
 
 ALTER TABLE public.leads ENABLE ROW LEVEL SECURITY;
 
--- trigger leadprotect_audit_edit on public.leads, lp_0014_contract_enforce
+-- trigger leadprotect_audit_edit on public.leads, lp_0015_contract_enforce
 
 CREATE TRIGGER leadprotect_audit_edit BEFORE DELETE OR UPDATE ON public.leads FOR EACH ROW WHEN ((old.territory IS NOT NULL)) EXECUTE FUNCTION leadprotect.audit_edit();
 
 ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_audit_edit;
 
--- trigger leadprotect_audit_truncate on public.leads, lp_0014_contract_enforce
+-- trigger leadprotect_audit_truncate on public.leads, lp_0015_contract_enforce
 
 CREATE TRIGGER leadprotect_audit_truncate BEFORE TRUNCATE ON public.leads FOR EACH STATEMENT EXECUTE FUNCTION leadprotect.audit_truncate();
 
 ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_audit_truncate;
 
--- trigger leadprotect_refuse_move on public.leads, lp_0014_contract_enforce
+-- trigger leadprotect_refuse_move on public.leads, lp_0015_contract_enforce
 
 CREATE TRIGGER leadprotect_refuse_move AFTER UPDATE ON public.leads FOR EACH ROW WHEN (((old.territory IS NOT NULL) AND (((new.territory)::text IS DISTINCT FROM (old.territory)::text) OR (new.id IS DISTINCT FROM old.id)))) EXECUTE FUNCTION leadprotect.refuse_move();
 

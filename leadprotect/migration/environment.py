@@ -299,10 +299,9 @@ def _check_standing(guard: psycopg.Connection[Any], settings: Settings, contract
     """Where nothing is to be done: whether that is so, or only a number says it; raises where contract is required."""
     chain = phases.chain()
     for head in set(heads) & set(chain):
-        if missing := standing.missing(guard, settings, chain[: chain.index(head) + 1]):
-            lacks = ", ".join(missing)
+        if gone := standing.lacking(guard, settings, chain[: chain.index(head) + 1]):
             said = (
-                f"nothing was done, because the version table says {head}, but the database lacks {lacks}: "
+                f"nothing was done, because the version table says {head}, but the database lacks {', '.join(gone)}: "
                 f"alembic downgrade {phases.before('contract')[-1]} and upgrade make anew what contract put on the "
                 "leads; tables come back from a backup, or by alembic stamp base and upgrade where all are gone"
             )

@@ -14,6 +14,8 @@ _KEPT = (
     {
         "territories": "code name currency legal_framework",
         "territory_vat_rates": "territory rate valid_from valid_to",
+    },
+    {
         "user_lead_assignments": "lead_id territory user_id assigned_at assigned_by source activity_at activity_id",
         "user_lead_assignment_history": "lead_id territory id user_id assigned_at ended_at assigned_by source",
         "lead_protection_rules": (

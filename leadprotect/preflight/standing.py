@@ -15,21 +15,20 @@ if TYPE_CHECKING:
     from leadprotect.settings import Settings
 
 _TABLES = {
-    "lp_0001_expand_tables": (
-        "territories territory_vat_rates user_lead_assignments user_lead_assignment_history lead_protection_rules"
-    ),
-    "lp_0002_expand_audit": "lead_access_audit",
-    "lp_0003_expand_seals": "lead_access_audit_seals",
-    "lp_0005_expand_attempts": "denial_secret",
-    "lp_0008_expand_lead_triggers": "contextless_writes unsettled_leads",
-    "lp_0010_migrate_backfill": "backfill_jobs backfill_chunks backfill_deferred",
-    "lp_0014_contract_enforce": "host_row_security",
+    "lp_0001_expand_territories": "territories territory_vat_rates",
+    "lp_0002_expand_assignments": "user_lead_assignments user_lead_assignment_history lead_protection_rules",
+    "lp_0003_expand_audit": "lead_access_audit",
+    "lp_0004_expand_seals": "lead_access_audit_seals",
+    "lp_0006_expand_attempts": "denial_secret",
+    "lp_0009_expand_lead_triggers": "contextless_writes unsettled_leads",
+    "lp_0011_migrate_backfill": "backfill_jobs backfill_chunks backfill_deferred",
+    "lp_0015_contract_enforce": "host_row_security",
 }
-_ENFORCES = "lp_0014_contract_enforce"
+_ENFORCES = "lp_0015_contract_enforce"
 _ONLY_WITHOUT_OWN = "rows"  # where the host had row security, its own permissive policies decide
 
 
-def missing(conn: psycopg.Connection[Any], s: Settings, applied: Iterable[str]) -> list[str]:
+def lacking(conn: psycopg.Connection[Any], s: Settings, applied: Iterable[str]) -> list[str]:
     """What the revisions `applied` made and is gone: tables of ours, and what contract put on the host's leads."""
     known = list(applied)
     wanted = [name for revision in known for name in _TABLES.get(revision, "").split()]

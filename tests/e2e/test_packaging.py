@@ -88,7 +88,7 @@ def test_version_path_points_into_the_installed_package(python: Path, tmp_path: 
     told = said_by([python, "-c", "import leadprotect; print(leadprotect.version_path())"], tmp_path)
     assert told.endswith("site-packages/leadprotect/migrations/versions")
     assert Path(told).is_relative_to(python.parents[1].resolve())
-    assert (Path(told) / f"{NAMED['expand_tables']}.py").is_file()
+    assert (Path(told) / f"{NAMED['expand_territories']}.py").is_file()
 
 
 def test_the_installed_command_tells_its_version(python: Path, tmp_path: Path, wheel: Path) -> None:

@@ -249,7 +249,7 @@ def test_nothing_is_executed_on_the_migrations_connection_before_it_is_configure
     level = logger.level
     logger.setLevel(logging.INFO)
     try:
-        upgrade_with(host, engine, NAMED["expand_tables"])
+        upgrade_with(host, engine, NAMED["expand_territories"])
     finally:
         logger.setLevel(level)
         logger.removeHandler(handler)

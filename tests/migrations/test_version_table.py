@@ -315,10 +315,10 @@ def test_what_each_revision_makes_is_known(host: Database) -> None:
     for number, revision in enumerate(REVISIONS, 1):
         host.upgrade(revision)
         with host.connect() as conn:
-            assert standing.missing(conn, host.settings, REVISIONS[:number]) == [], revision
+            assert standing.lacking(conn, host.settings, REVISIONS[:number]) == [], revision
     host.sql("DROP TABLE {schema}.denial_secret")
     with host.connect() as conn:
-        assert standing.missing(conn, host.settings, REVISIONS) == ["leadprotect.denial_secret"]
+        assert standing.lacking(conn, host.settings, REVISIONS) == ["leadprotect.denial_secret"]
 
 
 LOST = {

@@ -196,7 +196,7 @@ def test_without_the_check_a_stranger_gets_them_and_drops_them(
 @ONE_SERVER
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_an_upgrade_takes_nothing_from_a_stranger_s_quarantine(host: Database, kind: str) -> None:
-    host.upgrade(NAMED["expand_tables"])
+    host.upgrade(NAMED["expand_territories"])
     host.downgrade()
     host.sql_script("DROP SCHEMA {quarantine} CASCADE; " + FOREIGN[kind][0])
     with pytest.raises(CommandError, match="refused before anything was touched") as caught:

@@ -358,7 +358,8 @@ def test_who_takes_a_lead_that_the_host_hides_still_reads_and_edits_nothing_of_i
     as_actor(host, anna, "SELECT {schema}.claim_lead(%s)", foreign)
     assert [as_actor(host, anna, statement, foreign) for statement in (read, edit)] == [[], []]
     # the control: for somebody of its tenant the same statements do
-    host.sql("UPDATE {schema}.user_lead_assignments SET user_id = %s WHERE lead_id = %s", host.user(ZOE.number), foreign)
+    give = "UPDATE {schema}.user_lead_assignments SET user_id = %s WHERE lead_id = %s"
+    host.sql(give, host.user(ZOE.number), foreign)
     assert [as_actor(host, zoe, statement, foreign) for statement in (read, edit)] == [[foreign], [foreign]]
 
 

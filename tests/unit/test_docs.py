@@ -16,8 +16,9 @@ from leadprotect.settings import KEYS
 from tests.support.house import MODULES, defined
 
 ERRORS = [name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)]
-REFERENCE = Path(__file__).parents[2] / "docs/reference"
-THREATS = (REFERENCE.parent / "explanation/threat-model.md").read_text()
+ROOT = Path(__file__).parents[2]
+REFERENCE = ROOT / "docs/reference"
+ATTACKS = (ROOT / "docs/explanation/threat-model.md").read_text()
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -60,7 +61,7 @@ def said_of(name: str) -> str:
     return " ".join([str(public.__doc__), *map(str, getattr(public, "__annotations__", {}).values())])
 
 
-@pytest.mark.parametrize("row", re.findall(r"\| ([^|]*`test_\w+\.py`[^|]*) \|$", THREATS, re.MULTILINE))
+@pytest.mark.parametrize("row", re.findall(r"\| ([^|]*`test_\w+\.py`[^|]*) \|$", ATTACKS, re.MULTILINE))
 def test_a_test_that_the_threat_model_names_is_there(row: str) -> None:
     for file, names in re.findall(r"`(test_\w+\.py)`: ((?:`\w+`(?:, )?)+)", row):
         (path,) = (REFERENCE.parents[1] / "tests").rglob(file)

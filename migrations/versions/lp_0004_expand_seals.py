@@ -12,8 +12,8 @@ from alembic import op
 
 from leadprotect.settings import sql
 
-revision = "lp_0003_expand_seals"
-down_revision = "lp_0002_expand_audit"
+revision = "lp_0004_expand_seals"
+down_revision = "lp_0003_expand_audit"
 branch_labels = None
 depends_on = None
 phase = "expand"

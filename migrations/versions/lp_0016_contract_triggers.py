@@ -13,8 +13,8 @@ from alembic import op
 
 from leadprotect.settings import sql
 
-revision = "lp_0015_contract_triggers"
-down_revision = "lp_0014_contract_enforce"
+revision = "lp_0016_contract_triggers"
+down_revision = "lp_0015_contract_enforce"
 branch_labels = None
 depends_on = None
 phase = "contract"

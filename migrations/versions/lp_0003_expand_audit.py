@@ -12,8 +12,8 @@ from alembic import op
 
 from leadprotect.settings import sql
 
-revision = "lp_0002_expand_audit"
-down_revision = "lp_0001_expand_tables"
+revision = "lp_0003_expand_audit"
+down_revision = "lp_0002_expand_assignments"
 branch_labels = None
 depends_on = None
 phase = "expand"

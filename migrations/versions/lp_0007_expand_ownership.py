@@ -12,8 +12,8 @@ from alembic import op
 
 from leadprotect.settings import sql
 
-revision = "lp_0006_expand_ownership"
-down_revision = "lp_0005_expand_attempts"
+revision = "lp_0007_expand_ownership"
+down_revision = "lp_0006_expand_attempts"
 branch_labels = None
 depends_on = None
 phase = "expand"

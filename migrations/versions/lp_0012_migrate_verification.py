@@ -1,4 +1,4 @@
-"""What the backfill left, asked of the data; where it stands, and what it would do.
+"""The end of a backfill: leads that were in use, what is left by the data; where it stands, and what it would do.
 
 Why: a backfill is done when the data says so, not when its last row was written. The same functions
 serve its own verification, the gate, the commands, and psql.
@@ -12,8 +12,8 @@ from alembic import op
 
 from leadprotect.settings import sql
 
-revision = "lp_0011_migrate_verification"
-down_revision = "lp_0010_migrate_backfill"
+revision = "lp_0012_migrate_verification"
+down_revision = "lp_0011_migrate_backfill"
 branch_labels = None
 depends_on = None
 phase = "migrate"
@@ -22,6 +22,10 @@ locks: dict[str, dict[str, str]] = {"upgrade": {}, "downgrade": {}}
 
 def upgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
+    create_deferral()
+    create_settling()
+    create_finish()
+    create_requests()
     op.execute(sql("GRANT CREATE ON SCHEMA {schema} TO {reader}"))
     op.execute(sql("SET LOCAL ROLE {reader}"))
     create_unowned_leads()
@@ -46,10 +50,205 @@ def downgrade() -> None:
           {schema}.backfill_estimate(text),
           {schema}.backfill_stale(text),
           {schema}.unowned_leads(text),
-          {schema}.unowned_leads(text[])
+          {schema}.unowned_leads(text[]),
+          {schema}.backfill_request(text, text, text),
+          {schema}.backfill_finish(text),
+          {schema}.backfill_settle({lead_id_type}),
+          {schema}.backfill_retry(text, {lead_id_type}),
+          {schema}.backfill_defer(text, bigint, bigint, text)
         """)
     )
     op.execute("RESET ROLE")
+
+
+def create_deferral() -> None:
+    # One locked lead must not stall the rest: it is put aside, and tried again at the end.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.backfill_defer(here text, chunk bigint, token bigint, reason text)
+        RETURNS {lead_id_type}
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        SET plan_cache_mode = force_generic_plan
+        SET enable_seqscan = off
+        SET enable_bitmapscan = off
+        AS $body$
+        #variable_conflict use_variable
+        DECLARE
+          part {schema}.backfill_chunks;
+          leads {lead_id_type}[];
+        BEGIN
+          SELECT * INTO part FROM {schema}.backfill_chunks AS c
+          WHERE c.territory = here AND c.chunk = backfill_defer.chunk AND c.token = backfill_defer.token
+            AND c.finished_at IS NULL FOR UPDATE;
+          IF NOT FOUND THEN
+            RAISE EXCEPTION 'the lease of chunk % was taken over', chunk USING ERRCODE = 'LP410';
+          END IF;
+          leads := {schema}.next_leads(here, part.next_lead, part.last_lead, 2);
+          IF cardinality(leads) > 0 THEN
+            INSERT INTO {schema}.backfill_deferred AS d (territory, lead_id, reason)
+            VALUES (here, leads[1], backfill_defer.reason)
+            ON CONFLICT (lead_id, territory) DO UPDATE
+              SET reason = excluded.reason, deferred_at = excluded.deferred_at;
+          END IF;
+          UPDATE {schema}.backfill_chunks AS c
+          SET next_lead = leads[2], scanned = c.scanned + least(cardinality(leads), 1),
+              lease_until = clock_timestamp() + c.lease,
+              finished_at = CASE WHEN cardinality(leads) < 2 THEN clock_timestamp() END
+          WHERE c.territory = here AND c.chunk = backfill_defer.chunk;
+          RETURN leads[1];
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.backfill_defer(text, bigint, bigint, text) IS
+        'Puts the next lead of a chunk aside, because somebody holds it';
+        REVOKE ALL ON FUNCTION {schema}.backfill_defer(text, bigint, bigint, text) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.backfill_defer(text, bigint, bigint, text) TO {operator}
+        """)
+    )
+    # NULL: lost against a live transaction, the lead stays deferred.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.backfill_retry(here text, lead {lead_id_type})
+        RETURNS integer
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        #variable_conflict use_variable
+        DECLARE
+          made integer;
+        BEGIN
+          PERFORM {schema}.require_transition();
+          DELETE FROM {schema}.backfill_deferred AS d WHERE d.territory = here AND d.lead_id = lead;
+          IF NOT FOUND THEN
+            RETURN 0;
+          END IF;
+          made := {schema}.own_leads(here, ARRAY(
+            SELECT lead FROM {schema}.host_lead(lead) AS l (territory) WHERE l.territory = here));
+          IF made IS NULL THEN
+            INSERT INTO {schema}.backfill_deferred (territory, lead_id, reason)
+            VALUES (here, lead, 'assigned by a live transaction at the same moment');
+          ELSE
+            UPDATE {schema}.backfill_jobs AS j SET retried = j.retried + made WHERE j.territory = here AND made > 0;
+          END IF;
+          RETURN made;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.backfill_retry(text, {lead_id_type}) IS
+        'Tries a lead that was put aside again';
+        REVOKE ALL ON FUNCTION {schema}.backfill_retry(text, {lead_id_type}) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.backfill_retry(text, {lead_id_type}) TO {operator}
+        """)
+    )
+
+
+def create_settling() -> None:
+    # A live transaction that changed or deleted an activity while a slice read the old one could
+    # not see the slice's assignment, nor the slice its change: its trigger left a note. First the
+    # locks, then a look with a later snapshot; only notes that were there before both are done with.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.backfill_settle(lead {lead_id_type})
+        RETURNS integer
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        #variable_conflict use_variable
+        DECLARE
+          notes uuid[] := ARRAY(SELECT u.id FROM {schema}.unsettled_leads AS u WHERE u.lead_id = lead);
+          settled integer;
+        BEGIN
+          PERFORM {schema}.require_transition();
+          PERFORM FROM {schema}.user_lead_assignments AS a
+            WHERE a.lead_id = lead AND a.source IN ('backfill', 'activity') FOR UPDATE;
+          IF EXISTS (SELECT FROM {schema}.host_lead(lead)) THEN
+            UPDATE {schema}.user_lead_assignments AS a
+            SET user_id = newest.user_id, assigned_at = statement_timestamp(),
+                activity_at = newest.activity_at, activity_id = newest.activity_id
+            FROM {schema}.newest_activities(ARRAY[lead]) AS newest
+            WHERE a.lead_id = lead AND a.source IN ('backfill', 'activity')
+              AND (a.user_id IS DISTINCT FROM newest.user_id OR a.activity_id IS DISTINCT FROM newest.activity_id
+                OR a.activity_at IS DISTINCT FROM newest.activity_at);
+          ELSE
+            DELETE FROM {schema}.user_lead_assignments AS a WHERE a.lead_id = lead;
+          END IF;
+          GET DIAGNOSTICS settled = ROW_COUNT;
+          DELETE FROM {schema}.unsettled_leads AS u WHERE u.id = ANY (notes);
+          RETURN settled;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.backfill_settle({lead_id_type}) IS
+        'Looks at a lead again that changed while the backfill read it';
+        REVOKE ALL ON FUNCTION {schema}.backfill_settle({lead_id_type}) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.backfill_settle({lead_id_type}) TO {operator}
+        """)
+    )
+
+
+def create_finish() -> None:
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.backfill_finish(here text)
+        RETURNS boolean
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        BEGIN
+          UPDATE {schema}.backfill_jobs AS j
+          SET ended_at = clock_timestamp(),
+              finished_at = CASE
+                WHEN j.finished_at IS NULL OR j.retried > 0 OR EXISTS (
+                  SELECT FROM {schema}.backfill_chunks AS c WHERE c.territory = here AND c.assigned > 0)
+                THEN clock_timestamp() ELSE j.finished_at END
+          WHERE j.territory = here AND j.exhausted AND j.ended_at IS NULL
+            AND NOT EXISTS (SELECT FROM {schema}.backfill_chunks AS c WHERE c.territory = here AND c.finished_at IS NULL)
+            AND NOT EXISTS (SELECT FROM {schema}.backfill_deferred AS d WHERE d.territory = here);
+          RETURN FOUND;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.backfill_finish(text) IS
+        'Ends the walk over a territory, once no chunk and no lead is left';
+        REVOKE ALL ON FUNCTION {schema}.backfill_finish(text) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.backfill_finish(text) TO {operator}
+        """)
+    )
+
+
+def create_requests() -> None:
+    # Asked from another shell, from on-call's rollback, from a gate; the workers read it every second.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.backfill_request(here text, wanted text, reason text)
+        RETURNS text
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        DECLARE
+          before text;
+        BEGIN
+          SELECT j.request INTO before FROM {schema}.backfill_jobs AS j WHERE j.territory = here FOR UPDATE;
+          IF NOT FOUND THEN
+            RAISE EXCEPTION 'territory % is not in the database', here USING ERRCODE = 'LP422';
+          END IF;
+          UPDATE {schema}.backfill_jobs AS j SET request = wanted, request_reason = reason WHERE j.territory = here;
+          RETURN before;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.backfill_request(text, text, text) IS
+        'Asks a backfill to run, pause or stop; its workers read it every second';
+        REVOKE ALL ON FUNCTION {schema}.backfill_request(text, text, text) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.backfill_request(text, text, text) TO {operator}
+        """)
+    )
 
 
 def create_unowned_leads() -> None:

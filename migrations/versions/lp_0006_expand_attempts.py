@@ -13,8 +13,8 @@ from alembic import op
 
 from leadprotect.settings import sql
 
-revision = "lp_0005_expand_attempts"
-down_revision = "lp_0004_expand_decisions"
+revision = "lp_0006_expand_attempts"
+down_revision = "lp_0005_expand_decisions"
 branch_labels = None
 depends_on = None
 phase = "expand"
@@ -173,9 +173,11 @@ def create_audit_writer() -> None:
           IF said IS NULL OR said = '' THEN
             RETURN NULL;
           END IF;
-          -- a character has one byte or more: without the surplus of the first 1024 the rest fits into 1024 bytes
+          -- a character has one byte or more, and seldom four
           clean := left(said, 1024);
-          clean := left(clean, 1024 - (octet_length(clean) - length(clean)));
+          WHILE octet_length(clean) > 1024 LOOP
+            clean := left(clean, length(clean) * 1024 / octet_length(clean));
+          END LOOP;
           clean := regexp_replace(clean, CASE WHEN anything THEN '[\\u0001-\\u001f\\u007f]' ELSE '[[:cntrl:]]' END, ' ', 'g');
           IF anything THEN
             -- there a character is a byte, and what is no UTF-8 would end whoever reads it
@@ -214,6 +216,9 @@ def create_audit_writer() -> None:
           remark text := note;
           recorded text := decision;
         BEGIN
+          IF '{lead_id_type}' = 'text' AND length(lead::text) > 255 THEN
+            lead := left(lead::text, 255)::{lead_id_type};
+          END IF;
           -- an owner or collaborator declared a user and a territory that exist: nothing is left to look up
           IF decision NOT IN ('owner', 'collaborator') THEN
             SELECT t.code INTO known_territory FROM {schema}.territories AS t WHERE t.code = declared_territory;

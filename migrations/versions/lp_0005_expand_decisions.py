@@ -15,8 +15,8 @@ from alembic import op
 
 from leadprotect.settings import sql
 
-revision = "lp_0004_expand_decisions"
-down_revision = "lp_0003_expand_seals"
+revision = "lp_0005_expand_decisions"
+down_revision = "lp_0004_expand_seals"
 branch_labels = None
 depends_on = None
 phase = "expand"
@@ -73,7 +73,8 @@ def create_context() -> None:
         IMMUTABLE PARALLEL SAFE
         RETURN CASE
           WHEN '{user_id_type}' = 'text' THEN
-            CASE WHEN declared <> '' THEN declared END
+            CASE WHEN declared <> '' AND pg_catalog.length(declared) <= 255
+              AND declared !~ '[\\u0001-\\u001f\\u007f]' THEN declared END
           WHEN declared LIKE '________-____-____-____-____________'
             AND pg_catalog.translate(declared, '0123456789abcdefABCDEF', '') = '----' THEN declared
           WHEN declared ~ '^(([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}|[{]([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}[}])$'

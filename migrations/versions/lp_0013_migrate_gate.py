@@ -13,8 +13,8 @@ from alembic import op
 
 from leadprotect.settings import sql
 
-revision = "lp_0012_migrate_gate"
-down_revision = "lp_0011_migrate_verification"
+revision = "lp_0013_migrate_gate"
+down_revision = "lp_0012_migrate_verification"
 branch_labels = None
 depends_on = None
 phase = "migrate"
@@ -219,7 +219,7 @@ def create_gate() -> None:
             FROM {schema}.unowned_leads(ARRAY(SELECT t.code FROM {schema}.territories AS t)) AS u
             GROUP BY u.territory ORDER BY u.territory) AS missing;
           -- Before a walk has ended, a derived owner may be older than the transition's triggers: from a
-          -- life before a downgrade. lp_0007 asks before its index goes; the triggers keep what it found.
+          -- life before a downgrade. It is asked before that index goes; the triggers keep what was found.
           IF met AND EXISTS (
             SELECT FROM pg_index AS i WHERE i.indexrelid = to_regclass('{activities_index_path}') AND i.indisvalid)
           THEN

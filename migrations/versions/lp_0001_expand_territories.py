@@ -1,0 +1,439 @@
+"""Roles, schema, and the territories with their border.
+
+Why: everything that later revisions, services and auditors stand on. Nothing of the host changes
+but two grants: leadprotect_reader may read the id and territory of leads, and of activities the
+columns from which owners are derived. It owns the functions that read the host's tables and can
+write nothing, so code of the host that such a read runs has nothing to gain; leadprotect_owner owns
+everything else and can't read the host's tables.
+
+Locks on host tables: none beyond ACCESS SHARE, which every SELECT takes (GRANT, since PostgreSQL 18).
+
+Undone by: moving the tables to the quarantine schema, still row-secured, without grants; upgrade
+takes them back with every row. Roles are cluster-wide and stay.
+"""
+
+from alembic import op
+from alembic.util import CommandError
+
+from leadprotect.settings import ident, literal, making_roles, sql
+
+revision = "lp_0001_expand_territories"
+down_revision = None
+branch_labels = None
+depends_on = None
+phase = "expand"
+locks: dict[str, dict[str, str]] = {"upgrade": {}, "downgrade": {}}
+
+
+def upgrade() -> None:
+    require_transactions()
+    create_roles()
+    create_schema()
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    describe_schema()
+    create_types()
+    create_border()
+    create_territories()
+    grant_access()
+    op.execute("RESET ROLE")
+    show_version()
+
+
+def downgrade() -> None:
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    enter_quarantine()
+    op.execute("RESET ROLE")
+    drop_schema()
+
+
+def require_transactions() -> None:
+    # Indexes are built outside of a transaction: one transaction for all would be committed halfway.
+    if not op.get_context().opts.get("transaction_per_migration"):
+        raise CommandError(
+            "leadprotect's revisions need a transaction each, and this env.py makes one for all; nothing was touched. "
+            "Write transaction_per_migration=True into the calls of context.configure() in your env.py"
+        )
+
+
+def create_roles() -> None:
+    # The owner alone may stand already: the version table is his.
+    wanted = """SELECT unnest(ARRAY[{offices}])
+            UNION ALL
+            SELECT {role_prefix} || pg_catalog.lower(code) FROM unnest(ARRAY[{territories}]) AS code"""
+    op.execute(sql(making_roles(wanted, "{owner_name}, {reader_name}")))
+
+
+def create_schema() -> None:
+    # The version table, or a DBA, may have needed it beforehand; it then belongs to leadprotect_owner already.
+    op.execute(sql("CREATE SCHEMA IF NOT EXISTS {schema} AUTHORIZATION {owner}"))
+    # What our functions read of the host: these columns and no others.
+    op.execute(
+        sql("""
+        GRANT SELECT ({lead_id}, {territory}) ON {leads} TO {reader};
+        GRANT SELECT ({activity_id}, {activity_lead_id}, {activity_user_id}, {activity_kind}, {activity_at})
+        ON {activities} TO {reader}
+        """)
+    )
+    op.execute(
+        sql("""
+        DO $do$
+        DECLARE
+          host text;
+          ours text;
+        BEGIN
+          FOREACH host IN ARRAY ARRAY[{leads_schema}, {activities_schema}] LOOP
+            FOREACH ours IN ARRAY ARRAY[{owner_name}, {reader_name}] LOOP
+              IF NOT pg_catalog.has_schema_privilege(ours, host, 'USAGE') THEN
+                EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA %I TO %I', host, ours);
+              END IF;
+            END LOOP;
+          END LOOP;
+        END
+        $do$
+        """)
+    )
+
+
+def describe_schema() -> None:
+    op.execute(
+        sql("""
+        COMMENT ON SCHEMA {schema} IS 'leadprotect: one owner per lead and territory, audited';
+        REVOKE ALL ON SCHEMA {schema} FROM PUBLIC;
+        GRANT USAGE ON SCHEMA {schema} TO {reader}
+        """)
+    )
+
+
+def create_types() -> None:
+    # Territory is text and never an enum: comparison of enums is not leakproof, so row security
+    # could not use an index on it.
+    op.execute(
+        sql("""
+        DO $do$
+        BEGIN
+          IF pg_catalog.to_regtype('{quarantine}.lead_action') IS NOT NULL THEN
+            ALTER TYPE {quarantine}.lead_action SET SCHEMA {schema};
+            ALTER TYPE {quarantine}.lead_access_outcome SET SCHEMA {schema};
+            ALTER TYPE {quarantine}.protection_type SET SCHEMA {schema};
+          ELSE
+            CREATE TYPE {schema}.lead_action AS ENUM ('VIEW', 'EDIT', 'ASSIGN', 'UNASSIGN');
+            CREATE TYPE {schema}.lead_access_outcome AS ENUM ('ALLOW', 'DENY');
+            CREATE TYPE {schema}.protection_type AS ENUM ('SOLE_OWNER', 'COLLABORATOR', 'VIEW_ONLY');
+          END IF;
+        END
+        $do$
+        """)
+    )
+
+
+def create_border() -> None:
+    # Policies rest on these, so they go to the quarantine and back with the tables.
+    op.execute(
+        sql("""
+        DO $do$
+        BEGIN
+          IF pg_catalog.to_regprocedure('{quarantine}.admitted_territory()') IS NOT NULL THEN
+            ALTER FUNCTION {quarantine}.acting_role() SET SCHEMA {schema};
+            ALTER FUNCTION {quarantine}.is_member(text) SET SCHEMA {schema};
+            ALTER FUNCTION {quarantine}.admitted_territory() SET SCHEMA {schema};
+          END IF;
+        END
+        $do$
+        """)
+    )
+    # A pool that logs in once and sets a role for each request has its border at that role. A definer
+    # function changes neither: the server refuses SET ROLE inside one.
+    op.execute(
+        sql("""
+        CREATE OR REPLACE FUNCTION {schema}.acting_role()
+        RETURNS name
+        LANGUAGE sql
+        STABLE PARALLEL SAFE
+        RETURN coalesce(nullif(pg_catalog.current_setting('role'), 'none')::name, session_user);
+        COMMENT ON FUNCTION {schema}.acting_role() IS
+        'Who acts: the role that SET ROLE chose, or the login where none is chosen';
+        REVOKE ALL ON FUNCTION {schema}.acting_role() FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.acting_role() TO {reader}, {app}, {auditor}, {manager}, {operator}
+        """)
+    )
+    # USAGE: the admin option alone, and a membership that is not inherited, make no member.
+    op.execute(
+        sql("""
+        CREATE OR REPLACE FUNCTION {schema}.is_member(territory text)
+        RETURNS boolean
+        LANGUAGE sql
+        STABLE PARALLEL SAFE
+        RETURN coalesce(
+          pg_catalog.pg_has_role(
+            {schema}.acting_role(),
+            pg_catalog.to_regrole(pg_catalog.quote_ident({role_prefix} || pg_catalog.lower(territory)))::oid,
+            'USAGE'),
+          false);
+        COMMENT ON FUNCTION {schema}.is_member(text) IS
+        'Whether the acting role holds the role of this territory';
+        REVOKE ALL ON FUNCTION {schema}.is_member(text) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.is_member(text) TO {reader}, {app}, {auditor}, {manager}
+        """)
+    )
+    # PUBLIC may execute it, because restrictive policies TO PUBLIC call it for whoever asks; it tells
+    # nobody more than his own setting. Policies ask it in a sub-select: once for a query.
+    op.execute(
+        sql("""
+        CREATE OR REPLACE FUNCTION {schema}.admitted_territory()
+        RETURNS text
+        LANGUAGE sql
+        STABLE PARALLEL SAFE SECURITY DEFINER
+        BEGIN ATOMIC
+          SELECT pg_catalog.current_setting({territory_guc}, true)
+          WHERE {schema}.is_member(pg_catalog.current_setting({territory_guc}, true));
+        END;
+        COMMENT ON FUNCTION {schema}.admitted_territory() IS
+        'The territory in context if the acting role holds its role, else NULL: the border that every policy asks';
+        REVOKE ALL ON FUNCTION {schema}.admitted_territory() FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.admitted_territory() TO PUBLIC
+        """)
+    )
+
+
+def create_territories() -> None:
+    # Reference data: the legal terms of a territory, no secret of another one.
+    op.execute(
+        sql("""
+        DO $do$
+        BEGIN
+          IF pg_catalog.to_regclass('{quarantine}.territories') IS NOT NULL THEN
+            ALTER TABLE {quarantine}.territories SET SCHEMA {schema};
+            ALTER TABLE {quarantine}.territory_vat_rates SET SCHEMA {schema};
+          ELSE
+            CREATE TABLE {schema}.territories (
+              code text PRIMARY KEY,
+              name text NOT NULL,
+              currency text CHECK (currency ~ '^[A-Z]{3}$'),
+              legal_framework text
+            );
+            CREATE TABLE {schema}.territory_vat_rates (
+              territory text NOT NULL REFERENCES {schema}.territories (code),
+              rate numeric(5, 2) NOT NULL CHECK (rate BETWEEN 0 AND 100),
+              valid_from date NOT NULL,
+              valid_to date CHECK (valid_to >= valid_from),
+              PRIMARY KEY (territory, valid_from)
+            );
+          END IF;
+        END
+        $do$;
+        COMMENT ON TABLE {schema}.territories IS 'The legal territories: reference data, no secret of another one';
+        COMMENT ON COLUMN {schema}.territories.code IS 'what leads carry in their territory column; the role of the territory ends with it';
+        COMMENT ON COLUMN {schema}.territories.name IS 'for people';
+        COMMENT ON COLUMN {schema}.territories.currency IS 'ISO 4217';
+        COMMENT ON COLUMN {schema}.territories.legal_framework IS 'the law that contracts in this territory are made under';
+        ALTER TABLE {schema}.territories ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE {schema}.territories FORCE ROW LEVEL SECURITY;
+        DROP POLICY IF EXISTS lp_inside ON {schema}.territories;
+        CREATE POLICY lp_inside ON {schema}.territories TO {owner}, {reader} USING ({inside}) WITH CHECK ({inside});
+        DROP POLICY IF EXISTS lp_reference ON {schema}.territories;
+        CREATE POLICY lp_reference ON {schema}.territories FOR SELECT
+        TO {app}, {auditor}, {operator}, {manager} USING (true);
+        GRANT SELECT ON {schema}.territories TO {reader}
+        """)
+    )
+    op.execute(
+        sql("""
+        COMMENT ON COLUMN {schema}.territory_vat_rates.rate IS
+        'percent; DE: UStG paragraph 12 and the 2020 tax relief act, CH: MWSTG article 25';
+        COMMENT ON COLUMN {schema}.territory_vat_rates.valid_to IS 'last day, inclusive; NULL: until further notice';
+        COMMENT ON TABLE {schema}.territory_vat_rates IS 'VAT rates of the territories by day';
+        COMMENT ON COLUMN {schema}.territory_vat_rates.territory IS 'the territory in which the rate holds';
+        COMMENT ON COLUMN {schema}.territory_vat_rates.valid_from IS 'first day';
+        ALTER TABLE {schema}.territory_vat_rates ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE {schema}.territory_vat_rates FORCE ROW LEVEL SECURITY;
+        DROP POLICY IF EXISTS lp_inside ON {schema}.territory_vat_rates;
+        CREATE POLICY lp_inside ON {schema}.territory_vat_rates TO {owner}, {reader} USING ({inside}) WITH CHECK ({inside});
+        DROP POLICY IF EXISTS lp_reference ON {schema}.territory_vat_rates;
+        CREATE POLICY lp_reference ON {schema}.territory_vat_rates FOR SELECT
+        TO {app}, {auditor}, {operator}, {manager} USING (true);
+        DROP POLICY IF EXISTS lp_border ON {schema}.territory_vat_rates;
+        CREATE POLICY lp_border ON {schema}.territory_vat_rates AS RESTRICTIVE
+        USING ({inside} OR territory = (SELECT {schema}.admitted_territory()))
+        """)
+    )
+    op.execute(
+        sql("""
+        INSERT INTO {schema}.territories (code, name, currency, legal_framework)
+        SELECT wanted.code, coalesce(known.name, wanted.code), known.currency, known.legal_framework
+        FROM unnest(ARRAY[{territories}]) AS wanted (code)
+        LEFT JOIN (VALUES ('DE', 'Deutschland', 'EUR', 'BGB'), ('CH', 'Schweiz', 'CHF', 'OR'))
+          AS known (code, name, currency, legal_framework) ON known.code = wanted.code
+        ON CONFLICT (code) DO NOTHING
+        """)
+    )
+    op.execute(
+        sql("""
+        INSERT INTO {schema}.territory_vat_rates (territory, rate, valid_from, valid_to)
+        SELECT known.territory, known.rate, known.valid_from::date, known.valid_to::date
+        FROM (VALUES ('DE', 19.0, '2007-01-01', '2020-06-30'),
+                     ('DE', 16.0, '2020-07-01', '2020-12-31'),
+                     ('DE', 19.0, '2021-01-01', NULL),
+                     ('CH', 7.7, '2018-01-01', '2023-12-31'),
+                     ('CH', 8.1, '2024-01-01', NULL)) AS known (territory, rate, valid_from, valid_to)
+        JOIN {schema}.territories AS t ON t.code = known.territory
+        ON CONFLICT (territory, valid_from) DO NOTHING
+        """)
+    )
+
+
+def grant_access() -> None:
+    # The legal terms are no secret; nobody writes but the functions.
+    op.execute(
+        sql("""
+        GRANT USAGE ON SCHEMA {schema} TO {app}, {auditor}, {operator}, {manager};
+        GRANT SELECT ON {schema}.territories, {schema}.territory_vat_rates TO {app}, {auditor}, {operator}, {manager}
+        """)
+    )
+
+
+def version_table() -> str:
+    """The table in which Alembic keeps what is applied, as a constant: a host's own has another name."""
+    known = op.get_context()
+    return literal(ident(*filter(None, (known.version_table_schema, known.version_table))))
+
+
+def show_version() -> None:
+    # leadprotect status tells an operator which revision is applied.
+    op.execute(
+        sql(
+            """
+        DO $do$
+        DECLARE
+          versions regclass := pg_catalog.to_regclass("""
+            + version_table()
+            + """);
+          home text := (
+            SELECT n.nspname FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+            WHERE c.oid = versions);
+        BEGIN
+          IF versions IS NOT NULL THEN
+            EXECUTE pg_catalog.format('GRANT SELECT ON %s TO %I', versions, {operator_name});
+          END IF;
+          IF NOT pg_catalog.has_schema_privilege({operator_name}, home, 'USAGE') THEN
+            EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA %I TO %I', home, {operator_name});
+          END IF;
+        END
+        $do$
+        """
+        )
+    )
+
+
+def enter_quarantine() -> None:
+    # Still row-secured, without any grant.
+    op.execute("RESET ROLE")
+    op.execute(sql("CREATE SCHEMA IF NOT EXISTS {quarantine} AUTHORIZATION {owner}"))
+    op.execute(
+        sql("""
+        SET LOCAL ROLE {owner};
+        COMMENT ON SCHEMA {quarantine} IS
+        'leadprotect after a downgrade: alembic upgrade takes every row back, leadprotect purge deletes';
+        REVOKE ALL ON {schema}.territories, {schema}.territory_vat_rates FROM {reader}, {app}, {auditor}, {operator}, {manager};
+        REVOKE ALL ON FUNCTION {schema}.is_member(text), {schema}.acting_role(), {schema}.admitted_territory()
+        FROM PUBLIC, {reader}, {app}, {auditor}, {manager}, {operator};
+        ALTER FUNCTION {schema}.admitted_territory() SET SCHEMA {quarantine};
+        ALTER FUNCTION {schema}.is_member(text) SET SCHEMA {quarantine};
+        ALTER FUNCTION {schema}.acting_role() SET SCHEMA {quarantine};
+        ALTER TABLE {schema}.territory_vat_rates SET SCHEMA {quarantine};
+        ALTER TABLE {schema}.territories SET SCHEMA {quarantine};
+        ALTER TYPE {schema}.lead_action SET SCHEMA {quarantine};
+        ALTER TYPE {schema}.lead_access_outcome SET SCHEMA {quarantine};
+        ALTER TYPE {schema}.protection_type SET SCHEMA {quarantine}
+        """)
+    )
+
+
+def drop_schema() -> None:
+    hide_version()
+    # The host's tables get their grants back as they were.
+    op.execute(sql("REVOKE SELECT ({lead_id}, {territory}) ON {leads} FROM {reader}"))
+    op.execute(
+        sql("""
+        REVOKE SELECT ({activity_id}, {activity_lead_id}, {activity_user_id}, {activity_kind}, {activity_at})
+        ON {activities} FROM {reader}
+        """)
+    )
+    op.execute(
+        sql("""
+        DO $do$
+        DECLARE
+          granted record;
+        BEGIN
+          FOR granted IN
+            SELECT n.nspname, r.rolname
+            FROM pg_catalog.pg_namespace AS n, pg_catalog.aclexplode(n.nspacl) AS acl
+            JOIN pg_catalog.pg_roles AS r ON r.oid = acl.grantee
+            WHERE n.nspname IN ({leads_schema}, {activities_schema}) AND r.rolname IN ({owner_name}, {reader_name})
+          LOOP
+            EXECUTE pg_catalog.format('REVOKE USAGE ON SCHEMA %I FROM %I', granted.nspname, granted.rolname);
+          END LOOP;
+        END
+        $do$
+        """)
+    )
+    # Fails, and says what is in the way, when somebody put objects of his own into the schema. Where the
+    # version table lives in it, Alembic still has to write there: env.py drops both afterwards.
+    op.execute(
+        sql(
+            """
+        DO $do$
+        DECLARE
+          versions oid := pg_catalog.to_regclass("""
+            + version_table()
+            + """);
+          other text;
+        BEGIN
+          SELECT pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid) INTO other
+          FROM pg_catalog.pg_depend AS d
+          WHERE d.refclassid = 'pg_catalog.pg_namespace'::regclass AND d.deptype = 'n'
+            AND d.refobjid = {schema_name}::regnamespace AND d.objid IS DISTINCT FROM versions
+          LIMIT 1;
+          IF other IS NOT NULL THEN
+            RAISE EXCEPTION 'cannot drop schema % because other objects depend on it', {schema_name}
+              USING ERRCODE = 'dependent_objects_still_exist', DETAIL = other || ' depends on schema ' || {schema_name};
+          END IF;
+          IF NOT EXISTS (
+            SELECT FROM pg_catalog.pg_class AS c
+            WHERE c.oid = versions AND c.relnamespace = {schema_name}::regnamespace) THEN
+            SET LOCAL ROLE {owner};
+            DROP SCHEMA {schema} RESTRICT;
+            RESET ROLE;
+          END IF;
+        END
+        $do$
+        """
+        )
+    )
+
+
+def hide_version() -> None:
+    op.execute(
+        sql(
+            """
+        DO $do$
+        DECLARE
+          versions regclass := pg_catalog.to_regclass("""
+            + version_table()
+            + """);
+          granted text := (
+            SELECT n.nspname FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+            WHERE c.oid = versions AND EXISTS (
+              SELECT FROM pg_catalog.aclexplode(n.nspacl) AS acl
+              WHERE acl.grantee = pg_catalog.to_regrole(pg_catalog.quote_ident({operator_name}))));
+        BEGIN
+          IF versions IS NOT NULL THEN
+            EXECUTE pg_catalog.format('REVOKE SELECT ON %s FROM %I', versions, {operator_name});
+          END IF;
+          IF granted IS NOT NULL THEN
+            EXECUTE pg_catalog.format('REVOKE USAGE ON SCHEMA %I FROM %I', granted, {operator_name});
+          END IF;
+        END
+        $do$
+        """
+        )
+    )
