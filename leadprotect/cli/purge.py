@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import click
-from rich.console import Console
 from rich.table import Table
 
+from leadprotect.cli.terminal import Console, say
 from leadprotect.database.connection import connect
 from leadprotect.migration.purge import Quarantine, purge, quarantine
 from leadprotect.settings import current
@@ -24,7 +24,7 @@ def purge_command(*, yes: bool) -> None:
         if not yes:
             click.confirm("Delete all of it for ever?", abort=True)
         deleted = purge(conn)
-    click.echo(f"deleted {deleted.schema}: {sum(rows or 0 for rows in deleted.rows.values()):,} rows")
+    say(f"deleted {deleted.schema}: {sum(rows or 0 for rows in deleted.rows.values()):,} rows")
 
 
 def _show(found: Quarantine) -> None:
@@ -33,4 +33,4 @@ def _show(found: Quarantine) -> None:
     made.add_column("rows", justify="right")
     for name, rows in found.rows.items():
         made.add_row(name, "not counted" if rows is None else f"{rows:,}")
-    Console(highlight=False).print(made)
+    Console().print(made)

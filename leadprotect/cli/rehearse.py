@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from leadprotect.cli.interrupts import tidied_when_killed
+from leadprotect.cli.terminal import Console, say
 from leadprotect.lab.rehearsal import Plan, Rehearsal, rehearse, report
 from leadprotect.lab.traffic import RATE
 from leadprotect.settings import duration
@@ -47,10 +48,10 @@ def rehearse_command(leads: int | None, file: Path, *, copy: bool, change: bool,
     duration(_option("lock_budget"), str(given["lock_budget"]))
     plan = Plan(**(given | durations))  # type: ignore[arg-type] # click has checked them
     file.parent.mkdir(parents=True, exist_ok=True)
-    done = rehearse(leads=leads, plan=plan, told_twice=copy and change, say=lambda text: click.echo(text, err=True))
+    done = rehearse(leads=leads, plan=plan, told_twice=copy and change, say=partial(say, err=True))
     report.write_report(done, file)
     _show(done)
-    click.echo(f"report: {file}")
+    say(f"report: {file}")
     sys.exit(1 if done.verdict() else 0)
 
 
@@ -63,6 +64,6 @@ def _show(done: Rehearsal) -> None:
     figures = Table("figure", "measured", "at most")
     for figure in report.told_figures(done):
         figures.add_row(figure["name"], figure["value"], figure["limit"])
-    Console(highlight=False).print(figures)
+    Console().print(figures)
     against = done.verdict()
-    click.echo("passed" if not against else "FAILED: " + "; ".join(against))
+    say("passed" if not against else "FAILED: " + "; ".join(against))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 import click
-from rich.console import Console
 from rich.table import Table
 
+from leadprotect.cli.terminal import Console, say
 from leadprotect.migration.rollback import SAFE, Event, Rollback, rollback
 
 NOT_VERIFIED = 3
@@ -29,17 +29,17 @@ def rollback_command(target: str, *, lock_budget: str | None) -> None:
     """
     done = rollback(target, lock_budget=lock_budget, on_event=_show)
     if not done.timeline:
-        click.echo(f"nothing to undo: the database stands at {done.after or 'the base'}")
+        say(f"nothing to undo: the database stands at {done.after or 'the base'}")
         return
-    click.echo(f"{'':<12}  {done.seconds:5.2f} s  in all, from {done.before} to {done.after or 'the base'}")
-    Console(highlight=False).print(_counts(done))
+    say(f"{'':<12}  {done.seconds:5.2f} s  in all, from {done.before} to {done.after or 'the base'}")
+    Console().print(_counts(done))
     for problem in done.problems:
-        click.echo(f"NOT AS IT MUST BE: {problem}", err=True)
+        say(f"NOT AS IT MUST BE: {problem}", err=True)
     if done.problems:
         sys.exit(NOT_VERIFIED)
-    click.echo("verified: no table of leadprotect was open after any step, and every row is there")
+    say("verified: no table of leadprotect was open after any step, and every row is there")
     for hint in hints(done):
-        click.echo(hint)
+        say(hint)
 
 
 def hints(done: Rollback) -> list[str]:
@@ -54,7 +54,7 @@ def hints(done: Rollback) -> list[str]:
 
 def _show(event: Event) -> None:
     """One line of the timeline, while it happens."""
-    click.echo(f"{event.at:%H:%M:%S.%f}"[:12] + f"  {event.seconds:5.2f} s  {event.what}")
+    say(f"{event.at:%H:%M:%S.%f}"[:12] + f"  {event.seconds:5.2f} s  {event.what}")
 
 
 def _counts(done: Rollback) -> Table:

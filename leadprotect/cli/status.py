@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from leadprotect.cli import output
+from leadprotect.cli.terminal import Console
 from leadprotect.database.connection import connect
 from leadprotect.migration.status import Status, status
 from leadprotect.settings import current
@@ -22,7 +22,7 @@ def status_command(*, as_json: bool) -> None:
     if as_json:
         click.echo(output.as_json(found, indent=2))
     else:
-        _show(found, Console(highlight=False))
+        _show(found, Console())
 
 
 def _show(found: Status, console: Console) -> None:
