@@ -160,6 +160,7 @@ def _run_online(settings: Settings, *, contract: str, budget: float, wait: float
     planned = opts["fn"]
     lost = locks.Budget(budget)
     held: Callable[[], None] = _nothing_held
+    taken: list[Any] = []
     with ExitStack() as stack:
         engine = _connectable(settings)
         guard = stack.enter_context(_side_connection(engine))
@@ -168,15 +169,14 @@ def _run_online(settings: Settings, *, contract: str, budget: float, wait: float
             read_versions(guard, settings, ours=True)
         else:
             held = stack.enter_context(locks.one_at_a_time(guard, settings, wait=wait))
-            planned = _plan(opts, guard, settings, contract, lost, held)
+            planned = _plan(opts, guard, settings, contract, lost, held, taken=taken)
         connection, pid = stack.enter_context(_migration_connection(engine, lost))
         _configure(settings, held, connection=connection, fn=planned)
         seen = stack.enter_context(blockers.watch(stack.enter_context(_side_connection(engine)), pid))
         try:
             locks.retry(_migrate, budget=lost, seen=seen)
-            at_base = writes and not context.get_context().get_current_heads()
             connection.rollback()
-            if at_base:
+            if writes and not any(map(_is_upgrade, taken)):
                 version_table.drop_empty(guard, settings)
         except exc.DBAPIError as error:
             if reason := event_triggers.culprit(guard, error, settings):
@@ -237,11 +237,13 @@ def _plan(
     contract: str,
     lost: locks.Budget,
     held: Callable[[], None],
+    *,
+    taken: list[Any],
 ) -> Callable[..., Iterator[Any]]:
     """Decide once what is to be done, refuse before anything is touched, and stop at a closed gate.
 
     Deciding once matters: a retry after a lock timeout goes on with what is left, so ``downgrade -2``
-    never goes one further.
+    never goes one further. What was done is added to `taken`.
     """
     present = _present(guard, settings)
     heads = () if opts.get("purge") else present or ()
@@ -262,7 +264,7 @@ def _plan(
             held()
             lost.step_begins()
             yield left[0]
-            left.pop(0)
+            taken.append(left.pop(0))
 
     return remaining
 
