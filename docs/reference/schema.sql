@@ -31,14 +31,14 @@
 --
 --      43  Who calls which function
 --      86  Territories and the border
---     273  Ownership and rules
---     915  Decision
---    1292  Attempts and audit
---    2175  Seals
---    2535  Transition
---    2807  Backfill and verification
---    3661  Gate
---    4008  Host
+--     270  Ownership and rules
+--     912  Decision
+--    1289  Attempts and audit
+--    2172  Seals
+--    2532  Transition
+--    2804  Backfill and verification
+--    3658  Gate
+--    4005  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -135,11 +135,8 @@ GRANT ALL ON FUNCTION leadprotect.is_member(territory text) TO leadprotect_manag
 -- function admitted_territory, lp_0001_expand_territories
 
 CREATE FUNCTION leadprotect.admitted_territory() RETURNS text
-    LANGUAGE sql STABLE SECURITY DEFINER PARALLEL SAFE
-    BEGIN ATOMIC
- SELECT current_setting('app.territory'::text, true) AS current_setting
-   WHERE leadprotect.is_member(current_setting('app.territory'::text, true));
-END;
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN CASE WHEN pg_has_role(COALESCE((NULLIF(current_setting('role'::text), 'none'::text))::name, SESSION_USER), (to_regrole(quote_ident(('leadprotect_'::text || lower(current_setting('app.territory'::text, true))))))::oid, 'USAGE'::text) THEN current_setting('app.territory'::text, true) ELSE NULL::text END;
 
 COMMENT ON FUNCTION leadprotect.admitted_territory() IS 'The territory in context if the acting role holds its role, else NULL: the border that every policy asks';
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 import leadprotect
+from leadprotect import phases
 from leadprotect.lab.commands import isolated, run_alembic
 from leadprotect.lab.data import LEAD_ID, USER_ID, generate_host, generated_lead, generated_user
 
@@ -39,7 +40,17 @@ PLAIN_LOG = """
     ALTER TABLE public.plain_log ALTER login DROP DEFAULT, ADD PRIMARY KEY (lead_id, at, id);
     ALTER TABLE public.plain_log ALTER id SET DEFAULT nextval('leadprotect.lead_access_audit_id_seq');
     """
-
+READS = """
+    DO $do$
+    DECLARE
+      wanted uuid;
+    BEGIN
+      FOREACH wanted IN ARRAY string_to_array('{ids}', ',')::uuid[] LOOP
+        PERFORM l.company FROM public.leads AS l WHERE l.id = wanted;
+      END LOOP;
+    END
+    $do$
+    """
 
 # what is measured, by which script, against what and its script, and the figure to reach
 PGBENCHED = (
@@ -93,7 +104,10 @@ def measure_access(
             )
             lines += python_path(conn, name, leads)
             lines += compare_view(conn, name, leads)
-        lines.append(rls_tax(server, name))
+        say(f"{name}: the border")
+        lines += border(server, name, "NULL allowed", count_figure=None)
+        without_null(server, url)
+        lines += border(server, name, "NOT NULL", count_figure=1.10)
     return lines, latencies
 
 
@@ -200,22 +214,43 @@ def compare_view(conn: psycopg.Connection[Any], name: str, leads: int) -> list[L
     ]
 
 
-def rls_tax(server: Server, name: str) -> Line:
-    """A count over a territory with and without row-level security: the medians of interleaved runs."""
-    count = "SELECT count(*) FROM public.leads WHERE territory = 'DE'"
+def border(server: Server, name: str, kind: str, *, count_figure: float | None) -> list[Line]:
+    """A count of a territory and reads by primary key, against the same without row-level security.
+
+    `kind` says what the territory of a lead may be. A read is a statement of its own in a loop of the server, so that
+    no client is measured. Medians of interleaved runs.
+    """
     with (
-        psycopg.connect(server.url("bench_access", LOGIN)) as seller,
-        psycopg.connect(server.url("bench_access")) as free,
+        psycopg.connect(server.url("bench_access", LOGIN), autocommit=True) as bound,
+        psycopg.connect(server.url("bench_access"), autocommit=True) as free,
     ):
-        seller.execute("SELECT set_config('app.territory', 'DE', false)")
-        for conn in (seller, free):
+        bound.execute("SELECT set_config('app.territory', 'DE', false)")
+        some = free.execute("SELECT id::text FROM public.leads WHERE territory = 'DE' LIMIT 1000").fetchall()
+        for conn in (bound, free):
             conn.execute("SET max_parallel_workers_per_gather = 0")
-        found = interleave(
-            {"with": lambda _: seller.execute(count).fetchone(), "without": lambda _: free.execute(count).fetchone()},
-            rounds=15,
-        )
-    with_rls, without = (statistics.median(found[key]) for key in ("with", "without"))
-    return Line(name, "count of a territory, with row-level security", "without it", with_rls / without, 1.10, with_rls)
+
+        def both(statement: str, rounds: int) -> dict[str, list[float]]:
+            return interleave(
+                {"with": lambda _: bound.execute(statement), "without": lambda _: free.execute(statement)},
+                rounds=rounds,
+            )
+
+        counted = both("SELECT count(*) FROM public.leads WHERE territory = 'DE'", 15)
+        read = both(READS.replace("{ids}", ",".join(lead for (lead,) in some)), 40)
+    return [
+        median(name, f"count of a territory, {kind}, with row-level security", counted, count_figure),
+        median(name, f"1,000 leads read by primary key, {kind}, with row-level security", read, 1.3),
+    ]
+
+
+def without_null(server: Server, url: str) -> None:
+    """The same host, in which every lead has a territory: contract then makes a border that an index serves."""
+    run_alembic(server.folder, "downgrade", phases.before("contract")[-1])
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute("DELETE FROM public.leads WHERE territory IS NULL")
+        conn.execute("ALTER TABLE public.leads ALTER territory SET NOT NULL")
+        conn.execute("VACUUM (ANALYZE) public.leads")
+    run_alembic(server.folder, "-x", "contract=require", "upgrade", "head")
 
 
 def interleave(calls: dict[str, Callable[[int], object]], *, rounds: int) -> dict[str, list[float]]:
@@ -227,6 +262,12 @@ def interleave(calls: dict[str, Callable[[int], object]], *, rounds: int) -> dic
             call(number)
             times[name].append((time.perf_counter() - begin) * 1000)
     return {name: values[rounds // 10 :] for name, values in times.items()}
+
+
+def median(server: str, what: str, times: dict[str, list[float]], figure: float | None) -> Line:
+    """Compare two medians, of what was measured with row-level security and without it."""
+    bound, free = (statistics.median(times[key]) for key in ("with", "without"))
+    return Line(server, what, "without it", bound / free, figure, bound)
 
 
 def compare(
