@@ -38,7 +38,7 @@
 --    2532  Transition
 --    2804  Backfill and verification
 --    3658  Gate
---    4005  Host
+--    4154  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -80,8 +80,8 @@
 --    lead_for_ownership, is_manager, try_change_owner, try_change_sharing, end_rules,
 --    require_manager, in_transition, note_unsettled, note_contextless_write, own_moved_lead,
 --    forget_lead, own_active_lead, require_transition, chunk_bounds, next_leads, own_leads,
---    ways_around, require_open_gate, acts_bound, audit_edit, audit_truncate, refuse_move,
---    publish_territories
+--    accept_condition, accepted_share, ways_around, what_changes, tolerated, require_open_gate,
+--    acts_bound, audit_edit, audit_truncate, refuse_move, publish_territories
 
 -- =================================================================================================
 -- Territories and the border
@@ -3662,6 +3662,75 @@ GRANT ALL ON FUNCTION leadprotect.backfill_status() TO leadprotect_operator;
 -- operators; the revisions of contract call require_open_gate().
 -- =================================================================================================
 
+-- table accepted_conditions, lp_0013_migrate_gate
+
+CREATE TABLE leadprotect.accepted_conditions (
+    condition text NOT NULL,
+    accepted_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    accepted_by name DEFAULT SESSION_USER NOT NULL,
+    share numeric NOT NULL,
+    CONSTRAINT ac_share CHECK (((share >= (0)::numeric) AND (share <= (1)::numeric)))
+);
+
+ALTER TABLE ONLY leadprotect.accepted_conditions FORCE ROW LEVEL SECURITY;
+
+COMMENT ON TABLE leadprotect.accepted_conditions IS 'What a person accepted of the gate of contract, by alembic -x accept=NAME:SHARE; the newest row of a condition counts';
+COMMENT ON COLUMN leadprotect.accepted_conditions.condition IS 'the condition: unowned or unprotected';
+COMMENT ON COLUMN leadprotect.accepted_conditions.accepted_at IS 'when';
+COMMENT ON COLUMN leadprotect.accepted_conditions.accepted_by IS 'the login that migrated';
+COMMENT ON COLUMN leadprotect.accepted_conditions.share IS 'the share of the leads up to which it holds, 0 to 1';
+
+ALTER TABLE ONLY leadprotect.accepted_conditions
+    ADD CONSTRAINT accepted_conditions_pkey PRIMARY KEY (condition, accepted_at);
+
+ALTER TABLE leadprotect.accepted_conditions ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY lp_inside ON leadprotect.accepted_conditions TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_operator ON leadprotect.accepted_conditions FOR SELECT TO leadprotect_operator USING (true);
+
+GRANT SELECT ON TABLE leadprotect.accepted_conditions TO leadprotect_reader;
+GRANT SELECT ON TABLE leadprotect.accepted_conditions TO leadprotect_operator;
+
+-- function accept_condition, lp_0013_migrate_gate
+
+CREATE FUNCTION leadprotect.accept_condition(condition text, share numeric) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          IF condition IS NULL OR condition NOT IN ('unowned', 'unprotected') THEN
+            RAISE EXCEPTION '% is no condition that can be accepted: unowned and unprotected are', coalesce(condition, 'NULL')
+              USING ERRCODE = 'LP422';
+          ELSIF share IS NULL OR share NOT BETWEEN 0 AND 1 THEN
+            RAISE EXCEPTION 'a share is between 0 and 1' USING ERRCODE = 'LP422';
+          END IF;
+          IF "leadprotect".accepted_share(condition) IS DISTINCT FROM share THEN
+            INSERT INTO "leadprotect".accepted_conditions (condition, share) VALUES (accept_condition.condition, accept_condition.share);
+          END IF;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.accept_condition(condition text, share numeric) IS 'Accepts a condition of the gate up to a share of the leads, for whoever migrates';
+
+REVOKE ALL ON FUNCTION leadprotect.accept_condition(condition text, share numeric) FROM PUBLIC;
+
+-- function accepted_share, lp_0013_migrate_gate
+
+CREATE FUNCTION leadprotect.accepted_share(condition text) RETURNS numeric
+    LANGUAGE sql STABLE
+    BEGIN ATOMIC
+ SELECT a.share
+    FROM leadprotect.accepted_conditions a
+   WHERE (a.condition = accepted_share.condition)
+   ORDER BY a.accepted_at DESC
+  LIMIT 1;
+END;
+
+COMMENT ON FUNCTION leadprotect.accepted_share(condition text) IS 'The share of the leads up to which a condition was accepted; NULL where it was not';
+
+REVOKE ALL ON FUNCTION leadprotect.accepted_share(condition text) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.accepted_share(condition text) TO leadprotect_reader;
+
 -- function ways_around, lp_0013_migrate_gate, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.ways_around(host_rls text, exempt_roles name[]) RETURNS TABLE(condition text, met boolean, detail text, remedy text)
@@ -3768,6 +3837,58 @@ COMMENT ON FUNCTION leadprotect.ways_around(host_rls text, exempt_roles name[]) 
 
 REVOKE ALL ON FUNCTION leadprotect.ways_around(host_rls text, exempt_roles name[]) FROM PUBLIC;
 
+-- function what_changes, lp_0013_migrate_gate, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.what_changes() RETURNS TABLE(condition text, met boolean, detail text, remedy text)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          condition := 'searches';
+          met := true;
+          SELECT coalesce(string_agg(format('%s can''t be used by whom row security binds', slow.index), ', ' ORDER BY slow.index)
+                   || ': what it compares may tell of rows that are hidden',
+                   'row security leaves every index of ' || 'public.leads' || ' to searches')
+          INTO detail
+          FROM (
+            -- an expression is computed, or compared by operators, of which none is leakproof
+            SELECT i.indexrelid::regclass::text AS index FROM pg_index AS i
+            WHERE i.indrelid = '"public"."leads"'::regclass AND i.indisvalid AND (i.indexprs IS NOT NULL OR NOT EXISTS (
+              SELECT FROM pg_opclass AS c JOIN pg_amop AS o ON o.amopfamily = c.opcfamily AND o.amoplefttype = c.opcintype
+              JOIN pg_operator AS p ON p.oid = o.amopopr JOIN pg_proc AS f ON f.oid = p.oprcode
+              WHERE c.oid = i.indclass[0] AND f.proleakproof))) AS slow;
+          RETURN NEXT;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.what_changes() IS 'What works otherwise after contract, although nobody is locked out: named by the gate, and never in its way';
+
+REVOKE ALL ON FUNCTION leadprotect.what_changes() FROM PUBLIC;
+
+-- function tolerated, lp_0013_migrate_gate, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.tolerated(condition text, several bigint, leads bigint, what text) RETURNS TABLE(met boolean, detail text, remedy text)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        #variable_conflict use_variable
+        DECLARE
+          share numeric := CASE WHEN leads = 0 THEN 0 ELSE round(ceil(100.0 * several / leads) / 100, 2) END;
+          accepted numeric := "leadprotect".accepted_share(condition);
+        BEGIN
+          met := leads < 20 OR share <= coalesce(accepted, 0.5);
+          detail := format('%s of %s leads %s', several, leads, what)
+            || CASE WHEN accepted IS NOT NULL THEN format('; accepted up to a share of %s', accepted) ELSE '' END;
+          remedy := CASE WHEN NOT met THEN format(
+            'see that the settings are those of this host, or answer for it: alembic -x accept=%s:%s upgrade head', condition, share) END;
+          RETURN NEXT;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.tolerated(condition text, several bigint, leads bigint, what text) IS 'Whether so many leads of so many are few enough, by half of them or by what a person accepted';
+
+REVOKE ALL ON FUNCTION leadprotect.tolerated(condition text, several bigint, leads bigint, what text) FROM PUBLIC;
+
 -- function gate_conditions, lp_0013_migrate_gate, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rls text, exempt_roles name[]) RETURNS TABLE(condition text, met boolean, detail text, remedy text)
@@ -3778,7 +3899,13 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
         #variable_conflict use_variable
         DECLARE
           complete_since timestamptz;
+          codes text[];
+          tallies bigint[];
+          leads bigint;
+          several bigint;
           host_owner oid := (SELECT relowner FROM pg_class WHERE oid = '"public"."leads"'::regclass);
+          -- where the table is forced its owner is bound like anybody else
+          forced boolean := host_rls = 'force' OR (SELECT relforcerowsecurity FROM pg_class WHERE oid = '"public"."leads"'::regclass);
           -- a note stands for the writes of an interval; a window of 0 asks for no look back at all
           noted interval := CASE WHEN observation_window > interval '0' THEN interval '60 seconds' ELSE interval '0' END;
         BEGIN
@@ -3864,6 +3991,10 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
             RETURN;
           END IF;
 
+          SELECT array_agg(t.territory), array_agg(t.leads), coalesce(sum(t.leads), 0) INTO codes, tallies, leads
+          FROM (SELECT l."territory"::text AS territory, count(*) AS leads FROM "public"."leads" AS l
+                GROUP BY 1) AS t;
+
           condition := 'territories';
           -- what stands in a lead is data: it is shown in one short line, and no part of a command
           SELECT count(*) = 0,
@@ -3874,9 +4005,26 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
                    THEN 'leadprotect territory add ' || unknown.territory ELSE 'correct the territory of these leads' END, '; ')
           INTO met, detail, remedy
           FROM (
-            SELECT l."territory"::text AS territory, count(*) AS leads FROM "public"."leads" AS l
-            WHERE l."territory" IS NOT NULL AND l."territory" NOT IN (SELECT t.code FROM "leadprotect".territories AS t)
-            GROUP BY l."territory" ORDER BY l."territory" LIMIT 5) AS unknown;
+            SELECT t.territory, t.leads FROM unnest(codes, tallies) AS t (territory, leads)
+            WHERE t.territory IS NOT NULL AND t.territory NOT IN (SELECT known.code FROM "leadprotect".territories AS known)
+            ORDER BY t.territory LIMIT 5) AS unknown;
+          RETURN NEXT;
+
+          -- whether anybody will be able to edit, and whether anything is protected: what is meant, and what
+          -- a wrong setting looks like, differ by a person's word
+          condition := 'unprotected';
+          several := coalesce((SELECT sum(t.leads) FROM unnest(codes, tallies) AS t (territory, leads) WHERE t.territory IS NULL), 0);
+          SELECT t.met, t.detail, t.remedy INTO met, detail, remedy
+          FROM "leadprotect".tolerated('unprotected', several, leads, 'have no territory, so they stay everybody''s') AS t;
+          RETURN NEXT;
+
+          condition := 'unowned';
+          leads := coalesce((
+            SELECT sum(t.leads) FROM unnest(codes, tallies) AS t (territory, leads)
+            JOIN "leadprotect".territories AS known ON known.code = t.territory), 0);
+          several := greatest(leads - (SELECT count(*) FROM "leadprotect".user_lead_assignments AS a WHERE a.user_id IS NOT NULL), 0);
+          SELECT t.met, t.detail, t.remedy INTO met, detail, remedy
+          FROM "leadprotect".tolerated('unowned', several, leads, 'of the territories have no owner, so nobody could edit them before he claims one') AS t;
           RETURN NEXT;
 
           condition := 'contextless_writes';
@@ -3919,7 +4067,7 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
             -- whom a login can act as: itself, and each role that SET ROLE lets it choose
             acting AS MATERIALIZED (
               SELECT l.rolname AS login, r.oid, r.rolname AS role, r.oid = l.oid AS itself,
-                     pg_has_role(l.oid, host_owner, 'MEMBER') AS owns,
+                     NOT forced AND pg_has_role(l.oid, host_owner, 'MEMBER') AS owns,
                      pg_has_role(r.oid, 'leadprotect_app', 'USAGE')
                        AND EXISTS (SELECT FROM borders AS b WHERE pg_has_role(r.oid, b.oid, 'USAGE')) AS ready
               FROM pg_roles AS l JOIN pg_roles AS r ON pg_has_role(l.oid, r.oid, 'MEMBER')
@@ -3970,6 +4118,7 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
           RETURN NEXT;
 
           RETURN QUERY SELECT * FROM "leadprotect".ways_around(host_rls, exempt_roles);
+          RETURN QUERY SELECT * FROM "leadprotect".what_changes();
         END
         $_$;
 

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from decimal import Decimal
 from logging.config import fileConfig
 from typing import TYPE_CHECKING, Any
 
@@ -55,9 +58,9 @@ def run() -> None:
         options = _read_options()
         settings = load(config)
         if context.is_offline_mode():
-            _run_offline(settings, contract=options["contract"])
+            _run_offline(settings, options)
         else:
-            _run_online(settings, **options)
+            _run_online(settings, options)
     except LeadProtectError as error:
         raise CommandError(str(error)) from None
     except (exc.DBAPIError, exc.PendingRollbackError, psycopg.Error, KeyboardInterrupt) as error:
@@ -95,25 +98,46 @@ def _explained(error: BaseException) -> str:
     return text if state == GATE_CLOSED else f"{text} (SQLSTATE {state})"
 
 
-def _read_options() -> dict[str, Any]:
-    """The -x arguments: contract=auto|require|hold, lock_budget=60s and lock_wait=10min."""
+@dataclass(frozen=True)
+class _Options:
+    """The -x arguments; `budget` and `wait` in seconds, `accept` conditions of the gate with a share of the leads."""
+
+    contract: str
+    accept: tuple[tuple[str, Decimal], ...]
+    budget: float
+    wait: float
+
+
+def _read_options() -> _Options:
+    """From contract=auto|require|hold, accept=unowned:0.32, lock_budget=60s and lock_wait=10min."""
     given = context.get_x_argument(as_dictionary=True)
-    unknown = sorted(set(given) - {"contract", "lock_budget", "lock_wait"})
+    unknown = sorted(set(given) - {"contract", "accept", "lock_budget", "lock_wait"})
     if unknown:
-        raise SettingsError(f"-x {unknown[0]}: unknown; known are contract, lock_budget and lock_wait")
+        raise SettingsError(f"-x {unknown[0]}: unknown; known are contract, accept, lock_budget and lock_wait")
     contract = given.get("contract", "auto")
     if contract not in ("auto", "require", "hold"):
         raise SettingsError(f"-x contract={contract}: only waiting or data opens the gate; use auto, require or hold")
-    return {
-        "contract": contract,
-        "budget": duration("-x lock_budget", given["lock_budget"])
-        if "lock_budget" in given
-        else locks.DEFAULT_BUDGET_S,
-        "wait": duration("-x lock_wait", given["lock_wait"]) if "lock_wait" in given else locks.DEFAULT_WAIT_S,
-    }
+    return _Options(
+        contract,
+        tuple(_accepted(part) for part in given["accept"].split(",")) if "accept" in given else (),
+        duration("-x lock_budget", given["lock_budget"]) if "lock_budget" in given else locks.DEFAULT_BUDGET_S,
+        duration("-x lock_wait", given["lock_wait"]) if "lock_wait" in given else locks.DEFAULT_WAIT_S,
+    )
 
 
-def _run_offline(settings: Settings, *, contract: str) -> None:
+def _accepted(text: str) -> tuple[str, Decimal]:
+    """One of -x accept=unowned:0.32,unprotected:0.6."""
+    name, _, share = (part.strip() for part in text.partition(":"))
+    if name not in gate.ACCEPTABLE:
+        raise SettingsError(f"-x accept={text}: {' and '.join(gate.ACCEPTABLE)} can be accepted; write unowned:0.32")
+    if not re.fullmatch(r"0(\.\d{1,4})?|1(\.0{1,4})?", share):
+        raise SettingsError(
+            f"-x accept={text}: {share!r} is no share of the leads; write one between 0 and 1: {name}:0.32"
+        )
+    return name, Decimal(share)
+
+
+def _run_offline(settings: Settings, options: _Options) -> None:
     # a named paramstyle: the driver's own would double every percent sign
     how: dict[str, Any] = {"dialect_name": "postgresql", "literal_binds": True}
     how["dialect_opts"] = {"paramstyle": "named"}
@@ -122,8 +146,10 @@ def _run_offline(settings: Settings, *, contract: str) -> None:
     def steps(heads: Any, migration: Any) -> Iterator[Any]:
         missing, last = not heads, None
         for step in steps_from(heads, migration):
-            if _is_contract(step) and contract == "hold":
+            if _is_contract(step) and options.contract == "hold":
                 return
+            if _is_contract(step) and not (last and _is_contract(last)):
+                _script(*gate.accepting(options.accept, settings))
             if missing and _is_upgrade(step):
                 _script(*version_table.making(settings))
                 migration._version.create = _left_alone  # noqa: SLF001 - or the script would make it twice
@@ -155,10 +181,10 @@ def _left_alone(*_: Any, **__: Any) -> None:
     """Alembic's own table would belong to whoever runs the script."""
 
 
-def _run_online(settings: Settings, *, contract: str, budget: float, wait: float) -> None:
+def _run_online(settings: Settings, options: _Options) -> None:
     opts = _asked(settings, dialect_name="postgresql")
     planned = opts["fn"]
-    lost = locks.Budget(budget)
+    lost = locks.Budget(options.budget)
     held: Callable[[], None] = _nothing_held
     taken: list[Any] = []
     with ExitStack() as stack:
@@ -168,8 +194,8 @@ def _run_online(settings: Settings, *, contract: str, budget: float, wait: float
         if not writes:
             read_versions(guard, settings, ours=True)
         else:
-            held = stack.enter_context(locks.one_at_a_time(guard, settings, wait=wait))
-            planned = _plan(opts, guard, settings, contract, lost, held, taken=taken)
+            held = stack.enter_context(locks.one_at_a_time(guard, settings, wait=options.wait))
+            planned = _plan(opts, guard, settings, options, lost, held, taken=taken)
         connection, pid = stack.enter_context(_migration_connection(engine, lost))
         _configure(settings, held, connection=connection, fn=planned)
         seen = stack.enter_context(blockers.watch(stack.enter_context(_side_connection(engine)), pid))
@@ -181,7 +207,7 @@ def _run_online(settings: Settings, *, contract: str, budget: float, wait: float
         except exc.DBAPIError as error:
             if reason := event_triggers.culprit(guard, error, settings):
                 raise CommandError(f"{_explained(error)}: {reason}") from None
-            if contract != "auto" or blockers.sqlstate(error) != GATE_CLOSED:
+            if options.contract != "auto" or blockers.sqlstate(error) != GATE_CLOSED:
                 raise
             # it closed between the question and the transaction that asks again
             log.warning("stopped before the next revision: %s", _explained(error))
@@ -234,7 +260,7 @@ def _plan(
     opts: dict[str, Any],
     guard: psycopg.Connection[Any],
     settings: Settings,
-    contract: str,
+    options: _Options,
     lost: locks.Budget,
     held: Callable[[], None],
     *,
@@ -250,7 +276,7 @@ def _plan(
     left = list(opts["fn"](heads, context.get_context()))
     _check(guard, settings, left, applied=bool(heads))
     if heads and not left:
-        _check_standing(guard, settings, contract, heads)
+        _check_standing(guard, settings, options.contract, heads)
     if any(_undoes_backfill(step) for step in left):
         for territory in jobs.pause_backfill(guard, settings, "alembic downgrade"):
             log.warning("paused the backfill of %s, which this downgrade ends", territory)
@@ -259,7 +285,7 @@ def _plan(
 
     def remaining(_heads: Any, _migration: Any) -> Iterator[Any]:
         while left:
-            if _is_contract(left[0]) and not _may_contract(guard, settings, contract, left[0]):
+            if _is_contract(left[0]) and not _may_contract(guard, settings, options, left[0]):
                 return
             held()
             lost.step_begins()
@@ -312,12 +338,14 @@ def _check_standing(guard: psycopg.Connection[Any], settings: Settings, contract
             log.warning("%s", said)
 
 
-def _may_contract(guard: psycopg.Connection[Any], settings: Settings, contract: str, step: RevisionStep) -> bool:
+def _may_contract(guard: psycopg.Connection[Any], settings: Settings, options: _Options, step: RevisionStep) -> bool:
     """Ask the gate; says in one line what is missing, or raises where contract is required."""
-    name = step.revision.revision
+    name, contract = step.revision.revision, options.contract
     if contract == "hold":
         log.warning("stopped before %s: -x contract=hold", name)
         return False
+    for statement in gate.accepting(options.accept, settings):
+        guard.execute(statement.encode())
     missing = gate.closed(gate.conditions(guard, settings=settings))
     if missing and contract == "require":
         raise GateClosed(f"{name} is required, but its gate is closed: {missing}")

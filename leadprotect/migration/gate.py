@@ -10,10 +10,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from leadprotect.database.connection import rows
-from leadprotect.settings import Settings, current, render
+from leadprotect.settings import Settings, current, literal, render
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from decimal import Decimal
+
     from leadprotect.database.connection import AnyConnection
+
+
+ACCEPTABLE = ("unowned", "unprotected")
+"""Conditions that a person may accept, by name and value."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,12 @@ def conditions(conn: AnyConnection, *, settings: Settings | None = None) -> list
     )
     found = rows(conn, query, (s.observation_window, s.host_rls, list(s.exempt_roles)))
     return [Condition(*row) for row in found]
+
+
+def accepting(accepted: Sequence[tuple[str, Decimal]], settings: Settings) -> list[str]:
+    """The statements by which whoever migrates answers for conditions, each up to a share of the leads."""
+    call = render("SELECT {schema}.accept_condition", settings)
+    return [f"{call}({literal(name)}, {share})" for name, share in accepted]
 
 
 def closed(asked: list[Condition]) -> str | None:

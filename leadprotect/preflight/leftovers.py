@@ -45,6 +45,7 @@ _KEPT = (
         ),
         "backfill_deferred": "territory lead_id reason deferred_at",
     },
+    {"accepted_conditions": "condition accepted_at accepted_by share"},
 )
 
 

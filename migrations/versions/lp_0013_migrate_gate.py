@@ -6,7 +6,7 @@ contract revisions themselves.
 
 Locks on host tables: none beyond ACCESS SHARE, which every SELECT takes.
 
-Undone by: dropping the functions; they hold no data.
+Undone by: moving what was accepted to the quarantine schema and dropping the functions.
 """
 
 from alembic import op
@@ -23,10 +23,13 @@ locks: dict[str, dict[str, str]] = {"upgrade": {}, "downgrade": {}}
 
 def upgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
+    create_acceptances()
     create_requirement()
     op.execute(sql("GRANT CREATE ON SCHEMA {schema} TO {reader}"))
     op.execute(sql("SET LOCAL ROLE {reader}"))
     create_ways_around()
+    create_what_changes()
+    create_tolerance()
     create_gate()
     op.execute(sql("SET LOCAL ROLE {owner}"))
     op.execute(sql("REVOKE CREATE ON SCHEMA {schema} FROM {reader}"))
@@ -34,16 +37,105 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    op.execute(sql("CREATE SCHEMA IF NOT EXISTS {quarantine} AUTHORIZATION {owner}"))
     op.execute(sql("SET LOCAL ROLE {owner}"))
     op.execute(
         sql("""
         DROP FUNCTION
           {schema}.require_open_gate(interval, text, name[]),
           {schema}.gate_conditions(interval, text, name[]),
-          {schema}.ways_around(text, name[])
+          {schema}.what_changes(),
+          {schema}.ways_around(text, name[]),
+          {schema}.tolerated(text, bigint, bigint, text),
+          {schema}.accept_condition(text, numeric),
+          {schema}.accepted_share(text)
+        """)
+    )
+    op.execute(
+        sql("""
+        REVOKE ALL ON {schema}.accepted_conditions FROM {reader}, {operator};
+        ALTER TABLE {schema}.accepted_conditions SET SCHEMA {quarantine}
         """)
     )
     op.execute("RESET ROLE")
+
+
+def create_acceptances() -> None:
+    # What a person answers for, by name and value: nobody else opens such a condition, and the row tells who did.
+    op.execute(
+        sql("""
+        DO $do$
+        BEGIN
+          IF pg_catalog.to_regclass('{quarantine}.accepted_conditions') IS NOT NULL THEN
+            ALTER TABLE {quarantine}.accepted_conditions SET SCHEMA {schema};
+          ELSE
+            CREATE TABLE {schema}.accepted_conditions (
+              condition text NOT NULL,
+              accepted_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+              accepted_by name NOT NULL DEFAULT session_user,
+              share numeric NOT NULL,
+              CONSTRAINT ac_share CHECK (share BETWEEN 0 AND 1),
+              PRIMARY KEY (condition, accepted_at)
+            );
+          END IF;
+        END
+        $do$;
+        COMMENT ON TABLE {schema}.accepted_conditions IS
+        'What a person accepted of the gate of contract, by alembic -x accept=NAME:SHARE; the newest row of a condition counts';
+        COMMENT ON COLUMN {schema}.accepted_conditions.condition IS 'the condition: unowned or unprotected';
+        COMMENT ON COLUMN {schema}.accepted_conditions.accepted_at IS 'when';
+        COMMENT ON COLUMN {schema}.accepted_conditions.accepted_by IS 'the login that migrated';
+        COMMENT ON COLUMN {schema}.accepted_conditions.share IS 'the share of the leads up to which it holds, 0 to 1';
+        ALTER TABLE {schema}.accepted_conditions ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE {schema}.accepted_conditions FORCE ROW LEVEL SECURITY;
+        DROP POLICY IF EXISTS lp_inside ON {schema}.accepted_conditions;
+        CREATE POLICY lp_inside ON {schema}.accepted_conditions TO {owner}, {reader} USING ({inside}) WITH CHECK ({inside});
+        DROP POLICY IF EXISTS lp_operator ON {schema}.accepted_conditions;
+        CREATE POLICY lp_operator ON {schema}.accepted_conditions FOR SELECT TO {operator} USING (true);
+        GRANT SELECT ON {schema}.accepted_conditions TO {reader}, {operator}
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.accept_condition(condition text, share numeric)
+        RETURNS void
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          IF condition IS NULL OR condition NOT IN ('unowned', 'unprotected') THEN
+            RAISE EXCEPTION '% is no condition that can be accepted: unowned and unprotected are', coalesce(condition, 'NULL')
+              USING ERRCODE = 'LP422';
+          ELSIF share IS NULL OR share NOT BETWEEN 0 AND 1 THEN
+            RAISE EXCEPTION 'a share is between 0 and 1' USING ERRCODE = 'LP422';
+          END IF;
+          IF {schema}.accepted_share(condition) IS DISTINCT FROM share THEN
+            INSERT INTO {schema}.accepted_conditions (condition, share) VALUES (accept_condition.condition, accept_condition.share);
+          END IF;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.accept_condition(text, numeric) IS
+        'Accepts a condition of the gate up to a share of the leads, for whoever migrates';
+        REVOKE ALL ON FUNCTION {schema}.accept_condition(text, numeric) FROM PUBLIC
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.accepted_share(condition text)
+        RETURNS numeric
+        LANGUAGE sql
+        STABLE
+        BEGIN ATOMIC
+          SELECT a.share FROM {schema}.accepted_conditions AS a
+          WHERE a.condition = accepted_share.condition ORDER BY a.accepted_at DESC LIMIT 1;
+        END;
+        COMMENT ON FUNCTION {schema}.accepted_share(text) IS
+        'The share of the leads up to which a condition was accepted; NULL where it was not';
+        REVOKE ALL ON FUNCTION {schema}.accepted_share(text) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.accepted_share(text) TO {reader}
+        """)
+    )
 
 
 def create_ways_around() -> None:
@@ -160,6 +252,70 @@ def create_ways_around() -> None:
     )
 
 
+def create_what_changes() -> None:
+    # Nothing of this is against the border, so nothing of it keeps the gate closed: it is said before, not met after.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.what_changes()
+        RETURNS TABLE (condition text, met boolean, detail text, remedy text)
+        LANGUAGE plpgsql
+        STABLE
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          condition := 'searches';
+          met := true;
+          SELECT coalesce(string_agg(format('%s can''t be used by whom row security binds', slow.index), ', ' ORDER BY slow.index)
+                   || ': what it compares may tell of rows that are hidden',
+                   'row security leaves every index of ' || {leads_label} || ' to searches')
+          INTO detail
+          FROM (
+            -- an expression is computed, or compared by operators, of which none is leakproof
+            SELECT i.indexrelid::regclass::text AS index FROM pg_index AS i
+            WHERE i.indrelid = {leads_name}::regclass AND i.indisvalid AND (i.indexprs IS NOT NULL OR NOT EXISTS (
+              SELECT FROM pg_opclass AS c JOIN pg_amop AS o ON o.amopfamily = c.opcfamily AND o.amoplefttype = c.opcintype
+              JOIN pg_operator AS p ON p.oid = o.amopopr JOIN pg_proc AS f ON f.oid = p.oprcode
+              WHERE c.oid = i.indclass[0] AND f.proleakproof))) AS slow;
+          RETURN NEXT;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.what_changes() IS
+        'What works otherwise after contract, although nobody is locked out: named by the gate, and never in its way';
+        REVOKE ALL ON FUNCTION {schema}.what_changes() FROM PUBLIC
+        """)
+    )
+
+
+def create_tolerance() -> None:
+    # Half of the leads is where a host is rather set up wrongly than peculiar; of a handful nothing can be said.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.tolerated(condition text, several bigint, leads bigint, what text)
+        RETURNS TABLE (met boolean, detail text, remedy text)
+        LANGUAGE plpgsql
+        STABLE
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        #variable_conflict use_variable
+        DECLARE
+          share numeric := CASE WHEN leads = 0 THEN 0 ELSE round(ceil(100.0 * several / leads) / 100, 2) END;
+          accepted numeric := {schema}.accepted_share(condition);
+        BEGIN
+          met := leads < 20 OR share <= coalesce(accepted, 0.5);
+          detail := format('%s of %s leads %s', several, leads, what)
+            || CASE WHEN accepted IS NOT NULL THEN format('; accepted up to a share of %s', accepted) ELSE '' END;
+          remedy := CASE WHEN NOT met THEN format(
+            'see that the settings are those of this host, or answer for it: alembic -x accept=%s:%s upgrade head', condition, share) END;
+          RETURN NEXT;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.tolerated(text, bigint, bigint, text) IS
+        'Whether so many leads of so many are few enough, by half of them or by what a person accepted';
+        REVOKE ALL ON FUNCTION {schema}.tolerated(text, bigint, bigint, text) FROM PUBLIC
+        """)
+    )
+
+
 def create_gate() -> None:
     # The data and the catalog are asked, no status row but the times at which something ended. The
     # settings are arguments, because a release engineer opens the gate by changing them.
@@ -175,7 +331,13 @@ def create_gate() -> None:
         #variable_conflict use_variable
         DECLARE
           complete_since timestamptz;
+          codes text[];
+          tallies bigint[];
+          leads bigint;
+          several bigint;
           host_owner oid := (SELECT relowner FROM pg_class WHERE oid = {leads_name}::regclass);
+          -- where the table is forced its owner is bound like anybody else
+          forced boolean := host_rls = 'force' OR (SELECT relforcerowsecurity FROM pg_class WHERE oid = {leads_name}::regclass);
           -- a note stands for the writes of an interval; a window of 0 asks for no look back at all
           noted interval := CASE WHEN observation_window > interval '0' THEN {note_interval} ELSE interval '0' END;
         BEGIN
@@ -261,6 +423,10 @@ def create_gate() -> None:
             RETURN;
           END IF;
 
+          SELECT array_agg(t.territory), array_agg(t.leads), coalesce(sum(t.leads), 0) INTO codes, tallies, leads
+          FROM (SELECT l.{territory}::text AS territory, count(*) AS leads FROM {leads} AS l
+                GROUP BY 1) AS t;
+
           condition := 'territories';
           -- what stands in a lead is data: it is shown in one short line, and no part of a command
           SELECT count(*) = 0,
@@ -271,9 +437,26 @@ def create_gate() -> None:
                    THEN 'leadprotect territory add ' || unknown.territory ELSE 'correct the territory of these leads' END, '; ')
           INTO met, detail, remedy
           FROM (
-            SELECT l.{territory}::text AS territory, count(*) AS leads FROM {leads} AS l
-            WHERE l.{territory} IS NOT NULL AND l.{territory} NOT IN (SELECT t.code FROM {schema}.territories AS t)
-            GROUP BY l.{territory} ORDER BY l.{territory} LIMIT 5) AS unknown;
+            SELECT t.territory, t.leads FROM unnest(codes, tallies) AS t (territory, leads)
+            WHERE t.territory IS NOT NULL AND t.territory NOT IN (SELECT known.code FROM {schema}.territories AS known)
+            ORDER BY t.territory LIMIT 5) AS unknown;
+          RETURN NEXT;
+
+          -- whether anybody will be able to edit, and whether anything is protected: what is meant, and what
+          -- a wrong setting looks like, differ by a person's word
+          condition := 'unprotected';
+          several := coalesce((SELECT sum(t.leads) FROM unnest(codes, tallies) AS t (territory, leads) WHERE t.territory IS NULL), 0);
+          SELECT t.met, t.detail, t.remedy INTO met, detail, remedy
+          FROM {schema}.tolerated('unprotected', several, leads, 'have no territory, so they stay everybody''s') AS t;
+          RETURN NEXT;
+
+          condition := 'unowned';
+          leads := coalesce((
+            SELECT sum(t.leads) FROM unnest(codes, tallies) AS t (territory, leads)
+            JOIN {schema}.territories AS known ON known.code = t.territory), 0);
+          several := greatest(leads - (SELECT count(*) FROM {schema}.user_lead_assignments AS a WHERE a.user_id IS NOT NULL), 0);
+          SELECT t.met, t.detail, t.remedy INTO met, detail, remedy
+          FROM {schema}.tolerated('unowned', several, leads, 'of the territories have no owner, so nobody could edit them before he claims one') AS t;
           RETURN NEXT;
 
           condition := 'contextless_writes';
@@ -316,7 +499,7 @@ def create_gate() -> None:
             -- whom a login can act as: itself, and each role that SET ROLE lets it choose
             acting AS MATERIALIZED (
               SELECT l.rolname AS login, r.oid, r.rolname AS role, r.oid = l.oid AS itself,
-                     pg_has_role(l.oid, host_owner, 'MEMBER') AS owns,
+                     NOT forced AND pg_has_role(l.oid, host_owner, 'MEMBER') AS owns,
                      pg_has_role(r.oid, {app_name}, 'USAGE')
                        AND EXISTS (SELECT FROM borders AS b WHERE pg_has_role(r.oid, b.oid, 'USAGE')) AS ready
               FROM pg_roles AS l JOIN pg_roles AS r ON pg_has_role(l.oid, r.oid, 'MEMBER')
@@ -367,6 +550,7 @@ def create_gate() -> None:
           RETURN NEXT;
 
           RETURN QUERY SELECT * FROM {schema}.ways_around(host_rls, exempt_roles);
+          RETURN QUERY SELECT * FROM {schema}.what_changes();
         END
         $body$;
         COMMENT ON FUNCTION {schema}.gate_conditions(interval, text, name[]) IS

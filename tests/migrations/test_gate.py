@@ -15,8 +15,7 @@ from leadprotect.cli import main
 from leadprotect.errors import ProtectionUnavailable
 from leadprotect.migration import gate
 from leadprotect.migration.gate import Condition
-from tests.support.revisions import HEAD
-from tests.support.revisions import MIGRATE_HEAD as MIGRATE
+from tests.support.revisions import HEAD, MIGRATE_HEAD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
 WEEK = "7 days"
 BEFORE_RLS = ["visibility", "owners", "constraints", "observation_window"]
 ALL = [
-    *(*BEFORE_RLS, "territories", "contextless_writes", "logins", "exempt_roles"),
-    *("inheritance", "referential_actions", "host_triggers", "views"),
+    *(*BEFORE_RLS, "territories", "unprotected", "unowned", "contextless_writes", "logins", "exempt_roles"),
+    *("inheritance", "referential_actions", "host_triggers", "views", "searches"),
 ]
 
 
@@ -130,7 +129,7 @@ def test_a_lead_with_a_qualifying_activity_needs_its_owner(make_database: Callab
     database.activity(database.lead("CH"), database.user(1), kind="NEWSLETTER")
     database.activity(database.lead(None), database.user(1))
     database.upgrade()
-    assert database.revision() == MIGRATE
+    assert database.revision() == MIGRATE_HEAD
     found = only(database, "owners")
     assert found.detail == (
         "1 leads in CH have a qualifying activity but no owner, 2 leads in DE have a qualifying activity but no owner"
@@ -366,6 +365,114 @@ def test_a_member_of_the_owner_counts_as_the_owner(watched: Database, login: Cal
     owner, name = login(options="NOLOGIN"), login()
     watched.sql(f'ALTER TABLE {{leads}} OWNER TO "{owner}"')
     grant(watched, f'"{owner}"', name)
+    assert is_open(watched)
+
+
+def test_with_force_an_idle_owner_is_no_exception(watched: Database, login: Callable[..., str]) -> None:
+    """Row security would bind his next UPDATE of all leads to a few of them."""
+    name = login()
+    watched.sql(f'ALTER TABLE {{leads}} OWNER TO "{name}"')
+    assert is_open(watched)  # the control
+    assert f'login "{name}" has privileges on' in only(watched, "logins", host_rls="force").detail
+    assert is_open(watched, host_rls="force", exempt_roles=name)
+    watched.sql("ALTER TABLE {leads} FORCE ROW LEVEL SECURITY")
+    assert f'login "{name}" has privileges on' in only(watched, "logins", exempt_roles="").detail
+
+
+# --- whether anybody can edit, and what is protected
+
+
+def fill(database: Database, *, owned: int = 0, unowned: int = 0, unprotected: int = 0) -> None:
+    for number in range(owned + unowned):
+        database.lead("DE", owner=database.user(1) if number < owned else None)
+    for _ in range(unprotected):
+        database.lead(None)
+    database.sql("DELETE FROM {schema}.contextless_writes")
+
+
+def test_a_contract_after_which_hardly_anybody_could_edit_waits_for_somebody_s_word(watched: Database) -> None:
+    fill(watched, owned=8, unowned=17)
+    found = only(watched, "unowned")
+    assert found.detail.startswith("17 of 25 leads of the territories have no owner")
+    assert found.remedy is not None
+    assert found.remedy.endswith("alembic -x accept=unowned:0.68 upgrade head")
+    watched.upgrade(accept="unowned:0.67")
+    assert watched.revision() == MIGRATE_HEAD
+    watched.upgrade(accept="unowned:0.68")
+    assert watched.revision() == HEAD
+    assert asked(watched)["unowned"].detail.endswith("; accepted up to a share of 0.68")
+    accepted = (
+        "SELECT condition, share::float8, accepted_by::text FROM {schema}.accepted_conditions ORDER BY accepted_at"
+    )
+    assert watched.sql(accepted) == [("unowned", 0.67, "postgres"), ("unowned", 0.68, "postgres")]
+
+
+def test_half_of_the_leads_without_owner_and_a_handful_of_any_kind_are_nobody_s_mistake(watched: Database) -> None:
+    fill(watched, owned=12, unowned=12)
+    assert is_open(watched)
+    fill(watched, unowned=1)
+    only(watched, "unowned")
+
+
+def test_a_few_leads_say_nothing(watched: Database) -> None:
+    fill(watched, unowned=19)
+    assert is_open(watched)
+
+
+def test_a_contract_that_would_protect_hardly_anything_waits_for_somebody_s_word(watched: Database) -> None:
+    fill(watched, owned=9, unprotected=21)
+    found = only(watched, "unprotected")
+    assert found.detail.startswith("21 of 30 leads have no territory")
+    watched.upgrade(accept="unprotected:0.7")
+    assert watched.revision() == HEAD
+
+
+def test_what_was_accepted_comes_back_after_a_downgrade(watched: Database) -> None:
+    fill(watched, unowned=20)
+    watched.upgrade(accept="unowned:1")
+    watched.downgrade("base")
+    watched.upgrade(MIGRATE_HEAD)
+    assert asked(watched)["unowned"].met
+
+
+def test_a_script_carries_what_is_accepted(watched: Database) -> None:
+    fill(watched, unowned=20)
+    script = watched.script("upgrade", f"{MIGRATE_HEAD}:head", accept="unowned:1,unprotected:0.25")
+    assert script.count("accept_condition('unowned', 1)") == script.count("accept_condition('unprotected', 0.25)") == 1
+    assert script.index("accept_condition") < script.index("require_open_gate")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("owners:1", "unowned and unprotected can be accepted"),
+        ("unowned", "'' is no share of the leads"),
+        ("unowned:1.5", "'1.5' is no share of the leads"),
+        ("unowned:-0.1", "'-0.1' is no share of the leads"),
+        ("unowned:0.5;DROP", "'0.5;DROP' is no share of the leads"),
+    ],
+)
+def test_what_can_t_be_accepted_is_refused(watched: Database, text: str, found: str) -> None:
+    with pytest.raises(CommandError, match=f"-x accept={text}.*{found}"):
+        watched.upgrade(accept=text)
+    assert watched.sql("SELECT count(*) FROM {schema}.accepted_conditions") == [0]
+
+
+def test_only_who_migrates_accepts(watched: Database) -> None:
+    for name in ("operator", "manager_de", "auditor", "seller_de"):
+        with watched.connect(name) as conn, pytest.raises(psycopg.errors.InsufficientPrivilege):
+            watched.query(conn, "SELECT {schema}.accept_condition('unowned', 1)")
+
+
+def test_indexes_that_row_security_takes_from_searches_are_named(watched: Database) -> None:
+    assert "leaves every index" in asked(watched)["searches"].detail
+    watched.sql("CREATE INDEX by_city ON {leads} (city)")
+    assert "leaves every index" in asked(watched)["searches"].detail  # = of a text tells nothing
+    watched.sql("CREATE INDEX by_lower_city ON {leads} (lower(city))")
+    watched.sql("CREATE INDEX by_words ON {leads} USING gin (to_tsvector('simple', company))")
+    detail = asked(watched)["searches"].detail
+    assert "by_lower_city" in detail
+    assert "by_words" in detail
     assert is_open(watched)
 
 

@@ -238,11 +238,11 @@ def test_a_step_that_would_open_row_security_is_not_committed(database: Database
     fill(database)
     before = rows_of(database)
     database.sql_script(BREAK % damage)
-    with pytest.raises(RollbackError, match=f"{NAMED['expand_territories']} would open row security") as caught:
+    with pytest.raises(RollbackError, match=f"{NAMED['expand_assignments']} would open row security") as caught:
         rollback("base")
     assert f"{found} " in str(caught.value)
-    assert f"The rollback stopped at {NAMED['expand_territories']}" in str(caught.value)
-    assert NAMED["expand_territories"] == database.revision()
+    assert f"The rollback stopped at {NAMED['expand_assignments']}" in str(caught.value)
+    assert NAMED["expand_assignments"] == database.revision()
     assert {} == difference(before, rows_of(database))
     database.sql_script("DROP EVENT TRIGGER break_it")
     assert () == rollback("base").problems

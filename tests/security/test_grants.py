@@ -23,6 +23,7 @@ READERS = {
     "backfill_chunks": {"operator"},
     "backfill_deferred": {"operator"},
     "unsettled_leads": {"operator"},
+    "accepted_conditions": {"operator"},
 }
 """Table or view -> the offices that may SELECT; no office may do anything else."""
 

@@ -129,7 +129,8 @@ SUBJECTS = (
         "Gate",
         """What holds contract back. gate_conditions() lists each condition and whether it is met, for operators;
         the revisions of contract call require_open_gate().""",
-        "ways_around gate_conditions require_open_gate",
+        "accepted_conditions accept_condition accepted_share tolerated ways_around what_changes gate_conditions "
+        "require_open_gate",
     ),
     Subject(
         "Host",
