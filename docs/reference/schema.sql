@@ -38,7 +38,7 @@
 --    2532  Transition
 --    2804  Backfill and verification
 --    3658  Gate
---    4154  Host
+--    4178  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -3964,6 +3964,30 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
               WHERE j.ended_at IS NULL
               GROUP BY j.territory ORDER BY j.territory) AS stale;
           END IF;
+          RETURN NEXT;
+
+          -- what keeps owners current until contract: off for a while, and an older owner stands
+          condition := 'transition';
+          SELECT count(*) = 0,
+                 coalesce(string_agg(format('the trigger of %s on %s %s', kept.function, kept.host_table, kept.state), ', '),
+                          'the triggers of the transition keep owners current'),
+                 string_agg(CASE WHEN kept.name IS NULL THEN 'alembic downgrade lp_0008_expand_indexes and upgrade head make it anew;'
+                                 ELSE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I;', kept.host_table, kept.name) END, ' ')
+                   || ' then leadprotect backfill for every territory'
+          INTO met, detail, remedy
+          FROM (
+            SELECT wanted.function, wanted.host_table, t.tgname AS name,
+                   CASE WHEN t.oid IS NULL THEN 'is gone' WHEN t.tgenabled = 'D' THEN 'is disabled'
+                     WHEN t.tgenabled <> 'A' THEN 'does not fire always' END AS state
+            FROM (VALUES ('note_contextless_write', '"public"."leads"'::regclass), ('own_moved_lead', '"public"."leads"'::regclass),
+                         ('note_contextless_write', '"public"."activities"'::regclass), ('own_active_lead', '"public"."activities"'::regclass))
+              AS wanted (function, host_table)
+            LEFT JOIN (
+              pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid AND p.pronamespace = '"leadprotect"'::regnamespace)
+              ON t.tgrelid = wanted.host_table AND p.proname = wanted.function
+            -- contract ends them itself, first those on the leads
+            WHERE to_regclass('"leadprotect".host_row_security') IS NULL) AS kept
+          WHERE kept.state IS NOT NULL;
           RETURN NEXT;
 
           condition := 'constraints';

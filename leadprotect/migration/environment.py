@@ -304,7 +304,17 @@ def _check(guard: psycopg.Connection[Any], settings: Settings, left: list[Any], 
     elif left:
         check.check_server(guard)
     if undone := [step.revision for step in left if isinstance(step, RevisionStep) and not step.is_upgrade]:
+        _check_tables(guard, settings, undone[0].revision)
         check_way_down(guard, settings, undoing.script(undone))
+
+
+def _check_tables(guard: psycopg.Connection[Any], settings: Settings, head: str) -> None:
+    chain = phases.chain()
+    if head in chain and (lost := standing.lost_tables(guard, settings, chain[: chain.index(head) + 1])):
+        raise CommandError(
+            f"the version table says {head}, but the database lacks {', '.join(lost)}: restore them from a backup. "
+            "Nothing was touched"
+        )
 
 
 def _present(guard: psycopg.Connection[Any], settings: Settings) -> tuple[str, ...] | None:

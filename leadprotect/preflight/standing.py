@@ -32,7 +32,13 @@ _ONLY_WITHOUT_OWN = "rows"  # where the host had row security, its own permissiv
 def lacking(conn: psycopg.Connection[Any], s: Settings, applied: Iterable[str]) -> list[str]:
     """What the revisions `applied` made and is gone: tables of ours, and what contract put on the host's leads."""
     known = list(applied)
-    wanted = [name for revision in known for name in _TABLES.get(revision, "").split()]
+    found = lost_tables(conn, s, known)
+    return found + (_on_leads(conn, s) if _ENFORCES in known and s.host_rls != "off" else [])
+
+
+def lost_tables(conn: psycopg.Connection[Any], s: Settings, applied: Iterable[str]) -> list[str]:
+    """The tables that the revisions `applied` made and that are gone, in their order."""
+    wanted = [name for revision in applied for name in _TABLES.get(revision, "").split()]
     query = """
         SELECT wanted.name FROM pg_catalog.unnest(%s::text[]) WITH ORDINALITY AS wanted (name, place)
         WHERE NOT EXISTS (
@@ -40,8 +46,7 @@ def lacking(conn: psycopg.Connection[Any], s: Settings, applied: Iterable[str]) 
           WHERE n.nspname = %s AND c.relname = wanted.name AND c.relkind IN ('r', 'p'))
         ORDER BY wanted.place
         """
-    found = [f"{s.schema}.{name}" for (name,) in conn.execute(query, (wanted, s.schema)).fetchall()]
-    return found + (_on_leads(conn, s) if _ENFORCES in known and s.host_rls != "off" else [])
+    return [f"{s.schema}.{name}" for (name,) in conn.execute(query, (wanted, s.schema)).fetchall()]
 
 
 def _on_leads(conn: psycopg.Connection[Any], s: Settings) -> list[str]:

@@ -37,11 +37,11 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.execute(
         sql("""
-        DROP TRIGGER {forget} ON {leads};
-        DROP TRIGGER {forget_id} ON {leads};
-        DROP TRIGGER {forget_all} ON {leads};
-        DROP TRIGGER {transition_territory} ON {leads};
-        DROP TRIGGER {note_writes} ON {leads}
+        DROP TRIGGER IF EXISTS {forget} ON {leads};
+        DROP TRIGGER IF EXISTS {forget_id} ON {leads};
+        DROP TRIGGER IF EXISTS {forget_all} ON {leads};
+        DROP TRIGGER IF EXISTS {transition_territory} ON {leads};
+        DROP TRIGGER IF EXISTS {note_writes} ON {leads}
         """)
     )
     op.execute(sql("CREATE SCHEMA IF NOT EXISTS {quarantine} AUTHORIZATION {owner}"))

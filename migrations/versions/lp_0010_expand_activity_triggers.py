@@ -33,8 +33,8 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.execute(
         sql("""
-        DROP TRIGGER {transition} ON {activities};
-        DROP TRIGGER {note_writes} ON {activities}
+        DROP TRIGGER IF EXISTS {transition} ON {activities};
+        DROP TRIGGER IF EXISTS {note_writes} ON {activities}
         """)
     )
     op.execute(sql("SET LOCAL ROLE {owner}"))

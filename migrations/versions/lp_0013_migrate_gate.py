@@ -398,6 +398,30 @@ def create_gate() -> None:
           END IF;
           RETURN NEXT;
 
+          -- what keeps owners current until contract: off for a while, and an older owner stands
+          condition := 'transition';
+          SELECT count(*) = 0,
+                 coalesce(string_agg(format('the trigger of %s on %s %s', kept.function, kept.host_table, kept.state), ', '),
+                          'the triggers of the transition keep owners current'),
+                 string_agg(CASE WHEN kept.name IS NULL THEN 'alembic downgrade lp_0008_expand_indexes and upgrade head make it anew;'
+                                 ELSE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I;', kept.host_table, kept.name) END, ' ')
+                   || ' then leadprotect backfill for every territory'
+          INTO met, detail, remedy
+          FROM (
+            SELECT wanted.function, wanted.host_table, t.tgname AS name,
+                   CASE WHEN t.oid IS NULL THEN 'is gone' WHEN t.tgenabled = 'D' THEN 'is disabled'
+                     WHEN t.tgenabled <> 'A' THEN 'does not fire always' END AS state
+            FROM (VALUES ('note_contextless_write', {leads_name}::regclass), ('own_moved_lead', {leads_name}::regclass),
+                         ('note_contextless_write', {activities_name}::regclass), ('own_active_lead', {activities_name}::regclass))
+              AS wanted (function, host_table)
+            LEFT JOIN (
+              pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid AND p.pronamespace = {schema_name}::regnamespace)
+              ON t.tgrelid = wanted.host_table AND p.proname = wanted.function
+            -- contract ends them itself, first those on the leads
+            WHERE to_regclass('{schema}.host_row_security') IS NULL) AS kept
+          WHERE kept.state IS NOT NULL;
+          RETURN NEXT;
+
           condition := 'constraints';
           SELECT count(*) = 0,
                  coalesce('not validated: ' || string_agg(format('%I on %s', c.conname, c.conrelid::regclass), ', '),

@@ -15,7 +15,7 @@ from leadprotect.cli import main
 from leadprotect.errors import ProtectionUnavailable
 from leadprotect.migration import gate
 from leadprotect.migration.gate import Condition
-from tests.support.revisions import HEAD, MIGRATE_HEAD
+from tests.support.revisions import HEAD, MIGRATE_HEAD, NAMED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.support.database import Database
 
 WEEK = "7 days"
-BEFORE_RLS = ["visibility", "owners", "constraints", "observation_window"]
+BEFORE_RLS = ["visibility", "owners", "transition", "constraints", "observation_window"]
 ALL = [
     *(*BEFORE_RLS, "territories", "unprotected", "unowned", "contextless_writes", "logins", "exempt_roles"),
     *("inheritance", "referential_actions", "host_triggers", "views", "searches"),
@@ -153,6 +153,28 @@ def test_a_lead_released_by_hand_needs_no_owner(watched: Database) -> None:
 
 
 # --- constraints
+
+
+@pytest.mark.parametrize("state", ["DISABLE", "ENABLE REPLICA", "ENABLE"])
+@pytest.mark.parametrize("suffix", ["transition", "note_writes"])
+def test_a_trigger_of_the_transition_that_does_not_always_fire_closes_the_gate(
+    watched: Database, state: str, suffix: str
+) -> None:
+    """An activity of that time makes no owner, and the older one would be enforced."""
+    watched.sql(f'ALTER TABLE {{activities}} {state} TRIGGER "{watched.settings.role(suffix)}"')
+    found = only(watched, "transition")
+    assert ("is disabled" if state == "DISABLE" else "does not fire always") in found.detail
+    execute(watched, statements(found.remedy))
+    assert is_open(watched)
+
+
+def test_a_trigger_of_the_transition_that_is_gone_closes_the_gate(watched: Database) -> None:
+    watched.sql(f'DROP TRIGGER "{watched.settings.role("territory")}" ON {{leads}}')
+    assert "the trigger of own_moved_lead" in only(watched, "transition").detail
+    assert "alembic downgrade" in str(only(watched, "transition").remedy)
+    watched.downgrade(NAMED["expand_indexes"])
+    watched.upgrade(MIGRATE_HEAD)
+    assert asked(watched)["transition"].met
 
 
 def test_a_constraint_that_is_not_validated_closes_the_gate(watched: Database) -> None:

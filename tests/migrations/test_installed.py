@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from leadprotect.cli import main
 from leadprotect.settings import current
 from tests.support.fingerprint import difference, fingerprint
-from tests.support.revisions import MIGRATE_HEAD as MIGRATE
+from tests.support.revisions import MIGRATE_HEAD
 
 if TYPE_CHECKING:
     from tests.support.database import Database
@@ -47,7 +47,7 @@ def test_a_migration_with_other_settings_touches_nothing(
         getattr(expanded, way)()
     assert str(caught.value).startswith(expected)
     assert difference(before, state(expanded)) == {}
-    assert expanded.revision() == MIGRATE
+    assert expanded.revision() == MIGRATE_HEAD
 
 
 @CHANGED
@@ -66,5 +66,10 @@ def test_a_backfill_with_other_settings_writes_nothing(
 
 def test_tables_that_were_dropped_by_hand_are_named(expanded: Database) -> None:
     expanded.sql("DROP TABLE {schema}.user_lead_assignments, {schema}.lead_protection_rules CASCADE")
+    lost = f"lacks {expanded.settings.schema}.user_lead_assignments, {expanded.settings.schema}.lead_protection_rules"
+    with pytest.raises(CommandError, match=f"{lost}: restore them from a backup. Nothing was touched"):
+        expanded.downgrade()
+    assert expanded.revision() == MIGRATE_HEAD
+    expanded.sql("DROP TABLE {schema}.territories, {schema}.territory_vat_rates CASCADE")
     with pytest.raises(CommandError, match="does not hold the leadprotect of this database, nor "):
         expanded.downgrade()
