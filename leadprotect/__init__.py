@@ -4,6 +4,7 @@ from leadprotect.access.attempts import assert_edit
 from leadprotect.access.checks import Page, can_edit, can_edit_many, editable_leads, explain
 from leadprotect.access.context import acting_as
 from leadprotect.access.ownership import assign, claim, release, share, transfer, unshare
+from leadprotect.access.startup import check_startup
 from leadprotect.access.territories import Territory, territory
 from leadprotect.backfilled import Backfilled, Estimate, Locked, Verified
 from leadprotect.backfilling.progress import Progress
@@ -23,6 +24,7 @@ from leadprotect.errors import (
     LeadAccessDenied,
     LeadProtectError,
     LockUnavailable,
+    NotProtected,
     PreflightError,
     ProtectionUnavailable,
     RollbackError,
@@ -48,6 +50,7 @@ __all__ = [
     "Limits",
     "LockUnavailable",
     "Locked",
+    "NotProtected",
     "Page",
     "PreflightError",
     "Progress",
@@ -62,6 +65,7 @@ __all__ = [
     "backfill",
     "can_edit",
     "can_edit_many",
+    "check_startup",
     "claim",
     "editable_leads",
     "explain",

@@ -12,6 +12,7 @@
     ├── ProtectionUnavailable    no answer could be had: treat it as a denial
     │   ├── AuditUnavailable     the answer could not be recorded: a denial
     │   └── ConnectionUnusable   the transaction had failed already, or the connection is gone
+    ├── NotProtected             what contract promises does not hold for this session; names the dangers
     ├── GateClosed               contract is required, and a condition is false
     ├── RollbackError            a rollback or a purge was refused, or stopped on the way; says where it stands
     ├── LockUnavailable          no lock in time, or another transaction was faster: roll back and try again
@@ -93,6 +94,18 @@ class AuditUnavailable(ProtectionUnavailable):
 
 class ConnectionUnusable(ProtectionUnavailable):
     """The caller's transaction has failed already, or its connection is closed. Deny."""
+
+
+class NotProtected(LeadProtectError):
+    """What contract promises does not hold for the session that asked: don't serve. `dangers` names what was found."""
+
+    def __init__(self, dangers: list[tuple[str, str]]) -> None:
+        self.dangers = dangers
+        super().__init__("; ".join(f"{name}: {what}" for name, what in dangers))
+
+    def __reduce__(self) -> tuple[type[NotProtected], tuple[list[tuple[str, str]]]]:
+        """As for `LeadAccessDenied`."""
+        return type(self), (self.dangers,)
 
 
 class GateClosed(LeadProtectError):

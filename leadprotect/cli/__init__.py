@@ -22,7 +22,7 @@ from leadprotect.cli.purge import purge_command
 from leadprotect.cli.rehearse import rehearse_command
 from leadprotect.cli.rollback import rollback_command
 from leadprotect.cli.status import status_command
-from leadprotect.cli.terminal import plain, say
+from leadprotect.cli.terminal import echo, plain
 from leadprotect.cli.territory import territory_group
 from leadprotect.errors import LeadProtectError
 from leadprotect.settings import current
@@ -38,7 +38,7 @@ class _Commands(click.Group):
         except LeadProtectError as error:
             raise click.ClickException(plain(str(error))) from None
         except KeyboardInterrupt as stopped:
-            say("stopped", err=True)
+            echo("stopped", err=True)
             sys.exit(stopped.code if isinstance(stopped, Killed) else 130)
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from leadprotect.audit import export, history, partitions, proof, seals, verification
 from leadprotect.cli import output
-from leadprotect.cli.terminal import Console, say
+from leadprotect.cli.terminal import Console, echo
 from leadprotect.database.connection import connect
 from leadprotect.errors import InvalidRequest
 from leadprotect.settings import current
@@ -72,7 +72,7 @@ def partitions_command(*, ahead: int, max_moved: int) -> None:
     """Make the partitions of the coming months, and tidy the default one."""
     with connect(current()) as conn:
         created = partitions.create_partitions(conn, ahead=ahead, max_moved=max_moved)
-    say(f"{created} new partitions" if created else "every partition is there already")
+    echo(f"{created} new partitions" if created else "every partition is there already")
 
 
 @audit_group.command("seal")
@@ -80,7 +80,7 @@ def seal_command() -> None:
     """Seal what was recorded, and print the newest hash of each chain: keep them elsewhere, too."""
     with connect(current()) as conn:
         for head in seals.seal(conn):
-            say(f"{_named(head.territory)}: {head.sealed:,} rows sealed; seal {head.number} is {head.hash}")
+            echo(f"{_named(head.territory)}: {head.sealed:,} rows sealed; seal {head.number} is {head.hash}")
 
 
 @audit_group.command("detach")
@@ -90,10 +90,10 @@ def detach_command(*, before: date) -> None:
     with connect(current()) as conn:
         found = False
         for gone in partitions.detach(conn, before):
-            say(f"{gone.table} detached with {gone.rows:,} rows: archive it, then drop it")
+            echo(f"{gone.table} detached with {gone.rows:,} rows: archive it, then drop it")
             found = True
     if not found:
-        say(f"nothing to detach before {before:%Y-%m}")
+        echo(f"nothing to detach before {before:%Y-%m}")
 
 
 @audit_group.command("verify")
@@ -122,7 +122,7 @@ def verify_command(*, file: TextIO | None, against: TextIO | None, log: TextIO |
         click.echo(output.as_json({"intact": found.intact, **output.fields_of(found)}, indent=2))
     else:
         for line in _of_file(found) if isinstance(found, proof.Proof) else _of_database(found):
-            say(line)
+            echo(line)
     sys.exit(0 if found.intact else TAMPERED)
 
 
@@ -136,7 +136,7 @@ def export_command(*, sealed: bool, since: datetime | None, until: datetime | No
     with connect(current()) as conn, conn.transaction(), _whole(output) as out:
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         written = export.export(conn, out, sealed=sealed, since=since, until=until)
-    say(f"{written:,} rows written", err=True)
+    echo(f"{written:,} rows written", err=True)
 
 
 @audit_group.command("who")

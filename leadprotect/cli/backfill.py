@@ -16,7 +16,7 @@ from leadprotect.backfilling.signals import Limits
 from leadprotect.backfilling.verify import folder_problem, report_ownerless, verify_owners
 from leadprotect.cli.output import event
 from leadprotect.cli.progress import Bar, Lines
-from leadprotect.cli.terminal import Console, plain, say
+from leadprotect.cli.terminal import Console, echo, plain
 from leadprotect.database.connection import connect
 from leadprotect.errors import BackfillIncomplete, BackfillStopped, LeadProtectError
 from leadprotect.settings import current
@@ -167,19 +167,19 @@ def _run(territories: tuple[str, ...], options: dict[str, Any], *, as_json: bool
                 patience=options["patience"], limits=limits, on_progress=partial(_tell, watcher, told),
             )  # fmt: skip
     except KeyboardInterrupt:
-        say(f"ended after the current slice; nothing is lost, go on with: {again}", err=True)
+        echo(f"ended after the current slice; nothing is lost, go on with: {again}", err=True)
         sys.exit(INTERRUPTED)
     except BackfillStopped as error:
-        say(f"Stopped: {error}: {again}", err=True)
+        echo(f"Stopped: {error}: {again}", err=True)
         sys.exit(STOPPED)
     except BackfillIncomplete as error:
         _say_results(error.results, territories, as_json=as_json, report=report)
-        say(f"Incomplete: {error}: {again}", err=True)
+        echo(f"Incomplete: {error}: {again}", err=True)
         sys.exit(INCOMPLETE)
     except LeadProtectError as error:
         if not told:
             raise
-        say(f"Error: failed midway: {error}; what was done stays, go on with: {again}", err=True)
+        echo(f"Error: failed midway: {error}; what was done stays, go on with: {again}", err=True)
         sys.exit(FAILED)
     _say_results(results, territories, as_json=as_json, report=report)
 
@@ -201,13 +201,13 @@ def _say_results(
         parts = [f"{result.scanned:,} leads scanned, {result.assigned:,} owners assigned"]
         parts.append(f"{seen.ownerless:,} leads have no qualifying activity")
         parts += [f"{seen.released:,} were released by hand"] if seen.released else []
-        say(f"{result.territory}: {', '.join(parts)}")
+        echo(f"{result.territory}: {', '.join(parts)}")
     if not as_json and results and results[0].without_territory:
-        say(f"{results[0].without_territory:,} leads have no territory: they are outside protection")
+        echo(f"{results[0].without_territory:,} leads have no territory: they are outside protection")
     if report:
         with connect(current(), lock_timeout=0) as conn:
             written = report_ownerless(conn, territories, report)
-        say(f"{written:,} leads without an owner are listed in {report}", err=True)
+        echo(f"{written:,} leads without an owner are listed in {report}", err=True)
 
 
 def _say_verified(territories: tuple[str, ...], *, as_json: bool, report: Path | None) -> None:
@@ -219,16 +219,16 @@ def _say_verified(territories: tuple[str, ...], *, as_json: bool, report: Path |
         if as_json:
             click.echo(event("verified", seen, complete=seen.complete))
             continue
-        say(
+        echo(
             f"{seen.territory}: {'complete' if seen.complete else 'INCOMPLETE'}, "
             f"{seen.missing:,} leads miss their owner, {seen.stale:,} have another than the newest activity names, "
             f"{seen.ownerless:,} have no qualifying activity, {seen.released:,} were released by hand"
         )
         for label, leads in (("missing", seen.missing_leads), ("other owner", seen.stale_leads)):
             for lead in leads:
-                say(f"  {label}: {lead}")
+                echo(f"  {label}: {lead}")
     if not all(seen.complete for seen in found):
-        say(f"run leadprotect backfill {' '.join(territories)}", err=True)
+        echo(f"run leadprotect backfill {' '.join(territories)}", err=True)
         sys.exit(INCOMPLETE)
 
 
@@ -239,7 +239,7 @@ def _say_jobs(found: Sequence[Job], *, as_json: bool = False) -> None:
             continue
         why = f" ({job.request_reason})" if job.request_reason else ""
         part = "" if job.state == "done" else f" of about {max(job.total, job.scanned):,}"
-        say(
+        echo(
             f"{job.territory}: {job.state}{why}, {job.scanned:,}{part} leads scanned, "
             f"{job.assigned:,} owners assigned, {job.deferred:,} locked, {job.workers} workers"
         )

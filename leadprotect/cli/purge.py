@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from rich.table import Table
 
-from leadprotect.cli.terminal import Console, say
+from leadprotect.cli.terminal import Console, echo
 from leadprotect.database.connection import connect
 from leadprotect.migration.purge import Quarantine, purge, quarantine
 from leadprotect.settings import current
@@ -24,7 +24,7 @@ def purge_command(*, yes: bool) -> None:
         if not yes:
             click.confirm("Delete all of it for ever?", abort=True)
         deleted = purge(conn)
-    say(f"deleted {deleted.schema}: {sum(rows or 0 for rows in deleted.rows.values()):,} rows")
+    echo(f"deleted {deleted.schema}: {sum(rows or 0 for rows in deleted.rows.values()):,} rows")
 
 
 def _show(found: Quarantine) -> None:

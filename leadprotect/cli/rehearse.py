@@ -10,7 +10,7 @@ import click
 from rich.table import Table
 
 from leadprotect.cli.interrupts import tidied_when_killed
-from leadprotect.cli.terminal import Console, say
+from leadprotect.cli.terminal import Console, echo
 from leadprotect.lab.rehearsal import Plan, Rehearsal, rehearse, report
 from leadprotect.lab.traffic import RATE
 from leadprotect.settings import duration
@@ -48,10 +48,10 @@ def rehearse_command(leads: int | None, file: Path, *, copy: bool, change: bool,
     duration(_option("lock_budget"), str(given["lock_budget"]))
     plan = Plan(**(given | durations))  # type: ignore[arg-type] # click has checked them
     file.parent.mkdir(parents=True, exist_ok=True)
-    done = rehearse(leads=leads, plan=plan, told_twice=copy and change, say=partial(say, err=True))
+    done = rehearse(leads=leads, plan=plan, told_twice=copy and change, say=partial(echo, err=True))
     report.write_report(done, file)
     _show(done)
-    say(f"report: {file}")
+    echo(f"report: {file}")
     sys.exit(1 if done.verdict() else 0)
 
 
@@ -66,4 +66,4 @@ def _show(done: Rehearsal) -> None:
         figures.add_row(figure["name"], figure["value"], figure["limit"])
     Console().print(figures)
     against = done.verdict()
-    say("passed" if not against else "FAILED: " + "; ".join(against))
+    echo("passed" if not against else "FAILED: " + "; ".join(against))

@@ -7,7 +7,7 @@ import sys
 import click
 from rich.table import Table
 
-from leadprotect.cli.terminal import Console, say
+from leadprotect.cli.terminal import Console, echo
 from leadprotect.migration.rollback import SAFE, Event, Rollback, rollback
 
 NOT_VERIFIED = 3
@@ -29,17 +29,17 @@ def rollback_command(target: str, *, lock_budget: str | None) -> None:
     """
     done = rollback(target, lock_budget=lock_budget, on_event=_show)
     if not done.timeline:
-        say(f"nothing to undo: the database stands at {done.after or 'the base'}")
+        echo(f"nothing to undo: the database stands at {done.after or 'the base'}")
         return
-    say(f"{'':<12}  {done.seconds:5.2f} s  in all, from {done.before} to {done.after or 'the base'}")
+    echo(f"{'':<12}  {done.seconds:5.2f} s  in all, from {done.before} to {done.after or 'the base'}")
     Console().print(_counts(done))
     for problem in done.problems:
-        say(f"NOT AS IT MUST BE: {problem}", err=True)
+        echo(f"NOT AS IT MUST BE: {problem}", err=True)
     if done.problems:
         sys.exit(NOT_VERIFIED)
-    say("verified: no table of leadprotect was open after any step, and every row is there")
+    echo("verified: no table of leadprotect was open after any step, and every row is there")
     for hint in hints(done):
-        say(hint)
+        echo(hint)
 
 
 def hints(done: Rollback) -> list[str]:
@@ -54,7 +54,7 @@ def hints(done: Rollback) -> list[str]:
 
 def _show(event: Event) -> None:
     """One line of the timeline, while it happens."""
-    say(f"{event.at:%H:%M:%S.%f}"[:12] + f"  {event.seconds:5.2f} s  {event.what}")
+    echo(f"{event.at:%H:%M:%S.%f}"[:12] + f"  {event.seconds:5.2f} s  {event.what}")
 
 
 def _counts(done: Rollback) -> Table:

@@ -16,7 +16,7 @@ def plain(text: str) -> str:
     return _CONTROL.sub(" ", text)
 
 
-def say(text: str, *, err: bool = False) -> None:
+def echo(text: str, *, err: bool = False) -> None:
     """Print a line, plain."""
     click.echo(plain(text), err=err)
 

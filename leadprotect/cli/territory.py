@@ -6,7 +6,7 @@ from decimal import Decimal, InvalidOperation
 
 import click
 
-from leadprotect.cli.terminal import say
+from leadprotect.cli.terminal import echo
 from leadprotect.database.connection import connect
 from leadprotect.errors import InvalidRequest
 from leadprotect.migration.territories import add_territory
@@ -36,4 +36,4 @@ def add_command(
     with connect(current()) as conn:
         add_territory(conn, code, name=name, currency=currency, legal_framework=legal_framework, vat_rate=rate)
         role = current().role(code)
-    say(f"{code} is protected. Give its sellers the role {role}, then run: leadprotect backfill {code}")
+    echo(f"{code} is protected. Give its sellers the role {role}, then run: leadprotect backfill {code}")
