@@ -15,9 +15,10 @@ from pytest_postgresql.janitor import DatabaseJanitor
 from leadprotect import metrics, settings
 from leadprotect.access import context, ways
 from leadprotect.database import connection
+from tests.hosts import ON_THE_OLDEST
 from tests.support import servers
 from tests.support.database import Database
-from tests.support.profiles import EXTRA, PROFILES, Profile
+from tests.support.profiles import EXTRA, NIGHTLY, PROFILES, Profile
 from tests.support.revisions import MIGRATE_HEAD
 
 if TYPE_CHECKING:
@@ -42,8 +43,10 @@ def pytest_configure() -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The slow ones first, so that none begins when the other workers are through; with --quick, none of them."""
+    left_out = {item for item in items if not NIGHTLY and by_night(item)}
     if config.option.quick:
-        left_out = {item for item in items if item.get_closest_marker("slow") or profile_of(item) not in QUICK}
+        left_out |= {item for item in items if item.get_closest_marker("slow") or profile_of(item) not in QUICK}
+    if left_out:
         config.hook.pytest_deselected(items=[*left_out])
         items[:] = [item for item in items if item not in left_out]
     items.sort(key=how_long, reverse=True)
@@ -55,6 +58,13 @@ def profile_of(item: pytest.Item) -> str | None:
     callspec = getattr(item, "callspec", None)
     profile: Profile | None = callspec.params.get("profile") if callspec else None
     return profile.name if profile else None
+
+
+def by_night(item: pytest.Item) -> bool:
+    """Whether a shape of a host is tried on this server at night only: by day each is on 18, and two on the oldest."""
+    callspec = getattr(item, "callspec", None)
+    shape = callspec.params.get("shape") if callspec else None
+    return shape is not None and profile_of(item) not in QUICK and shape not in ON_THE_OLDEST
 
 
 def how_long(item: pytest.Item) -> tuple[bool, float]:

@@ -166,3 +166,5 @@ PLAIN = Shape(
 )
 
 SHAPES = (DJANGO, SUPABASE, FLYWAY, PLAIN)
+ON_THE_OLDEST = (SUPABASE, FLYWAY)
+"""Tried by day on the oldest server, too: a pool that sets roles, and an application that owns its tables."""
