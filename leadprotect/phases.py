@@ -43,6 +43,12 @@ def reached(present: str | None) -> str:
     return max((phase(revision) for revision in ids[: ids.index(present) + 1]), key=ORDER.index)
 
 
+def through(present: str | None) -> tuple[str, ...]:
+    """The revisions that are applied at `present`, the first one first; empty at the base and at a newer version's."""
+    ids = chain()
+    return ids[: ids.index(present) + 1] if present in ids else ()
+
+
 def pending(present: str | None) -> tuple[str, ...]:
     """The revisions after `present`, the first one first; empty at a revision of a newer version."""
     ids = chain()

@@ -309,8 +309,7 @@ def _check(guard: psycopg.Connection[Any], settings: Settings, left: list[Any], 
 
 
 def _check_tables(guard: psycopg.Connection[Any], settings: Settings, head: str) -> None:
-    chain = phases.chain()
-    if head in chain and (lost := standing.lost_tables(guard, settings, chain[: chain.index(head) + 1])):
+    if lost := standing.lost_tables(guard, settings, phases.through(head)):
         raise CommandError(
             f"the version table says {head}, but the database lacks {', '.join(lost)}: restore them from a backup. "
             "Nothing was touched"
@@ -335,9 +334,8 @@ def _make_version_table(guard: psycopg.Connection[Any], settings: Settings) -> N
 
 def _check_standing(guard: psycopg.Connection[Any], settings: Settings, contract: str, heads: tuple[str, ...]) -> None:
     """Where nothing is to be done: whether that is so, or only a number says it; raises where contract is required."""
-    chain = phases.chain()
-    for head in set(heads) & set(chain):
-        if gone := standing.lacking(guard, settings, chain[: chain.index(head) + 1]):
+    for head in heads:
+        if gone := standing.lacking(guard, settings, phases.through(head)):
             said = (
                 f"nothing was done, because the version table says {head}, but the database lacks {', '.join(gone)}: "
                 f"alembic downgrade {phases.before('contract')[-1]} and upgrade make anew what contract put on the "

@@ -11,12 +11,25 @@ from leadprotect.database.catalog import relation
 from leadprotect.database.connection import rows
 from leadprotect.errors import LockUnavailable
 from leadprotect.migration import gate
+from leadprotect.preflight import standing
 from leadprotect.preflight.version_table import read_versions
 from leadprotect.settings import Settings, current, ident
 
 if TYPE_CHECKING:
     from leadprotect.backfilled import Job
     from leadprotect.database.connection import AnyConnection
+
+
+_LOCKED_OUT = ("territories", "logins")
+_WAYS = ("visibility", "exempt_roles", "inheritance", "views")
+_BROKEN = {"contract": "NOT PROTECTED"}
+_VERDICTS = {
+    "none": "not installed: alembic upgrade head begins",
+    "unknown": "a newer version of leadprotect has been here: ask that one",
+    "expand": "nothing is enforced yet: alembic upgrade head goes on",
+    "migrate": "nothing is enforced yet: the gate is open, alembic upgrade head enforces",
+    "contract": "protected: everything that contract put on the leads is there",
+}
 
 
 @dataclass(frozen=True)
@@ -36,8 +49,9 @@ class Status:
     It is the furthest that was reached, so contract also while a later release expands again. It is
     unknown at a revision of a newer version; gate and backfill are not asked there, because that
     version may have changed them. `conditions` are those of the gate, empty before the migrate step;
-    `pending` names the revisions still to be applied, in their order; `quarantine` maps a table to
-    its estimated rows; `invalid_indexes` are leftovers of cancelled builds.
+    `pending` names the revisions still to be applied, in their order; `lacking` what the applied ones
+    made and is gone; `quarantine` maps a table to its estimated rows, None where nobody has counted
+    them yet; `invalid_indexes` are leftovers of cancelled builds.
     """
 
     revision: str | None
@@ -45,10 +59,42 @@ class Status:
     phase: str
     conditions: tuple[gate.Condition, ...]
     backfill: tuple[Job, ...]
-    quarantine: dict[str, int]
+    quarantine: dict[str, int | None]
     invalid_indexes: tuple[str, ...]
     waiting: tuple[Waiting, ...]
     pending: tuple[str, ...]
+    lacking: tuple[str, ...]
+
+    @property
+    def open_ways(self) -> tuple[gate.Condition, ...]:
+        """After contract: conditions by which leads are reached past what it enforces."""
+        return tuple(c for c in self.conditions if self.phase == "contract" and c.name in _WAYS and not c.met)
+
+    @property
+    def to_look_at(self) -> tuple[gate.Condition, ...]:
+        """After contract: conditions by which somebody sees nothing."""
+        return tuple(c for c in self.conditions if self.phase == "contract" and c.name in _LOCKED_OUT and not c.met)
+
+    @property
+    def sound(self) -> bool:
+        """Whether what the phase promises is there."""
+        return not self.lacking and not self.open_ways
+
+    @property
+    def ready(self) -> bool:
+        """Whether this version works with the database: compatible, not equal, so a newer revision is as good."""
+        expanded = phases.before("migrate")[-1]
+        return not self.lacking and (self.phase == "unknown" or expanded in phases.through(self.revision))
+
+    @property
+    def verdict(self) -> str:
+        """One line: what holds now."""
+        if not self.sound:
+            missing = [*self.lacking, *(way.detail for way in self.open_ways)]
+            return f"{_BROKEN.get(self.phase, 'BROKEN')}: {'; '.join(missing)}"
+        if self.phase == "migrate" and (waits := [c.name for c in self.conditions if not c.met]):
+            return f"nothing is enforced yet: the gate waits for {', '.join(waits)}"
+        return _VERDICTS[self.phase]
 
     @property
     def contract_pending(self) -> bool:
@@ -74,6 +120,7 @@ def status(conn: AnyConnection, *, settings: Settings | None = None) -> Status:
         invalid_indexes=_invalid_indexes(conn, s),
         waiting=_waiting(conn, s),
         pending=phases.pending(present),
+        lacking=tuple(standing.lacking(conn, s, phases.through(present))),
         # asked last: only these read the host's tables, so only they can meet a lock
         backfill=_backfill(conn, s) if "backfill_status" in asked else (),
         conditions=_conditions(conn, s) if "gate_conditions" in asked else (),
@@ -108,9 +155,11 @@ def _backfill(conn: AnyConnection, s: Settings) -> tuple[Job, ...]:
         return ()  # the gate's answer says why
 
 
-def _quarantine(conn: AnyConnection, s: Settings) -> dict[str, int]:
+def _quarantine(conn: AnyConnection, s: Settings) -> dict[str, int | None]:
     query = """
-        SELECT relname, greatest(reltuples, 0)::bigint FROM pg_catalog.pg_class
+        SELECT relname, CASE WHEN relkind = 'r' AND pg_catalog.pg_relation_size(oid) = 0 THEN 0
+                             WHEN reltuples > 0 THEN reltuples::bigint END
+        FROM pg_catalog.pg_class
         WHERE relnamespace = pg_catalog.to_regnamespace(%s) AND relkind IN ('r', 'p') ORDER BY relname
         """
     return dict(rows(conn, query, (ident(s.quarantine),)))

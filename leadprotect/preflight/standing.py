@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from leadprotect.database.catalog import relation
-from leadprotect.settings.names import HOST_POLICIES
+from leadprotect.database.connection import rows
+from leadprotect.settings.names import HOST_POLICIES, HOST_TRIGGERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    import psycopg
-
+    from leadprotect.database.connection import AnyConnection
     from leadprotect.settings import Settings
 
 _TABLES = {
@@ -26,17 +26,18 @@ _TABLES = {
     "lp_0015_contract_enforce": "host_row_security",
 }
 _ENFORCES = "lp_0015_contract_enforce"
+_TRIGGERS = ("audit_edit", "audit_truncate", "refuse_move", "forget", "forget_id", "forget_all")
 _ONLY_WITHOUT_OWN = "rows"  # where the host had row security, its own permissive policies decide
 
 
-def lacking(conn: psycopg.Connection[Any], s: Settings, applied: Iterable[str]) -> list[str]:
+def lacking(conn: AnyConnection, s: Settings, applied: Iterable[str]) -> list[str]:
     """What the revisions `applied` made and is gone: tables of ours, and what contract put on the host's leads."""
     known = list(applied)
     found = lost_tables(conn, s, known)
     return found + (_on_leads(conn, s) if _ENFORCES in known and s.host_rls != "off" else [])
 
 
-def lost_tables(conn: psycopg.Connection[Any], s: Settings, applied: Iterable[str]) -> list[str]:
+def lost_tables(conn: AnyConnection, s: Settings, applied: Iterable[str]) -> list[str]:
     """The tables that the revisions `applied` made and that are gone, in their order."""
     wanted = [name for revision in applied for name in _TABLES.get(revision, "").split()]
     query = """
@@ -46,19 +47,23 @@ def lost_tables(conn: psycopg.Connection[Any], s: Settings, applied: Iterable[st
           WHERE n.nspname = %s AND c.relname = wanted.name AND c.relkind IN ('r', 'p'))
         ORDER BY wanted.place
         """
-    return [f"{s.schema}.{name}" for (name,) in conn.execute(query, (wanted, s.schema)).fetchall()]
+    return [f"{s.schema}.{name}" for (name,) in rows(conn, query, (wanted, s.schema))]
 
 
-def _on_leads(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
+def _on_leads(conn: AnyConnection, s: Settings) -> list[str]:
     query = """
-        SELECT CASE WHEN NOT c.relrowsecurity THEN 'row security of ' || %(label)s::text END, ARRAY(
-          SELECT 'policy ' || wanted FROM pg_catalog.unnest(%(policies)s::text[]) AS wanted
+        SELECT CASE WHEN NOT c.relrowsecurity THEN ARRAY['row security of ' || %s::text] ELSE '{}' END || ARRAY(
+          SELECT 'policy ' || wanted FROM pg_catalog.unnest(%s::text[]) AS wanted
           WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_policy AS p WHERE p.polrelid = c.oid AND p.polname = wanted))
-        FROM pg_catalog.pg_class AS c WHERE c.oid = %(leads)s
+          || ARRAY(
+          SELECT 'trigger ' || wanted || CASE WHEN t.oid IS NULL THEN '' ELSE ', which does not fire always' END
+          FROM pg_catalog.unnest(%s::text[]) AS wanted
+          LEFT JOIN pg_catalog.pg_trigger AS t ON t.tgrelid = c.oid AND t.tgname = wanted
+          WHERE t.tgenabled IS DISTINCT FROM 'A')
+        FROM pg_catalog.pg_class AS c WHERE c.oid = %s
         """
     policies = [s.role(policy) for policy in HOST_POLICIES if policy != _ONLY_WITHOUT_OWN]
-    values = {"label": s.leads_table, "leads": relation(conn, *s.leads_table.split(".", 1)), "policies": policies}
-    found = conn.execute(query, values).fetchone()
-    if found is None:
-        return [f"the table {s.leads_table}"]
-    return [*filter(None, found[:1]), *found[1]]
+    triggers = [s.role(HOST_TRIGGERS[trigger]) for trigger in _TRIGGERS]
+    leads = relation(conn, *s.leads_table.split(".", 1))
+    found = rows(conn, query, (s.leads_table, policies, triggers, leads))
+    return list(found[0][0]) if found else [f"the table {s.leads_table}"]

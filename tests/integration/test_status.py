@@ -13,7 +13,7 @@ from leadprotect.cli import main
 from leadprotect.errors import ProtectionUnavailable
 from leadprotect.migration.status import status
 from tests.support.database import Database
-from tests.support.revisions import HEAD, SCRIPTS
+from tests.support.revisions import HEAD, MIGRATE_HEAD, NAMED, SCRIPTS
 
 
 def test_before_the_first_revision_nothing_stands(host: Database) -> None:
@@ -99,6 +99,103 @@ def test_the_command_prints_tables_and_json(make_database: Callable[..., Databas
     assert "phase     migrate" in shown.output
     as_json = json.loads(CliRunner().invoke(main, ["status", "--json"]).output)
     assert (as_json["phase"], as_json["backfill"][0]["territory"]) == ("migrate", "CH")
+
+
+def verdict(*arguments: str) -> tuple[int, str]:
+    """Exit code and first line of the command."""
+    done = CliRunner().invoke(main, ["status", *arguments])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.output.splitlines()[0]
+
+
+def test_the_first_line_is_a_verdict_in_every_phase(host: Database) -> None:
+    assert verdict() == (0, "not installed: alembic upgrade head begins")
+    host.upgrade(NAMED["expand_ownership"])
+    assert verdict() == (0, "nothing is enforced yet: alembic upgrade head goes on")
+    host.upgrade(MIGRATE_HEAD)
+    assert verdict() == (0, "nothing is enforced yet: the gate is open, alembic upgrade head enforces")
+    host.lead("AT")
+    assert verdict() == (0, "nothing is enforced yet: the gate waits for territories")
+    host.sql("DELETE FROM {leads}")
+    host.sql("DELETE FROM {schema}.contextless_writes")
+    host.upgrade()
+    assert verdict() == (0, "protected: everything that contract put on the leads is there")
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        ("ALTER TABLE {leads} DISABLE ROW LEVEL SECURITY", "row security of {label}"),
+        ("DROP POLICY {border_policy} ON {leads}", "policy {border}"),
+        ("ALTER TABLE {leads} DISABLE TRIGGER {audit_edit}", "trigger {edit}, which does not fire always"),
+        ("ALTER TABLE {leads} ENABLE TRIGGER {forget}", "trigger {gone}, which does not fire always"),
+        ("DROP TRIGGER {refuse_move} ON {leads}", "trigger {move}"),
+        ("DROP TABLE {schema}.denial_secret", "{schema}.denial_secret"),
+    ],
+)
+def test_nothing_says_protected_when_what_contract_put_there_is_gone(
+    database: Database, damage: str, found: str
+) -> None:
+    database.sql(damage)
+    role = database.settings.role
+    names = {"border": role("border"), "edit": role("audit_edit"), "gone": role("forget"), "move": role("refuse_move")}
+    names |= {"label": database.settings.leads_table, "schema": database.settings.schema}
+    assert verdict() == (1, f"NOT PROTECTED: {found.format(**names)}")
+
+
+def test_a_view_that_was_made_after_contract_is_said_with_what_mends_it(database: Database) -> None:
+    lead = database.lead("CH")
+    database.sql("CREATE VIEW crm.report AS SELECT * FROM {leads}")
+    database.sql(f'GRANT SELECT ON crm.report TO "{database.profile.login("seller_de")}"')
+    done = CliRunner().invoke(main, ["status"])
+    assert done.exit_code == 1
+    assert done.output.startswith("NOT PROTECTED: crm.report reads leads as its owner")
+    assert "ALTER VIEW crm.report SET (security_invoker = true);" in done.output
+    with database.connect("seller_de") as conn:  # the control: it does show the lead
+        assert database.query(conn, "SELECT {lead_id} FROM crm.report") == [lead]
+    database.sql("ALTER VIEW crm.report SET (security_invoker = true)")
+    assert verdict()[0] == 0
+
+
+def test_ready_is_what_this_version_can_work_with(make_database: Callable[..., Database]) -> None:
+    host = make_database("host")
+    assert verdict("--ready") == (1, "not ready: not installed: alembic upgrade head begins")
+    host.upgrade(NAMED["expand_ownership"])
+    assert verdict("--ready")[0] == 1
+    host.upgrade(NAMED["expand_activity_triggers"])
+    assert verdict("--ready") == (0, "ready")
+    database = make_database("head")
+    assert verdict("--ready") == (0, "ready")
+    database.sql_script(NEWER)
+    assert verdict("--ready") == (0, "ready")
+
+
+def test_ready_is_not_what_lost_a_table(database: Database) -> None:
+    database.sql("DROP TABLE {schema}.denial_secret")
+    lost = f"{database.settings.schema}.denial_secret"
+    assert verdict("--ready") == (1, f"not ready: NOT PROTECTED: {lost}")
+
+
+def test_json_carries_the_verdict(database: Database) -> None:
+    database.sql("ALTER TABLE {leads} DISABLE ROW LEVEL SECURITY")
+    done = CliRunner().invoke(main, ["status", "--json"])
+    found = json.loads(done.output)
+    assert (done.exit_code, found["sound"], found["ready"]) == (1, False, False)
+    assert found["verdict"].startswith("NOT PROTECTED: row security of ")
+
+
+def test_a_quarantine_that_nobody_has_counted_is_not_called_empty(database: Database) -> None:
+    database.lead("DE", owner=database.user(1))
+    database.downgrade("base")
+    with database.connect() as conn:
+        found = status(conn).quarantine
+    assert (found["user_lead_assignments"], found["lead_protection_rules"]) == (None, 0)
+    assert "user_lead_assignments (not counted yet)" in CliRunner().invoke(main, ["status"]).output.replace("\n", " ")
+
+
+@pytest.mark.usefixtures("database")
+def test_watch_shows_tables_only() -> None:
+    assert verdict("--watch", "--json")[0] == 2
 
 
 NEWER = "UPDATE {versions} SET version_num = 'lp_9999_expand_tomorrow'"
