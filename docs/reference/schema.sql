@@ -38,7 +38,7 @@
 --    2532  Transition
 --    2804  Backfill and verification
 --    3658  Gate
---    4178  Host
+--    4185  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -4025,11 +4025,18 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
                  coalesce(string_agg(format('%s leads carry the unknown territory %L', unknown.leads,
                             left(regexp_replace(unknown.territory, '[[:cntrl:]]', ' ', 'g'), 40)), ', '),
                           'every territory of a lead is known'),
-                 string_agg(DISTINCT CASE WHEN unknown.territory ~ '^[A-Za-z][A-Za-z0-9_]{0,15}$'
-                   THEN 'leadprotect territory add ' || unknown.territory ELSE 'correct the territory of these leads' END, '; ')
+                 string_agg(DISTINCT CASE
+                   -- a code in another case is no other territory: their roles would have one name
+                   WHEN unknown.meant IS NOT NULL THEN format('UPDATE %s SET %I = %L WHERE %2$I = %4$L;',
+                     '"public"."leads"', 'territory', unknown.meant, unknown.territory)
+                   WHEN unknown.territory ~ '^[A-Za-z][A-Za-z0-9_]{0,15}$'
+                     THEN 'leadprotect territory add ' || unknown.territory
+                   ELSE 'correct the territory of these leads' END, '; ')
           INTO met, detail, remedy
           FROM (
-            SELECT t.territory, t.leads FROM unnest(codes, tallies) AS t (territory, leads)
+            SELECT t.territory, t.leads, (
+                     SELECT k.code FROM "leadprotect".territories AS k WHERE lower(k.code) = lower(t.territory)) AS meant
+            FROM unnest(codes, tallies) AS t (territory, leads)
             WHERE t.territory IS NOT NULL AND t.territory NOT IN (SELECT known.code FROM "leadprotect".territories AS known)
             ORDER BY t.territory LIMIT 5) AS unknown;
           RETURN NEXT;

@@ -50,8 +50,9 @@ def check_known(wanted: Sequence[str], known: Sequence[str]) -> None:
     unknown = [code for code in wanted if code not in known]
     if unknown:
         listed = ", ".join(sorted(known)) or "none"
+        meant = next((code for code in known if code.lower() == unknown[0].lower()), None)
         message = f"territory {unknown[0]!r} is not in the database; known are: {listed}"
-        raise InvalidRequest(message)
+        raise InvalidRequest(f"{message}. Did you mean {meant}?" if meant else message)
 
 
 def _request(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.connection import mapped_errors, rows
-from leadprotect.errors import InvalidRequest, PreflightError, SettingsError
+from leadprotect.errors import InvalidRequest, PreflightError, ProtectionUnavailable, SettingsError
 from leadprotect.migration.locks import LOCK_TIMEOUT_MS
 from leadprotect.preflight.names_taken import taken_roles
 from leadprotect.settings import Settings, check_territory_code, current, ident, literal, render
@@ -41,9 +41,12 @@ def add_territory(
     with mapped_errors(), conn.transaction():
         conn.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_MS}ms'")
         known = render("SELECT code FROM {schema}.territories WHERE lower(code) = lower(%s)", s)
-        if rows(conn, known, (code,)):
+        if found := rows(conn, known, (code,)):
             message = f"territory: {code!r} is known already"
+            if found[0][0] != code:
+                message += f" as {found[0][0]!r}: two that differ in case alone would have one role"
             raise InvalidRequest(message)
+        _check_spelling(conn, s, code)
         _create_role(conn, s.role(code))
         conn.execute(render("SET LOCAL ROLE {owner}", s))
         conn.execute(
@@ -63,6 +66,24 @@ def add_territory(
             )
         _register(conn, s)
         conn.execute("RESET ROLE")
+
+
+def _check_spelling(conn: psycopg.Connection[Any], s: Settings, code: str) -> None:
+    """Refuse a code that the leads write in another case: none of them would be in the territory."""
+    query = render(
+        "SELECT l.{territory}::text, l.{territory}::text = %s FROM {leads} AS l "
+        "WHERE lower(l.{territory}::text) = lower(%s) ORDER BY 2 DESC, 1 LIMIT 1",
+        s,
+    )
+    try:
+        with conn.transaction():
+            written = rows(conn, query, (code, code))
+    except ProtectionUnavailable:
+        return  # who may not read the leads adds a territory as he writes it
+    if written and not written[0][1]:
+        carried = written[0][0]
+        message = f"territory: the leads carry {carried!r}, not {code!r}: leadprotect territory add {carried}"
+        raise InvalidRequest(message)
 
 
 def _create_role(conn: psycopg.Connection[Any], role: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import leadprotect
 from leadprotect.errors import PreflightError
+from leadprotect.migration import gate
 from leadprotect.migration.territories import add_territory
 from tests.support.database import Database
 
@@ -88,6 +89,28 @@ def test_a_code_that_can_t_be_added_is_named(database: Database, code: str, mess
     with database.connect(autocommit=True) as conn, pytest.raises(leadprotect.InvalidRequest, match=message):
         add_territory(conn, code)
     assert database.sql("SELECT count(*) FROM {schema}.territories") == [2]
+
+
+def test_a_code_in_another_case_is_told_from_an_unknown_one(expanded: Database) -> None:
+    expanded.lead("AT")
+    with expanded.connect(autocommit=True) as conn:
+        with pytest.raises(leadprotect.InvalidRequest, match="'de' is known already as 'DE': two that differ in case"):
+            add_territory(conn, "de")
+        with pytest.raises(leadprotect.InvalidRequest, match="the leads carry 'AT', not 'at': leadprotect territory"):
+            add_territory(conn, "at")
+        add_territory(conn, "AT")
+    with pytest.raises(leadprotect.InvalidRequest, match=r"known are: AT, CH, DE\. Did you mean AT\?"):
+        leadprotect.backfill(expanded.url, "at")
+
+
+def test_the_gate_tells_how_to_write_a_known_territory(expanded: Database) -> None:
+    lead = expanded.lead("de")
+    with expanded.connect() as conn:
+        (found,) = (c for c in gate.conditions(conn, settings=expanded.settings) if c.name == "territories")
+    assert not found.met
+    assert found.remedy is not None
+    expanded.sql(found.remedy.replace("%", "%%"))
+    assert expanded.sql("SELECT {territory} FROM {leads} WHERE {lead_id} = %s", lead) == ["DE"]
 
 
 @pytest.fixture
