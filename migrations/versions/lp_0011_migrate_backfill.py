@@ -24,7 +24,6 @@ locks: dict[str, dict[str, str]] = {"upgrade": {}, "downgrade": {}}
 def upgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
     create_jobs()
-    leave_quarantine()
     register_jobs()
     validate_constraints()
     create_readers()
@@ -220,22 +219,6 @@ def create_jobs() -> None:
         DROP POLICY IF EXISTS lp_operator ON {schema}.unsettled_leads;
         CREATE POLICY lp_operator ON {schema}.unsettled_leads FOR SELECT TO {operator} USING (true);
         GRANT SELECT ON {schema}.unsettled_leads TO {operator}
-        """)
-    )
-
-
-def leave_quarantine() -> None:
-    op.execute(
-        sql("""
-        DO $do$
-        BEGIN
-          IF pg_catalog.to_regnamespace({quarantine_name}) IS NOT NULL THEN
-            DROP SCHEMA {quarantine};
-          END IF;
-        EXCEPTION WHEN dependent_objects_still_exist THEN
-          NULL;
-        END
-        $do$
         """)
     )
 

@@ -24,6 +24,7 @@ locks: dict[str, dict[str, str]] = {"upgrade": {}, "downgrade": {}}
 def upgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
     create_acceptances()
+    leave_quarantine()
     create_requirement()
     op.execute(sql("GRANT CREATE ON SCHEMA {schema} TO {reader}"))
     op.execute(sql("SET LOCAL ROLE {reader}"))
@@ -588,6 +589,23 @@ def create_gate() -> None:
         'The conditions of contract, each with what is in the way and what to run';
         REVOKE ALL ON FUNCTION {schema}.gate_conditions(interval, text, name[]) FROM PUBLIC;
         GRANT EXECUTE ON FUNCTION {schema}.gate_conditions(interval, text, name[]) TO {owner}, {operator}
+        """)
+    )
+
+
+def leave_quarantine() -> None:
+    # The last table has come back: what is left in it now is not ours.
+    op.execute(
+        sql("""
+        DO $do$
+        BEGIN
+          IF pg_catalog.to_regnamespace({quarantine_name}) IS NOT NULL THEN
+            DROP SCHEMA {quarantine};
+          END IF;
+        EXCEPTION WHEN dependent_objects_still_exist THEN
+          NULL;
+        END
+        $do$
         """)
     )
 
