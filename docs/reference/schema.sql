@@ -38,7 +38,7 @@
 --    2532  Transition
 --    2804  Backfill and verification
 --    3658  Gate
---    4185  Host
+--    4186  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -4086,13 +4086,14 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
               WHERE h.rolname <> ALL (ARRAY['leadprotect_app', 'leadprotect_auditor', 'leadprotect_manager', 'leadprotect_operator', 'leadprotect_owner', 'leadprotect_reader']::name[]) AND (
                 has_table_privilege(h.oid, '"public"."leads"'::regclass, 'SELECT, INSERT, UPDATE, DELETE')
                 OR has_any_column_privilege(h.oid, '"public"."leads"'::regclass, 'INSERT, UPDATE')
-                -- what contract lets an auditor read for v_lead_protection makes no service of him
+                -- what contract lets an auditor read for v_lead_protection makes no service of him, and what our
+                -- reader reads none of whoever migrates, be it another database of this server
                 OR EXISTS (
                   SELECT FROM pg_attribute AS a
                   WHERE a.attrelid = '"public"."leads"'::regclass AND a.attnum > 0 AND NOT a.attisdropped
                     AND has_column_privilege(h.oid, a.attrelid, a.attnum, 'SELECT')
                     AND NOT (a.attname IN ('id', 'territory')
-                      AND pg_has_role(h.oid, 'leadprotect_auditor', 'USAGE'))))),
+                      AND (pg_has_role(h.oid, 'leadprotect_auditor', 'USAGE') OR pg_has_role(h.oid, 'leadprotect_reader', 'USAGE')))))),
             borders AS MATERIALIZED (
               SELECT b.oid FROM "leadprotect".territories AS t JOIN pg_roles AS b ON b.rolname = 'leadprotect_' || lower(t.code)),
             -- whom a login can act as: itself, and each role that SET ROLE lets it choose

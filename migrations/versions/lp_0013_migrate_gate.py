@@ -519,13 +519,14 @@ def create_gate() -> None:
               WHERE h.rolname <> ALL (ARRAY[{offices}]::name[]) AND (
                 has_table_privilege(h.oid, {leads_name}::regclass, 'SELECT, INSERT, UPDATE, DELETE')
                 OR has_any_column_privilege(h.oid, {leads_name}::regclass, 'INSERT, UPDATE')
-                -- what contract lets an auditor read for v_lead_protection makes no service of him
+                -- what contract lets an auditor read for v_lead_protection makes no service of him, and what our
+                -- reader reads none of whoever migrates, be it another database of this server
                 OR EXISTS (
                   SELECT FROM pg_attribute AS a
                   WHERE a.attrelid = {leads_name}::regclass AND a.attnum > 0 AND NOT a.attisdropped
                     AND has_column_privilege(h.oid, a.attrelid, a.attnum, 'SELECT')
                     AND NOT (a.attname IN ({lead_id_column_name}, {territory_column_name})
-                      AND pg_has_role(h.oid, {auditor_name}, 'USAGE'))))),
+                      AND (pg_has_role(h.oid, {auditor_name}, 'USAGE') OR pg_has_role(h.oid, {reader_name}, 'USAGE')))))),
             borders AS MATERIALIZED (
               SELECT b.oid FROM {schema}.territories AS t JOIN pg_roles AS b ON b.rolname = {role_prefix} || lower(t.code)),
             -- whom a login can act as: itself, and each role that SET ROLE lets it choose

@@ -361,6 +361,17 @@ def test_privileges_on_other_tables_do_not_count(watched: Database, login: Calla
     assert is_open(watched)
 
 
+def test_who_migrates_another_database_of_the_server_is_no_service_of_this_one(
+    watched: Database, login: Callable[..., str]
+) -> None:
+    """Roles are those of the cluster: what a DBA granted for the one must not close the gate of the other."""
+    name = login()
+    grant(watched, "{owner}, {reader}", name)
+    assert is_open(watched)
+    grant(watched, "SELECT ON {leads}", name)  # the control
+    assert name in only(watched, "logins").detail
+
+
 def test_the_owner_of_the_table_may_stay_while_it_is_idle(watched: Database, login: Callable[..., str]) -> None:
     name = login()
     watched.sql(f'GRANT ALL ON SCHEMA public, crm TO "{name}"')
