@@ -1,0 +1,103 @@
+"""What an analyser of row-level security says about a database at head, and why each of its complaints stands.
+
+`pgrls verify` proves nothing here: each of our policies asks a function or current_user, which it can't decide.
+bandit's rules are ruff's `S`, on for the package and the revisions (pyproject.toml).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.support.database import Database
+
+pytestmark = [pytest.mark.profiles("pg18", "pg15"), pytest.mark.slow("an analyser reads the whole catalog")]
+
+# rule -> where it may complain, and why that is as it must be
+WAIVED = {
+    "SEC001": (
+        r"leadprotect\.alembic_version|public\.(activities|user_lead_assignments)",
+        "Alembic's own table, to which nobody has a grant; tables of the host keep the access that they had",
+    ),
+    "SEC002": (r"public\.leads", "host_rls = enforce leaves the owner of the table his maintenance access"),
+    "SEC003": (r"public\.leads\.leadprotect_rows", "opens nothing: the border beside it is restrictive and PUBLIC's"),
+    "SEC005": (
+        r"leadprotect\.\w+\.lp_(inside|operator|read|reference|border)|public\.leads\.\w+",
+        "rights of our functions and of offices; the border narrows by territory, which it takes for no tenant",
+    ),
+    "SEC007": (
+        r"leadprotect\.(accepted_conditions|contextless_writes|denial_secret|host_row_security|territories|unsettled_leads)",
+        "tables without a territory: there is no border to draw",
+    ),
+    "SEC008": (
+        r"leadprotect\.\w+\.lp_(operator|read|reference)|public\.leads\.leadprotect_rows",
+        "permissive for an office, and narrowed by the restrictive border",
+    ),
+    "SEC013": (
+        r"leadprotect\.lead_access_audit\w*\.lp_append_only|leadprotect\.user_lead_assignments\.\w+|public\.leads\.\w+",
+        "triggers of ours: test_grants.py and test_attacks.py",
+    ),
+    "SEC014": (r"leadprotect\.\w+", "each asks the acting role: test_attacks.py calls them across the border"),
+    "SEC015": (
+        r"leadprotect\.(backfill_counts|backfill_outside|has_rules|territory_terms|unowned_leads|who_could_edit)",
+        "bodies in SQL standard form: their names were bound when they were made",
+    ),
+    "SEC020": (
+        r"public\.leads\.leadprotect_(members_)?update",
+        "the new row is bound by the border and by refuse_move",
+    ),
+    "SEC027": (r"leadprotect\.\w+", "rows belong to a territory, not to the user who asks"),
+    "SEC028": (r"public\.leads\.leadprotect_rows", "as SEC003"),
+    "SEC038": (
+        r"leadprotect\.\w+\.lp_(operator|read|reference)|public\.leads\.leadprotect_rows",
+        "as SEC003 and SEC008: it looks at one permissive policy without the restrictive one",
+    ),
+    "PERF003": (r"leadprotect\.\w+\.lp_border|public\.leads\.\w+", "the key begins with the lead: docs/benchmarks"),
+    "PERF004": (r"public\.leads\.leadprotect_(update|delete)", "the decision about a row that was found already"),
+    "VIEW004": (r"leadprotect\.v_lead_protection", "has_rules tells the caller about himself"),
+}
+
+
+def complaints(database: Database) -> set[tuple[str, str]]:
+    """Rule and place of everything that it finds in our schema and the host's."""
+    done = subprocess.run(
+        ["pgrls", "lint", "--format", "json", "--schemas", "leadprotect,public", "--database-url", database.url],
+        text=True, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode in {0, 1}, done.stderr
+    return {(found["rule_id"], found["location"]) for found in json.loads(done.stdout)["violations"]}
+
+
+def not_waived(database: Database) -> set[tuple[str, str]]:
+    return {
+        (rule, place)
+        for rule, place in complaints(database)
+        if rule not in WAIVED or not re.fullmatch(WAIVED[rule][0], place)
+    }
+
+
+def test_an_analyser_of_row_security_has_no_complaint_that_nobody_answered(database: Database) -> None:
+    assert not_waived(database) == set()
+
+
+def test_no_answer_stands_for_a_complaint_that_is_not_made(database: Database) -> None:
+    assert {rule for rule, _ in complaints(database)} == set(WAIVED)
+
+
+@pytest.mark.parametrize(
+    ("damage", "rule"),
+    [
+        ("ALTER TABLE {schema}.denial_secret DISABLE ROW LEVEL SECURITY", "SEC032"),
+        ("ALTER TABLE {schema}.lead_access_audit NO FORCE ROW LEVEL SECURITY", "SEC002"),
+        ("CREATE POLICY stray ON {schema}.lead_access_audit USING (true)", "SEC003"),
+        ("ALTER FUNCTION {schema}.claim_lead(uuid, text) RESET search_path", "SEC015"),
+    ],
+)
+def test_control_a_hole_is_complained_about(database: Database, damage: str, rule: str) -> None:
+    database.sql(damage)
+    assert rule in {found for found, _ in not_waived(database)}
