@@ -32,13 +32,13 @@
 --      43  Who calls which function
 --      86  Territories and the border
 --     270  Ownership and rules
---     912  Decision
---    1289  Attempts and audit
---    2172  Seals
---    2532  Transition
---    2804  Backfill and verification
---    3658  Gate
---    4186  Host
+--     914  Decision
+--    1298  Attempts and audit
+--    2183  Seals
+--    2543  Transition
+--    2815  Backfill and verification
+--    3669  Gate
+--    4197  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -364,6 +364,8 @@ CREATE SEQUENCE leadprotect.user_lead_assignment_history_id_seq
     CACHE 1;
 
 ALTER SEQUENCE leadprotect.user_lead_assignment_history_id_seq OWNED BY leadprotect.user_lead_assignment_history.id;
+
+COMMENT ON SEQUENCE leadprotect.user_lead_assignment_history_id_seq IS 'Order of the changes';
 
 ALTER TABLE ONLY leadprotect.user_lead_assignment_history ALTER COLUMN id SET DEFAULT nextval('leadprotect.user_lead_assignment_history_id_seq'::regclass);
 
@@ -999,6 +1001,8 @@ CREATE FUNCTION leadprotect.set_context(user_id uuid, territory text, correlatio
  SELECT leadprotect.set_context((user_id)::text, territory, correlation_id) AS set_context;
 END;
 
+COMMENT ON FUNCTION leadprotect.set_context(user_id uuid, territory text, correlation_id text) IS 'The same for callers that hold the id as a uuid: there is no implicit cast to text';
+
 REVOKE ALL ON FUNCTION leadprotect.set_context(user_id text, territory text, correlation_id text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.set_context(user_id text, territory text, correlation_id text) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.set_context(user_id text, territory text, correlation_id text) TO leadprotect_auditor;
@@ -1281,6 +1285,11 @@ CREATE VIEW leadprotect.v_lead_protection WITH (security_invoker='true', securit
   WHERE ((l.territory)::text = ( SELECT leadprotect.admitted_territory() AS admitted_territory));
 
 COMMENT ON VIEW leadprotect.v_lead_protection IS 'Who owns each lead of the territory in context, and whether the user in context may edit it';
+COMMENT ON COLUMN leadprotect.v_lead_protection.lead IS 'the lead';
+COMMENT ON COLUMN leadprotect.v_lead_protection.territory IS 'the territory in context, which is the lead''s';
+COMMENT ON COLUMN leadprotect.v_lead_protection.owner IS 'who owns it; NULL: nobody';
+COMMENT ON COLUMN leadprotect.v_lead_protection.can_edit IS 'whether the user in context may edit it, never NULL';
+COMMENT ON COLUMN leadprotect.v_lead_protection.reason IS 'reason code of the decision';
 
 GRANT SELECT ON TABLE leadprotect.v_lead_protection TO leadprotect_app;
 GRANT SELECT ON TABLE leadprotect.v_lead_protection TO leadprotect_auditor;
@@ -1358,6 +1367,8 @@ CREATE SEQUENCE leadprotect.lead_access_audit_id_seq
     CACHE 1;
 
 ALTER SEQUENCE leadprotect.lead_access_audit_id_seq OWNED BY leadprotect.lead_access_audit.id;
+
+COMMENT ON SEQUENCE leadprotect.lead_access_audit_id_seq IS 'Numbers of attempts; a denial that was raised has drawn one, and leaves a gap that audit verify finds';
 
 ALTER TABLE ONLY leadprotect.lead_access_audit ALTER COLUMN id SET DEFAULT nextval('leadprotect.lead_access_audit_id_seq'::regclass);
 

@@ -131,6 +131,7 @@ def create_assignment_history() -> None:
           END IF;
         END
         $do$;
+        COMMENT ON SEQUENCE {schema}.user_lead_assignment_history_id_seq IS 'Order of the changes';
         COMMENT ON TABLE {schema}.user_lead_assignment_history IS
         'Former assignments, from assigned_at to ended_at; written by a trigger when one changes';
         COMMENT ON COLUMN {schema}.user_lead_assignment_history.lead_id IS 'the lead';

@@ -82,6 +82,8 @@ def create_audit() -> None:
           END IF;
         END
         $do$;
+        COMMENT ON SEQUENCE {schema}.lead_access_audit_id_seq IS
+        'Numbers of attempts; a denial that was raised has drawn one, and leaves a gap that audit verify finds';
         COMMENT ON TABLE {schema}.lead_access_audit IS
         'Every attempt on a lead, allowed or denied; append-only for everybody';
         COMMENT ON COLUMN {schema}.lead_access_audit.lead_id IS 'the lead; no foreign key, deleting it keeps its history. The nil id stands for the whole territory';

@@ -134,6 +134,8 @@ def create_context() -> None:
             BEGIN ATOMIC
               SELECT {schema}.set_context(user_id::text, territory, correlation_id);
             END;
+            COMMENT ON FUNCTION {schema}.set_context(uuid, text, text) IS
+            'The same for callers that hold the id as a uuid: there is no implicit cast to text';
             REVOKE ALL ON FUNCTION {schema}.set_context(uuid, text, text) FROM PUBLIC;
             GRANT EXECUTE ON FUNCTION {schema}.set_context(uuid, text, text) TO {app}, {auditor}, {manager};
           END IF;

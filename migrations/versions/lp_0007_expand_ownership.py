@@ -631,6 +631,11 @@ def create_view() -> None:
         WHERE l.{territory} = (SELECT {schema}.admitted_territory());
         COMMENT ON VIEW {schema}.v_lead_protection IS
         'Who owns each lead of the territory in context, and whether the user in context may edit it';
+        COMMENT ON COLUMN {schema}.v_lead_protection.lead IS 'the lead';
+        COMMENT ON COLUMN {schema}.v_lead_protection.territory IS 'the territory in context, which is the lead''s';
+        COMMENT ON COLUMN {schema}.v_lead_protection.owner IS 'who owns it; NULL: nobody';
+        COMMENT ON COLUMN {schema}.v_lead_protection.can_edit IS 'whether the user in context may edit it, never NULL';
+        COMMENT ON COLUMN {schema}.v_lead_protection.reason IS 'reason code of the decision';
         REVOKE ALL ON {schema}.v_lead_protection FROM PUBLIC;
         GRANT SELECT ON {schema}.v_lead_protection TO {app}, {auditor}, {manager}
         """)

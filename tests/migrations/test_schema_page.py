@@ -81,3 +81,24 @@ def test_an_object_without_a_subject_stops_the_page_and_says_where_to_add_it() -
 def test_an_object_of_two_subjects_stops_the_page() -> None:
     with pytest.raises(LookupError, match='in "Ownership and rules" and "Backfill and verification" of'):
         subject_of(unknown("backfill_owner"))
+
+
+NAMELESS = """
+    SELECT 'function ' || p.oid::regprocedure FROM pg_proc AS p
+    WHERE p.pronamespace = {schema_name}::regnamespace AND obj_description(p.oid, 'pg_proc') IS NULL
+    UNION ALL
+    SELECT 'relation ' || c.oid::regclass FROM pg_class AS c
+    WHERE c.relnamespace = {schema_name}::regnamespace AND c.relkind IN ('r', 'p', 'v', 'S') AND NOT c.relispartition
+      AND obj_description(c.oid, 'pg_class') IS NULL
+    UNION ALL
+    SELECT 'column ' || c.oid::regclass || '.' || a.attname FROM pg_class AS c
+    JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    WHERE c.relnamespace = {schema_name}::regnamespace AND c.relkind IN ('r', 'p', 'v') AND NOT c.relispartition
+      AND col_description(c.oid, a.attnum) IS NULL
+    """
+
+
+def test_everything_that_a_dba_meets_says_why_it_is_there(database: Database) -> None:
+    assert database.sql(NAMELESS) == []
+    database.sql("COMMENT ON FUNCTION {schema}.is_manager() IS NULL")  # the control
+    assert len(database.sql(NAMELESS)) == 1
