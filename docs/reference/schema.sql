@@ -32,13 +32,13 @@
 --      43  Who calls which function
 --      86  Territories and the border
 --     270  Ownership and rules
---     914  Decision
---    1298  Attempts and audit
---    2183  Seals
---    2543  Transition
---    2815  Backfill and verification
---    3669  Gate
---    4197  Host
+--     916  Decision
+--    1300  Attempts and audit
+--    2199  Seals
+--    2559  Transition
+--    2831  Backfill and verification
+--    3685  Gate
+--    4213  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -81,7 +81,7 @@
 --    require_manager, in_transition, note_unsettled, note_contextless_write, own_moved_lead,
 --    forget_lead, own_active_lead, require_transition, chunk_bounds, next_leads, own_leads,
 --    accept_condition, accepted_share, ways_around, what_changes, tolerated, require_open_gate,
---    acts_bound, audit_edit, audit_truncate, refuse_move, publish_territories
+--    acts_bound, audit_edit, audit_truncate, refuse_move, refuse_taken, publish_territories
 
 -- =================================================================================================
 -- Territories and the border
@@ -860,7 +860,9 @@ CREATE FUNCTION leadprotect.grant_protection(of_user uuid, here text, kind leadp
           VALUES (of_user, here, kind, lead, starts, grant_protection.effective_to)
           ON CONFLICT DO NOTHING;
           PERFORM "leadprotect".write_audit(coalesce(lead, '00000000-0000-0000-0000-000000000000'::uuid), 'ASSIGN', 'manager',
-            concat_ws(' ', 'grant', kind, 'to', of_user, 'until ' || grant_protection.effective_to), NULL, here);
+            -- in one form: what a session's DateStyle and TimeZone print may read as another time
+            concat_ws(' ', 'grant', kind, 'to', of_user,
+              'until ' || to_char(grant_protection.effective_to AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS.US "UTC"')), NULL, here);
         END
         $$;
 
@@ -1252,7 +1254,7 @@ CREATE FUNCTION leadprotect.has_rules() RETURNS boolean
     BEGIN ATOMIC
  SELECT (EXISTS ( SELECT
             FROM leadprotect.lead_protection_rules r
-           WHERE ((r.user_id = leadprotect.parse_user(current_setting('app.user_id'::text, true))) AND (r.territory = current_setting('app.territory'::text, true))))) AS "exists";
+           WHERE ((r.user_id = leadprotect.parse_user(current_setting('app.user_id'::text, true))) AND (r.territory = ( SELECT leadprotect.admitted_territory() AS admitted_territory))))) AS "exists";
 END;
 
 COMMENT ON FUNCTION leadprotect.has_rules() IS 'Whether the user in context has any rule in his territory; without one, ownership alone decides';
@@ -1821,12 +1823,20 @@ CREATE FUNCTION leadprotect.decide_locked(lead uuid, OUT reason text, OUT basis 
             reason := "leadprotect".explain_edit(lead);
             basis := (
               SELECT format('rule for the %s since %s', CASE WHEN r.lead_id IS NULL THEN 'territory' ELSE 'lead' END,
-                            to_char(r.effective_from AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US "UTC"'))
+                            to_char(r.effective_from AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS.US "UTC"'))
               FROM "leadprotect".lead_protection_rules AS r
               WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR'
                 AND (r.lead_id IS NULL OR r.lead_id = lead)
                 AND "leadprotect".in_force(r.active, r.effective_from, r.effective_to)
+                AND (r.effective_to IS NULL OR clock_timestamp() < r.effective_to)
               ORDER BY r.lead_id NULLS LAST, r.effective_from LIMIT 1);
+            -- the rule has ended while the caller's statement goes on
+            IF basis IS NULL AND reason = 'collaborator' THEN
+              reason := CASE WHEN EXISTS (
+                SELECT FROM "leadprotect".user_lead_assignments AS a
+                WHERE a.lead_id = lead AND a.territory = here AND a.user_id IS NOT NULL)
+                THEN 'not_owner' ELSE 'unassigned' END;
+            END IF;
           END IF;
         END
         $$;
@@ -2043,12 +2053,18 @@ CREATE FUNCTION leadprotect.record_denial(lead uuid, action leadprotect.lead_act
             -- nobody is answered so about another territory
             RAISE EXCEPTION 'reason % is not of this login', decision USING ERRCODE = 'LP422';
           END IF;
-          -- a number that was drawn for another denial, or has its row, stays what it is
+          -- a number that was drawn for another denial, has its row, or is being recorded at this moment, stays
+          -- what it is; only tried, because anybody may hold an advisory lock
           IF number IS NOT NULL AND (
             split_part(ticket, ' ', 2) IS DISTINCT FROM "leadprotect".denial_proof(
               'ticket ' || json_build_array(number, lead::text, decision, session_user)::text)
-            OR EXISTS (SELECT FROM "leadprotect".lead_access_audit AS e WHERE e.lead_id = lead AND e.id = number))
+            OR current_setting('transaction_isolation') <> 'read committed'
+            OR NOT pg_try_advisory_xact_lock(hashtextextended('"leadprotect"' || '.denials', number)))
           THEN
+            number := NULL;
+          END IF;
+          -- asked under the lock, in a snapshot of its own
+          IF EXISTS (SELECT FROM "leadprotect".lead_access_audit AS e WHERE e.lead_id = lead AND e.id = number) THEN
             number := NULL;
           END IF;
           IF lead IS NOT NULL THEN
@@ -2315,9 +2331,9 @@ CREATE FUNCTION leadprotect.append_audit_seal(entry leadprotect.lead_access_audi
           entry.hash := sha256(coalesce(entry.previous, '') || sha256(convert_to(json_build_array(
             'lp-seal-1', entry.territory, entry.number, entry.run, entry.month, entry.row_count, entry.ids::text,
             encode(entry.content, 'hex'), encode(entry.row_checks, 'hex'),
-            entry.first_at AT TIME ZONE 'UTC', entry.last_at AT TIME ZONE 'UTC', entry.sealed_at AT TIME ZONE 'UTC',
+            entry.first_at AT TIME ZONE 'Etc/UTC', entry.last_at AT TIME ZONE 'Etc/UTC', entry.sealed_at AT TIME ZONE 'Etc/UTC',
             entry.sealed_by, entry.origin, entry.snapshot::text, entry.transaction_id::text, entry.last_number,
-            entry.settled_until AT TIME ZONE 'UTC', entry.detached_table)::text, 'UTF8')));
+            entry.settled_until AT TIME ZONE 'Etc/UTC', entry.detached_table)::text, 'UTF8')));
           INSERT INTO "leadprotect".lead_access_audit_seals SELECT entry.*;
           -- a log that is shipped elsewhere keeps the newest hash out of everybody's reach
           RAISE LOG 'leadprotect seal: territory %, number %, hash %',
@@ -2365,10 +2381,10 @@ CREATE FUNCTION leadprotect.seal_audit(rows_per_seal integer DEFAULT 10000) RETU
             WHERE s.detached_table IS NULL ORDER BY s.run DESC LIMIT 1;
           known_here := before.origin IS NOT DISTINCT FROM here;
           open_from := coalesce(
-            date_trunc('month', before.settled_until - interval '1 minute', 'UTC'), '-infinity');
+            date_trunc('month', before.settled_until - interval '1 minute', 'Etc/UTC'), '-infinity');
           done := coalesce(
             (SELECT range_agg(s.ids) FROM "leadprotect".lead_access_audit_seals AS s
-             WHERE NOT isfinite(open_from) OR s.month >= (open_from AT TIME ZONE 'UTC')::date), '{}');
+             WHERE NOT isfinite(open_from) OR s.month >= (open_from AT TIME ZONE 'Etc/UTC')::date), '{}');
           entry.run := coalesce(before.run, 0) + 1;
           entry.sealed_at := began;
           entry.origin := here;
@@ -2377,10 +2393,10 @@ CREATE FUNCTION leadprotect.seal_audit(rows_per_seal integer DEFAULT 10000) RETU
             WITH state AS MATERIALIZED (
               SELECT pg_current_snapshot() AS snapshot, "leadprotect".audit_settled_until() AS settled_until
             ), fresh AS MATERIALIZED (
-              SELECT a.territory, (date_trunc('month', a.at, 'UTC') AT TIME ZONE 'UTC')::date AS month,
+              SELECT a.territory, (date_trunc('month', a.at, 'Etc/UTC') AT TIME ZONE 'Etc/UTC')::date AS month,
                      a.id, a.at, a.lead_id::text COLLATE "C" AS lead,
                      sha256(convert_to(json_build_array(
-                       'lp-row-1', a.id, a.lead_id::text, a.at AT TIME ZONE 'UTC', a.user_id::text, a.login, a.role,
+                       'lp-row-1', a.id, a.lead_id::text, a.at AT TIME ZONE 'Etc/UTC', a.user_id::text, a.login, a.role,
                        a.territory, a.action::text, a.outcome::text, a.reason, a.note, a.correlation_id,
                        a.transaction_id::text, a.basis)::text, 'UTF8')) AS hash
               FROM "leadprotect".lead_access_audit AS a, state
@@ -2411,7 +2427,7 @@ CREATE FUNCTION leadprotect.seal_audit(rows_per_seal integer DEFAULT 10000) RETU
           LOOP
             -- a run without new rows leaves its mark in every chain, too: until then, nothing else was there
             entry.territory := part.chain;
-            entry.month := coalesce(part.month, (date_trunc('month', began, 'UTC') AT TIME ZONE 'UTC')::date);
+            entry.month := coalesce(part.month, (date_trunc('month', began, 'Etc/UTC') AT TIME ZONE 'Etc/UTC')::date);
             entry.row_count := coalesce(part.row_count, 0);
             entry.ids := coalesce(part.ids, '{}');
             entry.content := coalesce(part.content, sha256(''));
@@ -2522,7 +2538,7 @@ CREATE FUNCTION leadprotect.audit_number_gaps() RETURNS TABLE(first_number bigin
           done int8multirange := coalesce(
             (SELECT range_agg(s.ids) FROM "leadprotect".lead_access_audit_seals AS s), '{}');
           open_from timestamptz := (
-            SELECT date_trunc('month', max(s.settled_until) - interval '1 minute', 'UTC')
+            SELECT date_trunc('month', max(s.settled_until) - interval '1 minute', 'Etc/UTC')
             FROM "leadprotect".lead_access_audit_seals AS s);
         BEGIN
           IF drawn > 0 THEN
@@ -4015,11 +4031,11 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
           SELECT max(greatest(j.registered_at, j.finished_at)) INTO complete_since FROM "leadprotect".backfill_jobs AS j;
           met := coalesce(complete_since + observation_window <= clock_timestamp(), false);
           detail := format('migrate is complete since %s, the observation window is %s',
-                           coalesce(to_char(complete_since AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'), 'never'),
+                           coalesce(to_char(complete_since AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'), 'never'),
                            justify_hours(observation_window));
           remedy := CASE WHEN NOT met THEN
             format('wait until %s, or shorten observation_window',
-                   to_char((complete_since + observation_window) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')) END;
+                   to_char((complete_since + observation_window) AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')) END;
           RETURN NEXT;
 
           IF host_rls = 'off' THEN
@@ -4072,10 +4088,10 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
           condition := 'contextless_writes';
           SELECT count(*) = 0,
                  coalesce(string_agg(format('login %I wrote to %s without a context at %s', late.login, late.host_table,
-                            to_char(late.at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')), ', '),
+                            to_char(late.at AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')), ', '),
                           'no write without a context inside the observation window'),
                  'deploy the version that sets its context (leadprotect.acting_as) and wait until '
-                   || to_char((max(late.at) + observation_window + noted) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')
+                   || to_char((max(late.at) + observation_window + noted) AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')
                    || ', or name the login in exempt_roles'
           INTO met, detail, remedy
           FROM (
@@ -4125,14 +4141,14 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
               FROM acting AS a ORDER BY a.login, a.itself DESC, a.ready DESC, a.role)
             SELECT CASE WHEN s.owns
                 THEN format('login %I owns %s, so row security does not bind it, and wrote at %s', s.login, 'public.leads',
-                            to_char(s.wrote AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'))
+                            to_char(s.wrote AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'))
                 ELSE format('%s has privileges on %s but is no member of %s and a territory',
                             CASE s.role WHEN s.login THEN format('login %I', s.login)
                               ELSE format('role %I, which login %I sets,', s.role, s.login) END,
                             'public.leads', 'leadprotect_app') END AS detail,
               CASE WHEN s.owns
                 THEN format('let the service log in as another member of %I and wait until %s,', 'leadprotect_app',
-                            to_char((s.wrote + observation_window + noted) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'))
+                            to_char((s.wrote + observation_window + noted) AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'))
                 -- which territory a login serves, only its owner knows: the others are named beside the first
                 ELSE (
                   SELECT format('GRANT %I, %I%s TO %I;', 'leadprotect_app', t.roles[1],
@@ -4370,6 +4386,29 @@ COMMENT ON FUNCTION leadprotect.refuse_move() IS 'Trigger of contract: id and te
 
 REVOKE ALL ON FUNCTION leadprotect.refuse_move() FROM PUBLIC;
 
+-- function refuse_taken, lp_0015_contract_enforce
+
+CREATE FUNCTION leadprotect.refuse_taken() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    AS $$
+        BEGIN
+          IF EXISTS (
+            SELECT FROM "leadprotect".host_lead(NEW."id") AS l (territory)
+            WHERE l.territory IS DISTINCT FROM "leadprotect".admitted_territory() AND l.territory IS NOT NULL)
+            AND "leadprotect".acts_bound()
+          THEN
+            RAISE EXCEPTION 'the id of the new lead is taken' USING ERRCODE = 'unique_violation';
+          END IF;
+          RETURN NEW;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.refuse_taken() IS 'Trigger of contract: an INSERT meets no lead of another territory, whatever it says ON CONFLICT';
+
+REVOKE ALL ON FUNCTION leadprotect.refuse_taken() FROM PUBLIC;
+
 -- table host_row_security, lp_0015_contract_enforce
 
 CREATE TABLE leadprotect.host_row_security (
@@ -4441,6 +4480,12 @@ ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_audit_truncate;
 CREATE TRIGGER leadprotect_refuse_move AFTER UPDATE ON public.leads FOR EACH ROW WHEN (((old.territory IS NOT NULL) AND (((new.territory)::text IS DISTINCT FROM (old.territory)::text) OR (new.id IS DISTINCT FROM old.id)))) EXECUTE FUNCTION leadprotect.refuse_move();
 
 ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_refuse_move;
+
+-- trigger leadprotect_refuse_taken on public.leads, lp_0015_contract_enforce
+
+CREATE TRIGGER leadprotect_refuse_taken BEFORE INSERT ON public.leads FOR EACH ROW EXECUTE FUNCTION leadprotect.refuse_taken();
+
+ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_refuse_taken;
 
 -- table alembic_version, Alembic itself
 

@@ -17,14 +17,14 @@ CLOCK = "interval '1 minute'"
 
 
 ASKED = """asked AS (
-          SELECT %s::text AS territory, %s::date AS month, %s::timestamp AT TIME ZONE 'UTC' AS low,
-                 (%s::timestamp + interval '1 month') AT TIME ZONE 'UTC' AS high
+          SELECT %s::text AS territory, %s::date AS month, %s::timestamp AT TIME ZONE 'Etc/UTC' AS low,
+                 (%s::timestamp + interval '1 month') AT TIME ZONE 'Etc/UTC' AS high
         )"""
 # the limits let PostgreSQL leave out other months, the last line also holds for infinite times
 IN_MONTH = """
           WHERE a.territory IS NOT DISTINCT FROM (SELECT territory FROM asked)
             AND a.at >= (SELECT low FROM asked) AND a.at <= (SELECT high FROM asked)
-            AND date_trunc('month', a.at, 'UTC') = (SELECT low FROM asked)"""
+            AND date_trunc('month', a.at, 'Etc/UTC') = (SELECT low FROM asked)"""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def months(conn: AnyConnection, territory: str | None) -> list[str]:
         SELECT s.month::text FROM {render("{schema}", current())}.lead_access_audit_seals AS s, asked
         WHERE s.territory IS NOT DISTINCT FROM asked.territory
         UNION
-        SELECT (date_trunc('month', held.at, 'UTC') AT TIME ZONE 'UTC')::date::text FROM held
+        SELECT (date_trunc('month', held.at, 'Etc/UTC') AT TIME ZONE 'Etc/UTC')::date::text FROM held
         ORDER BY 1
         """
     return [month for (month,) in rows(conn, query, (territory,))]

@@ -62,7 +62,8 @@ def _header(
     since: datetime | None,
     until: datetime | None,
 ) -> dict[str, Any]:
-    database, login, now = row(conn, "SELECT current_database()::text, session_user::text, now() AT TIME ZONE 'UTC'")
+    query = "SELECT current_database()::text, session_user::text, now() AT TIME ZONE 'Etc/UTC'"
+    database, login, now = row(conn, query)
     heads = [
         {"territory": code, "number": links[-1]["number"], "hash": links[-1]["hash"]}
         for code, links in chains.items()

@@ -58,8 +58,8 @@ def detach(conn: psycopg.Connection[Any], before: date) -> Iterator[Detached]:
         message = f"before: {before:%Y-%m} is still to come; a month is detached when it is over"
         raise InvalidRequest(message)
     query = """
-        SELECT (from_month AT TIME ZONE 'UTC')::pg_catalog.date FROM {schema}.audit_partitions()
-        WHERE to_month OPERATOR(pg_catalog.<=) (%s::timestamp AT TIME ZONE 'UTC') ORDER BY 1
+        SELECT (from_month AT TIME ZONE 'Etc/UTC')::pg_catalog.date FROM {schema}.audit_partitions()
+        WHERE to_month OPERATOR(pg_catalog.<=) (%s::timestamp AT TIME ZONE 'Etc/UTC') ORDER BY 1
         """
     for (month,) in rows(conn, render(query, current()), (before.replace(day=1),)):
         call = "SELECT detached::pg_catalog.text, row_count FROM {schema}.detach_audit_month(%s::pg_catalog.date)"

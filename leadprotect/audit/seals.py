@@ -28,7 +28,7 @@ FORMAT = "leadprotect-audit-1"
 ROW = {
     "id": "a.id",
     "lead_id": "a.lead_id::text",
-    "at": "a.at AT TIME ZONE 'UTC'",
+    "at": "a.at AT TIME ZONE 'Etc/UTC'",
     "user_id": "a.user_id::text",
     "login": "a.login",
     "role": "a.role",
@@ -52,15 +52,15 @@ SEAL = {
     "ids": "s.ids::text",
     "content": "encode(s.content, 'hex')",
     "row_checks": "encode(s.row_checks, 'hex')",
-    "first_at": "s.first_at AT TIME ZONE 'UTC'",
-    "last_at": "s.last_at AT TIME ZONE 'UTC'",
-    "sealed_at": "s.sealed_at AT TIME ZONE 'UTC'",
+    "first_at": "s.first_at AT TIME ZONE 'Etc/UTC'",
+    "last_at": "s.last_at AT TIME ZONE 'Etc/UTC'",
+    "sealed_at": "s.sealed_at AT TIME ZONE 'Etc/UTC'",
     "sealed_by": "s.sealed_by",
     "origin": "s.origin",
     "snapshot": "s.snapshot::text",
     "transaction_id": "s.transaction_id::text",
     "last_number": "s.last_number",
-    "settled_until": "s.settled_until AT TIME ZONE 'UTC'",
+    "settled_until": "s.settled_until AT TIME ZONE 'Etc/UTC'",
     "detached_table": "s.detached_table",
 }
 """The same of a seal; its hash covers them and the hash of the seal before it."""

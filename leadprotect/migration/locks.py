@@ -112,7 +112,7 @@ def holders(conn: psycopg.Connection[Any], key: int) -> list[Holder]:
     """Who holds the advisory lock `key`; most often one, and none when it was given back meanwhile."""
     found = conn.execute(
         """
-        SELECT l.pid, a.usename::text, a.application_name, a.backend_start AT TIME ZONE 'UTC'
+        SELECT l.pid, a.usename::text, a.application_name, a.backend_start AT TIME ZONE 'Etc/UTC'
         FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
         WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
           AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())

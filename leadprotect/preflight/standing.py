@@ -26,7 +26,7 @@ _TABLES = {
     "lp_0015_contract_enforce": "host_row_security",
 }
 _ENFORCES = "lp_0015_contract_enforce"
-_TRIGGERS = ("audit_edit", "audit_truncate", "refuse_move", "forget", "forget_id", "forget_all")
+_TRIGGERS = ("audit_edit", "audit_truncate", "refuse_move", "refuse_taken", "forget", "forget_id", "forget_all")
 _ONLY_WITHOUT_OWN = "rows"  # where the host had row security, its own permissive policies decide
 
 

@@ -26,6 +26,7 @@ HOST_TRIGGERS = {
     "audit_edit": "audit_edit",
     "audit_truncate": "audit_truncate",
     "refuse_move": "refuse_move",
+    "refuse_taken": "refuse_taken",
 }
 HOST_POLICIES = ("border", "rows", "update", "delete", "members_update", "members_delete")
 HOST_INDEXES = {"leads_index": "leads", "activities_index": "activities"}

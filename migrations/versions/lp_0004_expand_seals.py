@@ -179,9 +179,9 @@ def create_sealing() -> None:
           entry.hash := sha256(coalesce(entry.previous, '') || sha256(convert_to(json_build_array(
             'lp-seal-1', entry.territory, entry.number, entry.run, entry.month, entry.row_count, entry.ids::text,
             encode(entry.content, 'hex'), encode(entry.row_checks, 'hex'),
-            entry.first_at AT TIME ZONE 'UTC', entry.last_at AT TIME ZONE 'UTC', entry.sealed_at AT TIME ZONE 'UTC',
+            entry.first_at AT TIME ZONE 'Etc/UTC', entry.last_at AT TIME ZONE 'Etc/UTC', entry.sealed_at AT TIME ZONE 'Etc/UTC',
             entry.sealed_by, entry.origin, entry.snapshot::text, entry.transaction_id::text, entry.last_number,
-            entry.settled_until AT TIME ZONE 'UTC', entry.detached_table)::text, 'UTF8')));
+            entry.settled_until AT TIME ZONE 'Etc/UTC', entry.detached_table)::text, 'UTF8')));
           INSERT INTO {schema}.lead_access_audit_seals SELECT entry.*;
           -- a log that is shipped elsewhere keeps the newest hash out of everybody's reach
           RAISE LOG 'leadprotect seal: territory %, number %, hash %',
@@ -235,10 +235,10 @@ def create_sealing() -> None:
             WHERE s.detached_table IS NULL ORDER BY s.run DESC LIMIT 1;
           known_here := before.origin IS NOT DISTINCT FROM here;
           open_from := coalesce(
-            date_trunc('month', before.settled_until - interval '1 minute', 'UTC'), '-infinity');
+            date_trunc('month', before.settled_until - interval '1 minute', 'Etc/UTC'), '-infinity');
           done := coalesce(
             (SELECT range_agg(s.ids) FROM {schema}.lead_access_audit_seals AS s
-             WHERE NOT isfinite(open_from) OR s.month >= (open_from AT TIME ZONE 'UTC')::date), '{}');
+             WHERE NOT isfinite(open_from) OR s.month >= (open_from AT TIME ZONE 'Etc/UTC')::date), '{}');
           entry.run := coalesce(before.run, 0) + 1;
           entry.sealed_at := began;
           entry.origin := here;
@@ -247,10 +247,10 @@ def create_sealing() -> None:
             WITH state AS MATERIALIZED (
               SELECT pg_current_snapshot() AS snapshot, {schema}.audit_settled_until() AS settled_until
             ), fresh AS MATERIALIZED (
-              SELECT a.territory, (date_trunc('month', a.at, 'UTC') AT TIME ZONE 'UTC')::date AS month,
+              SELECT a.territory, (date_trunc('month', a.at, 'Etc/UTC') AT TIME ZONE 'Etc/UTC')::date AS month,
                      a.id, a.at, a.lead_id::text COLLATE "C" AS lead,
                      sha256(convert_to(json_build_array(
-                       'lp-row-1', a.id, a.lead_id::text, a.at AT TIME ZONE 'UTC', a.user_id::text, a.login, a.role,
+                       'lp-row-1', a.id, a.lead_id::text, a.at AT TIME ZONE 'Etc/UTC', a.user_id::text, a.login, a.role,
                        a.territory, a.action::text, a.outcome::text, a.reason, a.note, a.correlation_id,
                        a.transaction_id::text, a.basis)::text, 'UTF8')) AS hash
               FROM {schema}.lead_access_audit AS a, state
@@ -281,7 +281,7 @@ def create_sealing() -> None:
           LOOP
             -- a run without new rows leaves its mark in every chain, too: until then, nothing else was there
             entry.territory := part.chain;
-            entry.month := coalesce(part.month, (date_trunc('month', began, 'UTC') AT TIME ZONE 'UTC')::date);
+            entry.month := coalesce(part.month, (date_trunc('month', began, 'Etc/UTC') AT TIME ZONE 'Etc/UTC')::date);
             entry.row_count := coalesce(part.row_count, 0);
             entry.ids := coalesce(part.ids, '{}');
             entry.content := coalesce(part.content, sha256(''));
@@ -407,7 +407,7 @@ def create_number_gaps() -> None:
           done int8multirange := coalesce(
             (SELECT range_agg(s.ids) FROM {schema}.lead_access_audit_seals AS s), '{}');
           open_from timestamptz := (
-            SELECT date_trunc('month', max(s.settled_until) - interval '1 minute', 'UTC')
+            SELECT date_trunc('month', max(s.settled_until) - interval '1 minute', 'Etc/UTC')
             FROM {schema}.lead_access_audit_seals AS s);
         BEGIN
           IF drawn > 0 THEN

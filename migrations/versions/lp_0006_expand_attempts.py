@@ -139,12 +139,20 @@ def create_locked_decision() -> None:
             reason := {schema}.explain_edit(lead);
             basis := (
               SELECT format('rule for the %s since %s', CASE WHEN r.lead_id IS NULL THEN 'territory' ELSE 'lead' END,
-                            to_char(r.effective_from AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US "UTC"'))
+                            to_char(r.effective_from AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS.US "UTC"'))
               FROM {schema}.lead_protection_rules AS r
               WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR'
                 AND (r.lead_id IS NULL OR r.lead_id = lead)
                 AND {schema}.in_force(r.active, r.effective_from, r.effective_to)
+                AND (r.effective_to IS NULL OR clock_timestamp() < r.effective_to)
               ORDER BY r.lead_id NULLS LAST, r.effective_from LIMIT 1);
+            -- the rule has ended while the caller's statement goes on
+            IF basis IS NULL AND reason = 'collaborator' THEN
+              reason := CASE WHEN EXISTS (
+                SELECT FROM {schema}.user_lead_assignments AS a
+                WHERE a.lead_id = lead AND a.territory = here AND a.user_id IS NOT NULL)
+                THEN 'not_owner' ELSE 'unassigned' END;
+            END IF;
           END IF;
         END
         $body$;
@@ -399,12 +407,18 @@ def create_denials() -> None:
             -- nobody is answered so about another territory
             RAISE EXCEPTION 'reason % is not of this login', decision USING ERRCODE = 'LP422';
           END IF;
-          -- a number that was drawn for another denial, or has its row, stays what it is
+          -- a number that was drawn for another denial, has its row, or is being recorded at this moment, stays
+          -- what it is; only tried, because anybody may hold an advisory lock
           IF number IS NOT NULL AND (
             split_part(ticket, ' ', 2) IS DISTINCT FROM {schema}.denial_proof(
               'ticket ' || json_build_array(number, lead::text, decision, session_user)::text)
-            OR EXISTS (SELECT FROM {schema}.lead_access_audit AS e WHERE e.lead_id = lead AND e.id = number))
+            OR current_setting('transaction_isolation') <> 'read committed'
+            OR NOT pg_try_advisory_xact_lock(hashtextextended({schema_name} || '.denials', number)))
           THEN
+            number := NULL;
+          END IF;
+          -- asked under the lock, in a snapshot of its own
+          IF EXISTS (SELECT FROM {schema}.lead_access_audit AS e WHERE e.lead_id = lead AND e.id = number) THEN
             number := NULL;
           END IF;
           IF lead IS NOT NULL THEN

@@ -501,7 +501,9 @@ def create_rule_functions() -> None:
           VALUES (of_user, here, kind, lead, starts, grant_protection.effective_to)
           ON CONFLICT DO NOTHING;
           PERFORM {schema}.write_audit(coalesce(lead, {nil_lead}::{lead_id_type}), 'ASSIGN', 'manager',
-            concat_ws(' ', 'grant', kind, 'to', of_user, 'until ' || grant_protection.effective_to), NULL, here);
+            -- in one form: what a session's DateStyle and TimeZone print may read as another time
+            concat_ws(' ', 'grant', kind, 'to', of_user,
+              'until ' || to_char(grant_protection.effective_to AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS.US "UTC"')), NULL, here);
         END
         $body$;
         COMMENT ON FUNCTION {schema}.grant_protection({user_id_type}, text, {schema}.protection_type, {lead_id_type}, timestamptz, timestamptz) IS
@@ -583,7 +585,8 @@ def create_territory_terms() -> None:
 
 
 def create_view() -> None:
-    # Whether the caller has any rule in his territory; without one, ownership alone decides.
+    # Whether the caller has any rule in his territory; without one, ownership alone decides. Who does not
+    # hold the territory learns nothing about anybody's rules in it.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.has_rules()
@@ -594,7 +597,7 @@ def create_view() -> None:
           SELECT EXISTS (
             SELECT FROM {schema}.lead_protection_rules AS r
             WHERE r.user_id = {schema}.parse_user(pg_catalog.current_setting({user_guc}, true))
-              AND r.territory = pg_catalog.current_setting({territory_guc}, true));
+              AND r.territory = (SELECT {schema}.admitted_territory()));
         END;
         COMMENT ON FUNCTION {schema}.has_rules() IS
         'Whether the user in context has any rule in his territory; without one, ownership alone decides';

@@ -437,11 +437,11 @@ def create_gate() -> None:
           SELECT max(greatest(j.registered_at, j.finished_at)) INTO complete_since FROM {schema}.backfill_jobs AS j;
           met := coalesce(complete_since + observation_window <= clock_timestamp(), false);
           detail := format('migrate is complete since %s, the observation window is %s',
-                           coalesce(to_char(complete_since AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'), 'never'),
+                           coalesce(to_char(complete_since AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'), 'never'),
                            justify_hours(observation_window));
           remedy := CASE WHEN NOT met THEN
             format('wait until %s, or shorten observation_window',
-                   to_char((complete_since + observation_window) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')) END;
+                   to_char((complete_since + observation_window) AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')) END;
           RETURN NEXT;
 
           IF host_rls = 'off' THEN
@@ -494,10 +494,10 @@ def create_gate() -> None:
           condition := 'contextless_writes';
           SELECT count(*) = 0,
                  coalesce(string_agg(format('login %I wrote to %s without a context at %s', late.login, late.host_table,
-                            to_char(late.at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')), ', '),
+                            to_char(late.at AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')), ', '),
                           'no write without a context inside the observation window'),
                  'deploy the version that sets its context (leadprotect.acting_as) and wait until '
-                   || to_char((max(late.at) + observation_window + noted) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')
+                   || to_char((max(late.at) + observation_window + noted) AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')
                    || ', or name the login in exempt_roles'
           INTO met, detail, remedy
           FROM (
@@ -547,14 +547,14 @@ def create_gate() -> None:
               FROM acting AS a ORDER BY a.login, a.itself DESC, a.ready DESC, a.role)
             SELECT CASE WHEN s.owns
                 THEN format('login %I owns %s, so row security does not bind it, and wrote at %s', s.login, {leads_label},
-                            to_char(s.wrote AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'))
+                            to_char(s.wrote AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'))
                 ELSE format('%s has privileges on %s but is no member of %s and a territory',
                             CASE s.role WHEN s.login THEN format('login %I', s.login)
                               ELSE format('role %I, which login %I sets,', s.role, s.login) END,
                             {leads_label}, {app_name}) END AS detail,
               CASE WHEN s.owns
                 THEN format('let the service log in as another member of %I and wait until %s,', {app_name},
-                            to_char((s.wrote + observation_window + noted) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'))
+                            to_char((s.wrote + observation_window + noted) AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'))
                 -- which territory a login serves, only its owner knows: the others are named beside the first
                 ELSE (
                   SELECT format('GRANT %I, %I%s TO %I;', {app_name}, t.roles[1],

@@ -46,7 +46,7 @@ def downgrade() -> None:
         sql("""
         SET LOCAL ROLE {owner};
         DROP FUNCTION
-          {schema}.audit_edit(), {schema}.audit_truncate(), {schema}.refuse_move(), {schema}.acts_bound(),
+          {schema}.audit_edit(), {schema}.audit_truncate(), {schema}.refuse_move(), {schema}.refuse_taken(), {schema}.acts_bound(),
           {schema}.publish_territories(), {schema}.all_territories();
         DROP TABLE {schema}.host_row_security;
         RESET ROLE
@@ -198,6 +198,33 @@ def create_refusals() -> None:
         REVOKE ALL ON FUNCTION {schema}.refuse_move() FROM PUBLIC
         """)
     )
+    # The condition of ON CONFLICT DO UPDATE is asked about the row that is met before row security is: a
+    # function in it would be told a lead of another territory. A plain INSERT gets the same answer.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.refuse_taken()
+        RETURNS trigger
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        BEGIN
+          IF EXISTS (
+            SELECT FROM {schema}.host_lead(NEW.{lead_id}) AS l (territory)
+            WHERE l.territory IS DISTINCT FROM {schema}.admitted_territory() AND l.territory IS NOT NULL)
+            AND {schema}.acts_bound()
+          THEN
+            RAISE EXCEPTION 'the id of the new lead is taken' USING ERRCODE = 'unique_violation';
+          END IF;
+          RETURN NEW;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.refuse_taken() IS
+        'Trigger of contract: an INSERT meets no lead of another territory, whatever it says ON CONFLICT';
+        REVOKE ALL ON FUNCTION {schema}.refuse_taken() FROM PUBLIC
+        """)
+    )
 
 
 def create_territory_list() -> None:
@@ -320,9 +347,12 @@ def enforce() -> None:
             FOR EACH ROW WHEN (OLD.{territory} IS NOT NULL
               AND (NEW.{territory} IS DISTINCT FROM OLD.{territory} OR NEW.{lead_id} IS DISTINCT FROM OLD.{lead_id}))
             EXECUTE FUNCTION {schema}.refuse_move();
+          CREATE TRIGGER {refuse_taken} BEFORE INSERT ON {leads}
+            FOR EACH ROW EXECUTE FUNCTION {schema}.refuse_taken();
           ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {audit_edit};
           ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {audit_truncate};
           ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {refuse_move};
+          ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {refuse_taken};
         END
         $do$
         """)
@@ -364,7 +394,7 @@ def open_again() -> None:
           FOR ours IN
             SELECT t.tgname FROM pg_catalog.pg_trigger AS t JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid
             WHERE t.tgrelid = {leads_name}::regclass AND p.pronamespace = {schema_name}::regnamespace
-              AND p.proname IN ('audit_edit', 'audit_truncate', 'refuse_move')
+              AND p.proname IN ('audit_edit', 'audit_truncate', 'refuse_move', 'refuse_taken')
           LOOP
             EXECUTE pg_catalog.format('DROP TRIGGER %I ON {leads}', ours);
           END LOOP;

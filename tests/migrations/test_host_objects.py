@@ -97,7 +97,9 @@ def test_what_the_host_made_after_contract_without_row_security_survives_the_way
     database = make_database("expanded", host_rls="off")
     database.upgrade()
     assert [] == of_host(database)
-    made = [trigger(database, name, "leads") for name in ("audit_edit", "audit_truncate", "refuse_move")]
+    made = [
+        trigger(database, name, "leads") for name in ("audit_edit", "audit_truncate", "refuse_move", "refuse_taken")
+    ]
     assert None not in made
     for policy in HOST_POLICIES:
         database.sql_script(f"CREATE POLICY {ident(database.settings.role(policy))} ON {{leads}}")

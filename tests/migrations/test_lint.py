@@ -128,3 +128,15 @@ def test_no_table_and_no_type_is_created_only_if_it_is_missing(script: Script) -
         )
         == []
     )
+
+
+REDEFINED = re.compile(r"AT TIME ZONE 'UTC'|date_trunc\([^\n]*'UTC'\)")
+
+
+def test_no_text_calls_a_zone_by_a_name_that_a_session_can_redefine() -> None:
+    """Since PostgreSQL 18 ``SET TimeZone = '<UTC>-12'`` makes UTC another zone; nothing does that to Etc/UTC."""
+    sources = [*(ROOT / "leadprotect").rglob("*.py"), *(ROOT / "migrations").rglob("*.py")]
+    assert {} == {
+        str(file): found for file in sources if (found := REDEFINED.findall(file.read_text(encoding="utf-8")))
+    }
+    assert REDEFINED.search("SELECT now() AT TIME ZONE 'UTC'")

@@ -253,8 +253,8 @@ def audit(demo: Demo, cast: Cast) -> Table:
     with demo.connect("auditor") as conn:
         conn.execute("SELECT set_config('app.territory', %s, true)", (cast.owner.territory,))
         for user, login, time, *facts in conn.execute(
-            "SELECT user_id, login, to_char(at AT TIME ZONE 'UTC', 'HH24:MI:SS'), action::text, outcome::text, reason "
-            "FROM leadprotect.lead_access_audit WHERE lead_id = %s ORDER BY at",
+            "SELECT user_id, login, to_char(at AT TIME ZONE 'Etc/UTC', 'HH24:MI:SS'), action::text, "
+            "outcome::text, reason FROM leadprotect.lead_access_audit WHERE lead_id = %s ORDER BY at",
             (cast.lead,),
         ):
             name = next((somebody.name for somebody in cast.people if somebody.user == user), str(user))
