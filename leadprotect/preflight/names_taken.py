@@ -153,24 +153,34 @@ def _indexes(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
 
 def _later_on_host(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
     query = """
-        SELECT 'trigger ' || tgname FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
-        WHERE tgrelid IN (%(leads)s, %(activities)s) AND tgname = ANY (%(triggers)s)
-          AND p.pronamespace <> to_regnamespace(%(schema)s)
-        UNION ALL
-        SELECT 'policy ' || polname FROM pg_policy
-        WHERE polrelid = %(leads)s AND NOT %(enforced)s
-          AND polname = ANY (%(policies)s)
-        ORDER BY 1
+        SELECT polname::text FROM pg_policy
+        WHERE polrelid = %(leads)s AND NOT %(enforced)s AND polname = ANY (%(policies)s) ORDER BY 1
+        """
+    names = {
+        "leads": relation(conn, *s.leads_table.split(".", 1)),
+        "enforced": relation(conn, s.schema, "host_row_security") is not None,
+        "policies": [s.role(name) for name in HOST_POLICIES],
+    }
+    return [
+        f"trigger {name} exists on the host's tables and is not leadprotect's: rename it"
+        for name in taken_triggers(conn, s)
+    ] + [
+        f"policy {name} exists on the host's tables and is not leadprotect's: rename it"
+        for (name,) in conn.execute(query, names).fetchall()
+    ]
+
+
+def taken_triggers(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
+    """Triggers of the host by names of ours: they call no function of ours, and the way up or down would meet them."""
+    query = """
+        SELECT t.tgname::text FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
+        WHERE t.tgrelid IN (%(leads)s, %(activities)s) AND t.tgname = ANY (%(triggers)s)
+          AND p.pronamespace <> to_regnamespace(%(schema)s) ORDER BY 1
         """
     names = {
         "leads": relation(conn, *s.leads_table.split(".", 1)),
         "activities": relation(conn, *s.activities_table.split(".", 1)),
         "schema": ident(s.schema),
-        "enforced": relation(conn, s.schema, "host_row_security") is not None,
         "triggers": [s.role(name) for name in HOST_TRIGGERS.values()],
-        "policies": [s.role(name) for name in HOST_POLICIES],
     }
-    return [
-        f"{row[0]} exists on the host's tables and is not leadprotect's: rename it"
-        for row in conn.execute(query, names).fetchall()
-    ]
+    return [name for (name,) in conn.execute(query, names).fetchall()]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from leadprotect.database.catalog import one, relation
 from leadprotect.errors import PreflightError
 from leadprotect.preflight.leftovers import foreign_quarantine
+from leadprotect.preflight.names_taken import taken_triggers
 from leadprotect.settings import KEYS, Settings, ident, table
 
 if TYPE_CHECKING:
@@ -62,6 +63,11 @@ def check_way_down(conn: psycopg.Connection[Any], s: Settings, script: str) -> N
     """Raise `PreflightError` where `script`, the statements of the way down, would fail after some of them."""
     statements: list[str] = []
     problems = _dependants(conn, s, script, statements) + _strangers(conn, s, script) + _renamed(conn, s, script)
+    problems += [
+        f"trigger {name} on the host's tables is not leadprotect's, and the way down needs its name: rename it"
+        for name in taken_triggers(conn, s)
+        if ident(name) in script
+    ]
     if ident(s.quarantine) in script:
         problems += foreign_quarantine(conn, s, statements)
     if problems:

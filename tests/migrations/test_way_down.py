@@ -230,3 +230,23 @@ def test_a_rollback_that_is_refused_pauses_no_backfill(database: Database) -> No
     refused(database)
     assert ["run", "run"] == database.sql("SELECT request FROM {schema}.backfill_jobs")
     settings.current.cache_clear()
+
+
+@pytest.mark.parametrize("suffix", ["note_writes", "territory"])
+def test_a_trigger_of_the_host_by_a_name_that_the_way_down_needs_is_named_first(
+    database: Database, suffix: str
+) -> None:
+    name = database.settings.role(suffix)
+    database.sql_script(f"""
+        CREATE FUNCTION public.own() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+        CREATE TRIGGER "{name}" BEFORE INSERT ON {{leads}} FOR EACH ROW EXECUTE FUNCTION public.own();
+        """)
+    with pytest.raises(
+        CommandError, match=f"trigger {name} on the host's tables is not leadprotect's, and the way down needs"
+    ):
+        database.downgrade()
+    assert database.revision() == HEAD
+    database.sql(f'ALTER TRIGGER "{name}" ON {{leads}} RENAME TO mine')
+    database.downgrade()
+    assert database.revision() is None
+    assert database.sql("SELECT count(*) FROM pg_trigger WHERE tgname = 'mine'") == [1]
