@@ -19,6 +19,7 @@ from leadprotect.cli.bench import bench_group
 from leadprotect.cli.demo import demo_command
 from leadprotect.cli.interrupts import Killed
 from leadprotect.cli.purge import purge_command
+from leadprotect.cli.redteam import redteam_command
 from leadprotect.cli.rehearse import rehearse_command
 from leadprotect.cli.rollback import rollback_command
 from leadprotect.cli.status import status_command
@@ -65,6 +66,7 @@ for command in (
     bench_group,
     demo_command,
     purge_command,
+    redteam_command,
     rehearse_command,
     rollback_command,
     status_command,
