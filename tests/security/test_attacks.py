@@ -1,273 +1,262 @@
-"""Known attacks, each with its negative control: against a broken schema the same attack succeeds."""
+"""Every attack of the table fails, and succeeds once its defence is gone: on two versions and on hosts of any shape."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+import os
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 
+from leadprotect.audit import seals
+from tests.conftest import janitor_of
+from tests.hosts import ANNA, BERT, PEOPLE, SHAPES, Shape
+from tests.security.attacks import ATTACKS, Attack, Scene
 from tests.support.database import Database
+from tests.support.hosts import Actor, Host
+from tests.support.profiles import Profile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from tests.support.servers import Server
+
+pytestmark = pytest.mark.profiles("pg18", "pg15")
+NUMBERS = itertools.count(1)
+HIDDEN = "Secret AG"
+ALL_DATA = {"reads_all": "pg_read_all_data", "writes_all": "pg_write_all_data"}
+"""Logins that a DBA gave a role of PostgreSQL besides ours."""
 
 
-@dataclass(frozen=True)
-class Attack:
-    """`attempt` returns whether it succeeded; `damage` breaks the defence that stops it."""
-
-    attempt: Callable[[Database], bool]
-    damage: str
-
-    def __str__(self) -> str:
-        return self.attempt.__name__
-
-
-def as_seller(database: Database, *statements: str, user: int = 1, territory: str | None = "DE") -> list[Any]:
-    """What the last statement returns, for a seller of DE alone; refused statements return nothing."""
-    found: list[Any] = []
-    with database.connect("seller_de") as conn:
-        try:
-            if territory is not None:
-                database.context(conn, database.user(user), territory)
-            for statement in statements:
-                found = database.query(conn, statement)
-        except psycopg.Error:
-            return []
-    return found
-
-
-def forge_the_territory(database: Database) -> bool:
-    return as_seller(database, "SELECT lead_id FROM {schema}.user_lead_assignments", territory="CH") != []
-
-
-def forge_the_territory_while_reading(database: Database) -> bool:
-    read = "SELECT set_config({territory_guc}, 'CH', true), lead_id FROM {schema}.user_lead_assignments"
-    return as_seller(database, read, read) != [] and as_seller(database, read, "SELECT {lead_id} FROM {leads}") != []
-
-
-def read_without_a_context(database: Database) -> bool:
-    return as_seller(database, "SELECT lead_id FROM {schema}.user_lead_assignments", territory=None) != []
-
-
-def read_the_other_territory_s_leads(database: Database) -> bool:
-    return as_seller(database, "SELECT 1 FROM {leads} WHERE {territory} = 'CH'", territory="CH") != []
-
-
-def read_under_a_stray_policy(database: Database) -> bool:
-    database.sql("CREATE POLICY stray ON {schema}.user_lead_assignments USING (true)")
+@contextmanager
+def clone(server: Server, template: str) -> Iterator[str]:
+    """A database like the template, as long as an attack lasts; its name."""
+    janitor = janitor_of(server, f"a{next(NUMBERS)}_{os.getpid()}", template)
+    janitor.init()
     try:
-        seen = as_seller(
-            database, "SELECT 1 FROM {schema}.user_lead_assignments WHERE territory = 'CH'", territory="CH"
-        )
-        return seen != []
+        yield janitor.dbname
     finally:
-        database.sql("DROP POLICY stray ON {schema}.user_lead_assignments")
+        janitor.drop()
 
 
-def read_the_view_with_a_leaky_function(database: Database) -> bool:
-    seen: list[str] = []
-    with database.connect("seller_de") as conn:
-        conn.add_notice_handler(lambda notice: seen.append(notice.message_primary or ""))
-        database.context(conn, database.user(1), "DE")
-        conn.execute(
-            "CREATE FUNCTION pg_temp.leak(text) RETURNS boolean LANGUAGE plpgsql COST 0.0000001 "
-            "AS $$ BEGIN RAISE NOTICE 'leak %', $1; RETURN true; END $$"
-        )
-        database.query(conn, "SELECT count(*) FROM {schema}.v_lead_protection WHERE pg_temp.leak(territory)")
-    return "leak CH" in seen
+# --- the table on a database of ours
 
 
-def decide_across_the_border(database: Database) -> bool:
-    (lead,) = database.sql("SELECT {lead_id} FROM {leads} WHERE {territory} = 'CH'")
-    return as_seller(database, f"SELECT {{schema}}.can_edit_lead('{lead}')", territory="CH") == [True]
+@pytest.fixture
+def stage(
+    profile: Profile,
+    stages: dict[str, tuple[Database, dict[str, str]]],
+    templates: dict[tuple[str, str], str],
+    request: pytest.FixtureRequest,
+) -> tuple[Database, dict[str, str]]:
+    """A database that is cloned for each attack, and the words of its scene."""
+    if profile.name not in stages:
+        database: Database = request.getfixturevalue("database")
+        template = replace(database, name=f"template_{profile.name}_attacked")
+        janitor_of(database.server, template.name, templates[profile.name, "head"]).init()
+        stages[profile.name] = template, furnish(template)
+    return stages[profile.name]
 
 
-def claim_across_the_border(database: Database) -> bool:
-    (lead,) = database.sql("SELECT {lead_id} FROM {leads} WHERE {territory} = 'CH'")
-    as_seller(database, f"SELECT {{schema}}.release_lead('{lead}')", territory="CH")
-    return database.owner(lead, "CH") is None
+@pytest.fixture(scope="session")
+def stages() -> dict[str, tuple[Database, dict[str, str]]]:
+    """Those made so far, by profile."""
+    return {}
 
 
-def move_a_lead_across_the_border(database: Database) -> bool:
-    as_seller(database, "UPDATE {leads} SET {territory} = 'CH'")
-    return database.sql("SELECT count(*) FROM {leads} WHERE {territory} = 'CH'") != [1]
+def furnish(database: Database) -> dict[str, str]:
+    """Leads, owners, rules, an attempt in CH, and seals."""
+    user = database.user
+    owned = {"own": 1, "also_own": 1, "colleague": 2, "shared": 2, "free": None, "suspended_lead": 6, "sole": 5}
+    leads = {name: database.lead("DE", owner=user(owner) if owner else None) for name, owner in owned.items()}
+    leads |= {"swiss": database.lead("CH", owner=user(1)), "unowned_swiss": database.lead("CH")}
+    leads |= {"outside": database.lead(None), "unknown": database.new_id()}
+    database.sql("UPDATE {leads} SET company = %s WHERE {territory} = 'CH'", HIDDEN)
+    database.rule(user(3), "COLLABORATOR", leads["shared"])
+    database.rule(user(4), "COLLABORATOR", leads["shared"], effective_from="2999-01-01")
+    database.rule(user(4), "COLLABORATOR", leads["colleague"], effective_from="2026-01-01", effective_to="2026-02-01")
+    database.rule(user(6), "VIEW_ONLY")
+    database.rule(user(5), "SOLE_OWNER")
+    database.rule(user(7), "COLLABORATOR")
+    database.rule(user(11), "COLLABORATOR", leads["swiss"], "CH")
+    database.sql(
+        "UPDATE {schema}.user_lead_assignments SET assigned_by = user_id, assigned_at = assigned_at "
+        "WHERE territory = 'CH'"
+    )
+    for login, name, where in (("seller_ch", "swiss", "CH"), ("seller_de", "own", "DE")):
+        with database.connect(login) as conn:
+            database.query(conn, "SELECT {schema}.set_context(%s::text, %s, %s)", user(1), where, f"{name} request")
+            database.query(conn, "SELECT {schema}.record_edit_attempt(%s, 'EDIT', %s)", leads[name], f"{name} note")
+    with database.connect("operator", autocommit=True) as conn:
+        seals.seal(conn)
+    people = {"me": 1, "mate": 2, "sharer": 3, "suspended": 6, "suspect": 11}
+    words = {name: f"'{lead}'" for name, lead in leads.items()}
+    words |= {name: f"'{user(number)}'" for name, number in people.items()}
+    return words | common(database, "company") | {"unknown_bare": str(leads["unknown"])}
 
 
-def move_a_lead_out_of_protection(database: Database) -> bool:
-    as_seller(database, "UPDATE {leads} SET {territory} = NULL")
-    return database.sql("SELECT count(*) FROM {leads} WHERE {territory} IS NULL") != [0]
+def common(database: Database, text: str) -> dict[str, str]:
+    """Words that any shape has; `text` is the column of a lead that is edited."""
+    s = database.settings
+    (month,) = database.sql("SELECT DISTINCT tableoid::regclass::text FROM {schema}.lead_access_audit")
+    bare = s.leads_table.partition(".")[2]
+    return {
+        "text": text,
+        "audit_month": month,
+        "leads_bare": f"'{bare}'",
+        "leads_row": f'"{bare}"',
+        "territory_setting": s.territory_guc,
+    }
 
 
-def edit_a_lead_of_somebody_else(database: Database) -> bool:
-    as_seller(database, "UPDATE {leads} SET city = 'Bern'", user=2)
-    return database.sql("SELECT count(*) FROM {leads} WHERE city = 'Bern'") != [0]
+@contextmanager
+def logins(database: Database, attack: Attack) -> Iterator[None]:
+    """Roles are the cluster's: what only one attack needs goes with it."""
+    if attack.by not in ALL_DATA:
+        yield
+        return
+    name = database.profile.login(attack.by)
+    database.sql(f'CREATE ROLE "{name}" LOGIN IN ROLE {{app}}, {ALL_DATA[attack.by]}')
+    database.sql(f'GRANT "{database.settings.role("de")}" TO "{name}"')
+    try:
+        yield
+    finally:
+        database.sql(f'DROP ROLE "{name}"')
 
 
-def delete_a_lead_of_somebody_else(database: Database) -> bool:
-    as_seller(database, "DELETE FROM {leads}", user=2)
-    return database.sql("SELECT count(*) FROM {leads}") != [2]
+@contextmanager
+def as_login(database: Database, login: str, user: int, where: str | None) -> Iterator[psycopg.Connection[Any]]:
+    """A session of one of LOGINS, or of the superuser, with a user and a territory as its pool leaves them."""
+    s = database.settings
+    with database.connect(login or None, autocommit=True) as conn:
+        for name, value in ((s.user_guc, database.user(user) if user else None), (s.territory_guc, where)):
+            if value is not None:
+                conn.execute("SELECT set_config(%s, %s, false)", (name, value))
+        yield conn
 
 
-def grant_oneself_a_lead(database: Database) -> bool:
-    as_seller(database, f"UPDATE {{schema}}.user_lead_assignments SET user_id = '{database.user(2)}'", user=2)
-    return as_seller(database, "SELECT {schema}.can_edit_lead({lead_id}) FROM {leads}", user=2) == [True]
-
-
-def shadow_a_table_and_an_operator(database: Database) -> bool:
-    """The caller's own schema comes first, with a table of assignments and a rewritten `=`."""
-    database.sql_script("DROP SCHEMA IF EXISTS trap CASCADE; CREATE SCHEMA trap; GRANT ALL ON SCHEMA trap TO PUBLIC")
-    kind = database.settings.user_id_type
-    body = "SELECT true"
-    return as_seller(
-        database,
-        "CREATE TEMP TABLE user_lead_assignments AS SELECT {lead_id} AS lead_id, {territory} AS territory, "
-        f"'{database.user(2)}'::{kind} AS user_id FROM {{leads}}",
-        f"CREATE OR REPLACE FUNCTION trap.same({kind}, {kind}) RETURNS boolean LANGUAGE sql AS '{body}'",
-        "GRANT SELECT ON user_lead_assignments TO PUBLIC",
-        f"CREATE OPERATOR trap.= (LEFTARG = {kind}, RIGHTARG = {kind}, FUNCTION = trap.same)",
-        "SET LOCAL search_path = trap, pg_temp, pg_catalog",
-        "SELECT {schema}.can_edit_lead({lead_id}) FROM {leads}",
-        user=2,
-    ) == [True]
-
-
-def execute_as_anybody(database: Database) -> bool:
-    with database.connect("outsider") as conn:
-        try:
-            database.query(conn, "SELECT {schema}.can_edit_lead(NULL)")
-        except psycopg.Error:
-            return False
-    return True
-
-
-def keep_an_answer_in_a_prepared_statement(database: Database) -> bool:
-    (lead,) = database.sql("SELECT {lead_id} FROM {leads} WHERE {territory} = 'DE'")
-    with database.connect("seller_de", autocommit=True) as conn:
-        database.query(conn, f"PREPARE ask AS SELECT {{schema}}.can_edit_lead('{lead}')")
-        with conn.transaction():
-            database.context(conn, database.user(1), "DE")
-            assert conn.execute("EXECUTE ask").fetchone() == (True,)
-        with conn.transaction():
-            database.context(conn, database.user(2), "DE")
-            return bool(conn.execute("EXECUTE ask").fetchone() == (True,))
-
-
-def read_another_territory_s_audit(database: Database) -> bool:
-    partition = "{schema}.lead_access_audit"
-    with database.connect("auditor_de") as conn:
-        database.context(conn, database.user(1), "CH")
-        return database.query(conn, f"SELECT 1 FROM {partition} WHERE territory = 'CH'") != []
-
-
-def read_a_partition_of_the_audit(database: Database) -> bool:
-    (partition,) = database.sql("SELECT tableoid::regclass::text FROM {schema}.lead_access_audit")
-    with database.connect("auditor_de") as conn:
-        try:
-            database.context(conn, database.user(1), "CH")
-            return conn.execute(f"SELECT 1 FROM {partition} WHERE territory = 'CH'").fetchall() != []
-        except psycopg.Error:
-            return False
-
-
-def read_the_audit_as_a_service(database: Database) -> bool:
-    return as_seller(database, "SELECT reason FROM {schema}.lead_access_audit", territory="CH") != []
-
-
-def truncate_the_leads(database: Database) -> bool:
-    database.sql(f'GRANT TRUNCATE ON {{leads}}, {{activities}} TO "{database.profile.login("seller_de")}"')
-    as_seller(database, "TRUNCATE {leads}, {activities}")
-    return database.sql("SELECT count(*) FROM {leads}") == [0]
-
-
-ATTACKS = [
-    Attack(
-        forge_the_territory,
-        "DROP POLICY lp_border ON {schema}.user_lead_assignments",
-    ),
-    Attack(
-        forge_the_territory_while_reading,
-        "ALTER TABLE {schema}.user_lead_assignments DISABLE ROW LEVEL SECURITY;"
-        "ALTER TABLE {leads} DISABLE ROW LEVEL SECURITY",
-    ),
-    Attack(read_without_a_context, "ALTER TABLE {schema}.user_lead_assignments DISABLE ROW LEVEL SECURITY"),
-    Attack(read_the_other_territory_s_leads, "ALTER TABLE {leads} DISABLE ROW LEVEL SECURITY"),
-    Attack(read_under_a_stray_policy, "DROP POLICY lp_border ON {schema}.user_lead_assignments"),
-    Attack(
-        read_the_view_with_a_leaky_function,
-        "ALTER VIEW {schema}.v_lead_protection SET (security_barrier = false);"
-        "ALTER TABLE {schema}.user_lead_assignments DISABLE ROW LEVEL SECURITY;"
-        "ALTER TABLE {leads} DISABLE ROW LEVEL SECURITY",
-    ),
-    Attack(
-        decide_across_the_border,
-        "CREATE OR REPLACE FUNCTION {schema}.is_member(territory text) RETURNS boolean LANGUAGE sql STABLE RETURN true",
-    ),
-    Attack(
-        claim_across_the_border,
-        "CREATE OR REPLACE FUNCTION {schema}.is_member(territory text) RETURNS boolean LANGUAGE sql STABLE RETURN true",
-    ),
-    Attack(
-        move_a_lead_across_the_border,
-        "DROP TRIGGER {refuse_move} ON {leads}; DROP TRIGGER {audit_edit} ON {leads};"
-        "ALTER TABLE {leads} DISABLE ROW LEVEL SECURITY",
-    ),
-    Attack(move_a_lead_out_of_protection, "DROP TRIGGER {refuse_move} ON {leads}"),
-    Attack(
-        edit_a_lead_of_somebody_else, "DROP POLICY {update_policy} ON {leads}; DROP TRIGGER {audit_edit} ON {leads}"
-    ),
-    Attack(
-        delete_a_lead_of_somebody_else, "DROP POLICY {delete_policy} ON {leads}; DROP TRIGGER {audit_edit} ON {leads}"
-    ),
-    Attack(
-        grant_oneself_a_lead,
-        "GRANT UPDATE ON {schema}.user_lead_assignments TO {app};"
-        "CREATE POLICY stray ON {schema}.user_lead_assignments USING (true)",
-    ),
-    Attack(
-        shadow_a_table_and_an_operator,
-        "ALTER FUNCTION {schema}.decide({lead_id_type}, text, text) RESET search_path",
-    ),
-    Attack(
-        execute_as_anybody,
-        "GRANT USAGE ON SCHEMA {schema} TO PUBLIC; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema} TO PUBLIC",
-    ),
-    Attack(
-        keep_an_answer_in_a_prepared_statement,
-        "ALTER FUNCTION {schema}.decide({lead_id_type}, text, text) IMMUTABLE;"
-        "CREATE OR REPLACE FUNCTION {schema}.can_edit_lead(lead {lead_id_type}) RETURNS boolean "
-        "LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN RETURN "
-        "{schema}.decide(lead, current_setting({user_guc}, true), current_setting({territory_guc}, true)) = 'owner'; "
-        "END $$",
-    ),
-    Attack(read_another_territory_s_audit, "ALTER TABLE {schema}.lead_access_audit DISABLE ROW LEVEL SECURITY"),
-    Attack(
-        read_a_partition_of_the_audit,
-        "GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {auditor};"
-        "DO $$ DECLARE part regclass; BEGIN "
-        "FOR part IN SELECT relid FROM pg_partition_tree('{schema}.lead_access_audit') LOOP "
-        "EXECUTE format('ALTER TABLE %s DISABLE ROW LEVEL SECURITY', part); END LOOP; END $$",
-    ),
-    Attack(
-        read_the_audit_as_a_service,
-        "GRANT SELECT ON {schema}.lead_access_audit TO {app};"
-        "ALTER TABLE {schema}.lead_access_audit DISABLE ROW LEVEL SECURITY",
-    ),
-    Attack(truncate_the_leads, "DROP TRIGGER {audit_truncate} ON {leads}"),
-]
+def outcome(stage: tuple[Database, dict[str, str]], attack: Attack, without: str = "") -> tuple[bool, list[str]]:
+    """Whether it succeeds on a database like that of the stage, and what the attackers heard."""
+    template, words = stage
+    with ExitStack() as stack:
+        database = template
+        if without or not attack.reads:
+            database = replace(template, name=stack.enter_context(clone(template.server, template.name)))
+        stack.enter_context(logins(database, attack))
+        scene = Scene(database, words, partial(as_login, database))
+        for script in filter(None, (attack.given, without)):
+            database.sql_script(scene.text(script))
+        return attack.attempt(scene), scene.heard
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=str)
-def test_the_attack_fails_and_succeeds_only_against_a_broken_schema(database: Database, attack: Attack) -> None:
-    database.lead("DE", owner=database.user(1))
-    swiss = database.lead("CH", owner=database.user(1))
-    with database.connect("seller_ch") as conn:
-        database.context(conn, database.user(1), "CH")
-        database.query(conn, "SELECT {schema}.record_edit_attempt(%s)", swiss)
-    assert attack.attempt(database) is False, "the defence does not hold"
-    prefix = database.settings.schema
-    damage = attack.damage.replace("{update_policy}", f'"{prefix}_update"')
-    database.sql_script(damage.replace("{delete_policy}", f'"{prefix}_delete"'))
-    assert attack.attempt(database) is True, "this attack can't succeed at all, so it proves nothing"
+def test_the_attack_fails_and_succeeds_only_without_its_defence(
+    stage: tuple[Database, dict[str, str]], attack: Attack
+) -> None:
+    if stage[0].profile.major < attack.since:
+        return
+    succeeded, heard = outcome(stage, attack)
+    assert not succeeded, heard
+    succeeded, heard = outcome(stage, attack, attack.without)
+    assert succeeded, f"this attack can't succeed at all, so it proves nothing: {heard}"
+
+
+def test_there_are_as_many_attacks_as_were_promised_and_none_twice() -> None:
+    assert len({attack.name for attack in ATTACKS}) == len(ATTACKS) >= 120
+
+
+# --- the same on hosts that somebody else made
+
+WHO: dict[str, dict[str, tuple[str, str | None]]] = {
+    "django_force": {"seller_de": ("support", None)},
+    "flyway": {"seller_de": ("portal_de", None), "seller_ch": ("portal_ch", None)},
+    "plain": {"seller_de": ("svc_de", None), "seller_ch": ("svc_ch", None)},
+    "supabase": {
+        "seller_de": ("authenticator", "authenticated_de"),
+        "seller_ch": ("authenticator", "authenticated_ch"),
+    },
+}
+"""Shape -> who plays a login of the table there, and the role that it sets."""
+
+
+@pytest.mark.slow("a host from its first table to contract, and a clone for each attack")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_attacks_on_a_host_fail_and_succeed_only_without_their_defence(
+    make_host: Callable[..., Host], shape: Shape, subtests: pytest.Subtests
+) -> None:
+    host = make_host(shape)
+    host.remedy()
+    host.expand()
+    host.grant()
+    host.backfill()
+    host.contract()
+    stage = host, furnish_host(host)
+    readers_only = "seller_ch" not in WHO[shape.name]  # support changes nothing, whatever row security says
+    with ExitStack() as stack:
+        readable: dict[str, Host] = {"": host}
+        for attack in ATTACKS:
+            if not attack.hosts or (readers_only and attack.truth):
+                continue
+            with subtests.test(attack.name):
+                succeeded, heard = outcome_on_host(stage, attack, "", readable, stack)
+                assert not succeeded, heard
+                succeeded, heard = outcome_on_host(stage, attack, attack.without, readable, stack)
+                assert succeeded, f"this attack can't succeed at all, so it proves nothing: {heard}"
+
+
+def furnish_host(host: Host) -> dict[str, str]:
+    """Rules and an attempt in CH beside the owners that the backfill found."""
+    host.sql("UPDATE {leads} SET remark = %s WHERE {territory} = 'CH'", HIDDEN)
+    unowned = (
+        "SELECT {lead_id} FROM {leads} WHERE {territory} = %s EXCEPT SELECT lead_id FROM {schema}.user_lead_assignments"
+    )
+    leads = {"own": host.owned_by(ANNA, "DE"), "swiss": host.owned_by(ANNA, "CH")}
+    leads |= {"also_own": leads["own"], "colleague": host.owned_by(BERT, "DE")}
+    leads |= {"free": host.sql(unowned, "DE")[0], "unowned_swiss": host.sql(unowned, "CH")[0]}
+    leads |= {"unknown": 4711 if host.settings.lead_id_type == "bigint" else "00000000-0000-4000-8000-000000000000"}
+    host.rule(host.user(11), "COLLABORATOR", leads["swiss"], "CH")
+    swiss = WHO[host.shape.name].get("seller_ch", ("django", None))
+    with host.acting_for(Actor(*swiss, ANNA, "CH")) as conn:
+        conn.execute("SELECT set_config(%s, 'swiss request', false)", (host.settings.correlation_guc,))
+        host.query(conn, "SELECT {schema}.record_edit_attempt(%s, 'EDIT', 'swiss note')", leads["swiss"])
+    words = {name: f"'{lead}'" for name, lead in leads.items()}
+    words |= {name: f"'{host.user(number)}'" for name, number in (("me", 1), ("mate", 2), ("suspect", 11))}
+    return words | common(host, "remark")
+
+
+@contextmanager
+def as_actor(host: Host, login: str, user: int, where: str | None) -> Iterator[psycopg.Connection[Any]]:
+    """A session of who plays the login on a host of this shape."""
+    if not login:
+        with host.connect(autocommit=True) as conn:
+            yield conn
+        return
+    person = next((person for person in PEOPLE if person.number == user), None)
+    with host.acting_for(Actor(*WHO[host.shape.name][login], person, where)) as conn:
+        if where is not None:
+            conn.execute("SELECT set_config(%s, %s, false)", (host.settings.territory_guc, where))
+        yield conn
+
+
+def outcome_on_host(
+    stage: tuple[Host, dict[str, str]], attack: Attack, without: str, readable: dict[str, Host], stack: ExitStack
+) -> tuple[bool, list[str]]:
+    """As `outcome`; attacks that only read, and lack the same defence, follow each other on one clone."""
+    template, words = stage
+    if attack.reads and without in readable:
+        host = readable[without]
+        scene = Scene(host, words, partial(as_actor, host))
+        return attack.attempt(scene), scene.heard
+    with ExitStack() as own:
+        name = (stack if attack.reads else own).enter_context(clone(template.server, template.name))
+        host = replace(template, name=name)
+        scene = Scene(host, words, partial(as_actor, host))
+        for script in filter(None, (attack.given, without)):
+            host.sql_script(scene.text(script))
+        if attack.reads:
+            readable[without] = host
+        return attack.attempt(scene), scene.heard

@@ -13,6 +13,7 @@ import leadprotect
 from leadprotect import errors
 from leadprotect.cli import main
 from leadprotect.settings import KEYS
+from tests.security.attacks import ATTACKS as TABLE
 from tests.support.house import MODULES, defined
 
 ERRORS = [name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)]
@@ -69,3 +70,9 @@ def test_a_test_that_the_threat_model_names_is_there(row: str) -> None:
         assert wanted <= {
             entry.name for entry in ast.parse(path.read_text()).body if isinstance(entry, ast.FunctionDef)
         }
+
+
+def test_an_attack_that_the_threat_model_names_is_in_the_table() -> None:
+    named = re.findall(r"`attacks\.py`: ((?:`[^`]+`(?:, )?)+)", ATTACKS)
+    assert len(named) > 20
+    assert {name for row in named for name in re.findall(r"`([^`]+)`", row)} <= {str(attack) for attack in TABLE}
