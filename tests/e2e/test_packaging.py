@@ -76,6 +76,8 @@ def test_the_wheel_carries_what_a_host_needs_and_nothing_else(wheel: Path) -> No
     assert {"leadprotect/migrations/env.py", "leadprotect/migrations/script.py.mako", "leadprotect/py.typed"} <= set(
         names
     )
+    suite = {f"leadprotect/pgtap/{name}.sql" for name in ("all", "test_structure", "test_decisions", "test_audit")}
+    assert suite == {name for name in names if name.startswith("leadprotect/pgtap/")}
     assert {"leadprotect", wheel.name.split("-py3")[0] + ".dist-info"} == {name.split("/")[0] for name in names}
     assert [] == [name for name in names if "__pycache__" in name]
 
