@@ -35,10 +35,10 @@
 --     916  Decision
 --    1300  Attempts and audit
 --    2199  Seals
---    2559  Transition
---    2831  Backfill and verification
---    3685  Gate
---    4213  Host
+--    2599  Transition
+--    2871  Backfill and verification
+--    3725  Gate
+--    4253  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -75,9 +75,9 @@
 -- nobody: they serve policies, triggers, revisions and the functions above
 --    keep_assignment, end_lead_rules, host_lead, protected_leads, newest_activities, refuse_change,
 --    secure_audit_table, add_audit_partition, clear_audit_default, audit_settled_until,
---    append_audit_seal, is_code, in_force, begins, decision, require_fresh_rules, decide_locked,
---    bounded, write_audit, denial_proof, draw_denial, deny, answered, require, try_edit,
---    lead_for_ownership, is_manager, try_change_owner, try_change_sharing, end_rules,
+--    sealed_numbers, append_audit_seal, is_code, in_force, begins, decision, require_fresh_rules,
+--    decide_locked, bounded, write_audit, denial_proof, draw_denial, deny, answered, require,
+--    try_edit, lead_for_ownership, is_manager, try_change_owner, try_change_sharing, end_rules,
 --    require_manager, in_transition, note_unsettled, note_contextless_write, own_moved_lead,
 --    forget_lead, own_active_lead, require_transition, chunk_bounds, next_leads, own_leads,
 --    accept_condition, accepted_share, ways_around, what_changes, tolerated, require_open_gate,
@@ -2313,6 +2313,28 @@ COMMENT ON FUNCTION leadprotect.audit_settled_until() IS 'Every row of the audit
 
 REVOKE ALL ON FUNCTION leadprotect.audit_settled_until() FROM PUBLIC;
 
+-- function sealed_numbers, lp_0004_expand_seals
+
+CREATE FUNCTION leadprotect.sealed_numbers(from_month date, before_month date, elsewhere_than text) RETURNS int8multirange
+    LANGUAGE sql STABLE
+    BEGIN ATOMIC
+ SELECT COALESCE((
+         CASE
+             WHEN (count(*) > 0) THEN int8multirange(int8range(min(part.low), max(part.high)))
+             ELSE NULL::int8multirange
+         END - COALESCE(range_agg(int8range(part.reached, part.low)) FILTER (WHERE (part.reached < part.low)), '{}'::int8multirange)), '{}'::int8multirange) AS "coalesce"
+    FROM ( SELECT lower(r.r) AS low,
+             upper(r.r) AS high,
+             max(upper(r.r)) OVER (ORDER BY (lower(r.r)) ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS reached
+            FROM leadprotect.lead_access_audit_seals s,
+             LATERAL unnest(s.ids) r(r)
+           WHERE (((sealed_numbers.from_month IS NULL) OR (s.month >= sealed_numbers.from_month)) AND ((sealed_numbers.before_month IS NULL) OR (s.month < sealed_numbers.before_month)) AND ((sealed_numbers.elsewhere_than IS NULL) OR (s.origin <> sealed_numbers.elsewhere_than)))) part;
+END;
+
+COMMENT ON FUNCTION leadprotect.sealed_numbers(from_month date, before_month date, elsewhere_than text) IS 'Numbers of rows that a seal of these months names, or one that another origin made; NULL: whatever it is';
+
+REVOKE ALL ON FUNCTION leadprotect.sealed_numbers(from_month date, before_month date, elsewhere_than text) FROM PUBLIC;
+
 -- function append_audit_seal, lp_0004_expand_seals
 
 CREATE FUNCTION leadprotect.append_audit_seal(entry leadprotect.lead_access_audit_seals) RETURNS leadprotect.lead_access_audit_seals
@@ -2352,6 +2374,7 @@ CREATE FUNCTION leadprotect.seal_audit(rows_per_seal integer DEFAULT 10000) RETU
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'on'
+    SET jit TO 'off'
     AS $$
         #variable_conflict use_column
         DECLARE
@@ -2382,9 +2405,10 @@ CREATE FUNCTION leadprotect.seal_audit(rows_per_seal integer DEFAULT 10000) RETU
           known_here := before.origin IS NOT DISTINCT FROM here;
           open_from := coalesce(
             date_trunc('month', before.settled_until - interval '1 minute', 'Etc/UTC'), '-infinity');
-          done := coalesce(
-            (SELECT range_agg(s.ids) FROM "leadprotect".lead_access_audit_seals AS s
-             WHERE NOT isfinite(open_from) OR s.month >= (open_from AT TIME ZONE 'Etc/UTC')::date), '{}');
+          -- what was sealed here is told by its transaction, what was sealed in another place by its number
+          done := "leadprotect".sealed_numbers(
+            CASE WHEN isfinite(open_from) THEN (open_from AT TIME ZONE 'Etc/UTC')::date END, NULL,
+            CASE WHEN known_here THEN here END);
           entry.run := coalesce(before.run, 0) + 1;
           entry.sealed_at := began;
           entry.origin := here;
@@ -2392,50 +2416,68 @@ CREATE FUNCTION leadprotect.seal_audit(rows_per_seal integer DEFAULT 10000) RETU
           FOR part IN
             WITH state AS MATERIALIZED (
               SELECT pg_current_snapshot() AS snapshot, "leadprotect".audit_settled_until() AS settled_until
-            ), fresh AS MATERIALIZED (
-              SELECT a.territory, (date_trunc('month', a.at, 'Etc/UTC') AT TIME ZONE 'Etc/UTC')::date AS month,
-                     a.id, a.at, a.lead_id::text COLLATE "C" AS lead,
+            ), fresh AS (
+              -- the hash is made before the sort, which then moves few bytes a row
+              SELECT a.territory COLLATE "C" AS territory,
+                     date_trunc('month', a.at AT TIME ZONE 'Etc/UTC')::date AS month, a.id, a.at,
                      sha256(convert_to(json_build_array(
                        'lp-row-1', a.id, a.lead_id::text, a.at AT TIME ZONE 'Etc/UTC', a.user_id::text, a.login, a.role,
                        a.territory, a.action::text, a.outcome::text, a.reason, a.note, a.correlation_id,
                        a.transaction_id::text, a.basis)::text, 'UTF8')) AS hash
-              FROM "leadprotect".lead_access_audit AS a, state
+              FROM "leadprotect".lead_access_audit AS a
               WHERE a.at >= open_from
                 AND (NOT known_here
-                  OR pg_visible_in_snapshot(a.transaction_id, state.snapshot)
+                  OR pg_visible_in_snapshot(a.transaction_id, (SELECT state.snapshot FROM state))
                     AND NOT pg_visible_in_snapshot(a.transaction_id, before.snapshot))
                 AND NOT done @> a.id
             ), counted AS (
-              SELECT f.*, (row_number() OVER (PARTITION BY f.territory, f.month ORDER BY f.id, f.at, f.lead) - 1)
+              SELECT f.*, (row_number() OVER (PARTITION BY f.territory, f.month ORDER BY f.id) - 1)
                           / rows_per_seal AS slice
               FROM fresh AS f
             ), slices AS (
               SELECT c.territory, c.month, c.slice, count(*) AS row_count,
-                     range_agg(int8range(c.id, c.id, '[]')) AS ids,
-                     sha256(string_agg(c.hash, '' ORDER BY c.id, c.at, c.lead)) AS content,
-                     string_agg(substring(c.hash FOR 4), '' ORDER BY c.id, c.at, c.lead) AS row_checks,
+                     range_agg(int8range(c.id, c.id + 1)) AS ids,
+                     sha256(string_agg(c.hash, '' ORDER BY c.id)) AS content,
+                     string_agg(substring(c.hash FOR 4), '' ORDER BY c.id) AS row_checks,
                      min(c.at) AS first_at, max(c.at) AS last_at
               FROM counted AS c GROUP BY c.territory, c.month, c.slice
-            ), chains AS (
-              SELECT NULL AS territory UNION SELECT t.code FROM "leadprotect".territories AS t
-              UNION SELECT s.territory FROM "leadprotect".lead_access_audit_seals AS s
-              UNION SELECT f.territory FROM fresh AS f
             )
-            SELECT chains.territory AS chain, s.*, state.snapshot, state.settled_until
-            FROM state, chains LEFT JOIN slices AS s ON s.territory IS NOT DISTINCT FROM chains.territory
-            ORDER BY chains.territory NULLS FIRST, s.month, s.slice
+            SELECT state.snapshot, state.settled_until, s.*
+            FROM state LEFT JOIN slices AS s ON true
+            ORDER BY s.territory NULLS FIRST, s.month, s.slice
           LOOP
-            -- a run without new rows leaves its mark in every chain, too: until then, nothing else was there
-            entry.territory := part.chain;
-            entry.month := coalesce(part.month, (date_trunc('month', began, 'Etc/UTC') AT TIME ZONE 'Etc/UTC')::date);
-            entry.row_count := coalesce(part.row_count, 0);
-            entry.ids := coalesce(part.ids, '{}');
-            entry.content := coalesce(part.content, sha256(''));
-            entry.row_checks := coalesce(part.row_checks, '');
-            entry.first_at := part.first_at;
-            entry.last_at := part.last_at;
             entry.snapshot := part.snapshot;
             entry.settled_until := part.settled_until;
+            IF part.row_count IS NOT NULL THEN
+              entry.territory := part.territory;
+              entry.month := part.month;
+              entry.row_count := part.row_count;
+              entry.ids := part.ids;
+              entry.content := part.content;
+              entry.row_checks := part.row_checks;
+              entry.first_at := part.first_at;
+              entry.last_at := part.last_at;
+              entry := "leadprotect".append_audit_seal(entry);
+            END IF;
+          END LOOP;
+          -- a run without new rows leaves its mark in every chain, too: until then, nothing else was there
+          entry.month := (date_trunc('month', began, 'Etc/UTC') AT TIME ZONE 'Etc/UTC')::date;
+          entry.row_count := 0;
+          entry.ids := '{}';
+          entry.content := sha256('');
+          entry.row_checks := '';
+          entry.first_at := NULL;
+          entry.last_at := NULL;
+          FOR part IN
+            SELECT chain.territory
+            FROM (SELECT NULL AS territory UNION SELECT t.code FROM "leadprotect".territories AS t
+                  UNION SELECT s.territory FROM "leadprotect".lead_access_audit_seals AS s) AS chain
+            WHERE NOT EXISTS (
+              SELECT FROM "leadprotect".lead_access_audit_seals AS s
+              WHERE s.run = entry.run AND s.detached_table IS NULL AND s.territory IS NOT DISTINCT FROM chain.territory)
+            ORDER BY chain.territory NULLS FIRST
+          LOOP
+            entry.territory := part.territory;
             entry := "leadprotect".append_audit_seal(entry);
           END LOOP;
           RETURN QUERY
@@ -2456,7 +2498,7 @@ GRANT ALL ON FUNCTION leadprotect.seal_audit(rows_per_seal integer) TO leadprote
 CREATE FUNCTION leadprotect.detach_audit_month(month date) RETURNS TABLE(detached name, row_count bigint)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
-    SET "TimeZone" TO 'UTC'
+    SET "TimeZone" TO 'Etc/UTC'
     SET lock_timeout TO '100ms'
     SET row_security TO 'on'
     AS $_$
@@ -2479,9 +2521,7 @@ CREATE FUNCTION leadprotect.detach_audit_month(month date) RETURNS TABLE(detache
             RAISE EXCEPTION '% is not sealed to its end', span.name USING ERRCODE = 'LP422',
               HINT = 'A run of leadprotect audit seal must have begun after the month, and every transaction older than it have ended.';
           END IF;
-          done := coalesce(
-            (SELECT range_agg(s.ids) FROM "leadprotect".lead_access_audit_seals AS s
-             WHERE s.month >= span.from_month::date AND s.month < span.to_month::date), '{}');
+          done := "leadprotect".sealed_numbers(span.from_month::date, span.to_month::date, NULL);
           EXECUTE format('SELECT count(*) FILTER (WHERE NOT $1 @> a.id), count(*) FROM %s AS a', span.part)
             INTO unsealed, row_count USING done;
           IF unsealed > 0 THEN
@@ -2527,6 +2567,7 @@ CREATE FUNCTION leadprotect.audit_number_gaps() RETURNS TABLE(first_number bigin
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'on'
+    SET jit TO 'off'
     AS $$
         #variable_conflict use_column
         DECLARE
@@ -2535,8 +2576,7 @@ CREATE FUNCTION leadprotect.audit_number_gaps() RETURNS TABLE(first_number bigin
           drawn bigint := (
             SELECT max(s.last_number) FROM "leadprotect".lead_access_audit_seals AS s
             WHERE s.origin <> here OR s.transaction_id < pg_snapshot_xmin(pg_current_snapshot()));
-          done int8multirange := coalesce(
-            (SELECT range_agg(s.ids) FROM "leadprotect".lead_access_audit_seals AS s), '{}');
+          done int8multirange := "leadprotect".sealed_numbers(NULL, NULL, NULL);
           open_from timestamptz := (
             SELECT date_trunc('month', max(s.settled_until) - interval '1 minute', 'Etc/UTC')
             FROM "leadprotect".lead_access_audit_seals AS s);
@@ -2546,7 +2586,7 @@ CREATE FUNCTION leadprotect.audit_number_gaps() RETURNS TABLE(first_number bigin
               SELECT lower(gap), upper(gap) - 1
               FROM unnest(int8multirange(int8range(1, drawn, '[]')) - done - coalesce(
                 (SELECT range_agg(int8range(a.id, a.id, '[]')) FROM "leadprotect".lead_access_audit AS a
-                 WHERE a.at >= open_from AND NOT done @> a.id), '{}')) AS gap;
+                 WHERE a.at >= open_from AND a.id <= drawn AND NOT done @> a.id), '{}')) AS gap;
           END IF;
         END
         $$;

@@ -160,6 +160,36 @@ def create_sealing() -> None:
         REVOKE ALL ON FUNCTION {schema}.audit_settled_until() FROM PUBLIC
         """)
     )
+    # A number is sealed for good, and numbers of all chains together leave few holes: from what is between
+    # them the answer is made, in the order of a sort that spills to disk, so that its memory does not grow
+    # with the rows. range_agg alone would hold every piece of every chain.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.sealed_numbers(from_month date, before_month date, elsewhere_than text)
+        RETURNS int8multirange
+        LANGUAGE sql
+        STABLE
+        BEGIN ATOMIC
+          SELECT coalesce(
+            CASE WHEN pg_catalog.count(*) > 0 THEN
+              pg_catalog.int8multirange(pg_catalog.int8range(pg_catalog.min(part.low), pg_catalog.max(part.high))) END
+              - coalesce(pg_catalog.range_agg(pg_catalog.int8range(part.reached, part.low))
+                           FILTER (WHERE part.reached < part.low), '{}'),
+            '{}')
+          FROM (
+            SELECT pg_catalog.lower(r) AS low, pg_catalog.upper(r) AS high,
+                   pg_catalog.max(pg_catalog.upper(r)) OVER (
+                     ORDER BY pg_catalog.lower(r) ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS reached
+            FROM {schema}.lead_access_audit_seals AS s, pg_catalog.unnest(s.ids) AS r
+            WHERE (from_month IS NULL OR s.month >= from_month) AND (before_month IS NULL OR s.month < before_month)
+              AND (elsewhere_than IS NULL OR s.origin <> elsewhere_than)
+          ) AS part;
+        END;
+        COMMENT ON FUNCTION {schema}.sealed_numbers(date, date, text) IS
+        'Numbers of rows that a seal of these months names, or one that another origin made; NULL: whatever it is';
+        REVOKE ALL ON FUNCTION {schema}.sealed_numbers(date, date, text) FROM PUBLIC
+        """)
+    )
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.append_audit_seal(entry {schema}.lead_access_audit_seals)
@@ -206,6 +236,7 @@ def create_sealing() -> None:
         SECURITY DEFINER
         SET search_path = pg_catalog, pg_temp
         SET row_security = on
+        SET jit = off
         AS $body$
         #variable_conflict use_column
         DECLARE
@@ -236,9 +267,10 @@ def create_sealing() -> None:
           known_here := before.origin IS NOT DISTINCT FROM here;
           open_from := coalesce(
             date_trunc('month', before.settled_until - interval '1 minute', 'Etc/UTC'), '-infinity');
-          done := coalesce(
-            (SELECT range_agg(s.ids) FROM {schema}.lead_access_audit_seals AS s
-             WHERE NOT isfinite(open_from) OR s.month >= (open_from AT TIME ZONE 'Etc/UTC')::date), '{}');
+          -- what was sealed here is told by its transaction, what was sealed in another place by its number
+          done := {schema}.sealed_numbers(
+            CASE WHEN isfinite(open_from) THEN (open_from AT TIME ZONE 'Etc/UTC')::date END, NULL,
+            CASE WHEN known_here THEN here END);
           entry.run := coalesce(before.run, 0) + 1;
           entry.sealed_at := began;
           entry.origin := here;
@@ -246,50 +278,68 @@ def create_sealing() -> None:
           FOR part IN
             WITH state AS MATERIALIZED (
               SELECT pg_current_snapshot() AS snapshot, {schema}.audit_settled_until() AS settled_until
-            ), fresh AS MATERIALIZED (
-              SELECT a.territory, (date_trunc('month', a.at, 'Etc/UTC') AT TIME ZONE 'Etc/UTC')::date AS month,
-                     a.id, a.at, a.lead_id::text COLLATE "C" AS lead,
+            ), fresh AS (
+              -- the hash is made before the sort, which then moves few bytes a row
+              SELECT a.territory COLLATE "C" AS territory,
+                     date_trunc('month', a.at AT TIME ZONE 'Etc/UTC')::date AS month, a.id, a.at,
                      sha256(convert_to(json_build_array(
                        'lp-row-1', a.id, a.lead_id::text, a.at AT TIME ZONE 'Etc/UTC', a.user_id::text, a.login, a.role,
                        a.territory, a.action::text, a.outcome::text, a.reason, a.note, a.correlation_id,
                        a.transaction_id::text, a.basis)::text, 'UTF8')) AS hash
-              FROM {schema}.lead_access_audit AS a, state
+              FROM {schema}.lead_access_audit AS a
               WHERE a.at >= open_from
                 AND (NOT known_here
-                  OR pg_visible_in_snapshot(a.transaction_id, state.snapshot)
+                  OR pg_visible_in_snapshot(a.transaction_id, (SELECT state.snapshot FROM state))
                     AND NOT pg_visible_in_snapshot(a.transaction_id, before.snapshot))
                 AND NOT done @> a.id
             ), counted AS (
-              SELECT f.*, (row_number() OVER (PARTITION BY f.territory, f.month ORDER BY f.id, f.at, f.lead) - 1)
+              SELECT f.*, (row_number() OVER (PARTITION BY f.territory, f.month ORDER BY f.id) - 1)
                           / rows_per_seal AS slice
               FROM fresh AS f
             ), slices AS (
               SELECT c.territory, c.month, c.slice, count(*) AS row_count,
-                     range_agg(int8range(c.id, c.id, '[]')) AS ids,
-                     sha256(string_agg(c.hash, '' ORDER BY c.id, c.at, c.lead)) AS content,
-                     string_agg(substring(c.hash FOR 4), '' ORDER BY c.id, c.at, c.lead) AS row_checks,
+                     range_agg(int8range(c.id, c.id + 1)) AS ids,
+                     sha256(string_agg(c.hash, '' ORDER BY c.id)) AS content,
+                     string_agg(substring(c.hash FOR 4), '' ORDER BY c.id) AS row_checks,
                      min(c.at) AS first_at, max(c.at) AS last_at
               FROM counted AS c GROUP BY c.territory, c.month, c.slice
-            ), chains AS (
-              SELECT NULL AS territory UNION SELECT t.code FROM {schema}.territories AS t
-              UNION SELECT s.territory FROM {schema}.lead_access_audit_seals AS s
-              UNION SELECT f.territory FROM fresh AS f
             )
-            SELECT chains.territory AS chain, s.*, state.snapshot, state.settled_until
-            FROM state, chains LEFT JOIN slices AS s ON s.territory IS NOT DISTINCT FROM chains.territory
-            ORDER BY chains.territory NULLS FIRST, s.month, s.slice
+            SELECT state.snapshot, state.settled_until, s.*
+            FROM state LEFT JOIN slices AS s ON true
+            ORDER BY s.territory NULLS FIRST, s.month, s.slice
           LOOP
-            -- a run without new rows leaves its mark in every chain, too: until then, nothing else was there
-            entry.territory := part.chain;
-            entry.month := coalesce(part.month, (date_trunc('month', began, 'Etc/UTC') AT TIME ZONE 'Etc/UTC')::date);
-            entry.row_count := coalesce(part.row_count, 0);
-            entry.ids := coalesce(part.ids, '{}');
-            entry.content := coalesce(part.content, sha256(''));
-            entry.row_checks := coalesce(part.row_checks, '');
-            entry.first_at := part.first_at;
-            entry.last_at := part.last_at;
             entry.snapshot := part.snapshot;
             entry.settled_until := part.settled_until;
+            IF part.row_count IS NOT NULL THEN
+              entry.territory := part.territory;
+              entry.month := part.month;
+              entry.row_count := part.row_count;
+              entry.ids := part.ids;
+              entry.content := part.content;
+              entry.row_checks := part.row_checks;
+              entry.first_at := part.first_at;
+              entry.last_at := part.last_at;
+              entry := {schema}.append_audit_seal(entry);
+            END IF;
+          END LOOP;
+          -- a run without new rows leaves its mark in every chain, too: until then, nothing else was there
+          entry.month := (date_trunc('month', began, 'Etc/UTC') AT TIME ZONE 'Etc/UTC')::date;
+          entry.row_count := 0;
+          entry.ids := '{}';
+          entry.content := sha256('');
+          entry.row_checks := '';
+          entry.first_at := NULL;
+          entry.last_at := NULL;
+          FOR part IN
+            SELECT chain.territory
+            FROM (SELECT NULL AS territory UNION SELECT t.code FROM {schema}.territories AS t
+                  UNION SELECT s.territory FROM {schema}.lead_access_audit_seals AS s) AS chain
+            WHERE NOT EXISTS (
+              SELECT FROM {schema}.lead_access_audit_seals AS s
+              WHERE s.run = entry.run AND s.detached_table IS NULL AND s.territory IS NOT DISTINCT FROM chain.territory)
+            ORDER BY chain.territory NULLS FIRST
+          LOOP
+            entry.territory := part.territory;
             entry := {schema}.append_audit_seal(entry);
           END LOOP;
           RETURN QUERY
@@ -318,7 +368,7 @@ def create_detaching() -> None:
         LANGUAGE plpgsql
         SECURITY DEFINER
         SET search_path = pg_catalog, pg_temp
-        SET timezone = 'UTC'
+        SET timezone = 'Etc/UTC'
         SET lock_timeout = '100ms'
         SET row_security = on
         AS $body$
@@ -341,9 +391,7 @@ def create_detaching() -> None:
             RAISE EXCEPTION '% is not sealed to its end', span.name USING ERRCODE = 'LP422',
               HINT = 'A run of leadprotect audit seal must have begun after the month, and every transaction older than it have ended.';
           END IF;
-          done := coalesce(
-            (SELECT range_agg(s.ids) FROM {schema}.lead_access_audit_seals AS s
-             WHERE s.month >= span.from_month::date AND s.month < span.to_month::date), '{}');
+          done := {schema}.sealed_numbers(span.from_month::date, span.to_month::date, NULL);
           EXECUTE format('SELECT count(*) FILTER (WHERE NOT $1 @> a.id), count(*) FROM %s AS a', span.part)
             INTO unsealed, row_count USING done;
           IF unsealed > 0 THEN
@@ -396,6 +444,7 @@ def create_number_gaps() -> None:
         STABLE SECURITY DEFINER
         SET search_path = pg_catalog, pg_temp
         SET row_security = on
+        SET jit = off
         AS $body$
         #variable_conflict use_column
         DECLARE
@@ -404,8 +453,7 @@ def create_number_gaps() -> None:
           drawn bigint := (
             SELECT max(s.last_number) FROM {schema}.lead_access_audit_seals AS s
             WHERE s.origin <> here OR s.transaction_id < pg_snapshot_xmin(pg_current_snapshot()));
-          done int8multirange := coalesce(
-            (SELECT range_agg(s.ids) FROM {schema}.lead_access_audit_seals AS s), '{}');
+          done int8multirange := {schema}.sealed_numbers(NULL, NULL, NULL);
           open_from timestamptz := (
             SELECT date_trunc('month', max(s.settled_until) - interval '1 minute', 'Etc/UTC')
             FROM {schema}.lead_access_audit_seals AS s);
@@ -415,7 +463,7 @@ def create_number_gaps() -> None:
               SELECT lower(gap), upper(gap) - 1
               FROM unnest(int8multirange(int8range(1, drawn, '[]')) - done - coalesce(
                 (SELECT range_agg(int8range(a.id, a.id, '[]')) FROM {schema}.lead_access_audit AS a
-                 WHERE a.at >= open_from AND NOT done @> a.id), '{}')) AS gap;
+                 WHERE a.at >= open_from AND a.id <= drawn AND NOT done @> a.id), '{}')) AS gap;
           END IF;
         END
         $body$;
@@ -435,6 +483,7 @@ def drop_functions() -> None:
           {schema}.detach_audit_month(date),
           {schema}.seal_audit(integer),
           {schema}.append_audit_seal({schema}.lead_access_audit_seals),
+          {schema}.sealed_numbers(date, date, text),
           {schema}.audit_settled_until(),
           {schema}.audit_origin()
         """)
