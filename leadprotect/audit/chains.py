@@ -1,59 +1,76 @@
-"""What the database holds of a chain: PostgreSQL's own functions hash and compare the rows."""
+"""What the database holds of a chain, as a stream: it shows rows and seals, and is asked for no hash."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from math import inf
+from typing import TYPE_CHECKING, Any
 
-from leadprotect.audit.seals import ROW_HASH, ROW_ORDER, SEAL_HASH, numbers
-from leadprotect.database.connection import rows
+from leadprotect.audit.seals import ROW, ROW_TEXT, SEAL, chained, seal_body
+from leadprotect.database.connection import row, rows, streamed
 from leadprotect.settings import current, ident, render
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from leadprotect.database.connection import AnyConnection
 
-CLOCK = "interval '1 minute'"
+CLOCK_S = 60
 """How far clocks may differ before and after a failover, and what a row's time may precede its transaction."""
 
+_TRANSACTION = [*ROW].index("transaction_id") + 1
 
 ASKED = """asked AS (
           SELECT %s::text AS territory, %s::date AS month, %s::timestamp AT TIME ZONE 'Etc/UTC' AS low,
                  (%s::timestamp + interval '1 month') AT TIME ZONE 'Etc/UTC' AS high
         )"""
-# the limits let PostgreSQL leave out other months, the last line also holds for infinite times
+# a time that is infinite is a month of its own, and its own end
 IN_MONTH = """
           WHERE a.territory IS NOT DISTINCT FROM (SELECT territory FROM asked)
             AND a.at >= (SELECT low FROM asked) AND a.at <= (SELECT high FROM asked)
-            AND date_trunc('month', a.at, 'Etc/UTC') = (SELECT low FROM asked)"""
+            AND (a.at < (SELECT high FROM asked) OR NOT isfinite(a.at))"""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A link of a chain; `computed` is what its hash should be, `sized` whether its numbers add up."""
+    """A link of a chain, without what it says of its rows; `sized` is whether their numbers add up.
+
+    `low` and `high` are the first and the last of these numbers, None where there is none.
+    """
 
     number: int
     run: int
     month: str
-    row_count: int
     hash: str
     previous: str | None
-    computed: str
     sized: bool
+    low: int | None
+    high: int | None
     detached_table: str | None
 
 
 @dataclass(frozen=True)
-class Month:
-    """What a seal's month holds: for one seal, or with `number` None for rows that no seal names.
+class Run:
+    """A run of `seal`; times in seconds since 1970, `snapshot` as PostgreSQL writes it."""
 
-    `late` are rows that came into a time which had been sealed before.
-    """
+    number: int
+    origin: str
+    transaction: int
+    sealed_at: float
+    settled_until: float
+    snapshot: str
 
-    number: int | None
-    found: int
-    matches: bool
-    removed: tuple[range, ...]
-    late: tuple[range, ...]
+
+@dataclass(frozen=True)
+class Span:
+    """Where the rows of a seal begin and end, by their numbers."""
+
+    number: int
+    run: int
+    low: int
+    high: int
+    hash: str
 
 
 def asked(territory: str | None, month: str) -> tuple[str | None, ...]:
@@ -61,18 +78,18 @@ def asked(territory: str | None, month: str) -> tuple[str | None, ...]:
     return (territory, month, month, month)
 
 
-def entries(conn: AnyConnection, territory: str | None) -> list[Entry]:
+def entries(conn: AnyConnection, territory: str | None) -> Iterator[Entry]:
     """The chain of a territory, as it is stored."""
-    query = f"""
-        SELECT s.number, s.run, s.month::text, s.row_count, encode(s.hash, 'hex'), encode(s.previous, 'hex'),
-               encode({SEAL_HASH}, 'hex'),
-               s.row_count = CASE WHEN s.detached_table IS NULL THEN coalesce(
-                 (SELECT sum(upper(r)::numeric - lower(r)) FROM unnest(s.ids) AS r), 0) ELSE s.row_count END,
-               s.detached_table::text
-        FROM {render("{schema}", current())}.lead_access_audit_seals AS s
+    query = """
+        SELECT s.number, s.run, s.month::text, encode(s.hash, 'hex'), encode(s.previous, 'hex'),
+               coalesce(s.detached_table IS NOT NULL OR s.row_count <= 100000 AND s.row_count = coalesce(
+                 (SELECT sum(upper(r)::numeric - lower(r)) FROM unnest(s.ids) AS r), 0), false),
+               lower(s.ids), upper(s.ids) - 1, s.detached_table::text
+        FROM {schema}.lead_access_audit_seals AS s
         WHERE s.territory IS NOT DISTINCT FROM %s::text ORDER BY s.number
         """
-    return [Entry(*found) for found in rows(conn, query, (territory,))]
+    for found in streamed(conn, render(query, current()), (territory,)):
+        yield Entry(*found)
 
 
 def detached_tables(conn: AnyConnection) -> list[str]:
@@ -92,101 +109,92 @@ def recorded(conn: AnyConnection, fields: str, source: str) -> str:
 
 
 def months(conn: AnyConnection, territory: str | None) -> list[str]:
-    """Months of which there are seals, or rows that should have one."""
+    """Months that rows may be of, whether there are any: those of the partitions, and of rows that lie elsewhere."""
+    bounds = _bounds(conn)
+    ends = ["-infinity", *(high for _, high in bounds)]
+    between = [(low, high) for low, high in zip(ends, [*(low for low, _ in bounds), None], strict=True) if low != high]
+    outside = " OR ".join(["a.at >= %s::timestamptz AND a.at < %s::timestamptz"] * (len(between) - 1))
+    outside = f"({outside or 'false'} OR a.at >= %s::timestamptz)"
+    month = "date_trunc('month', a.at AT TIME ZONE 'Etc/UTC')::date::text"
+    asked = "a.territory IS NOT DISTINCT FROM (SELECT territory FROM asked)"
+    audit = render("{schema}", current()) + ".lead_access_audit"
+    detached = [ident(current().schema, name) for name in detached_tables(conn)]
     query = f"""
-        WITH asked AS (SELECT %s::text AS territory), held AS (
-          {recorded(conn, "a.at", ", asked WHERE a.territory IS NOT DISTINCT FROM asked.territory")})
-        SELECT s.month::text FROM {render("{schema}", current())}.lead_access_audit_seals AS s, asked
-        WHERE s.territory IS NOT DISTINCT FROM asked.territory
-        UNION
-        SELECT (date_trunc('month', held.at, 'Etc/UTC') AT TIME ZONE 'Etc/UTC')::date::text FROM held
+        WITH asked AS (SELECT %s::text AS territory)
+        SELECT {month} FROM {audit} AS a WHERE {asked} AND {outside}
+        {"".join(f"UNION SELECT {month} FROM {name} AS a WHERE {asked} " for name in detached)}
+        UNION SELECT m::date::text FROM unnest(%s::timestamptz[], %s::timestamptz[]) AS part (low, high),
+          generate_series(
+            low AT TIME ZONE 'Etc/UTC', high AT TIME ZONE 'Etc/UTC' - interval '1 day', interval '1 month') AS m
         ORDER BY 1
         """
-    return [month for (month,) in rows(conn, query, (territory,))]
+    times = [time for pair in between for time in pair if time is not None]
+    lows, highs = [low for low, _ in bounds], [high for _, high in bounds]
+    return [month for (month,) in rows(conn, query, (territory, *times, lows, highs))]
 
 
-def month(conn: AnyConnection, territory: str | None, name: str) -> list[Month]:
-    """Compare the rows of a month with its seals, one result a seal, and one of unsealed rows."""
-    query = f"""
-        WITH {ASKED}, chain AS MATERIALIZED (
-          SELECT s.* FROM {render("{schema}", current())}.lead_access_audit_seals AS s, asked
-          WHERE s.territory IS NOT DISTINCT FROM asked.territory AND s.detached_table IS NULL
-        ), run AS MATERIALIZED (
-          -- every run seals the rows without territory, too: a chain that was emptied does not hide its runs
-          SELECT DISTINCT ON (s.run) s.run, s.origin, s.snapshot, s.transaction_id, s.sealed_at, s.settled_until
-          FROM {render("{schema}", current())}.lead_access_audit_seals AS s, asked
-          WHERE s.detached_table IS NULL AND (s.territory IS NULL OR s.territory = asked.territory)
-          ORDER BY s.run, s.number
-        ), step AS MATERIALIZED (
-          -- the run to come is one, too: what no seal names must not be older than the newest one
-          SELECT r.run, r.origin, lag(r.run) OVER w AS before, lag(r.origin) OVER w AS before_origin,
-                 lag(r.snapshot) OVER w AS before_snapshot, lag(r.sealed_at) OVER w AS before_sealed_at,
-                 lag(r.settled_until) OVER w AS before_settled_until
-          FROM (
-            SELECT * FROM run
-            UNION ALL
-            SELECT coalesce(max(run), 0) + 1, {render("{schema}", current())}.audit_origin(), NULL, NULL, NULL, NULL
-            FROM run
-          ) AS r WINDOW w AS (ORDER BY r.run)
-        ), seal AS MATERIALIZED (
-          SELECT s.number, s.run, s.ids, s.content FROM chain AS s, asked
-          WHERE s.month = asked.month AND s.row_count <= 100000 AND s.row_count = coalesce(
-            (SELECT sum(upper(r)::numeric - lower(r)) FROM unnest(s.ids) AS r), 0)
-        ), sealed AS (
-          SELECT s.number, s.run, i.id
-          FROM seal AS s, unnest(s.ids) AS r, generate_series(lower(r), upper(r) - 1) AS i (id)
-        ), held AS (
-          {recorded(conn, f"a.id, a.at, a.lead_id, a.transaction_id, {ROW_HASH} AS hash", IN_MONTH)}
-        ), joined AS (
-          SELECT sealed.number, coalesce(sealed.run, (SELECT max(run) FROM step)) AS run,
-                 coalesce(sealed.id, held.id) AS id, held.at, held.lead_id, held.transaction_id, held.hash
-          FROM sealed FULL JOIN held ON held.id = sealed.id
-        ), judged AS (
-          SELECT j.*,
-                 j.hash IS NOT NULL AND step.before IS NOT NULL AND (
-                   j.at < step.before_settled_until - {CLOCK}
-                   OR step.before_origin = step.origin AND (
-                     j.number IS NULL AND pg_visible_in_snapshot(j.transaction_id, step.before_snapshot)
-                     OR j.at < step.before_sealed_at - {CLOCK} AND EXISTS (
-                       SELECT FROM run AS r
-                       WHERE r.origin = step.origin AND r.run < j.run AND r.transaction_id < j.transaction_id
-                         AND j.at < r.sealed_at - {CLOCK}))) AS late
-          FROM joined AS j JOIN step ON step.run = j.run
-        ), facts AS (
-          SELECT j.number, count(j.hash) AS found, sha256(string_agg(j.hash, '' ORDER BY {ROW_ORDER})) AS content,
-                 range_agg(int8range(j.id, j.id, '[]')) FILTER (WHERE j.hash IS NULL) AS removed,
-                 range_agg(int8range(j.id, j.id, '[]')) FILTER (WHERE j.late) AS late
-          FROM judged AS j GROUP BY j.number
-        )
-        SELECT coalesce(seal.number, facts.number), coalesce(facts.found, 0),
-               seal.content = coalesce(facts.content, sha256('')), facts.removed::text, facts.late::text
-        FROM seal FULL JOIN facts ON facts.number = seal.number ORDER BY 1
+def _bounds(conn: AnyConnection) -> list[tuple[str, str]]:
+    """From when to when the partitions reach, the oldest first; what is between and around them lies in the default."""
+    query = """
+        SELECT b.low::timestamptz::text, b.high::timestamptz::text
+        FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid,
+          LATERAL (SELECT pg_get_expr(c.relpartbound, c.oid) AS bound) AS e,
+          LATERAL (SELECT substring(e.bound, 'FROM [(]''([^'']+)''[)]') AS low,
+                          substring(e.bound, 'TO [(]''([^'']+)''[)]') AS high) AS b
+        WHERE i.inhparent = %s::regclass AND e.bound <> 'DEFAULT' ORDER BY b.low::timestamptz
         """
-    results = rows(conn, query, asked(territory, name))
-    return [
-        Month(number, held, bool(matches), numbers(removed), numbers(late))
-        for number, held, matches, removed, late in results
-    ]
+    return [(low, high) for low, high in rows(conn, query, (ident(current().schema, "lead_access_audit"),))]
 
 
-def changed(conn: AnyConnection, territory: str | None, number: int) -> tuple[range, ...]:
-    """Numbers of the rows of a seal that are not as they were, or stand there twice."""
-    of_seal = ", s WHERE s.ids @> a.id AND a.territory IS NOT DISTINCT FROM s.territory"
-    query = f"""
-        WITH s AS (
-          SELECT * FROM {render("{schema}", current())}.lead_access_audit_seals AS s
-          WHERE s.territory IS NOT DISTINCT FROM %s::text AND s.number = %s
-        ), expected AS (
-          SELECT i.id,
-                 substring(s.row_checks FROM (row_number() OVER (ORDER BY i.id))::integer * 4 - 3 FOR 4) AS row_check
-          FROM s, unnest(s.ids) AS r, generate_series(lower(r), upper(r) - 1) AS i (id)
-        ), held AS (
-          {recorded(conn, f"a.id, {ROW_HASH} AS hash", of_seal)}
-        )
-        SELECT range_agg(int8range(id, id, '[]'))::text FROM (
-          SELECT e.id FROM expected AS e JOIN held ON held.id = e.id
-          GROUP BY e.id, e.row_check
-          HAVING count(*) > 1 OR bool_or(substring(held.hash FOR 4) <> e.row_check)) AS differing
+def runs(conn: AnyConnection, territory: str | None) -> list[Run]:
+    """Every run, the oldest first, and at last the one to come."""
+    # every run seals the rows without territory, too: a chain that was emptied does not hide its runs
+    query = """
+        SELECT DISTINCT ON (s.run) s.run, s.origin, s.transaction_id::text, date_part('epoch', s.sealed_at),
+               date_part('epoch', s.settled_until),
+               CASE WHEN s.run = (SELECT max(run) FROM {schema}.lead_access_audit_seals) THEN s.snapshot::text END
+        FROM {schema}.lead_access_audit_seals AS s
+        WHERE s.detached_table IS NULL AND (s.territory IS NULL OR s.territory = %s::text)
+        ORDER BY s.run, s.number
         """
-    ((ranges,),) = rows(conn, query, (territory, number))
-    return numbers(ranges)
+    found = rows(conn, render(query, current()), (territory,))
+    made = [Run(run, origin, int(xid), at, until, snapshot) for run, origin, xid, at, until, snapshot in found]
+    (here,) = row(conn, render("SELECT {schema}.audit_origin()", current()))
+    return [*made, Run(made[-1].number + 1 if made else 1, here, 0, inf, inf, "")]
+
+
+def seal_fields(conn: AnyConnection, territory: str | None, number: int) -> dict[str, Any]:
+    """A seal by the names of its fields, and what its hash should be as `computed`."""
+    # what has a value for each row is long, and quoted faster here
+    long = ("ids", "content", "row_checks")
+    short = ", ".join("NULL" if name in long else value for name, value in SEAL.items())
+    query = f"""
+        SELECT json_build_array({short})::text, {", ".join(SEAL[name] for name in long)}, encode(s.previous, 'hex')
+        FROM {render("{schema}", current())}.lead_access_audit_seals AS s
+        WHERE s.territory IS NOT DISTINCT FROM %s::text AND s.number = %s
+        """
+    text, *values, previous = row(conn, query, (territory, number))
+    fields = dict(zip(SEAL, json.loads(text), strict=True)) | dict(zip(long, values, strict=True))
+    return fields | {"computed": chained(previous, seal_body(fields))}
+
+
+def recorded_rows(
+    conn: AnyConnection, territory: str | None, month: str, snapshot: str | None
+) -> Iterator[tuple[int, float, bool, str]]:
+    """The rows of a month in the order of their numbers: number, time, whether it was over, and the text of its hash.
+
+    The time is in seconds since 1970; over is a row whose transaction had ended in `snapshot`.
+    """
+    # sorted as they are, and written out afterwards
+    columns = ", ".join(f"a.{name}" for name in ROW)
+    query = f"""
+        WITH {ASKED}
+        SELECT a.id, date_part('epoch', a.at), pg_visible_in_snapshot(a.transaction_id, %s::pg_snapshot), {ROW_TEXT}
+        FROM (SELECT * FROM ({recorded(conn, columns, IN_MONTH)}) AS held ORDER BY held.id OFFSET 0) AS a
+        """
+    yield from streamed(conn, query, (*asked(territory, month), snapshot))
+
+
+def transaction_of(text: str) -> int:
+    """The transaction id in the text of a row."""
+    return int(json.loads(text)[_TRANSACTION])

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.access.context import declaring
 from leadprotect.audit import chains
-from leadprotect.audit.history import territories
+from leadprotect.audit.reach import listed
 from leadprotect.audit.seals import FORMAT, ROW, ROW_ORDER, ROW_TEXT, SEAL, SEAL_TEXT, seal_body
-from leadprotect.database.connection import mapped_errors, own_names, row, rows
+from leadprotect.database.connection import own_names, row, rows, streamed
 from leadprotect.errors import InvalidRequest
 from leadprotect.settings import current, render
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from datetime import datetime
     from typing import TextIO
 
     import psycopg
+
+    from leadprotect.audit.reach import Reach
+
+
+@dataclass(frozen=True)
+class Exported:
+    """How many rows were written; `left_out` names territories whose role the login does not hold."""
+
+    rows: int
+    left_out: tuple[str, ...]
 
 
 def export(
@@ -27,29 +39,37 @@ def export(
     sealed: bool = False,
     since: datetime | None = None,
     until: datetime | None = None,
-) -> int:
-    """Write the rows of a period that the login may read, one JSON object a line; returns their number.
+    territories: Collection[str] | None = None,
+) -> Exported:
+    """Write the rows of a period that the login may read, one JSON object a line.
 
-    `since` is inclusive, `until` exclusive, both with a time zone. With `sealed`, the file holds
-    sealed rows only, whole seals (so a few rows around the period as well), and every link of each
-    chain up to its newest seal. For auditors, in a transaction; memory stays constant.
-    Raises `InvalidRequest` for a time without a zone, `ContextMissing` in autocommit.
+    `since` is inclusive, `until` exclusive, both with a time zone; `territories` asks for these alone
+    ('': for rows without one). With `sealed`, the file holds sealed rows only, whole seals (so a few
+    rows around the period as well), and every link of each chain up to its newest seal, and its first
+    line names what was left out. For auditors, in a transaction.
+    Raises `InvalidRequest` for a time without a zone and an unknown territory, `ContextMissing` in autocommit,
+    `ProtectionUnavailable` for other logins, and for one that holds the role of no territory.
     """
     if any(time is not None and time.tzinfo is None for time in (since, until)):
         message = "since and until need a time zone: 9 o'clock is another moment in another place"
         raise InvalidRequest(message)
     with own_names(conn):
-        return _exported(conn, out, since, until, sealed=sealed)
+        reach = listed(conn, territories)
+        write = _proved if sealed else _plain
+        return Exported(write(conn, out, reach, since, until), reach.left_out)
 
 
-def _exported(
-    conn: psycopg.Connection[Any], out: TextIO, since: datetime | None, until: datetime | None, *, sealed: bool
+def _plain(
+    conn: psycopg.Connection[Any], out: TextIO, reach: Reach, since: datetime | None, until: datetime | None
 ) -> int:
-    codes = territories(conn)
-    if not sealed:
-        return sum(_rows(conn, out, code, since, until) for code in codes)
-    chains = {code: _links(conn, code, since, until) for code in codes}
-    _write(out, _header(conn, chains, since, until))
+    return sum(_rows(conn, out, code, since, until) for code in reach.inside)
+
+
+def _proved(
+    conn: psycopg.Connection[Any], out: TextIO, reach: Reach, since: datetime | None, until: datetime | None
+) -> int:
+    chains = {code: _links(conn, code, since, until) for code in reach.inside}
+    _write(out, {**_header(conn, chains, since, until), "left_out": reach.left_out})
     for links in chains.values():
         for link in links:
             _write(out, link)
@@ -141,8 +161,8 @@ def _stream(
     conn: psycopg.Connection[Any], out: TextIO, territory: str | None, query: str, params: tuple[Any, ...]
 ) -> int:
     written = 0
-    with mapped_errors(), declaring(conn, "", territory or ""), conn.cursor(name="leadprotect_export") as cursor:
-        for number, text in cursor.execute(query, params):
+    with declaring(conn, "", territory or ""):
+        for number, text in streamed(conn, query, params):
             fields = dict(zip(ROW, json.loads(text)[1:], strict=True))
             _write(out, {"type": "row", "seal": number, **fields} if number is not None else fields)
             written += 1

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from leadprotect.access.arguments import as_lead_id, as_user_id
 from leadprotect.access.context import declaring
+from leadprotect.audit.reach import listed, without_role
 from leadprotect.database.connection import own_names, rows
 from leadprotect.errors import InvalidRequest
 from leadprotect.settings import current, render
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from uuid import UUID
 
     from leadprotect.database.connection import AnyConnection
@@ -55,25 +57,43 @@ class Recorded:
     correlation_id: str | None
 
 
-def who_could_edit(conn: AnyConnection, lead_id: Any, at: datetime) -> tuple[Right, ...]:
+@dataclass(frozen=True)
+class Rights:
+    """Who could edit a lead; `left_out` names territories whose role the login does not hold."""
+
+    rights: tuple[Right, ...]
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """Attempts, the newest first; `left_out` names territories whose role the login does not hold."""
+
+    attempts: tuple[Recorded, ...]
+    left_out: tuple[str, ...]
+
+
+def who_could_edit(conn: AnyConnection, lead_id: Any, at: datetime) -> Rights:
     """Who could edit the lead at the time `at`, and why, in the territories that the login may read.
 
     For auditors and managers; needs no context, and one narrows it. From assignments, their history,
     and rules with the dates at which they held. A lead that nobody owned yields a row without user.
     Raises `InvalidRequest` for a time without a zone or still to come, for an id of the wrong type,
-    and where nothing is known of the lead.
+    and where nothing is known of the lead, `ProtectionUnavailable` for other logins, and for one that
+    holds the role of no territory.
     """
     _check_zone("at", at)
     if at > datetime.now(UTC):
         message = f"at: {at.isoformat()} is still to come"
         raise InvalidRequest(message)
-    s = current()
-    call = render("SELECT * FROM {schema}.who_could_edit(%s::{lead_type}, %s::pg_catalog.timestamptz)", s)
+    call = render("SELECT * FROM {schema}.who_could_edit(%s::{lead_type}, %s::pg_catalog.timestamptz)", current())
     found = rows(conn, call, (as_lead_id(lead_id), at))
+    left_out = without_role(conn)
     if not found:
-        message = f"nothing is known of lead {lead_id} in the territories that this login may read"
+        more = f"; {', '.join(left_out)} left out: it does not hold their roles" if left_out else ""
+        message = f"nothing is known of lead {lead_id} in the territories that this login may read{more}"
         raise InvalidRequest(message)
-    return tuple(Right(*right) for right in found)
+    return Rights(tuple(Right(*right) for right in found), left_out)
 
 
 def attempts(
@@ -85,11 +105,14 @@ def attempts(
     since: datetime | None = None,
     until: datetime | None = None,
     limit: int = 100,
-) -> tuple[Recorded, ...]:
+    territories: Collection[str] | None = None,
+) -> Attempts:
     """The newest attempts that the login may read, newest first; every filter narrows them.
 
-    For auditors, in a transaction; `outcome` is ALLOW or DENY, `since` inclusive, `until` exclusive.
-    Raises `InvalidRequest` for a filter that can't be right, `ContextMissing` in autocommit.
+    For auditors, in a transaction; `outcome` is ALLOW or DENY, `since` inclusive, `until` exclusive,
+    `territories` asks for these alone ('': for what belongs to none).
+    Raises `InvalidRequest` for a filter that can't be right, `ContextMissing` in autocommit,
+    `ProtectionUnavailable` for other logins, and for one that holds the role of no territory.
     """
     if outcome not in {None, "ALLOW", "DENY"}:
         message = f"outcome: {outcome!r} is not ALLOW or DENY"
@@ -114,17 +137,12 @@ def attempts(
     filters = (lead, lead, user, user, outcome, outcome, since, until, limit)
     found: list[Recorded] = []
     with own_names(conn):
-        for code in territories(conn):
+        reach = listed(conn, territories)
+        for code in reach.inside:
             with declaring(conn, "", code or ""):
                 found += [Recorded(*attempt) for attempt in rows(conn, render(query, current()), (code, *filters))]
     found.sort(key=lambda attempt: (attempt.at, attempt.id), reverse=True)
-    return tuple(found[:limit])
-
-
-def territories(conn: AnyConnection) -> list[str | None]:
-    """None, for what belongs to no territory, and the territories of which the login holds the role."""
-    query = "SELECT code FROM {schema}.territories WHERE {schema}.is_member(code) ORDER BY code"
-    return [None, *(code for (code,) in rows(conn, render(query, current())))]
+    return Attempts(tuple(found[:limit]), reach.left_out)
 
 
 def _check_zone(name: str, time: datetime | None) -> None:

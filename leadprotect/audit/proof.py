@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from leadprotect.audit.findings import Finding, Kept, Verdict, named, of_rows
 from leadprotect.audit.seals import FORMAT, ROW, SEAL, chained, joined, numbers, row_hash, seal_body
-from leadprotect.audit.verification import Finding, named
 from leadprotect.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-CHECK = 4
-"""Bytes of each row's hash that a seal keeps, to name the row that was changed."""
-
 _FIELDS = {
-    "export": {"format", "heads"},
+    "export": {"format", "heads", "left_out"},
     "seal": {*SEAL, "previous", "hash"},
     "link": {"territory", "number", "previous", "body", "hash"},
     "row": {*ROW, "seal"},
@@ -28,12 +24,21 @@ _FIELDS = {
 
 @dataclass(frozen=True)
 class Proof:
-    """What an exported file proves: `rows` sealed rows as they were, `heads` the newest seal of each chain."""
+    """What an exported file proves: `rows` sealed rows as they were, `heads` the newest seal of each chain.
+
+    `left_out` names territories that the login which exported it could not read.
+    """
 
     rows: int
     seals: int
     heads: dict[str | None, tuple[int, str]]
     findings: tuple[Finding, ...]
+    left_out: tuple[str, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of the file; it says nothing of what it does not hold."""
+        return "tampered" if self.findings else "intact"
 
     @property
     def intact(self) -> bool:
@@ -78,13 +83,13 @@ def verify_file(lines: Iterable[str]) -> Proof:
             findings.append(Finding(territory, number, f"{named('row', gone)} removed", gone))
     heads = {code: (chain.number, chain.hash or "") for code, chain in chains.items()}
     findings += _heads(header["heads"], heads)
-    return Proof(intact, sum(chain.number for chain in chains.values()), heads, tuple(findings))
+    return Proof(intact, sum(chain.number for chain in chains.values()), heads, tuple(findings), (*header["left_out"],))
 
 
-def known_seals(lines: Iterable[str]) -> dict[tuple[str | None, int], str]:
-    """Every seal that an export names, territory and number -> hash: what `evidence.verify` compares with."""
+def known_seals(lines: Iterable[str]) -> set[Kept]:
+    """Every seal that an export names: what `verify_audit` compares with."""
     return {
-        (record["territory"], record["number"]): record["hash"]
+        Kept(record["territory"], record["number"], record["hash"])
         for record in _records(lines)
         if record["type"] in {"seal", "link"}
     }
@@ -134,24 +139,7 @@ def _rows(
         ranges = joined(sorted(i for i, _ in found))
         yield Finding(territory, number, f"{named('row', ranges)} inserted: no seal has them", ranges)
         return
-    content = hashlib.sha256(b"".join(own for _, own in found)).hexdigest()
-    if content == seal["content"]:
-        return
-    sealed = [i for part in numbers(seal["ids"]) for i in part]
-    checks = bytes.fromhex(seal["row_checks"])
-    check_of = {i: checks[at * CHECK : (at + 1) * CHECK] for at, i in enumerate(sealed)}
-    held = {i for i, _ in found}
-    wrong = {
-        "removed": [i for i in sealed if i not in held],
-        "inserted": [i for i, _ in found if i not in check_of],
-        "changed": [i for i, own in found if i in check_of and own[:CHECK] != check_of[i]],
-    }
-    for what, ids in wrong.items():
-        if ids:
-            ranges = joined(sorted(ids))
-            yield Finding(territory, number, f"{named('row', ranges)} {what}", ranges)
-    if not any(wrong.values()):
-        yield Finding(territory, number, "its rows stand twice or in another order")
+    yield from of_rows(territory, number, seal, found)
 
 
 def _hash(row: dict[str, Any]) -> bytes:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from leadprotect.access.context import declaring
 from leadprotect.audit import chains
-from leadprotect.audit.seals import joined, listed
+from leadprotect.audit.chains import Span
+from leadprotect.audit.findings import Finding, Kept, Verdict, named
+from leadprotect.audit.months import CHANGED, changed, judged
+from leadprotect.audit.reach import reach
 from leadprotect.database.connection import own_names, rows
 from leadprotect.settings import current, render
 
@@ -26,45 +29,33 @@ _LINES = 1000  # of a log, asked about at once
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Evidence of tampering: `what` is a finished sentence, `rows` are numbers of recorded rows."""
-
-    territory: str | None
-    seal: int | None
-    what: str
-    rows: tuple[range, ...] = ()
-
-
-@dataclass(frozen=True)
 class Chain:
     """What was found in one chain; `territory` is None for the rows without one.
 
-    `runs` are those that left a seal in it, `rows` counts sealed rows that are as they were,
+    A chain is not judged when the login may not read it, and then nothing else is said of it. `last_run`
+    is the newest run that left a seal in it, `rows` counts sealed rows that are as they were,
     `pending` those that the next run will seal; `retired` maps a detached month (``2026-01``) to the
     table that held it and is gone.
     """
 
     territory: str | None
-    seals: int
-    head: str | None
-    runs: tuple[int, ...]
-    rows: int
-    pending: int
-    retired: dict[str, str]
-    findings: tuple[Finding, ...]
+    verdict: Verdict
+    seals: int = 0
+    head: str | None = None
+    last_run: int | None = None
+    rows: int = 0
+    pending: int = 0
+    retired: Mapping[str, str] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True)
 class Verification:
-    """`gaps` are numbers that were drawn and have no row; `explained` more of them stand in the log.
-
-    `unchecked` names the territories that this login may not read.
-    """
+    """`gaps` are numbers that were drawn and have no row; `explained` more of them stand in the log."""
 
     chains: tuple[Chain, ...]
     gaps: tuple[range, ...]
     explained: int
-    unchecked: tuple[str, ...]
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -72,44 +63,76 @@ class Verification:
         return tuple(finding for chain in self.chains for finding in chain.findings)
 
     @property
+    def left_out(self) -> tuple[str, ...]:
+        """Territories that this login may not read, and of which nothing is known therefore."""
+        return tuple(chain.territory or "" for chain in self.chains if chain.verdict == "not judged")
+
+    @property
+    def verdict(self) -> Verdict:
+        """Tampered if any chain is; intact only if every chain was judged. A gap is no tampering."""
+        verdicts = {chain.verdict for chain in self.chains}
+        return "tampered" if "tampered" in verdicts else "not judged" if "not judged" in verdicts else "intact"
+
+    @property
     def intact(self) -> bool:
-        """Whether nothing was tampered with; a gap is no tampering."""
-        return not self.findings
+        """Whether every chain was judged, and nothing was tampered with."""
+        return self.verdict == "intact"
 
 
 def verify_audit(
-    conn: AnyConnection, *, known: Mapping[tuple[str | None, int], str] | None = None, log: Iterable[str] = ()
+    conn: AnyConnection,
+    *,
+    known: Iterable[Kept] = (),
+    log: Iterable[str] = (),
+    territories: Collection[str] | None = None,
 ) -> Verification:
-    """Compare every row and every seal that the login may read with each other.
+    """Compare every row and every seal that the login may read with each other, in constant memory.
 
-    For auditors, in a transaction. `known` maps territory and number of a seal to the hash that was
-    kept elsewhere (`proof.known_seals` reads them from an export): only this shows that the end of all
-    chains was cut off, or that they were made anew. `log` holds lines of the server's log: those that
-    our function wrote in this database explain gaps. Raises `ContextMissing` in autocommit,
-    `ProtectionUnavailable` for other logins.
+    For auditors, in a transaction. `known` are seals that were kept elsewhere (`anchors.kept` and
+    `proof.known_seals` read them): only this shows that the end of all chains was cut off, or that they
+    were made anew. `log` holds lines of the server's log: those that our function wrote in this database
+    explain gaps. `territories` asks for these alone ('': for rows without one); else for all that there
+    are. Rows are hashed here, not in the database. Raises `ContextMissing` in autocommit,
+    `InvalidRequest` for an unknown territory, `ProtectionUnavailable` for other logins.
     """
     with own_names(conn):
-        return _verified(conn, known or {}, log)
+        return _verified(conn, {*known}, log, territories)
 
 
-def _verified(conn: AnyConnection, known: Mapping[tuple[str | None, int], str], log: Iterable[str]) -> Verification:
-    s = current()
-    codes = rows(conn, render("SELECT code, {schema}.is_member(code) FROM {schema}.territories ORDER BY code", s))
-    readable: list[str | None] = [None, *(code for code, member in codes if member)]
-    unchecked = [code for code, member in codes if not member]
-    chains = []
+def _verified(
+    conn: AnyConnection, known: set[Kept], log: Iterable[str], territories: Collection[str] | None
+) -> Verification:
+    readable, closed = _asked(conn, known, territories)
+    found = [Chain(code, "not judged") for code in closed]
     for code in readable:
         with declaring(conn, "", code or ""):
-            chains.append(_chain(conn, code, known))
-    # whom no policy binds sees chains of territories that are no longer listed, too
-    for (code,) in rows(conn, render("SELECT DISTINCT territory FROM {schema}.lead_access_audit_seals", s)):
-        if code not in (chain.territory for chain in chains):
-            chains.append(_chain(conn, code, known))
-    drawn = [range(low, high + 1) for low, high in rows(conn, render("SELECT * FROM {schema}.audit_number_gaps()", s))]
+            found.append(_chain(conn, code, [one for one in known if one.territory == code]))
+    found.sort(key=lambda chain: (chain.territory is not None, chain.territory or ""))
+    drawn = [
+        range(low, high + 1)
+        for low, high in rows(conn, render("SELECT * FROM {schema}.audit_number_gaps()", current()))
+    ]
     told = sorted(_told(conn, log))
     gaps = tuple(part for gap in drawn for part in _without(gap, told))
     explained = sum(map(len, drawn)) - sum(map(len, gaps))
-    return Verification(tuple(_of_same_runs(chains)), gaps, explained, tuple(unchecked))
+    return Verification(tuple(_of_same_runs(found)), gaps, explained)
+
+
+def _asked(
+    conn: AnyConnection, known: set[Kept], territories: Collection[str] | None
+) -> tuple[list[str | None], list[str]]:
+    """Chains that can be read, and territories that can't; what was kept elsewhere may name one that is gone."""
+    here = reach(conn, territories)
+    if territories is not None:
+        return [*here.inside], [*here.left_out]
+    listed = {*here.inside, *here.left_out}
+    unlisted = {one.territory for one in known} - listed
+    if here.unbound:
+        sealed = rows(conn, render("SELECT DISTINCT territory FROM {schema}.lead_access_audit_seals", current()))
+        unlisted |= {code for (code,) in sealed} - listed
+    member = render("SELECT {schema}.is_member(%s::text)", current())
+    closed = [code for code in unlisted if code and not here.unbound and not rows(conn, member, (code,))[0][0]]
+    return [*here.inside, *(unlisted - {*closed})], [*here.left_out, *closed]
 
 
 def _told(conn: AnyConnection, log: Iterable[str]) -> Iterator[int]:
@@ -128,86 +151,89 @@ def _as_written(line: str) -> Iterator[re.Match[str]]:
             yield match
 
 
-def links(entries: Iterable[Entry], territory: str | None) -> Iterator[Finding]:
-    """What is wrong with the links of a chain, whatever the rows are."""
-    before: Entry | None = None
-    for entry in entries:
-        expected = before.number + 1 if before else 1
+@dataclass
+class _Links:
+    """A chain while it is read link by link; `detached` maps a month to the table that was detached with it.
+
+    `spans` are the seals of each month that have rows; their own hash is computed with their rows.
+    """
+
+    conn: AnyConnection
+    territory: str | None
+    kept: dict[int, set[str]]
+    last: Entry | None = None
+    last_run: int | None = None
+    seals: int = 0
+    detached: dict[str, str] = field(default_factory=dict)
+    spans: dict[str, list[Span]] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(self, entry: Entry) -> None:
+        """Compare it with the link before it, with itself, and with what was kept elsewhere."""
+        expected = self.last.number + 1 if self.last else 1
         if entry.number != expected:
-            gone = range(expected, entry.number)
-            yield Finding(territory, entry.number, f"{named('seal', (gone,))} removed before it")
-        elif entry.previous != (before.hash if before else None):
-            yield Finding(territory, entry.number, "does not continue the seal before it")
-        if entry.hash != entry.computed or not entry.sized:
-            yield Finding(territory, entry.number, "the seal itself was changed")
-        before = entry
+            self._say(entry, f"{named('seal', (range(expected, entry.number),))} removed before it")
+        elif entry.previous != (self.last.hash if self.last else None):
+            self._say(entry, "does not continue the seal before it")
+        if entry.sized and entry.detached_table is None and entry.low is not None and entry.high is not None:
+            span = Span(entry.number, entry.run, entry.low, entry.high, entry.hash)
+            self.spans.setdefault(entry.month, []).append(span)
+        elif not entry.sized or changed(chains.seal_fields(self.conn, self.territory, entry.number), entry.hash):
+            self._say(entry, CHANGED)
+        if self.kept.pop(entry.number, {entry.hash}) != {entry.hash}:
+            self._say(entry, "this seal is not the one that was kept elsewhere")
+        if entry.detached_table is None:
+            self.last_run = entry.run
+        else:
+            self.detached[entry.month] = entry.detached_table
+        self.last, self.seals = entry, self.seals + 1
+
+    def end(self) -> None:
+        """What was kept elsewhere and did not come."""
+        for number in sorted(self.kept):
+            self.findings.append(Finding(self.territory, number, "this seal was kept elsewhere, and is gone"))
+
+    def _say(self, entry: Entry, what: str) -> None:
+        self.findings.append(Finding(self.territory, entry.number, what))
 
 
-def _chain(conn: AnyConnection, territory: str | None, known: Mapping[tuple[str | None, int], str]) -> Chain:
-    entries = chains.entries(conn, territory)
-    findings = [*links(entries, territory), *_kept_elsewhere(entries, territory, known)]
-    here = set(chains.detached_tables(conn))
-    retired = {
-        entry.month: entry.detached_table
-        for entry in entries
-        if entry.detached_table is not None and entry.detached_table not in here
-    }
-    intact, pending = 0, 0
-    for name in chains.months(conn, territory):
-        for part in chains.month(conn, territory, name):
-            if part.number is None:
-                pending += part.found - sum(map(len, part.late))
-            elif part.matches and not part.removed:
-                intact += part.found
-            if part.late:
-                what = f"{named('row', part.late)} inserted into a time that was sealed before"
-                findings.append(Finding(territory, part.number, what, part.late))
-            if part.number is not None and name not in retired:
-                findings += _content(conn, territory, part)
+def _chain(conn: AnyConnection, territory: str | None, known: Iterable[Kept]) -> Chain:
+    kept: dict[int, set[str]] = {}
+    for one in known:
+        kept.setdefault(one.number, set()).add(one.hash)
+    links = _Links(conn, territory, kept)
+    for entry in chains.entries(conn, territory):
+        links.add(entry)
+    links.end()
+    here = {*chains.detached_tables(conn)}
+    retired = {month: table for month, table in links.detached.items() if table not in here}
+    runs = chains.runs(conn, territory)
+    months = sorted({*chains.months(conn, territory), *links.spans, *links.detached})
+    found = [judged(conn, territory, m, runs, links.spans.get(m, ()), gone=m in retired) for m in months]
+    findings = [*links.findings, *(finding for month in found for finding in month.findings)]
     return Chain(
         territory,
-        len(entries),
-        entries[-1].hash if entries else None,
-        tuple(sorted({entry.run for entry in entries if entry.detached_table is None})),
-        intact,
-        pending,
-        {name[:7]: table for name, table in retired.items()},
+        "tampered" if findings else "intact",
+        links.seals,
+        links.last.hash if links.last else None,
+        links.last_run,
+        sum(month.rows for month in found),
+        sum(month.pending for month in found),
+        {month[:7]: table for month, table in retired.items()},
         tuple(sorted(findings, key=lambda finding: finding.seal or 0)),
     )
 
 
-def _content(conn: AnyConnection, territory: str | None, part: chains.Month) -> Iterator[Finding]:
-    if part.removed:
-        yield Finding(territory, part.number, f"{named('row', part.removed)} removed", part.removed)
-    if not part.matches and part.number is not None:
-        moved = {number for gone in part.removed for number in gone}  # to another month: told already
-        differing = chains.changed(conn, territory, part.number)
-        changed = joined([number for found in differing for number in found if number not in moved])
-        if changed:
-            yield Finding(territory, part.number, f"{named('row', changed)} changed", changed)
-        elif not part.removed:
-            yield Finding(territory, part.number, "its hash does not fit its rows")
-
-
-def _kept_elsewhere(
-    entries: Iterable[Entry], territory: str | None, known: Mapping[tuple[str | None, int], str]
-) -> Iterator[Finding]:
-    stored = {entry.number: entry.hash for entry in entries}
-    for (code, number), kept in known.items():
-        if code == territory and stored.get(number) != kept:
-            fate = "is not the one that was kept elsewhere" if number in stored else "was kept elsewhere, and is gone"
-            yield Finding(territory, number, f"this seal {fate}")
-
-
 def _of_same_runs(chains: Collection[Chain]) -> Iterator[Chain]:
     """Every run seals every chain, so a chain that lacks the newest runs of another lost its end."""
-    newest = max((run for chain in chains for run in chain.runs), default=0)
+    newest = max((chain.last_run or 0 for chain in chains), default=0)
     for chain in chains:
         # a territory that was added since has no seal yet; rows without one are sealed from the first run on
-        last = chain.runs[-1] if chain.runs else newest if chain.territory else 0
-        if missing := range(last + 1, newest + 1):
+        last = chain.last_run or (newest if chain.territory else 0)
+        if (missing := range(last + 1, newest + 1)) and chain.verdict != "not judged":
             what = f"{named('run', (missing,))} left no seal here, but in another chain: the newest seals were removed"
-            yield replace(chain, findings=(*chain.findings, Finding(chain.territory, None, what)))
+            finding = Finding(chain.territory, None, what)
+            yield replace(chain, verdict="tampered", findings=(*chain.findings, finding))
         else:
             yield chain
 
@@ -221,10 +247,3 @@ def _without(gap: range, told: Iterable[int]) -> Iterator[range]:
             low = number + 1
     if low < gap.stop:
         yield range(low, gap.stop)
-
-
-def named(thing: str, found: tuple[range, ...]) -> str:
-    """``row 3 was`` or ``rows 3, 7-9 were``; a run left something itself."""
-    several = sum(map(len, found)) > 1
-    verb = "" if thing == "run" else (" were" if several else " was")
-    return f"{thing}{'s' if several else ''} {listed(found)}{verb}"

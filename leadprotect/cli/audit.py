@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 from rich.table import Table
 
-from leadprotect.audit import export, history, partitions, proof, seals, verification
+from leadprotect.audit import anchors, export, history, partitions, proof, seals, verification
 from leadprotect.cli import output
 from leadprotect.cli.terminal import Console, echo
 from leadprotect.database.connection import connect
-from leadprotect.errors import InvalidRequest
+from leadprotect.errors import InvalidRequest, LeadProtectError
 from leadprotect.settings import current
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-TAMPERED = 1
+    from leadprotect.audit.findings import Finding
+
+EXIT_CODES = {"intact": 0, "tampered": 1, "not judged": 2}
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 FILE = click.File("r", encoding="utf-8")
 
@@ -52,6 +54,12 @@ class _Month(click.ParamType[date]):
 TIME, MONTH = _Time(), _Month()
 SINCE = click.option("--since", type=TIME, help="From this time on, such as 2026-03-01T00:00Z.")
 UNTIL = click.option("--until", type=TIME, help="Before this time.")
+TERRITORY = click.option(
+    "--territory",
+    "territories",
+    multiple=True,
+    help="This territory alone ('': rows without one); may be repeated.  [default: all that the login may read]",
+)
 
 
 @click.group("audit")
@@ -96,47 +104,81 @@ def detach_command(*, before: date) -> None:
         echo(f"nothing to detach before {before:%Y-%m}")
 
 
+@audit_group.command("anchor")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="A file: a line is added to it.")
+@click.option("--to", "url", help="A database of another server: a row is added to public.leadprotect_anchors.")
+@TERRITORY
+def anchor_command(*, output: Path | None, url: str | None, territories: tuple[str, ...]) -> None:
+    """Write how far each chain has come, and its newest hash, to where nobody of this database can change it.
+
+    verify --anchor compares. A password belongs into ~/.pgpass or PGPASSWORD, not into the URL.
+    """
+    if not (output or url):
+        raise click.UsageError("name a place: --output FILE or --to URL")
+    with connect(current()) as conn, conn.transaction():
+        made = anchors.anchor(conn, territories=territories or None)
+    if output:
+        anchors.append(output, made)
+    if url and not anchors.send(url, made):
+        echo("warning: these anchors are on the server of the audit itself: its owner can change both", err=True)
+    for chain in made.chains:
+        echo(f"{_named(chain.territory)}: {chain.seals:,} seals, the newest is {chain.hash or 'none'}")
+    _say_left_out(made.left_out)
+
+
 @audit_group.command("verify")
 @click.option("--file", type=FILE, help="Check an export instead of a database; needs no database.")
 @click.option("--against", type=FILE, help="An earlier export: its seals must still be there.")
+@click.option("--anchor", help="A file or URL that audit anchor wrote to: each chain must go on from there.")
 @click.option(
     "--log", type=click.File("r", encoding="utf-8", errors="replace"), help="The server's log: explains gaps."
 )
+@TERRITORY
 @JSON
-def verify_command(*, file: TextIO | None, against: TextIO | None, log: TextIO | None, as_json: bool) -> None:
+def verify_command(*, file: TextIO | None, as_json: bool, **how: Any) -> None:
     """Find whatever was changed, removed or inserted since it was sealed.
 
-    Exit code 0: nothing; 1: evidence was tampered with. A gap in the numbers is no tampering, it is
-    reported beside.
+    Exit code 0: intact, every chain was judged; 1: tampered with; 2: not judged, because this login may not
+    read a chain, or there was no answer. A gap in the numbers is no tampering, it is reported beside.
     """
-    if file:
-        if against or log:
-            message = "--file checks a file alone; --against and --log need the database"
-            raise click.UsageError(message)
-        found: proof.Proof | verification.Verification = proof.verify_file(file)
-    else:
-        known = proof.known_seals(against) if against else None
-        with connect(current()) as conn, conn.transaction():
-            found = verification.verify_audit(conn, known=known, log=log or ())
+    if file and any(how.values()):
+        raise click.UsageError("--file checks a file alone; the other options need the database")
+    try:
+        found = proof.verify_file(file) if file else _verified(**how)
+    except LeadProtectError as error:
+        echo(f"Error: nothing was judged: {error}", err=True)
+        sys.exit(EXIT_CODES["not judged"])
     if as_json:
-        click.echo(output.as_json({"intact": found.intact, **output.fields_of(found)}, indent=2))
+        told = {"verdict": found.verdict, "intact": found.intact, "left_out": found.left_out}
+        click.echo(output.as_json(told | output.fields_of(found), indent=2))
     else:
         for line in _of_file(found) if isinstance(found, proof.Proof) else _of_database(found):
             echo(line)
-    sys.exit(0 if found.intact else TAMPERED)
+    sys.exit(EXIT_CODES[found.verdict])
+
+
+def _verified(
+    *, against: TextIO | None, anchor: str | None, log: TextIO | None, territories: tuple[str, ...]
+) -> verification.Verification:
+    known = proof.known_seals(against) if against else set()
+    with connect(current()) as conn, conn.transaction():
+        known |= anchors.kept(conn, anchor) if anchor else set()
+        return verification.verify_audit(conn, known=known, log=log or (), territories=territories or None)
 
 
 @audit_group.command("export")
 @click.option("--sealed", is_flag=True, help="Whole seals and every link of the chains: verify --file can check it.")
 @SINCE
 @UNTIL
+@TERRITORY
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="A file.  [default: stdout]")
-def export_command(*, sealed: bool, since: datetime | None, until: datetime | None, output: Path | None) -> None:
-    """Write the rows of a period as JSON lines."""
+def export_command(*, output: Path | None, territories: tuple[str, ...], **how: Any) -> None:
+    """Write the rows of a period as JSON lines; says on stderr which territories it leaves out."""
     with connect(current()) as conn, conn.transaction(), _whole(output) as out:
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        written = export.export(conn, out, sealed=sealed, since=since, until=until)
-    echo(f"{written:,} rows written", err=True)
+        written = export.export(conn, out, territories=territories or None, **how)
+    echo(f"{written.rows:,} rows written", err=True)
+    _say_left_out(written.left_out)
 
 
 @audit_group.command("who")
@@ -144,7 +186,7 @@ def export_command(*, sealed: bool, since: datetime | None, until: datetime | No
 @click.option("--at", type=TIME, required=True, help="The time, such as 2026-03-01T09:00+01:00.")
 @JSON
 def who_command(lead: str, *, at: datetime, as_json: bool) -> None:
-    """Show who could edit LEAD at a time, and why."""
+    """Show who could edit LEAD at a time, and why; says on stderr which territories it leaves out."""
     with connect(current()) as conn:
         found = history.who_could_edit(conn, lead, at)
     header = ("territory", "user", "could edit", "reason", "since (UTC)", "until (UTC)", "because of")
@@ -158,7 +200,7 @@ def who_command(lead: str, *, at: datetime, as_json: bool) -> None:
             _utc(r.until),
             r.source,
         )
-        for r in found
+        for r in found.rights
     ]
     _show(header, table, found, as_json=as_json)
 
@@ -170,15 +212,18 @@ def who_command(lead: str, *, at: datetime, as_json: bool) -> None:
 @SINCE
 @UNTIL
 @click.option("--limit", type=int, default=100, show_default=True, help="The newest so many.")
+@TERRITORY
 @JSON
-def attempts_command(*, lead: str | None, user: str | None, as_json: bool, **filters: Any) -> None:
-    """List attempts, the newest first."""
+def attempts_command(
+    *, lead: str | None, user: str | None, territories: tuple[str, ...], as_json: bool, **filters: Any
+) -> None:
+    """List attempts, the newest first; says on stderr which territories it leaves out."""
     with connect(current()) as conn, conn.transaction():
-        found = history.attempts(conn, lead_id=lead, user_id=user, **filters)
+        found = history.attempts(conn, lead_id=lead, user_id=user, territories=territories or None, **filters)
     header = ("number", "time (UTC)", "lead", "user", "login", "territory", "action", "outcome", "reason", "note")
     table = [
         (a.id, _utc(a.at), a.lead_id, a.user_id, a.login, a.territory, a.action, a.outcome, a.reason, a.note)
-        for a in found
+        for a in found.attempts
     ]
     _show(header, table, found, as_json=as_json)
 
@@ -204,11 +249,16 @@ def _of_file(proof: proof.Proof) -> Iterator[str]:
     for territory, (number, own) in proof.heads.items():
         yield f"{_named(territory)}: seal {number} is {own}"
     yield f"{proof.seals:,} seals linked, {proof.rows:,} rows as they were sealed"
+    if proof.left_out:
+        yield f"not in this file, because whoever exported it may not read it: {', '.join(proof.left_out)}"
     yield from _findings(proof.findings)
 
 
 def _of_database(found: verification.Verification) -> Iterator[str]:
     for chain in found.chains:
+        if chain.verdict == "not judged":
+            yield f"{_named(chain.territory)}: not judged, because this login may not read it"
+            continue
         state = "TAMPERED WITH" if chain.findings else "intact" if chain.seals else "not sealed yet"
         yield (
             f"{_named(chain.territory)}: {state}; {chain.seals:,} seals, {chain.rows:,} sealed rows as they were, "
@@ -217,8 +267,6 @@ def _of_database(found: verification.Verification) -> Iterator[str]:
         for month, table in chain.retired.items():
             yield f"  {month} was detached as {table}, which is gone: check its archive with --file"
     yield from _findings(found.findings)
-    if found.unchecked:
-        yield f"not checked, because this login may not read it: {', '.join(found.unchecked)}"
     if found.explained:
         yield f"{found.explained:,} numbers without a row stand in the log as denials that were raised"
     if found.gaps:
@@ -229,10 +277,15 @@ def _of_database(found: verification.Verification) -> Iterator[str]:
         )
 
 
-def _findings(findings: Sequence[verification.Finding]) -> Iterator[str]:
+def _findings(findings: Sequence[Finding]) -> Iterator[str]:
     for finding in findings:
         place = "" if finding.seal is None else f", seal {finding.seal}"
         yield f"TAMPERED WITH: {_named(finding.territory)}{place}: {finding.what}"
+
+
+def _say_left_out(left_out: Sequence[str]) -> None:
+    if left_out:
+        echo(f"left out, because this login does not hold their roles: {', '.join(left_out)}", err=True)
 
 
 def _named(territory: str | None) -> str:
@@ -243,7 +296,9 @@ def _utc(time: datetime | None) -> str:
     return "" if time is None else f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
 
 
-def _show(header: Sequence[str], table: Sequence[Sequence[object]], found: Sequence[Any], *, as_json: bool) -> None:
+def _show(
+    header: Sequence[str], table: Sequence[Sequence[object]], found: history.Attempts | history.Rights, *, as_json: bool
+) -> None:
     if as_json:
         click.echo(output.as_json(found, indent=2))
         return
@@ -254,3 +309,4 @@ def _show(header: Sequence[str], table: Sequence[Sequence[object]], found: Seque
     if not console.is_terminal:
         console.width = 250  # a file or a pipe has no width; a wrapped id can't be searched for
     console.print(shown)
+    _say_left_out(found.left_out)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -26,7 +29,7 @@ from leadprotect.errors import (
 from leadprotect.settings import url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
@@ -55,6 +58,8 @@ _CLASSES: dict[str, tuple[type[LeadProtectError], str]] = {
 # what keeps a record from being written: a constraint or a guard of the audit, a full disk, a missing partition
 _UNRECORDED = ("23", "53", "54", "58", "XX", "42P01", "42703", "P0001")
 _NO_PRIVILEGE = "42501"
+
+_cursors = itertools.count(1)
 
 # driver's connection -> statements that a failed transaction did not take, and that come before our next one
 owed: WeakKeyDictionary[Any, list[tuple[str, tuple[Any, ...]]]] = WeakKeyDictionary()
@@ -90,6 +95,40 @@ def row(conn: AnyConnection, statement: str, params: Sequence[Any] = (), *, reco
     """The same for a statement that returns exactly one row."""
     (found,) = rows(conn, statement, params, recording=recording)
     return found
+
+
+def streamed(
+    conn: AnyConnection, statement: str, params: Sequence[Any] = (), *, at_once: int = 2000
+) -> Iterator[tuple[Any, ...]]:
+    """The rows of a query one by one, twice `at_once` in memory, through a cursor of the server.
+
+    In the caller's transaction; other statements may run between two rows.
+    """
+    driver = driver_connection(conn)
+    client = psycopg.ClientCursor if isinstance(driver, psycopg.Connection) else psycopg.AsyncClientCursor
+    with mapped_errors():
+        # DECLARE takes no parameters; what is merged goes through `rows`, to which a % begins one
+        query = client(driver).mogrify(statement, params).replace("%", "%%")  # type: ignore[arg-type]
+    cursor = f"leadprotect_{next(_cursors)}"
+    rows(conn, f"DECLARE {cursor} NO SCROLL CURSOR FOR {query}")
+    try:
+        for found in _ahead(conn, partial(rows, conn, f"FETCH {at_once} FROM {cursor}")):
+            yield from found
+    finally:
+        if not driver.closed and driver.info.transaction_status == TransactionStatus.INTRANS:
+            _execute(conn, f"CLOSE {cursor}", ())
+
+
+def _ahead(conn: AnyConnection, fetch: Callable[[], list[tuple[Any, ...]]]) -> Iterator[list[tuple[Any, ...]]]:
+    """Batches until an empty one; the server makes the next while the caller works on this."""
+    if not isinstance(conn, psycopg.Connection):  # SQLAlchemy's belong to one thread
+        yield from iter(fetch, [])
+        return
+    with ThreadPoolExecutor(1, "leadprotect-fetch") as worker:
+        coming = worker.submit(fetch)
+        while found := coming.result():
+            coming = worker.submit(fetch)
+            yield found
 
 
 @contextmanager
@@ -151,12 +190,14 @@ def _settle(conn: AnyConnection) -> None:
 
 def _execute(conn: AnyConnection, statement: str, params: Sequence[Any]) -> list[tuple[Any, ...]]:
     if isinstance(conn, psycopg.Connection):
-        return _texts(conn, conn.cursor(row_factory=tuple_row).execute(statement, params).fetchall())
+        cursor = conn.cursor(row_factory=tuple_row).execute(statement, params)
+        return _texts(conn, cursor.fetchall() if cursor.description else [])
     core = _core(conn)
     if core.dialect.driver not in ("psycopg", "psycopg_async"):
         message = f"the driver is {core.dialect.driver}; leadprotect needs psycopg 3: postgresql+psycopg://"
         raise InvalidRequest(message)
-    found = [tuple(row) for row in core.exec_driver_sql(statement, tuple(params))]
+    done = core.exec_driver_sql(statement, tuple(params))
+    found = [tuple(row) for row in done] if done.returns_rows else []
     return _texts(driver_connection(conn), found)
 
 

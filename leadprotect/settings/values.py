@@ -78,10 +78,11 @@ def _seconds(text: str) -> float | None:
 
 
 def _database_url(text: str) -> str:
-    return text if is_callable(text) else _url("database_url", text)
+    return text if is_callable(text) else libpq_url("database_url", text)
 
 
-def _url(key: str, text: str) -> str:
+def libpq_url(key: str, text: str) -> str:
+    """The URL as libpq reads it; raises `SettingsError`, which names `key` and repeats nothing of the URL."""
     url = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", text)
     try:
         parsed = psycopg.conninfo.conninfo_to_dict(url)
@@ -104,7 +105,7 @@ def _url(key: str, text: str) -> str:
 
 
 def _audit_url(text: str) -> str:
-    url = _url("audit_url", text)
+    url = libpq_url("audit_url", text)
     if {"user", "password", "service"} & set(psycopg.conninfo.conninfo_to_dict(url)):
         raise SettingsError("audit_url names a login; it says where only, since a denial is recorded by who was denied")
     return url

@@ -26,7 +26,7 @@ def exported(database: Database, login: str = "auditor_both", **how: Any) -> lis
     with database.connect(login) as conn:
         written = export(conn, out, **{"sealed": True, **how})
     lines = out.getvalue().splitlines()
-    assert written == sum(json.loads(line).get("type", "row") == "row" for line in lines)
+    assert written.rows == sum(json.loads(line).get("type", "row") == "row" for line in lines)
     return lines
 
 

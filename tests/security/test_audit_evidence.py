@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from leadprotect.audit import verification
+from leadprotect.audit.findings import Kept
 from leadprotect.errors import ProtectionUnavailable
 from tests.support.auditing import raised_denial, record, said, seal, tamper, verify
 from tests.support.database import Database
@@ -180,10 +181,12 @@ def test_a_cut_off_end_is_found_only_with_a_hash_kept_elsewhere(database: Databa
     tamper(database, "SELECT 1")
     database.sql_script(REMAKE)
     assert verify(database).intact
-    assert ["DE 3: this seal was kept elsewhere, and is gone"] == said(verify(database, known={("DE", 3): kept}))
+    assert ["DE 3: this seal was kept elsewhere, and is gone"] == said(verify(database, known={Kept("DE", 3, kept)}))
     seal(database)
     assert verify(database).intact
-    assert ["DE 3: this seal is not the one that was kept elsewhere"] == said(verify(database, known={("DE", 3): kept}))
+    assert ["DE 3: this seal is not the one that was kept elsewhere"] == said(
+        verify(database, known={Kept("DE", 3, kept)})
+    )
 
 
 def test_an_auditor_of_one_territory_checks_that_one(database: Database) -> None:
@@ -191,8 +194,11 @@ def test_an_auditor_of_one_territory_checks_that_one(database: Database) -> None
     tamper(database, "UPDATE {schema}.lead_access_audit SET note = 'x' WHERE id IN (2, 5)")
     found = verify(database, "auditor_de")
     assert ["DE 1: row 2 was changed"] == said(found)
-    assert ([None, "DE"], ("CH",)) == ([chain.territory for chain in found.chains], found.unchecked)
-    assert verify(database, "auditor").unchecked == ("CH", "DE")
+    verdicts = {chain.territory: chain.verdict for chain in found.chains}
+    assert {None: "intact", "CH": "not judged", "DE": "tampered"} == verdicts
+    assert (("CH",), "tampered") == (found.left_out, found.verdict)
+    found = verify(database, "auditor")
+    assert (("CH", "DE"), "not judged", False) == (found.left_out, found.verdict, found.intact)
     assert ["CH 1: row 5 was changed", "DE 1: row 2 was changed"] == said(verify(database, None))
 
 
@@ -206,7 +212,7 @@ def test_a_login_that_is_a_service_as_well_checks_rows_without_territory_too(dat
     try:
         with psycopg.connect(database.server.url(database.name, login)) as conn:
             found = verification.verify_audit(conn)
-        assert (found.intact, found.unchecked) == (True, ("CH",))
+        assert ([], ("CH",)) == (said(found), found.left_out)
     finally:
         database.sql(f'DROP ROLE "{login}"')
 

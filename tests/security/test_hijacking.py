@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from sqlalchemy import create_engine, pool
 
 import leadprotect
-from leadprotect.audit import history, partitions, seals
+from leadprotect.audit import anchors, history, partitions, seals
 from leadprotect.audit.export import export
 from leadprotect.audit.verification import verify_audit
 from leadprotect.cli import main
@@ -226,11 +226,12 @@ def test_no_question_of_an_auditor_runs_it_either(database: Database, path: str)
         assert list(partitions.detach(conn, date(2020, 1, 1))) == []
         partitions.create_partitions(conn, ahead=5)
     with psycopg.connect(database.login_url("auditor_both"), options=options) as conn:
-        assert history.who_could_edit(conn, lead, datetime.now(UTC))
-        assert history.attempts(conn, lead_id=lead, user_id=database.user(1), outcome="ALLOW")
+        assert history.who_could_edit(conn, lead, datetime.now(UTC)).rights
+        assert history.attempts(conn, lead_id=lead, user_id=database.user(1), outcome="ALLOW").attempts
         assert verify_audit(conn).intact
+        assert anchors.anchor(conn).chains
         for sealed in (True, False):
-            assert export(conn, io.StringIO(), sealed=sealed, since=datetime(2020, 1, 1, tzinfo=UTC)) == 1
+            assert export(conn, io.StringIO(), sealed=sealed, since=datetime(2020, 1, 1, tzinfo=UTC)).rows == 1
         assert conn.execute("SHOW search_path").fetchone() == (path.replace(" ", ""),)
     assert not hijacked(database)
 
