@@ -78,17 +78,23 @@ def asked(territory: str | None, month: str) -> tuple[str | None, ...]:
     return (territory, month, month, month)
 
 
-def entries(conn: AnyConnection, territory: str | None) -> Iterator[Entry]:
-    """The chain of a territory, as it is stored."""
+def newest_run(conn: AnyConnection) -> int:
+    """The number of the newest run that the login sees, 0 before the first one."""
+    (number,) = row(conn, render("SELECT coalesce(max(run), 0) FROM {schema}.lead_access_audit_seals", current()))
+    return int(number)
+
+
+def entries(conn: AnyConnection, territory: str | None, newest: int) -> Iterator[Entry]:
+    """The chain of a territory up to the run `newest`, as it is stored."""
     query = """
         SELECT s.number, s.run, s.month::text, encode(s.hash, 'hex'), encode(s.previous, 'hex'),
                coalesce(s.detached_table IS NOT NULL OR s.row_count <= 100000 AND s.row_count = coalesce(
                  (SELECT sum(upper(r)::numeric - lower(r)) FROM unnest(s.ids) AS r), 0), false),
                lower(s.ids), upper(s.ids) - 1, s.detached_table::text
         FROM {schema}.lead_access_audit_seals AS s
-        WHERE s.territory IS NOT DISTINCT FROM %s::text ORDER BY s.number
+        WHERE s.territory IS NOT DISTINCT FROM %s::text AND s.run <= %s ORDER BY s.number
         """
-    for found in streamed(conn, render(query, current()), (territory,)):
+    for found in streamed(conn, render(query, current()), (territory, newest)):
         yield Entry(*found)
 
 
@@ -146,18 +152,18 @@ def _bounds(conn: AnyConnection) -> list[tuple[str, str]]:
     return [(low, high) for low, high in rows(conn, query, (ident(current().schema, "lead_access_audit"),))]
 
 
-def runs(conn: AnyConnection, territory: str | None) -> list[Run]:
-    """Every run, the oldest first, and at last the one to come."""
+def runs(conn: AnyConnection, territory: str | None, newest: int) -> list[Run]:
+    """Every run up to `newest`, the oldest first, and at last the one to come."""
     # every run seals the rows without territory, too: a chain that was emptied does not hide its runs
     query = """
         SELECT DISTINCT ON (s.run) s.run, s.origin, s.transaction_id::text, date_part('epoch', s.sealed_at),
                date_part('epoch', s.settled_until),
-               CASE WHEN s.run = (SELECT max(run) FROM {schema}.lead_access_audit_seals) THEN s.snapshot::text END
+               CASE WHEN s.run = %s THEN s.snapshot::text END
         FROM {schema}.lead_access_audit_seals AS s
-        WHERE s.detached_table IS NULL AND (s.territory IS NULL OR s.territory = %s::text)
+        WHERE s.detached_table IS NULL AND s.run <= %s AND (s.territory IS NULL OR s.territory = %s::text)
         ORDER BY s.run, s.number
         """
-    found = rows(conn, render(query, current()), (territory,))
+    found = rows(conn, render(query, current()), (newest, newest, territory))
     made = [Run(run, origin, int(xid), at, until, snapshot) for run, origin, xid, at, until, snapshot in found]
     (here,) = row(conn, render("SELECT {schema}.audit_origin()", current()))
     return [*made, Run(made[-1].number + 1 if made else 1, here, 0, inf, inf, "")]

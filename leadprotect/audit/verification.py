@@ -104,9 +104,13 @@ def _verified(
 ) -> Verification:
     readable, closed = _asked(conn, known, territories)
     found = [Chain(code, "not judged") for code in closed]
+    newest = 0  # what is sealed while this looks is for the next one
     for code in readable:
         with declaring(conn, "", code or ""):
-            found.append(_chain(conn, code, [one for one in known if one.territory == code]))
+            newest = max(newest, chains.newest_run(conn))
+    for code in readable:
+        with declaring(conn, "", code or ""):
+            found.append(_chain(conn, code, newest, [one for one in known if one.territory == code]))
     found.sort(key=lambda chain: (chain.territory is not None, chain.territory or ""))
     drawn = [
         range(low, high + 1)
@@ -197,17 +201,17 @@ class _Links:
         self.findings.append(Finding(self.territory, entry.number, what))
 
 
-def _chain(conn: AnyConnection, territory: str | None, known: Iterable[Kept]) -> Chain:
+def _chain(conn: AnyConnection, territory: str | None, newest: int, known: Iterable[Kept]) -> Chain:
     kept: dict[int, set[str]] = {}
     for one in known:
         kept.setdefault(one.number, set()).add(one.hash)
     links = _Links(conn, territory, kept)
-    for entry in chains.entries(conn, territory):
+    for entry in chains.entries(conn, territory, newest):
         links.add(entry)
     links.end()
     here = {*chains.detached_tables(conn)}
     retired = {month: table for month, table in links.detached.items() if table not in here}
-    runs = chains.runs(conn, territory)
+    runs = chains.runs(conn, territory, newest)
     months = sorted({*chains.months(conn, territory), *links.spans, *links.detached})
     found = [judged(conn, territory, m, runs, links.spans.get(m, ()), gone=m in retired) for m in months]
     findings = [*links.findings, *(finding for month in found for finding in month.findings)]

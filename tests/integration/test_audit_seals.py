@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Session
 
-from leadprotect.audit import seals
+from leadprotect.audit import chains, seals, verification
 from leadprotect.errors import ConnectionUnusable, InvalidRequest, ProtectionUnavailable
-from tests.support.auditing import record, said, seal, verify
+from tests.support.auditing import record, said, seal, tamper, verify
 from tests.support.database import Database
 
 TIMES_SEALED = """
@@ -98,6 +102,68 @@ def test_writers_and_sealers_at_once_leave_every_row_in_one_seal(database: Datab
     assert {1} == {count for _, count in times}
     found = verify(database)
     assert (found.intact, sum(chain.rows for chain in found.chains)) == (True, len(times))
+
+
+def test_a_run_that_begins_while_somebody_verifies_is_no_tampering(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(database)
+    seal(database)
+    runs = chains.runs
+
+    def meanwhile(*asked: Any) -> list[chains.Run]:
+        record(database)
+        seal(database)
+        return runs(*asked)
+
+    monkeypatch.setattr(chains, "runs", meanwhile)
+    found = verify(database)
+    assert ([], 1) == (said(found), max(chain.last_run or 0 for chain in found.chains))
+    monkeypatch.undo()
+    found = verify(database)
+    assert ([], 4) == (said(found), max(chain.last_run or 0 for chain in found.chains))
+
+
+def test_every_kind_of_connection_verifies(database: Database) -> None:
+    for note in ("100 %", "%s and %(name)s", None):
+        record(database, note=note)
+    seal(database)
+
+    async def run() -> str:
+        query = {"host": database.server.host, "user": database.profile.login("auditor_both")}
+        engine = create_async_engine(f"postgresql+psycopg:///{database.name}", connect_args=query)
+        try:
+            async with engine.connect() as conn:
+                return (await conn.run_sync(verification.verify_audit)).verdict
+        finally:
+            await engine.dispose()
+
+    def verdicts() -> set[str]:
+        with database.engine("auditor_both") as engine, engine.connect() as conn, Session(engine) as session:
+            return {asyncio.run(run()), *(verification.verify_audit(each).verdict for each in (conn, session))}
+
+    assert {"intact"} == verdicts()
+    tamper(database, "UPDATE {schema}.lead_access_audit SET note = '100' WHERE id = 1")
+    assert {"tampered"} == verdicts()
+
+
+def test_a_seal_that_ends_after_others_began_is_compared_whole(database: Database) -> None:
+    """Seals overlap where transactions end in another order than their rows have numbers."""
+    with database.connect() as slow, database.connect() as slower:
+        late = [record(database, conn=slow), record(database, conn=slower)]
+        record(database)
+        seal(database)
+        late += [record(database, conn=slow), record(database, conn=slower)]
+        slow.commit()
+        record(database)
+        seal(database)
+        slower.commit()
+    seal(database)
+    assert ([], 6) == (said(found := verify(database)), sum(chain.rows for chain in found.chains))
+    tamper(database, "UPDATE {schema}.lead_access_audit SET reason = 'owner' WHERE id = ANY (%s)", late)
+    assert [f"DE 2: rows {late[0]}, {late[2]} were changed", f"DE 3: rows {late[1]}, {late[3]} were changed"] == said(
+        verify(database)
+    )
 
 
 def test_a_seal_holds_so_many_rows_of_one_month(database: Database) -> None:
