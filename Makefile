@@ -15,7 +15,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit
 DEMO := .venv/demo.stamp
 DEV := .venv/dev.stamp
 
-.PHONY: help demo test quick lint schema docs bench lock clean
+.PHONY: help demo test quick lint schema shipped doctor docs bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile
@@ -40,6 +40,12 @@ lint: $(DEV) ## ruff, mypy and the floors of the house
 	@$(BIN)/mypy --no-error-summary
 	@said=$$($(BIN)/lint-imports --no-cache 2>&1) || { echo "$$said"; exit 1; }
 	@echo "lint: clean"
+
+shipped: $(DEV) ## write leadprotect/doctor/shipped.json anew, from databases at head
+	@$(BIN)/python -m tests.support.shipped
+
+doctor: $(DEV) ## write docs/reference/doctor.md anew, from the checks
+	@$(BIN)/python -m tests.support.doctor_page
 
 schema: $(DEV) ## write docs/reference/schema.sql anew, from a database at head
 	@$(BIN)/python -m tests.support.schema_page

@@ -15,6 +15,7 @@ from pytest_postgresql.janitor import DatabaseJanitor
 from leadprotect import metrics, settings
 from leadprotect.access import context, ways
 from leadprotect.database import connection
+from leadprotect.doctor import likeness, shipped
 from tests.hosts import ON_THE_OLDEST
 from tests.support import servers
 from tests.support.database import Database
@@ -86,6 +87,8 @@ def process() -> Iterator[None]:
         del os.environ[name]
     settings.current.cache_clear()
     settings.render.cache_clear()
+    for kept in (likeness._names, shipped.shipped, shipped.shipped_script):  # noqa: SLF001 - a process has one setting
+        kept.cache_clear()
     ways.close()
     connection.owed.clear()
     context._standing.clear()  # noqa: SLF001 - it ends with its connection, which a failed test may still hold

@@ -17,10 +17,12 @@ from leadprotect.cli.audit import audit_group
 from leadprotect.cli.backfill import backfill_group
 from leadprotect.cli.bench import bench_group
 from leadprotect.cli.demo import demo_command
+from leadprotect.cli.doctor import doctor_command
 from leadprotect.cli.interrupts import Killed
 from leadprotect.cli.purge import purge_command
 from leadprotect.cli.redteam import redteam_command
 from leadprotect.cli.rehearse import rehearse_command
+from leadprotect.cli.repair import repair_command
 from leadprotect.cli.rollback import rollback_command
 from leadprotect.cli.status import status_command
 from leadprotect.cli.terminal import echo, plain
@@ -65,9 +67,11 @@ for command in (
     backfill_group,
     bench_group,
     demo_command,
+    doctor_command,
     purge_command,
     redteam_command,
     rehearse_command,
+    repair_command,
     rollback_command,
     status_command,
     territory_group,

@@ -56,16 +56,34 @@ def taken_roles(conn: psycopg.Connection[Any], names: Sequence[str], statements:
     """Roles are cluster-wide: one of our names may be somebody's. It is taken over only when it is harmless."""
     query = """
         SELECT r.rolname::text,
-               r.rolcanlogin OR r.rolsuper OR r.rolbypassrls OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication,
                ARRAY(SELECT m.rolname::text FROM pg_auth_members AS g JOIN pg_roles AS m ON m.oid = g.member
                      WHERE g.roleid = r.oid AND NOT m.rolsuper AND m.rolname <> current_user ORDER BY 1),
-               ARRAY(SELECT b.rolname::text FROM pg_auth_members AS g JOIN pg_roles AS b ON b.oid = g.roleid
-                     WHERE g.member = r.oid ORDER BY 1),
                shobj_description(r.oid, 'pg_authid') IS NOT DISTINCT FROM %s
         FROM pg_roles AS r WHERE r.rolname = ANY (%s) ORDER BY 1
         """
+    found = empowered_roles(conn, names, statements)
+    for role, members, ours in conn.execute(query, (ROLE_COMMENT, list(names))).fetchall():
+        if members and not ours:
+            found.append(
+                f"role {role} exists, no migration of leadprotect made it, and it has members: {', '.join(members)}. "
+                "If they are meant to have its rights, a DBA says so by the role's comment"
+            )
+            statements += [f"REVOKE {ident(role)} FROM {ident(member)};" for member in members]
+            statements.append(f"-- or: COMMENT ON ROLE {ident(role)} IS {literal(ROLE_COMMENT)};")
+    return found
+
+
+def empowered_roles(conn: psycopg.Connection[Any], names: Sequence[str], statements: list[str]) -> list[str]:
+    """Roles of ours with a login, powers, or groups: a role that is to be a name for rights has none of its own."""
+    query = """
+        SELECT r.rolname::text,
+               r.rolcanlogin OR r.rolsuper OR r.rolbypassrls OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication,
+               ARRAY(SELECT b.rolname::text FROM pg_auth_members AS g JOIN pg_roles AS b ON b.oid = g.roleid
+                     WHERE g.member = r.oid ORDER BY 1)
+        FROM pg_roles AS r WHERE r.rolname = ANY (%s) ORDER BY 1
+        """
     found = []
-    for role, powers, members, groups, ours in conn.execute(query, (ROLE_COMMENT, list(names))).fetchall():
+    for role, powers, groups in conn.execute(query, (list(names),)).fetchall():
         if powers:
             found.append(
                 f"role {role} exists with powers that it must not have (login, superuser, bypassrls, createrole)"
@@ -78,13 +96,6 @@ def taken_roles(conn: psycopg.Connection[Any], names: Sequence[str], statements:
                 f"role {role} exists as a member of {', '.join(groups)}, so it has rights that it must not have"
             )
             statements += [f"REVOKE {ident(group)} FROM {ident(role)};" for group in groups]
-        if members and not ours:
-            found.append(
-                f"role {role} exists, no migration of leadprotect made it, and it has members: {', '.join(members)}. "
-                "If they are meant to have its rights, a DBA says so by the role's comment"
-            )
-            statements += [f"REVOKE {ident(role)} FROM {ident(member)};" for member in members]
-            statements.append(f"-- or: COMMENT ON ROLE {ident(role)} IS {literal(ROLE_COMMENT)};")
     return found
 
 

@@ -50,6 +50,12 @@ def lost_tables(conn: AnyConnection, s: Settings, applied: Iterable[str]) -> lis
     return [f"{s.schema}.{name}" for (name,) in rows(conn, query, (wanted, s.schema))]
 
 
+def furthest(conn: AnyConnection, s: Settings) -> str | None:
+    """The last revision whose tables stand: the least that is applied, for whoever may not read the version table."""
+    gone = {name.removeprefix(f"{s.schema}.") for name in lost_tables(conn, s, _TABLES)}
+    return max((one for one, tables in _TABLES.items() if not gone & set(tables.split())), default=None)
+
+
 def _on_leads(conn: AnyConnection, s: Settings) -> list[str]:
     query = """
         SELECT CASE WHEN NOT c.relrowsecurity THEN ARRAY['row security of ' || %s::text] ELSE '{}' END || ARRAY(

@@ -137,6 +137,7 @@ def test_the_example_does_what_the_page_says(checkout: Path, database: Database)
     assert {} == difference(after, catalog())
 
     run(checkout, "tests.support.schema_page")
+    run(checkout, "tests.support.shipped")
     asked = ("tests/migrations/test_lint.py", "tests/migrations/test_schema_page.py", str(own_test))
     said = run(checkout, "pytest", "-q", "-p", "no:cacheprovider", "-k", "not pg15 and not other_names", *asked)
     assert re.search(r"^\d+ passed", said, re.MULTILINE)

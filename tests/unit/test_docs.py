@@ -14,6 +14,7 @@ from leadprotect import errors
 from leadprotect.cli import main
 from leadprotect.settings import KEYS
 from tests.security.attacks import ATTACKS as TABLE
+from tests.support.doctor_page import PAGE, page
 from tests.support.house import MODULES, defined
 
 ERRORS = [name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)]
@@ -30,6 +31,10 @@ def test_every_setting_is_documented(key: str) -> None:
 @pytest.mark.parametrize("command", main.list_commands(click.Context(main)))
 def test_every_command_is_documented(command: str) -> None:
     assert f"`leadprotect {command}" in (REFERENCE / "cli.md").read_text()
+
+
+def test_the_page_of_doctor_is_current() -> None:
+    assert page() == PAGE.read_text(encoding="utf-8"), "run `make doctor`"
 
 
 @pytest.mark.parametrize("name", leadprotect.__all__)

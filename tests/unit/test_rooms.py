@@ -107,6 +107,8 @@ def test_whatever_outlives_a_call_is_given_up_between_two_tests() -> None:
         "leadprotect.access.context": ["_standing"],
         "leadprotect.access.ways": ["_ways"],
         "leadprotect.database.connection": ["owed"],
+        "leadprotect.doctor.likeness": ["_names"],
+        "leadprotect.doctor.shipped": ["shipped", "shipped_script"],
         "leadprotect.metrics": ["_active"],
         "leadprotect.settings.load": ["current"],
         "leadprotect.settings.names": ["render"],

@@ -1,0 +1,53 @@
+"""``leadprotect repair``."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from leadprotect.cli.terminal import echo
+from leadprotect.database.connection import connect, mapped_errors
+from leadprotect.doctor.repair import plan, repair
+from leadprotect.settings import current
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from leadprotect.doctor.finding import Symptom
+
+_LOCK_TIMEOUT_MS = 2_000
+
+
+@click.command("repair")
+@click.option("--yes", is_flag=True, help="Run the SQL that was shown without asking.")
+def repair_command(*, yes: bool) -> None:
+    """Put back what doctor finds changed among leadprotect's own objects, by the shipped text.
+
+    Shows the SQL first, and asks. Row security, functions, policies, triggers, the view and grants are put back in
+    one transaction; no row of anybody is touched. What is not leadprotect's is named, for a DBA to judge.
+    Exit code 0: nothing is left to repair; 1: something is, or it was refused.
+    """
+    s = current()
+    with connect(s, lock_timeout=_LOCK_TIMEOUT_MS) as conn, mapped_errors():
+        todo = plan(conn, settings=s)
+        if not todo.statements:
+            echo("nothing of leadprotect's own is to be repaired")
+            _name(todo.others, "only a DBA can judge")
+            return
+        _name(todo.own, "to be repaired")
+        echo("\n" + "\n".join(todo.statements) + "\n")
+        if not (yes or click.confirm("Run this SQL?")):
+            echo("nothing was changed")
+            sys.exit(1)
+        left = repair(conn, todo, settings=s)
+    echo("repaired" if not left else "not everything could be repaired")
+    _name(left, "left")
+    _name(todo.others, "only a DBA can judge")
+    sys.exit(bool(left))
+
+
+def _name(found: Iterable[Symptom], title: str) -> None:
+    for one in found:
+        echo(f"{title}: {one.level}  {one.check}  {one.where}: {one.what}")

@@ -1,0 +1,76 @@
+"""The audit's months and seals, and the quarantine that holds what a downgrade left."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from leadprotect.doctor import present
+from leadprotect.doctor.finding import Fault, check
+from leadprotect.preflight.leftovers import foreign_quarantine, leftovers
+from leadprotect.settings import Settings, ident
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import psycopg
+
+_MONTHS = 12
+_PARTS = """
+    SELECT c.relname::text FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
+    WHERE i.inhparent = (SELECT p.oid FROM pg_class AS p JOIN pg_namespace AS n ON n.oid = p.relnamespace
+                         WHERE n.nspname = %s AND p.relname = 'lead_access_audit')
+    """
+
+
+@check("warning", "Its rows fall into the default partition, and no month can be detached from it.")
+def audit_month_missing(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """No partition of the audit for this month or the next one (UTC)."""
+    standing = {name for (name,) in conn.execute(_PARTS, (s.schema,)).fetchall()}
+    now = datetime.now(UTC)
+    for ahead in (0, 1):
+        year, month = divmod(now.year * _MONTHS + now.month - 1 + ahead, _MONTHS)
+        name = f"lead_access_audit_{year}_{month + 1:02}"
+        if standing and name not in standing:
+            yield Fault(f"{s.schema}.lead_access_audit", f"{name} is missing", "leadprotect audit partitions")
+
+
+@check("warning", "A month with rows there can't get a partition of its own without a lock.")
+def audit_default_filled(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """Rows in the default partition of the audit, as the size of its file tells."""
+    query = """
+        SELECT pg_relation_size(c.oid) FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE n.nspname = %s AND c.relname = %s AND pg_relation_size(c.oid) > 0
+        """
+    for (size,) in conn.execute(query, (s.schema, present.DEFAULT_PARTITION)).fetchall():
+        where = f"{s.schema}.{present.DEFAULT_PARTITION}"
+        yield Fault(where, f"it holds rows ({size:,} bytes)", "leadprotect audit partitions")
+
+
+@check("danger", "What is moved there at a downgrade would be theirs.", needs=None)
+def quarantine_foreign(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A schema of the quarantine's name that is not ours, or in which others have something or may put it."""
+    statements: list[str] = []
+    problems = foreign_quarantine(conn, s, statements)
+    yield from (Fault(f"schema {s.quarantine}", problem, " ".join(statements) or None) for problem in problems)
+
+
+@check("danger", "It holds owners and evidence, and a downgrade took every right on it away.", needs=None)
+def quarantine_readable(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A privilege on a table in the quarantine."""
+    query = """
+        SELECT c.relname::text, coalesce(r.rolname::text, 'PUBLIC'), string_agg(DISTINCT acl.privilege_type, ', ')
+        FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        CROSS JOIN LATERAL aclexplode(c.relacl) AS acl LEFT JOIN pg_roles AS r ON r.oid = acl.grantee
+        WHERE n.nspname = %s AND acl.grantee <> c.relowner GROUP BY 1, 2 ORDER BY 1, 2
+        """
+    for name, role, verbs in conn.execute(query, (s.quarantine,)).fetchall():
+        whom = role if role == "PUBLIC" else ident(role)
+        mends = f"REVOKE ALL ON {ident(s.quarantine, name)} FROM {whom};"
+        yield Fault(f"{s.quarantine}.{name}", f"{role} has {verbs}", mends)
+
+
+@check("warning", "The next upgrade refuses what it can't take back.", needs=None)
+def quarantine_of_another_version(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """Tables in the quarantine that the revisions of today would not take back."""
+    yield from (Fault(f"schema {s.quarantine}", problem, "leadprotect purge") for problem in leftovers(conn, s))

@@ -1,0 +1,92 @@
+"""Where the settings and the database disagree, and the counts that somebody should know."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from leadprotect import phases
+from leadprotect.doctor import present
+from leadprotect.doctor.finding import Fault, check
+from leadprotect.errors import ProtectionUnavailable, SettingsError
+from leadprotect.preflight.host_tables import host
+from leadprotect.preflight.installed import check_installed
+from leadprotect.settings import Settings, ident, render
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import psycopg
+
+_AGAIN = f"alembic downgrade {phases.before('contract')[-1]} && alembic upgrade head"
+
+
+@check("danger", "Our functions hold the names of the settings with which they were made.")
+def host_table_changed(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A table or column of the host that the settings name, and that is gone, renamed or of another type."""
+    try:
+        check_installed(conn, s, applied=True)
+    except SettingsError as refused:
+        yield Fault("settings", str(refused), "# put the setting back")
+    yield from (Fault("settings", problem, "# put the table or the setting back") for problem in host(conn, s))
+
+
+@check(
+    "danger",
+    "A role that is in the database and not in the settings is bound by nothing that is written down.",
+    needs="enforced",
+)
+def exempt_roles_disagree(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A role that acts_bound() exempts and the setting does not; a warning the other way round."""
+    inside = present.exempt_roles(conn, s)
+    for role in sorted(inside - {*s.exempt_roles}):
+        yield Fault("exempt_roles", f"{role} is exempt in the database, and not in the settings", _AGAIN)
+    for role in sorted({*s.exempt_roles} - inside):
+        yield Fault("exempt_roles", f"{role} is exempt in the settings, and not in the database", _AGAIN, "warning")
+
+
+@check("warning", "What the setting says does not hold.")
+def host_rls_disagrees(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """Policies of ours on the leads while host_rls is off; or none, with contract carried out, while it is on."""
+    standing = present.host_policies(conn, s)
+    if present.enforced(conn, s) and (s.host_rls == "off") == bool(standing):
+        said = f"{len(standing)} policies of leadprotect are on {s.leads_table}"
+        yield Fault("host_rls", f"it is {s.host_rls}, and {said}", _AGAIN)
+
+
+@check("danger", "The border of the leads admits a territory that nobody knows, or shuts out one that everybody does.")
+def territory_list_stale(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """The constant all_territories() names others than the table of territories."""
+    if not present.enforced(conn, s):
+        return
+    known = conn.execute(render("SELECT code FROM {schema}.territories ORDER BY code", s).encode()).fetchall()
+    if not known:  # there is one at least
+        raise ProtectionUnavailable("row security hides the territories from this login")
+    row = conn.execute(render("SELECT {schema}.all_territories()", s).encode()).fetchone()
+    listed, codes = sorted(row[0] if row else ()), sorted(code for (code,) in known)
+    if listed != codes:
+        mends = f"SELECT {ident(s.schema)}.publish_territories();"
+        yield Fault("all_territories()", f"it names {listed}, the table {codes}", mends)
+
+
+@check("note", "Everybody sees and edits it: a lead without a territory is outside protection.")
+def leads_unprotected(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """Leads without a territory, counted by our own function."""
+    if not any(one.key == "backfill_outside()" for one in present.functions(conn, s)):
+        return  # an upgrade on its way
+    row = conn.execute(render("SELECT {schema}.backfill_outside()", s).encode()).fetchone()
+    if row and row[0]:
+        yield Fault(s.leads_table, f"{row[0]:,} leads have no territory", None)
+
+
+@check("note", "Nobody edits it until somebody claims it or a manager assigns it.")
+def leads_unowned(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """Leads of a territory that has more leads than owners, as the statistics of both tables estimate."""
+    query = """
+        SELECT sum(greatest(c.reltuples, 0)) FILTER (WHERE c.oid = %(leads)s),
+               sum(greatest(c.reltuples, 0)) FILTER (WHERE n.nspname = %(schema)s)
+        FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE c.oid = %(leads)s OR (n.nspname, c.relname) = (%(schema)s, 'user_lead_assignments')
+        """
+    row = conn.execute(query, {"leads": present.leads(conn, s), "schema": s.schema}).fetchone()
+    if row and (row[0] or 0) > (row[1] or 0):
+        yield Fault(s.leads_table, f"about {row[0] - row[1]:,.0f} leads have no owner", "leadprotect backfill")

@@ -1,0 +1,67 @@
+"""What a check is, and what it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from leadprotect.settings import Settings
+
+Level = Literal["danger", "warning", "note"]
+LEVELS: tuple[Level, ...] = ("danger", "warning", "note")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What one check found at one place; `mends` is SQL or a command to run, `level` that of the check where None."""
+
+    where: str
+    what: str
+    mends: str | None = None
+    level: Level | None = None
+
+
+@dataclass(frozen=True)
+class Symptom:
+    """A fault with the name of its check and why it matters: what `leadprotect doctor` shows."""
+
+    check: str
+    level: Level
+    where: str
+    what: str
+    why: str
+    mends: str | None
+
+
+Ask = Callable[["psycopg.Connection[Any]", "Settings"], Iterable[Fault]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question to the catalog: `level` is that of its faults, `why` says what they would let happen.
+
+    `needs` says what must be there to ask it: "schema" our tables, "text" a release of ours that this version
+    knows, "enforced" a contract that changed the leads, None nothing.
+    """
+
+    name: str
+    level: Level
+    finds: str
+    why: str
+    needs: Literal["schema", "text", "enforced"] | None
+    ask: Ask
+
+
+def check(
+    level: Level, why: str, *, needs: Literal["schema", "text", "enforced"] | None = "schema"
+) -> Callable[[Ask], Check]:
+    """Make a check of a function: its name is the check's, its docstring says what it finds."""
+
+    def made(ask: Ask) -> Check:
+        return Check(ask.__name__.replace("_", "-"), level, " ".join((ask.__doc__ or "").split()), why, needs, ask)
+
+    return made

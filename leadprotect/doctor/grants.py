@@ -1,0 +1,115 @@
+"""Who may do what with our tables, and who will be able to with those to come."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from leadprotect import phases
+from leadprotect.doctor import present
+from leadprotect.doctor.finding import Fault, check
+from leadprotect.doctor.likeness import neutral_name
+from leadprotect.doctor.shipped import shipped
+from leadprotect.doctor.versions import applied
+from leadprotect.settings import Settings, ident
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import psycopg
+
+
+@check(
+    "danger",
+    "Nobody writes our tables but our functions; who reads more than shipped may see more than he should.",
+    needs="text",
+)
+def table_grants(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A privilege on a table, view or sequence of ours that was not shipped; a warning where a shipped one is gone."""
+    wanted, complete = shipped(s).tables, not phases.pending(applied(conn, s))
+    for one in present.tables(conn, s):
+        expected = {(role, verb) for role, verb in wanted.get(one.shipped_as, {}).get("grants", ())}
+        what = f"{'SEQUENCE' if one.kind == 'S' else 'TABLE'} {ident(s.schema, one.name)}"
+        for role, verb in sorted(one.grants - expected):
+            mends = f"REVOKE {verb.removesuffix(' WITH GRANT OPTION')} ON {what} FROM {_who(role, s)};"
+            yield Fault(f"{s.schema}.{one.name}", f"{role} has {verb}", mends)
+        for role, verb in sorted(expected - one.grants) if complete else ():
+            mends = f"GRANT {verb} ON {what} TO {_who(role, s)};"
+            yield Fault(f"{s.schema}.{one.name}", f"{role} lacks {verb}", mends, "warning")
+
+
+@check("danger", "A grant on a column is a grant: what it shows or changes is not said by the table's privileges.")
+def column_grants(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A privilege on a single column of a table of ours: none was shipped."""
+    query = """
+        SELECT c.relname::text, a.attname::text, coalesce(r.rolname::text, 'PUBLIC'), acl.privilege_type
+        FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace JOIN pg_attribute AS a ON a.attrelid = c.oid
+        CROSS JOIN LATERAL aclexplode(a.attacl) AS acl LEFT JOIN pg_roles AS r ON r.oid = acl.grantee
+        WHERE n.nspname = %s AND acl.grantee <> c.relowner AND (n.nspname, c.relname) <> (%s, %s) ORDER BY 1, 2, 3
+        """
+    values = (s.schema, s.version_table_schema, s.version_table)
+    for name, column, role, verb in conn.execute(query, values).fetchall():
+        mends = f"REVOKE {verb} ({ident(column)}) ON {ident(s.schema, name)} FROM {_who(role, s)};"
+        yield Fault(f"{s.schema}.{name}.{column}", f"{role} has {verb}", mends)
+
+
+@check("danger", "Whoever creates in our schema puts his own beside ours, to be called with our names.")
+def schema_open(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A role other than our owner that may create in our schema; or the schema of another owner."""
+    query = """
+        SELECT pg_get_userbyid(n.nspowner)::text, ARRAY(
+                 SELECT coalesce(r.rolname::text, 'PUBLIC') FROM aclexplode(n.nspacl) AS acl
+                 LEFT JOIN pg_roles AS r ON r.oid = acl.grantee
+                 WHERE acl.privilege_type = 'CREATE' AND acl.grantee <> n.nspowner ORDER BY 1)
+        FROM pg_namespace AS n WHERE n.nspname = %s
+        """
+    for owner, roles in conn.execute(query, (s.schema,)).fetchall():
+        if owner != s.role("owner"):
+            mends = f"ALTER SCHEMA {ident(s.schema)} OWNER TO {ident(s.role('owner'))};"
+            yield Fault(f"schema {s.schema}", f"it belongs to {owner}", mends)
+        for role in roles:
+            mends = f"REVOKE CREATE ON SCHEMA {ident(s.schema)} FROM {_who(role, s)};"
+            yield Fault(f"schema {s.schema}", f"{role} may create in it", mends)
+
+
+@check("warning", "What a later release makes would be theirs, too.")
+def default_privileges(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """Default privileges on what our owner or reader makes, or what is made in our schema, for others."""
+    query = """
+        SELECT pg_get_userbyid(d.defaclrole)::text, n.nspname::text, d.defaclobjtype::text,
+               coalesce(r.rolname::text, 'PUBLIC'), string_agg(DISTINCT acl.privilege_type, ', ')
+        FROM pg_default_acl AS d LEFT JOIN pg_namespace AS n ON n.oid = d.defaclnamespace
+        CROSS JOIN LATERAL aclexplode(d.defaclacl) AS acl LEFT JOIN pg_roles AS r ON r.oid = acl.grantee
+        WHERE (pg_get_userbyid(d.defaclrole) = ANY (%(ours)s) OR n.nspname = %(schema)s) AND acl.grantee <> d.defaclrole
+          AND NOT (n.oid IS NULL AND EXISTS (
+            SELECT FROM aclexplode(acldefault(
+              CASE d.defaclobjtype WHEN 'S' THEN 's' ELSE d.defaclobjtype END, d.defaclrole)) AS usual
+            WHERE (usual.grantee, usual.privilege_type) = (acl.grantee, acl.privilege_type)))
+        GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
+        """
+    kinds = {"r": "TABLES", "S": "SEQUENCES", "f": "FUNCTIONS", "T": "TYPES", "n": "SCHEMAS"}
+    values = {"ours": [s.role("owner"), s.role("reader")], "schema": s.schema}
+    for owner, schema, kind, role, verbs in conn.execute(query, values).fetchall():
+        inside = f" IN SCHEMA {ident(schema)}" if schema else ""
+        what = kinds.get(kind, "TABLES")
+        mends = f"ALTER DEFAULT PRIVILEGES FOR ROLE {ident(owner)}{inside} REVOKE ALL ON {what} FROM {_who(role, s)};"
+        yield Fault(f"role {owner}", f"{role} gets {verbs} on the {what.lower()} that it makes{inside}", mends)
+
+
+@check("warning", "A trigger or a key of theirs runs in the edits of everybody else.")
+def leads_dangerous_grants(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """TRIGGER or REFERENCES on the leads for somebody else than their owner, by name or through PUBLIC."""
+    query = """
+        SELECT coalesce(r.rolname::text, 'PUBLIC'), string_agg(DISTINCT acl.privilege_type, ', ')
+        FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS acl LEFT JOIN pg_roles AS r ON r.oid = acl.grantee
+        WHERE c.oid = %s AND acl.grantee <> c.relowner AND acl.privilege_type IN ('TRIGGER', 'REFERENCES')
+          AND coalesce(NOT r.rolsuper, true) GROUP BY 1 ORDER BY 1
+        """
+    for role, verbs in conn.execute(query, (present.leads(conn, s),)).fetchall():
+        mends = f"REVOKE {verbs} ON {ident(*s.leads_table.split('.', 1))} FROM {_who(role, s)};"
+        yield Fault(s.leads_table, f"{role} has {verbs}", mends)
+
+
+def _who(role: str, s: Settings) -> str:
+    """A role as SQL; of a neutral name, the role of ours that bears it."""
+    real = next((ours for ours in s.roles if neutral_name(ours, s) == role), role)
+    return real if real == "PUBLIC" else ident(real)

@@ -1,0 +1,127 @@
+"""Triggers: the guards of the evidence on our tables, and what keeps ownership and evidence on the host's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from leadprotect.doctor import present
+from leadprotect.doctor.finding import Fault, check
+from leadprotect.doctor.shipped import known, shipped, shipped_script, trigger_statement
+from leadprotect.doctor.versions import applied
+from leadprotect.settings import Settings, ident, literal, table
+from leadprotect.settings.names import HOST_TRIGGERS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import psycopg
+
+_ALWAYS = "A"
+_FIRES = {"D": "disabled", "O": "silent under session_replication_role = replica", "R": "silent but in replication"}
+_ENFORCING = ("audit_edit", "audit_truncate", "refuse_move")
+
+
+@check("danger", "Rows of the evidence can be changed or removed, and owners lose their history.", needs="text")
+def guard_missing(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A trigger that guards a table of ours is gone: of the audit, each partition, the seals, the assignments."""
+    text, wanted = shipped_script(s, known(applied(conn, s))), shipped(s).tables
+    for one in present.tables(conn, s):
+        standing = {trigger.name for trigger in present.triggers(conn, s, one.oid)}
+        for name in wanted.get(one.shipped_as, {}).get("triggers", {}):
+            # a later revision may add one to the table of an earlier one
+            if name not in standing and (again := _again(text, s, name, one)):
+                yield Fault(f"{s.schema}.{one.name}", f"trigger {name} is missing", again)
+
+
+@check("danger", "A session that may set session_replication_role, or nobody at all, meets it.", needs="schema")
+def guard_off(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A trigger on a table of ours that is disabled, or does not fire ALWAYS."""
+    for one in present.tables(conn, s):
+        name = ident(s.schema, one.name)
+        yield from (_off(trigger, f"{s.schema}.{one.name}", name) for trigger in _silent(conn, s, one.oid))
+
+
+@check("danger", "It guards something else than the release that was installed.", needs="text")
+def guard_changed(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A trigger on a table of ours with another definition than the shipped one, or that was not shipped."""
+    text, wanted = shipped_script(s, known(applied(conn, s))), shipped(s).tables
+    for one in present.tables(conn, s):
+        expected = wanted.get(one.shipped_as, {}).get("triggers", {})
+        for trigger in present.triggers(conn, s, one.oid):
+            drop = f"DROP TRIGGER {ident(trigger.name)} ON {ident(s.schema, one.name)};"
+            where = f"{s.schema}.{one.name}"
+            if trigger.name not in expected:
+                yield Fault(where, f"trigger {trigger.name} is not leadprotect's", drop)
+            elif trigger.definition != expected[trigger.name]["definition"]:
+                again = _again(text, s, trigger.name, one)
+                yield Fault(where, f"trigger {trigger.name} is not as shipped", f"{drop} {again}" if again else None)
+
+
+@check("danger", "Edits of leads leave no row, or owners and rules outlive their lead.", needs="text")
+def lead_trigger_missing(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A trigger of ours that is gone from the host's leads or activities, for the phase that the database is in."""
+    revision = applied(conn, s) or ""
+    text, enforced = shipped_script(s, known(revision)), present.enforced(conn, s)
+    for key, oid in (("leads_table", present.leads(conn, s)), ("activities_table", present.activities(conn, s))):
+        host = getattr(s, key)
+        standing = present.host_triggers(conn, s, oid)
+        for name in _expected(revision, key, enforced=enforced and s.host_rls != "off"):
+            if name not in standing:
+                again = trigger_statement(text, ident(s.role(_suffix(name))), table(host))
+                always = f" ALTER TABLE {table(host)} ENABLE ALWAYS TRIGGER {ident(s.role(_suffix(name)))};"
+                yield Fault(host, f"trigger {s.role(_suffix(name))} is missing", again and again + always)
+
+
+@check("danger", "A session that may set session_replication_role, or nobody at all, meets it.")
+def lead_trigger_off(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A trigger of ours on the host's leads or activities that is disabled, or does not fire ALWAYS."""
+    for key, oid in (("leads_table", present.leads(conn, s)), ("activities_table", present.activities(conn, s))):
+        for trigger in present.host_triggers(conn, s, oid).values():
+            if trigger.enabled != _ALWAYS:
+                yield _off(trigger, getattr(s, key), table(getattr(s, key)))
+
+
+@check("danger", "It fires for less than it was made for.", needs="text")
+def lead_trigger_changed(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A trigger of ours on the host's leads or activities with another definition than the shipped one."""
+    text, wanted = shipped_script(s, known(applied(conn, s))), shipped(s).host_triggers
+    for key, oid in (("leads_table", present.leads(conn, s)), ("activities_table", present.activities(conn, s))):
+        host = getattr(s, key)
+        for name, trigger in present.host_triggers(conn, s, oid).items():
+            if trigger.definition != wanted[name]["definition"]:
+                again = trigger_statement(text, ident(trigger.name), table(host)) or ""
+                drop = f"DROP TRIGGER {ident(trigger.name)} ON {table(host)};"
+                always = f"ALTER TABLE {table(host)} ENABLE ALWAYS TRIGGER {ident(trigger.name)};"
+                yield Fault(host, f"trigger {trigger.name} is not as shipped", f"{drop} {again} {always}")
+
+
+def _expected(revision: str, key: str, *, enforced: bool) -> list[str]:
+    """Our triggers on a table of the host at a revision."""
+    at = revision[:7]
+    if key == "activities_table":
+        # whoever may not read the version table knows lp_0015 as the least, and not whether lp_0016 followed
+        return ["note_writes", "transition"] if "lp_0010" <= at < "lp_0015" else []
+    passing = ["note_writes", "transition_territory"] if at < "lp_0015" else []
+    lasting = ["forget", "forget_id", "forget_all"] if at >= "lp_0009" else []
+    return (passing if at >= "lp_0009" else []) + lasting + (list(_ENFORCING) if enforced else [])
+
+
+def _suffix(name: str) -> str:
+    return HOST_TRIGGERS[name]
+
+
+def _silent(conn: psycopg.Connection[Any], s: Settings, oid: int) -> Iterator[present.Trigger]:
+    return (trigger for trigger in present.triggers(conn, s, oid) if trigger.ours and trigger.enabled != _ALWAYS)
+
+
+def _off(trigger: present.Trigger, where: str, name: str) -> Fault:
+    mends = f"ALTER TABLE {name} ENABLE ALWAYS TRIGGER {ident(trigger.name)};"
+    return Fault(where, f"trigger {trigger.name} is {_FIRES[trigger.enabled]}", mends)
+
+
+def _again(text: str, s: Settings, trigger: str, one: present.Table) -> str | None:
+    name = ident(s.schema, one.name)
+    if one.shipped_as.startswith("lead_access_audit"):
+        return f"SELECT {ident(s.schema)}.secure_audit_table({literal(name)});"
+    again = trigger_statement(text, trigger, f"{ident(s.schema)}.{one.name}")
+    return again and f"{again} ALTER TABLE {name} ENABLE ALWAYS TRIGGER {ident(trigger)};"

@@ -1,0 +1,91 @@
+"""Keys, constraints and indexes: what our tables rest on, and what row security makes useless."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from leadprotect.doctor import present
+from leadprotect.doctor.finding import Fault, check
+from leadprotect.doctor.shipped import shipped
+from leadprotect.settings import Settings, ident, table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import psycopg
+
+
+@check("danger", "Two owners of one lead, a decision without its index, evidence that repeats itself.", needs="text")
+def key_missing(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A primary key, unique, foreign or checking constraint that was shipped and is gone from a table of ours."""
+    wanted = shipped(s).tables
+    for one in present.tables(conn, s):
+        if present.MONTH.fullmatch(one.name):  # the server keeps those of a partition
+            continue
+        for constraint in wanted.get(one.name, {}).get("constraints", ()):
+            if constraint not in one.constraints:
+                where, said = f"{s.schema}.{one.name}", constraint.split(" ", 1)[1]
+                yield Fault(where, f"it has lost {said}", f"# ALTER TABLE {ident(s.schema, one.name)} ADD {said}")
+
+
+@check("warning", "What it promises of the rows that were there before is not known.")
+def constraint_not_validated(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A constraint of a table of ours that is not validated."""
+    query = """
+        SELECT c.relname::text, k.conname::text FROM pg_constraint AS k JOIN pg_class AS c ON c.oid = k.conrelid
+        JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE n.nspname = %s AND NOT k.convalidated ORDER BY 1, 2
+        """
+    for name, constraint in conn.execute(query, (s.schema,)).fetchall():
+        mends = f"ALTER TABLE {ident(s.schema, name)} VALIDATE CONSTRAINT {ident(constraint)};"
+        yield Fault(f"{s.schema}.{name}", f"{constraint} is not validated", mends)
+
+
+@check("warning", "No query uses it, and each write pays for it; of a unique one, nothing is kept unique.")
+def index_invalid(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """An invalid index on a table of ours, or on the host's leads or activities: what a cancelled build left."""
+    query = """
+        SELECT i.indexrelid::regclass::text, i.indrelid::regclass::text FROM pg_index AS i
+        JOIN pg_class AS c ON c.oid = i.indrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE NOT i.indisvalid AND (n.nspname = %s OR c.oid = ANY (%s)) ORDER BY 1
+        """
+    host = [oid for oid in (present.leads(conn, s), present.activities(conn, s)) if oid]
+    for index, where in conn.execute(query, (s.schema, host)).fetchall():
+        yield Fault(where, f"index {index} is invalid", f"REINDEX INDEX CONCURRENTLY {index};")
+
+
+@check("note", "Such a search reads every row that the border admits, and filters then.", needs="enforced")
+def index_not_leakproof(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """An index of the leads whose operators or expressions are not leakproof: row security keeps queries from it."""
+    query = """
+        SELECT i.indexrelid::regclass::text FROM pg_index AS i
+        WHERE i.indrelid = %s AND i.indisvalid AND (
+          i.indexprs IS NOT NULL OR EXISTS (
+            SELECT FROM unnest(i.indclass) AS k (opclass) JOIN pg_opclass AS o ON o.oid = k.opclass
+            JOIN pg_amop AS a ON a.amopfamily = o.opcfamily AND a.amoplefttype = o.opcintype
+              AND a.amoprighttype = o.opcintype
+            JOIN pg_operator AS op ON op.oid = a.amopopr JOIN pg_proc AS f ON f.oid = op.oprcode
+            WHERE NOT f.proleakproof))
+        ORDER BY 1
+        """
+    for (index,) in conn.execute(query, (present.leads(conn, s),)).fetchall():
+        yield Fault(s.leads_table, f"index {index} does not serve whoever row security binds", None)
+
+
+@check("danger", "A lead without an id is nobody's, and two leads with one id share their owner.", needs="schema")
+def lead_id_open(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """The id of the leads may be NULL, or has no unique index of its own any more."""
+    query = """
+        SELECT a.attnotnull, EXISTS (
+                 SELECT FROM pg_index AS i WHERE i.indrelid = a.attrelid AND i.indisunique AND i.indisvalid
+                 AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum AND i.indpred IS NULL)
+        FROM pg_attribute AS a WHERE a.attrelid = %s AND a.attname = %s AND NOT a.attisdropped
+        """
+    column = ident(s.lead_id_column)
+    for required, unique in conn.execute(query, (present.leads(conn, s), s.lead_id_column)).fetchall():
+        if not required:
+            mends = f"ALTER TABLE {table(s.leads_table)} ALTER COLUMN {column} SET NOT NULL;"
+            yield Fault(f"{s.leads_table}.{s.lead_id_column}", "it may be NULL", mends)
+        if not unique:
+            mends = f"CREATE UNIQUE INDEX CONCURRENTLY ON {table(s.leads_table)} ({column});"
+            yield Fault(f"{s.leads_table}.{s.lead_id_column}", "it has no unique index of its own", mends)

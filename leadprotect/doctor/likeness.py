@@ -1,0 +1,105 @@
+"""Puts what the server deparses into a form that is the same on every version and with any settings.
+
+Names of the settings become those of the default settings, casts go (a column of another type needs others),
+and so do the parentheses that stand around a casted operand only. What is left is compared part by part. It
+cannot see: another cast, one host column of the settings in place of another that bears the same name as
+a default, one qualifying kind in place of another.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from leadprotect.settings import KEYS, Settings, ident
+from leadprotect.settings.values import OFFICES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_DEFAULTS = Settings()
+_TYPE = r'(?:timestamp with(?:out)? time zone|character varying|double precision|"(?:[^"]|"")+"|\w+)'
+_TOKEN = re.compile(
+    r"E?'(?:[^']|'')*'"
+    rf'|::\s*(?:(?:"(?:[^"]|"")+"|\w+)\.)?{_TYPE}(?:\(\d+(?:,\s*\d+)?\))?(?:\[\])*'
+    r'|"(?:[^"]|"")*"|\w+|[-+*/<>=~!@#%^&|`?]+|\S'
+)
+_WORD = re.compile(r'"(?:[^"]|"")*"|\w+')
+_KIND = "'{kind}'"
+
+
+def neutral(text: str, s: Settings) -> str:
+    """`text`, an expression or a body as the server has it, with the default names; parts parted by blanks."""
+    names = _names(s)
+    parts = [_renamed(part, names, s) for part in _TOKEN.findall(text)]
+    return " ".join(_lists(_uncast(parts), s))
+
+
+def neutral_name(name: str, s: Settings) -> str:
+    """The same for one name."""
+    return _names(s).get(name, name)
+
+
+@lru_cache(maxsize=4)
+def _names(s: Settings) -> dict[str, str]:
+    """Name -> what stands for it: names that one setting gives to two things, or another thing has, are one."""
+    pairs = [(getattr(s, key), getattr(_DEFAULTS, key)) for key in KEYS if key.endswith(("_column", "_guc", "_type"))]
+    for key in ("leads_table", "activities_table"):
+        pairs += zip(getattr(s, key).split(".", 1), getattr(_DEFAULTS, key).split(".", 1), strict=True)
+    pairs += [(s.role(office), _DEFAULTS.role(office)) for office in ("", *OFFICES)]
+    pairs += [(s.schema, _DEFAULTS.schema), (s.quarantine, _DEFAULTS.quarantine)]
+    found: dict[str, str] = {}
+    for one, other in pairs:
+        kept, gone = sorted((found.get(one, one), found.get(other, other)), key=_plainness)
+        found |= {one: kept, other: kept} | {name: kept for name, of in found.items() if of == gone}
+    return found
+
+
+def _plainness(name: str) -> tuple[bool, str]:
+    """What needs no quotes stands for the others, so that a neutral text is the same when it is read again."""
+    return re.fullmatch(r"[A-Za-z_]\w*", name) is None, name
+
+
+def _renamed(part: str, names: dict[str, str], s: Settings) -> str:
+    if part.startswith('"'):
+        name = part[1:-1].replace('""', '"')
+        return names.get(name, ident(name))
+    if not part.startswith(("'", "E'")):
+        return names.get(part, part)
+    said = part[part.index("'") + 1 : -1]
+    if said.replace("''", "'") in (*s.qualifying_kinds, *_DEFAULTS.qualifying_kinds, _KIND[1:-1]):
+        return _KIND
+    return f"'{names[said] if said in names else _WORD.sub(lambda word: _renamed(word[0], names, s), said)}'"
+
+
+def _uncast(parts: list[str]) -> list[str]:
+    """Without casts, and without the parentheses that the server puts around what is cast."""
+    kept: list[str | None] = []
+    opened: list[int] = []
+    closed: list[int] = []  # where the parentheses begin that end the text so far, the outermost last
+    for part in parts:
+        if part.startswith("::"):
+            if closed:
+                kept[closed.pop()] = None
+                kept.pop()
+            continue
+        if part == "(":
+            opened.append(len(kept))
+        closed = [*closed, opened.pop()] if part == ")" and opened else []
+        kept.append(part)
+    return [part for part in kept if part is not None]
+
+
+def _lists(parts: list[str], s: Settings) -> Iterator[str]:
+    """Lists of the settings as one entry; a column without the name that it has already."""
+    exempt = {f"'{role}'" for role in s.exempt_roles}
+    found: list[str] = []
+    for part in parts:
+        again = part in exempt or (part == _KIND and found[-2:-1] == [_KIND])
+        if (found[-1:] == [","] and again) or found[-2:] == [part, "AS"]:
+            found.pop()
+        else:
+            found.append(part)
+    text = " ".join(found)
+    return iter(text.replace(f"= ANY ( ARRAY [ {_KIND} ] )", f"= {_KIND}").split(" "))

@@ -1,0 +1,221 @@
+"""Reads what stands in our schema, and of ours on the host's leads, in a form that any settings and servers share."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from leadprotect.database.catalog import relation
+from leadprotect.doctor.likeness import neutral, neutral_name
+from leadprotect.settings.names import HOST_POLICIES, HOST_TRIGGERS
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from leadprotect.settings import Settings
+
+MONTH = re.compile(r"lead_access_audit_\d{4}_\d{2}")
+DEFAULT_PARTITION = "lead_access_audit_default"
+MADE_ANEW = "all_territories()"
+"""The one function whose text is data: publish_territories() writes it from the table."""
+
+_GRANTS = """
+    SELECT coalesce(jsonb_agg(jsonb_build_array(given.role, given.privilege) ORDER BY 1), '[]') FROM (
+      SELECT DISTINCT coalesce(r.rolname::text, 'PUBLIC') AS role,
+             acl.privilege_type || CASE WHEN acl.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END AS privilege
+      FROM aclexplode({acl}) AS acl LEFT JOIN pg_roles AS r ON r.oid = acl.grantee
+      WHERE acl.grantee <> {owner}) AS given
+    """
+_FUNCTIONS = f"""
+    SELECT p.proname::text, ARRAY(
+             SELECT name FROM unnest(p.proargnames, p.proargmodes) WITH ORDINALITY AS a (name, mode, place)
+             WHERE a.mode IS NULL OR a.mode IN ('i', 'b', 'v') ORDER BY a.place),
+           format('%%I.%%I(%%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)),
+           pg_get_userbyid(p.proowner)::text, p.prosecdef, coalesce(p.proconfig, '{{}}'), p.provolatile::text,
+           l.lanname::text, p.prosrc, pg_get_function_sqlbody(p.oid),
+           ({_GRANTS.format(acl="coalesce(p.proacl, acldefault('f', p.proowner))", owner="p.proowner")})
+    FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace JOIN pg_language AS l ON l.oid = p.prolang
+    WHERE n.nspname = %s ORDER BY 3
+    """
+_TABLES = f"""
+    SELECT c.oid, c.relname::text, c.relkind::text, pg_get_userbyid(c.relowner)::text,
+           c.relrowsecurity, c.relforcerowsecurity, coalesce(c.reloptions, '{{}}'),
+           CASE c.relkind WHEN 'v' THEN pg_get_viewdef(c.oid) END,
+           ({_GRANTS.format(acl="c.relacl", owner="c.relowner")}),
+           ARRAY(SELECT k.contype::text || ' ' || regexp_replace(pg_get_constraintdef(k.oid), ' NOT VALID$', '')
+                 FROM pg_constraint AS k
+                 WHERE k.conrelid = c.oid AND k.contype IN ('p', 'u', 'f', 'c') AND k.conparentid = 0 ORDER BY 1)
+    FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE n.nspname = %s AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
+      AND (n.nspname, c.relname) <> (%s, %s) ORDER BY c.relname
+    """
+_POLICIES = """
+    SELECT p.polname::text, p.polcmd::text, p.polpermissive, ARRAY(
+             SELECT coalesce(r.rolname::text, 'PUBLIC') FROM unnest(p.polroles) AS bound
+             LEFT JOIN pg_roles AS r ON r.oid = bound ORDER BY 1),
+           coalesce(pg_get_expr(p.polqual, p.polrelid), ''), coalesce(pg_get_expr(p.polwithcheck, p.polrelid), '')
+    FROM pg_policy AS p WHERE p.polrelid = %s ORDER BY 1
+    """
+_TRIGGERS = """
+    SELECT t.tgname::text, t.tgenabled::text, replace(replace(pg_get_triggerdef(t.oid), quote_ident(t.tgname), '_'),
+             ' ON ' || quote_ident(home.nspname) || '.' || quote_ident(c.relname), ' ON _'), n.nspname::text
+    FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid JOIN pg_namespace AS home ON home.oid = c.relnamespace
+    JOIN pg_proc AS p ON p.oid = t.tgfoid
+    JOIN pg_namespace AS n ON n.oid = p.pronamespace
+    WHERE t.tgrelid = %s AND NOT t.tgisinternal ORDER BY 1
+    """
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function of our schema; `source` is its text where a language of its own keeps it, else `body` is neutral."""
+
+    key: str
+    name: str
+    signature: str
+    owner: str
+    definer: bool
+    config: tuple[str, ...]
+    volatile: str
+    language: str
+    source: str
+    body: str | None
+    grants: frozenset[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy; roles and conditions in neutral form."""
+
+    name: str
+    command: str
+    permissive: bool
+    roles: tuple[str, ...]
+    condition: str
+    check: str
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """A trigger; `enabled` as pg_trigger has it (A always, O origin, R replica, D disabled).
+
+    `definition` is without its name and its table's.
+    """
+
+    name: str
+    enabled: str
+    definition: str
+    ours: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, view or sequence of our schema; `kind` as pg_class has it."""
+
+    oid: int
+    name: str
+    kind: str
+    owner: str
+    enabled: bool
+    forced: bool
+    options: tuple[str, ...]
+    definition: str | None
+    grants: frozenset[tuple[str, str]]
+    constraints: tuple[str, ...]
+
+    @property
+    def shipped_as(self) -> str:
+        """Its name in what is shipped: a month of the audit is like the default partition."""
+        return DEFAULT_PARTITION if MONTH.fullmatch(self.name) else self.name
+
+
+def functions(conn: psycopg.Connection[Any], s: Settings) -> list[Function]:
+    """Every function of our schema."""
+    return [
+        Function(
+            f"{name}({', '.join(names)})",
+            *(name, signature, owner, definer, tuple(config), volatile, language, source),
+            body=None if body is None else neutral(body, s),
+            grants=_pairs(grants, s),
+        )
+        for name, names, signature, owner, definer, config, volatile, language, source, body, grants in conn.execute(
+            _FUNCTIONS.encode(), (s.schema,)
+        ).fetchall()
+    ]
+
+
+def tables(conn: psycopg.Connection[Any], s: Settings) -> list[Table]:
+    """Every table, view and sequence of our schema but the version table."""
+    versions = (s.version_table_schema, s.version_table)
+    return [
+        Table(
+            *(oid, name, kind, owner, enabled, forced, tuple(sorted(options))),
+            definition=None if definition is None else neutral(definition, s),
+            grants=_pairs(grants, s),
+            constraints=tuple(neutral(one, s) for one in constraints),
+        )
+        for oid, name, kind, owner, enabled, forced, options, definition, grants, constraints in conn.execute(
+            _TABLES.encode(), (s.schema, *versions)
+        ).fetchall()
+    ]
+
+
+def policies(conn: psycopg.Connection[Any], s: Settings, oid: int | None) -> list[Policy]:
+    """The policies of one table."""
+    return [
+        Policy(
+            name,
+            *(command, permissive, tuple(sorted(neutral_name(role, s) for role in roles))),
+            *(neutral(condition, s), neutral(check, s)),
+        )
+        for name, command, permissive, roles, condition, check in conn.execute(_POLICIES, (oid,)).fetchall()
+    ]
+
+
+def triggers(conn: psycopg.Connection[Any], s: Settings, oid: int | None) -> list[Trigger]:
+    """The triggers of one table that are no part of a constraint."""
+    found = conn.execute(_TRIGGERS, (oid,)).fetchall()
+    return [
+        Trigger(name, enabled, neutral(definition, s), schema == s.schema)
+        for name, enabled, definition, schema in found
+    ]
+
+
+def leads(conn: psycopg.Connection[Any], s: Settings) -> int | None:
+    """The oid of the host's leads."""
+    return relation(conn, *s.leads_table.split(".", 1))
+
+
+def activities(conn: psycopg.Connection[Any], s: Settings) -> int | None:
+    """The oid of the host's activities."""
+    return relation(conn, *s.activities_table.split(".", 1))
+
+
+def host_policies(conn: psycopg.Connection[Any], s: Settings) -> dict[str, Policy]:
+    """Our policies on the leads, by what a revision calls them."""
+    ours = {s.role(name): name for name in HOST_POLICIES}
+    return {ours[one.name]: one for one in policies(conn, s, leads(conn, s)) if one.name in ours}
+
+
+def host_triggers(conn: psycopg.Connection[Any], s: Settings, oid: int | None) -> dict[str, Trigger]:
+    """Our triggers on a table of the host, by what a revision calls them."""
+    ours = {s.role(suffix): name for name, suffix in HOST_TRIGGERS.items()}
+    return {ours[one.name]: one for one in triggers(conn, s, oid) if one.name in ours and one.ours}
+
+
+def enforced(conn: psycopg.Connection[Any], s: Settings) -> bool:
+    """Whether contract was carried out: its memory of the host's table stands."""
+    return relation(conn, s.schema, "host_row_security") is not None
+
+
+def exempt_roles(conn: psycopg.Connection[Any], s: Settings) -> set[str]:
+    """The roles that acts_bound() exempts: what the setting was when contract was carried out."""
+    source = next((one.source for one in functions(conn, s) if one.key == "acts_bound()"), "")
+    listed = re.search(r"ARRAY\[([^\]]*)\]::name\[\]", source)
+    names = re.findall(r"'((?:[^']|'')*)'", listed[1]) if listed else []
+    return {name.replace("''", "'") for name in names}
+
+
+def _pairs(found: list[list[str]], s: Settings) -> frozenset[tuple[str, str]]:
+    return frozenset((neutral_name(role, s), privilege) for role, privilege in found)

@@ -1,0 +1,173 @@
+"""Who can become whom: our roles, the services that hold them, and what passes row security by."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from leadprotect.doctor import present
+from leadprotect.doctor.finding import Fault, check
+from leadprotect.preflight.names_taken import empowered_roles
+from leadprotect.settings import Settings, ident
+from leadprotect.settings.names import ROLE_COMMENT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import psycopg
+
+_SET_OPTION = 160000  # from here on the admin option alone is no membership
+# A service is a login that reaches our app role by memberships that somebody granted; a superuser is a member of
+# everything and no service for that, and the admin option alone, that a role's maker has, is none either. As JSON,
+# since an older server's memberships have no options.
+_SERVICES = """
+    WITH RECURSIVE reached AS (
+      SELECT r.oid FROM pg_roles AS r WHERE r.rolname = %(app)s
+      UNION SELECT g.member FROM reached JOIN pg_auth_members AS g ON g.roleid = reached.oid
+      WHERE to_jsonb(g) @> '{"inherit_option": true}' OR to_jsonb(g) @> '{"set_option": true}'
+        OR NOT to_jsonb(g) ? 'set_option')
+    SELECT l.* FROM reached JOIN pg_roles AS l ON l.oid = reached.oid WHERE l.rolcanlogin
+    """
+_POWERS = {
+    "rolsuper": "SUPERUSER",
+    "rolbypassrls": "BYPASSRLS",
+    "rolcreaterole": "CREATEROLE",
+    "rolreplication": "REPLICATION",
+}
+# what reads or runs past the privileges of tables
+_PREDEFINED = {
+    "pg_execute_server_program": "danger",
+    "pg_read_server_files": "danger",
+    "pg_write_server_files": "danger",
+    "pg_write_all_data": "warning",
+    "pg_read_all_data": "warning",
+}
+
+
+@check("danger", "Whoever becomes our owner can switch off every guard; who owns the leads too, only by intent.")
+def owner_reachable(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A login that can act as the owner of our objects; a warning for the migrating login, that owns the leads too."""
+    query = """
+        SELECT l.rolname::text, r.rolname::text, coalesce((
+                 SELECT pg_has_role(l.oid, c.relowner, 'MEMBER') FROM pg_class AS c WHERE c.oid = %(leads)s), false)
+        FROM pg_roles AS l JOIN pg_roles AS r ON r.rolname = ANY (%(ours)s)
+        WHERE l.rolcanlogin AND NOT l.rolsuper AND pg_has_role(l.oid, r.oid, 'MEMBER') ORDER BY 1, 2
+        """
+    values = {"leads": present.leads(conn, s), "ours": [s.role("owner"), s.role("reader")]}
+    for login, role, migrates in conn.execute(query, values).fetchall():
+        yield Fault(
+            f"login {login}",
+            f"it can act as {role}" + (": needed for a migration, and given back after it" if migrates else ""),
+            f"REVOKE {ident(role)} FROM {ident(login)};",
+            "warning" if migrates else None,
+        )
+
+
+@check("danger", "A role that is to be a name for rights has rights or a login of its own.", needs=None)
+def role_powers(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A role of ours with a login, powers, or groups of its own."""
+    for role in _ours(conn, s):
+        statements: list[str] = []
+        problems = empowered_roles(conn, [role], statements)
+        yield from (Fault(f"role {role}", problem, " ".join(statements)) for problem in problems)
+
+
+@check("warning", "Whoever may grant it can make himself a member.")
+def admin_option_alone(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A login that may grant a role of ours and is no member of it itself."""
+    if conn.info.server_version < _SET_OPTION:
+        return
+    query = """
+        SELECT r.rolname::text, m.rolname::text, pg_get_userbyid(g.grantor)::text
+        FROM pg_auth_members AS g JOIN pg_roles AS r ON r.oid = g.roleid JOIN pg_roles AS m ON m.oid = g.member
+        WHERE r.rolname = ANY (%s) AND g.admin_option AND NOT g.inherit_option AND NOT g.set_option AND NOT m.rolsuper
+        ORDER BY 1, 2
+        """
+    for role, member, grantor in conn.execute(query, (_ours(conn, s),)).fetchall():
+        mends = f"REVOKE ADMIN OPTION FOR {ident(role)} FROM {ident(member)} GRANTED BY {ident(grantor)};"
+        yield Fault(f"role {member}", f"it may grant {role}, without being a member", mends)
+
+
+@check("danger", "Row security does not bind it, or it can grant itself what is not bound.")
+def service_unbound(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A service with SUPERUSER, BYPASSRLS, CREATEROLE or REPLICATION."""
+    columns = ", ".join(f"v.{column}" for column in _POWERS)
+    query = f"SELECT v.rolname::text, {columns} FROM ({_SERVICES}) AS v ORDER BY 1"
+    for login, *powers in conn.execute(query.encode(), {"app": s.role("app")}).fetchall():
+        held = [word for word, has in zip(_POWERS.values(), powers, strict=True) if has]
+        if held:
+            mends = f"ALTER ROLE {ident(login)} {' '.join('NO' + word for word in held)};"
+            yield Fault(f"login {login}", f"it is a service and has {', '.join(held)}", mends)
+
+
+@check("danger", "Row security does not bind the owner of a table unless it is forced.", needs="enforced")
+def service_owns_leads(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A service that owns the leads, or can become who does, where row security is not forced."""
+    query = f"""
+        SELECT v.rolname::text, pg_get_userbyid(c.relowner)::text FROM ({_SERVICES}) AS v, pg_class AS c
+        WHERE c.oid = %(leads)s AND NOT c.relforcerowsecurity AND pg_has_role(v.oid, c.relowner, 'MEMBER')
+          AND NOT v.rolsuper ORDER BY 1
+        """
+    values = {"app": s.role("app"), "leads": present.leads(conn, s)}
+    for login, owner in conn.execute(query.encode(), values).fetchall():
+        own = f"REVOKE {ident(s.role('app'))} FROM {ident(login)};  -- or set host_rls = force and force it"
+        mends = own if login == owner else f"REVOKE {ident(owner)} FROM {ident(login)};"
+        yield Fault(f"login {login}", f"it is a service and owns {s.leads_table} (as {owner})", mends)
+
+
+@check("danger", "What is named there is bound by no policy of ours.")
+def exempt_role_reachable(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A service that can become a role of the setting exempt_roles."""
+    query = f"""
+        SELECT v.rolname::text, e.rolname::text
+        FROM ({_SERVICES}) AS v JOIN pg_roles AS e ON e.rolname = ANY (%(exempt)s)
+        WHERE NOT v.rolsuper AND pg_has_role(v.oid, e.oid, 'MEMBER') ORDER BY 1, 2
+        """
+    values = {"app": s.role("app"), "exempt": list(s.exempt_roles)}
+    for login, role in conn.execute(query.encode(), values).fetchall():
+        mends = f"REVOKE {ident(role if role != login else s.role('app'))} FROM {ident(login)};"
+        yield Fault(f"login {login}", f"it is a service and can become {role}, which is exempt", mends)
+
+
+@check("danger", "It reads files or runs programs of the server; or (a warning) every table, as row security allows.")
+def service_predefined_role(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A service that holds pg_execute_server_program, the files' roles, pg_read_all_data or pg_write_all_data."""
+    query = f"""
+        SELECT v.rolname::text, p.rolname::text
+        FROM ({_SERVICES}) AS v JOIN pg_roles AS p ON p.rolname = ANY (%(roles)s)
+        WHERE NOT v.rolsuper AND pg_has_role(v.oid, p.oid, 'MEMBER') ORDER BY 1, 2
+        """
+    values = {"app": s.role("app"), "roles": list(_PREDEFINED)}
+    for login, role in conn.execute(query.encode(), values).fetchall():
+        level = _PREDEFINED[role]
+        mends = f"REVOKE {ident(role)} FROM {ident(login)};"
+        yield Fault(f"login {login}", f"it is a service and holds {role}", mends, level)  # type: ignore[arg-type]
+
+
+@check("warning", "It is admitted nowhere: it sees no lead of any territory.")
+def service_without_territory(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A service that neither holds nor can become the role of a territory."""
+    query = f"""
+        SELECT v.rolname::text FROM ({_SERVICES}) AS v
+        WHERE NOT v.rolsuper AND NOT EXISTS (
+          SELECT FROM pg_roles AS t WHERE t.rolname = ANY (%(territories)s) AND pg_has_role(v.oid, t.oid, 'MEMBER'))
+        ORDER BY 1
+        """
+    offices = {s.role(office) for office in ("app", "auditor", "manager", "operator", "owner", "reader")}
+    territories = [role for role in _ours(conn, s) if role not in offices]
+    for (login,) in conn.execute(query.encode(), {"app": s.role("app"), "territories": territories}).fetchall():
+        mends = (
+            f"GRANT {ident(territories[0])} TO {ident(login)};  -- or the territory that it serves"
+            if territories
+            else None
+        )
+        yield Fault(f"login {login}", f"it is a member of {s.role('app')} and of no territory", mends)
+
+
+def _ours(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
+    """Our roles in this cluster: those of the settings, and those that a territory added later has."""
+    query = """
+        SELECT r.rolname::text FROM pg_roles AS r
+        WHERE r.rolname = ANY (%s) OR starts_with(r.rolname::text, %s)
+          AND shobj_description(r.oid, 'pg_authid') = %s ORDER BY 1
+        """
+    return [role for (role,) in conn.execute(query, (list(s.roles), s.role(""), ROLE_COMMENT)).fetchall()]

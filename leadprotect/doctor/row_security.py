@@ -1,0 +1,180 @@
+"""Row security: on and forced, with the policies that were shipped and no others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from leadprotect.database.catalog import relation
+from leadprotect.doctor import present
+from leadprotect.doctor.finding import Fault, check
+from leadprotect.doctor.likeness import neutral_name
+from leadprotect.doctor.shipped import known, policy_statement, shipped, shipped_script
+from leadprotect.doctor.versions import applied
+from leadprotect.settings import Settings, ident, literal, table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import psycopg
+
+_SECURE = "ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;"
+
+
+@check("danger", "Whoever may read the table reads every territory, and its owner writes it unseen.", needs=None)
+def row_security_off(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """Row security off or not forced on a table of ours: partitions of the audit, seals and quarantine included."""
+    query = """
+        SELECT n.nspname::text, c.relname::text, c.relrowsecurity
+        FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE n.nspname IN (%s, %s) AND c.relkind IN ('r', 'p') AND (n.nspname, c.relname) <> (%s, %s)
+          AND NOT (c.relrowsecurity AND c.relforcerowsecurity) ORDER BY 1, 2
+        """
+    values = (s.schema, s.quarantine, s.version_table_schema, s.version_table)
+    for schema, name, enabled in conn.execute(query, values).fetchall():
+        yield Fault(
+            f"{schema}.{name}",
+            "row security is not forced" if enabled else "row security is off",
+            f"ALTER TABLE {ident(schema, name)} {_SECURE}",
+        )
+
+
+@check("danger", "Every lead is read and edited by whoever has privileges on the table.", needs="enforced")
+def leads_row_security_off(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """Row security of the leads off after contract; or not forced, where the setting says force."""
+    query = "SELECT relrowsecurity, relforcerowsecurity FROM pg_class WHERE oid = %s"
+    for enabled, forced in conn.execute(query, (present.leads(conn, s),)).fetchall():
+        if not enabled:
+            yield Fault(
+                s.leads_table, "row security is off", f"ALTER TABLE {table(s.leads_table)} ENABLE ROW LEVEL SECURITY;"
+            )
+        if s.host_rls == "force" and not forced:
+            yield Fault(
+                s.leads_table,
+                "host_rls is force, and row security is not forced: it does not bind the owner",
+                f"ALTER TABLE {table(s.leads_table)} FORCE ROW LEVEL SECURITY;",
+            )
+
+
+@check("danger", "The border or the way in for our own functions is gone.", needs="text")
+def policy_missing(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A shipped policy that is gone from a table of ours, or after contract from the leads."""
+    text, wanted = shipped_script(s, known(applied(conn, s))), shipped(s)
+    for one in present.tables(conn, s):
+        standing = {policy.name for policy in present.policies(conn, s, one.oid)}
+        for name in wanted.tables.get(one.shipped_as, {}).get("policies", {}):
+            # a later revision may add one to the table of an earlier one
+            if name not in standing and (again := _again(text, s, name, one)):
+                yield Fault(f"{s.schema}.{one.name}", f"policy {name} is missing", again)
+    yield from _missing_on_leads(conn, s, text)
+
+
+def _missing_on_leads(conn: psycopg.Connection[Any], s: Settings, text: str) -> Iterator[Fault]:
+    """One of them stands only where the host had no row security of its own: its absence opens nothing."""
+    if present.enforced(conn, s) and s.host_rls != "off":
+        standing = present.host_policies(conn, s)
+        for name in shipped(s).host_policies:
+            if name not in standing and name != "rows":
+                mends = _host_statement(conn, s, text, name)
+                yield Fault(s.leads_table, f"policy {s.role(name)} is missing", mends)
+
+
+@check("danger", "It decides otherwise than the release that was installed.", needs="text")
+def policy_changed(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A policy of ours, on our tables or the leads, that is not as shipped: roles, command, kind or condition."""
+    text, wanted = shipped_script(s, known(applied(conn, s))), shipped(s)
+    for one in present.tables(conn, s):
+        known_policies = wanted.tables.get(one.shipped_as, {}).get("policies", {})
+        for policy in present.policies(conn, s, one.oid):
+            if policy.name in known_policies and not _alike(policy, known_policies[policy.name], s):
+                drop = f"DROP POLICY {ident(policy.name)} ON {ident(s.schema, one.name)}; "
+                again = _again(text, s, policy.name, one)
+                mends = drop + again if again else None
+                yield Fault(f"{s.schema}.{one.name}", f"policy {policy.name} is not as shipped", mends)
+    if present.enforced(conn, s) and s.host_rls != "off":
+        for name, policy in present.host_policies(conn, s).items():
+            if not any(_alike(policy, variant, s) for variant in wanted.host_policies[name]):
+                drop = f"DROP POLICY {ident(policy.name)} ON {table(s.leads_table)}; "
+                again = _host_statement(conn, s, text, name)
+                yield Fault(s.leads_table, f"policy {policy.name} is not as shipped", drop + again if again else None)
+
+
+@check("danger", "A permissive policy opens a table of ours to whom it names.", needs="text")
+def policy_stray(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A policy on a table of ours that was not shipped."""
+    wanted = shipped(s).tables
+    for one in present.tables(conn, s):
+        for policy in present.policies(conn, s, one.oid):
+            if policy.name not in wanted.get(one.shipped_as, {}).get("policies", {}):
+                yield Fault(
+                    f"{s.schema}.{one.name}",
+                    f"policy {policy.name} is not leadprotect's",
+                    f"DROP POLICY {ident(policy.name)} ON {ident(s.schema, one.name)};",
+                )
+
+
+@check("danger", "What it calls runs inside our functions, with the rights of their owner.")
+def policy_runs_foreign_code(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A policy of the host that names a role of ours; a note where it is for everybody, and so for our reader too."""
+    query = """
+        SELECT p.polrelid::regclass::text, p.polname::text, f.oid::regprocedure::text, coalesce((
+                 SELECT string_agg(r.rolname::text, ', ') FROM pg_roles AS r
+                 WHERE r.oid = ANY (p.polroles) AND r.rolname = ANY (%(offices)s)), '')
+        FROM pg_policy AS p
+        JOIN pg_depend AS d ON d.classid = 'pg_policy'::regclass AND d.objid = p.oid
+          AND d.refclassid = 'pg_proc'::regclass
+        JOIN pg_proc AS f ON f.oid = d.refobjid JOIN pg_namespace AS n ON n.oid = f.pronamespace
+        WHERE p.polrelid = ANY (%(host)s) AND n.nspname NOT IN ('pg_catalog', %(schema)s)
+          AND p.polname <> ALL (%(ours)s) AND (0 = ANY (p.polroles) OR EXISTS (
+            SELECT FROM pg_roles AS r WHERE r.oid = ANY (p.polroles) AND r.rolname = ANY (%(offices)s)))
+        ORDER BY 1, 2, 3
+        """
+    values = {
+        "offices": [s.role("owner"), s.role("reader")],
+        "host": [oid for oid in (present.leads(conn, s), present.activities(conn, s)) if oid],
+        "schema": s.schema,
+        "ours": [s.role(name) for name in ("border", "rows", "update", "delete", "members_update", "members_delete")],
+    }
+    for where, policy, function, named in conn.execute(query, values).fetchall():
+        whom = named or f"everybody, {s.role('reader')} too"
+        mends = f"ALTER POLICY {ident(policy)} ON {where} TO ...;  -- the roles of your application"
+        level = None if s.role("owner") in named else "note"
+        yield Fault(f"{where}, policy {policy}", f"it calls {function} for {whom}", mends, level)  # type: ignore[arg-type]
+
+
+@check("danger", "Nothing narrows it.", needs="text")
+def table_without_policies(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A table in our schema that no release of leadprotect made."""
+    wanted = shipped(s).tables
+    for one in present.tables(conn, s):
+        if one.shipped_as not in wanted:
+            kind = {"v": "VIEW", "m": "MATERIALIZED VIEW", "S": "SEQUENCE", "f": "FOREIGN TABLE"}.get(one.kind, "TABLE")
+            yield Fault(
+                f"{s.schema}.{one.name}",
+                f"{kind.lower()} of {one.owner} that leadprotect did not make",
+                f"ALTER {kind} {ident(s.schema, one.name)} SET SCHEMA public;  -- or drop it",
+            )
+
+
+def _alike(policy: present.Policy, wanted: dict[str, Any], s: Settings) -> bool:
+    roles = sorted(neutral_name(role, s) for role in policy.roles)
+    mine = (policy.command, policy.permissive, roles, policy.condition, policy.check)
+    return mine == (
+        *(wanted["command"], wanted["permissive"], sorted(wanted["roles"])),
+        *(wanted["condition"], wanted["check"]),
+    )
+
+
+def _again(text: str, s: Settings, policy: str, one: present.Table) -> str | None:
+    """What makes a policy anew; those of the audit's tables are made by a function."""
+    name = ident(s.schema, one.name)
+    if one.shipped_as.startswith("lead_access_audit"):
+        return f"SELECT {ident(s.schema)}.secure_audit_table({literal(name)});"
+    return policy_statement(text, policy, f"{ident(s.schema)}.{one.name}")
+
+
+def _host_statement(conn: psycopg.Connection[Any], s: Settings, text: str, name: str) -> str | None:
+    """The border has another form where the territory may be NULL."""
+    query = "SELECT attnotnull FROM pg_attribute WHERE attrelid = %s AND attname = %s"
+    row = conn.execute(query, (relation(conn, *s.leads_table.split(".", 1)), s.territory_column)).fetchone()
+    first = name == "border" and bool(row and row[0])
+    return policy_statement(text, ident(s.role(name)), table(s.leads_table), first=first)

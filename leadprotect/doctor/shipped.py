@@ -1,0 +1,178 @@
+"""What leadprotect ships: the text of its revisions, and how a server shows what they make.
+
+`shipped.json` is written by ``make shipped`` from real databases with the default settings, in the form of
+`likeness.neutral`. What PL/pgSQL keeps as it was written is compared with the revisions themselves.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alembic.operations import Operations
+from alembic.runtime.environment import EnvironmentContext
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import DDL
+
+from leadprotect import phases
+from leadprotect.doctor import present
+from leadprotect.doctor.likeness import neutral
+from leadprotect.migration.rollback import alembic_config
+from leadprotect.settings import Settings, ident, render
+
+if TYPE_CHECKING:
+    import psycopg
+
+FILE = Path(__file__).with_name("shipped.json")
+_BODY = r"\$body\$.*?\$body\$|\n(?P<indent> *)BEGIN ATOMIC\n.*?\n(?P=indent)END|\n *RETURN\s(?:'(?:[^']|'')*'|[^;'])*"
+_STRINGS = r"(?:'(?:[^']|'')*'|[^;'])*"
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """What stands in our schema at the head, by name, as `present` reads it."""
+
+    functions: dict[str, list[dict[str, Any]]]
+    tables: dict[str, dict[str, Any]]
+    host_policies: dict[str, list[dict[str, Any]]]
+    host_triggers: dict[str, dict[str, Any]]
+
+
+@lru_cache(maxsize=4)
+def shipped(s: Settings) -> Shipped:
+    """What `FILE` holds, with names of the settings that mean two things made one, as in what is compared."""
+    return Shipped(**_again(json.loads(FILE.read_text(encoding="utf-8")), s))
+
+
+def _again(value: Any, s: Settings) -> Any:
+    """The shipped text once more in neutral form: these settings may give two names of it to one thing."""
+    if isinstance(value, dict):
+        return {key: one if key in _AS_IS else _again(one, s) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_again(one, s) for one in value]
+    return neutral(value, s) if isinstance(value, str) else value
+
+
+_AS_IS = ("kind", "options", "config", "volatile", "language", "command", "enabled")
+
+
+def taken(conn: psycopg.Connection[Any], s: Settings) -> dict[str, Any]:
+    """What stands in a database at head, in the form of `FILE`: for ``make shipped`` alone."""
+    functions: dict[str, list[dict[str, Any]]] = {}
+    for one in present.functions(conn, s):
+        if one.key != present.MADE_ANEW:
+            functions.setdefault(one.key, []).append(_function(one))
+    tables = {
+        one.name: {
+            "kind": one.kind,
+            "options": list(one.options),
+            "definition": one.definition,
+            "grants": sorted(one.grants),
+            "constraints": list(one.constraints),
+            "policies": {policy.name: _plain(policy) for policy in present.policies(conn, s, one.oid)},
+            "triggers": {trigger.name: _plain(trigger) for trigger in present.triggers(conn, s, one.oid)},
+        }
+        for one in present.tables(conn, s)
+        if one.name == one.shipped_as
+    }
+    found = present.host_policies(conn, s)
+    return {
+        "functions": functions,
+        "tables": tables,
+        "host_policies": {name: [_plain(policy)] for name, policy in found.items()},
+        "host_triggers": {
+            name: _plain(trigger)
+            for oid in (present.leads(conn, s), present.activities(conn, s))
+            for name, trigger in present.host_triggers(conn, s, oid).items()
+        },
+    }
+
+
+def _function(one: present.Function) -> dict[str, Any]:
+    kept = ("owner", "definer", "config", "volatile", "language", "body", "grants")
+    found = {name: value for name, value in asdict(one).items() if name in kept}
+    return found | {"config": list(one.config), "grants": sorted(one.grants)}
+
+
+def _plain(one: present.Policy | present.Trigger) -> dict[str, Any]:
+    """Without its name: on the host it bears our schema's."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(one).items()} | {
+        "name": ""
+    }
+
+
+# --- the revisions
+
+
+@lru_cache(maxsize=4)
+def shipped_script(s: Settings, revisions: tuple[str, ...]) -> str:
+    """What the upgrades of `revisions` execute with the settings `s`, as one script."""
+    said: list[str] = []
+    how = {
+        "as_sql": True,
+        "output_buffer": io.StringIO(),
+        "literal_binds": True,
+        "dialect_opts": {"paramstyle": "named"},
+    }
+    rendering = MigrationContext.configure(
+        dialect_name="postgresql", opts=how | {"transaction_per_migration": True, "leadprotect": True}
+    )
+    config = alembic_config()
+    folder = ScriptDirectory.from_config(config)
+
+    def sql(statement: str) -> DDL:
+        said.append(render(statement, s))
+        return DDL("SELECT 1")  # type: ignore[no-untyped-call]
+
+    with EnvironmentContext(config, folder, as_sql=True), Operations.context(rendering):
+        for revision in revisions:
+            module: Any = folder.get_revision(revision).module
+            module.sql = sql  # loaded for this call alone: the settings are those given, not the process's
+            module.upgrade()
+    return ";\n".join(said) + ";\n"
+
+
+def sources(text: str, s: Settings) -> dict[str, list[str]]:
+    """Name of a function -> the statements of a script that make it, each complete and ready to be run again."""
+    pattern = rf"CREATE (?:OR REPLACE )?(FUNCTION {re.escape(ident(s.schema))}\.(\w+)\(.*?\bLANGUAGE\b.*?(?:{_BODY}))"
+    found: dict[str, list[str]] = {}
+    for match in re.finditer(pattern, text, re.DOTALL):
+        found.setdefault(match[2], []).append(f"CREATE OR REPLACE {match[1]};")
+    return found
+
+
+def following(text: str, s: Settings, name: str) -> list[str]:
+    """The statements of a script that grant a function, or take it from somebody, in their order."""
+    pattern = rf"(?:REVOKE|GRANT) [^;]*?\bON FUNCTION [^;]*?{re.escape(ident(s.schema))}\.{name}\([^;]*;?"
+    return [match[0].rstrip("; \n") + ";" for match in re.finditer(pattern, text)]
+
+
+def policy_statement(text: str, policy: str, table: str, *, first: bool = False) -> str | None:
+    """The statement of a script that makes a policy; of two for different hosts the last, or the `first`."""
+    found = re.findall(rf"CREATE POLICY {re.escape(policy)} ON {re.escape(table)}\s{_STRINGS}", text)
+    return found[0 if first else -1].rstrip() + ";" if found else None
+
+
+def trigger_statement(text: str, trigger: str, table: str) -> str | None:
+    """The statement of a script that makes a trigger."""
+    found = re.findall(rf"CREATE TRIGGER {re.escape(trigger)} {_STRINGS}", text)
+    found = [one for one in found if f" ON {table}" in one]
+    return found[-1].rstrip() + ";" if found else None
+
+
+def body_of(statement: str) -> str | None:
+    """The text between the quotes of a PL/pgSQL function's body."""
+    found = re.search(r"\$body\$(.*?)\$body\$", statement, re.DOTALL)
+    return found[1] if found else None
+
+
+def known(revision: str | None) -> tuple[str, ...]:
+    """The revisions up to `revision`; empty at the base, and at one of a newer version."""
+    chain = phases.chain()
+    return chain[: chain.index(revision) + 1] if revision in chain else ()

@@ -1,0 +1,97 @@
+"""The version table, the server's version, and what the revisions in the table promise."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from leadprotect import phases
+from leadprotect.doctor.finding import Fault, check
+from leadprotect.errors import PreflightError, ProtectionUnavailable
+from leadprotect.preflight import standing
+from leadprotect.preflight.check import version_problem
+from leadprotect.preflight.version_table import check_version_table, read_versions
+from leadprotect.settings import Settings, ident
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import psycopg
+
+
+def named_revision(conn: psycopg.Connection[Any], s: Settings) -> str | None:
+    """The revision of ours that the version table names; raises where this login may not read it."""
+    found = read_versions(conn, s, ours=False) or ()
+    return next((version for version in found if version.startswith("lp_")), None)
+
+
+def applied(conn: psycopg.Connection[Any], s: Settings) -> str | None:
+    """The revision of ours that the table names; where this login may not read it, the furthest whose tables stand."""
+    try:
+        with conn.transaction():
+            return named_revision(conn, s)
+    except (PreflightError, ProtectionUnavailable):
+        return standing.furthest(conn, s)
+
+
+@check("danger", "Whoever can write it, or hang code on it, says what is applied, and runs in the next migration.")
+def version_table_open(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """The version table of another kind or owner, with a trigger, a rule, a policy, or a grant beyond reading."""
+    try:
+        check_version_table(conn, s, ours=True)
+    except PreflightError as refused:
+        mends = " ".join(refused.statements)
+        for problem in refused.problems:
+            yield Fault(f"{s.version_table_schema}.{s.version_table}", problem, mends or None)
+
+
+@check("danger", "Two upgrades ran side by side, and each later one fails.")
+def version_table_rows(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """Several revisions of ours at once in the version table."""
+    found = sorted(one for one in read_versions(conn, s, ours=False) or () if one.startswith("lp_"))
+    if len(found) > 1:
+        name = ident(s.version_table_schema, s.version_table)
+        yield Fault(
+            f"{s.version_table_schema}.{s.version_table}",
+            f"it names {' and '.join(found)}",
+            f"DELETE FROM {name} WHERE version_num IN ({', '.join(repr(one) for one in found[:-1])});",
+        )
+
+
+@check("danger", "A number says that the leads are protected, and they are not.")
+def contract_not_standing(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A revision that is applied, while what it made is gone: a swapped table, a restore without roles, a stamp."""
+    known = phases.chain()
+    present = applied(conn, s)
+    if present in known:
+        back = f"alembic downgrade {phases.before('contract')[-1]} && alembic upgrade head"
+        for lacking in standing.lacking(conn, s, known[: known.index(present) + 1]):
+            yield Fault(lacking, f"{present} is applied, and this is gone", back)
+
+
+@check("note", "What is not applied yet protects nothing yet.")
+def upgrade_pending(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """Revisions of this version that are not applied."""
+    present = named_revision(conn, s)
+    if pending := phases.pending(present):
+        yield Fault(s.schema, f"it stands at {present}, {len(pending)} before {pending[-1]}", "alembic upgrade head")
+
+
+@check("danger", "Row security of this minor version can be passed by known ways.", needs=None)
+def server_version(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A server older than the first minor version without a known fault of row security."""
+    del s
+    if problem := version_problem(conn.info.server_version):
+        yield Fault("server", problem, "# update the server to its newest minor version, and restart it")
+
+
+@check("warning", "The log is what explains the gap that a denial in plain SQL leaves in the audit's numbers.")
+def log_too_quiet(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """Server settings under which lines of level LOG, and so denials, are not written."""
+    del s
+    row = conn.execute("SELECT current_setting('log_min_messages')").fetchone()
+    if row and row[0] in ("fatal", "panic"):
+        yield Fault(
+            "log_min_messages",
+            f"it is {row[0]}, so no line of level LOG is written",
+            "ALTER SYSTEM SET log_min_messages = 'warning'; SELECT pg_reload_conf();",
+        )

@@ -1,0 +1,54 @@
+"""Writes leadprotect/doctor/shipped.json: what a server shows of a database at head (`make shipped`)."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from leadprotect.database.connection import own_names
+from leadprotect.doctor.shipped import FILE, taken
+from tests.support.database import Database
+from tests.support.profiles import Profile
+from tests.support.revisions import MIGRATE_HEAD
+from tests.support.servers import embedded
+
+
+def written(*databases: Database) -> str:
+    """The file: of databases at head that differ in what a host may have, such as a territory that is NOT NULL."""
+    found: dict[str, Any] = {}
+    for database in databases:
+        with database.connect() as conn, own_names(conn):
+            now = taken(conn, database.settings)
+        if found:
+            for name, policies in now["host_policies"].items():
+                known = found["host_policies"].setdefault(name, [])
+                known += [policy for policy in policies if policy not in known]
+            found["host_triggers"] |= now["host_triggers"]
+        else:
+            found = now
+    return json.dumps(found, indent=1, sort_keys=True) + "\n"
+
+
+def prepared(database: Database, revision: str, *, required: bool) -> Database:
+    """With the host's tables, their territory NOT NULL or not, at a revision."""
+    database.create_host_tables()
+    if required:
+        database.sql("ALTER TABLE {leads} ALTER {territory} SET NOT NULL")
+    os.environ.update(database.environment)
+    database.upgrade(revision)
+    return database
+
+
+def main() -> None:
+    with embedded() as server:
+        defaults = Profile("shipped", server.major)
+        databases = []
+        for name, revision, required in (("a", "head", False), ("b", "head", True), ("c", MIGRATE_HEAD, False)):
+            Database(server, defaults, "postgres").sql(f"CREATE DATABASE shipped_{name}")
+            databases.append(prepared(Database(server, defaults, f"shipped_{name}"), revision, required=required))
+        FILE.write_text(written(*databases), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
