@@ -54,6 +54,7 @@ CHECKS: tuple[Check, ...] = (
     roles.service_predefined_role,
     roles.admin_option_alone,
     roles.service_without_territory,
+    roles.service_does_not_inherit,
     row_security.policy_missing,
     row_security.policy_changed,
     row_security.policy_stray,

@@ -9,6 +9,7 @@ from leadprotect.doctor.finding import Fault, check
 from leadprotect.preflight.names_taken import empowered_roles
 from leadprotect.settings import Settings, ident
 from leadprotect.settings.names import ROLE_COMMENT
+from leadprotect.settings.values import OFFICES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -152,7 +153,7 @@ def service_without_territory(conn: psycopg.Connection[Any], s: Settings) -> Ite
           SELECT FROM pg_roles AS t WHERE t.rolname = ANY (%(territories)s) AND pg_has_role(v.oid, t.oid, 'MEMBER'))
         ORDER BY 1
         """
-    offices = {s.role(office) for office in ("app", "auditor", "manager", "operator", "owner", "reader")}
+    offices = {s.role(office) for office in OFFICES}
     territories = [role for role in _ours(conn, s) if role not in offices]
     for (login,) in conn.execute(query.encode(), {"app": s.role("app"), "territories": territories}).fetchall():
         mends = (
@@ -161,6 +162,24 @@ def service_without_territory(conn: psycopg.Connection[Any], s: Settings) -> Ite
             else None
         )
         yield Fault(f"login {login}", f"it is a member of {s.role('app')} and of no territory", mends)
+
+
+@check("warning", "Its membership does not count: it is denied everything until it sets a role that inherits.")
+def service_does_not_inherit(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A login that was granted our app role itself, and does not inherit it."""
+    query = """
+        SELECT m.rolname::text, r.rolname::text, current_setting('server_version_num')::integer >= %s
+        FROM pg_auth_members AS g JOIN pg_roles AS r ON r.oid = g.roleid JOIN pg_roles AS m ON m.oid = g.member
+        WHERE r.rolname = %s AND m.rolcanlogin AND NOT m.rolsuper AND NOT pg_has_role(m.oid, r.oid, 'USAGE')
+          AND (NOT g.admin_option OR pg_has_role(m.oid, r.oid, 'SET')) ORDER BY 1
+        """
+    if conn.info.server_version < _SET_OPTION:
+        query = query.replace(" OR pg_has_role(m.oid, r.oid, 'SET')", "")
+    for login, role, modern in conn.execute(query.encode(), (_SET_OPTION, s.role("app"))).fetchall():
+        grant = f"GRANT {ident(role)} TO {ident(login)} WITH INHERIT TRUE;"
+        yield Fault(
+            f"login {login}", f"it does not inherit {role}", grant if modern else f"ALTER ROLE {ident(login)} INHERIT;"
+        )
 
 
 def _ours(conn: psycopg.Connection[Any], s: Settings) -> list[str]:

@@ -11,6 +11,7 @@ from leadprotect.doctor.likeness import neutral_name
 from leadprotect.doctor.shipped import known, policy_statement, shipped, shipped_script
 from leadprotect.doctor.versions import applied
 from leadprotect.settings import Settings, ident, literal, table
+from leadprotect.settings.names import HOST_POLICIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -132,7 +133,7 @@ def policy_runs_foreign_code(conn: psycopg.Connection[Any], s: Settings) -> Iter
         "offices": [s.role("owner"), s.role("reader")],
         "host": [oid for oid in (present.leads(conn, s), present.activities(conn, s)) if oid],
         "schema": s.schema,
-        "ours": [s.role(name) for name in ("border", "rows", "update", "delete", "members_update", "members_delete")],
+        "ours": [s.role(name) for name in HOST_POLICIES],
     }
     for where, policy, function, named in conn.execute(query, values).fetchall():
         whom = named or f"everybody, {s.role('reader')} too"
