@@ -10,12 +10,13 @@ import os
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 
 from leadprotect.access.context import declaring
 from leadprotect.audit.findings import Kept
+from leadprotect.audit.proof import Known
 from leadprotect.audit.reach import listed
 from leadprotect.database.connection import own_names, row, rows
 from leadprotect.database.opening import open_connection
@@ -24,7 +25,7 @@ from leadprotect.settings import current, ident, render
 from leadprotect.settings.values import libpq_url
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from leadprotect.database.connection import AnyConnection
 
@@ -89,6 +90,9 @@ class Anchor:
         return json.dumps({**fields, "digest": _digest(fields)}, ensure_ascii=False)
 
 
+Source = TypeVar("Source", Anchor, Known)
+
+
 def anchor(conn: AnyConnection, *, territories: Collection[str] | None = None) -> Anchor:
     """How far each chain has come that the login may read, or those of `territories` alone ('': of none).
 
@@ -147,22 +151,28 @@ def kept(conn: AnyConnection, source: str) -> set[Kept]:
     place = _shown(source)
     if not found:
         raise InvalidRequest(f"{place} holds no anchor: leadprotect audit anchor writes one")
-    with own_names(conn):
-        database, origin, first, *_ = _identity(conn)
-    ours = [
-        one
-        for one in found
-        if (first is not None and one.first == first) or (one.database, one.origin) == (database, origin)
-    ]
-    if not ours:
-        others = ", ".join(sorted({one.database for one in found}))
-        raise InvalidRequest(
-            f"{place} holds anchors of another database ({others}), and none of this one ({database}): name that "
-            "database in DATABASE_URL, or the anchors that were made of this one"
-        )
+    ours = of_this_audit(conn, found, place)
     return {
         Kept(chain.territory, chain.seals, chain.hash) for one in ours for chain in one.chains if chain.hash is not None
     }
+
+
+def of_this_audit(conn: AnyConnection, found: Sequence[Source], place: str) -> list[Source]:
+    """Those of `found`, which `place` holds, that were made of this audit, or of the one that it was restored from.
+
+    Its first seal tells, and if that was made anew, its server and table. Raises `InvalidRequest` where there is none.
+    """
+    with own_names(conn):
+        database, origin, first, *_ = _identity(conn)
+    here = (database, origin)
+    ours = [one for one in found if (one.database, one.origin) == here or (first is not None and one.first == first)]
+    if not ours:
+        others = ", ".join(sorted({one.database for one in found}))
+        raise InvalidRequest(
+            f"{place} was made of another database ({others}), not of this one ({database}): name that database in "
+            "DATABASE_URL, or a file that was made of this one"
+        )
+    return ours
 
 
 def _newest(conn: AnyConnection, territory: str | None) -> Anchored:

@@ -82,15 +82,18 @@ def _header(
     since: datetime | None,
     until: datetime | None,
 ) -> dict[str, Any]:
-    query = "SELECT current_database()::text, session_user::text, now() AT TIME ZONE 'Etc/UTC'"
-    database, login, now = row(conn, query)
+    query = """
+        SELECT current_database()::text, {schema}.audit_origin(), session_user::text, now() AT TIME ZONE 'Etc/UTC'
+        """
+    database, origin, login, now = row(conn, render(query, current()))
     heads = [
         {"territory": code, "number": links[-1]["number"], "hash": links[-1]["hash"]}
         for code, links in chains.items()
         if links
     ]
     return {
-        "type": "export", "format": FORMAT, "database": database, "exported_by": login, "exported_at": now.isoformat(),
+        "type": "export", "format": FORMAT, "database": database, "origin": origin,
+        "exported_by": login, "exported_at": now.isoformat(),
         "since": since.isoformat() if since else None, "until": until.isoformat() if until else None, "heads": heads,
     }  # fmt: skip
 

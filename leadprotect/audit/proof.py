@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _FIELDS = {
-    "export": {"format", "heads", "left_out"},
+    "export": {"format", "database", "origin", "heads", "left_out"},
     "seal": {*SEAL, "previous", "hash"},
     "link": {"territory", "number", "previous", "body", "hash"},
     "row": {*ROW, "seal"},
@@ -46,6 +46,20 @@ class Proof:
         return not self.findings
 
 
+@dataclass(frozen=True)
+class Known:
+    """Seals as an export names them: what `verify_audit` compares with. `origin` is server and table of the audit."""
+
+    database: str
+    origin: str
+    seals: frozenset[Kept]
+
+    @property
+    def first(self) -> str | None:
+        """The hash of the first seal of the rows without territory."""
+        return next((seal.hash for seal in self.seals if seal[:2] == (None, 1)), None)
+
+
 @dataclass
 class _Chain:
     """A chain while its lines are read; `seals` are those of which rows must follow."""
@@ -61,10 +75,7 @@ def verify_file(lines: Iterable[str]) -> Proof:
     Raises `InvalidRequest`, naming the line, for what is no such file.
     """
     records = _records(lines)
-    header = next(records, {})
-    if header.get("format") != FORMAT:
-        message = f"line 1: this is no export with seals (leadprotect audit export --sealed) of format {FORMAT}"
-        raise InvalidRequest(message)
+    header = _header(records)
     chains: dict[str | None, _Chain] = {}
     findings: list[Finding] = []
     intact = 0
@@ -86,13 +97,24 @@ def verify_file(lines: Iterable[str]) -> Proof:
     return Proof(intact, sum(chain.number for chain in chains.values()), heads, tuple(findings), (*header["left_out"],))
 
 
-def known_seals(lines: Iterable[str]) -> set[Kept]:
-    """Every seal that an export names: what `verify_audit` compares with."""
-    return {
+def known_seals(lines: Iterable[str]) -> Known:
+    """Every seal that an export names; raises `InvalidRequest`, naming the line, for what is no export with seals."""
+    records = _records(lines)
+    header = _header(records)
+    seals = {
         Kept(record["territory"], record["number"], record["hash"])
-        for record in _records(lines)
+        for record in records
         if record["type"] in {"seal", "link"}
     }
+    return Known(header["database"], header["origin"], frozenset(seals))
+
+
+def _header(records: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    header = next(records, {})
+    if header.get("format") != FORMAT:
+        message = f"line 1: this is no export with seals (leadprotect audit export --sealed) of format {FORMAT}"
+        raise InvalidRequest(message)
+    return header
 
 
 def _records(lines: Iterable[str]) -> Iterator[dict[str, Any]]:

@@ -160,9 +160,11 @@ def verify_command(*, file: TextIO | None, as_json: bool, **how: Any) -> None:
 def _verified(
     *, against: TextIO | None, anchor: str | None, log: TextIO | None, territories: tuple[str, ...]
 ) -> verification.Verification:
-    known = proof.known_seals(against) if against else set()
+    exported = proof.known_seals(against) if against else None
     with connect(current()) as conn, conn.transaction():
-        known |= anchors.kept(conn, anchor) if anchor else set()
+        known = anchors.kept(conn, anchor) if anchor else set()
+        for one in anchors.of_this_audit(conn, [exported], against.name) if exported and against else ():
+            known |= one.seals
         return verification.verify_audit(conn, known=known, log=log or (), territories=territories or None)
 
 

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from leadprotect import settings
-from leadprotect.audit import history, verification
+from leadprotect.audit import export, history, verification
 from leadprotect.cli import main
 from tests.support.auditing import raised_denial, record, seal, tamper
 from tests.support.database import Database
@@ -113,6 +113,24 @@ def test_an_export_is_verified_offline_and_against_the_database(run: Run, databa
     result = run("auditor_both", "verify", "--file", file)
     assert result.exit_code == 1
     assert "TAMPERED WITH: DE, seal 1: row 1 was changed" in result.output
+
+
+def test_an_export_of_another_database_is_no_evidence_against_this_one(
+    run: Run, database: Database, make_database: Callable[..., Database], tmp_path: Path
+) -> None:
+    seal(database)
+    other, file = make_database("head"), str(tmp_path / "audit.jsonl")
+    seal(other)
+    with other.connect("auditor_both") as conn, Path(file).open("w", encoding="utf-8") as out:
+        export.export(conn, out, sealed=True)
+    result = run("auditor_both", "verify", "--against", file)
+    assert (2, "") == (result.exit_code, result.stdout)
+    assert f"was made of another database ({other.name}), not of this one ({database.name})" in result.stderr
+    run("auditor_both", "export", "--sealed", "-o", file)
+    assert 0 == run("auditor_both", "verify", "--against", file).exit_code
+    tamper(database, "TRUNCATE {schema}.lead_access_audit_seals")
+    seal(database)  # made anew: the same audit, with another first seal
+    assert 1 == run("auditor_both", "verify", "--against", file).exit_code
 
 
 def test_a_failed_export_leaves_no_file(run: Run, database: Database, tmp_path: Path) -> None:

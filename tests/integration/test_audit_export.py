@@ -18,6 +18,7 @@ from tests.support.auditing import record, said, seal, tamper, verify
 from tests.support.database import Database
 
 Line = dict[str, Any]
+HEADER = {"type": "export", "format": "leadprotect-audit-1", "heads": [], "left_out": [], "database": "", "origin": ""}
 FEBRUARY, MARCH = datetime(2025, 2, 1, tzinfo=UTC), datetime(2025, 3, 1, tzinfo=UTC)
 
 
@@ -177,7 +178,7 @@ def test_an_export_of_a_changed_audit_does_not_prove_itself(database: Database) 
 
 def test_an_earlier_export_shows_that_the_chains_were_made_anew(database: Database) -> None:
     fill(database)
-    known = proof.known_seals(exported(database))
+    known = proof.known_seals(exported(database)).seals
     seal(database)
     assert verify(database, known=known).intact
     tamper(database, "UPDATE {schema}.lead_access_audit SET reason = 'owner' WHERE id = 2")
@@ -194,16 +195,17 @@ def test_an_earlier_export_shows_that_the_chains_were_made_anew(database: Databa
         (["{}"], "line 1: this is no line of an export with seals; it lacks type"),
         (["no json"], "line 1"),
         (["[1]"], "line 1"),
-        (['{"type": "export", "format": "other", "heads": []}'], "line 1: this is no export with seals"),
+        ([json.dumps(HEADER | {"format": "other"})], "line 1: this is no export with seals"),
         (
-            ['{"type": "export", "format": "leadprotect-audit-1", "heads": []}', '{"type": "row", "seal": 1}'],
+            [json.dumps(HEADER), '{"type": "row", "seal": 1}'],
             "line 2: this is no line of an export with seals; it lacks action, at",
         ),
     ],
 )
 def test_what_is_no_export_is_refused_with_its_line(lines: list[str], message: str) -> None:
-    with pytest.raises(InvalidRequest, match=message):
-        proof.verify_file(lines)
+    for read in (proof.verify_file, proof.known_seals):
+        with pytest.raises(InvalidRequest, match=message):
+            read(lines)
 
 
 def test_times_need_a_zone_and_reading_needs_a_transaction(database: Database) -> None:
