@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psycopg
 
 from leadprotect.access.context import declaring
-from leadprotect.audit.findings import Kept
+from leadprotect.audit.findings import KeptSeal
 from leadprotect.audit.proof import Known
-from leadprotect.audit.reach import listed
+from leadprotect.audit.reach import listing_reach
 from leadprotect.database.connection import own_names, row, rows
 from leadprotect.database.opening import open_connection
 from leadprotect.errors import ConnectionUnusable, InvalidRequest, PreflightError
@@ -100,7 +100,7 @@ def anchor(conn: AnyConnection, *, territories: Collection[str] | None = None) -
     `ProtectionUnavailable` for other logins and those of no territory, `ContextMissing` in autocommit.
     """
     with own_names(conn):
-        reach = listed(conn, territories)
+        reach = listing_reach(conn, territories)
         chains = []
         for code in reach.inside:
             with declaring(conn, "", code or ""):
@@ -141,7 +141,7 @@ def send(url: str, anchor: Anchor) -> bool:
         return _server(conn) != anchor.origin.split("/", maxsplit=1)[0]
 
 
-def kept(conn: AnyConnection, source: str) -> set[Kept]:
+def kept(conn: AnyConnection, source: str) -> set[KeptSeal]:
     """The seals that anchors of this audit name: `source` is a file or a URL that begins with postgresql://.
 
     For auditors. Raises `InvalidRequest` for what is damaged, and where every anchor is of another database,
@@ -153,7 +153,10 @@ def kept(conn: AnyConnection, source: str) -> set[Kept]:
         raise InvalidRequest(f"{place} holds no anchor: leadprotect audit anchor writes one")
     ours = of_this_audit(conn, found, place)
     return {
-        Kept(chain.territory, chain.seals, chain.hash) for one in ours for chain in one.chains if chain.hash is not None
+        KeptSeal(chain.territory, chain.seals, chain.hash)
+        for one in ours
+        for chain in one.chains
+        if chain.hash is not None
     }
 
 

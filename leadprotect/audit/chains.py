@@ -51,7 +51,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Run:
+class SealRun:
     """A run of `seal`; times in seconds since 1970, `snapshot` as PostgreSQL writes it."""
 
     number: int
@@ -152,7 +152,7 @@ def _bounds(conn: AnyConnection) -> list[tuple[str, str]]:
     return [(low, high) for low, high in rows(conn, query, (ident(current().schema, "lead_access_audit"),))]
 
 
-def runs(conn: AnyConnection, territory: str | None, newest: int) -> list[Run]:
+def runs(conn: AnyConnection, territory: str | None, newest: int) -> list[SealRun]:
     """Every run up to `newest`, the oldest first, and at last the one to come."""
     # every run seals the rows without territory, too: a chain that was emptied does not hide its runs
     query = """
@@ -164,9 +164,9 @@ def runs(conn: AnyConnection, territory: str | None, newest: int) -> list[Run]:
         ORDER BY s.run, s.number
         """
     found = rows(conn, render(query, current()), (newest, newest, territory))
-    made = [Run(run, origin, int(xid), at, until, snapshot) for run, origin, xid, at, until, snapshot in found]
+    made = [SealRun(run, origin, int(xid), at, until, snapshot) for run, origin, xid, at, until, snapshot in found]
     (here,) = row(conn, render("SELECT {schema}.audit_origin()", current()))
-    return [*made, Run(made[-1].number + 1 if made else 1, here, 0, inf, inf, "")]
+    return [*made, SealRun(made[-1].number + 1 if made else 1, here, 0, inf, inf, "")]
 
 
 def seal_fields(conn: AnyConnection, territory: str | None, number: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from leadprotect.access.context import declaring
 from leadprotect.audit import chains
-from leadprotect.audit.reach import listed
+from leadprotect.audit.reach import listing_reach
 from leadprotect.audit.seals import FORMAT, ROW, ROW_ORDER, ROW_TEXT, SEAL, SEAL_TEXT, seal_body
 from leadprotect.database.connection import own_names, row, rows, streamed
 from leadprotect.errors import InvalidRequest
@@ -54,7 +54,7 @@ def export(
         message = "since and until need a time zone: 9 o'clock is another moment in another place"
         raise InvalidRequest(message)
     with own_names(conn):
-        reach = listed(conn, territories)
+        reach = listing_reach(conn, territories)
         write = _proved if sealed else _plain
         return Exported(write(conn, out, reach, since, until), reach.left_out)
 

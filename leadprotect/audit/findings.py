@@ -27,7 +27,7 @@ class Finding:
     rows: tuple[range, ...] = ()
 
 
-class Kept(NamedTuple):
+class KeptSeal(NamedTuple):
     """A seal as it was kept elsewhere: its chain, its place in it, and its hash."""
 
     territory: str | None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from leadprotect.access.arguments import as_lead_id, as_user_id
 from leadprotect.access.context import declaring
-from leadprotect.audit.reach import listed, without_role
+from leadprotect.audit.reach import listing_reach, without_role
 from leadprotect.database.connection import own_names, rows
 from leadprotect.errors import InvalidRequest
 from leadprotect.settings import current, render
@@ -137,7 +137,7 @@ def attempts(
     filters = (lead, lead, user, user, outcome, outcome, since, until, limit)
     found: list[Recorded] = []
     with own_names(conn):
-        reach = listed(conn, territories)
+        reach = listing_reach(conn, territories)
         for code in reach.inside:
             with declaring(conn, "", code or ""):
                 found += [Recorded(*attempt) for attempt in rows(conn, render(query, current()), (code, *filters))]

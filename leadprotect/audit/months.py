@@ -17,7 +17,7 @@ from leadprotect.audit.seals import joined, numbers
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from leadprotect.audit.chains import Run, Span
+    from leadprotect.audit.chains import SealRun, Span
     from leadprotect.database.connection import AnyConnection
 
 
@@ -36,7 +36,7 @@ class Month:
 class _Step:
     """What is known of the rows that run `at` takes: from `since` on, nothing about their time is strange."""
 
-    def __init__(self, runs: Sequence[Run], at: int) -> None:
+    def __init__(self, runs: Sequence[SealRun], at: int) -> None:
         self.run, self.runs, self.at = runs[at], runs, at
         before = runs[at - 1] if at else None
         self.here = before is not None and before.origin == self.run.origin
@@ -70,7 +70,7 @@ class _Pass:
     """Goes through a month once; `of` maps the number of a row that is still to come to its seal."""
 
     def __init__(
-        self, conn: AnyConnection, territory: str | None, runs: Sequence[Run], spans: Iterable[Span], *, gone: bool
+        self, conn: AnyConnection, territory: str | None, runs: Sequence[SealRun], spans: Iterable[Span], *, gone: bool
     ) -> None:
         self.conn, self.territory, self.runs, self.gone = conn, territory, runs, gone
         self.at = {run.number: at for at, run in enumerate(runs)}
@@ -133,7 +133,7 @@ def judged(
     conn: AnyConnection,
     territory: str | None,
     month: str,
-    runs: Sequence[Run],
+    runs: Sequence[SealRun],
     spans: Iterable[Span],
     *,
     gone: bool,

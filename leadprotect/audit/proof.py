@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from leadprotect.audit.findings import Finding, Kept, Verdict, named, of_rows
+from leadprotect.audit.findings import Finding, KeptSeal, Verdict, named, of_rows
 from leadprotect.audit.seals import FORMAT, ROW, SEAL, chained, joined, numbers, row_hash, seal_body
 from leadprotect.errors import InvalidRequest
 
@@ -52,7 +52,7 @@ class Known:
 
     database: str
     origin: str
-    seals: frozenset[Kept]
+    seals: frozenset[KeptSeal]
 
     @property
     def first(self) -> str | None:
@@ -102,7 +102,7 @@ def known_seals(lines: Iterable[str]) -> Known:
     records = _records(lines)
     header = _header(records)
     seals = {
-        Kept(record["territory"], record["number"], record["hash"])
+        KeptSeal(record["territory"], record["number"], record["hash"])
         for record in records
         if record["type"] in {"seal", "link"}
     }

@@ -51,7 +51,7 @@ def reach(conn: AnyConnection, asked: Collection[str] | None = None) -> Reach:
     )
 
 
-def listed(conn: AnyConnection, asked: Collection[str] | None = None) -> Reach:
+def listing_reach(conn: AnyConnection, asked: Collection[str] | None = None) -> Reach:
     """The same for a listing, which is refused where it would be empty whatever there is.
 
     Raises `ProtectionUnavailable`, with the statement that helps, for a login that holds the role of no

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from leadprotect.access.context import declaring
 from leadprotect.audit import chains
 from leadprotect.audit.chains import Span
-from leadprotect.audit.findings import Finding, Kept, Verdict, named
+from leadprotect.audit.findings import Finding, KeptSeal, Verdict, named
 from leadprotect.audit.months import CHANGED, changed, judged
 from leadprotect.audit.reach import reach
 from leadprotect.database.connection import own_names, rows
@@ -82,7 +82,7 @@ class Verification:
 def verify_audit(
     conn: AnyConnection,
     *,
-    known: Iterable[Kept] = (),
+    known: Iterable[KeptSeal] = (),
     log: Iterable[str] = (),
     territories: Collection[str] | None = None,
 ) -> Verification:
@@ -100,7 +100,7 @@ def verify_audit(
 
 
 def _verified(
-    conn: AnyConnection, known: set[Kept], log: Iterable[str], territories: Collection[str] | None
+    conn: AnyConnection, known: set[KeptSeal], log: Iterable[str], territories: Collection[str] | None
 ) -> Verification:
     readable, closed = _asked(conn, known, territories)
     found = [Chain(code, "not judged") for code in closed]
@@ -123,7 +123,7 @@ def _verified(
 
 
 def _asked(
-    conn: AnyConnection, known: set[Kept], territories: Collection[str] | None
+    conn: AnyConnection, known: set[KeptSeal], territories: Collection[str] | None
 ) -> tuple[list[str | None], list[str]]:
     """Chains that can be read, and territories that can't; what was kept elsewhere may name one that is gone."""
     here = reach(conn, territories)
@@ -201,7 +201,7 @@ class _Links:
         self.findings.append(Finding(self.territory, entry.number, what))
 
 
-def _chain(conn: AnyConnection, territory: str | None, newest: int, known: Iterable[Kept]) -> Chain:
+def _chain(conn: AnyConnection, territory: str | None, newest: int, known: Iterable[KeptSeal]) -> Chain:
     kept: dict[int, set[str]] = {}
     for one in known:
         kept.setdefault(one.number, set()).add(one.hash)

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from leadprotect.audit import anchors
-from leadprotect.audit.findings import Kept
+from leadprotect.audit.findings import KeptSeal
 from leadprotect.errors import ConnectionUnusable, InvalidRequest, PreflightError, ProtectionUnavailable, SettingsError
 from tests.conftest import use
 from tests.support import servers
@@ -55,7 +55,7 @@ def keep(database: Database, place: str, login: str = "auditor_both") -> anchors
     return made
 
 
-def kept(database: Database, place: str, login: str = "auditor_both") -> set[Kept]:
+def kept(database: Database, place: str, login: str = "auditor_both") -> set[KeptSeal]:
     with database.connect(login) as conn:
         return anchors.kept(conn, place)
 
@@ -73,7 +73,7 @@ def test_an_anchor_tells_how_far_each_chain_has_come(database: Database, place: 
     made = keep(database, place)
     heads = {chain.territory: (chain.seals, chain.head) for chain in verify(database).chains}
     assert heads == {chain.territory: (chain.seals, chain.hash) for chain in made.chains}
-    assert {Kept(code, number, own or "") for code, (number, own) in heads.items()} == kept(database, place)
+    assert {KeptSeal(code, number, own or "") for code, (number, own) in heads.items()} == kept(database, place)
     assert verify(database, known=kept(database, place)).intact
     record(database)
     seal(database)

@@ -111,7 +111,7 @@ def test_a_run_that_begins_while_somebody_verifies_is_no_tampering(
     seal(database)
     runs = chains.runs
 
-    def meanwhile(*asked: Any) -> list[chains.Run]:
+    def meanwhile(*asked: Any) -> list[chains.SealRun]:
         record(database)
         seal(database)
         return runs(*asked)

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from leadprotect.audit import verification
-from leadprotect.audit.findings import Kept
+from leadprotect.audit.findings import KeptSeal
 from leadprotect.errors import ProtectionUnavailable
 from tests.support.auditing import raised_denial, record, said, seal, tamper, verify
 from tests.support.database import Database
@@ -181,11 +181,13 @@ def test_a_cut_off_end_is_found_only_with_a_hash_kept_elsewhere(database: Databa
     tamper(database, "SELECT 1")
     database.sql_script(REMAKE)
     assert verify(database).intact
-    assert ["DE 3: this seal was kept elsewhere, and is gone"] == said(verify(database, known={Kept("DE", 3, kept)}))
+    assert ["DE 3: this seal was kept elsewhere, and is gone"] == said(
+        verify(database, known={KeptSeal("DE", 3, kept)})
+    )
     seal(database)
     assert verify(database).intact
     assert ["DE 3: this seal is not the one that was kept elsewhere"] == said(
-        verify(database, known={Kept("DE", 3, kept)})
+        verify(database, known={KeptSeal("DE", 3, kept)})
     )
 
 
