@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 _ALWAYS = "A"
 _FIRES = {"D": "disabled", "O": "silent under session_replication_role = replica", "R": "silent but in replication"}
-_ENFORCING = ("audit_edit", "audit_truncate", "refuse_move")
+_TRANSITION = ("note_writes", "transition_territory", "transition")
+_LASTING = ("forget", "forget_id", "forget_all")
 
 
 @check("danger", "Rows of the evidence can be changed or removed, and owners lose their history.", needs="text")
@@ -65,7 +66,7 @@ def lead_trigger_missing(conn: psycopg.Connection[Any], s: Settings) -> Iterator
     for key, oid in (("leads_table", present.leads(conn, s)), ("activities_table", present.activities(conn, s))):
         host = getattr(s, key)
         standing = present.host_triggers(conn, s, oid)
-        for name in _expected(revision, key, enforced=enforced and s.host_rls != "off"):
+        for name in _expected(s, revision, key, enforced=enforced and s.host_rls != "off"):
             if name not in standing:
                 again = trigger_statement(text, ident(s.role(_suffix(name))), table(host))
                 always = f" ALTER TABLE {table(host)} ENABLE ALWAYS TRIGGER {ident(s.role(_suffix(name)))};"
@@ -95,15 +96,17 @@ def lead_trigger_changed(conn: psycopg.Connection[Any], s: Settings) -> Iterator
                 yield Fault(host, f"trigger {trigger.name} is not as shipped", f"{drop} {again} {always}")
 
 
-def _expected(revision: str, key: str, *, enforced: bool) -> list[str]:
+def _expected(s: Settings, revision: str, key: str, *, enforced: bool) -> list[str]:
     """Our triggers on a table of the host at a revision."""
     at = revision[:7]
     if key == "activities_table":
         # whoever may not read the version table knows lp_0015 as the least, and not whether lp_0016 followed
         return ["note_writes", "transition"] if "lp_0010" <= at < "lp_0015" else []
-    passing = ["note_writes", "transition_territory"] if at < "lp_0015" else []
-    lasting = ["forget", "forget_id", "forget_all"] if at >= "lp_0009" else []
-    return (passing if at >= "lp_0009" else []) + lasting + (list(_ENFORCING) if enforced else [])
+    passing = [name for name in _TRANSITION[:2] if "lp_0009" <= at < "lp_0015"]
+    lasting = [name for name in _LASTING if at >= "lp_0009"]
+    # all the others that ship are contract's
+    enforcing = [name for name in shipped(s).host_triggers if name not in (*_TRANSITION, *_LASTING)]
+    return passing + lasting + (enforcing if enforced else [])
 
 
 def _suffix(name: str) -> str:
