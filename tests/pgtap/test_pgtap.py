@@ -105,8 +105,8 @@ CONTROLS = {
         "ALTER TABLE {leads} DISABLE TRIGGER {audit_edit}",
         "audit_edit guards the leads, in a session that replicates, too",
     ),
-    "everybody is a member": (
-        "CREATE OR REPLACE FUNCTION {schema}.is_member(territory text) RETURNS boolean LANGUAGE sql STABLE RETURN true",
+    "the border admits to whatever is declared": (
+        "CREATE OR REPLACE FUNCTION {schema}.admitted_territory() RETURNS text LANGUAGE sql STABLE RETURN 'CH'",
         "and to no other, whatever is declared",
     ),
     "nothing is recorded": (

@@ -175,9 +175,11 @@ LEADS_OPEN = "ALTER TABLE {leads} DISABLE ROW LEVEL SECURITY"
 NO_BORDER = "DROP POLICY {border_policy} ON {leads}"
 ASSIGNMENTS_OPEN = "ALTER TABLE {schema}.user_lead_assignments DISABLE ROW LEVEL SECURITY"
 VIEW_OPEN = f"{LEADS_OPEN}; {ASSIGNMENTS_OPEN}"
-MEMBERS = (
-    "CREATE OR REPLACE FUNCTION {schema}.is_member(territory text) RETURNS boolean LANGUAGE sql STABLE RETURN true"
-)
+MEMBERS = """
+    CREATE OR REPLACE FUNCTION {schema}.is_member(territory text) RETURNS boolean LANGUAGE sql STABLE RETURN true;
+    CREATE OR REPLACE FUNCTION {schema}.admitted_territory() RETURNS text
+    LANGUAGE sql STABLE RETURN current_setting({territory_guc}, true)
+    """
 NO_TRIGGERS = "DROP TRIGGER {audit_edit} ON {leads}; DROP TRIGGER {refuse_move} ON {leads}"
 UNDECIDED = f"{LEADS_OPEN}; {NO_TRIGGERS}"
 NO_POLICY = "DROP POLICY {update_policy} ON {leads}; DROP POLICY {delete_policy} ON {leads}; " + NO_TRIGGERS
