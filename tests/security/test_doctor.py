@@ -196,6 +196,7 @@ PLANTED = [
         "FOR EACH ROW EXECUTE FUNCTION public.pwn()",
         "not leadprotect's",
     ),
+    Planted("lead-trigger-missing", "DROP TRIGGER {refuse_taken} ON {leads}", "refuse_taken"),
     Planted("lead-trigger-missing", "DROP TRIGGER {audit_truncate} ON {leads}"),
     Planted("lead-trigger-off", "ALTER TABLE {leads} DISABLE TRIGGER {refuse_move}", "disabled"),
     Planted("lead-trigger-off", "ALTER TABLE {leads} ENABLE TRIGGER {forget}", "silent"),
