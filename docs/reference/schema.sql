@@ -30,22 +30,22 @@
 -- Contents, with the line:
 --
 --      43  Who calls which function
---      86  Territories and the border
---     270  Ownership and rules
---     916  Decision
---    1300  Attempts and audit
---    2199  Seals
---    2599  Transition
---    2871  Backfill and verification
---    3725  Gate
---    4253  Host
+--      87  Territories and the border
+--     271  Ownership and rules
+--     917  Decision
+--    1301  Attempts and audit
+--    2200  Seals
+--    2600  Transition
+--    2872  Backfill and verification
+--    3726  Gate
+--    4254  Host
 
 -- =================================================================================================
 -- Who calls which function
 -- =================================================================================================
 
 -- PUBLIC
---    admitted_territory, all_territories
+--    all_territories, admitted_territory
 --
 -- leadprotect_app
 --    acting_role, is_member, parse_user, context, set_context, decide, editable_among,
@@ -73,15 +73,16 @@
 --    backfill_outside, backfill_counts, backfill_report, backfill_status, gate_conditions
 --
 -- nobody: they serve policies, triggers, revisions and the functions above
---    keep_assignment, end_lead_rules, host_lead, protected_leads, newest_activities, refuse_change,
---    secure_audit_table, add_audit_partition, clear_audit_default, audit_settled_until,
---    sealed_numbers, append_audit_seal, is_code, in_force, begins, decision, require_fresh_rules,
---    decide_locked, bounded, write_audit, denial_proof, draw_denial, deny, answered, require,
---    try_edit, lead_for_ownership, is_manager, try_change_owner, try_change_sharing, end_rules,
---    require_manager, in_transition, note_unsettled, note_contextless_write, own_moved_lead,
---    forget_lead, own_active_lead, require_transition, chunk_bounds, next_leads, own_leads,
---    accept_condition, accepted_share, ways_around, what_changes, tolerated, require_open_gate,
---    acts_bound, audit_edit, audit_truncate, refuse_move, refuse_taken, publish_territories
+--    publish_territories, keep_assignment, end_lead_rules, host_lead, protected_leads,
+--    newest_activities, refuse_change, secure_audit_table, add_audit_partition,
+--    clear_audit_default, audit_settled_until, sealed_numbers, append_audit_seal, is_code,
+--    in_force, begins, decision, require_fresh_rules, decide_locked, bounded, write_audit,
+--    denial_proof, draw_denial, deny, answered, require, try_edit, lead_for_ownership, is_manager,
+--    try_change_owner, try_change_sharing, end_rules, require_manager, in_transition,
+--    note_unsettled, note_contextless_write, own_moved_lead, forget_lead, own_active_lead,
+--    require_transition, chunk_bounds, next_leads, own_leads, accept_condition, accepted_share,
+--    ways_around, what_changes, tolerated, require_open_gate, acts_bound, audit_edit,
+--    audit_truncate, refuse_move, refuse_taken
 
 -- =================================================================================================
 -- Territories and the border
@@ -118,11 +119,19 @@ GRANT ALL ON FUNCTION leadprotect.acting_role() TO leadprotect_auditor;
 GRANT ALL ON FUNCTION leadprotect.acting_role() TO leadprotect_manager;
 GRANT ALL ON FUNCTION leadprotect.acting_role() TO leadprotect_operator;
 
+-- function all_territories, lp_0001_expand_territories
+
+CREATE FUNCTION leadprotect.all_territories() RETURNS text[]
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN '{CH,DE}'::text[];
+
+COMMENT ON FUNCTION leadprotect.all_territories() IS 'The codes of all territories, as a constant for the border: publish_territories() makes it';
+
 -- function is_member, lp_0001_expand_territories
 
 CREATE FUNCTION leadprotect.is_member(territory text) RETURNS boolean
     LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN COALESCE(pg_has_role(leadprotect.acting_role(), (to_regrole(quote_ident(('leadprotect_'::text || lower(territory)))))::oid, 'USAGE'::text), false);
+    RETURN COALESCE(((territory = ANY (leadprotect.all_territories())) AND pg_has_role(leadprotect.acting_role(), (to_regrole(quote_ident(('leadprotect_'::text || lower(territory)))))::oid, 'USAGE'::text)), false);
 
 COMMENT ON FUNCTION leadprotect.is_member(territory text) IS 'Whether the acting role holds the role of this territory';
 
@@ -136,7 +145,7 @@ GRANT ALL ON FUNCTION leadprotect.is_member(territory text) TO leadprotect_manag
 
 CREATE FUNCTION leadprotect.admitted_territory() RETURNS text
     LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN CASE WHEN pg_has_role(COALESCE((NULLIF(current_setting('role'::text), 'none'::text))::name, SESSION_USER), (to_regrole(quote_ident(('leadprotect_'::text || lower(current_setting('app.territory'::text, true))))))::oid, 'USAGE'::text) THEN current_setting('app.territory'::text, true) ELSE NULL::text END;
+    RETURN CASE WHEN ((current_setting('app.territory'::text, true) = ANY (leadprotect.all_territories())) AND pg_has_role(COALESCE((NULLIF(current_setting('role'::text), 'none'::text))::name, SESSION_USER), (to_regrole(quote_ident(('leadprotect_'::text || lower(current_setting('app.territory'::text, true))))))::oid, 'USAGE'::text)) THEN current_setting('app.territory'::text, true) ELSE NULL::text END;
 
 COMMENT ON FUNCTION leadprotect.admitted_territory() IS 'The territory in context if the acting role holds its role, else NULL: the border that every policy asks';
 
@@ -208,6 +217,23 @@ GRANT SELECT ON TABLE leadprotect.territory_vat_rates TO leadprotect_auditor;
 GRANT SELECT ON TABLE leadprotect.territory_vat_rates TO leadprotect_operator;
 GRANT SELECT ON TABLE leadprotect.territory_vat_rates TO leadprotect_manager;
 
+-- function publish_territories, lp_0001_expand_territories
+
+CREATE FUNCTION leadprotect.publish_territories() RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          EXECUTE format(
+            'CREATE OR REPLACE FUNCTION "leadprotect".all_territories() RETURNS text[] LANGUAGE sql STABLE PARALLEL SAFE RETURN %L::text[]',
+            ARRAY(SELECT t.code FROM "leadprotect".territories AS t ORDER BY t.code));
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.publish_territories() IS 'Makes all_territories() anew, from the table';
+
+REVOKE ALL ON FUNCTION leadprotect.publish_territories() FROM PUBLIC;
+
 -- function is_code, lp_0005_expand_decisions
 
 CREATE FUNCTION leadprotect.is_code(territory text) RETURNS boolean
@@ -241,31 +267,6 @@ GRANT ALL ON FUNCTION leadprotect.territory_terms(territory text, on_date date) 
 GRANT ALL ON FUNCTION leadprotect.territory_terms(territory text, on_date date) TO leadprotect_auditor;
 GRANT ALL ON FUNCTION leadprotect.territory_terms(territory text, on_date date) TO leadprotect_operator;
 GRANT ALL ON FUNCTION leadprotect.territory_terms(territory text, on_date date) TO leadprotect_manager;
-
--- function publish_territories, lp_0015_contract_enforce
-
-CREATE FUNCTION leadprotect.publish_territories() RETURNS void
-    LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-        BEGIN
-          EXECUTE format(
-            'CREATE OR REPLACE FUNCTION "leadprotect".all_territories() RETURNS text[] LANGUAGE sql STABLE PARALLEL SAFE RETURN %L::text[]',
-            ARRAY(SELECT t.code FROM "leadprotect".territories AS t ORDER BY t.code));
-        END
-        $$;
-
-COMMENT ON FUNCTION leadprotect.publish_territories() IS 'Makes all_territories() anew, from the table';
-
-REVOKE ALL ON FUNCTION leadprotect.publish_territories() FROM PUBLIC;
-
--- function all_territories, lp_0015_contract_enforce
-
-CREATE FUNCTION leadprotect.all_territories() RETURNS text[]
-    LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN '{CH,DE}'::text[];
-
-COMMENT ON FUNCTION leadprotect.all_territories() IS 'The codes of all territories, as a constant for the border: publish_territories() makes it';
 
 -- =================================================================================================
 -- Ownership and rules

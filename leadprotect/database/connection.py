@@ -191,7 +191,7 @@ def _settle(conn: AnyConnection) -> None:
 def _execute(conn: AnyConnection, statement: str, params: Sequence[Any]) -> list[tuple[Any, ...]]:
     if isinstance(conn, psycopg.Connection):
         cursor = conn.cursor(row_factory=tuple_row).execute(statement, params)
-        return _texts(conn, cursor.fetchall() if cursor.description else [])
+        return _texts(conn, cursor.fetchall() if cursor.description is not None else [])
     core = _core(conn)
     if core.dialect.driver not in ("psycopg", "psycopg_async"):
         message = f"the driver is {core.dialect.driver}; leadprotect needs psycopg 3: postgresql+psycopg://"

@@ -107,7 +107,8 @@ def _create_role(conn: psycopg.Connection[Any], role: str) -> None:
 
 
 def _register(conn: psycopg.Connection[Any], s: Settings) -> None:
-    """Its backfill, and after contract its code in the list that the border of the host's leads knows."""
+    """Its code in the list that the border knows, and its backfill."""
+    conn.execute(render("SELECT {schema}.publish_territories()", s))
     if rows(conn, "SELECT to_regclass(%s)", (render("{schema}.backfill_jobs", s),)) != [(None,)]:
         conn.execute(
             render(
@@ -116,5 +117,3 @@ def _register(conn: psycopg.Connection[Any], s: Settings) -> None:
                 s,
             )
         )
-    if rows(conn, "SELECT to_regprocedure(%s)", (render("{schema}.publish_territories()", s),)) != [(None,)]:
-        conn.execute(render("SELECT {schema}.publish_territories()", s))

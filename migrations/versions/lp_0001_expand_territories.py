@@ -34,6 +34,7 @@ def upgrade() -> None:
     create_types()
     create_border()
     create_territories()
+    create_territory_list()
     grant_access()
     op.execute("RESET ROLE")
     show_version()
@@ -134,6 +135,7 @@ def create_border() -> None:
         BEGIN
           IF pg_catalog.to_regprocedure('{quarantine}.admitted_territory()') IS NOT NULL THEN
             ALTER FUNCTION {quarantine}.acting_role() SET SCHEMA {schema};
+            ALTER FUNCTION {quarantine}.all_territories() SET SCHEMA {schema};
             ALTER FUNCTION {quarantine}.is_member(text) SET SCHEMA {schema};
             ALTER FUNCTION {quarantine}.admitted_territory() SET SCHEMA {schema};
           END IF;
@@ -156,7 +158,23 @@ def create_border() -> None:
         GRANT EXECUTE ON FUNCTION {schema}.acting_role() TO {reader}, {app}, {auditor}, {manager}, {operator}
         """)
     )
-    # USAGE: the admin option alone, and a membership that is not inherited, make no member.
+    # A constant, so that the border costs no look at a table: publish_territories() makes it anew below, and when a
+    # territory is added. PUBLIC may execute it like the border itself, and codes are no secret.
+    op.execute(
+        sql("""
+        CREATE OR REPLACE FUNCTION {schema}.all_territories()
+        RETURNS text[]
+        LANGUAGE sql
+        STABLE PARALLEL SAFE
+        RETURN '{}'::text[];
+        COMMENT ON FUNCTION {schema}.all_territories() IS
+        'The codes of all territories, as a constant for the border: publish_territories() makes it';
+        REVOKE ALL ON FUNCTION {schema}.all_territories() FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.all_territories() TO PUBLIC
+        """)
+    )
+    # USAGE: the admin option alone, and a membership that is not inherited, make no member. A name that is no
+    # territory's has no members either, though a role may be called so: leadprotect_app is no territory app.
     op.execute(
         sql("""
         CREATE OR REPLACE FUNCTION {schema}.is_member(territory text)
@@ -164,7 +182,8 @@ def create_border() -> None:
         LANGUAGE sql
         STABLE PARALLEL SAFE
         RETURN coalesce(
-          pg_catalog.pg_has_role(
+          territory = ANY ({schema}.all_territories())
+          AND pg_catalog.pg_has_role(
             {schema}.acting_role(),
             pg_catalog.to_regrole(pg_catalog.quote_ident({role_prefix} || pg_catalog.lower(territory)))::oid,
             'USAGE'),
@@ -176,8 +195,8 @@ def create_border() -> None:
         """)
     )
     # PUBLIC may execute it, because restrictive policies TO PUBLIC call it for whoever asks; it tells
-    # nobody more than his own setting. Policies ask it in a sub-select: once for a query. It calls nothing
-    # of ours and has nobody's rights, so that the planner puts its body there: a read by key costs a
+    # nobody more than his own setting. Policies ask it in a sub-select: once for a query. It has
+    # nobody's rights and reads no table, so that the planner puts its body there: a read by key costs a
     # quarter of what it does with a function that is planned anew in each query before PostgreSQL 18.
     op.execute(
         sql("""
@@ -186,7 +205,8 @@ def create_border() -> None:
         LANGUAGE sql
         STABLE PARALLEL SAFE
         RETURN CASE
-          WHEN pg_catalog.pg_has_role(
+          WHEN pg_catalog.current_setting({territory_guc}, true) = ANY ({schema}.all_territories())
+          AND pg_catalog.pg_has_role(
             coalesce(nullif(pg_catalog.current_setting('role'), 'none')::name, session_user),
             pg_catalog.to_regrole(pg_catalog.quote_ident(
               {role_prefix} || pg_catalog.lower(pg_catalog.current_setting({territory_guc}, true))))::oid,
@@ -287,6 +307,27 @@ def create_territories() -> None:
     )
 
 
+def create_territory_list() -> None:
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.publish_territories()
+        RETURNS void
+        LANGUAGE plpgsql
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          EXECUTE format(
+            'CREATE OR REPLACE FUNCTION {schema}.all_territories() RETURNS text[] LANGUAGE sql STABLE PARALLEL SAFE RETURN %L::text[]',
+            ARRAY(SELECT t.code FROM {schema}.territories AS t ORDER BY t.code));
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.publish_territories() IS 'Makes all_territories() anew, from the table';
+        REVOKE ALL ON FUNCTION {schema}.publish_territories() FROM PUBLIC;
+        SELECT {schema}.publish_territories()
+        """)
+    )
+
+
 def grant_access() -> None:
     # The legal terms are no secret; nobody writes but the functions.
     op.execute(
@@ -340,10 +381,13 @@ def enter_quarantine() -> None:
         COMMENT ON SCHEMA {quarantine} IS
         'leadprotect after a downgrade: alembic upgrade takes every row back, leadprotect purge deletes';
         REVOKE ALL ON {schema}.territories, {schema}.territory_vat_rates FROM {reader}, {app}, {auditor}, {operator}, {manager};
-        REVOKE ALL ON FUNCTION {schema}.is_member(text), {schema}.acting_role(), {schema}.admitted_territory()
+        REVOKE ALL ON FUNCTION {schema}.is_member(text), {schema}.acting_role(), {schema}.admitted_territory(),
+          {schema}.all_territories()
         FROM PUBLIC, {reader}, {app}, {auditor}, {manager}, {operator};
         ALTER FUNCTION {schema}.admitted_territory() SET SCHEMA {quarantine};
+        DROP FUNCTION {schema}.publish_territories();
         ALTER FUNCTION {schema}.is_member(text) SET SCHEMA {quarantine};
+        ALTER FUNCTION {schema}.all_territories() SET SCHEMA {quarantine};
         ALTER FUNCTION {schema}.acting_role() SET SCHEMA {quarantine};
         ALTER TABLE {schema}.territory_vat_rates SET SCHEMA {quarantine};
         ALTER TABLE {schema}.territories SET SCHEMA {quarantine};

@@ -32,7 +32,6 @@ def upgrade() -> None:
     create_binding()
     create_edit_audit()
     create_refusals()
-    create_territory_list()
     create_memory()
     op.execute("RESET ROLE")
     enforce()
@@ -46,8 +45,7 @@ def downgrade() -> None:
         sql("""
         SET LOCAL ROLE {owner};
         DROP FUNCTION
-          {schema}.audit_edit(), {schema}.audit_truncate(), {schema}.refuse_move(), {schema}.refuse_taken(), {schema}.acts_bound(),
-          {schema}.publish_territories(), {schema}.all_territories();
+          {schema}.audit_edit(), {schema}.audit_truncate(), {schema}.refuse_move(), {schema}.refuse_taken(), {schema}.acts_bound();
         DROP TABLE {schema}.host_row_security;
         RESET ROLE
         """)
@@ -223,33 +221,6 @@ def create_refusals() -> None:
         COMMENT ON FUNCTION {schema}.refuse_taken() IS
         'Trigger of contract: an INSERT meets no lead of another territory, whatever it says ON CONFLICT';
         REVOKE ALL ON FUNCTION {schema}.refuse_taken() FROM PUBLIC
-        """)
-    )
-
-
-def create_territory_list() -> None:
-    # Where the territory may not be NULL the border is one comparison that an index serves, and our own
-    # functions pass it with every code. It is made anew when a territory is added; PUBLIC may execute it
-    # like the border itself, and codes are no secret.
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.publish_territories()
-        RETURNS void
-        LANGUAGE plpgsql
-        SET search_path = pg_catalog, pg_temp
-        AS $body$
-        BEGIN
-          EXECUTE format(
-            'CREATE OR REPLACE FUNCTION {schema}.all_territories() RETURNS text[] LANGUAGE sql STABLE PARALLEL SAFE RETURN %L::text[]',
-            ARRAY(SELECT t.code FROM {schema}.territories AS t ORDER BY t.code));
-        END
-        $body$;
-        COMMENT ON FUNCTION {schema}.publish_territories() IS 'Makes all_territories() anew, from the table';
-        REVOKE ALL ON FUNCTION {schema}.publish_territories() FROM PUBLIC;
-        SELECT {schema}.publish_territories();
-        COMMENT ON FUNCTION {schema}.all_territories() IS
-        'The codes of all territories, as a constant for the border: publish_territories() makes it';
-        GRANT EXECUTE ON FUNCTION {schema}.all_territories() TO PUBLIC
         """)
     )
 

@@ -688,6 +688,32 @@ def test_a_manager_shares_no_lead_with_its_owner(database: Database) -> None:
         share(database, lead, 9, 1, login="manager_de")
 
 
+# --- territories that are none
+
+
+@pytest.mark.parametrize("code", ["app", "manager", "de", "De", "owner"])
+def test_a_name_that_is_no_territory_s_is_no_territory_whatever_roles_are_called(database: Database, code: str) -> None:
+    """The role of a territory ends with its code in lower case, and so do those of offices."""
+    lead, statement = database.new_id(), "INSERT INTO {leads} ({lead_id}, {territory}) VALUES (%s, %s)"
+    for login in ("seller_de", "manager_de"):
+        with database.connect(login) as conn:
+            database.context(conn, database.user(1), code)
+            assert database.query(conn, "SELECT {schema}.admitted_territory()") == [None]
+            with pytest.raises(psycopg.Error):
+                database.query(conn, statement, lead, code)
+    database.sql(statement, lead, code)
+    with database.connect("seller_de") as conn:
+        database.context(conn, database.user(1), code)
+        assert database.query(conn, "SELECT {lead_id} FROM {leads}") == []
+        assert database.query(conn, "SELECT {schema}.explain_edit(%s)", lead) == ["not_found"]
+    database.sql("INSERT INTO {schema}.territories (code, name) VALUES (%s, 'the control')", code)
+    database.sql("SELECT {schema}.publish_territories()")
+    with database.connect("manager_de" if code == "manager" else "seller_de") as conn:
+        database.context(conn, database.user(1), code)
+        found = database.query(conn, "SELECT {lead_id} FROM {leads}")
+    assert found == ([] if code == "owner" else [lead])
+
+
 # --- TRUNCATE
 
 
