@@ -38,7 +38,7 @@
 --    2600  Transition
 --    2872  Backfill and verification
 --    3726  Gate
---    4254  Host
+--    4260  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -4167,7 +4167,7 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
             -- whom a login can act as: itself, and each role that SET ROLE lets it choose
             acting AS MATERIALIZED (
               SELECT l.rolname AS login, r.oid, r.rolname AS role, r.oid = l.oid AS itself,
-                     NOT forced AND pg_has_role(l.oid, host_owner, 'MEMBER') AS owns,
+                     pg_has_role(l.oid, host_owner, 'MEMBER') AS owns,
                      pg_has_role(r.oid, 'leadprotect_app', 'USAGE')
                        AND EXISTS (SELECT FROM borders AS b WHERE pg_has_role(r.oid, b.oid, 'USAGE')) AS ready
               FROM pg_roles AS l JOIN pg_roles AS r ON pg_has_role(l.oid, r.oid, 'MEMBER')
@@ -4199,6 +4199,12 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
             FROM suspects AS s
             WHERE NOT s.ready AND (NOT s.owns OR s.wrote IS NOT NULL) OR s.owns AND s.wrote IS NOT NULL
             ORDER BY s.login LIMIT 20) AS locked;
+          IF forced THEN
+            detail := detail || (
+              SELECT format('; %s is forced, so %I, who owns it, is bound like anybody else and keeps no maintenance access',
+                            'public.leads', o.rolname)
+              FROM pg_roles AS o WHERE o.oid = host_owner);
+          END IF;
           RETURN NEXT;
 
           -- what row security passes by must be out of reach of whoever it is to bind

@@ -532,7 +532,7 @@ def create_gate() -> None:
             -- whom a login can act as: itself, and each role that SET ROLE lets it choose
             acting AS MATERIALIZED (
               SELECT l.rolname AS login, r.oid, r.rolname AS role, r.oid = l.oid AS itself,
-                     NOT forced AND pg_has_role(l.oid, host_owner, 'MEMBER') AS owns,
+                     pg_has_role(l.oid, host_owner, 'MEMBER') AS owns,
                      pg_has_role(r.oid, {app_name}, 'USAGE')
                        AND EXISTS (SELECT FROM borders AS b WHERE pg_has_role(r.oid, b.oid, 'USAGE')) AS ready
               FROM pg_roles AS l JOIN pg_roles AS r ON pg_has_role(l.oid, r.oid, 'MEMBER')
@@ -564,6 +564,12 @@ def create_gate() -> None:
             FROM suspects AS s
             WHERE NOT s.ready AND (NOT s.owns OR s.wrote IS NOT NULL) OR s.owns AND s.wrote IS NOT NULL
             ORDER BY s.login LIMIT 20) AS locked;
+          IF forced THEN
+            detail := detail || (
+              SELECT format('; %s is forced, so %I, who owns it, is bound like anybody else and keeps no maintenance access',
+                            {leads_label}, o.rolname)
+              FROM pg_roles AS o WHERE o.oid = host_owner);
+          END IF;
           RETURN NEXT;
 
           -- what row security passes by must be out of reach of whoever it is to bind
