@@ -64,7 +64,11 @@ ASKED = {
     ("audit", "verify"): [],
     ("audit", "who"): ["{lead}", "--at", "{now}"],
     ("audit", "list"): [],
+    ("doctor",): [],
+    ("redteam",): [],
 }
+A_VERDICT = {("doctor",), ("redteam",)}
+"""Their exit code is the answer: before contract, and to a superuser, not 0."""
 TELL_A_TIME = {("status",), ("backfill", "status"), ("audit", "who"), ("audit", "list")}
 
 
@@ -90,7 +94,7 @@ def test_every_time_in_json_is_rfc_3339_with_a_zone(
         settings.current.cache_clear()
     arguments = [argument.format(lead=lead, now=now) for argument in ASKED[command]]
     told = CliRunner().invoke(main, [*command, *arguments, "--json"], catch_exceptions=False)
-    assert 0 == told.exit_code, told.output
+    assert told.exit_code in ({0, 1, 2} if command in A_VERDICT else {0}), told.output
     times = [text for answer in answers(told.stdout) for text in texts(answer) if LOOKS_LIKE_A_TIME.match(text)]
     assert [] == [time for time in times if not RFC_3339.fullmatch(time)]
     assert (command in TELL_A_TIME) == bool(times)
