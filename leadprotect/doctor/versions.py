@@ -10,7 +10,7 @@ from leadprotect.errors import PreflightError, ProtectionUnavailable
 from leadprotect.preflight import standing
 from leadprotect.preflight.check import version_problem
 from leadprotect.preflight.version_table import check_version_table, read_versions
-from leadprotect.settings import Settings, ident
+from leadprotect.settings import Settings, ident, literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +53,7 @@ def version_table_rows(conn: psycopg.Connection[Any], s: Settings) -> Iterator[F
         yield Fault(
             f"{s.version_table_schema}.{s.version_table}",
             f"it names {' and '.join(found)}",
-            f"DELETE FROM {name} WHERE version_num IN ({', '.join(repr(one) for one in found[:-1])});",
+            f"DELETE FROM {name} WHERE version_num IN ({', '.join(map(literal, found[:-1]))});",
         )
 
 

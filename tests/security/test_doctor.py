@@ -99,6 +99,7 @@ PLANTED = [
     ),
     Planted("version-table-open", "CREATE RULE pwn AS ON INSERT TO {versions} DO ALSO SELECT 1", "rule pwn"),
     Planted("version-table-rows", f"INSERT INTO {{versions}} VALUES ('{MIGRATE_HEAD}')"),
+    Planted("version-table-rows", "INSERT INTO {versions} VALUES ('lp_0''); SELECT 1/0; --')"),
     Planted(
         "contract-not-standing",
         "ALTER TABLE {leads} DISABLE ROW LEVEL SECURITY",
