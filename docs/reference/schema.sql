@@ -30,15 +30,15 @@
 -- Contents, with the line:
 --
 --      43  Who calls which function
---      87  Territories and the border
---     271  Ownership and rules
---     917  Decision
---    1301  Attempts and audit
---    2200  Seals
---    2600  Transition
---    2872  Backfill and verification
---    3726  Gate
---    4260  Host
+--      88  Territories and the border
+--     316  Ownership and rules
+--     962  Decision
+--    1346  Attempts and audit
+--    2245  Seals
+--    2645  Transition
+--    2917  Backfill and verification
+--    3795  Gate
+--    4338  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -66,11 +66,12 @@
 --    proved_denials, territory_terms, has_rules
 --
 -- leadprotect_operator
---    acting_role, audit_partitions, create_audit_partitions, seal_audit, detach_audit_month,
---    territory_terms, backfill_settings, backfill_start, backfill_claim, backfill_slice,
---    backfill_release, backfill_defer, backfill_retry, backfill_settle, backfill_finish,
---    backfill_request, unowned_leads, backfill_stale, backfill_estimate, backfill_sample,
---    backfill_outside, backfill_counts, backfill_report, backfill_status, gate_conditions
+--    acting_role, unreadable, audit_partitions, create_audit_partitions, seal_audit,
+--    detach_audit_month, territory_terms, backfill_settings, backfill_start, backfill_claim,
+--    backfill_slice, backfill_release, backfill_defer, backfill_retry, backfill_settle,
+--    backfill_finish, backfill_request, unowned_leads, backfill_stale, backfill_estimate,
+--    backfill_sample, backfill_outside, unowned_count, backfill_counts, backfill_report,
+--    backfill_status, gate_conditions
 --
 -- nobody: they serve policies, triggers, revisions and the functions above
 --    publish_territories, keep_assignment, end_lead_rules, host_lead, protected_leads,
@@ -233,6 +234,50 @@ CREATE FUNCTION leadprotect.publish_territories() RETURNS void
 COMMENT ON FUNCTION leadprotect.publish_territories() IS 'Makes all_territories() anew, from the table';
 
 REVOKE ALL ON FUNCTION leadprotect.publish_territories() FROM PUBLIC;
+
+-- function unreadable, lp_0001_expand_territories, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.unreadable() RETURNS TABLE(host regclass, detail text, remedy text)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    AS $$
+        #variable_conflict use_variable
+        BEGIN
+          FOREACH host IN ARRAY ARRAY['"public"."leads"', '"public"."activities"']::regclass[] LOOP
+            BEGIN
+              IF host = '"public"."leads"'::regclass THEN
+                PERFORM l."id", l."territory" FROM "public"."leads" AS l LIMIT 1;
+              ELSE
+                PERFORM a."id", a."lead_id" FROM "public"."activities" AS a LIMIT 1;
+              END IF;
+              CONTINUE;
+            EXCEPTION
+              WHEN lock_not_available THEN
+                RAISE;
+              WHEN OTHERS THEN
+                detail := format('a policy of %s fails where %I reads it for leadprotect: %s', host, 'leadprotect_reader', SQLERRM);
+            END;
+            SELECT string_agg(format('ALTER POLICY %I ON %s TO %s;', p.polname, host, coalesce(used.roles, '...')), E'\n' ORDER BY p.polname)
+            INTO remedy
+            FROM pg_policy AS p CROSS JOIN (
+              SELECT string_agg(DISTINCT quote_ident(r.rolname), ', ') AS roles
+              FROM pg_class AS c
+              CROSS JOIN LATERAL aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) AS acl
+              JOIN pg_roles AS r ON r.oid = acl.grantee
+              WHERE c.oid = host AND r.rolname <> ALL (ARRAY['leadprotect_app', 'leadprotect_auditor', 'leadprotect_manager', 'leadprotect_operator', 'leadprotect_owner', 'leadprotect_reader']::name[])) AS used
+            WHERE p.polrelid = host AND p.polcmd IN ('r', '*') AND p.polroles = '{0}'
+              AND p.polname <> ALL (ARRAY['leadprotect_border', 'leadprotect_rows', 'leadprotect_update', 'leadprotect_delete', 'leadprotect_members_update', 'leadprotect_members_delete']::name[]);
+            RETURN NEXT;
+          END LOOP;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.unreadable() IS 'Which of the host''s tables our reader can''t read, because a policy of the host fails for it, and what mends that';
+
+REVOKE ALL ON FUNCTION leadprotect.unreadable() FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.unreadable() TO leadprotect_owner;
+GRANT ALL ON FUNCTION leadprotect.unreadable() TO leadprotect_operator;
 
 -- function is_code, lp_0005_expand_decisions
 
@@ -3545,10 +3590,16 @@ CREATE FUNCTION leadprotect.backfill_estimate(here text) RETURNS bigint
         BEGIN
           EXECUTE format('EXPLAIN (FORMAT JSON) SELECT FROM "public"."leads" AS l WHERE l."territory" = %L', here) INTO plan;
           RETURN (plan -> 0 -> 'Plan' ->> 'Plan Rows')::bigint;
+        EXCEPTION
+          WHEN lock_not_available THEN
+            RAISE;
+          -- a policy of the host that fails for the planner: pausing, status and the way down need no estimate
+          WHEN OTHERS THEN
+            RETURN (SELECT greatest(c.reltuples, 0)::bigint FROM pg_class AS c WHERE c.oid = '"public"."leads"'::regclass);
         END
         $$;
 
-COMMENT ON FUNCTION leadprotect.backfill_estimate(here text) IS 'How many leads a territory has, as the planner reckons';
+COMMENT ON FUNCTION leadprotect.backfill_estimate(here text) IS 'How many leads a territory has, as the planner reckons; all that there are where it can''t';
 
 REVOKE ALL ON FUNCTION leadprotect.backfill_estimate(here text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_estimate(here text) TO leadprotect_owner;
@@ -3617,6 +3668,24 @@ COMMENT ON FUNCTION leadprotect.backfill_outside() IS 'Number of leads without a
 REVOKE ALL ON FUNCTION leadprotect.backfill_outside() FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_outside() TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.backfill_outside() TO leadprotect_operator;
+
+-- function unowned_count, lp_0012_migrate_verification, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.unowned_count() RETURNS bigint
+    LANGUAGE sql STABLE SECURITY DEFINER
+    BEGIN ATOMIC
+ SELECT GREATEST((( SELECT count(*) AS count
+            FROM public.leads l
+           WHERE ((l.territory)::text = ANY (leadprotect.all_territories()))) - ( SELECT count(*) AS count
+            FROM leadprotect.user_lead_assignments a
+           WHERE (a.user_id IS NOT NULL))), (0)::bigint) AS "greatest";
+END;
+
+COMMENT ON FUNCTION leadprotect.unowned_count() IS 'Number of leads of a territory that nobody owns';
+
+REVOKE ALL ON FUNCTION leadprotect.unowned_count() FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.unowned_count() TO leadprotect_owner;
+GRANT ALL ON FUNCTION leadprotect.unowned_count() TO leadprotect_operator;
 
 -- function backfill_counts, lp_0012_migrate_verification, owner leadprotect_reader
 
@@ -4004,6 +4073,15 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
             WHERE c.oid IN ('"public"."leads"'::regclass, '"public"."activities"'::regclass) AND row_security_active(c.oid)
               AND (p.opened IS NOT TRUE OR p.binding IS NOT NULL)
             ORDER BY c.relname) AS hidden;
+          IF met THEN
+            SELECT count(*) = 0, coalesce(string_agg(u.detail, ', '), detail), string_agg(replace(u.remedy, E'\n', ' '), ' ')
+            INTO met, detail, remedy FROM "leadprotect".unreadable() AS u;
+            IF NOT met THEN
+              -- whatever else is asked reads the same tables
+              RETURN NEXT;
+              RETURN;
+            END IF;
+          END IF;
           RETURN NEXT;
 
           condition := 'owners';

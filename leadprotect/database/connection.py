@@ -58,6 +58,8 @@ _CLASSES: dict[str, tuple[type[LeadProtectError], str]] = {
 # what keeps a record from being written: a constraint or a guard of the audit, a full disk, a missing partition
 _UNRECORDED = ("23", "53", "54", "58", "XX", "42P01", "42703", "P0001")
 _NO_PRIVILEGE = "42501"
+_NO_SUCH_NAME = ("3F000", "42883", "42P01")
+_MISSING_INSIDE = "what a function calls is not there (leadprotect doctor looks for the cause)"
 
 _cursors = itertools.count(1)
 
@@ -252,6 +254,8 @@ def _mapped(error: BaseException | None, *, recording: bool) -> LeadProtectError
         return AuditUnavailable(message)
     if state in _CLASSES:
         cls, text = _CLASSES[state]
+        if state in _NO_SUCH_NAME and _inside_a_function(diag):
+            text = _MISSING_INSIDE
         # what to do stands in the hints of our own errors
         hint = diag.message_hint if diag and state.startswith("LP") else None
         return cls(". ".join(filter(None, (f"{text}: {primary}" if primary else text, hint))))
@@ -260,6 +264,10 @@ def _mapped(error: BaseException | None, *, recording: bool) -> LeadProtectError
 
 def _keeps_from_recording(state: str, diag: psycopg.errors.Diagnostic | None) -> bool:
     if state == _NO_PRIVILEGE:
-        # only what was raised inside a function has a context: there the caller was allowed to call it
-        return diag is not None and diag.context is not None
+        return _inside_a_function(diag)  # the caller was allowed to call it
     return state.startswith(_UNRECORDED)
+
+
+def _inside_a_function(diag: psycopg.errors.Diagnostic | None) -> bool:
+    """Only what was raised inside a function has a context."""
+    return diag is not None and diag.context is not None

@@ -59,6 +59,7 @@ CHECKS: tuple[Check, ...] = (
     row_security.policy_changed,
     row_security.policy_stray,
     row_security.policy_runs_foreign_code,
+    row_security.host_unreadable,
     row_security.table_without_policies,
     guards.guard_missing,
     guards.guard_off,

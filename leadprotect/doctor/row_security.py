@@ -10,7 +10,7 @@ from leadprotect.doctor.finding import Fault, check
 from leadprotect.doctor.likeness import neutral_name
 from leadprotect.doctor.shipped import known, policy_statement, shipped, shipped_script
 from leadprotect.doctor.versions import applied
-from leadprotect.settings import Settings, ident, literal, table
+from leadprotect.settings import Settings, ident, literal, render, table
 from leadprotect.settings.names import HOST_POLICIES
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def policy_runs_foreign_code(conn: psycopg.Connection[Any], s: Settings) -> Iter
           AND d.refclassid = 'pg_proc'::regclass
         JOIN pg_proc AS f ON f.oid = d.refobjid JOIN pg_namespace AS n ON n.oid = f.pronamespace
         WHERE p.polrelid = ANY (%(host)s) AND n.nspname NOT IN ('pg_catalog', %(schema)s)
-          AND p.polname <> ALL (%(ours)s) AND (0 = ANY (p.polroles) OR EXISTS (
+          AND p.polname <> ALL (%(ours)s) AND (0 = ANY (p.polroles) AND p.polcmd IN ('r', '*') OR EXISTS (
             SELECT FROM pg_roles AS r WHERE r.oid = ANY (p.polroles) AND r.rolname = ANY (%(offices)s)))
         ORDER BY 1, 2, 3
         """
@@ -140,6 +140,16 @@ def policy_runs_foreign_code(conn: psycopg.Connection[Any], s: Settings) -> Iter
         mends = f"ALTER POLICY {ident(policy)} ON {where} TO ...;  -- the roles of your application"
         level = None if s.role("owner") in named else "note"
         yield Fault(f"{where}, policy {policy}", f"it calls {function} for {whom}", mends, level)  # type: ignore[arg-type]
+
+
+@check("danger", "What our functions ask of that table is not answered: no gate, no backfill, no status.")
+def host_unreadable(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A policy of the host that fails for our reader, which it binds too where it is for everybody."""
+    query = "SELECT has_function_privilege(to_regprocedure(%s), 'EXECUTE')"
+    if conn.execute(query, (f"{ident(s.schema)}.unreadable()",)).fetchone() == (True,):
+        failing = render("SELECT host::text, detail, remedy FROM {schema}.unreadable()", s)
+        for where, what, mends in conn.execute(failing.encode()).fetchall():
+            yield Fault(where, what, mends)
 
 
 @check("danger", "Nothing narrows it.", needs="text")

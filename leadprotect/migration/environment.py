@@ -27,7 +27,7 @@ from leadprotect import phases
 from leadprotect.backfilling import jobs
 from leadprotect.database import blockers
 from leadprotect.database.opening import PINNED, open_connection, pin, pin_session
-from leadprotect.errors import GateClosed, LeadProtectError, SettingsError
+from leadprotect.errors import GateClosed, LeadProtectError, PreflightError, SettingsError
 from leadprotect.migration import event_triggers, gate, locks, undoing, version_table
 from leadprotect.preflight import check, standing
 from leadprotect.preflight.installed import check_installed
@@ -42,6 +42,7 @@ log = logging.getLogger("leadprotect")
 
 LOCK_TIMEOUT = f"SET lock_timeout = '{locks.LOCK_TIMEOUT_MS}ms'"
 GATE_CLOSED = "LP409"
+HOST_UNREADABLE = "LP412"  # found when our reader can be asked: in the first revision
 POOLER_REFUSED = "08P01"  # what PgBouncer answers with when it can't do as it is asked
 CONNECTION_LOST = ("08", "57P")  # classes of SQLSTATE; an error without one comes from the client side
 NAMES_OBJECTS = "2B"  # the detail of dependent objects; other details may hold personal data
@@ -93,6 +94,8 @@ def _explained(error: BaseException) -> str:
             return f"a pooler stands before the database: {reason}; set DATABASE_URL to the server itself"
         return f"no connection to the database: {reason}. Nothing is half done: run the same command again"
     said = origin.diag
+    if state == HOST_UNREADABLE:
+        return str(PreflightError(said.message_primary.splitlines(), (said.message_hint or "").splitlines()))
     parts = [said.message_primary, said.message_detail if state.startswith(NAMES_OBJECTS) else None, said.message_hint]
     text = ". ".join(part.rstrip(".") for part in parts if part)
     return text if state == GATE_CLOSED else f"{text} (SQLSTATE {state})"
@@ -191,9 +194,11 @@ def _run_online(settings: Settings, options: _Options) -> None:
         engine = _connectable(settings)
         guard = stack.enter_context(_side_connection(engine))
         writes = "destination_rev" in opts  # upgrade, downgrade, stamp; other commands only look
+        made = False
         if not writes:
             read_versions(guard, settings, ours=True)
         else:
+            made = read_versions(guard, settings, ours=True) is None
             held = stack.enter_context(locks.one_at_a_time(guard, settings, wait=options.wait))
             planned = _plan(opts, guard, settings, options, lost, held, taken=taken)
         connection, pid = stack.enter_context(_migration_connection(engine, lost))
@@ -205,6 +210,8 @@ def _run_online(settings: Settings, options: _Options) -> None:
             if writes and not any(map(_is_upgrade, taken)):
                 version_table.drop_empty(guard, settings)
         except exc.DBAPIError as error:
+            if made and not taken:
+                version_table.drop_empty(guard, settings)
             if reason := event_triggers.culprit(guard, error, settings):
                 raise CommandError(f"{_explained(error)}: {reason}") from None
             if options.contract != "auto" or blockers.sqlstate(error) != GATE_CLOSED:

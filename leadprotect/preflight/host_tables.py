@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.catalog import one, relation
-from leadprotect.database.connection import rows
+from leadprotect.database.connection import row, rows
 from leadprotect.errors import PreflightError
 from leadprotect.settings import ident, literal, render, table
 from leadprotect.settings.names import HOST_POLICIES
@@ -170,7 +170,17 @@ def visibility(conn: AnyConnection, s: Settings, statements: list[str]) -> list[
                 f"ALTER POLICY {ident(policy)} ON {table(host)} TO the roles of your application"
                 for policy in binding
             ]
-    return found
+    return found or _unreadable(conn, s, statements)
+
+
+def _unreadable(conn: AnyConnection, s: Settings, statements: list[str]) -> list[str]:
+    """Host tables that the reader can't read, because a policy fails for it; asked of the database once it can tell."""
+    known = "SELECT coalesce(has_function_privilege(to_regprocedure(%s), 'EXECUTE'), false)"
+    if not row(conn, known, (f"{ident(s.schema)}.unreadable()",))[0]:
+        return []
+    failing = rows(conn, render("SELECT detail, remedy FROM {schema}.unreadable()", s))
+    statements += [statement for _, remedy in failing for statement in (remedy or "").splitlines()]
+    return [detail for detail, _ in failing]
 
 
 def check_visible(conn: AnyConnection, s: Settings) -> None:

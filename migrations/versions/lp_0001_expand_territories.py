@@ -36,6 +36,7 @@ def upgrade() -> None:
     create_territories()
     create_territory_list()
     grant_access()
+    create_reading_check()
     op.execute("RESET ROLE")
     show_version()
 
@@ -338,6 +339,75 @@ def grant_access() -> None:
     )
 
 
+def create_reading_check() -> None:
+    # Policies of the host that are for everybody bind our reader too, though another one lets it see every row:
+    # the planner runs what they call. That may name a table without its schema, need a privilege, or a setting.
+    op.execute(sql("GRANT CREATE ON SCHEMA {schema} TO {reader}"))
+    op.execute(sql("SET LOCAL ROLE {reader}"))
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.unreadable()
+        RETURNS TABLE (host regclass, detail text, remedy text)
+        LANGUAGE plpgsql
+        STABLE SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        #variable_conflict use_variable
+        BEGIN
+          FOREACH host IN ARRAY ARRAY[{leads_name}, {activities_name}]::regclass[] LOOP
+            BEGIN
+              IF host = {leads_name}::regclass THEN
+                PERFORM l.{lead_id}, l.{territory} FROM {leads} AS l LIMIT 1;
+              ELSE
+                PERFORM a.{activity_id}, a.{activity_lead_id} FROM {activities} AS a LIMIT 1;
+              END IF;
+              CONTINUE;
+            EXCEPTION
+              WHEN lock_not_available THEN
+                RAISE;
+              WHEN OTHERS THEN
+                detail := format('a policy of %s fails where %I reads it for leadprotect: %s', host, {reader_name}, SQLERRM);
+            END;
+            SELECT string_agg(format('ALTER POLICY %I ON %s TO %s;', p.polname, host, coalesce(used.roles, '...')), E'\\n' ORDER BY p.polname)
+            INTO remedy
+            FROM pg_policy AS p CROSS JOIN (
+              SELECT string_agg(DISTINCT quote_ident(r.rolname), ', ') AS roles
+              FROM pg_class AS c
+              CROSS JOIN LATERAL aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) AS acl
+              JOIN pg_roles AS r ON r.oid = acl.grantee
+              WHERE c.oid = host AND r.rolname <> ALL (ARRAY[{offices}]::name[])) AS used
+            WHERE p.polrelid = host AND p.polcmd IN ('r', '*') AND p.polroles = '{0}'
+              AND p.polname <> ALL (ARRAY[{host_policies}]::name[]);
+            RETURN NEXT;
+          END LOOP;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.unreadable() IS
+        'Which of the host''s tables our reader can''t read, because a policy of the host fails for it, and what mends that';
+        REVOKE ALL ON FUNCTION {schema}.unreadable() FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.unreadable() TO {owner}, {operator}
+        """)
+    )
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    op.execute(sql("REVOKE CREATE ON SCHEMA {schema} FROM {reader}"))
+    op.execute(
+        sql("""
+        DO $do$
+        DECLARE
+          found record;
+        BEGIN
+          SELECT pg_catalog.string_agg(u.detail, E'\\n') AS details, pg_catalog.string_agg(u.remedy, E'\\n') AS remedies
+          INTO found FROM {schema}.unreadable() AS u;
+          IF found.details IS NOT NULL THEN
+            RAISE EXCEPTION '%', found.details USING ERRCODE = 'LP412', HINT = found.remedies;
+          END IF;
+        END
+        $do$
+        """)
+    )
+
+
 def version_table() -> str:
     """The table in which Alembic keeps what is applied, as a constant: a host's own has another name."""
     known = op.get_context()
@@ -385,7 +455,7 @@ def enter_quarantine() -> None:
           {schema}.all_territories()
         FROM PUBLIC, {reader}, {app}, {auditor}, {manager}, {operator};
         ALTER FUNCTION {schema}.admitted_territory() SET SCHEMA {quarantine};
-        DROP FUNCTION {schema}.publish_territories();
+        DROP FUNCTION {schema}.publish_territories(), {schema}.unreadable();
         ALTER FUNCTION {schema}.is_member(text) SET SCHEMA {quarantine};
         ALTER FUNCTION {schema}.all_territories() SET SCHEMA {quarantine};
         ALTER FUNCTION {schema}.acting_role() SET SCHEMA {quarantine};

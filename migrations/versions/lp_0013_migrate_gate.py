@@ -369,6 +369,15 @@ def create_gate() -> None:
             WHERE c.oid IN ({leads_name}::regclass, {activities_name}::regclass) AND row_security_active(c.oid)
               AND (p.opened IS NOT TRUE OR p.binding IS NOT NULL)
             ORDER BY c.relname) AS hidden;
+          IF met THEN
+            SELECT count(*) = 0, coalesce(string_agg(u.detail, ', '), detail), string_agg(replace(u.remedy, E'\\n', ' '), ' ')
+            INTO met, detail, remedy FROM {schema}.unreadable() AS u;
+            IF NOT met THEN
+              -- whatever else is asked reads the same tables
+              RETURN NEXT;
+              RETURN;
+            END IF;
+          END IF;
           RETURN NEXT;
 
           condition := 'owners';

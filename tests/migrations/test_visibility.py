@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from alembic.util import CommandError
 from click.testing import CliRunner
 
 from leadprotect.cli import main
 from leadprotect.migration import gate
-from tests.migrations.test_preflight import deploying_as, refused
+from leadprotect.migration.status import status
+from tests.migrations.test_preflight import deploying_as, refused, state
+from tests.support.fingerprint import difference
 from tests.support.revisions import HEAD
 from tests.support.revisions import MIGRATE_HEAD as MIGRATE
 
@@ -129,3 +133,107 @@ def test_a_restrictive_policy_closes_the_gate(expanded: Database) -> None:
     assert closed(expanded) == []
     expanded.sql("CREATE POLICY tenant ON {activities} AS RESTRICTIVE USING (false)")
     assert closed(expanded) == ["visibility"]
+
+
+# --- policies of the host that are for everybody, and so for our reader, and that fail for it
+
+_MINE = "CREATE FUNCTION {host}.mine() RETURNS text LANGUAGE plpgsql STABLE AS "
+FAILING = {
+    "a table without its schema": (
+        _MINE + "'BEGIN RETURN (SELECT code FROM tenants LIMIT 1); END'",
+        "{host}.mine() = 'a'",
+        'relation "tenants" does not exist',
+    ),
+    "a function without its schema": (
+        "CREATE FUNCTION {host}.other() RETURNS text LANGUAGE sql RETURN 'a'; " + _MINE + "'BEGIN RETURN other(); END'",
+        "{host}.mine() = 'a'",
+        "function other() does not exist",
+    ),
+    "a table that our reader may not read": (
+        "REVOKE ALL ON {host}.tenants FROM PUBLIC",
+        "EXISTS (SELECT FROM {host}.tenants AS t WHERE t.code = 'a')",
+        "permission denied for table tenants",
+    ),
+    "a setting that no session of ours has": (
+        "SELECT 1",
+        "current_setting('tenancy.tenant') = 'a'",
+        'unrecognized configuration parameter "tenancy.tenant"',
+    ),
+    "a function that refuses": (
+        _MINE + "$$ BEGIN RAISE EXCEPTION 'no tenant is set'; END $$",
+        "{host}.mine() = 'a'",
+        "no tenant is set",
+    ),
+}
+failing = pytest.mark.parametrize(("made", "condition", "says"), FAILING.values(), ids=FAILING)
+
+
+def add_failing_policy(database: Database, made: str, condition: str, table: str) -> str:
+    """Row security for everybody, and the policy that preflight asks for our reader; returns the host's schema."""
+    schema = '"tenancy"'
+    database.sql(
+        f"CREATE SCHEMA {schema}; CREATE TABLE {schema}.tenants (code text); GRANT USAGE ON SCHEMA {schema} TO PUBLIC"
+    )
+    reader = database.settings.role("reader")
+    if not database.sql("SELECT FROM pg_roles WHERE rolname = %s", reader):
+        database.sql(f'CREATE ROLE "{reader}" NOLOGIN')
+    if database.sql("SELECT FROM pg_roles WHERE rolname = 'tenancy_app'"):
+        database.sql("DROP OWNED BY tenancy_app; DROP ROLE tenancy_app")
+    database.sql(f"CREATE ROLE tenancy_app; GRANT SELECT ON {table} TO tenancy_app")
+    database.sql(ENABLE.replace("{table}", table))
+    database.sql(f"CREATE POLICY ours ON {table} FOR SELECT TO \"{reader}\" USING (current_user = '{reader}')")
+    database.sql(made.replace("{host}", schema))
+    # the name that comes first and the one that comes last: the order of policies decides nothing
+    for name in ("a_tenant", "z_tenant"):
+        database.sql(f"CREATE POLICY {name} ON {table} USING ({condition.replace('{host}', schema)})")
+    return schema
+
+
+def without_tenants(database: Database) -> None:
+    database.sql("DROP OWNED BY tenancy_app CASCADE; DROP ROLE tenancy_app")
+
+
+@failing
+@TABLES
+def test_a_policy_that_fails_for_our_reader_is_refused_with_what_mends_it_and_leaves_nothing(
+    host: Database, made: str, condition: str, says: str, table: str
+) -> None:
+    lead = host.lead("DE")
+    host.activity(lead, host.user(1))
+    add_failing_policy(host, made, condition, table)
+    before = state(host)
+    with pytest.raises(CommandError, match=re.escape(says)) as refused_by:
+        host.upgrade()
+    # roles belong to the whole server, and stay
+    assert difference(before, state(host)).keys() <= {"roles", "members"}
+    for statement in re.findall(r"ALTER POLICY [^;]+;", str(refused_by.value)):
+        host.sql(statement)
+    host.upgrade()
+    assert run("backfill", "DE")[0] == 0
+    host.upgrade()
+    assert host.revision() == HEAD
+    assert host.owner(lead) == host.user(1)
+    host.downgrade("base")
+    without_tenants(host)
+
+
+@failing
+@TABLES
+def test_a_policy_that_fails_later_closes_the_gate_is_named_and_does_not_stop_the_way_down(
+    expanded: Database, made: str, condition: str, says: str, table: str
+) -> None:
+    expanded.activity(expanded.lead("DE"), expanded.user(1))
+    assert run("doctor")[0] == 0
+    add_failing_policy(expanded, made, condition, table)
+    assert closed(expanded) == ["visibility"]
+    for arguments in (["DE"], ["DE", "--dry-run"], ["--verify", "DE"]):
+        code, output = run("backfill", *arguments)
+        assert (code, says in output, "not installed" in output) == (1, True, False)
+    with expanded.connect() as conn:
+        (waits,) = [found for found in status(conn, settings=expanded.settings).conditions if not found.met]
+    assert says in waits.detail
+    code, output = run("doctor")
+    assert (code, "host-unreadable" in output, says in output) == (1, True, True)
+    expanded.downgrade("base")
+    assert expanded.revision() is None
+    without_tenants(expanded)

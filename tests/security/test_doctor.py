@@ -179,6 +179,14 @@ PLANTED = [
         "CREATE POLICY z ON {leads} AS RESTRICTIVE FOR SELECT TO {owner} USING (public.evil())",
         mends="DROP POLICY z ON {leads}",
     ),
+    Planted(
+        "host-unreadable",
+        "CREATE FUNCTION public.evil() RETURNS text LANGUAGE plpgsql STABLE "
+        "AS $$ BEGIN RAISE EXCEPTION 'no tenant is set'; END $$;"
+        "ALTER TABLE {activities} ENABLE ROW LEVEL SECURITY;"
+        "CREATE POLICY a ON {activities} FOR SELECT USING ({activity_kind}::text = public.evil())",
+        "no tenant is set",
+    ),
     Planted("table-without-policies", "CREATE TABLE {schema}.notes (note text)"),
     Planted("guard-missing", "DROP TRIGGER lp_append_only ON {schema}.lead_access_audit_seals"),
     Planted("guard-missing", "DROP TRIGGER lp_keep_assignment ON {schema}.user_lead_assignments"),
@@ -353,9 +361,10 @@ PLANTED = [
     ),
     Planted(
         "leads-unowned",
-        "INSERT INTO {leads} ({lead_id}, {territory}) VALUES ({nil_lead}::{lead_id_type}, 'DE'); ANALYZE",
+        "INSERT INTO {leads} ({lead_id}, {territory}) VALUES ({nil_lead}::{lead_id_type}, 'DE')",
+        "1 leads of a territory",
         level="note",
-        mends="DELETE FROM {leads}; ANALYZE",
+        mends="DELETE FROM {leads}",
     ),
 ]
 

@@ -71,8 +71,8 @@ SUBJECTS = (
         """The territories with their terms, and the border: which of them the acting role is in. Territories are
         rows; publish_territories() makes the constant that the policies ask from them. Everybody may ask
         admitted_territory(): other schemas can build on the same border.""",
-        "leadprotect acting_role is_member admitted_territory all_territories publish_territories is_code territories "
-        "territory_vat_rates territory_terms",
+        "leadprotect acting_role is_member admitted_territory all_territories publish_territories is_code unreadable "
+        "territories territory_vat_rates territory_terms",
     ),
     Subject(
         "Ownership and rules",
@@ -123,7 +123,7 @@ SUBJECTS = (
         "Backfill and verification",
         """Owners for the leads that were there before us. Operators call these functions, mostly through `leadprotect
         backfill`: a job per territory, cut into chunks that workers lease. Verification counts what is left.""",
-        "backfill_* chunk_bounds next_leads own_leads unowned_leads",
+        "backfill_* chunk_bounds next_leads own_leads unowned_leads unowned_count",
     ),
     Subject(
         "Gate",
