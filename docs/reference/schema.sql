@@ -31,21 +31,21 @@
 --
 --      43  Who calls which function
 --      88  Territories and the border
---     316  Ownership and rules
---     962  Decision
---    1346  Attempts and audit
---    2245  Seals
---    2645  Transition
---    2917  Backfill and verification
---    3795  Gate
---    4338  Host
+--     329  Ownership and rules
+--     975  Decision
+--    1359  Attempts and audit
+--    2258  Seals
+--    2658  Transition
+--    2930  Backfill and verification
+--    3808  Gate
+--    4351  Host
 
 -- =================================================================================================
 -- Who calls which function
 -- =================================================================================================
 
 -- PUBLIC
---    all_territories, admitted_territory
+--    all_territories, admitted_territory, own_border
 --
 -- leadprotect_app
 --    acting_role, is_member, parse_user, context, set_context, decide, editable_among,
@@ -150,6 +150,19 @@ CREATE FUNCTION leadprotect.admitted_territory() RETURNS text
 
 COMMENT ON FUNCTION leadprotect.admitted_territory() IS 'The territory in context if the acting role holds its role, else NULL: the border that every policy asks';
 
+-- function own_border, lp_0001_expand_territories
+
+CREATE FUNCTION leadprotect.own_border() RETURNS text
+    LANGUAGE plpgsql STABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          RETURN "leadprotect".admitted_territory();
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.own_border() IS 'admitted_territory() for the policies of our own tables, which our functions pass before it is asked';
+
 -- table territories, lp_0001_expand_territories
 
 CREATE TABLE leadprotect.territories (
@@ -209,7 +222,7 @@ ALTER TABLE ONLY leadprotect.territory_vat_rates
 
 ALTER TABLE leadprotect.territory_vat_rates ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_border ON leadprotect.territory_vat_rates AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR (territory = ( SELECT leadprotect.admitted_territory() AS admitted_territory))));
+CREATE POLICY lp_border ON leadprotect.territory_vat_rates AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR (territory = ( SELECT leadprotect.own_border() AS own_border))));
 CREATE POLICY lp_inside ON leadprotect.territory_vat_rates TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
 CREATE POLICY lp_reference ON leadprotect.territory_vat_rates FOR SELECT TO leadprotect_app, leadprotect_auditor, leadprotect_manager, leadprotect_operator USING (true);
 
@@ -367,8 +380,8 @@ ALTER TABLE leadprotect.user_lead_assignments ENABLE ALWAYS TRIGGER lp_keep_assi
 
 ALTER TABLE leadprotect.user_lead_assignments ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_border ON leadprotect.user_lead_assignments AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR (territory = ( SELECT leadprotect.admitted_territory() AS admitted_territory))));
-CREATE POLICY lp_inside ON leadprotect.user_lead_assignments TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_border ON leadprotect.user_lead_assignments AS RESTRICTIVE USING (((CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])) OR (territory = ( SELECT leadprotect.own_border() AS own_border))));
+CREATE POLICY lp_inside ON leadprotect.user_lead_assignments TO leadprotect_owner, leadprotect_reader USING ((CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) WITH CHECK ((CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])));
 CREATE POLICY lp_read ON leadprotect.user_lead_assignments FOR SELECT TO leadprotect_app, leadprotect_auditor, leadprotect_manager USING (true);
 CREATE POLICY lp_released ON leadprotect.user_lead_assignments AS RESTRICTIVE TO leadprotect_app USING ((user_id IS NOT NULL));
 
@@ -420,7 +433,7 @@ ALTER TABLE ONLY leadprotect.user_lead_assignment_history
 
 ALTER TABLE leadprotect.user_lead_assignment_history ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_border ON leadprotect.user_lead_assignment_history AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR (territory = ( SELECT leadprotect.admitted_territory() AS admitted_territory))));
+CREATE POLICY lp_border ON leadprotect.user_lead_assignment_history AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR (territory = ( SELECT leadprotect.own_border() AS own_border))));
 CREATE POLICY lp_inside ON leadprotect.user_lead_assignment_history TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
 CREATE POLICY lp_read ON leadprotect.user_lead_assignment_history FOR SELECT TO leadprotect_auditor, leadprotect_manager USING (true);
 
@@ -490,8 +503,8 @@ ALTER TABLE ONLY leadprotect.lead_protection_rules
 
 ALTER TABLE leadprotect.lead_protection_rules ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_border ON leadprotect.lead_protection_rules AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR (territory = ( SELECT leadprotect.admitted_territory() AS admitted_territory))));
-CREATE POLICY lp_inside ON leadprotect.lead_protection_rules TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_border ON leadprotect.lead_protection_rules AS RESTRICTIVE USING (((CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])) OR (territory = ( SELECT leadprotect.own_border() AS own_border))));
+CREATE POLICY lp_inside ON leadprotect.lead_protection_rules TO leadprotect_owner, leadprotect_reader USING ((CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) WITH CHECK ((CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])));
 CREATE POLICY lp_read ON leadprotect.lead_protection_rules FOR SELECT TO leadprotect_auditor, leadprotect_manager USING (true);
 
 GRANT SELECT ON TABLE leadprotect.lead_protection_rules TO leadprotect_reader;
@@ -1429,7 +1442,7 @@ ALTER TABLE leadprotect.lead_access_audit ENABLE ALWAYS TRIGGER lp_append_only;
 
 ALTER TABLE leadprotect.lead_access_audit ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_border ON leadprotect.lead_access_audit AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR COALESCE((territory = ( SELECT leadprotect.admitted_territory() AS admitted_territory)), (territory IS NULL))));
+CREATE POLICY lp_border ON leadprotect.lead_access_audit AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR COALESCE((territory = ( SELECT leadprotect.own_border() AS own_border)), (territory IS NULL))));
 CREATE POLICY lp_inside ON leadprotect.lead_access_audit TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
 CREATE POLICY lp_read ON leadprotect.lead_access_audit FOR SELECT TO leadprotect_auditor USING (true);
 
@@ -1470,7 +1483,7 @@ ALTER TABLE leadprotect.lead_access_audit_default ENABLE ALWAYS TRIGGER lp_appen
 
 ALTER TABLE leadprotect.lead_access_audit_default ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_border ON leadprotect.lead_access_audit_default AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR COALESCE((territory = ( SELECT leadprotect.admitted_territory() AS admitted_territory)), (territory IS NULL))));
+CREATE POLICY lp_border ON leadprotect.lead_access_audit_default AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR COALESCE((territory = ( SELECT leadprotect.own_border() AS own_border)), (territory IS NULL))));
 CREATE POLICY lp_inside ON leadprotect.lead_access_audit_default TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
 CREATE POLICY lp_read ON leadprotect.lead_access_audit_default FOR SELECT TO leadprotect_auditor USING (true);
 
@@ -1506,7 +1519,7 @@ CREATE FUNCTION leadprotect.secure_audit_table(target regclass) RETURNS void
           EXECUTE format('CREATE POLICY lp_read ON %s FOR SELECT TO "leadprotect_auditor" USING (true)', target);
           EXECUTE format('DROP POLICY IF EXISTS lp_border ON %s', target);
           EXECUTE format('CREATE POLICY lp_border ON %s AS RESTRICTIVE USING ((SELECT current_user = ANY (ARRAY[''leadprotect_owner'', ''leadprotect_reader'']::name[]))
-                          OR coalesce(territory = (SELECT "leadprotect".admitted_territory()), territory IS NULL))', target);
+                          OR coalesce(territory = (SELECT "leadprotect".own_border()), territory IS NULL))', target);
           EXECUTE format('DROP TRIGGER IF EXISTS lp_append_only ON %s', target);
           EXECUTE format('CREATE TRIGGER lp_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON %s
                           FOR EACH STATEMENT EXECUTE FUNCTION "leadprotect".refuse_change()', target);
@@ -2311,7 +2324,7 @@ ALTER TABLE leadprotect.lead_access_audit_seals ENABLE ALWAYS TRIGGER lp_append_
 
 ALTER TABLE leadprotect.lead_access_audit_seals ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_border ON leadprotect.lead_access_audit_seals AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR COALESCE((territory = ( SELECT leadprotect.admitted_territory() AS admitted_territory)), (territory IS NULL))));
+CREATE POLICY lp_border ON leadprotect.lead_access_audit_seals AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR COALESCE((territory = ( SELECT leadprotect.own_border() AS own_border)), (territory IS NULL))));
 CREATE POLICY lp_inside ON leadprotect.lead_access_audit_seals TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
 CREATE POLICY lp_read ON leadprotect.lead_access_audit_seals FOR SELECT TO leadprotect_auditor USING (true);
 

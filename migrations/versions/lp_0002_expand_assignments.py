@@ -92,12 +92,12 @@ def create_assignments() -> None:
         ALTER TABLE {schema}.user_lead_assignments ENABLE ROW LEVEL SECURITY;
         ALTER TABLE {schema}.user_lead_assignments FORCE ROW LEVEL SECURITY;
         DROP POLICY IF EXISTS lp_inside ON {schema}.user_lead_assignments;
-        CREATE POLICY lp_inside ON {schema}.user_lead_assignments TO {owner}, {reader} USING ({inside}) WITH CHECK ({inside});
+        CREATE POLICY lp_inside ON {schema}.user_lead_assignments TO {owner}, {reader} USING ({inside_probe}) WITH CHECK ({inside_probe});
         DROP POLICY IF EXISTS lp_read ON {schema}.user_lead_assignments;
         CREATE POLICY lp_read ON {schema}.user_lead_assignments FOR SELECT TO {app}, {auditor}, {manager} USING (true);
         DROP POLICY IF EXISTS lp_border ON {schema}.user_lead_assignments;
         CREATE POLICY lp_border ON {schema}.user_lead_assignments AS RESTRICTIVE
-        USING ({inside} OR territory = (SELECT {schema}.admitted_territory()));
+        USING ({inside_probe} OR territory = (SELECT {schema}.own_border()));
         -- What was released is nobody's business but the functions'.
         DROP POLICY IF EXISTS lp_released ON {schema}.user_lead_assignments;
         CREATE POLICY lp_released ON {schema}.user_lead_assignments AS RESTRICTIVE
@@ -150,7 +150,7 @@ def create_assignment_history() -> None:
         CREATE POLICY lp_read ON {schema}.user_lead_assignment_history FOR SELECT TO {auditor}, {manager} USING (true);
         DROP POLICY IF EXISTS lp_border ON {schema}.user_lead_assignment_history;
         CREATE POLICY lp_border ON {schema}.user_lead_assignment_history AS RESTRICTIVE
-        USING ({inside} OR territory = (SELECT {schema}.admitted_territory()))
+        USING ({inside} OR territory = (SELECT {schema}.own_border()))
         """)
     )
     op.execute(
@@ -230,12 +230,12 @@ def create_rules() -> None:
         ALTER TABLE {schema}.lead_protection_rules ENABLE ROW LEVEL SECURITY;
         ALTER TABLE {schema}.lead_protection_rules FORCE ROW LEVEL SECURITY;
         DROP POLICY IF EXISTS lp_inside ON {schema}.lead_protection_rules;
-        CREATE POLICY lp_inside ON {schema}.lead_protection_rules TO {owner}, {reader} USING ({inside}) WITH CHECK ({inside});
+        CREATE POLICY lp_inside ON {schema}.lead_protection_rules TO {owner}, {reader} USING ({inside_probe}) WITH CHECK ({inside_probe});
         DROP POLICY IF EXISTS lp_read ON {schema}.lead_protection_rules;
         CREATE POLICY lp_read ON {schema}.lead_protection_rules FOR SELECT TO {auditor}, {manager} USING (true);
         DROP POLICY IF EXISTS lp_border ON {schema}.lead_protection_rules;
         CREATE POLICY lp_border ON {schema}.lead_protection_rules AS RESTRICTIVE
-        USING ({inside} OR territory = (SELECT {schema}.admitted_territory()));
+        USING ({inside_probe} OR territory = (SELECT {schema}.own_border()));
         GRANT SELECT ON {schema}.lead_protection_rules TO {reader}
         """)
     )

@@ -152,7 +152,7 @@ def create_guards() -> None:
           EXECUTE format('CREATE POLICY lp_read ON %s FOR SELECT TO {auditor} USING (true)', target);
           EXECUTE format('DROP POLICY IF EXISTS lp_border ON %s', target);
           EXECUTE format('CREATE POLICY lp_border ON %s AS RESTRICTIVE USING ({inside_quoted}
-                          OR coalesce(territory = (SELECT {schema}.admitted_territory()), territory IS NULL))', target);
+                          OR coalesce(territory = (SELECT {schema}.own_border()), territory IS NULL))', target);
           EXECUTE format('DROP TRIGGER IF EXISTS lp_append_only ON %s', target);
           EXECUTE format('CREATE TRIGGER lp_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON %s
                           FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_change()', target);

@@ -28,7 +28,7 @@ READERS = {
 """Table or view -> the offices that may SELECT; no office may do anything else."""
 
 EVERYBODY = {"app", "auditor", "manager"}
-PUBLIC = {"admitted_territory", "all_territories"}
+PUBLIC = {"admitted_territory", "all_territories", "own_border"}
 """What policies TO PUBLIC call for whoever asks; nobody else has the right to use our schema."""
 
 CALLERS = {
@@ -68,6 +68,8 @@ CALLERS = {
     "proved_denials": {"auditor"},
     "who_could_edit": {"auditor", "manager"},
     "unowned_leads": {"operator"},
+    "unowned_count": {"operator"},
+    "unreadable": {"operator"},
     "gate_conditions": {"operator"},
 }
 """Function -> the offices that may call it; the backfill_* functions are the operator's."""
