@@ -11,6 +11,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock" pyproject.toml
 
+# a suite that starts hundreds of commands must not compile the package for each of them
+unexport PYTHONDONTWRITEBYTECODE
+# a test waits for its server half of the time
+export PYTEST_XDIST_AUTO_NUM_WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+
 # what a stamp says: this lock is installed, and the package as it is declared now
 DEMO := .venv/demo.stamp
 DEV := .venv/dev.stamp

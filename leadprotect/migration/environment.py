@@ -34,6 +34,7 @@ from leadprotect.preflight.installed import check_installed
 from leadprotect.preflight.version_table import check_may_write, check_version_table, read_versions
 from leadprotect.preflight.way_down import check_way_down
 from leadprotect.settings import Settings, duration, literal, load, url
+from leadprotect.settings.names import KEPT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,6 +59,7 @@ def run() -> None:
     try:
         options = _read_options()
         settings = load(config)
+        config.attributes[KEPT] = settings  # every block of a revision asks for them
         if context.is_offline_mode():
             _run_offline(settings, options)
         else:

@@ -34,6 +34,9 @@ HOST_INDEXES = {"leads_index": "leads", "activities_index": "activities"}
 ROLE_COMMENT = "leadprotect: made by its migration, without a login"
 """What tells a role of ours from one that somebody made before us."""
 
+KEPT = "leadprotect.settings"
+"""Where a running Alembic command keeps its settings, among the attributes of its config."""
+
 NIL_LEADS = {"uuid": "00000000-0000-0000-0000-000000000000", "bigint": "0", "text": ""}
 
 
@@ -70,7 +73,8 @@ def sql(statement: str) -> DDL:
     from alembic import context  # noqa: PLC0415 - the library must not need Alembic on the hot path
     from sqlalchemy import DDL  # noqa: PLC0415
 
-    return DDL(render(statement, load(context.config)).replace("%", "%%"))  # type: ignore[no-untyped-call]
+    known = context.config.attributes.get(KEPT)
+    return DDL(render(statement, known or load(context.config)).replace("%", "%%"))  # type: ignore[no-untyped-call]
 
 
 @lru_cache(maxsize=512)

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow("it fills tables until the planner takes them seriously")
 
-LEADS = 1_000_000
+LEADS = 300_000
 RULES = 5_000
 
 
 @pytest.fixture
 def large(database: Database) -> Database:
-    """A million leads with owners, and some thousand rules."""
+    """Hundreds of thousands of leads with owners, and some thousand rules."""
     kind, user = database.settings.lead_id_type, database.settings.user_id_type
     as_lead = {"uuid": "('a0000000-0000-4000-8000-' || (100000000000 + n))::uuid", "bigint": "n"}[kind]
     as_user = {"uuid": "('00000000-0000-4000-8000-' || (100000000000 + n % 1000))::uuid", "text": "'u' || n % 1000"}[
