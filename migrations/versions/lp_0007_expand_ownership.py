@@ -586,19 +586,23 @@ def create_territory_terms() -> None:
 
 def create_view() -> None:
     # Whether the caller has any rule in his territory; without one, ownership alone decides. Who does not
-    # hold the territory learns nothing about anybody's rules in it.
+    # hold the territory learns nothing about anybody's rules in it. In PL/pgSQL, whose plans last: a body in
+    # SQL is planned anew with every look at the view before PostgreSQL 18.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.has_rules()
         RETURNS boolean
-        LANGUAGE sql
+        LANGUAGE plpgsql
         STABLE PARALLEL SAFE SECURITY DEFINER
-        BEGIN ATOMIC
-          SELECT EXISTS (
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          RETURN EXISTS (
             SELECT FROM {schema}.lead_protection_rules AS r
-            WHERE r.user_id = {schema}.parse_user(pg_catalog.current_setting({user_guc}, true))
-              AND r.territory = (SELECT {schema}.admitted_territory()));
-        END;
+            WHERE r.user_id = {schema}.parse_user(current_setting({user_guc}, true))
+              AND r.territory = {schema}.admitted_territory());
+        END
+        $body$;
         COMMENT ON FUNCTION {schema}.has_rules() IS
         'Whether the user in context has any rule in his territory; without one, ownership alone decides';
         REVOKE ALL ON FUNCTION {schema}.has_rules() FROM PUBLIC;

@@ -44,7 +44,7 @@ WAIVED = {
     ),
     "SEC014": (r"leadprotect\.\w+", "each asks the acting role: test_attacks.py calls them across the border"),
     "SEC015": (
-        r"leadprotect\.(backfill_counts|backfill_outside|has_rules|territory_terms|unowned_count|unowned_leads|who_could_edit)",
+        r"leadprotect\.(backfill_counts|backfill_outside|territory_terms|unowned_count|unowned_leads|who_could_edit)",
         "bodies in SQL standard form: their names were bound when they were made",
     ),
     "SEC020": (
@@ -59,7 +59,6 @@ WAIVED = {
     ),
     "PERF003": (r"leadprotect\.\w+\.lp_border|public\.leads\.\w+", "the key begins with the lead: docs/benchmarks"),
     "PERF004": (r"public\.leads\.leadprotect_(update|delete)", "the decision about a row that was found already"),
-    "VIEW004": (r"leadprotect\.v_lead_protection", "has_rules tells the caller about himself"),
 }
 
 
