@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import psycopg
 
     from leadprotect.backfilling.sessions import Session
-    from leadprotect.backfilling.signals import Verdict
+    from leadprotect.backfilling.signals import Pace
     from leadprotect.backfilling.worker import Run
 
 _WINDOW_S = 10.0
@@ -105,7 +105,7 @@ class Watch:
         )
 
 
-def _reason(verdict: Verdict, waiting: str | None) -> str | None:
+def _reason(verdict: Pace, waiting: str | None) -> str | None:
     """Why it is slow: the throttle's reason, and what the workers wait for unless they are held anyway."""
     return "; ".join(filter(None, (verdict.reason, waiting if verdict.factor else None))) or None
 

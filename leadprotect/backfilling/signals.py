@@ -37,14 +37,14 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Pace:
     """How fast the backfill may go: 1 at full speed, 0.5 at half, 0 not at all; and why."""
 
     factor: float = 1.0
     reason: str | None = None
 
 
-GO = Verdict()
+GO = Pace()
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Asked:
         return self.conn.execute(query, params or None).fetchone()
 
 
-def replicas(asked: Asked) -> Verdict:
+def replicas(asked: Asked) -> Pace:
     """How far the replicas are behind with replaying: pg_stat_replication."""
     if asked.limits.replica_lag is None:
         return GO
@@ -74,14 +74,14 @@ def replicas(asked: Asked) -> Verdict:
         """)
     if hidden:
         role = ident(asked.settings.role("operator"))
-        return Verdict(0.0, f"the replicas' lag is hidden from this login; a DBA can run: GRANT pg_monitor TO {role};")
+        return Pace(0.0, f"the replicas' lag is hidden from this login; a DBA can run: GRANT pg_monitor TO {role};")
     # a replica that replays nothing reports no new lag, only the distance grows
     in_time = _level(lag, asked.limits.replica_lag, f"a replica is {lag:.1f} s behind")
     in_bytes = _level(size, _REPLICA_BYTES, f"a replica is {size / 2**20:,.0f} MiB behind")
     return min(in_time, in_bytes, key=lambda verdict: verdict.factor)
 
 
-def lock_waits(asked: Asked) -> Verdict:
+def lock_waits(asked: Asked) -> Pace:
     """How many sessions wait for locks, our own left out."""
     if asked.limits.lock_waits is None:
         return GO
@@ -92,7 +92,7 @@ def lock_waits(asked: Asked) -> Verdict:
     return _level(waiting, asked.limits.lock_waits, f"{waiting} sessions wait for locks")
 
 
-def wal_rate(asked: Asked) -> Verdict:
+def wal_rate(asked: Asked) -> Pace:
     """How much WAL the server writes, since the last sample."""
     if asked.limits.wal_rate is None:
         return GO
@@ -103,7 +103,7 @@ def wal_rate(asked: Asked) -> Verdict:
     asked.wal_factor = paced(asked.wal_factor, asked.limits.wal_rate, rate)
     if asked.wal_factor == 1:
         return GO
-    return Verdict(asked.wal_factor, f"the server writes {rate / 2**20:.0f} MiB of WAL a second")
+    return Pace(asked.wal_factor, f"the server writes {rate / 2**20:.0f} MiB of WAL a second")
 
 
 def paced(factor: float, limit: float, rate: float) -> float:
@@ -111,7 +111,7 @@ def paced(factor: float, limit: float, rate: float) -> float:
     return min(max(factor * limit / rate, _SLOWEST), 1.0) if rate > 0 else 1.0
 
 
-def archive(asked: Asked) -> Verdict:
+def archive(asked: Asked) -> Pace:
     """How many WAL segments wait to be archived: the position of the last one against the present one."""
     if asked.limits.archive_queue is None:
         return GO
@@ -129,11 +129,11 @@ def archive(asked: Asked) -> Verdict:
         return GO
     failing, queue = found
     if failing:
-        return Verdict(0.0, "WAL can't be archived: the last attempt failed")
+        return Pace(0.0, "WAL can't be archived: the last attempt failed")
     return _level(queue, asked.limits.archive_queue, f"{queue} WAL segments wait to be archived")
 
 
-def vacuum(asked: Asked) -> Verdict:
+def vacuum(asked: Asked) -> Pace:
     """Whether the assignments are being vacuumed: its lock is visible to every login, its progress is not."""
     (working,) = asked.row(
         """
@@ -144,15 +144,15 @@ def vacuum(asked: Asked) -> Verdict:
         """,
         (ident(asked.settings.schema, "user_lead_assignments"),),
     )
-    return Verdict(0.8, "the assignments are being vacuumed") if working else GO
+    return Pace(0.8, "the assignments are being vacuumed") if working else GO
 
 
-def condition(asked: Asked) -> Verdict:
+def condition(asked: Asked) -> Pace:
     """Whether the user's own SELECT says true."""
     if asked.limits.condition is None:
         return GO
     found = asked.row(asked.limits.condition)
-    return GO if found and found[0] is True else Verdict(0.0, "the SQL condition is not true")
+    return GO if found and found[0] is True else Pace(0.0, "the SQL condition is not true")
 
 
 SIGNALS = {
@@ -166,8 +166,8 @@ SIGNALS = {
 """Name of a signal -> the function that asks it."""
 
 
-def _level(value: float, limit: float, reason: str) -> Verdict:
+def _level(value: float, limit: float, reason: str) -> Pace:
     """Full speed below a quarter of the limit, half speed above it, none from the limit on."""
     if value < limit / 4:
         return GO
-    return Verdict(0.0 if value >= limit else 0.5, reason)
+    return Pace(0.0 if value >= limit else 0.5, reason)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from leadprotect.backfilling.signals import GO, SIGNALS, Asked, Limits, Verdict
+from leadprotect.backfilling.signals import GO, SIGNALS, Asked, Limits, Pace
 from leadprotect.database.opening import open_connection
 from leadprotect.settings import Settings, render
 
@@ -47,8 +47,8 @@ class Throttle(threading.Thread):
     ) -> None:
         super().__init__(name="leadprotect-backfill-throttle", daemon=True)
         self.stop_asked: str | None = None
-        self._verdict = Verdict(0.0, "the signals were not asked yet")
-        self._unreadable: Verdict | None = None
+        self._verdict = Pace(0.0, "the signals were not asked yet")
+        self._unreadable: Pace | None = None
         self._paused: dict[str, str] = {}
         self._gone = False
         self._address, self._settings, self._territories = address, settings, territories
@@ -83,20 +83,20 @@ class Throttle(threading.Thread):
         if 0 < factor < 1:
             stopping.wait(seconds * (1 / factor - 1))
 
-    def now(self) -> Verdict:
+    def now(self) -> Pace:
         """The verdict for the whole run: a pause holds it only where all territories are paused."""
         paused = [why for why in map(self.paused, self._territories) if why]
         if paused and len(paused) == len(self._territories):
-            return Verdict(0.0, paused[0])
+            return Pace(0.0, paused[0])
         heard = self._heard()
-        return Verdict(heard.factor, "; ".join(filter(None, (heard.reason, *paused))) or None)
+        return Pace(heard.factor, "; ".join(filter(None, (heard.reason, *paused))) or None)
 
-    def _heard(self) -> Verdict:
+    def _heard(self) -> Pace:
         """What the signals said; an old answer counts as none."""
         if self._gone:
             return GO
         if time.monotonic() - self._asked_at > _STALE_S:
-            return Verdict(0.0, "the signals give no answer")
+            return Pace(0.0, "the signals give no answer")
         return self._unreadable or self._verdict
 
     # --- the thread
@@ -133,21 +133,21 @@ class Throttle(threading.Thread):
         if self._asked is not None:
             self._asked.conn.close()
 
-    def ask(self) -> Verdict:
+    def ask(self) -> Pace:
         """Ask the gate and every signal once: the slowest decides."""
         verdicts = [self._read("the gate", self._gate_verdict)]
         verdicts += [self._read(name, self._bound(signal)) for name, signal in SIGNALS.items()]
         return min(verdicts, key=lambda verdict: verdict.factor)
 
-    def _bound(self, signal: Callable[[Asked], Verdict]) -> Callable[[], Verdict]:
+    def _bound(self, signal: Callable[[Asked], Pace]) -> Callable[[], Pace]:
         return lambda: signal(self._asking())
 
-    def _read(self, name: str, signal: Callable[[], Verdict]) -> Verdict:
+    def _read(self, name: str, signal: Callable[[], Pace]) -> Pace:
         try:
             return signal()
         except Exception as error:  # noqa: BLE001 - whatever went wrong, no answer is a pause
             text = (str(error).splitlines() or [type(error).__name__])[0]
-            return Verdict(0.0, f"{name} can't be read: {text}")
+            return Pace(0.0, f"{name} can't be read: {text}")
 
     def _asking(self) -> Asked:
         if self._asked is None or self._asked.conn.closed:
@@ -159,7 +159,7 @@ class Throttle(threading.Thread):
             self._asked = Asked(conn, self._limits, self._settings)
         return self._asked
 
-    def _requests(self) -> Verdict:
+    def _requests(self) -> Pace:
         try:
             (found,) = self._asking().row(
                 render(
@@ -180,9 +180,9 @@ class Throttle(threading.Thread):
         self.stop_asked = self.stop_asked or (stops[0] if stops else None)
         return GO
 
-    def _gate_verdict(self) -> Verdict:
+    def _gate_verdict(self) -> Pace:
         reason = self._gate() if self._gate else None
-        return Verdict(0.0, f"the gate says pause: {reason}") if reason else GO
+        return Pace(0.0, f"the gate says pause: {reason}") if reason else GO
 
 
 def next_hold(hold: float) -> float:

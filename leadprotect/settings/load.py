@@ -34,7 +34,7 @@ class Settings:
     Names are unquoted, as the catalog has them (``crm.Leads`` is the table ``Leads`` in ``crm``).
     `version_table_schema` is `schema` where none is given. `observation_window` is in seconds. `audit_url`
     says where denials are recorded, when not on the way of the caller's own connection: past a pooler, or
-    through another of its pools.
+    through another of its pools. `slo_p95` is in seconds.
     """
 
     database_url: str = field(default="", repr=False)  # it may hold a password
@@ -67,6 +67,14 @@ class Settings:
     observation_window: int = 7 * 86400
     exempt_roles: tuple[str, ...] = ()
     audit_url: str = ""
+    prometheus_url: str = ""
+    prometheus_token_file: str = ""
+    prometheus_user: str = ""
+    prometheus_password_file: str = ""
+    prometheus_ca_file: str = ""
+    prometheus_cert_file: str = ""
+    prometheus_service: str = "leadprotect"
+    slo_p95: float = 0.15
 
     def __post_init__(self) -> None:
         """Fill in what follows from another key."""

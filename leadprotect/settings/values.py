@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import psycopg.conninfo
 
@@ -41,6 +42,8 @@ def read(key: str, text: str) -> object:
         return _choice(key, text)
     if key.endswith("_guc"):
         return _guc(key, text)
+    if key.endswith("_file"):
+        return _file(key, text)
     if key.endswith("_table") and key != "version_table":
         return _table(key, text)
     return _READERS[key](text) if key in _READERS else _name(key, text)
@@ -109,6 +112,49 @@ def _audit_url(text: str) -> str:
     if {"user", "password", "service"} & set(psycopg.conninfo.conninfo_to_dict(url)):
         raise SettingsError("audit_url names a login; it says where only, since a denial is recorded by who was denied")
     return url
+
+
+def _prometheus_url(text: str) -> str:
+    if not text:
+        return ""
+    wrong = "prometheus_url is not the address of a Prometheus; expected https://host:9090 or https://host/prefix"
+    try:
+        parsed = urlsplit(text)
+        found = parsed.scheme in {"http", "https"} and parsed.hostname and (parsed.port or 1)
+    except ValueError:
+        found = None
+    if "@" in text:  # never repeated: it may be a password
+        raise SettingsError("prometheus_url holds a login; name prometheus_user and prometheus_password_file instead")
+    if not found or parsed.query or parsed.fragment or re.search(r"[\s\x00-\x1f\x7f]", text):
+        raise SettingsError(wrong)
+    return text.rstrip("/")
+
+
+def _file(key: str, text: str) -> str:
+    if re.search(r"[\x00-\x1f\x7f]", text):
+        raise SettingsError(f"{key}: {text!r} is no path of a file")
+    return text
+
+
+def _prometheus_user(text: str) -> str:
+    if re.search(r"[:\x00-\x1f\x7f]", text):
+        raise SettingsError(
+            f"prometheus_user: {text!r} holds a colon or a control character, which basic auth can't carry"
+        )
+    return text
+
+
+def _prometheus_service(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}", text):
+        raise SettingsError(f"prometheus_service: {text!r} is not a name of letters, digits, dot, dash and underscore")
+    return text
+
+
+def _slo_p95(text: str) -> float:
+    seconds = duration("slo_p95", text, longest="1 min")
+    if not seconds:
+        raise SettingsError("slo_p95: an answer takes longer than 0; write 150ms")
+    return seconds
 
 
 def _window(text: str) -> int:
@@ -201,7 +247,11 @@ _READERS: dict[str, Callable[[str], object]] = {
     "database_url": _database_url,
     "exempt_roles": _exempt,
     "observation_window": _window,
+    "prometheus_service": _prometheus_service,
+    "prometheus_url": _prometheus_url,
+    "prometheus_user": _prometheus_user,
     "qualifying_kinds": _kinds,
     "schema": _schema,
+    "slo_p95": _slo_p95,
     "territories": _territories,
 }

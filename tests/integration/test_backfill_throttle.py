@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from leadprotect.backfilling import jobs
 from leadprotect.backfilling.run import backfill
-from leadprotect.backfilling.signals import GO, SIGNALS, Asked, Limits, Verdict
+from leadprotect.backfilling.signals import GO, SIGNALS, Asked, Limits, Pace
 from leadprotect.backfilling.throttle import Throttle, next_hold
 from leadprotect.cli import main
 from leadprotect.errors import BackfillStopped
@@ -43,7 +43,7 @@ def ask(
     *,
     url: str | None = None,
     gate: Callable[[], str | None] | None = None,
-) -> Verdict:
+) -> Pace:
     throttle = Throttle(url or database.url, database.settings, ("DE", "CH"), limits=limits, gate=gate)
     try:
         return throttle.ask()
@@ -79,7 +79,7 @@ def test_sessions_that_wait_for_locks_slow_it_down_and_then_hold_it(expanded: Da
         holder.rollback()
         waiting.join()
 
-    assert [GO, Verdict(0.5, "1 sessions wait for locks"), Verdict(0.0, "1 sessions wait for locks")] == seen
+    assert [GO, Pace(0.5, "1 sessions wait for locks"), Pace(0.0, "1 sessions wait for locks")] == seen
 
 
 def test_wal_above_its_limit_slows_it_down_in_proportion(expanded: Database) -> None:
@@ -94,7 +94,7 @@ def test_wal_above_its_limit_slows_it_down_in_proportion(expanded: Database) -> 
 def test_a_vacuum_of_the_assignments_slows_it_down(expanded: Database) -> None:
     with expanded.connect() as conn, asked(expanded, login="operator") as now:
         expanded.query(conn, "LOCK TABLE {schema}.user_lead_assignments IN SHARE UPDATE EXCLUSIVE MODE")
-        assert Verdict(0.8, "the assignments are being vacuumed") == SIGNALS["the vacuum of the assignments"](now)
+        assert Pace(0.8, "the assignments are being vacuumed") == SIGNALS["the vacuum of the assignments"](now)
 
 
 def test_the_user_s_condition_must_be_true(expanded: Database) -> None:
@@ -151,8 +151,8 @@ def test_a_gate_that_says_pause_or_fails_holds_it(expanded: Database) -> None:
         message = "no data"
         raise RuntimeError(message)
 
-    assert Verdict(0.0, "the gate says pause: deadlocks") == ask(expanded, gate=lambda: "deadlocks")
-    assert Verdict(0.0, "the gate can't be read: no data") == ask(expanded, gate=broken)
+    assert Pace(0.0, "the gate says pause: deadlocks") == ask(expanded, gate=lambda: "deadlocks")
+    assert Pace(0.0, "the gate can't be read: no data") == ask(expanded, gate=broken)
     assert GO == ask(expanded, gate=lambda: None)
 
 

@@ -23,7 +23,7 @@ def ranges(*lists: list[Any]) -> list[Requirement]:
 def locked(lock: str) -> dict[str, set[str]]:
     """Versions by name; there are several where they depend on the version of Python."""
     found: dict[str, set[str]] = {}
-    for name, version in re.findall(r"^([\w.-]+)==([\w.]+)", LOCKS[lock], re.MULTILINE):
+    for name, version in re.findall(r"^([\w.-]+)==([\w.!]+)", LOCKS[lock], re.MULTILINE):
         found.setdefault(canonicalize_name(name), set()).add(version)
     return found
 

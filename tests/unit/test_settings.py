@@ -65,6 +65,14 @@ def test_the_defaults_are_those_of_the_design() -> None:
         version_table_schema="leadprotect",
         observation_window=7 * 24 * 60 * 60,
         exempt_roles=(),
+        prometheus_url="",
+        prometheus_token_file="",
+        prometheus_user="",
+        prometheus_password_file="",
+        prometheus_ca_file="",
+        prometheus_cert_file="",
+        prometheus_service="leadprotect",
+        slo_p95=0.15,
     )
     assert expected == parse({})
 
@@ -94,6 +102,14 @@ GOOD = {
     "version_table_schema": ("crm", "crm"),
     "observation_window": ("12 hours", 12 * 60 * 60),
     "exempt_roles": ("reporting, backup@corp", ("reporting", "backup@corp")),
+    "prometheus_url": ("https://prometheus:9090/", "https://prometheus:9090"),
+    "prometheus_token_file": ("/run/secrets/token", "/run/secrets/token"),
+    "prometheus_user": ("release bot", "release bot"),
+    "prometheus_password_file": ("/run/secrets/password", "/run/secrets/password"),
+    "prometheus_ca_file": ("ca.pem", "ca.pem"),
+    "prometheus_cert_file": ("client.pem", "client.pem"),
+    "prometheus_service": ("crm-eu.1", "crm-eu.1"),
+    "slo_p95": ("200ms", 0.2),
 }
 
 
@@ -531,3 +547,49 @@ def test_a_function_that_gives_no_url_is_named_and_its_answer_is_not(path: str, 
 def test_without_a_url_the_key_is_named() -> None:
     with pytest.raises(SettingsError, match="database_url is missing: set DATABASE_URL"):
         settings.url(parse({}))
+
+
+# --- Prometheus
+
+
+@pytest.mark.parametrize("text", ["http://localhost:9090", "https://prometheus.example/prefix", "http://[::1]:9090"])
+def test_the_address_of_a_prometheus_is_read(text: str) -> None:
+    assert text == parse({"prometheus_url": text + "/"}).prometheus_url
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "localhost:9090",
+        "ftp://host",
+        "https://",
+        "https://host:port",
+        "https://[::1",
+        "https://host/a b",
+        "https://host/?token=s3cret",
+        "https://host/#s3cret",
+        "https://me:s3cret@host",
+    ],
+)
+def test_a_bad_address_of_a_prometheus_is_refused_and_not_repeated(text: str) -> None:
+    assert (refused := refusal(prometheus_url=text)).startswith("prometheus_url")
+    assert "s3cret" not in refused
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("prometheus_token_file", "a\nb"),
+        ("prometheus_service", 'x"}'),
+        ("prometheus_service", ""),
+        ("slo_p95", "0"),
+        ("slo_p95", "150"),
+        ("slo_p95", "fast"),
+    ],
+)
+def test_a_bad_setting_of_the_gates_is_refused(key: str, text: str) -> None:
+    assert refusal(**{key: text}).startswith(key)
+
+
+def test_the_objective_is_read_as_a_duration() -> None:
+    assert (0.15, 0.2) == (parse({}).slo_p95, parse({"slo_p95": "200ms"}).slo_p95)
