@@ -20,7 +20,7 @@ export PYTEST_XDIST_AUTO_NUM_WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONL
 DEMO := .venv/demo.stamp
 DEV := .venv/dev.stamp
 
-.PHONY: help demo test quick lint schema shipped doctor docs bench lock clean
+.PHONY: help demo test quick lint schema shipped doctor rules docs bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile
@@ -51,6 +51,9 @@ shipped: $(DEV) ## write leadprotect/doctor/shipped.json anew, from databases at
 
 doctor: $(DEV) ## write docs/reference/doctor.md anew, from the checks
 	@$(BIN)/python -m tests.support.doctor_page
+
+rules: $(DEV) ## write leadprotect/gates/rules and the dashboard anew, from their templates
+	@$(BIN)/python -m tests.support.rules
 
 schema: $(DEV) ## write docs/reference/schema.sql anew, from a database at head
 	@$(BIN)/python -m tests.support.schema_page

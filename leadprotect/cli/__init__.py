@@ -18,6 +18,7 @@ from leadprotect.cli.backfill import backfill_group
 from leadprotect.cli.bench import bench_group
 from leadprotect.cli.demo import demo_command
 from leadprotect.cli.doctor import doctor_command
+from leadprotect.cli.gate import gate_group
 from leadprotect.cli.interrupts import Killed
 from leadprotect.cli.purge import purge_command
 from leadprotect.cli.redteam import redteam_command
@@ -68,6 +69,7 @@ for command in (
     bench_group,
     demo_command,
     doctor_command,
+    gate_group,
     purge_command,
     redteam_command,
     rehearse_command,
