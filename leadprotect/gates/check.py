@@ -210,7 +210,7 @@ class _Judge:
             return None, f"{len(found)} series answer where one was expected"
         value = found[0].value
         if not finite(value):
-            return value, f"its value is {value}: there is nothing to judge by"
+            return None, f"its value is {value}: there is nothing to judge by"
         if gate.sentinel and threshold is not None and (value < threshold if gate.below else value > threshold):
             return value, f"{_compared(gate, value, threshold)}: there is nothing to judge by"
         return value, self._reach(threshold) if gate.name == "latency" and threshold is not None else ""

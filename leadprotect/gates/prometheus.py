@@ -169,6 +169,8 @@ def _client(settings: Settings) -> httpx.Client:
 
 def _tls(settings: Settings) -> ssl.SSLContext:
     ca, cert = settings.prometheus_ca_file, settings.prometheus_cert_file
+    if not (ca or cert or settings.prometheus_url.startswith("https:")):
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody, and reads no certificates for that
     try:
         context = ssl.create_default_context(cafile=ca or None)
     except (OSError, ssl.SSLError) as error:
