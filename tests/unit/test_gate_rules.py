@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from leadprotect.errors import InvalidRequest
 from leadprotect.gates.measures import PRESETS, Measures, preset
 from leadprotect.gates.rules import BUCKETS, GATES, THRESHOLDS, rendered
 from tests.support import rules
+from tests.support.database import ROOT
 from tests.support.programs import program
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ def test_the_shipped_rules_tell_good_bad_and_missing_apart(name: str, tmp_path: 
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_gate_has_its_alert_its_series_and_its_threshold(name: str) -> None:
+def test_every_gate_has_its_alert_its_series_its_threshold_and_its_page(name: str) -> None:
     text = rendered(PRESETS[name])["leadprotect.yaml"]
     found = alerts(text)
     recorded = {(rule["record"], rule["labels"].get("gate")) for rule in loaded(text) if "record" in rule}
@@ -71,6 +73,8 @@ def test_every_gate_has_its_alert_its_series_and_its_threshold(name: str) -> Non
     for gate in GATES:
         assert gate.action == found[gate.alert]["labels"]["gate_action"]
         assert gate.name == found[gate.alert]["labels"].get("gate", "data")
+        page = (ROOT / found[gate.alert]["annotations"]["runbook_url"]).read_text(encoding="utf-8")
+        assert f"`{gate.alert}`, `gate_action: {gate.action}`" in page
     with_series = [gate for gate in GATES if gate.series]
     assert {(gate.series, gate.name) for gate in with_series} <= recorded
     assert {(THRESHOLDS, gate.name) for gate in with_series} <= recorded
@@ -151,6 +155,18 @@ def test_render_writes_the_rules_of_the_settings_where_one_says(
     assert 'api_seconds_bucket{job=~"api|web",route!~' in latency["expr"]
     assert "[2m]" in latency["expr"]
     assert "> 0.4" in alerts(text)["LeadprotectLatencyHigh"]["expr"]
+
+
+def test_the_commands_of_the_how_to_write_the_files_that_it_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs/how-to/gate-a-rollout.md").read_text(encoding="utf-8")
+    ((line, shown),) = re.findall(r"\$ leadprotect (gate render .*)\n((?: +rules/.*\n)+)", page)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, shlex.split(line))
+    assert (0, shown.split()) == (done.exit_code, done.output.split())
+    short = re.findall(r"`(--window .*?)`", page)
+    assert 0 == CliRunner().invoke(main, ["gate", "render", *shlex.split(short[-1]), "-o", "short"]).exit_code
 
 
 @pytest.mark.parametrize(
