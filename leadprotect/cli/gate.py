@@ -13,7 +13,7 @@ from leadprotect.cli.terminal import echo
 from leadprotect.errors import InvalidRequest
 from leadprotect.gates.check import Gates, evaluate
 from leadprotect.gates.measures import PRESETS, preset
-from leadprotect.gates.rules import rendered
+from leadprotect.gates.rules import dashboard, exporter_queries, rendered
 from leadprotect.gates.verdict import EXIT, Evaluation
 from leadprotect.settings import current, duration, url
 
@@ -96,11 +96,16 @@ def _span(_: click.Context, option: click.Parameter, text: str | None) -> float 
 def render_command(*, preset_name: str, folder: Path, **given: object) -> None:
     """Write rules for Prometheus, with the tests that `promtool test rules` runs over them.
 
+    Beside them: queries for postgres_exporter, which tell phase and backfill, and a dashboard for Grafana.
     What is not given comes from the preset, service and objective from the settings.
     """
     s = current()
     given = {"service": s.prometheus_service, "slo_p95": s.slo_p95} | {k: v for k, v in given.items() if v is not None}
-    files = rendered(preset(preset_name, **given))
+    wanted = preset(preset_name, **given)
+    files = rendered(wanted) | {
+        f"{wanted.service}_queries.yaml": exporter_queries(s),
+        f"{wanted.service}_dashboard.json": dashboard(),
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():

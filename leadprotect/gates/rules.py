@@ -8,6 +8,7 @@ from pathlib import Path
 
 from leadprotect.gates.measures import SHAPES, Measures, check_measures, span
 from leadprotect.gates.stories import stories
+from leadprotect.settings import Settings, render
 
 FOLDER = Path(__file__).parent
 
@@ -79,6 +80,16 @@ def rendered(measures: Measures, *, name: str | None = None) -> dict[str, str]:
     if measures.denials:
         files[f"{name}_week_test.yaml"] = "week.yaml.in"
     return {file: _filled(template, values, present) for file, template in files.items()}
+
+
+def exporter_queries(settings: Settings) -> str:
+    """What postgres_exporter can ask for besides, with the names of this host: phase and backfill."""
+    return render((FOLDER / "templates" / "queries.yaml.in").read_text(encoding="utf-8"), settings)
+
+
+def dashboard() -> str:
+    """The dashboard for Grafana, as JSON; which Prometheus and which service are variables of it."""
+    return (FOLDER / "dashboard.json").read_text(encoding="utf-8")
 
 
 def _values(measures: Measures) -> dict[str, str]:

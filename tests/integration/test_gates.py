@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import prometheus_client
 import psycopg
 import pytest
+from click.testing import CliRunner
 
 from leadprotect import metrics, settings
+from leadprotect.cli import main
 from leadprotect.gates import check, probes
 from leadprotect.gates.check import Gates, evaluate
 from leadprotect.gates.measures import Measures
-from leadprotect.gates.rules import rendered
+from leadprotect.gates.rules import dashboard, exporter_queries, rendered
 from leadprotect.gates.verdict import Answer, Evaluation, Verdict
 from tests.support import monitoring
 from tests.support.monitoring import Prometheus, wait_for
@@ -223,19 +226,29 @@ class Rollout:
         return {found.verdict for found in self.seen[begin:-1]}
 
 
-@pytest.fixture
-def rollout(tmp_path: Path, host: Database) -> Iterator[Rollout]:
+@contextmanager
+def watched(folder: Path, database: Database, queries: Path | None = None) -> Iterator[Rollout]:
+    """The rules of a hurried host, loaded by a Prometheus that scrapes every second."""
     measures = Measures(window=4, every=1, latency_for=4, errors_for=4, exporter="0.11")
     for name, text in rendered(measures).items():
-        (tmp_path / name).write_text(text, encoding="utf-8")
+        (folder / name).write_text(text, encoding="utf-8")
     service = Service()
-    with ExitStack() as stack:
-        leads = stack.enter_context(service.serving())
-        exporter = stack.enter_context(monitoring.postgres_exporter(tmp_path / "exporter", host.server, host.name))
-        targets = {"leads": [leads], "postgres": [exporter.address]}
-        rules = [tmp_path / "leadprotect.yaml"]
-        prometheus = stack.enter_context(monitoring.prometheus(tmp_path / "prometheus", rules=rules, targets=targets))
-        yield Rollout(service, host, prometheus)
+    with (
+        service.serving() as leads,
+        monitoring.postgres_exporter(folder / "exporter", database.server, database.name, queries=queries) as exporter,
+        monitoring.prometheus(
+            folder / "prometheus",
+            rules=[folder / "leadprotect.yaml"],
+            targets={"leads": [leads], "postgres": [exporter.address]},
+        ) as prometheus,
+    ):
+        yield Rollout(service, database, prometheus)
+
+
+@pytest.fixture
+def rollout(tmp_path: Path, host: Database) -> Iterator[Rollout]:
+    with watched(tmp_path, host) as found:
+        yield found
 
 
 def reasons(found: Evaluation, verdict: Verdict) -> set[str]:
@@ -290,3 +303,21 @@ def test_nothing_is_rolled_back_for_what_is_missing(rollout: Rollout, monkeypatc
     rollout.prometheus.start()
     rollout.until(PROCEED)
     assert {PROCEED, PAUSE, UNKNOWN} >= {found.verdict for found in rollout.seen[seen:]}
+
+
+@pytest.mark.slow("a dashboard that needs some seconds of data")
+@pytest.mark.xdist_group("prometheus")
+@pytest.mark.profiles("other_names", "pg18")
+def test_every_query_of_the_dashboard_has_data(tmp_path: Path, expanded: Database) -> None:
+    expanded.lead("DE", owner=expanded.user(1))
+    assert 0 == CliRunner().invoke(main, ["backfill", "DE"]).exit_code
+    queries = tmp_path / "queries.yaml"
+    queries.write_text(exporter_queries(expanded.settings), encoding="utf-8")
+    asked = {target["expr"] for panel in json.loads(dashboard())["panels"] for target in panel["targets"]}
+    with watched(tmp_path, expanded, queries) as rollout:
+        metrics.denied("not_owner")
+        rollout.until(PROCEED)
+        empty = [query for query in asked if not rollout.prometheus.query(query.replace("$service", "leadprotect"))]
+        assert [] == empty
+        assert "migrate" == rollout.prometheus.query("leadprotect:phase:reached == 1")[0]["metric"]["phase"]
+        assert rollout.prometheus.query('leadprotect:backfill:share{territory="DE"} > 0')

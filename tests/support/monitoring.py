@@ -144,14 +144,17 @@ def prometheus(
 
 
 @contextmanager
-def postgres_exporter(folder: Path, server: Server, database: str, *, user: str = "postgres") -> Iterator[Daemon]:
-    """An exporter of the server's figures; its address is a target for `prometheus`."""
+def postgres_exporter(
+    folder: Path, server: Server, database: str, *, user: str = "postgres", queries: Path | None = None
+) -> Iterator[Daemon]:
+    """An exporter of the server's figures, and of `queries`; its address is a target for `prometheus`."""
     binary = program("prometheus-postgres-exporter", "prometheus-postgres-exporter")
     folder.mkdir(parents=True, exist_ok=True)
-    left_out = ["--no-collector.bgwriter"]  # its columns moved in PostgreSQL 17, after this exporter
+    options = ["--no-collector.bgwriter"]  # its columns moved in PostgreSQL 17, after this exporter
+    options += [f"--extend.query-path={queries}"] if queries else []
     login = {"DATA_SOURCE_NAME": f"host={server.host} user={user} dbname={database} sslmode=disable"}
     with _running(
-        Daemon(lambda address: [binary, f"--web.listen-address={address}", *left_out], folder, login)
+        Daemon(lambda address: [binary, f"--web.listen-address={address}", *options], folder, login)
     ) as found:
         yield found
 

@@ -1,9 +1,10 @@
-"""The rendered rules that the package ships, one set for each preset: `python -m tests.support.rules` writes them."""
+"""The rules and the dashboard that the package ships: `python -m tests.support.rules` writes them."""
 
 from __future__ import annotations
 
 from leadprotect.gates.measures import PRESETS
 from leadprotect.gates.rules import FOLDER, rendered
+from tests.support import dashboard
 
 SHIPPED = FOLDER / "rules"
 
@@ -16,6 +17,7 @@ def files() -> dict[str, str]:
 def main() -> None:
     for file, text in files().items():
         (SHIPPED / file).write_text(text, encoding="utf-8")
+    (FOLDER / "dashboard.json").write_text(dashboard.built(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -149,7 +149,8 @@ def test_render_writes_the_rules_of_the_settings_where_one_says(
     monkeypatch.setenv("LEADPROTECT_PROMETHEUS_SERVICE", "crm")
     options = ["--metric", "api_seconds", "--label", "route", "--selector", 'job=~"api|web"', "--window", "2m"]
     done = CliRunner().invoke(main, ["gate", "render", *options, "-o", "out"])
-    assert (0, "out/crm.yaml\nout/crm_test.yaml\nout/crm_week_test.yaml\n") == (done.exit_code, done.output)
+    written = ["crm.yaml", "crm_test.yaml", "crm_week_test.yaml", "crm_queries.yaml", "crm_dashboard.json"]
+    assert (0, [f"out/{name}" for name in written]) == (done.exit_code, done.output.split())
     text = (tmp_path / "out" / "crm.yaml").read_text(encoding="utf-8")
     (latency,) = [rule for rule in loaded(text) if rule.get("record") == "leadprotect:http_latency:p95_seconds"]
     assert 'api_seconds_bucket{job=~"api|web",route!~' in latency["expr"]
