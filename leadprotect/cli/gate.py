@@ -14,7 +14,7 @@ from leadprotect.errors import InvalidRequest
 from leadprotect.gates.check import Gates, evaluate
 from leadprotect.gates.measures import PRESETS, preset
 from leadprotect.gates.rules import dashboard, exporter_queries, rendered
-from leadprotect.gates.verdict import EXIT, Evaluation
+from leadprotect.gates.verdict import EXIT, Evaluation, Verdict
 from leadprotect.settings import current, duration, url
 
 
@@ -56,7 +56,8 @@ def _show(found: Evaluation) -> None:
     echo("\n".join([found.verdict, *(f"  {reason}" for reason in found.reasons)]))
     for one in found.answers:
         value, threshold = _number(one.value), _number(one.threshold)
-        echo(f"\n{one.verdict:<8}  {one.name}: value {value}, threshold {threshold}; {one.why}\n          {one.query}")
+        why = "" if one.verdict is Verdict.PROCEED and one.value is not None else f"; {one.why}"
+        echo(f"\n{one.verdict:<8}  {one.name}: value {value}, threshold {threshold}{why}\n          {one.query}")
 
 
 def _number(value: float | None) -> str:

@@ -34,12 +34,13 @@ SKEW_S = 60.0
 class Gates:
     """What is asked, and how much of what the database says is too much.
 
-    `lock_waits` are waiting requests of others, `replica_lag` and `long_transaction` seconds.
+    `lock_waits` are waiting requests of others, `replica_lag` and `long_transaction` seconds, `replica_distance` bytes.
     """
 
     settings: Settings
     lock_waits: int = 20
     replica_lag: float = 10.0
+    replica_distance: float = 1024**3
     long_transaction: float = 900.0
 
     @property
@@ -48,6 +49,7 @@ class Gates:
         return {
             "database lock waits": self.lock_waits,
             "database replica lag": self.replica_lag,
+            "database replica distance": self.replica_distance,
             "database long transaction": self.long_transaction,
         }
 
@@ -205,7 +207,7 @@ class _Judge:
         except Unanswered as error:
             return None, f"Prometheus {error}"
         if not found:
-            return None, "" if gate.quiet else "there is no such series"
+            return None, "" if gate.quiet else "there is no such series: nothing is scraped, or it has another name"
         if len(found) > 1:
             return None, f"{len(found)} series answer where one was expected"
         value = found[0].value

@@ -18,6 +18,7 @@ APPLICATION = "leadprotect gate"
 TIMEOUT_S = 5
 """How long the server may take to let us in, and to answer."""
 
+# A replica that replays nothing reports no new lag, only its distance grows.
 # What is ours is left out: a step of the migration that waits, or lasts, is no reason to pause it.
 _OURS = "pg_catalog.starts_with(coalesce(a.application_name, ''), 'leadprotect')"
 _QUESTIONS = {
@@ -33,6 +34,11 @@ _QUESTIONS = {
         SELECT pg_catalog.max(extract(epoch FROM r.replay_lag)) FROM pg_catalog.pg_stat_replication AS r
         WHERE r.state IS DISTINCT FROM 'backup'
         """,
+    "database replica distance": """
+        SELECT pg_catalog.max(CASE WHEN NOT pg_catalog.pg_is_in_recovery()
+                                   THEN pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), r.replay_lsn) END)
+        FROM pg_catalog.pg_stat_replication AS r WHERE r.state IS DISTINCT FROM 'backup'
+        """,
     "database long transaction": f"""
         SELECT pg_catalog.max(extract(epoch FROM pg_catalog.clock_timestamp() - a.xact_start))
         FROM pg_catalog.pg_stat_activity AS a
@@ -41,10 +47,11 @@ _QUESTIONS = {
 }
 _SAID = {
     "database lock waits": "{value:g} requests wait for locks",
-    "database replica lag": "the last replica is {value:.1f} s behind",
+    "database replica lag": "the slowest replica is {value:.1f} s behind",
+    "database replica distance": "the slowest replica has {value:,.0f} bytes to replay",
     "database long transaction": "the oldest transaction is {value:.0f} s old",
 }
-_HIDDEN = ("database replica lag", "database long transaction")
+_HIDDEN = ("database replica lag", "database replica distance", "database long transaction")
 """What the server shows whole only to members of pg_read_all_stats."""
 
 
