@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import threading
 import time
+import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -25,6 +27,7 @@ from leadprotect.gates.rules import dashboard, exporter_queries, rendered
 from leadprotect.gates.verdict import Answer, Evaluation, Verdict
 from tests.support import monitoring
 from tests.support.monitoring import Prometheus, wait_for
+from tests.support.topology import replica
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -157,6 +160,29 @@ def test_a_database_that_hangs_is_unknown_in_time(host: Database, monkeypatch: p
         url = f"postgresql://me@127.0.0.1:{silent.getsockname()[1]}/crm"
         found = evaluate(Gates(settings=host.settings), url)
     assert "database: gave no whole answer within 0.5 s" in found.reasons
+
+
+def distance(database: Database) -> Answer:
+    return looked(database, replica_distance=900_000)["database replica distance"]
+
+
+@pytest.mark.slow("it starts a replica")
+def test_a_replica_that_replays_nothing_is_seen_by_its_distance_and_by_the_exporter(
+    tmp_path: Path, host: Database
+) -> None:
+    with replica(host.server) as standby, psycopg.connect(standby.url(host.name), autocommit=True) as behind:
+        wait_for(lambda: host.sql("SELECT state FROM pg_catalog.pg_stat_replication") == ["streaming"])
+        behind.execute("SELECT pg_catalog.pg_wal_replay_pause()")
+        host.sql("SELECT pg_catalog.pg_logical_emit_message(false, 'x', repeat('x', 1000000))")
+        wait_for(lambda: (distance(host).value or 0) > 900_000)
+        assert PAUSE == distance(host).verdict
+        with monitoring.postgres_exporter(tmp_path, host.server, host.name) as exporter:
+            exported = urllib.request.urlopen(f"{exporter.url}/metrics").read().decode()  # noqa: S310 - loopback
+        # also of the oldest one that is supported
+        rules = rendered(Measures(exporter="0.11"))["leadprotect.yaml"]
+        taken = set(re.findall(r"\bpg_\w+", rules))
+        assert {"pg_up", "pg_stat_database_deadlocks", "pg_stat_replication_pg_wal_lsn_diff"} <= taken
+        assert taken <= set(re.findall(r"^pg_\w+", exported, re.MULTILINE))
 
 
 # --- a whole rollout
