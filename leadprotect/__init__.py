@@ -1,36 +1,40 @@
 """Row-level protection of leads: who may edit what, recorded, on a live PostgreSQL."""
 
-from leadprotect.access.attempts import assert_edit
-from leadprotect.access.checks import Page, can_edit, can_edit_many, editable_leads, explain
-from leadprotect.access.context import acting_as
-from leadprotect.access.ownership import assign, claim, release, share, transfer, unshare
-from leadprotect.access.startup import check_startup
-from leadprotect.access.territories import Territory, territory
-from leadprotect.backfilled import Backfilled, Estimate, Locked, Verified
-from leadprotect.backfilling.progress import Progress
-from leadprotect.backfilling.run import backfill
-from leadprotect.backfilling.signals import Limits
-from leadprotect.decision import Decision
-from leadprotect.errors import (
-    AuditUnavailable,
-    BackfillError,
-    BackfillIncomplete,
-    BackfillStopped,
-    ConnectionUnusable,
-    ContextMissing,
-    ContextOutOfOrder,
-    GateClosed,
-    InvalidRequest,
-    LeadAccessDenied,
-    LeadProtectError,
-    LockUnavailable,
-    NotProtected,
-    PreflightError,
-    ProtectionUnavailable,
-    RollbackError,
-    SettingsError,
-)
-from leadprotect.settings.files import version_path
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from leadprotect.access.attempts import assert_edit
+    from leadprotect.access.checks import Page, can_edit, can_edit_many, editable_leads, explain
+    from leadprotect.access.context import acting_as
+    from leadprotect.access.ownership import assign, claim, release, share, transfer, unshare
+    from leadprotect.access.startup import check_startup
+    from leadprotect.access.territories import Territory, territory
+    from leadprotect.backfilled import Backfilled, Estimate, Locked, Verified
+    from leadprotect.backfilling.progress import Progress
+    from leadprotect.backfilling.run import backfill
+    from leadprotect.backfilling.signals import Limits
+    from leadprotect.decision import Decision
+    from leadprotect.errors import (
+        AuditUnavailable,
+        BackfillError,
+        BackfillIncomplete,
+        BackfillStopped,
+        ConnectionUnusable,
+        ContextMissing,
+        ContextOutOfOrder,
+        GateClosed,
+        InvalidRequest,
+        LeadAccessDenied,
+        LeadProtectError,
+        LockUnavailable,
+        NotProtected,
+        PreflightError,
+        ProtectionUnavailable,
+        RollbackError,
+        SettingsError,
+    )
+    from leadprotect.settings.files import version_path
 
 __all__ = [
     "AuditUnavailable",
@@ -76,3 +80,66 @@ __all__ = [
     "unshare",
     "version_path",
 ]
+
+# Each is loaded when it is asked for: `leadprotect --help` would spend a second on drivers that it does not need.
+# The imports above say the same to a checker of types; tests/unit/test_rooms.py compares them.
+_HOMES = {
+    "assert_edit": "access.attempts",
+    "Page": "access.checks",
+    "can_edit": "access.checks",
+    "can_edit_many": "access.checks",
+    "editable_leads": "access.checks",
+    "explain": "access.checks",
+    "acting_as": "access.context",
+    "assign": "access.ownership",
+    "claim": "access.ownership",
+    "release": "access.ownership",
+    "share": "access.ownership",
+    "transfer": "access.ownership",
+    "unshare": "access.ownership",
+    "check_startup": "access.startup",
+    "Territory": "access.territories",
+    "territory": "access.territories",
+    "Backfilled": "backfilled",
+    "Estimate": "backfilled",
+    "Locked": "backfilled",
+    "Verified": "backfilled",
+    "Progress": "backfilling.progress",
+    "backfill": "backfilling.run",
+    "Limits": "backfilling.signals",
+    "Decision": "decision",
+    "AuditUnavailable": "errors",
+    "BackfillError": "errors",
+    "BackfillIncomplete": "errors",
+    "BackfillStopped": "errors",
+    "ConnectionUnusable": "errors",
+    "ContextMissing": "errors",
+    "ContextOutOfOrder": "errors",
+    "GateClosed": "errors",
+    "InvalidRequest": "errors",
+    "LeadAccessDenied": "errors",
+    "LeadProtectError": "errors",
+    "LockUnavailable": "errors",
+    "NotProtected": "errors",
+    "PreflightError": "errors",
+    "ProtectionUnavailable": "errors",
+    "RollbackError": "errors",
+    "SettingsError": "errors",
+    "version_path": "settings.files",
+}
+_FACES = ("access", "audit", "backfilling", "database", "decision", "errors", "metrics", "preflight", "settings")
+
+
+def __getattr__(name: str) -> object:
+    """A public name, from the module that defines it; or a room, as an attribute of the package."""
+    if name in _FACES:
+        return import_module(f"leadprotect.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(f"leadprotect.{_HOMES[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    """Every public name, loaded or not."""
+    return sorted({*globals(), *__all__})

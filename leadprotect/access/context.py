@@ -14,10 +14,9 @@ from uuid import UUID
 
 import psycopg
 from psycopg.pq import TransactionStatus
-from sqlalchemy import exc
 
 from leadprotect.access.arguments import check_caller, check_text
-from leadprotect.database.connection import driver_connection, mapped_errors, owed, row, rows
+from leadprotect.database.connection import driver_connection, mapped_errors, of_driver, owed, row, rows
 from leadprotect.errors import ConnectionUnusable, ContextMissing, ContextOutOfOrder
 from leadprotect.settings import current, render
 
@@ -177,7 +176,7 @@ def _settle(conn: AnyConnection, driver: _Driver, context: tuple[str | None, ...
         try:
             rows(conn, statement, values)
         except ConnectionUnusable as error:
-            if isinstance(error.__cause__, (exc.DBAPIError, psycopg.Error)):
+            if of_driver(error.__cause__):
                 raise
         else:
             return

@@ -9,32 +9,56 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import click
 
-from leadprotect.cli.audit import audit_group
-from leadprotect.cli.backfill import backfill_group
-from leadprotect.cli.bench import bench_group
-from leadprotect.cli.demo import demo_command
-from leadprotect.cli.doctor import doctor_command
-from leadprotect.cli.gate import gate_group
 from leadprotect.cli.interrupts import Killed
-from leadprotect.cli.purge import purge_command
-from leadprotect.cli.redteam import redteam_command
-from leadprotect.cli.rehearse import rehearse_command
-from leadprotect.cli.repair import repair_command
-from leadprotect.cli.rollback import rollback_command
-from leadprotect.cli.status import status_command
 from leadprotect.cli.terminal import echo, plain
-from leadprotect.cli.territory import territory_group
 from leadprotect.errors import LeadProtectError
-from leadprotect.settings import current
 from leadprotect.settings.files import CONFIG
+
+COMMANDS = {
+    "audit": "Care for the audit (operators), and ask it (auditors).",
+    "backfill": "Give leads their owners (also: backfill status, pause, resume, stop).",
+    "bench": "Measure on servers of its own: the embedded one, and every installed PostgreSQL from 15 up.",
+    "demo": "Show the whole migration on a PostgreSQL of its own.",
+    "doctor": "Say whether what stands in the database is what leadprotect made, and what is in the way; reads only.",
+    "gate": "Say whether a rollout may go on; alone, the same as `leadprotect gate check`.",
+    "purge": "Delete what a downgrade left in the quarantine, the audit included, after asking.",
+    "redteam": "Attack your own database as one of its logins; reads only.",
+    "rehearse": "Run the whole migration under live traffic, and report every stall.",
+    "repair": "Put back what doctor finds changed among leadprotect's own objects, by the shipped text.",
+    "rollback": "Go back to the last safe revision, verify it, and print the timeline.",
+    "status": "Show verdict, revision, gate, backfill, quarantine and what is in the way; reads only.",
+    "territory": "Territories of the protected leads.",
+}
+"""Each command, in a module of its name, with the first words of its help.
+
+A module is loaded when its command is asked for: one that needs a driver or Alembic costs every other one nothing.
+"""
 
 
 class _Commands(click.Group):
     """Turns our errors into one line on stderr: a user's mistake never shows a stack trace."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*COMMANDS, *super().list_commands(ctx)})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in COMMANDS and cmd_name not in self.commands:
+            module = import_module(f"leadprotect.cli.{cmd_name}")
+            found = next(
+                one for name, one in vars(module).items() if name in (f"{cmd_name}_command", f"{cmd_name}_group")
+            )
+            self.add_command(found)
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -58,24 +82,8 @@ def main(config: Path | None) -> None:
     (DATABASE_URL, LEADPROTECT_<KEY>).
     """
     if config:
+        from leadprotect.settings import current  # noqa: PLC0415 - help needs no driver
+
         os.environ[CONFIG] = str(config.absolute())  # the library reads it wherever a setting is asked for
         current.cache_clear()
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s")
-
-
-for command in (
-    audit_group,
-    backfill_group,
-    bench_group,
-    demo_command,
-    doctor_command,
-    gate_group,
-    purge_command,
-    redteam_command,
-    rehearse_command,
-    repair_command,
-    rollback_command,
-    status_command,
-    territory_group,
-):
-    main.add_command(command)

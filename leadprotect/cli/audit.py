@@ -13,7 +13,8 @@ from rich.table import Table
 
 from leadprotect.audit import anchors, export, history, partitions, proof, seals, verification
 from leadprotect.cli import output
-from leadprotect.cli.terminal import Console, echo
+from leadprotect.cli.console import Console
+from leadprotect.cli.terminal import echo
 from leadprotect.database.connection import connect
 from leadprotect.errors import InvalidRequest, LeadProtectError
 from leadprotect.settings import current

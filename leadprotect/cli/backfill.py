@@ -14,9 +14,10 @@ from leadprotect.backfilling import jobs
 from leadprotect.backfilling.run import BATCH_SIZE, LARGEST_BATCH, PATIENCE_S, backfill
 from leadprotect.backfilling.signals import Limits
 from leadprotect.backfilling.verify import folder_problem, report_ownerless, verify_owners
+from leadprotect.cli.console import Console
 from leadprotect.cli.output import event
 from leadprotect.cli.progress import Bar, Lines
-from leadprotect.cli.terminal import Console, echo, plain
+from leadprotect.cli.terminal import echo, plain
 from leadprotect.database.connection import connect
 from leadprotect.errors import BackfillIncomplete, BackfillStopped, LeadProtectError
 from leadprotect.settings import current

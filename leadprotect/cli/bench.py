@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from leadprotect.cli.console import Console
 from leadprotect.cli.interrupts import tidied_when_killed
-from leadprotect.cli.terminal import Console
 from leadprotect.lab import servers
 from leadprotect.lab.bench import report
 from leadprotect.lab.bench.access import measure_access

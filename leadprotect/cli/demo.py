@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from leadprotect.cli.console import Console
 from leadprotect.cli.interrupts import tidied_when_killed
-from leadprotect.cli.terminal import Console
 from leadprotect.lab.commands import require_packages
 from leadprotect.lab.demo.data import copy_dataset, invent
 from leadprotect.lab.demo.files import copy_files

@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 from rich.table import Table
 
-from leadprotect.cli.terminal import Console, echo
+from leadprotect.cli.console import Console
+from leadprotect.cli.terminal import echo
 from leadprotect.database.connection import connect
 from leadprotect.migration.purge import Quarantine, purge, quarantine
 from leadprotect.settings import current

@@ -9,7 +9,7 @@ import click
 from rich.table import Table
 
 from leadprotect.cli import output
-from leadprotect.cli.terminal import Console
+from leadprotect.cli.console import Console
 from leadprotect.database.connection import connect
 from leadprotect.migration.redteam import Tried, redteam
 from leadprotect.settings import current

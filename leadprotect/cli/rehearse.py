@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 from rich.table import Table
 
+from leadprotect.cli.console import Console
 from leadprotect.cli.interrupts import tidied_when_killed
-from leadprotect.cli.terminal import Console, echo
+from leadprotect.cli.terminal import echo
 from leadprotect.lab.rehearsal import Plan, Rehearsal, rehearse, report
 from leadprotect.lab.traffic import RATE
 from leadprotect.settings import duration

@@ -7,7 +7,8 @@ import sys
 import click
 from rich.table import Table
 
-from leadprotect.cli.terminal import Console, echo
+from leadprotect.cli.console import Console
+from leadprotect.cli.terminal import echo
 from leadprotect.migration.rollback import SAFE, Event, Rollback, rollback
 
 NOT_VERIFIED = 3

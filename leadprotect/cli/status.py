@@ -9,7 +9,8 @@ import click
 from rich.table import Table
 
 from leadprotect.cli import output
-from leadprotect.cli.terminal import Console, echo
+from leadprotect.cli.console import Console
+from leadprotect.cli.terminal import echo
 from leadprotect.database.connection import connect
 from leadprotect.migration.status import Status, status
 from leadprotect.settings import current

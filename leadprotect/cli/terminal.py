@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import click
-from rich.console import Console as RichConsole
 
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
@@ -19,14 +17,3 @@ def plain(text: str) -> str:
 def echo(text: str, *, err: bool = False) -> None:
     """Print a line, plain."""
     click.echo(plain(text), err=err)
-
-
-class Console(RichConsole):
-    """Tables and bars, without markup in what they show: ``[/b]`` is what somebody wrote, and no style."""
-
-    def __init__(self, **how: Any) -> None:
-        super().__init__(markup=False, emoji=False, highlight=False, **how)
-
-    def render_str(self, text: str, **how: Any) -> Any:
-        """As rich does, plain."""
-        return super().render_str(plain(text), **how)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -13,8 +14,6 @@ from weakref import WeakKeyDictionary
 import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
-from sqlalchemy import exc
-from sqlalchemy.engine import AdaptedConnection, Connection
 
 from leadprotect.database.opening import LOCK_TIMEOUT_MS, open_connection
 from leadprotect.errors import (
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy import Engine
+    from sqlalchemy.engine import AdaptedConnection, Connection
     from sqlalchemy.orm import Session
 
     from leadprotect.settings import Settings
@@ -170,6 +170,8 @@ def async_connection(conn: AnyConnection) -> AdaptedConnection | None:
     """SQLAlchemy's adapter of an async driver's connection, which can wait without blocking the event loop."""
     if isinstance(conn, psycopg.Connection):
         return None
+    from sqlalchemy.engine import AdaptedConnection  # noqa: PLC0415 - only whoever has it passes one of its connections
+
     adapted: object = _core(conn).connection.dbapi_connection
     return adapted if isinstance(adapted, AdaptedConnection) else None
 
@@ -213,6 +215,8 @@ def _texts(
 
 
 def _core(conn: Connection | Session) -> Connection:
+    from sqlalchemy.engine import Connection  # noqa: PLC0415 - half a second that a command line need not spend
+
     if isinstance(conn, Connection):
         return conn
     # an Engine has no connection(), and an AsyncSession's is for await
@@ -231,8 +235,8 @@ def mapped_errors(*, recording: bool = False) -> Iterator[None]:
     """Turn the driver's error into ours by its SQLSTATE; an error without one means no answer."""
     try:
         yield
-    except exc.DBAPIError as error:
-        raise _mapped(error.orig, recording=recording) from error
+    except _of_alchemy("DBAPIError") as error:
+        raise _mapped(getattr(error, "orig", None), recording=recording) from error
     except psycopg.Error as error:
         raise _mapped(error, recording=recording) from error
     except UnicodeEncodeError as error:
@@ -240,9 +244,20 @@ def mapped_errors(*, recording: bool = False) -> Iterator[None]:
         raise InvalidRequest(message) from error
     except UnicodeDecodeError as error:
         raise ConnectionUnusable(_NO_TEXT) from error
-    except (exc.PendingRollbackError, exc.ResourceClosedError) as error:
+    except _of_alchemy("PendingRollbackError", "ResourceClosedError") as error:
         message = "the transaction has failed before, or the connection is closed; roll it back first"
         raise ConnectionUnusable(message) from error
+
+
+def of_driver(error: BaseException | None) -> bool:
+    """Whether the server or the driver raised it, itself or through SQLAlchemy."""
+    return isinstance(error, (psycopg.Error, *_of_alchemy("DBAPIError")))
+
+
+def _of_alchemy(*names: str) -> tuple[type[Exception], ...]:
+    """Errors of SQLAlchemy; none where nobody has loaded it, so that none of them can have been raised."""
+    loaded = sys.modules.get("sqlalchemy.exc")
+    return tuple(getattr(loaded, name) for name in names) if loaded else ()
 
 
 def _mapped(error: BaseException | None, *, recording: bool) -> LeadProtectError:

@@ -6,8 +6,6 @@ import re
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import psycopg.conninfo
-
 from leadprotect.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -86,6 +84,8 @@ def _database_url(text: str) -> str:
 
 def libpq_url(key: str, text: str) -> str:
     """The URL as libpq reads it; raises `SettingsError`, which names `key` and repeats nothing of the URL."""
+    import psycopg.conninfo  # noqa: PLC0415 - a fifth of a second that a page of help need not spend
+
     url = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", text)
     try:
         parsed = psycopg.conninfo.conninfo_to_dict(url)
@@ -108,6 +108,8 @@ def libpq_url(key: str, text: str) -> str:
 
 
 def _audit_url(text: str) -> str:
+    import psycopg.conninfo  # noqa: PLC0415
+
     url = libpq_url("audit_url", text)
     if {"user", "password", "service"} & set(psycopg.conninfo.conninfo_to_dict(url)):
         raise SettingsError("audit_url names a login; it says where only, since a denial is recorded by who was denied")

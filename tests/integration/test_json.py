@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from leadprotect import settings
 from leadprotect.cli import main, output
 from tests.support.auditing import record, seal
+from tests.support.commands import members
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +37,7 @@ class Answer:
 def commands(group: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Every command that can answer in JSON."""
     if isinstance(group, click.Group):
-        for name, command in group.commands.items():
+        for name, command in members(group).items():
             yield from commands(command, (*path, name))
     elif any("--json" in option.opts for option in group.params):
         yield path

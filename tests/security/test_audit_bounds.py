@@ -9,7 +9,7 @@ import rich.console
 from click.testing import CliRunner
 
 from leadprotect import settings
-from leadprotect.cli import main, terminal
+from leadprotect.cli import console, main
 from tests.support.auditing import seal, verify
 
 if TYPE_CHECKING:
@@ -101,5 +101,5 @@ def test_markup_in_a_lead_is_shown_as_it_stands(expanded: Database, monkeypatch:
 def test_control_a_terminal_of_rich_would_take_it_as_markup(capsys: pytest.CaptureFixture[str]) -> None:
     rich.console.Console(width=80).print("[bold]b[/bold] :warning:")
     assert "[bold]" not in capsys.readouterr().out
-    terminal.Console(width=80).print("[bold]b[/bold] :warning: \x1b[2J")
+    console.Console(width=80).print("[bold]b[/bold] :warning: \x1b[2J")
     assert "[bold]b[/bold] :warning:  [2J" in capsys.readouterr().out

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from leadprotect.cli import main
 from leadprotect.settings import current
+from tests.support.commands import members
 from tests.support.profiles import NIGHTLY
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def test_control_across_the_border_a_superuser_is_told(database: Database) -> No
 
 def commands(group: click.Group, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], click.Command]]:
     found = []
-    for name, command in group.commands.items():
+    for name, command in members(group).items():
         if isinstance(command, click.Group):
             found += commands(command, (*path, name))
         found.append(((*path, name), command))

@@ -8,8 +8,10 @@ import pytest
 from click.testing import CliRunner
 
 from leadprotect import settings
+from leadprotect.cli import COMMANDS as SUMMARIES
 from leadprotect.cli import main
 from leadprotect.errors import InvalidRequest
+from tests.support.commands import members
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def commands(group: click.Group, *path: str) -> Iterator[tuple[str, click.Command]]:
-    for name, command in sorted(group.commands.items()):
+    for name, command in members(group).items():
         yield " ".join([*path, name]), command
         if isinstance(command, click.Group):
             yield from commands(command, *path, name)
@@ -36,6 +38,10 @@ def test_every_command_says_what_it_does(name: str) -> None:
 def test_every_option_is_explained(name: str) -> None:
     options = [parameter for parameter in COMMANDS[name].params if isinstance(parameter, click.Option)]
     assert [] == [option.name for option in options if not option.help]
+
+
+def test_the_page_of_help_says_of_a_command_what_the_command_says() -> None:
+    assert {name: command.get_short_help_str(200) for name, command in members(main).items()} == SUMMARIES
 
 
 def test_the_version_is_the_package_s() -> None:

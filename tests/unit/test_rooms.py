@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import leadprotect
 from tests.support.database import ROOT
 from tests.support.house import MODULES, PACKAGE, ROOMS, defined, kept
 
@@ -68,6 +70,40 @@ def test_a_room_without_a_floor_breaks_the_contract(copy: Path) -> None:
     (copy / "leadprotect" / "attic").mkdir()
     (copy / "leadprotect" / "attic" / "__init__.py").write_text('"""For nobody."""\n', encoding="utf-8")
     assert "attic" in lint_imports(copy)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "heavy"),
+    [
+        ("leadprotect.cli", ["alembic", "psycopg", "rich", "sqlalchemy"]),
+        ("leadprotect.cli.status", ["alembic", "sqlalchemy"]),
+        ("leadprotect.cli.doctor", ["alembic", "rich", "sqlalchemy"]),
+        ("leadprotect.cli.backfill", ["alembic", "sqlalchemy"]),
+        ("leadprotect.cli.audit", ["alembic", "sqlalchemy"]),
+    ],
+)
+def test_a_command_loads_nothing_heavy_that_it_does_not_use(wanted: str, heavy: list[str]) -> None:
+    """Half a second of loading before each probe of a deployment, and before each page of help."""
+    ask = f"import sys, {wanted}; print(sorted({{*{heavy}}} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", ask], text=True, capture_output=True, check=True)
+    assert "[]" == done.stdout.strip()
+
+
+def test_a_public_name_is_loaded_from_where_a_checker_of_types_reads_it() -> None:
+    (typed,) = [one for one in ast.parse((PACKAGE / "__init__.py").read_text("utf-8")).body if isinstance(one, ast.If)]
+    homes = {
+        alias.name: (line.module or "").removeprefix("leadprotect.")
+        for line in typed.body
+        if isinstance(line, ast.ImportFrom)
+        for alias in line.names
+    }
+    assert homes == leadprotect._HOMES  # noqa: SLF001 - what the package keeps beside the imports
+    assert sorted(homes) == leadprotect.__all__
+
+
+def test_a_name_that_the_package_does_not_have_is_an_error_of_python_s_own() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'bakfill'"):
+        getattr(leadprotect, "bakfill")  # noqa: B009 - as a typing mistake would ask for it
 
 
 def test_a_service_that_imports_the_package_loads_no_terminal_no_command_line_and_no_migration() -> None:
