@@ -15,13 +15,16 @@ from leadprotect.errors import InvalidRequest
 from leadprotect.settings import current, render
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
     from datetime import datetime
     from typing import TextIO
 
     import psycopg
 
     from leadprotect.audit.reach import Reach
+
+
+_SEALS_AT_ONCE = 20  # a seal has a few bytes for each of its rows
 
 
 @dataclass(frozen=True)
@@ -68,17 +71,41 @@ def _plain(
 def _proved(
     conn: psycopg.Connection[Any], out: TextIO, reach: Reach, since: datetime | None, until: datetime | None
 ) -> int:
-    chains = {code: _links(conn, code, since, until) for code in reach.inside}
-    _write(out, {**_header(conn, chains, since, until), "left_out": reach.left_out})
-    for links in chains.values():
-        for link in links:
-            _write(out, link)
-    return sum(_sealed_rows(conn, out, code, links) for code, links in chains.items())
+    """Each chain link by link, and after each seal its rows: whoever reads the file holds one seal at a time."""
+    heads = {code: head for code in reach.inside if (head := _head(conn, code))}
+    _write(out, {**_header(conn, heads, since, until), "left_out": reach.left_out})
+    return sum(_chain(conn, out, _Asked(code, newest, since, until)) for code, (newest, _) in heads.items())
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A chain up to its seal `newest`, and the period of which it is shown in full."""
+
+    territory: str | None
+    newest: int
+    since: datetime | None
+    until: datetime | None
+
+
+# where a seal, as s, has rows of the period
+_FULL = """(s.detached_table IS NOT NULL OR s.last_at >= coalesce(%s::timestamptz, '-infinity')
+                 AND s.first_at < coalesce(%s::timestamptz, 'infinity'))"""
+
+
+def _head(conn: psycopg.Connection[Any], territory: str | None) -> tuple[int, str] | None:
+    """The number and the hash of the newest seal of a chain; what is sealed later is for the next export."""
+    query = """
+        SELECT s.number, encode(s.hash, 'hex') FROM {schema}.lead_access_audit_seals AS s
+        WHERE s.territory IS NOT DISTINCT FROM %s::text ORDER BY s.number DESC LIMIT 1
+        """
+    with declaring(conn, "", territory or ""):
+        found = rows(conn, render(query, current()), (territory,))
+    return (found[0][0], found[0][1]) if found else None
 
 
 def _header(
     conn: psycopg.Connection[Any],
-    chains: dict[str | None, list[dict[str, Any]]],
+    heads: dict[str | None, tuple[int, str]],
     since: datetime | None,
     until: datetime | None,
 ) -> dict[str, Any]:
@@ -86,61 +113,68 @@ def _header(
         SELECT current_database()::text, {schema}.audit_origin(), session_user::text, now() AT TIME ZONE 'Etc/UTC'
         """
     database, origin, login, now = row(conn, render(query, current()))
-    heads = [
-        {"territory": code, "number": links[-1]["number"], "hash": links[-1]["hash"]}
-        for code, links in chains.items()
-        if links
-    ]
     return {
         "type": "export", "format": FORMAT, "database": database, "origin": origin,
         "exported_by": login, "exported_at": now.isoformat(),
-        "since": since.isoformat() if since else None, "until": until.isoformat() if until else None, "heads": heads,
+        "since": since.isoformat() if since else None, "until": until.isoformat() if until else None,
+        "heads": [{"territory": code, "number": number, "hash": own} for code, (number, own) in heads.items()],
     }  # fmt: skip
 
 
-def _links(
-    conn: psycopg.Connection[Any], territory: str | None, since: datetime | None, until: datetime | None
-) -> list[dict[str, Any]]:
+def _chain(conn: psycopg.Connection[Any], out: TextIO, asked: _Asked) -> int:
+    written = 0
+    with declaring(conn, "", asked.territory or ""):
+        held = _sealed_rows(conn, asked)
+        coming = next(held, None)
+        for link in _links(conn, asked):
+            _write(out, link)
+            while coming is not None and coming[0] == link["number"]:
+                _write(out, {"type": "row", "seal": coming[0], **_fields(coming[1])})
+                written += 1
+                coming = next(held, None)
+    return written
+
+
+def _links(conn: psycopg.Connection[Any], asked: _Asked) -> Iterator[dict[str, Any]]:
     """Every seal of a chain: in full where it has rows of the period, else what links the chain."""
     query = f"""
-        SELECT {SEAL_TEXT}, encode(s.previous, 'hex'), encode(s.hash, 'hex'),
-               s.detached_table IS NOT NULL OR s.last_at >= coalesce(%s::timestamptz, '-infinity')
-                 AND s.first_at < coalesce(%s::timestamptz, 'infinity')
+        SELECT {SEAL_TEXT}, encode(s.previous, 'hex'), encode(s.hash, 'hex'), {_FULL}
         FROM {render("{schema}", current())}.lead_access_audit_seals AS s
-        WHERE s.territory IS NOT DISTINCT FROM %s::text ORDER BY s.number
+        WHERE s.territory IS NOT DISTINCT FROM %s::text AND s.number <= %s ORDER BY s.number
         """
-    found = []
-    with declaring(conn, "", territory or ""):
-        for text, previous, own, full in rows(conn, query, (since, until, territory)):
-            fields = dict(zip(SEAL, json.loads(text)[1:], strict=True))
-            place = {"territory": fields["territory"], "number": fields["number"]}
-            shown = {"type": "seal", **fields} if full else {"type": "link", **place, "body": seal_body(fields).hex()}
-            found.append({**shown, "previous": previous, "hash": own})
-    return found
+    params = (asked.since, asked.until, asked.territory, asked.newest)
+    for text, previous, own, full in streamed(conn, query, params, at_once=_SEALS_AT_ONCE):
+        fields = dict(zip(SEAL, json.loads(text)[1:], strict=True))
+        place = {"territory": fields["territory"], "number": fields["number"]}
+        shown = {"type": "seal", **fields} if full else {"type": "link", **place, "body": seal_body(fields).hex()}
+        yield {**shown, "previous": previous, "hash": own}
 
 
-def _sealed_rows(conn: psycopg.Connection[Any], out: TextIO, territory: str | None, links: list[dict[str, Any]]) -> int:
-    # month by month: a seal holds rows of one, and PostgreSQL reads that partition only
-    months: dict[str, list[int]] = {}
-    for link in links:
-        if link["type"] == "seal" and link["row_count"] and link["detached_table"] is None:
-            months.setdefault(link["month"], []).append(link["number"])
-    return sum(_month(conn, out, territory, month, seals) for month, seals in sorted(months.items()))
-
-
-def _month(conn: psycopg.Connection[Any], out: TextIO, territory: str | None, month: str, seals: list[int]) -> int:
+def _sealed_rows(conn: psycopg.Connection[Any], asked: _Asked) -> Iterator[tuple[Any, ...]]:
+    """The rows of the seals that are shown in full, seal by seal: the number of the seal, and a row's text."""
+    months = """
+          , asked WHERE a.territory IS NOT DISTINCT FROM asked.territory AND a.at >= asked.low
+            AND (a.at < asked.high OR NOT isfinite(a.at))"""
+    month = "date_trunc('month', a.at AT TIME ZONE 'Etc/UTC')::date AS month"
     query = f"""
-        WITH {chains.ASKED}, sealed AS (
-          SELECT s.number, i.id
-          FROM {render("{schema}", current())}.lead_access_audit_seals AS s, asked,
-            unnest(s.ids) AS r, generate_series(lower(r), upper(r) - 1) AS i (id)
-          WHERE s.territory IS NOT DISTINCT FROM asked.territory AND s.month = asked.month AND s.number = ANY (%s)
+        WITH whole AS (
+          SELECT s.number, s.month, s.ids FROM {render("{schema}", current())}.lead_access_audit_seals AS s
+          WHERE s.territory IS NOT DISTINCT FROM %s::text AND s.number <= %s
+            AND s.row_count > 0 AND s.detached_table IS NULL AND {_FULL}
+        ), asked AS (
+          SELECT %s::text AS territory, min(whole.month)::timestamp AT TIME ZONE 'Etc/UTC' AS low,
+                 (max(whole.month)::timestamp + interval '1 month') AT TIME ZONE 'Etc/UTC' AS high
+          FROM whole
+        ), sealed AS (
+          SELECT whole.number, whole.month, i.id
+          FROM whole, unnest(whole.ids) AS r, generate_series(lower(r), upper(r) - 1) AS i (id)
         ), held AS (
-          {chains.recorded(conn, f"a.id, a.at, a.lead_id, {ROW_TEXT} AS text", chains.IN_MONTH)}
+          {chains.recorded(conn, f"a.id, a.at, a.lead_id, {month}, {ROW_TEXT} AS text", months)}
         )
-        SELECT sealed.number, held.text FROM sealed JOIN held USING (id) ORDER BY sealed.number, {ROW_ORDER}
+        SELECT sealed.number, held.text FROM sealed JOIN held USING (id, month) ORDER BY sealed.number, {ROW_ORDER}
         """
-    return _stream(conn, out, territory, query, (*chains.asked(territory, month), seals))
+    params = (asked.territory, asked.newest, asked.since, asked.until, asked.territory)
+    return streamed(conn, query, params)
 
 
 def _rows(
@@ -157,19 +191,17 @@ def _rows(
           {chains.recorded(conn, f"a.id, a.at, a.lead_id, {ROW_TEXT} AS text", wanted)}) AS held
         ORDER BY {ROW_ORDER}
         """
-    return _stream(conn, out, territory, query, (territory, since, until))
-
-
-def _stream(
-    conn: psycopg.Connection[Any], out: TextIO, territory: str | None, query: str, params: tuple[Any, ...]
-) -> int:
     written = 0
     with declaring(conn, "", territory or ""):
-        for number, text in streamed(conn, query, params):
-            fields = dict(zip(ROW, json.loads(text)[1:], strict=True))
-            _write(out, {"type": "row", "seal": number, **fields} if number is not None else fields)
+        for _, text in streamed(conn, query, (territory, since, until)):
+            _write(out, _fields(text))
             written += 1
     return written
+
+
+def _fields(text: str) -> dict[str, Any]:
+    """A row's fields, by name."""
+    return dict(zip(ROW, json.loads(text)[1:], strict=True))
 
 
 def _write(out: TextIO, line: dict[str, Any]) -> None:

@@ -25,13 +25,18 @@ ROWS_PER_SEAL = 10_000
 FORMAT = "leadprotect-audit-1"
 """What the first line of an export with seals says."""
 
+# what s.ids::text is, in a fifth of its time
+_IDS = """(
+    SELECT '{' || coalesce(string_agg(concat('[', lower(r), ',', upper(r), ')'), ','), '') || '}'
+    FROM unnest(s.ids) AS r)"""
+
 ROW = {
     "id": "a.id",
     "lead_id": "a.lead_id::text",
     "at": "a.at AT TIME ZONE 'Etc/UTC'",
     "user_id": "a.user_id::text",
-    "login": "a.login",
-    "role": "a.role",
+    "login": "a.login::text",
+    "role": "a.role::text",
     "territory": "a.territory",
     "action": "a.action::text",
     "outcome": "a.outcome::text",
@@ -49,7 +54,7 @@ SEAL = {
     "run": "s.run",
     "month": "s.month",
     "row_count": "s.row_count",
-    "ids": "s.ids::text",
+    "ids": _IDS,
     "content": "encode(s.content, 'hex')",
     "row_checks": "encode(s.row_checks, 'hex')",
     "first_at": "s.first_at AT TIME ZONE 'Etc/UTC'",

@@ -6,11 +6,12 @@ import re
 
 import click
 
-_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+# control characters; then what turns the direction of a line, ends it, or takes no room: bounded() has them, too
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 
 
 def plain(text: str) -> str:
-    """`text` without control characters but the end of a line: none moves the cursor or writes a title."""
+    """`text` without control characters but the end of a line, and without what is not seen: it reads as it is."""
     return _CONTROL.sub(" ", text)
 
 

@@ -77,6 +77,8 @@ def create_seals() -> None:
               detached_table name,
               CONSTRAINT ix_laas_chain UNIQUE NULLS NOT DISTINCT (territory, number)
             );
+            -- to compress numbers of many pieces takes longer than to hash their rows, and saves 10 bytes a row
+            ALTER TABLE {schema}.lead_access_audit_seals ALTER ids SET STORAGE EXTERNAL;
           END IF;
         END
         $do$;
@@ -197,22 +199,39 @@ def create_sealing() -> None:
         LANGUAGE plpgsql
         SET search_path = pg_catalog, pg_temp
         AS $body$
+        DECLARE
+          numbers text;
         BEGIN
-          SELECT max(s.number) + 1, (array_agg(s.hash ORDER BY s.number DESC))[1]
-          INTO entry.number, entry.previous
-          FROM {schema}.lead_access_audit_seals AS s
-          WHERE s.territory IS NOT DISTINCT FROM entry.territory;
-          entry.number := coalesce(entry.number, 1);
+          -- two ways to say one thing, because IS NOT DISTINCT FROM uses no index
+          IF entry.territory IS NULL THEN
+            SELECT s.number, s.hash INTO entry.number, entry.previous
+            FROM {schema}.lead_access_audit_seals AS s WHERE s.territory IS NULL ORDER BY s.number DESC LIMIT 1;
+          ELSE
+            SELECT s.number, s.hash INTO entry.number, entry.previous
+            FROM {schema}.lead_access_audit_seals AS s WHERE s.territory = entry.territory ORDER BY s.number DESC LIMIT 1;
+          END IF;
+          entry.number := coalesce(entry.number, 0) + 1;
           entry.sealed_by := session_user;
           entry.transaction_id := pg_current_xact_id();
+          -- what ids::text writes, in a fifth of its time
+          SELECT '{' || coalesce(string_agg(concat('[', lower(r), ',', upper(r), ')'), ','), '') || '}' INTO numbers
+          FROM unnest(entry.ids) AS r;
           -- leadprotect audit verify makes the same text of the same fields
           entry.hash := sha256(coalesce(entry.previous, '') || sha256(convert_to(json_build_array(
-            'lp-seal-1', entry.territory, entry.number, entry.run, entry.month, entry.row_count, entry.ids::text,
+            'lp-seal-1', entry.territory, entry.number, entry.run, entry.month, entry.row_count, numbers,
             encode(entry.content, 'hex'), encode(entry.row_checks, 'hex'),
             entry.first_at AT TIME ZONE 'Etc/UTC', entry.last_at AT TIME ZONE 'Etc/UTC', entry.sealed_at AT TIME ZONE 'Etc/UTC',
             entry.sealed_by, entry.origin, entry.snapshot::text, entry.transaction_id::text, entry.last_number,
             entry.settled_until AT TIME ZONE 'Etc/UTC', entry.detached_table)::text, 'UTF8')));
-          INSERT INTO {schema}.lead_access_audit_seals SELECT entry.*;
+          -- each by its name: entry.* would copy the whole entry, which is long, for each of them
+          INSERT INTO {schema}.lead_access_audit_seals (
+            territory, number, hash, previous, run, month, row_count, ids, content, row_checks, first_at, last_at,
+            sealed_at, sealed_by, origin, snapshot, transaction_id, last_number, settled_until, detached_table)
+          VALUES (
+            entry.territory, entry.number, entry.hash, entry.previous, entry.run, entry.month, entry.row_count,
+            entry.ids, entry.content, entry.row_checks, entry.first_at, entry.last_at, entry.sealed_at,
+            entry.sealed_by, entry.origin, entry.snapshot, entry.transaction_id, entry.last_number,
+            entry.settled_until, entry.detached_table);
           -- a log that is shipped elsewhere keeps the newest hash out of everybody's reach
           RAISE LOG 'leadprotect seal: territory %, number %, hash %',
             coalesce(quote_ident(entry.territory), 'none'), entry.number, encode(entry.hash, 'hex');
@@ -279,12 +298,12 @@ def create_sealing() -> None:
             WITH state AS MATERIALIZED (
               SELECT pg_current_snapshot() AS snapshot, {schema}.audit_settled_until() AS settled_until
             ), fresh AS (
-              -- the hash is made before the sort, which then moves few bytes a row
+              -- OFFSET keeps this a step of its own: the sort then moves a hash for each row, not the row
               SELECT a.territory COLLATE "C" AS territory,
                      date_trunc('month', a.at AT TIME ZONE 'Etc/UTC')::date AS month, a.id, a.at,
                      sha256(convert_to(json_build_array(
-                       'lp-row-1', a.id, a.lead_id::text, a.at AT TIME ZONE 'Etc/UTC', a.user_id::text, a.login, a.role,
-                       a.territory, a.action::text, a.outcome::text, a.reason, a.note, a.correlation_id,
+                       'lp-row-1', a.id, a.lead_id::text, a.at AT TIME ZONE 'Etc/UTC', a.user_id::text, a.login::text,
+                       a.role::text, a.territory, a.action::text, a.outcome::text, a.reason, a.note, a.correlation_id,
                        a.transaction_id::text, a.basis)::text, 'UTF8')) AS hash
               FROM {schema}.lead_access_audit AS a
               WHERE a.at >= open_from
@@ -292,6 +311,7 @@ def create_sealing() -> None:
                   OR pg_visible_in_snapshot(a.transaction_id, (SELECT state.snapshot FROM state))
                     AND NOT pg_visible_in_snapshot(a.transaction_id, before.snapshot))
                 AND NOT done @> a.id
+              OFFSET 0
             ), counted AS (
               SELECT f.*, (row_number() OVER (PARTITION BY f.territory, f.month ORDER BY f.id) - 1)
                           / rows_per_seal AS slice

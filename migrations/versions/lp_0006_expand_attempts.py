@@ -186,7 +186,14 @@ def create_audit_writer() -> None:
           WHILE octet_length(clean) > 1024 LOOP
             clean := left(clean, length(clean) * 1024 / octet_length(clean));
           END LOOP;
-          clean := regexp_replace(clean, CASE WHEN anything THEN '[\\u0001-\\u001f\\u007f]' ELSE '[[:cntrl:]]' END, ' ', 'g');
+          IF getdatabaseencoding() = 'UTF8' THEN
+            -- what turns the direction of a line, ends it or takes no room hides as much as a control character does
+            clean := regexp_replace(clean, '[\\u0001-\\u001f\\u007f-\\u009f\\u061c\\u180e\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ufeff]', ' ', 'g');
+          ELSIF anything THEN
+            clean := regexp_replace(clean, '[\\u0001-\\u001f\\u007f]', ' ', 'g');
+          ELSE
+            clean := regexp_replace(clean, '[[:cntrl:]]', ' ', 'g');
+          END IF;
           IF anything THEN
             -- there a character is a byte, and what is no UTF-8 would end whoever reads it
             BEGIN
@@ -199,7 +206,7 @@ def create_audit_writer() -> None:
         END
         $body$;
         COMMENT ON FUNCTION {schema}.bounded(text) IS
-        'What a service said, at most 1 kB of it and without control characters; NULL for nothing';
+        'What a service said, at most 1 kB of it, without control characters and what is not seen; NULL for nothing';
         REVOKE ALL ON FUNCTION {schema}.bounded(text) FROM PUBLIC
         """)
     )

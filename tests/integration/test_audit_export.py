@@ -60,9 +60,26 @@ def test_a_period_brings_whole_seals_and_every_link_of_the_chain(database: Datab
     seal(database)
     lines = [json.loads(line) for line in exported(database, since=FEBRUARY, until=MARCH)]
     assert [3] == [line["id"] for line in lines if line["type"] == "row"]
-    assert ["link", "seal", "link"] == [line["type"] for line in lines if line.get("territory") == "DE"][:3]
+    links = [line for line in lines if line["type"] in {"seal", "link"} and line["territory"] == "DE"]
+    assert ["link", "seal", "link"] == [line["type"] for line in links][:3]
     proved = proof.verify_file(json.dumps(line) for line in lines)
     assert (proved.rows, proved.intact) == (1, True)
+
+
+def test_the_rows_of_a_seal_follow_it_so_that_a_reader_holds_one_seal_at_a_time(database: Database) -> None:
+    fill(database)
+    seal(database)
+    fill(database)
+    seal(database)
+    last: tuple[Any, Any] = (None, None)
+    followed = []
+    for line in map(json.loads, exported(database)):
+        if line["type"] == "row":
+            followed.append(((line["territory"], line["seal"]), last))
+        else:
+            last = (line.get("territory"), line.get("number"))
+    assert len({own for own, _ in followed}) > 2
+    assert [] == [pair for pair in followed if pair[0] != pair[1]]
 
 
 def test_an_auditor_exports_his_territory_and_what_has_none(database: Database) -> None:

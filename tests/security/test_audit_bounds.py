@@ -9,7 +9,7 @@ import rich.console
 from click.testing import CliRunner
 
 from leadprotect import settings
-from leadprotect.cli import console, main
+from leadprotect.cli import console, main, terminal
 from tests.support.auditing import seal, verify
 
 if TYPE_CHECKING:
@@ -50,6 +50,20 @@ def test_what_a_caller_says_is_bounded_and_the_evidence_is_still_sealed_and_veri
     assert 1000 < longest(database, {"note": "note", "correlation": "correlation_id"}[said]) <= 1024
     assert seal(database)["DE"] == 1
     assert verify(database).intact
+
+
+UNSEEN = ["\u202e", "\u2066", "\u200b", "\u2028", "\ufeff", "\x1b", "\x85"]
+
+
+@pytest.mark.parametrize("letter", UNSEEN, ids=ascii)
+def test_what_turns_a_line_around_or_is_not_seen_reaches_neither_the_evidence_nor_a_terminal(
+    database: Database, capsys: pytest.CaptureFixture[str], letter: str
+) -> None:
+    """The control is the letter between: whatever is seen stays as it was said."""
+    attempt(database, database.lead("DE"), note=f"a{letter}ü漢", correlation=f"b{letter}c")
+    assert [("a ü漢", "b c")] == database.audit("note, correlation_id")
+    terminal.echo(f"a{letter}ü漢")
+    assert "a ü漢\n" == capsys.readouterr().out
 
 
 @pytest.mark.profiles("other_names")
