@@ -20,6 +20,11 @@ def chain() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in Path(version_path()).glob("lp_*.py")))
 
 
+def file(revision: str) -> Path:
+    """Where a revision's source is."""
+    return Path(version_path()) / f"{revision}.py"
+
+
 def phase(revision: str) -> str:
     """The phase of a revision, as its id tells: expand, migrate or contract."""
     return revision.split("_")[2]

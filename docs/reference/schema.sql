@@ -33,12 +33,12 @@
 --      88  Territories and the border
 --     329  Ownership and rules
 --     975  Decision
---    1359  Attempts and audit
---    2265  Seals
---    2684  Transition
---    2956  Backfill and verification
---    3834  Gate
---    4377  Host
+--    1363  Attempts and audit
+--    2269  Seals
+--    2688  Transition
+--    2960  Backfill and verification
+--    3838  Gate
+--    4381  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -1309,12 +1309,16 @@ GRANT ALL ON FUNCTION leadprotect.explain_edit(lead uuid, OUT reason text) TO le
 -- function has_rules, lp_0007_expand_ownership
 
 CREATE FUNCTION leadprotect.has_rules() RETURNS boolean
-    LANGUAGE sql STABLE SECURITY DEFINER PARALLEL SAFE
-    BEGIN ATOMIC
- SELECT (EXISTS ( SELECT
-            FROM leadprotect.lead_protection_rules r
-           WHERE ((r.user_id = leadprotect.parse_user(current_setting('app.user_id'::text, true))) AND (r.territory = ( SELECT leadprotect.admitted_territory() AS admitted_territory))))) AS "exists";
-END;
+    LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          RETURN EXISTS (
+            SELECT FROM "leadprotect".lead_protection_rules AS r
+            WHERE r.user_id = "leadprotect".parse_user(current_setting('app.user_id', true))
+              AND r.territory = "leadprotect".admitted_territory());
+        END
+        $$;
 
 COMMENT ON FUNCTION leadprotect.has_rules() IS 'Whether the user in context has any rule in his territory; without one, ownership alone decides';
 

@@ -12,7 +12,7 @@ from leadprotect.cli import output
 from leadprotect.cli.console import Console
 from leadprotect.cli.terminal import echo
 from leadprotect.database.connection import connect
-from leadprotect.migration.status import Status, status
+from leadprotect.doctor.status import Status, status
 from leadprotect.settings import current
 
 WATCH_EVERY_S = 2.0
@@ -61,6 +61,7 @@ def _show(found: Status, console: Console) -> None:
     else:
         for c in (*found.open_ways, *found.to_look_at):
             console.print(f"{c.name}: {c.detail}; {c.remedy}", soft_wrap=True)
+    _dangers(found, console)
     if found.backfill:
         console.print(_jobs(found))
     if found.quarantine:
@@ -74,6 +75,16 @@ def _show(found: Status, console: Console) -> None:
         console.print(
             f"pid {session.pid} ({session.application}) waits {session.seconds:.1f} s for a lock, blocked by {by}"
         )
+
+
+def _dangers(found: Status, console: Console) -> None:
+    for one in found.dangers:
+        console.print(f"danger  {one.check}  {one.where}: {one.what}", soft_wrap=True)
+    if found.dangers:
+        console.print("  leadprotect doctor says why each matters, and what mends it")
+    if found.not_judged:
+        unseen = ", ".join(found.not_judged)
+        console.print(f"not judged, because this login may not read what they ask: {unseen}", soft_wrap=True)
 
 
 def _gate(found: Status) -> Table:

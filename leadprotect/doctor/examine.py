@@ -106,6 +106,8 @@ CHECKS: tuple[Check, ...] = (
     facts.leads_unowned,
 )
 """Every check, the worst first."""
+DANGERS = tuple(check for check in CHECKS if check.level == "danger")
+"""Those that the verdict of `leadprotect status` rests on."""
 
 # whoever waited once for somebody's lock does not wait again for it in each check
 _NO_MORE_PATIENCE = "SET LOCAL lock_timeout = '20ms'"

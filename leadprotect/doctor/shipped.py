@@ -19,7 +19,6 @@ from leadprotect import phases
 from leadprotect.doctor import present
 from leadprotect.doctor.likeness import neutral
 from leadprotect.settings import Settings, ident, render
-from leadprotect.settings.files import version_path
 
 if TYPE_CHECKING:
     import psycopg
@@ -135,7 +134,7 @@ def shipped_script(s: Settings, revisions: tuple[str, ...]) -> str:
         return said[-1]
 
     for revision in revisions:
-        module = _loaded(Path(version_path()) / f"{revision}.py")
+        module = _loaded(phases.file(revision))
         # loaded for this call alone: the settings are those given, not the process's
         module |= {"sql": sql, "load": lambda _config: s}
         module["upgrade"]()

@@ -11,7 +11,7 @@ from leadprotect.database.connection import mapped_errors
 from leadprotect.errors import RollbackError
 from leadprotect.migration import inventory, version_table
 from leadprotect.migration.locks import LOCK_TIMEOUT_MS
-from leadprotect.migration.status import revision
+from leadprotect.preflight.version_table import revision
 from leadprotect.settings import Settings, current, ident, render
 
 if TYPE_CHECKING:

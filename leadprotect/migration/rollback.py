@@ -24,8 +24,8 @@ from leadprotect.backfilling.jobs import pause_backfill
 from leadprotect.database.connection import connect, driver_connection, mapped_errors
 from leadprotect.errors import InvalidRequest, RollbackError
 from leadprotect.migration import inventory, undoing
-from leadprotect.migration.status import revision
 from leadprotect.preflight import check
+from leadprotect.preflight.version_table import revision
 from leadprotect.preflight.way_down import check_way_down
 from leadprotect.settings import Settings, duration, load
 from leadprotect.settings.files import ini_file, migrations

@@ -76,6 +76,14 @@ def read_versions(conn: AnyConnection, s: Settings, *, ours: bool) -> tuple[str,
     return found
 
 
+def revision(conn: AnyConnection, s: Settings) -> str | None:
+    """The revision of ours that is applied; None at the base. Raises `PreflightError` when the table is not ours."""
+    # elsewhere it may be the table of a host whose own Alembic knows our folder
+    ours = s.version_table_schema == s.schema
+    found = read_versions(conn, s, ours=ours) or ()
+    return next((version for version in found if version.startswith("lp_")), None)
+
+
 def check_version_table(conn: AnyConnection, s: Settings, *, ours: bool) -> bool:
     """Whether there is a version table.
 

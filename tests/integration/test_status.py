@@ -10,8 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from leadprotect.cli import main
+from leadprotect.doctor.status import status
 from leadprotect.errors import ProtectionUnavailable
-from leadprotect.migration.status import status
+from leadprotect.settings import current
 from tests.support.database import Database
 from tests.support.revisions import HEAD, MIGRATE_HEAD, NAMED, SCRIPTS
 
@@ -141,6 +142,45 @@ def test_nothing_says_protected_when_what_contract_put_there_is_gone(
     names = {"border": role("border"), "edit": role("audit_edit"), "gone": role("forget"), "move": role("refuse_move")}
     names |= {"label": database.settings.leads_table, "schema": database.settings.schema}
     assert verdict() == (1, f"NOT PROTECTED: {found.format(**names)}")
+
+
+@pytest.mark.parametrize(
+    ("damage", "check"),
+    [
+        ("ALTER TABLE {schema}.lead_access_audit DISABLE TRIGGER lp_append_only", "guard-off"),
+        ("ALTER TABLE {schema}.user_lead_assignments NO FORCE ROW LEVEL SECURITY", "row-security-off"),
+        ("ALTER FUNCTION {schema}.audit_edit() RESET search_path", "function-unpinned"),
+        ("GRANT DELETE ON {schema}.lead_access_audit TO PUBLIC", "table-grants"),
+        ("CREATE POLICY p ON {schema}.lead_access_audit USING (true)", "policy-stray"),
+    ],
+)
+def test_status_and_doctor_say_one_thing_of_a_danger(database: Database, damage: str, check: str) -> None:
+    assert verdict() == (0, "protected: everything that contract put on the leads is there")  # the control
+    database.sql(damage)
+    done = CliRunner().invoke(main, ["status"])
+    told = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).output)["findings"]
+    assert check in {one["check"] for one in told}
+    assert (1, True) == (done.exit_code, done.output.startswith("NOT PROTECTED: "))
+    assert [f"danger  {one['check']}  {one['where']}: {one['what']}" for one in told if one["level"] == "danger"] == [
+        line for line in done.output.splitlines() if line.startswith("danger  ")
+    ]
+
+
+def test_before_contract_a_danger_is_said_as_well(expanded: Database) -> None:
+    expanded.sql("ALTER TABLE {schema}.lead_access_audit DISABLE TRIGGER lp_append_only")
+    code, line = verdict()
+    assert (1, True) == (code, line.startswith("BROKEN: "))
+
+
+def test_what_a_login_may_not_ask_is_named(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator is told what he was not told: silence is no good news."""
+    with database.connect("operator") as conn:
+        found = status(conn)
+    assert () == found.dangers
+    monkeypatch.setenv("DATABASE_URL", database.login_url("operator"))
+    current.cache_clear()
+    shown = CliRunner().invoke(main, ["status"]).output
+    assert all(name in shown for name in found.not_judged)
 
 
 def test_a_view_that_was_made_after_contract_is_said_with_what_mends_it(database: Database) -> None:

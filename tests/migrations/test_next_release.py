@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from leadprotect import phases
 from leadprotect.cli import main
+from leadprotect.doctor.status import status
 from leadprotect.migration.rollback import rollback
-from leadprotect.migration.status import status
 from tests.support.database import ROOT
 from tests.support.revisions import CONTRACT, HEAD, MIGRATE_HEAD, REVISIONS
 

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 import leadprotect
 from leadprotect.backfilling import jobs
 from leadprotect.cli import main
+from leadprotect.doctor.status import status
 from leadprotect.migration import gate
-from leadprotect.migration.status import status
 from tests.support.revisions import HEAD, NAMED
 from tests.support.revisions import MIGRATE_HEAD as MIGRATE
 

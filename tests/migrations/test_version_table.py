@@ -13,8 +13,9 @@ from click.testing import CliRunner
 
 from leadprotect.cli import main
 from leadprotect.errors import PreflightError
-from leadprotect.migration import environment, purge, status, version_table
+from leadprotect.migration import environment, purge, version_table
 from leadprotect.preflight import standing
+from leadprotect.preflight import version_table as versions
 from tests.support.revisions import HEAD, MIGRATE_HEAD, NAMED, REVISIONS
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ def test_a_view_of_its_name_is_refused_unread(host: Database) -> None:
     message = refusal(host)
     assert "leadprotect.alembic_version is a view, not the version table of Alembic" in message
     with host.connect() as conn, pytest.raises(PreflightError):
-        status.revision(conn, host.settings)
+        versions.revision(conn, host.settings)
     with pytest.raises(psycopg.errors.DivisionByZero):  # the control
         host.sql("SELECT * FROM {versions}")
 

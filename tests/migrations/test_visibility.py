@@ -11,8 +11,8 @@ from alembic.util import CommandError
 from click.testing import CliRunner
 
 from leadprotect.cli import main
+from leadprotect.doctor.status import status
 from leadprotect.migration import gate
-from leadprotect.migration.status import status
 from tests.migrations.test_preflight import deploying_as, refused, state
 from tests.support.fingerprint import difference
 from tests.support.revisions import HEAD

@@ -22,8 +22,8 @@ from leadprotect.lab.rehearsal.watching import LongTransactions, Sampler
 from leadprotect.lab.servers import FAST, embedded
 from leadprotect.lab.traffic import RATE, Application, live_traffic
 from leadprotect.migration import gate
-from leadprotect.migration.status import revision
 from leadprotect.preflight import check
+from leadprotect.preflight.version_table import revision
 from leadprotect.settings import Settings, current, ident, literal, table
 from leadprotect.settings.files import migrations, write_ini
 

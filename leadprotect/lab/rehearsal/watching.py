@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.opening import open_connection
-from leadprotect.migration.status import revision
+from leadprotect.preflight.version_table import revision
 from leadprotect.settings import Settings, ident, table, url
 
 if TYPE_CHECKING:

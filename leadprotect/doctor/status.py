@@ -5,19 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import psycopg
+
 from leadprotect import phases
 from leadprotect.backfilling.jobs import list_jobs
 from leadprotect.database.catalog import relation
-from leadprotect.database.connection import rows
+from leadprotect.database.connection import driver_connection, rows
+from leadprotect.doctor.examine import DANGERS, examine
 from leadprotect.errors import LockUnavailable
 from leadprotect.migration import gate
 from leadprotect.preflight import standing
-from leadprotect.preflight.version_table import read_versions
+from leadprotect.preflight.version_table import revision
 from leadprotect.settings import Settings, current, ident
 
 if TYPE_CHECKING:
     from leadprotect.backfilled import Job
     from leadprotect.database.connection import AnyConnection
+    from leadprotect.doctor.finding import Symptom
 
 
 _LOCKED_OUT = ("territories", "logins")
@@ -50,7 +54,8 @@ class Status:
     unknown at a revision of a newer version; gate and backfill are not asked there, because that
     version may have changed them. `conditions` are those of the gate, empty before the migrate step;
     `pending` names the revisions still to be applied, in their order; `lacking` what the applied ones
-    made and is gone; `quarantine` maps a table to its estimated rows, None where nobody has counted
+    made and is gone; `dangers` what doctor finds of that level, `not_judged` its checks of that level that this
+    login may not ask; `quarantine` maps a table to its estimated rows, None where nobody has counted
     them yet; `invalid_indexes` are leftovers of cancelled builds.
     """
 
@@ -64,6 +69,8 @@ class Status:
     waiting: tuple[Waiting, ...]
     pending: tuple[str, ...]
     lacking: tuple[str, ...]
+    dangers: tuple[Symptom, ...]
+    not_judged: tuple[str, ...]
 
     @property
     def open_ways(self) -> tuple[gate.Condition, ...]:
@@ -78,7 +85,7 @@ class Status:
     @property
     def sound(self) -> bool:
         """Whether what the phase promises is there."""
-        return not self.lacking and not self.open_ways
+        return not self.lacking and not self.open_ways and not self.dangers
 
     @property
     def ready(self) -> bool:
@@ -90,7 +97,9 @@ class Status:
     def verdict(self) -> str:
         """One line: what holds now."""
         if not self.sound:
-            missing = [*self.lacking, *(way.detail for way in self.open_ways)]
+            missing = [*self.lacking, *(way.detail for way in self.open_ways)] or [
+                f"{found.where}: {found.what}" for found in self.dangers
+            ]
             return f"{_BROKEN.get(self.phase, 'BROKEN')}: {'; '.join(missing)}"
         if self.phase == "migrate" and (waits := [c.name for c in self.conditions if not c.met]):
             return f"nothing is enforced yet: the gate waits for {', '.join(waits)}"
@@ -112,6 +121,7 @@ def status(conn: AnyConnection, *, settings: Settings | None = None) -> Status:
     present = revision(conn, s)
     phase = phases.reached(present)
     asked = set() if phase in ("none", "unknown") else _functions(conn, s)
+    dangers, not_judged = _dangers(conn, s)
     return Status(
         present,
         phases.chain()[-1],
@@ -121,18 +131,24 @@ def status(conn: AnyConnection, *, settings: Settings | None = None) -> Status:
         waiting=_waiting(conn, s),
         pending=phases.pending(present),
         lacking=tuple(standing.lacking(conn, s, phases.through(present))),
+        dangers=dangers,
+        not_judged=not_judged,
         # asked last: only these read the host's tables, so only they can meet a lock
         backfill=_backfill(conn, s) if "backfill_status" in asked else (),
         conditions=_conditions(conn, s) if "gate_conditions" in asked else (),
     )
 
 
-def revision(conn: AnyConnection, settings: Settings) -> str | None:
-    """The revision of ours that is applied; None at the base. Raises `PreflightError` when the table is not ours."""
-    # elsewhere it may be the table of a host whose own Alembic knows our folder
-    ours = settings.version_table_schema == settings.schema
-    found = read_versions(conn, settings, ours=ours) or ()
-    return next((version for version in found if version.startswith("lp_")), None)
+def _dangers(conn: AnyConnection, s: Settings) -> tuple[tuple[Symptom, ...], tuple[str, ...]]:
+    """What doctor would call a danger, so that the two never say different things."""
+    driver = driver_connection(conn)
+    if not isinstance(driver, psycopg.Connection):
+        return (), tuple(check.name for check in DANGERS)
+    found = examine(driver, settings=s, checks=DANGERS)
+    return (
+        tuple(one for one in found.findings if one.level == "danger"),
+        tuple(one.check for one in found.not_judged),
+    )
 
 
 def _functions(conn: AnyConnection, s: Settings) -> set[str]:
