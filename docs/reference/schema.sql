@@ -33,12 +33,12 @@
 --      88  Territories and the border
 --     329  Ownership and rules
 --     975  Decision
---    1363  Attempts and audit
---    2269  Seals
---    2688  Transition
---    2960  Backfill and verification
---    3838  Gate
---    4381  Host
+--    1359  Attempts and audit
+--    2258  Seals
+--    2658  Transition
+--    2930  Backfill and verification
+--    3808  Gate
+--    4433  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -71,7 +71,7 @@
 --    backfill_slice, backfill_release, backfill_defer, backfill_retry, backfill_settle,
 --    backfill_finish, backfill_request, unowned_leads, backfill_stale, backfill_estimate,
 --    backfill_sample, backfill_outside, unowned_count, backfill_counts, backfill_report,
---    backfill_status, gate_conditions
+--    backfill_status, guard_beat, guard_release, gate_conditions
 --
 -- nobody: they serve policies, triggers, revisions and the functions above
 --    publish_territories, keep_assignment, end_lead_rules, host_lead, protected_leads,
@@ -1309,16 +1309,12 @@ GRANT ALL ON FUNCTION leadprotect.explain_edit(lead uuid, OUT reason text) TO le
 -- function has_rules, lp_0007_expand_ownership
 
 CREATE FUNCTION leadprotect.has_rules() RETURNS boolean
-    LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL SAFE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-        BEGIN
-          RETURN EXISTS (
-            SELECT FROM "leadprotect".lead_protection_rules AS r
-            WHERE r.user_id = "leadprotect".parse_user(current_setting('app.user_id', true))
-              AND r.territory = "leadprotect".admitted_territory());
-        END
-        $$;
+    LANGUAGE sql STABLE SECURITY DEFINER PARALLEL SAFE
+    BEGIN ATOMIC
+ SELECT (EXISTS ( SELECT
+            FROM leadprotect.lead_protection_rules r
+           WHERE ((r.user_id = leadprotect.parse_user(current_setting('app.user_id'::text, true))) AND (r.territory = ( SELECT leadprotect.admitted_territory() AS admitted_territory))))) AS "exists";
+END;
 
 COMMENT ON FUNCTION leadprotect.has_rules() IS 'Whether the user in context has any rule in his territory; without one, ownership alone decides';
 
@@ -1926,14 +1922,7 @@ CREATE FUNCTION leadprotect.bounded(said text) RETURNS text
           WHILE octet_length(clean) > 1024 LOOP
             clean := left(clean, length(clean) * 1024 / octet_length(clean));
           END LOOP;
-          IF getdatabaseencoding() = 'UTF8' THEN
-            -- what turns the direction of a line, ends it or takes no room hides as much as a control character does
-            clean := regexp_replace(clean, '[\u0001-\u001f\u007f-\u009f\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]', ' ', 'g');
-          ELSIF anything THEN
-            clean := regexp_replace(clean, '[\u0001-\u001f\u007f]', ' ', 'g');
-          ELSE
-            clean := regexp_replace(clean, '[[:cntrl:]]', ' ', 'g');
-          END IF;
+          clean := regexp_replace(clean, CASE WHEN anything THEN '[\u0001-\u001f\u007f]' ELSE '[[:cntrl:]]' END, ' ', 'g');
           IF anything THEN
             -- there a character is a byte, and what is no UTF-8 would end whoever reads it
             BEGIN
@@ -1946,7 +1935,7 @@ CREATE FUNCTION leadprotect.bounded(said text) RETURNS text
         END
         $$;
 
-COMMENT ON FUNCTION leadprotect.bounded(said text) IS 'What a service said, at most 1 kB of it, without control characters and what is not seen; NULL for nothing';
+COMMENT ON FUNCTION leadprotect.bounded(said text) IS 'What a service said, at most 1 kB of it and without control characters; NULL for nothing';
 
 REVOKE ALL ON FUNCTION leadprotect.bounded(said text) FROM PUBLIC;
 
@@ -2298,7 +2287,6 @@ CREATE TABLE leadprotect.lead_access_audit_seals (
     settled_until timestamp with time zone NOT NULL,
     detached_table name
 );
-ALTER TABLE ONLY leadprotect.lead_access_audit_seals ALTER COLUMN ids SET STORAGE EXTERNAL;
 
 ALTER TABLE ONLY leadprotect.lead_access_audit_seals FORCE ROW LEVEL SECURITY;
 
@@ -2412,39 +2400,22 @@ CREATE FUNCTION leadprotect.append_audit_seal(entry leadprotect.lead_access_audi
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
-        DECLARE
-          numbers text;
         BEGIN
-          -- two ways to say one thing, because IS NOT DISTINCT FROM uses no index
-          IF entry.territory IS NULL THEN
-            SELECT s.number, s.hash INTO entry.number, entry.previous
-            FROM "leadprotect".lead_access_audit_seals AS s WHERE s.territory IS NULL ORDER BY s.number DESC LIMIT 1;
-          ELSE
-            SELECT s.number, s.hash INTO entry.number, entry.previous
-            FROM "leadprotect".lead_access_audit_seals AS s WHERE s.territory = entry.territory ORDER BY s.number DESC LIMIT 1;
-          END IF;
-          entry.number := coalesce(entry.number, 0) + 1;
+          SELECT max(s.number) + 1, (array_agg(s.hash ORDER BY s.number DESC))[1]
+          INTO entry.number, entry.previous
+          FROM "leadprotect".lead_access_audit_seals AS s
+          WHERE s.territory IS NOT DISTINCT FROM entry.territory;
+          entry.number := coalesce(entry.number, 1);
           entry.sealed_by := session_user;
           entry.transaction_id := pg_current_xact_id();
-          -- what ids::text writes, in a fifth of its time
-          SELECT '{' || coalesce(string_agg(concat('[', lower(r), ',', upper(r), ')'), ','), '') || '}' INTO numbers
-          FROM unnest(entry.ids) AS r;
           -- leadprotect audit verify makes the same text of the same fields
           entry.hash := sha256(coalesce(entry.previous, '') || sha256(convert_to(json_build_array(
-            'lp-seal-1', entry.territory, entry.number, entry.run, entry.month, entry.row_count, numbers,
+            'lp-seal-1', entry.territory, entry.number, entry.run, entry.month, entry.row_count, entry.ids::text,
             encode(entry.content, 'hex'), encode(entry.row_checks, 'hex'),
             entry.first_at AT TIME ZONE 'Etc/UTC', entry.last_at AT TIME ZONE 'Etc/UTC', entry.sealed_at AT TIME ZONE 'Etc/UTC',
             entry.sealed_by, entry.origin, entry.snapshot::text, entry.transaction_id::text, entry.last_number,
             entry.settled_until AT TIME ZONE 'Etc/UTC', entry.detached_table)::text, 'UTF8')));
-          -- each by its name: entry.* would copy the whole entry, which is long, for each of them
-          INSERT INTO "leadprotect".lead_access_audit_seals (
-            territory, number, hash, previous, run, month, row_count, ids, content, row_checks, first_at, last_at,
-            sealed_at, sealed_by, origin, snapshot, transaction_id, last_number, settled_until, detached_table)
-          VALUES (
-            entry.territory, entry.number, entry.hash, entry.previous, entry.run, entry.month, entry.row_count,
-            entry.ids, entry.content, entry.row_checks, entry.first_at, entry.last_at, entry.sealed_at,
-            entry.sealed_by, entry.origin, entry.snapshot, entry.transaction_id, entry.last_number,
-            entry.settled_until, entry.detached_table);
+          INSERT INTO "leadprotect".lead_access_audit_seals SELECT entry.*;
           -- a log that is shipped elsewhere keeps the newest hash out of everybody's reach
           RAISE LOG 'leadprotect seal: territory %, number %, hash %',
             coalesce(quote_ident(entry.territory), 'none'), entry.number, encode(entry.hash, 'hex');
@@ -2505,12 +2476,12 @@ CREATE FUNCTION leadprotect.seal_audit(rows_per_seal integer DEFAULT 10000) RETU
             WITH state AS MATERIALIZED (
               SELECT pg_current_snapshot() AS snapshot, "leadprotect".audit_settled_until() AS settled_until
             ), fresh AS (
-              -- OFFSET keeps this a step of its own: the sort then moves a hash for each row, not the row
+              -- the hash is made before the sort, which then moves few bytes a row
               SELECT a.territory COLLATE "C" AS territory,
                      date_trunc('month', a.at AT TIME ZONE 'Etc/UTC')::date AS month, a.id, a.at,
                      sha256(convert_to(json_build_array(
-                       'lp-row-1', a.id, a.lead_id::text, a.at AT TIME ZONE 'Etc/UTC', a.user_id::text, a.login::text,
-                       a.role::text, a.territory, a.action::text, a.outcome::text, a.reason, a.note, a.correlation_id,
+                       'lp-row-1', a.id, a.lead_id::text, a.at AT TIME ZONE 'Etc/UTC', a.user_id::text, a.login, a.role,
+                       a.territory, a.action::text, a.outcome::text, a.reason, a.note, a.correlation_id,
                        a.transaction_id::text, a.basis)::text, 'UTF8')) AS hash
               FROM "leadprotect".lead_access_audit AS a
               WHERE a.at >= open_from
@@ -2518,7 +2489,6 @@ CREATE FUNCTION leadprotect.seal_audit(rows_per_seal integer DEFAULT 10000) RETU
                   OR pg_visible_in_snapshot(a.transaction_id, (SELECT state.snapshot FROM state))
                     AND NOT pg_visible_in_snapshot(a.transaction_id, before.snapshot))
                 AND NOT done @> a.id
-              OFFSET 0
             ), counted AS (
               SELECT f.*, (row_number() OVER (PARTITION BY f.territory, f.month ORDER BY f.id) - 1)
                           / rows_per_seal AS slice
@@ -3839,7 +3809,8 @@ GRANT ALL ON FUNCTION leadprotect.backfill_status() TO leadprotect_operator;
 -- Gate
 --
 -- What holds contract back. gate_conditions() lists each condition and whether it is met, for
--- operators; the revisions of contract call require_open_gate().
+-- operators; the revisions of contract call require_open_gate(). leadprotect guard keeps its run
+-- and its heartbeat here.
 -- =================================================================================================
 
 -- table accepted_conditions, lp_0013_migrate_gate
@@ -3910,6 +3881,87 @@ COMMENT ON FUNCTION leadprotect.accepted_share(condition text) IS 'The share of 
 
 REVOKE ALL ON FUNCTION leadprotect.accepted_share(condition text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.accepted_share(condition text) TO leadprotect_reader;
+
+-- table guard_runs, lp_0013_migrate_gate
+
+CREATE TABLE leadprotect.guard_runs (
+    run uuid NOT NULL,
+    command text NOT NULL,
+    began text,
+    revision text,
+    guard text NOT NULL,
+    login name DEFAULT SESSION_USER NOT NULL,
+    started_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    heartbeat_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    ended_at timestamp with time zone,
+    state text NOT NULL,
+    reason text,
+    CONSTRAINT gr_state CHECK ((state = ANY (ARRAY['running'::text, 'held'::text, 'baking'::text, 'stopping'::text, 'rolling_back'::text, 'done'::text, 'failed'::text, 'paused'::text, 'unknown'::text, 'rolled_back'::text, 'refused'::text, 'lost'::text])))
+);
+
+ALTER TABLE ONLY leadprotect.guard_runs FORCE ROW LEVEL SECURITY;
+
+COMMENT ON TABLE leadprotect.guard_runs IS 'Runs of leadprotect guard: where each began, what it does, and when it was last heard of';
+COMMENT ON COLUMN leadprotect.guard_runs.run IS 'the run';
+COMMENT ON COLUMN leadprotect.guard_runs.command IS 'what it guards';
+COMMENT ON COLUMN leadprotect.guard_runs.began IS 'the revision at which it began, where a rollback goes; NULL: the base';
+COMMENT ON COLUMN leadprotect.guard_runs.revision IS 'the revision that it saw last; NULL: the base';
+COMMENT ON COLUMN leadprotect.guard_runs.guard IS 'host and process id';
+COMMENT ON COLUMN leadprotect.guard_runs.login IS 'its login';
+COMMENT ON COLUMN leadprotect.guard_runs.started_at IS 'when its row was made';
+COMMENT ON COLUMN leadprotect.guard_runs.heartbeat_at IS 'when it was last heard of; older than 60 seconds, and every backfill holds';
+COMMENT ON COLUMN leadprotect.guard_runs.ended_at IS 'when it ended, or was given up';
+COMMENT ON COLUMN leadprotect.guard_runs.state IS 'what it does, or how it ended';
+COMMENT ON COLUMN leadprotect.guard_runs.reason IS 'why, in words';
+
+ALTER TABLE ONLY leadprotect.guard_runs
+    ADD CONSTRAINT guard_runs_pkey PRIMARY KEY (run);
+
+ALTER TABLE leadprotect.guard_runs ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY lp_inside ON leadprotect.guard_runs TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_operator ON leadprotect.guard_runs FOR SELECT TO leadprotect_operator USING (true);
+
+GRANT SELECT ON TABLE leadprotect.guard_runs TO leadprotect_operator;
+
+-- function guard_beat, lp_0013_migrate_gate
+
+CREATE FUNCTION leadprotect.guard_beat(run uuid, command text, began text, revision text, guard text, state text, reason text, ended boolean) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    BEGIN ATOMIC
+ INSERT INTO leadprotect.guard_runs AS r (run, command, began, revision, guard, state, reason, ended_at)
+   VALUES (guard_beat.run, guard_beat.command, guard_beat.began, guard_beat.revision, guard_beat.guard, guard_beat.state, "left"(guard_beat.reason, 1000),
+         CASE
+             WHEN guard_beat.ended THEN clock_timestamp()
+             ELSE NULL::timestamp with time zone
+         END) ON CONFLICT(run) DO UPDATE SET revision = excluded.revision, state = excluded.state, reason = excluded.reason, heartbeat_at = clock_timestamp(), ended_at = excluded.ended_at;
+END;
+
+COMMENT ON FUNCTION leadprotect.guard_beat(run uuid, command text, began text, revision text, guard text, state text, reason text, ended boolean) IS 'The heartbeat of a guard: makes the row of its run, and says what it does';
+
+REVOKE ALL ON FUNCTION leadprotect.guard_beat(run uuid, command text, began text, revision text, guard text, state text, reason text, ended boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.guard_beat(run uuid, command text, began text, revision text, guard text, state text, reason text, ended boolean) TO leadprotect_operator;
+
+-- function guard_release, lp_0013_migrate_gate
+
+CREATE FUNCTION leadprotect.guard_release(silent_for interval) RETURNS bigint
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    BEGIN ATOMIC
+ WITH lost AS (
+          UPDATE leadprotect.guard_runs r SET ended_at = clock_timestamp(), state = 'lost'::text
+           WHERE ((r.ended_at IS NULL) AND (r.heartbeat_at < (clock_timestamp() - guard_release.silent_for)))
+           RETURNING r.run
+         )
+  SELECT count(*) AS count
+    FROM lost;
+END;
+
+COMMENT ON FUNCTION leadprotect.guard_release(silent_for interval) IS 'Gives up the guards that were not heard of for so long, so that a backfill may go on; how many there were';
+
+REVOKE ALL ON FUNCTION leadprotect.guard_release(silent_for interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.guard_release(silent_for interval) TO leadprotect_operator;
 
 -- function ways_around, lp_0013_migrate_gate, owner leadprotect_reader
 

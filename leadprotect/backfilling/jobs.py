@@ -34,8 +34,10 @@ def pause(
 
 
 def resume(conn: AnyConnection, territories: Sequence[str] = (), *, settings: Settings | None = None) -> list[Job]:
-    """Take back a pause or a stop."""
-    return _request(conn, territories, "run", None, settings)
+    """Take back a pause or a stop, and give up guards that were not heard of for 60 seconds."""
+    s = settings or current()
+    release_guards(conn, s, silent_for=SILENT_S)
+    return _request(conn, territories, "run", None, s)
 
 
 def stop(
@@ -63,6 +65,17 @@ def _request(
         call = render("SELECT {schema}.backfill_request(%s, %s, %s)", s)
         rows(conn, call, (job.territory, wanted, reason))
     return list_jobs(conn, territories, settings=s)
+
+
+SILENT_S = 60.0
+"""A guard that was not heard of for so long is dead, and can stop nothing any more: the backfill stops for it."""
+
+
+def release_guards(conn: AnyConnection, settings: Settings, *, silent_for: float) -> None:
+    """Give up the guards that were not heard of for `silent_for` seconds; before their revision there is none."""
+    known = "SELECT FROM pg_catalog.to_regprocedure(%s) AS p WHERE p IS NOT NULL"
+    if rows(conn, known, (f"{ident(settings.schema)}.guard_release(interval)",)):
+        rows(conn, render("SELECT {schema}.guard_release(make_interval(secs => %s))", settings), (silent_for,))
 
 
 PAUSE_S = 5.0

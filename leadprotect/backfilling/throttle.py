@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
+from leadprotect.backfilling.jobs import SILENT_S
 from leadprotect.backfilling.signals import GO, SIGNALS, Asked, Limits, Pace
 from leadprotect.database.opening import open_connection
 from leadprotect.settings import Settings, render
@@ -24,6 +25,7 @@ INTERVAL_S = 1.0
 LONGEST_HOLD_S = 300.0
 """While it holds, the signals are asked again after 1 s, 2 s, 4 s ... at most after 5 minutes."""
 
+_GUARD_EVERY_S = 5.0
 _STALE_S = 10.0
 _TICK_S = 0.1
 _TIMEOUT_MS = 2000
@@ -49,6 +51,8 @@ class Throttle(threading.Thread):
         self.stop_asked: str | None = None
         self._verdict = Pace(0.0, "the signals were not asked yet")
         self._unreadable: Pace | None = None
+        self._guard_verdict = GO
+        self._guard_at = -_GUARD_EVERY_S
         self._paused: dict[str, str] = {}
         self._gone = False
         self._address, self._settings, self._territories = address, settings, territories
@@ -111,7 +115,11 @@ class Throttle(threading.Thread):
         hold = next_look = 0.0
         while True:
             requests = self._read("the request in the database", self._requests)
-            self._unreadable = requests if requests.factor == 0 else None
+            if time.monotonic() - self._guard_at >= _GUARD_EVERY_S:
+                self._guard_at = time.monotonic()
+                self._guard_verdict = self._read("the heartbeat of a guard", self._guards)
+            hard = min(requests, self._guard_verdict, key=lambda verdict: verdict.factor)
+            self._unreadable = hard if hard.factor == 0 else None
             if time.monotonic() >= next_look:
                 self._verdict = self.ask()
                 hold = next_hold(hold) if self._verdict.factor == 0 else 0.0
@@ -179,6 +187,26 @@ class Throttle(threading.Thread):
         # who was asked to stop does, whatever a run that begins later makes of the request
         self.stop_asked = self.stop_asked or (stops[0] if stops else None)
         return GO
+
+    def _guards(self) -> Pace:
+        """Whether one that did not end is silent; before the revision that makes their table there is none."""
+        query = """
+            SELECT guard, extract(epoch FROM clock_timestamp() - heartbeat_at)::float8 FROM {schema}.guard_runs
+            WHERE ended_at IS NULL AND heartbeat_at < clock_timestamp() - make_interval(secs => %s)
+            ORDER BY heartbeat_at LIMIT 1
+            """
+        try:
+            found = self._asking().row(render(query, self._settings), (SILENT_S,))
+        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+            return GO
+        if found is None:
+            return GO
+        guard, seconds = found
+        return Pace(
+            0.0,
+            f"the guard {guard} was not heard of for {seconds:.0f} s: start leadprotect guard again, "
+            "or go on without one: leadprotect backfill resume",
+        )
 
     def _gate_verdict(self) -> Pace:
         reason = self._gate() if self._gate else None

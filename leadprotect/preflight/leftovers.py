@@ -45,7 +45,10 @@ _KEPT = (
         ),
         "backfill_deferred": "territory lead_id reason deferred_at",
     },
-    {"accepted_conditions": "condition accepted_at accepted_by share"},
+    {
+        "accepted_conditions": "condition accepted_at accepted_by share",
+        "guard_runs": "run command began revision guard login started_at heartbeat_at ended_at state reason",
+    },
 )
 
 

@@ -22,7 +22,7 @@ _TABLES = {
     "lp_0006_expand_attempts": "denial_secret",
     "lp_0009_expand_lead_triggers": "contextless_writes unsettled_leads",
     "lp_0011_migrate_backfill": "backfill_jobs backfill_chunks backfill_deferred",
-    "lp_0013_migrate_gate": "accepted_conditions",
+    "lp_0013_migrate_gate": "accepted_conditions guard_runs",
     "lp_0015_contract_enforce": "host_row_security",
 }
 _ENFORCES = "lp_0015_contract_enforce"

@@ -73,7 +73,8 @@ def end_runs() -> None:
     op.execute(
         sql("""
         UPDATE {schema}.backfill_jobs SET request = 'run', request_reason = NULL
-        WHERE request = 'pause' AND request_reason IN ('alembic downgrade', 'leadprotect rollback')
+        WHERE request = 'pause' AND (request_reason IN ('alembic downgrade', 'leadprotect rollback')
+          OR pg_catalog.starts_with(request_reason, 'leadprotect guard'))
         """)
     )
     op.execute(

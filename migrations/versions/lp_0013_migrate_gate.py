@@ -24,6 +24,7 @@ locks: dict[str, dict[str, str]] = {"upgrade": {}, "downgrade": {}}
 def upgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
     create_acceptances()
+    create_guard_runs()
     leave_quarantine()
     create_requirement()
     op.execute(sql("GRANT CREATE ON SCHEMA {schema} TO {reader}"))
@@ -49,13 +50,19 @@ def downgrade() -> None:
           {schema}.ways_around(text, name[]),
           {schema}.tolerated(text, bigint, bigint, text),
           {schema}.accept_condition(text, numeric),
-          {schema}.accepted_share(text)
+          {schema}.accepted_share(text),
+          {schema}.guard_beat(uuid, text, text, text, text, text, text, boolean),
+          {schema}.guard_release(interval)
         """)
     )
     op.execute(
         sql("""
         REVOKE ALL ON {schema}.accepted_conditions FROM {reader}, {operator};
-        ALTER TABLE {schema}.accepted_conditions SET SCHEMA {quarantine}
+        ALTER TABLE {schema}.accepted_conditions SET SCHEMA {quarantine};
+        -- who undoes this revision has answered every guard that was on its way
+        UPDATE {schema}.guard_runs SET state = 'rolled_back', ended_at = pg_catalog.clock_timestamp() WHERE ended_at IS NULL;
+        REVOKE ALL ON {schema}.guard_runs FROM {reader}, {operator};
+        ALTER TABLE {schema}.guard_runs SET SCHEMA {quarantine}
         """)
     )
     op.execute("RESET ROLE")
@@ -135,6 +142,97 @@ def create_acceptances() -> None:
         'The share of the leads up to which a condition was accepted; NULL where it was not';
         REVOKE ALL ON FUNCTION {schema}.accepted_share(text) FROM PUBLIC;
         GRANT EXECUTE ON FUNCTION {schema}.accepted_share(text) TO {reader}
+        """)
+    )
+
+
+def create_guard_runs() -> None:
+    # A guard that is silent can stop nothing any more, so the backfill stops for it: its throttle reads the heartbeat.
+    # A run that did not end well keeps where it began, so that the next guard can still go back there.
+    op.execute(
+        sql("""
+        DO $do$
+        BEGIN
+          IF pg_catalog.to_regclass('{quarantine}.guard_runs') IS NOT NULL THEN
+            ALTER TABLE {quarantine}.guard_runs SET SCHEMA {schema};
+          ELSE
+            CREATE TABLE {schema}.guard_runs (
+              run uuid PRIMARY KEY,
+              command text NOT NULL,
+              began text,
+              revision text,
+              guard text NOT NULL,
+              login name NOT NULL DEFAULT session_user,
+              started_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+              heartbeat_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+              ended_at timestamptz,
+              state text NOT NULL,
+              reason text,
+              CONSTRAINT gr_state CHECK (state IN ('running', 'held', 'baking', 'stopping', 'rolling_back', 'done', 'failed',
+                'paused', 'unknown', 'rolled_back', 'refused', 'lost'))
+            );
+          END IF;
+        END
+        $do$;
+        COMMENT ON TABLE {schema}.guard_runs IS
+        'Runs of leadprotect guard: where each began, what it does, and when it was last heard of';
+        COMMENT ON COLUMN {schema}.guard_runs.run IS 'the run';
+        COMMENT ON COLUMN {schema}.guard_runs.command IS 'what it guards';
+        COMMENT ON COLUMN {schema}.guard_runs.began IS 'the revision at which it began, where a rollback goes; NULL: the base';
+        COMMENT ON COLUMN {schema}.guard_runs.revision IS 'the revision that it saw last; NULL: the base';
+        COMMENT ON COLUMN {schema}.guard_runs.guard IS 'host and process id';
+        COMMENT ON COLUMN {schema}.guard_runs.login IS 'its login';
+        COMMENT ON COLUMN {schema}.guard_runs.started_at IS 'when its row was made';
+        COMMENT ON COLUMN {schema}.guard_runs.heartbeat_at IS
+        'when it was last heard of; older than 60 seconds, and every backfill holds';
+        COMMENT ON COLUMN {schema}.guard_runs.ended_at IS 'when it ended, or was given up';
+        COMMENT ON COLUMN {schema}.guard_runs.state IS 'what it does, or how it ended';
+        COMMENT ON COLUMN {schema}.guard_runs.reason IS 'why, in words';
+        ALTER TABLE {schema}.guard_runs ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE {schema}.guard_runs FORCE ROW LEVEL SECURITY;
+        DROP POLICY IF EXISTS lp_inside ON {schema}.guard_runs;
+        CREATE POLICY lp_inside ON {schema}.guard_runs TO {owner}, {reader} USING ({inside}) WITH CHECK ({inside});
+        DROP POLICY IF EXISTS lp_operator ON {schema}.guard_runs;
+        CREATE POLICY lp_operator ON {schema}.guard_runs FOR SELECT TO {operator} USING (true);
+        GRANT SELECT ON {schema}.guard_runs TO {operator}
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.guard_beat(
+          run uuid, command text, began text, revision text, guard text, state text, reason text, ended boolean)
+        RETURNS void
+        LANGUAGE sql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        BEGIN ATOMIC
+          INSERT INTO {schema}.guard_runs AS r (run, command, began, revision, guard, state, reason, ended_at)
+          VALUES (guard_beat.run, guard_beat.command, guard_beat.began, guard_beat.revision, guard_beat.guard, guard_beat.state,
+                  pg_catalog.left(guard_beat.reason, 1000), CASE WHEN guard_beat.ended THEN pg_catalog.clock_timestamp() END)
+          ON CONFLICT (run) DO UPDATE
+            SET revision = excluded.revision, state = excluded.state, reason = excluded.reason,
+                heartbeat_at = pg_catalog.clock_timestamp(), ended_at = excluded.ended_at;
+        END;
+        COMMENT ON FUNCTION {schema}.guard_beat(uuid, text, text, text, text, text, text, boolean) IS
+        'The heartbeat of a guard: makes the row of its run, and says what it does';
+        REVOKE ALL ON FUNCTION {schema}.guard_beat(uuid, text, text, text, text, text, text, boolean) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.guard_beat(uuid, text, text, text, text, text, text, boolean) TO {operator};
+        CREATE FUNCTION {schema}.guard_release(silent_for interval)
+        RETURNS bigint
+        LANGUAGE sql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        BEGIN ATOMIC
+          WITH lost AS (
+            UPDATE {schema}.guard_runs AS r SET ended_at = pg_catalog.clock_timestamp(), state = 'lost'
+            WHERE r.ended_at IS NULL AND r.heartbeat_at < pg_catalog.clock_timestamp() - guard_release.silent_for
+            RETURNING r.run)
+          SELECT pg_catalog.count(*) FROM lost;
+        END;
+        COMMENT ON FUNCTION {schema}.guard_release(interval) IS
+        'Gives up the guards that were not heard of for so long, so that a backfill may go on; how many there were';
+        REVOKE ALL ON FUNCTION {schema}.guard_release(interval) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.guard_release(interval) TO {operator}
         """)
     )
 

@@ -330,3 +330,45 @@ def test_requests_for_an_unknown_territory_are_refused() -> None:
             answer.exit_code,
             answer.stderr,
         )
+
+
+# --- a guard that died
+
+
+def beat(database: Database, *, seconds: int, ended: bool = False) -> None:
+    """The row of a guard that was last heard of so long ago."""
+    database.sql(
+        "SELECT {schema}.guard_beat(gen_random_uuid(), 'upgrade', NULL, NULL, 'host:1', 'running', NULL, %s)",
+        ended,
+    )
+    database.sql("UPDATE {schema}.guard_runs SET heartbeat_at = now() - make_interval(secs => %s)", seconds)
+
+
+def held(database: Database) -> Pace:
+    """What a run that begins now is told first."""
+    throttle = Throttle(database.url, database.settings, ("DE", "CH"))
+    throttle.start()
+    throttle.end()
+    return throttle.now()
+
+
+@pytest.mark.parametrize(("seconds", "ended", "holds"), [(61, False, True), (50, False, False), (61, True, False)])
+def test_a_guard_that_was_not_heard_of_for_a_minute_holds_the_backfill(
+    expanded: Database, seconds: int, *, ended: bool, holds: bool
+) -> None:
+    beat(expanded, seconds=seconds, ended=ended)
+    verdict = held(expanded)
+    assert holds == (verdict.factor == 0)
+    assert holds == ("host:1 was not heard of for 6" in (verdict.reason or ""))
+
+
+def test_who_resumes_the_backfill_gives_up_the_dead_guard_and_no_living_one(expanded: Database) -> None:
+    beat(expanded, seconds=61)
+    beat_living = "SELECT {schema}.guard_beat(gen_random_uuid(), 'other', NULL, NULL, 'host:2', 'running', NULL, false)"
+    expanded.sql(beat_living)
+    assert 0 == CliRunner().invoke(main, ["backfill", "resume"]).exit_code
+    assert 1.0 == held(expanded).factor
+    assert [("host:1", "lost"), ("host:2", "running")] == expanded.sql(
+        "SELECT guard, state FROM {schema}.guard_runs ORDER BY guard"
+    )
+    assert [1] == expanded.sql("SELECT count(*) FROM {schema}.guard_runs WHERE ended_at IS NULL")

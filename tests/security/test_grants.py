@@ -24,6 +24,7 @@ READERS = {
     "backfill_deferred": {"operator"},
     "unsettled_leads": {"operator"},
     "accepted_conditions": {"operator"},
+    "guard_runs": {"operator"},
 }
 """Table or view -> the offices that may SELECT; no office may do anything else."""
 
@@ -71,6 +72,8 @@ CALLERS = {
     "unowned_count": {"operator"},
     "unreadable": {"operator"},
     "gate_conditions": {"operator"},
+    "guard_beat": {"operator"},
+    "guard_release": {"operator"},
 }
 """Function -> the offices that may call it; the backfill_* functions are the operator's."""
 

@@ -128,9 +128,9 @@ SUBJECTS = (
     Subject(
         "Gate",
         """What holds contract back. gate_conditions() lists each condition and whether it is met, for operators;
-        the revisions of contract call require_open_gate().""",
+        the revisions of contract call require_open_gate(). leadprotect guard keeps its run and its heartbeat here.""",
         "accepted_conditions accept_condition accepted_share tolerated ways_around what_changes gate_conditions "
-        "require_open_gate",
+        "require_open_gate guard_runs guard_beat guard_release",
     ),
     Subject(
         "Host",
