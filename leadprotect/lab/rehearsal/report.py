@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.lab.rehearsal.steps import BUILDS
 from leadprotect.lab.rehearsal.watching import EVERY_S
+from leadprotect.page import fill
 
 if TYPE_CHECKING:
     from leadprotect.lab.rehearsal.result import Rehearsal
@@ -27,8 +27,7 @@ _GAP_S = 4 * EVERY_S  # samples nearer to each other are one span
 
 def write_report(rehearsal: Rehearsal, file: Path) -> None:
     """Write the report; the folder must be there."""
-    data = json.dumps(report_data(rehearsal), separators=(",", ":")).replace("</", "<\\/")
-    file.write_text(TEMPLATE.read_text(encoding="utf-8").replace("/*DATA*/null", data), encoding="utf-8")
+    file.write_text(fill(TEMPLATE, report_data(rehearsal)), encoding="utf-8")
 
 
 def report_data(r: Rehearsal) -> dict[str, Any]:
