@@ -26,6 +26,7 @@ COMMANDS = {
     "demo": "Show the whole migration on a PostgreSQL of its own.",
     "doctor": "Say whether what stands in the database is what leadprotect made, and what is in the way; reads only.",
     "gate": "Say whether a rollout may go on; alone, the same as `leadprotect gate check`.",
+    "guard": "Watch a rollout: run it step by step while the gates are good, else pause or roll back.",
     "purge": "Delete what a downgrade left in the quarantine, the audit included, after asking.",
     "redteam": "Attack your own database as one of its logins; reads only.",
     "rehearse": "Run the whole migration under live traffic, and report every stall.",
