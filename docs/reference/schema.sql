@@ -33,12 +33,12 @@
 --      88  Territories and the border
 --     329  Ownership and rules
 --     975  Decision
---    1359  Attempts and audit
---    2258  Seals
---    2658  Transition
---    2930  Backfill and verification
---    3808  Gate
---    4433  Host
+--    1363  Attempts and audit
+--    2269  Seals
+--    2688  Transition
+--    2960  Backfill and verification
+--    3838  Gate
+--    4463  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -1309,12 +1309,16 @@ GRANT ALL ON FUNCTION leadprotect.explain_edit(lead uuid, OUT reason text) TO le
 -- function has_rules, lp_0007_expand_ownership
 
 CREATE FUNCTION leadprotect.has_rules() RETURNS boolean
-    LANGUAGE sql STABLE SECURITY DEFINER PARALLEL SAFE
-    BEGIN ATOMIC
- SELECT (EXISTS ( SELECT
-            FROM leadprotect.lead_protection_rules r
-           WHERE ((r.user_id = leadprotect.parse_user(current_setting('app.user_id'::text, true))) AND (r.territory = ( SELECT leadprotect.admitted_territory() AS admitted_territory))))) AS "exists";
-END;
+    LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          RETURN EXISTS (
+            SELECT FROM "leadprotect".lead_protection_rules AS r
+            WHERE r.user_id = "leadprotect".parse_user(current_setting('app.user_id', true))
+              AND r.territory = "leadprotect".admitted_territory());
+        END
+        $$;
 
 COMMENT ON FUNCTION leadprotect.has_rules() IS 'Whether the user in context has any rule in his territory; without one, ownership alone decides';
 
@@ -1922,7 +1926,14 @@ CREATE FUNCTION leadprotect.bounded(said text) RETURNS text
           WHILE octet_length(clean) > 1024 LOOP
             clean := left(clean, length(clean) * 1024 / octet_length(clean));
           END LOOP;
-          clean := regexp_replace(clean, CASE WHEN anything THEN '[\u0001-\u001f\u007f]' ELSE '[[:cntrl:]]' END, ' ', 'g');
+          IF getdatabaseencoding() = 'UTF8' THEN
+            -- what turns the direction of a line, ends it or takes no room hides as much as a control character does
+            clean := regexp_replace(clean, '[\u0001-\u001f\u007f-\u009f\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]', ' ', 'g');
+          ELSIF anything THEN
+            clean := regexp_replace(clean, '[\u0001-\u001f\u007f]', ' ', 'g');
+          ELSE
+            clean := regexp_replace(clean, '[[:cntrl:]]', ' ', 'g');
+          END IF;
           IF anything THEN
             -- there a character is a byte, and what is no UTF-8 would end whoever reads it
             BEGIN
@@ -1935,7 +1946,7 @@ CREATE FUNCTION leadprotect.bounded(said text) RETURNS text
         END
         $$;
 
-COMMENT ON FUNCTION leadprotect.bounded(said text) IS 'What a service said, at most 1 kB of it and without control characters; NULL for nothing';
+COMMENT ON FUNCTION leadprotect.bounded(said text) IS 'What a service said, at most 1 kB of it, without control characters and what is not seen; NULL for nothing';
 
 REVOKE ALL ON FUNCTION leadprotect.bounded(said text) FROM PUBLIC;
 
@@ -2287,6 +2298,7 @@ CREATE TABLE leadprotect.lead_access_audit_seals (
     settled_until timestamp with time zone NOT NULL,
     detached_table name
 );
+ALTER TABLE ONLY leadprotect.lead_access_audit_seals ALTER COLUMN ids SET STORAGE EXTERNAL;
 
 ALTER TABLE ONLY leadprotect.lead_access_audit_seals FORCE ROW LEVEL SECURITY;
 
@@ -2400,22 +2412,39 @@ CREATE FUNCTION leadprotect.append_audit_seal(entry leadprotect.lead_access_audi
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
+        DECLARE
+          numbers text;
         BEGIN
-          SELECT max(s.number) + 1, (array_agg(s.hash ORDER BY s.number DESC))[1]
-          INTO entry.number, entry.previous
-          FROM "leadprotect".lead_access_audit_seals AS s
-          WHERE s.territory IS NOT DISTINCT FROM entry.territory;
-          entry.number := coalesce(entry.number, 1);
+          -- two ways to say one thing, because IS NOT DISTINCT FROM uses no index
+          IF entry.territory IS NULL THEN
+            SELECT s.number, s.hash INTO entry.number, entry.previous
+            FROM "leadprotect".lead_access_audit_seals AS s WHERE s.territory IS NULL ORDER BY s.number DESC LIMIT 1;
+          ELSE
+            SELECT s.number, s.hash INTO entry.number, entry.previous
+            FROM "leadprotect".lead_access_audit_seals AS s WHERE s.territory = entry.territory ORDER BY s.number DESC LIMIT 1;
+          END IF;
+          entry.number := coalesce(entry.number, 0) + 1;
           entry.sealed_by := session_user;
           entry.transaction_id := pg_current_xact_id();
+          -- what ids::text writes, in a fifth of its time
+          SELECT '{' || coalesce(string_agg(concat('[', lower(r), ',', upper(r), ')'), ','), '') || '}' INTO numbers
+          FROM unnest(entry.ids) AS r;
           -- leadprotect audit verify makes the same text of the same fields
           entry.hash := sha256(coalesce(entry.previous, '') || sha256(convert_to(json_build_array(
-            'lp-seal-1', entry.territory, entry.number, entry.run, entry.month, entry.row_count, entry.ids::text,
+            'lp-seal-1', entry.territory, entry.number, entry.run, entry.month, entry.row_count, numbers,
             encode(entry.content, 'hex'), encode(entry.row_checks, 'hex'),
             entry.first_at AT TIME ZONE 'Etc/UTC', entry.last_at AT TIME ZONE 'Etc/UTC', entry.sealed_at AT TIME ZONE 'Etc/UTC',
             entry.sealed_by, entry.origin, entry.snapshot::text, entry.transaction_id::text, entry.last_number,
             entry.settled_until AT TIME ZONE 'Etc/UTC', entry.detached_table)::text, 'UTF8')));
-          INSERT INTO "leadprotect".lead_access_audit_seals SELECT entry.*;
+          -- each by its name: entry.* would copy the whole entry, which is long, for each of them
+          INSERT INTO "leadprotect".lead_access_audit_seals (
+            territory, number, hash, previous, run, month, row_count, ids, content, row_checks, first_at, last_at,
+            sealed_at, sealed_by, origin, snapshot, transaction_id, last_number, settled_until, detached_table)
+          VALUES (
+            entry.territory, entry.number, entry.hash, entry.previous, entry.run, entry.month, entry.row_count,
+            entry.ids, entry.content, entry.row_checks, entry.first_at, entry.last_at, entry.sealed_at,
+            entry.sealed_by, entry.origin, entry.snapshot, entry.transaction_id, entry.last_number,
+            entry.settled_until, entry.detached_table);
           -- a log that is shipped elsewhere keeps the newest hash out of everybody's reach
           RAISE LOG 'leadprotect seal: territory %, number %, hash %',
             coalesce(quote_ident(entry.territory), 'none'), entry.number, encode(entry.hash, 'hex');
@@ -2476,12 +2505,12 @@ CREATE FUNCTION leadprotect.seal_audit(rows_per_seal integer DEFAULT 10000) RETU
             WITH state AS MATERIALIZED (
               SELECT pg_current_snapshot() AS snapshot, "leadprotect".audit_settled_until() AS settled_until
             ), fresh AS (
-              -- the hash is made before the sort, which then moves few bytes a row
+              -- OFFSET keeps this a step of its own: the sort then moves a hash for each row, not the row
               SELECT a.territory COLLATE "C" AS territory,
                      date_trunc('month', a.at AT TIME ZONE 'Etc/UTC')::date AS month, a.id, a.at,
                      sha256(convert_to(json_build_array(
-                       'lp-row-1', a.id, a.lead_id::text, a.at AT TIME ZONE 'Etc/UTC', a.user_id::text, a.login, a.role,
-                       a.territory, a.action::text, a.outcome::text, a.reason, a.note, a.correlation_id,
+                       'lp-row-1', a.id, a.lead_id::text, a.at AT TIME ZONE 'Etc/UTC', a.user_id::text, a.login::text,
+                       a.role::text, a.territory, a.action::text, a.outcome::text, a.reason, a.note, a.correlation_id,
                        a.transaction_id::text, a.basis)::text, 'UTF8')) AS hash
               FROM "leadprotect".lead_access_audit AS a
               WHERE a.at >= open_from
@@ -2489,6 +2518,7 @@ CREATE FUNCTION leadprotect.seal_audit(rows_per_seal integer DEFAULT 10000) RETU
                   OR pg_visible_in_snapshot(a.transaction_id, (SELECT state.snapshot FROM state))
                     AND NOT pg_visible_in_snapshot(a.transaction_id, before.snapshot))
                 AND NOT done @> a.id
+              OFFSET 0
             ), counted AS (
               SELECT f.*, (row_number() OVER (PARTITION BY f.territory, f.month ORDER BY f.id) - 1)
                           / rows_per_seal AS slice

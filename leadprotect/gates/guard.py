@@ -40,7 +40,7 @@ from leadprotect.gates.machine import (
 from leadprotect.gates.record import Period, Record
 from leadprotect.gates.rollout import Backfill, Child, Rollout, Upgrade
 from leadprotect.gates.verdict import Answer, Evaluation, Verdict
-from leadprotect.migration.status import revision
+from leadprotect.preflight.version_table import revision
 from leadprotect.settings import Settings, url
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from leadprotect.database.connection import connect
 from leadprotect.errors import InvalidRequest, LeadProtectError, PreflightError, SettingsError
 from leadprotect.migration import locks
 from leadprotect.migration.rollback import Event, rollback
-from leadprotect.migration.status import revision
+from leadprotect.preflight.version_table import revision
 from leadprotect.settings import Settings, ident
 
 if TYPE_CHECKING:
