@@ -67,7 +67,10 @@ def evaluate(gates: Gates, database: str | Callable[[], str] | None, *, before: 
         counted = before.deadlocks if before else None
         asked.append(_begun(lambda: probe(database, gates.limits, deadlocks=counted), "database", "SELECT"))
     found = [answered() for answered in asked]
-    return Evaluation(at, tuple(answer for answers, _ in found for answer in answers), found[-1][1])
+    deadlocks = found[-1][1]
+    if deadlocks is None and before:  # a look that failed is no new beginning
+        deadlocks = before.deadlocks
+    return Evaluation(at, tuple(answer for answers, _ in found for answer in answers), deadlocks)
 
 
 def _begun(

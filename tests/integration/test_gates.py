@@ -11,7 +11,7 @@ import time
 import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import prometheus_client
 import psycopg
@@ -102,6 +102,31 @@ def test_a_deadlock_pauses_by_its_increase_since_the_last_look(host: Database) -
     seen = looked(host, before)["database deadlocks"]
     assert (PAUSE, 1.0, "1 since the last look") == (seen.verdict, seen.value, seen.why)
     assert PROCEED == looked(host, counted(host))["database deadlocks"].verdict
+
+
+@pytest.mark.profiles("pg18")
+def test_a_deadlock_while_the_database_could_not_be_asked_is_seen_at_the_next_look(host: Database) -> None:
+    gates = Gates(settings=host.settings)
+    first = evaluate(gates, host.url)
+    deadlock(host)
+    wait_for(lambda: counted(host) > (first.deadlocks or 0))
+    blind = evaluate(gates, "postgresql://127.0.0.1:1/crm", before=first)
+    assert first.deadlocks == blind.deadlocks
+    (seen,) = [a for a in evaluate(gates, host.url, before=blind).answers if a.name == "database deadlocks"]
+    assert (PAUSE, 1.0) == (seen.verdict, seen.value)
+
+
+def test_a_look_costs_the_database_three_statements(host: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    executed: list[str] = []
+    execute = psycopg.Connection.execute
+
+    def counting(conn: psycopg.Connection[Any], query: str, *args: Any, **more: Any) -> Any:
+        executed.append(query)
+        return execute(conn, query, *args, **more)
+
+    monkeypatch.setattr(psycopg.Connection, "execute", counting)
+    probes.probe(host.url, Gates(settings=host.settings).limits)
+    assert 3 == len(executed)
 
 
 def test_a_counter_that_began_anew_is_no_rise_of_its_old_value(host: Database) -> None:
