@@ -15,6 +15,7 @@ from alembic.script import ScriptDirectory
 from leadprotect.settings import files
 from tests.support.database import ROOT
 from tests.support.revisions import NAMED
+from tests.support.rules import SHIPPED
 
 if TYPE_CHECKING:
     from tests.support.database import Database
@@ -96,6 +97,16 @@ def test_version_path_points_into_the_installed_package(python: Path, tmp_path: 
 def test_the_installed_command_tells_its_version(python: Path, tmp_path: Path, wheel: Path) -> None:
     version = wheel.name.split("-")[1]
     assert f"leadprotect, version {version}" == said_by([python.with_name("leadprotect"), "--version"], tmp_path)
+
+
+def test_the_installed_command_writes_the_rules_that_the_package_ships(python: Path, tmp_path: Path) -> None:
+    told = said_by([python.with_name("leadprotect"), "gate", "render", "-o", "rules"], tmp_path)
+    assert (tmp_path / "rules").is_dir()
+    assert sorted(path.name for path in (tmp_path / "rules").iterdir()) == sorted(
+        Path(line).name for line in told.splitlines()
+    )
+    shipped = (SHIPPED / "micrometer.yaml").read_text(encoding="utf-8")
+    assert shipped == (tmp_path / "rules" / "leadprotect.yaml").read_text(encoding="utf-8")
 
 
 @pytest.mark.profiles("pg18")

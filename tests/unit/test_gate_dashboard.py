@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 
+import prometheus_client
 import promql_parser
 import pytest
 import yaml
 
-from leadprotect import settings
+from leadprotect import metrics, settings
 from leadprotect.gates.measures import PRESETS
 from leadprotect.gates.rules import dashboard as shipped
 from leadprotect.gates.rules import exporter_queries, rendered
@@ -54,6 +55,16 @@ def test_what_the_rules_take_of_ours_is_what_the_exporter_is_asked_for() -> None
     exported = {f"{name}_{column}" for name, one in asked.items() for entry in one["metrics"] for column in entry}
     taken = set(re.findall(r"\bleadprotect_\w+", rendered(PRESETS["micrometer"])["leadprotect.yaml"]))
     assert {"leadprotect_phase_reached", "leadprotect_backfill_scanned"} <= taken <= exported
+
+
+def test_what_the_rules_take_of_the_library_is_what_it_counts() -> None:
+    registry = prometheus_client.CollectorRegistry()
+    metrics.enable(registry)
+    exported = prometheus_client.generate_latest(registry).decode()
+    taken = set(re.findall(r"\blead_access\w+", rendered(PRESETS["micrometer"])["leadprotect.yaml"]))
+    assert {"lead_access_assert_allow_total", "lead_access_assert_deny_total"} == taken
+    assert taken <= set(re.findall(r"^lead_access\w+", exported, re.MULTILINE))
+    assert 'lead_access_assert_deny_total{reason="not_owner"}' in exported
 
 
 def test_the_exporter_s_queries_name_what_the_host_named() -> None:
