@@ -41,13 +41,15 @@ class PageServer:
         host, _, port = where.rpartition(":")
         host = host.strip("[]").replace("localhost", "127.0.0.1")
         try:
-            if not ipaddress.ip_address(host).is_loopback:
-                raise InvalidRequest(f"--serve {where}: the page has no login, so it is for this machine: 127.0.0.1:0")
-            self._server = ThreadingHTTPServer((host, int(port)), self._handler())
-        except (ValueError, OverflowError):
+            address, number = ipaddress.ip_address(host), int(port)
+        except ValueError:
             raise InvalidRequest(f"--serve {where}: expected an address and a port, such as 127.0.0.1:0") from None
-        except OSError as error:
-            raise InvalidRequest(f"--serve {where}: {error.strerror}") from None
+        if not address.is_loopback:
+            raise InvalidRequest(f"--serve {where}: the page has no login, so it is for this machine: 127.0.0.1:0")
+        try:
+            self._server = ThreadingHTTPServer((host, number), self._handler())
+        except (OSError, OverflowError) as error:
+            raise InvalidRequest(f"--serve {where}: {error}") from None
         self._server.daemon_threads = True
         self._data: dict[str, Any] = {}
         self._looked = self._looked_at_end = -_LAST_LOOK_S

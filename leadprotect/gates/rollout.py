@@ -43,7 +43,7 @@ class Upgrade:
 
     def pending(self, present: str | None) -> list[str]:
         """The revisions after `present`, the next one first; raises `InvalidRequest` for a target that is none."""
-        scripts = ScriptDirectory.from_config(self.config)
+        scripts = self._scripts()
         try:
             found = [one.revision for one in scripts.iterate_revisions(self.target, present or "base")]
         except (CommandError, RevisionError) as error:
@@ -57,8 +57,14 @@ class Upgrade:
 
     def applied(self, present: str | None) -> list[str]:
         """The revisions that stand, the first one first."""
-        scripts = ScriptDirectory.from_config(self.config)
+        scripts = self._scripts()
         return [one.revision for one in scripts.iterate_revisions(present, "base")][::-1] if present else []
+
+    def _scripts(self) -> ScriptDirectory:
+        try:
+            return ScriptDirectory.from_config(self.config)
+        except CommandError as error:
+            raise InvalidRequest(f"{' '.join(self.words)}: {error}") from None
 
     def step(self, revision: str) -> tuple[str, ...]:
         """The words that apply one revision."""
@@ -180,8 +186,9 @@ class Child:
         return next((line for line in reversed(self.last) if line.strip()), "it said nothing")
 
     def _read(self) -> None:
-        process = self.process
-        for line in (process.stdout or ()) if process else ():
-            self.last.append(line.rstrip())
-            self.heard(line.rstrip())
-        self.ended(process.wait() if process else 0)
+        if process := self.process:
+            with process:
+                for line in process.stdout or ():
+                    self.last.append(line.rstrip())
+                    self.heard(line.rstrip())
+            self.ended(process.returncode)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 
 from leadprotect.backfilling import jobs
-from leadprotect.gates import interventions
+from leadprotect.gates import interventions, rollout
+from leadprotect.gates.guard import Guard
+from leadprotect.gates.machine import Patience
+from leadprotect.gates.verdict import Verdict
 from tests.support.alembic import wait_for, waiting
 from tests.support.leads import old_leads
-from tests.support.revisions import MIGRATE_HEAD, NAMED
-from tests.support.scripted import guarding
+from tests.support.revisions import HEAD, MIGRATE_HEAD, NAMED
+from tests.support.scripted import evaluation, guarding
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -253,3 +257,66 @@ def admit(database: Database, *, allowed: bool) -> None:
         if not allowed:
             conn.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (database.name,))
             time.sleep(0.2)
+
+
+def test_a_target_that_stays_dead_is_left_to_a_person_and_its_state_is_kept(expanded: Database, script: Path) -> None:
+    said: list[str] = []
+    says = [Verdict.PROCEED]
+    guard = Guard(
+        rollout.read_command(UP), expanded.settings, ask=lambda _: evaluation(says[0]), interval=0.2,
+        tell=lambda told: said.append(told.what), patience=Patience(bake=600, attempts=2),
+    )  # fmt: skip
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(guard.run)
+        wait_for(expanded, "SELECT 1 FROM {schema}.guard_runs WHERE state = 'baking'")
+        with expanded.connect() as writer:
+            expanded.query(writer, "LOCK TABLE {leads} IN ROW EXCLUSIVE MODE")
+            says[0] = Verdict.ROLLBACK
+            waiting(expanded)
+        admit(expanded, allowed=False)
+        outcome = running.result(60)
+        admit(expanded, allowed=True)
+    assert 21 == outcome.code, said
+    assert "no connection to the database" in outcome.why
+    assert (f"look at it, then go back by hand: leadprotect rollback --to {MIGRATE_HEAD}",) == outcome.following
+    assert ("rolling_back", MIGRATE_HEAD, False) == last_run(expanded)
+    with guarding(expanded, script, *UP) as again:
+        assert 30 == again.ended(), again.said
+
+
+def test_what_somebody_else_migrated_meanwhile_is_not_undone(expanded: Database, script: Path) -> None:
+    with guarding(expanded, script, *UP, options=LONG) as guard:
+        guard.until("every step is done")
+        expanded.upgrade()
+        guard.gates("ROLLBACK")
+        assert 21 == guard.ended(), guard.said
+    assert HEAD == expanded.revision()
+    assert f"somebody else migrated it meanwhile: {HEAD}" in guard.said
+    assert f"go back by hand: leadprotect rollback --to {MIGRATE_HEAD}" in guard.said
+
+
+def test_what_a_host_built_on_ours_is_not_dropped(expanded: Database, script: Path) -> None:
+    with guarding(expanded, script, "alembic", "upgrade", "head", options=LONG) as guard:
+        guard.until("every step is done")
+        expanded.sql("CREATE VIEW crm.reports AS SELECT * FROM {schema}.host_row_security")
+        guard.gates("ROLLBACK")
+        assert 21 == guard.ended(), guard.said
+    assert HEAD == expanded.revision()
+    assert "crm.reports" in guard.said
+
+
+def test_a_guard_killed_while_it_stops_a_step_leaves_nothing_half_done(host: Database, script: Path) -> None:
+    begin, build = NAMED["expand_ownership"], NAMED["expand_indexes"]
+    host.upgrade(begin)
+    with host.connect() as reader:
+        reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        host.query(reader, "SELECT FROM {leads}")
+        with guarding(host, script, "alembic", "upgrade", build, options=LONG) as guard:
+            wait_for(host, "SELECT 1 FROM pg_stat_progress_create_index WHERE phase LIKE 'waiting%'")
+            guard.gates("ROLLBACK")
+            guard.until("guard     stopping")
+            guard.kill()
+    with guarding(host, script, "alembic", "upgrade", build) as again:
+        assert 0 == again.ended(), again.said
+    assert build == host.revision()
+    assert [] == invalid(host)

@@ -96,11 +96,28 @@ def test_an_option_that_can_t_be_right_is_named(option: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "where", ["0.0.0.0:0", "192.0.2.1:80", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:70000", "example"]
+    ("where", "why"),
+    [
+        ("0.0.0.0:0", "has no login"),
+        ("192.0.2.1:80", "has no login"),
+        ("[::]:0", "has no login"),
+        ("127.0.0.1", "expected an address and a port"),
+        ("127.0.0.1:x", "expected an address and a port"),
+        ("example:80", "expected an address and a port"),
+        ("127.0.0.1:70000", "0-65535"),
+    ],
 )
-def test_the_page_is_served_to_this_machine_only(where: str) -> None:
-    with pytest.raises(InvalidRequest, match="--serve"):
+def test_the_page_is_served_to_this_machine_only(where: str, why: str) -> None:
+    with pytest.raises(InvalidRequest, match=why) as refused:
         report.PageServer(where)
+    assert str(refused.value).startswith(f"--serve {where}: ")
+
+
+def test_without_a_folder_of_revisions_it_is_told_in_one_line(tmp_path: Path) -> None:
+    rollout = read_command(["alembic", "-c", str(tmp_path / "no.ini"), "upgrade", "head"])
+    assert isinstance(rollout, Upgrade)
+    with pytest.raises(InvalidRequest, match=r"alembic -c .* upgrade head: No 'script_location' key found"):
+        rollout.pending(None)
 
 
 def recorded(*, code: int | None) -> Record:
