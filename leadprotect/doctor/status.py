@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from leadprotect.doctor.finding import Symptom
 
 
-_LOCKED_OUT = ("territories", "logins")
+_LOCKED_OUT = ("territories", "logins", "host_code")
 _WAYS = ("visibility", "exempt_roles", "inheritance", "views")
 _BROKEN = {"contract": "NOT PROTECTED"}
 _VERDICTS = {

@@ -134,7 +134,8 @@ def _accepted(text: str) -> tuple[str, Decimal]:
     """One of -x accept=unowned:0.32,unprotected:0.6."""
     name, _, share = (part.strip() for part in text.partition(":"))
     if name not in gate.ACCEPTABLE:
-        raise SettingsError(f"-x accept={text}: {' and '.join(gate.ACCEPTABLE)} can be accepted; write unowned:0.32")
+        known = f"{', '.join(gate.ACCEPTABLE[:-1])} and {gate.ACCEPTABLE[-1]}"
+        raise SettingsError(f"-x accept={text}: {known} can be accepted; write unowned:0.32")
     if not re.fullmatch(r"0(\.\d{1,4})?|1(\.0{1,4})?", share):
         raise SettingsError(
             f"-x accept={text}: {share!r} is no share of the leads; write one between 0 and 1: {name}:0.32"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from leadprotect.database.connection import AnyConnection
 
 
-ACCEPTABLE = ("unowned", "unprotected")
+ACCEPTABLE = ("unowned", "unprotected", "host_code")
 """Conditions that a person may accept, by name and value."""
 
 

@@ -27,6 +27,7 @@ BEFORE_RLS = ["visibility", "owners", "transition", "constraints", "observation_
 ALL = [
     *(*BEFORE_RLS, "territories", "unprotected", "unowned", "contextless_writes", "logins", "exempt_roles"),
     *("inheritance", "referential_actions", "host_triggers", "views", "searches"),
+    *("unique_keys", "host_code"),
 ]
 
 
@@ -479,7 +480,7 @@ def test_a_script_carries_what_is_accepted(watched: Database) -> None:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("owners:1", "unowned and unprotected can be accepted"),
+        ("owners:1", "unowned, unprotected and host_code can be accepted"),
         ("unowned", "'' is no share of the leads"),
         ("unowned:1.5", "'1.5' is no share of the leads"),
         ("unowned:-0.1", "'-0.1' is no share of the leads"),
@@ -507,6 +508,58 @@ def test_indexes_that_row_security_takes_from_searches_are_named(watched: Databa
     detail = asked(watched)["searches"].detail
     assert "by_lower_city" in detail
     assert "by_words" in detail
+    assert is_open(watched)
+
+
+TOUCH = """
+    CREATE FUNCTION crm.touch() RETURNS trigger LANGUAGE plpgsql {how} AS $body$
+    BEGIN UPDATE {{leads}} SET city = 'touched' WHERE {{lead_id}} = NEW.{{activity_lead_id}}; RETURN NEW; END
+    $body$;
+    CREATE TRIGGER touch AFTER INSERT ON {{activities}} FOR EACH ROW EXECUTE FUNCTION crm.touch()
+    """
+
+
+def test_code_of_the_host_that_would_change_leads_in_silence_waits_for_somebody_s_word(watched: Database) -> None:
+    watched.sql_script(TOUCH.format(how=""))
+    found = only(watched, "host_code")
+    assert found.detail.startswith("trigger touch on ")
+    watched.upgrade(accept="host_code:1")
+    assert watched.revision() == HEAD
+    accepted = asked(watched)["host_code"]
+    assert (True, True) == (accepted.met, accepted.detail.endswith("accepted"))
+    lead = watched.lead("DE", owner=watched.user(1))
+    for seller, seen in ((2, None), (1, "touched")):  # whom it concerns, and the control
+        with watched.acting("seller_de", seller) as conn:
+            watched.query(
+                conn,
+                "INSERT INTO {activities} ({activity_lead_id}, {activity_user_id}, {activity_kind}, {activity_at}) "
+                "VALUES (%s, %s, 'NOTE', now())",
+                *(lead, watched.user(seller)),
+            )
+        assert [seen] == watched.sql("SELECT city FROM {leads} WHERE {lead_id} = %s", lead)
+
+
+def test_code_of_the_host_that_runs_as_the_owner_of_the_leads_goes_on_as_before(watched: Database) -> None:
+    watched.sql_script(TOUCH.format(how="SECURITY DEFINER"))
+    assert is_open(watched)
+    watched.sql("ALTER FUNCTION crm.touch() SECURITY INVOKER")  # the control
+    only(watched, "host_code")
+
+
+def test_a_rule_that_changes_leads_is_code_of_the_host(watched: Database, login: Callable[..., str]) -> None:
+    watched.sql("CREATE TABLE crm.calls (lead text)")
+    watched.sql("CREATE RULE touch AS ON INSERT TO crm.calls DO ALSO UPDATE {leads} SET city = 'called'")
+    assert is_open(watched)  # it runs as the owner of the table, whom row security does not bind
+    watched.sql(f'ALTER TABLE crm.calls OWNER TO "{login()}"')
+    assert only(watched, "host_code").detail.startswith("rule touch on crm.calls")
+
+
+def test_unique_keys_that_reach_over_territories_are_named(watched: Database) -> None:
+    assert "no unique key" in asked(watched)["unique_keys"].detail
+    watched.sql("CREATE UNIQUE INDEX by_company ON {leads} (company, {territory})")
+    assert "no unique key" in asked(watched)["unique_keys"].detail
+    watched.sql("CREATE UNIQUE INDEX by_city ON {leads} (city)")
+    assert "by_city" in asked(watched)["unique_keys"].detail
     assert is_open(watched)
 
 
