@@ -167,14 +167,11 @@ class _Judge:
         if why := self._unfit(gate, rules, threshold):
             return Answer(gate.name, query, None, threshold, Verdict.UNKNOWN, why)
         (rule,) = rules
-        if not gate.series:
-            return Answer(gate.name, query, None, None, *_by_state(rule, gate, ""))
-        value, missing = self._value(gate, query, threshold)
-        if rule.state == "firing" and gate.action == "rollback":
-            return Answer(gate.name, query, value, threshold, *_by_state(rule, gate, _compared(gate, value, threshold)))
-        if missing:
-            return Answer(gate.name, query, value, threshold, Verdict.UNKNOWN, missing)
-        return Answer(gate.name, query, value, threshold, *_by_state(rule, gate, _compared(gate, value, threshold)))
+        value, missing = self._value(gate, query, threshold) if gate.series else (None, "")
+        verdict, why = _by_state(rule, gate, _compared(gate, value, threshold))
+        if missing and verdict is not Verdict.ROLLBACK:
+            verdict, why = Verdict.UNKNOWN, missing
+        return Answer(gate.name, query, value, threshold, verdict, why)
 
     def _query(self, series: str) -> str:
         return f'{series}{{service="{self.settings.prometheus_service}"}}'

@@ -13,7 +13,7 @@ from leadprotect.settings import Settings, render
 FOLDER = Path(__file__).parent
 
 THRESHOLDS = "leadprotect:gate_threshold"
-"""One series for each gate that a file of rules holds, with label `gate`: what its value is compared with."""
+"""One series for each gate that has a value or may be left out, with label `gate`: what it is compared with."""
 
 BUCKETS = "leadprotect:http_bucket:seconds"
 """One series for each bucket of the latency: its bound is label `le` times the value, in seconds."""

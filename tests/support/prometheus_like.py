@@ -66,6 +66,7 @@ class PrometheusLike:
                 value, threshold = GOOD[gate.name]
                 self.series[gate.series] = [({"service": self.service, "gate": gate.name}, str(value))]
                 self.thresholds[gate.name] = str(threshold)
+        self.thresholds["counters"] = "0"
         self.series[BUCKETS] = [({"le": bound}, "1") for bound in ("0.1", "0.5", "+Inf")]
 
     def ago(self, seconds: float) -> str:

@@ -179,7 +179,7 @@ def test_a_missing_rule_is_named(like: PrometheusLike) -> None:
     assert (UNKNOWN, "errors: LeadprotectErrorsHigh is not loaded") == (found.verdict, only(found))
 
 
-@pytest.mark.parametrize("gate", ["lock_waits", "denials"])
+@pytest.mark.parametrize("gate", ["lock_waits", "denials", "counters"])
 def test_a_rule_that_was_not_rendered_is_not_asked_for_and_a_lost_one_is(like: PrometheusLike, gate: str) -> None:
     del like.rules[gate]
     assert UNKNOWN == look(like).verdict  # its threshold is there
