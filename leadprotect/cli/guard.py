@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -20,6 +21,7 @@ from leadprotect.gates.check import Gates, evaluate
 from leadprotect.gates.guard import Guard, Told
 from leadprotect.gates.machine import OnRollback, Patience
 from leadprotect.settings import current, duration, load, url
+from leadprotect.settings.files import CONFIG
 
 if TYPE_CHECKING:
     from leadprotect.gates.guard import Outcome
@@ -67,7 +69,7 @@ def guard_command(command: tuple[str, ...], *, file: Path | None, serve: str | N
         raise click.UsageError(str(error)) from None
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
-    settings = load(guarded.config) if isinstance(guarded, rollout.Upgrade) else current()
+    settings = _settings(guarded)
     server = report.PageServer(serve) if serve else None
     tell = partial(_tell, as_json=as_json)
     if server:
@@ -87,6 +89,16 @@ def guard_command(command: tuple[str, ...], *, file: Path | None, serve: str | N
     if server:
         server.close()
     sys.exit(outcome.code)
+
+
+def _settings(guarded: rollout.Rollout) -> Settings:
+    """Those that the command itself will read."""
+    if isinstance(guarded, rollout.Upgrade):
+        return load(guarded.config)
+    if guarded.ini:
+        os.environ[CONFIG] = str(Path(guarded.ini).absolute())
+        current.cache_clear()
+    return current()
 
 
 def _patience(**options: Any) -> Patience:

@@ -7,6 +7,7 @@ rollback. So nothing is decided while something else is, and a gate that hangs h
 from __future__ import annotations
 
 import queue
+import shlex
 import threading
 import time
 from dataclasses import dataclass
@@ -141,7 +142,7 @@ class Guard:
 
     def run(self) -> Outcome:
         """Guard it to its end."""
-        command = " ".join(self.rollout.words)
+        command = shlex.join(self.rollout.words)
         self._conn = self._opened()
         try:
             begun = self._begin(command)
@@ -338,8 +339,8 @@ class Guard:
             self._queue.put(_Ended(0, "there is nothing to do"))
             return
         words = self.rollout.step(left[0]) if isinstance(self.rollout, Upgrade) and left else self.rollout.words
-        self.record.steps.append(Period(left[0] if left else " ".join(words), self._now()))
-        self._say("guard", f"{'dry run: would run' if self._dry_run else 'runs'} {' '.join(words)}")
+        self.record.steps.append(Period(left[0] if left else shlex.join(words), self._now()))
+        self._say("guard", f"{'dry run: would run' if self._dry_run else 'runs'} {shlex.join(words)}")
         if self._dry_run:
             self._pretended = left[0] if left else self._revision
             self._queue.put(_Ended(0, "dry run"))
@@ -387,7 +388,7 @@ class Guard:
             child.interrupt()
             child.wait(until - time.monotonic())
         if child.running:
-            why = f"process {child.pid} ({' '.join(child.words)}) does not end, so nothing was rolled back"
+            why = f"process {child.pid} ({shlex.join(child.words)}) does not end, so nothing was rolled back"
             self._queue.put(Unstoppable(time.monotonic(), why))
 
     def _sweep(self) -> None:
@@ -491,7 +492,7 @@ class Guard:
 
     def _following(self) -> tuple[str, ...]:
         """What a person runs next."""
-        again = f"leadprotect guard -- {' '.join(self.rollout.words)}"
+        again = f"leadprotect guard -- {shlex.join(self.rollout.words)}"
         back = f"leadprotect rollback --to {self._run.began or 'base'}"
         paused = self._paused()
         held = f"the backfill of {', '.join(paused)} stays paused until then, or until: leadprotect backfill resume"

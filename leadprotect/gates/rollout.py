@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -47,7 +48,7 @@ class Upgrade:
         try:
             found = [one.revision for one in scripts.iterate_revisions(self.target, present or "base")]
         except (CommandError, RevisionError) as error:
-            raise InvalidRequest(f"{' '.join(self.words)}: {error}") from None
+            raise InvalidRequest(f"{shlex.join(self.words)}: {error}") from None
         return found[::-1]
 
     def fix_target(self, present: str | None) -> None:
@@ -64,7 +65,7 @@ class Upgrade:
         try:
             return ScriptDirectory.from_config(self.config)
         except CommandError as error:
-            raise InvalidRequest(f"{' '.join(self.words)}: {error}") from None
+            raise InvalidRequest(f"{shlex.join(self.words)}: {error}") from None
 
     def step(self, revision: str) -> tuple[str, ...]:
         """The words that apply one revision."""
@@ -73,9 +74,10 @@ class Upgrade:
 
 @dataclass
 class Backfill:
-    """``leadprotect backfill``: one step, whose revision stays as it is."""
+    """``leadprotect backfill``: one step, whose revision stays as it is; `ini` is the file of its own ``-c``."""
 
     words: tuple[str, ...]
+    ini: str | None = None
 
     def step(self) -> tuple[str, ...]:
         """The words that run it."""
@@ -98,7 +100,7 @@ def read_command(words: Sequence[str]) -> Rollout:
 def _upgrade(words: tuple[str, ...]) -> Upgrade:
     options = _parsed(words)
     if getattr(options, "cmd", (None,))[0] is not commands.upgrade or options.sql:
-        raise InvalidRequest(f"{KNOWN}, not `{' '.join(words)}`")
+        raise InvalidRequest(f"{KNOWN}, not `{shlex.join(words)}`")
     given = [options.config] if isinstance(options.config, str) else options.config or []
     pairs = [("-c", file) for file in given] + [("-x", one) for one in options.x or []]
     pairs += [("-n", options.name)] if options.name != "alembic" else []
@@ -116,7 +118,7 @@ def _parsed(words: tuple[str, ...]) -> Namespace:
             return parser.parse_args(words[1:])
     except SystemExit:
         why = (said.getvalue().splitlines() or [""])[-1].strip()
-        raise InvalidRequest(f"`{' '.join(words)}` is no command of Alembic: {why}") from None
+        raise InvalidRequest(f"`{shlex.join(words)}` is no command of Alembic: {why}") from None
 
 
 def _config(options: Namespace, given: list[str]) -> Config:
@@ -130,11 +132,13 @@ def _config(options: Namespace, given: list[str]) -> Config:
 
 def _backfill(words: tuple[str, ...]) -> Backfill:
     rest = list(words[1:])
+    ini: str | None = None
     while rest[:1] and rest[0] in ("-c", "--config"):
+        ini = rest[1] if len(rest) > 1 else None
         del rest[:2]
     if rest[:1] != ["backfill"] or rest[1:2] == [] or rest[1] in _FROM_ANOTHER_SHELL or {*rest} & {*_LOOKS_ONLY}:
-        raise InvalidRequest(f"{KNOWN}, not `{' '.join(words)}`")
-    return Backfill(words)
+        raise InvalidRequest(f"{KNOWN}, not `{shlex.join(words)}`")
+    return Backfill(words, ini)
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -14,15 +15,16 @@ from leadprotect.gates import interventions, rollout
 from leadprotect.gates.guard import Guard
 from leadprotect.gates.machine import Patience
 from leadprotect.gates.verdict import Verdict
+from tests.migrations.test_preflight import deploying_as, refused
 from tests.support.alembic import wait_for, waiting
+from tests.support.database import Database
 from tests.support.leads import old_leads
 from tests.support.revisions import HEAD, MIGRATE_HEAD, NAMED
 from tests.support.scripted import evaluation, guarding
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
-
-    from tests.support.database import Database
 
 pytestmark = [pytest.mark.profiles("pg18"), pytest.mark.slow("each starts processes of its own")]
 
@@ -173,6 +175,44 @@ def test_a_pause_of_somebody_else_is_not_taken_back(expanded: Database, script: 
         states = {job.territory: job.state for job in jobs.list_jobs(conn, settings=expanded.settings)}
     assert "paused" == states["CH"]
     assert "paused" != states["DE"]
+
+
+# --- logins that are no superusers
+
+
+def test_an_operator_guards_a_backfill(expanded: Database, script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old_leads(expanded, 3)
+    monkeypatch.setattr(Database, "url", expanded.login_url("operator"))
+    with guarding(expanded, script, "leadprotect", "backfill", "DE", "CH") as guard:
+        assert 0 == guard.ended(), guard.said
+    monkeypatch.undo()
+    assert ("done", MIGRATE_HEAD, True) == last_run(expanded)
+
+
+def test_a_login_that_deploys_sees_what_the_guard_before_it_left(
+    make_database: Callable[..., Database], script: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = make_database("host")
+    database = replace(database, overrides={"schema": f"s {database.name}"})  # roles are shared: it needs its own
+    monkeypatch.setenv("LEADPROTECT_SCHEMA", database.settings.schema)
+    with deploying_as(database, "NOCREATEROLE", monkeypatch) as login:
+        with refused(database, "may not create the schema") as statements:
+            pass
+        for statement in statements:
+            database.sql(statement)
+        database.upgrade(MIGRATE_HEAD)
+        with monkeypatch.context() as patch:
+            patch.setattr(Database, "url", database.server.url(database.name, login))
+            with guarding(database, script, *UP, options=LONG) as guard:
+                guard.until("every step is done")
+                guard.kill()
+            with guarding(database, script, *UP, options=LONG) as again:
+                again.until(f"would roll back to where it began, {MIGRATE_HEAD}")
+                again.until("every step is done")
+                again.gates("ROLLBACK")
+                assert 20 == again.ended(), again.said
+        assert ("rolled_back", MIGRATE_HEAD, True) == last_run(database)
+        database.downgrade()
 
 
 # --- a guard that is killed, at each state

@@ -81,6 +81,17 @@ def test_a_backfill_is_run_by_this_python_whatever_its_path_was() -> None:
     rollout = read_command(["/opt/bin/leadprotect", "-c", "other.ini", "backfill", "DE", "--workers", "2"])
     assert isinstance(rollout, Backfill)
     assert "leadprotect -c other.ini backfill DE --workers 2" == " ".join(rollout.step())
+    assert "other.ini" == rollout.ini
+
+
+def test_the_settings_are_those_that_the_command_will_read(tmp_path: Path) -> None:
+    (tmp_path / "other.ini").write_text("[leadprotect]\nno_such_key = 1\n")
+    for words in (
+        ["leadprotect", "-c", str(tmp_path / "other.ini"), "backfill", "DE"],
+        ["alembic", "-c", str(tmp_path / "other.ini"), "upgrade", "head"],
+    ):
+        result = CliRunner().invoke(main, ["guard", "--", *words])
+        assert (1, True) == (result.exit_code, "unknown key 'no_such_key'" in result.stderr)
 
 
 @pytest.mark.parametrize(
