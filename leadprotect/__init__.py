@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from leadprotect.access.attempts import assert_edit
+    from leadprotect.access.binding import Context, bind
     from leadprotect.access.checks import Page, can_edit, can_edit_many, editable_leads, explain
     from leadprotect.access.context import acting_as
     from leadprotect.access.ownership import assign, claim, release, share, transfer, unshare
@@ -43,6 +44,7 @@ __all__ = [
     "BackfillStopped",
     "Backfilled",
     "ConnectionUnusable",
+    "Context",
     "ContextMissing",
     "ContextOutOfOrder",
     "Decision",
@@ -67,6 +69,7 @@ __all__ = [
     "assert_edit",
     "assign",
     "backfill",
+    "bind",
     "can_edit",
     "can_edit_many",
     "check_startup",
@@ -85,6 +88,8 @@ __all__ = [
 # The imports above say the same to a checker of types; tests/unit/test_rooms.py compares them.
 _HOMES = {
     "assert_edit": "access.attempts",
+    "Context": "access.binding",
+    "bind": "access.binding",
     "Page": "access.checks",
     "can_edit": "access.checks",
     "can_edit_many": "access.checks",

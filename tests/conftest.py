@@ -13,8 +13,8 @@ import pytest
 from pytest_postgresql.janitor import DatabaseJanitor
 
 from leadprotect import metrics, settings
-from leadprotect.access import context, ways
-from leadprotect.database import connection
+from leadprotect.access import binding, context, ways
+from leadprotect.database import connection, transactions
 from leadprotect.doctor import likeness, shipped
 from tests.hosts import ON_THE_OLDEST
 from tests.support import servers
@@ -91,7 +91,9 @@ def process() -> Iterator[None]:
         kept.cache_clear()
     ways.close()
     connection.owed.clear()
-    context._standing.clear()  # noqa: SLF001 - it ends with its connection, which a failed test may still hold
+    # each ends with its connection or engine, which a failed test may still hold
+    for held in (context._standing, context._lasting, binding._bound, transactions._listeners, transactions._refused):  # noqa: SLF001
+        held.clear()
     metrics._active.clear()  # noqa: SLF001 - a process never switches it off
 
 

@@ -16,12 +16,24 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from leadprotect.access.arguments import check_caller, check_text
-from leadprotect.database.connection import driver_connection, mapped_errors, of_driver, owed, row, rows
+from leadprotect.database.connection import (
+    core_connection,
+    driver_connection,
+    mapped_errors,
+    of_driver,
+    owed,
+    row,
+    rows,
+)
+from leadprotect.database.transactions import follow
 from leadprotect.errors import ConnectionUnusable, ContextMissing, ContextOutOfOrder
 from leadprotect.settings import current, render
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Session
 
     from leadprotect.database.connection import AnyConnection
 
@@ -35,6 +47,7 @@ _OUT_OF_ORDER = (
     "blocks of acting_as on one connection ended out of order, or on another thread than they began on, so none of "
     "them has a context any more: a connection belongs to one task or thread at a time; give each its own"
 )
+AUTOCOMMIT = "a context needs a transaction; this connection is in autocommit, so nothing would last"
 
 
 @contextmanager
@@ -43,8 +56,10 @@ def acting_as(
 ) -> Iterator[None]:
     """Let `user_id` act in `territory` until the block ends; then the outer context holds again.
 
-    The settings are local to the caller's transaction: a commit or rollback inside the block ends
-    them as well. Where a savepoint of the block is rolled back only after the block, the outer
+    Of SQLAlchemy's sessions and connections it holds for every transaction that begins inside the block, and
+    comes back after a rollback to a savepoint. psycopg tells nobody when a transaction begins: there a
+    commit or rollback inside the block ends the context, and the next call of leadprotect raises `ContextMissing`.
+    Where a savepoint of the block is rolled back only after the block, the outer
     context comes back with the next call of leadprotect; SQL in between still has the inner one.
     Without `correlation_id`, the id of the current OpenTelemetry trace is taken.
 
@@ -64,34 +79,47 @@ def acting_as(
 @contextmanager
 def declaring(conn: AnyConnection, user_id: str, territory: str, correlation_id: str | None = None) -> Iterator[None]:
     """`acting_as` for ourselves: an auditor reads a territory without being a user in it ('')."""
-    require_order(conn)
-    statement = f"SELECT context.*, {_BLOCK_NOW} FROM {render('{schema}', current())}.context() AS context"
-    *outer, outer_block = row(conn, statement)
-    driver = driver_connection(conn)
-    block = _began(driver, outer_block or "")
+    block = _Block(str(next(_blocks)), (user_id, territory, correlation_id))
+    block.entering = not isinstance(conn, psycopg.Connection)
+    _entered.set((*_entered.get(), block))
     try:
-        row(conn, _setting(), (user_id, territory, correlation_id, block.id))
-        if driver.info.transaction_status == TransactionStatus.IDLE:
-            message = "acting_as needs a transaction; this connection is in autocommit, so nothing would last"
-            raise ContextMissing(message)
+        require_order(conn)
+        _stand(conn, [block])
+        if not isinstance(conn, psycopg.Connection):
+            _last(conn, block)
         yield
     finally:
-        _ended(conn, driver, block, (*outer, outer_block or ""))
+        _ended(conn, block)
 
 
 @dataclass(eq=False)
 class _Block:
-    """A block that was entered on `thread`, inside those of `around`; `lost` when its context was taken away."""
+    """A block that was entered on `thread`, inside those of `around`; `lost` when its context was taken away.
+
+    `outer` is what stood before it in the transaction of now, `lasting` those that the next one is inside of, too.
+    """
 
     id: str
-    driver: weakref.ref[_Driver]
-    around: tuple[_Block, ...]
+    context: tuple[str | None, ...]
+    outer: tuple[str | None, ...] = ("", "", "", "")
+    driver: weakref.ref[_Driver] | None = None
+    around: tuple[_Block, ...] = ()
     thread: int = field(default_factory=threading.get_ident)
     lost: bool = False
+    entering: bool = False
+    dialect: object = None
+    lasting: list[_Block] = field(default_factory=list)
+
+    def on(self, driver: _Driver) -> bool:
+        """Whether it stands, or stood last, on this connection."""
+        return self.driver is not None and self.driver() is driver
 
 
 _standing: weakref.WeakKeyDictionary[_Driver, list[_Block]] = weakref.WeakKeyDictionary()
 """Driver's connection -> the blocks that stand on it, the innermost last."""
+
+_lasting: weakref.WeakKeyDictionary[Connection | Session, list[_Block]] = weakref.WeakKeyDictionary()
+"""SQLAlchemy's session or connection -> the blocks that its next transaction is inside of, the innermost last."""
 
 _entered: ContextVar[tuple[_Block, ...]] = ContextVar("leadprotect_entered", default=())
 """The blocks of this task or thread, the innermost last; a task that it starts is inside them, too."""
@@ -99,15 +127,14 @@ _entered: ContextVar[tuple[_Block, ...]] = ContextVar("leadprotect_entered", def
 
 def require_order(conn: AnyConnection) -> None:
     """Raise `ContextOutOfOrder` where the context that stands on `conn` is another task's or thread's."""
-    if not _standing and not _entered.get():
+    if not _standing and not _lasting and not _entered.get():
         return
     with mapped_errors():
         driver = driver_connection(conn)
     standing = _standing.get(driver, [])
-    mine = next((block for block in reversed(_entered.get()) if block.driver() is driver), None)
+    mine = next((block for block in reversed(_entered.get()) if block.on(driver)), None)
     if mine is None:
-        # one that was never entered here: a thread of its own has no part in it
-        foreign = bool(standing) and standing[-1].thread != threading.get_ident()
+        foreign = bool(standing) and not _mine(standing[-1])
     elif mine in standing:
         foreign = standing[-1] is not mine
         if foreign:
@@ -118,35 +145,98 @@ def require_order(conn: AnyConnection) -> None:
         raise ContextOutOfOrder(_OUT_OF_ORDER)
 
 
+def acting_on(core: Connection) -> bool:
+    """Whether a block of this task or thread gives the transactions of this engine a context, or is about to."""
+    return any(block.entering or block.dialect is core.dialect for block in _entered.get() if not block.lost)
+
+
+def _mine(block: _Block) -> bool:
+    """Whether this task or thread is inside; one that was never entered here is no part of a thread of its own."""
+    return block.thread == threading.get_ident() or block in _entered.get()
+
+
 def _within(block: _Block, standing: list[_Block]) -> bool:
     """Whether all that stands after the end of `block`'s transaction stood around it."""
     return all(other in block.around for other in standing)
 
 
-def _began(driver: _Driver, outer: str) -> _Block:
+def _stand(conn: AnyConnection, blocks: list[_Block]) -> None:
+    """Set the context of the innermost of `blocks`, and let all of them stand in the transaction of `conn`.
+
+    Raises `ContextMissing` in autocommit.
+    """
+    with mapped_errors():
+        driver = driver_connection(conn)
+    *outer, outer_block, _, _ = row(conn, _replacing(), (*blocks[-1].context, blocks[-1].id))
     standing = _standing.setdefault(driver, [])
     # the context of a block ends with its transaction; what the server knows no more does not stand
-    while standing and standing[-1].id != outer:
+    while standing and standing[-1].id != (outer_block or ""):
         standing.pop()
-    block = _Block(str(next(_blocks)), weakref.ref(driver), tuple(standing))
-    standing.append(block)
-    _entered.set((*_entered.get(), block))
-    return block
+    before = (*outer, outer_block or "")
+    for block in blocks:
+        block.outer, block.driver, block.around = before, weakref.ref(driver), tuple(standing)
+        standing.append(block)
+        before = (*block.context, block.id)
+    if driver.info.transaction_status == TransactionStatus.IDLE:
+        raise ContextMissing(AUTOCOMMIT)
 
 
-def _ended(conn: AnyConnection, driver: _Driver, block: _Block, outer: tuple[str | None, ...]) -> None:
+def _last(scope: Connection | Session, block: _Block) -> None:
+    core = core_connection(scope)
+    block.dialect, block.entering = core.dialect, False
+    block.lasting = _lasting.setdefault(scope, block.lasting)
+    block.lasting.append(block)
+    follow(core, _FOLLOWER)
+
+
+class _Follower:
+    """Keeps the context of a block through the transactions of SQLAlchemy's sessions and connections."""
+
+    def begun(self, scope: Connection | Session, core: Connection) -> None:
+        """Set it again, on the engine that the block was entered on."""
+        blocks = _lasting.get(scope)
+        if not blocks or blocks[-1].dialect is not core.dialect:
+            return
+        if blocks[-1] in _standing.get(driver_connection(core), ()):
+            return
+        if not _mine(blocks[-1]):
+            raise ContextOutOfOrder(_OUT_OF_ORDER)
+        _stand(core, blocks)
+
+    def ended(self, core: Connection) -> None:
+        """The connection is nobody's any more."""
+        for block in _standing.pop(driver_connection(core), ()):
+            block.driver = None
+
+    def undone(self, core: Connection) -> None:
+        """What stands goes back with the savepoint, also beyond the begin of the block."""
+        driver = driver_connection(core)
+        if blocks := _standing.get(driver):
+            row(core, _setting(), (*blocks[-1].context, blocks[-1].id))
+
+
+_FOLLOWER = _Follower()
+
+
+def _ended(conn: AnyConnection, block: _Block) -> None:
     _entered.set(tuple(other for other in _entered.get() if other is not block))
-    standing = _standing.get(driver, [])
-    if block not in standing:  # its transaction ended before
-        in_order = not block.lost and _within(block, standing)
-    else:
-        in_order = standing[-1] is block and block.thread == threading.get_ident()
+    driver = block.driver() if block.driver else None
+    standing = (_standing.get(driver) if driver else None) or []
+    in_order = not block.lost and (block not in block.lasting or block.lasting[-1] is block)
+    in_order = in_order and block.thread == threading.get_ident()
+    # where it does not stand, its transaction ended before
+    in_order = in_order and (standing[-1] is block if block in standing else _within(block, standing))
+    if in_order and block in block.lasting:
+        block.lasting.pop()
+    if not in_order:
+        _lose([block, *block.lasting])
+    if driver and block in standing:
         if in_order:
             standing.pop()
-            _settle(conn, driver, outer, [block])
+            _settle(conn, driver, block.outer, [block])
         else:
             _empty(conn, driver)
-    if not _standing.get(driver):
+    if driver and not _standing.get(driver):
         _standing.pop(driver, None)
     if not in_order:
         raise ContextOutOfOrder(_OUT_OF_ORDER)
@@ -155,10 +245,16 @@ def _ended(conn: AnyConnection, driver: _Driver, block: _Block, outer: tuple[str
 def _empty(conn: AnyConnection, driver: _Driver) -> None:
     """No context at all is the only one that is nobody else's."""
     blocks = _standing.pop(driver, [])
-    for block in blocks:
-        block.lost = True
+    _lose(blocks)
     if blocks:
         _settle(conn, driver, ("", "", "", ""), blocks)
+
+
+def _lose(blocks: list[_Block]) -> None:
+    for block in blocks:
+        block.lost = True
+        if block in block.lasting:
+            block.lasting.remove(block)
 
 
 def _settle(conn: AnyConnection, driver: _Driver, context: tuple[str | None, ...], blocks: list[_Block]) -> None:
@@ -196,9 +292,24 @@ def declared(conn: AnyConnection) -> tuple[str | None, str | None, str | None]:
     return user_id, territory, correlation_id
 
 
+def set_context(conn: AnyConnection, user_id: str, territory: str, correlation_id: str | None) -> None:
+    """Set the context of the transaction, for as long as it lasts, without a block around it."""
+    row(conn, _setting(), (user_id, territory, correlation_id, ""))
+
+
 def _setting() -> str:
+    return f"SELECT {_set()}"
+
+
+def _replacing() -> str:
+    """Set it, and tell what stood before; OFFSET 0 keeps the order."""
+    before = f"SELECT context.*, {_BLOCK_NOW} FROM {render('{schema}', current())}.context() AS context OFFSET 0"
+    return f"SELECT before.*, {_set()} FROM ({before}) AS before"
+
+
+def _set() -> str:
     return render(
-        "SELECT {schema}.set_context(%s::pg_catalog.text, %s::pg_catalog.text, %s::pg_catalog.text), "
+        "{schema}.set_context(%s::pg_catalog.text, %s::pg_catalog.text, %s::pg_catalog.text), "
         "pg_catalog.set_config('leadprotect.block', %s, true)",
         current(),
     )

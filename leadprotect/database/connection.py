@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     AnyConnection = Connection | Session | psycopg.Connection[Any]
 
 _NO_TEXT = "the database holds text that is no UTF-8, as one in SQL_ASCII can: an answer can't be read"
+_NEEDED = '{}("postgresql+psycopg://...")'
 # class of SQLSTATE -> our class; https://www.postgresql.org/docs/current/errcodes-appendix.html
 _CLASSES: dict[str, tuple[type[LeadProtectError], str]] = {
     "3F000": (ProtectionUnavailable, "leadprotect is not installed in this database, or was rolled back"),
@@ -162,7 +163,7 @@ def driver_connection(conn: AnyConnection) -> psycopg.Connection[Any] | psycopg.
     """The driver's connection below; of an async engine, the async one: ask it for facts only."""
     if isinstance(conn, psycopg.Connection):
         return conn
-    core = _core(conn)
+    core = core_connection(conn)
     return core.connection.driver_connection  # type: ignore[return-value]
 
 
@@ -172,13 +173,13 @@ def async_connection(conn: AnyConnection) -> AdaptedConnection | None:
         return None
     from sqlalchemy.engine import AdaptedConnection  # noqa: PLC0415 - only whoever has it passes one of its connections
 
-    adapted: object = _core(conn).connection.dbapi_connection
+    adapted: object = core_connection(conn).connection.dbapi_connection
     return adapted if isinstance(adapted, AdaptedConnection) else None
 
 
 def engine_of(conn: AnyConnection) -> Engine | None:
     """SQLAlchemy's engine that made the connection; None of an async one, which can't be asked from a thread."""
-    return None if isinstance(conn, psycopg.Connection) or async_connection(conn) else _core(conn).engine
+    return None if isinstance(conn, psycopg.Connection) or async_connection(conn) else core_connection(conn).engine
 
 
 def _settle(conn: AnyConnection) -> None:
@@ -196,13 +197,17 @@ def _execute(conn: AnyConnection, statement: str, params: Sequence[Any]) -> list
     if isinstance(conn, psycopg.Connection):
         cursor = conn.cursor(row_factory=tuple_row).execute(statement, params)
         return _texts(conn, cursor.fetchall() if cursor.description is not None else [])
-    core = _core(conn)
-    if core.dialect.driver not in ("psycopg", "psycopg_async"):
-        message = f"the driver is {core.dialect.driver}; leadprotect needs psycopg 3: postgresql+psycopg://"
-        raise InvalidRequest(message)
+    core = core_connection(conn)
+    require_driver(core.dialect.driver)
     done = core.exec_driver_sql(statement, tuple(params))
     found = [tuple(row) for row in done] if done.returns_rows else []
     return _texts(driver_connection(conn), found)
+
+
+def require_driver(driver: str) -> None:
+    """Raise `InvalidRequest` unless it is psycopg 3, as SQLAlchemy calls it."""
+    if driver not in ("psycopg", "psycopg_async"):
+        raise InvalidRequest(f"the driver is {driver}; leadprotect needs psycopg 3: {_NEEDED.format('create_engine')}")
 
 
 def _texts(
@@ -214,7 +219,8 @@ def _texts(
     return [tuple(value.decode() if isinstance(value, bytes) else value for value in row) for row in found]
 
 
-def _core(conn: Connection | Session) -> Connection:
+def core_connection(conn: Connection | Session) -> Connection:
+    """SQLAlchemy's connection of a session, or what is one; raises `InvalidRequest` for anything else."""
     from sqlalchemy.engine import Connection  # noqa: PLC0415 - half a second that a command line need not spend
 
     if isinstance(conn, Connection):

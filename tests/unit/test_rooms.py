@@ -140,9 +140,11 @@ def test_no_two_modules_give_one_name_to_two_things() -> None:
 def test_whatever_outlives_a_call_is_given_up_between_two_tests() -> None:
     """A new one belongs into the fixture `process` of tests/conftest.py: else a test's end is the next one's begin."""
     given_up = {
-        "leadprotect.access.context": ["_standing"],
+        "leadprotect.access.binding": ["_bound"],
+        "leadprotect.access.context": ["_standing", "_lasting"],
         "leadprotect.access.ways": ["_ways"],
         "leadprotect.database.connection": ["owed"],
+        "leadprotect.database.transactions": ["_listeners", "_refused"],
         "leadprotect.doctor.likeness": ["_names"],
         "leadprotect.doctor.shipped": ["shipped", "shipped_script"],
         "leadprotect.metrics": ["_active"],
