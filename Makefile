@@ -20,7 +20,7 @@ export PYTEST_XDIST_AUTO_NUM_WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONL
 DEMO := .venv/demo.stamp
 DEV := .venv/dev.stamp
 
-.PHONY: help demo test quick lint schema shipped doctor rules docs bench lock clean
+.PHONY: help demo test quick lint aio schema shipped doctor rules docs bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile
@@ -39,12 +39,16 @@ quick: $(DEV) ## PostgreSQL 18 alone, without the tests marked slow; at most 90 
 	@begin=$$(date +%s); $(BIN)/python -m pytest -q -n auto --dist loadgroup --quick || exit; \
 	echo "quick: $$(($$(date +%s) - begin)) s"
 
-lint: $(DEV) ## ruff, mypy and the floors of the house
+lint: $(DEV) ## ruff, mypy, the floors of the house, and leadprotect/aio.py
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/ruff format --check --quiet
 	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/python -m tests.support.twin --check
 	@said=$$($(BIN)/lint-imports --no-cache 2>&1) || { echo "$$said"; exit 1; }
 	@echo "lint: clean"
+
+aio: $(DEV) ## write leadprotect/aio.py anew, from the synchronous functions
+	@$(BIN)/python -m tests.support.twin
 
 shipped: $(DEV) ## write leadprotect/doctor/shipped.json anew, from databases at head
 	@$(BIN)/python -m tests.support.shipped

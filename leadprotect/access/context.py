@@ -21,6 +21,7 @@ from leadprotect.database.connection import (
     driver_connection,
     mapped_errors,
     of_driver,
+    of_psycopg,
     owed,
     row,
     rows,
@@ -80,12 +81,12 @@ def acting_as(
 def declaring(conn: AnyConnection, user_id: str, territory: str, correlation_id: str | None = None) -> Iterator[None]:
     """`acting_as` for ourselves: an auditor reads a territory without being a user in it ('')."""
     block = _Block(str(next(_blocks)), (user_id, territory, correlation_id))
-    block.entering = not isinstance(conn, psycopg.Connection)
+    block.entering = not of_psycopg(conn)
     _entered.set((*_entered.get(), block))
     try:
         require_order(conn)
         _stand(conn, [block])
-        if not isinstance(conn, psycopg.Connection):
+        if not of_psycopg(conn):
             _last(conn, block)
         yield
     finally:
@@ -274,6 +275,9 @@ def _settle(conn: AnyConnection, driver: _Driver, context: tuple[str | None, ...
         except ConnectionUnusable as error:
             if of_driver(error.__cause__):
                 raise
+        except BaseException:  # a task may be cancelled while it waits, and its transaction goes on all the same
+            owed.setdefault(driver, []).append((statement, values))
+            raise
         else:
             return
     owed.setdefault(driver, []).append((statement, values))
@@ -281,7 +285,7 @@ def _settle(conn: AnyConnection, driver: _Driver, context: tuple[str | None, ...
 
 def _over(conn: AnyConnection, driver: _Driver) -> bool:
     """Whether the transaction is over in which the context was set: then it is, too."""
-    if isinstance(conn, psycopg.Connection):
+    if of_psycopg(conn):
         return driver.info.transaction_status == TransactionStatus.IDLE
     return not conn.in_transaction()
 

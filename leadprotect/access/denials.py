@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from leadprotect.access import ways
-from leadprotect.database.connection import async_connection, mapped_errors
+from leadprotect.database.connection import mapped_errors, waiter
 from leadprotect.database.opening import pin
 from leadprotect.errors import AuditUnavailable, LeadProtectError
 from leadprotect.settings import current, render
@@ -128,8 +128,8 @@ def _within_time(conn: AnyConnection, write: Callable[[], None]) -> None:
 
 def _wait(conn: AnyConnection, written: Future[None]) -> None:
     timeout = TIMEOUT_S + _GRACE_S
-    own = async_connection(conn)
-    if own is None:
+    wait = waiter(conn)
+    if wait is None:
         written.result(timeout)
     else:  # only this task waits, not the event loop below it
-        own.run_async(lambda _: asyncio.wait_for(asyncio.wrap_future(written), timeout))
+        wait(lambda: asyncio.wait_for(asyncio.wrap_future(written), timeout))

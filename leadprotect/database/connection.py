@@ -15,7 +15,9 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
+from leadprotect.database.drivers import refuse, require_driver
 from leadprotect.database.opening import LOCK_TIMEOUT_MS, open_connection
+from leadprotect.database.waiting import wait
 from leadprotect.errors import (
     AuditUnavailable,
     ConnectionUnusable,
@@ -28,18 +30,19 @@ from leadprotect.errors import (
 from leadprotect.settings import url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from sqlalchemy import Engine
     from sqlalchemy.engine import AdaptedConnection, Connection
     from sqlalchemy.orm import Session
+    from typing_extensions import TypeIs
 
     from leadprotect.settings import Settings
 
     AnyConnection = Connection | Session | psycopg.Connection[Any]
+    Waiter = Callable[[Callable[[], Awaitable[Any]]], Any]
 
 _NO_TEXT = "the database holds text that is no UTF-8, as one in SQL_ASCII can: an answer can't be read"
-_NEEDED = '{}("postgresql+psycopg://...")'
 # class of SQLSTATE -> our class; https://www.postgresql.org/docs/current/errcodes-appendix.html
 _CLASSES: dict[str, tuple[type[LeadProtectError], str]] = {
     "3F000": (ProtectionUnavailable, "leadprotect is not installed in this database, or was rolled back"),
@@ -159,27 +162,41 @@ def as_role(conn: psycopg.Connection[Any], role: str) -> Iterator[None]:
         conn.execute(act, (before,))
 
 
+def of_psycopg(conn: object) -> TypeIs[psycopg.Connection[Any] | psycopg.AsyncConnection[Any]]:
+    """Whether it is the driver's own, not SQLAlchemy's; an async one where `waiting.call` has called us."""
+    return isinstance(conn, (psycopg.Connection, psycopg.AsyncConnection))
+
+
 def driver_connection(conn: AnyConnection) -> psycopg.Connection[Any] | psycopg.AsyncConnection[Any]:
     """The driver's connection below; of an async engine, the async one: ask it for facts only."""
-    if isinstance(conn, psycopg.Connection):
+    if of_psycopg(conn):
         return conn
     core = core_connection(conn)
     return core.connection.driver_connection  # type: ignore[return-value]
 
 
-def async_connection(conn: AnyConnection) -> AdaptedConnection | None:
-    """SQLAlchemy's adapter of an async driver's connection, which can wait without blocking the event loop."""
-    if isinstance(conn, psycopg.Connection):
+def waiter(conn: AnyConnection) -> Waiter | None:
+    """What awaits for an asynchronous connection without blocking the event loop; None of a synchronous one."""
+    given: object = conn  # where `waiting.call` has called us, and no caller may think of
+    if isinstance(given, psycopg.AsyncConnection):
+        return partial(wait, given)
+    adapted = _adapted(conn)
+    return (lambda awaited: adapted.run_async(lambda _: awaited())) if adapted else None
+
+
+def engine_of(conn: AnyConnection) -> Engine | None:
+    """SQLAlchemy's engine that made the connection; None of an async one, which can't be asked from a thread."""
+    return None if of_psycopg(conn) or _adapted(conn) else core_connection(conn).engine
+
+
+def _adapted(conn: AnyConnection) -> AdaptedConnection | None:
+    """SQLAlchemy's adapter of an async driver's connection."""
+    if of_psycopg(conn):
         return None
     from sqlalchemy.engine import AdaptedConnection  # noqa: PLC0415 - only whoever has it passes one of its connections
 
     adapted: object = core_connection(conn).connection.dbapi_connection
     return adapted if isinstance(adapted, AdaptedConnection) else None
-
-
-def engine_of(conn: AnyConnection) -> Engine | None:
-    """SQLAlchemy's engine that made the connection; None of an async one, which can't be asked from a thread."""
-    return None if isinstance(conn, psycopg.Connection) or async_connection(conn) else core_connection(conn).engine
 
 
 def _settle(conn: AnyConnection) -> None:
@@ -197,6 +214,9 @@ def _execute(conn: AnyConnection, statement: str, params: Sequence[Any]) -> list
     if isinstance(conn, psycopg.Connection):
         cursor = conn.cursor(row_factory=tuple_row).execute(statement, params)
         return _texts(conn, cursor.fetchall() if cursor.description is not None else [])
+    given: object = conn
+    if isinstance(given, psycopg.AsyncConnection):
+        return _texts(given, wait(given, partial(_fetched, given, statement, params)))
     core = core_connection(conn)
     require_driver(core.dialect.driver)
     done = core.exec_driver_sql(statement, tuple(params))
@@ -204,10 +224,9 @@ def _execute(conn: AnyConnection, statement: str, params: Sequence[Any]) -> list
     return _texts(driver_connection(conn), found)
 
 
-def require_driver(driver: str) -> None:
-    """Raise `InvalidRequest` unless it is psycopg 3, as SQLAlchemy calls it."""
-    if driver not in ("psycopg", "psycopg_async"):
-        raise InvalidRequest(f"the driver is {driver}; leadprotect needs psycopg 3: {_NEEDED.format('create_engine')}")
+async def _fetched(conn: psycopg.AsyncConnection[Any], statement: str, params: Sequence[Any]) -> list[tuple[Any, ...]]:
+    cursor = await conn.cursor(row_factory=tuple_row).execute(statement, params)
+    return await cursor.fetchall() if cursor.description is not None else []
 
 
 def _texts(
@@ -228,11 +247,7 @@ def core_connection(conn: Connection | Session) -> Connection:
     # an Engine has no connection(), and an AsyncSession's is for await
     given = getattr(type(conn), "connection", None)
     if not callable(given) or iscoroutinefunction(given):
-        message = (
-            f"conn: {type(conn).__name__} is not a sqlalchemy.Connection, a sqlalchemy.orm.Session or a "
-            "psycopg.Connection; of an async one, use run_sync"
-        )
-        raise InvalidRequest(message)
+        refuse(conn)
     return conn.connection()
 
 

@@ -1,0 +1,183 @@
+"""For asynchronous services: the functions of `leadprotect`, to be awaited.
+
+Of a psycopg.AsyncConnection, or of an AsyncSession or AsyncConnection of SQLAlchemy.
+
+Written by `make aio` from the synchronous ones, which do the work: what is changed here is lost.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from leadprotect.access import attempts, checks, context, ownership, startup, territories
+from leadprotect.database.waiting import Held, call
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+    from contextlib import AbstractAsyncContextManager
+    from datetime import date, datetime
+    from uuid import UUID
+
+    from leadprotect.access.checks import Page
+    from leadprotect.access.territories import Territory
+    from leadprotect.database.waiting import AnyAsync
+    from leadprotect.decision import Decision
+
+__all__ = [
+    "acting_as",
+    "assert_edit",
+    "assign",
+    "can_edit",
+    "can_edit_many",
+    "check_startup",
+    "claim",
+    "editable_leads",
+    "explain",
+    "release",
+    "share",
+    "territory",
+    "transfer",
+    "unshare",
+]
+
+
+async def assert_edit(conn: AnyAsync, lead_id: Any, *, action: str = "EDIT", note: str | None = None) -> Decision:
+    """Require that the user in context may edit the lead, and record the attempt.
+
+    Allowed: the record is written in the caller's transaction, and the rows on which the decision
+    rests stay locked until it ends, so a transfer waits. Denied: the record is committed on a
+    connection of leadprotect's own before the error is raised; it survives whatever the caller does.
+
+    Raises `LeadAccessDenied` (carries the decision), `AuditUnavailable` when the attempt could not
+    be recorded, allowed or not (a denial, too), and what `can_edit` raises.
+    """
+    return await call(conn, attempts.assert_edit, lead_id, action=action, note=note)
+
+
+async def can_edit(
+    conn: AnyAsync, lead_id: Any, *, user_id: UUID | str | None = None, territory: str | None = None
+) -> bool:
+    """Whether the user in context, or the one named, may edit the lead; one statement, nothing is recorded.
+
+    `lead_id` has the type of the setting lead_id_type; an id given as text is converted. What is
+    not named (None) comes from the context, and the context stays as it was.
+
+    Raises `ContextMissing` without user or territory, or where one is named as '', `InvalidRequest`
+    for an id of the wrong type, `ProtectionUnavailable` when no answer could be had. Source of the
+    rule: docs/explanation/decisions.md.
+    """
+    return await call(conn, checks.can_edit, lead_id, user_id=user_id, territory=territory)
+
+
+async def explain(
+    conn: AnyAsync, lead_id: Any, *, user_id: UUID | str | None = None, territory: str | None = None
+) -> Decision:
+    """The decision of `can_edit` with its reason; takes and raises the same."""
+    return await call(conn, checks.explain, lead_id, user_id=user_id, territory=territory)
+
+
+async def can_edit_many(conn: AnyAsync, lead_ids: Iterable[Any]) -> dict[Any, bool]:
+    """For each lead, whether the user in context may edit it; keys as they were given.
+
+    One statement; if none may be edited, a second one asks whether there is a context at all.
+
+    Raises what `can_edit` raises.
+    """
+    return await call(conn, checks.can_edit_many, lead_ids)
+
+
+async def editable_leads(conn: AnyAsync, *, after: Any = None, limit: int = 100) -> Page:
+    """A page of the leads that the user in context may edit, in the order of their ids.
+
+    `after` is the last lead id of the page before, `limit` 1 to 1000 leads.
+    Raises what `can_edit` raises, and `InvalidRequest` for a limit out of bounds.
+    """
+    return await call(conn, checks.editable_leads, after=after, limit=limit)
+
+
+def acting_as(
+    conn: AnyAsync, user_id: UUID | str, territory: str, correlation_id: UUID | str | None = None
+) -> AbstractAsyncContextManager[None]:
+    """Let `user_id` act in `territory` until the block ends; then the outer context holds again.
+
+    Of SQLAlchemy's sessions and connections it holds for every transaction that begins inside the block, and
+    comes back after a rollback to a savepoint. psycopg tells nobody when a transaction begins: there a
+    commit or rollback inside the block ends the context, and the next call of leadprotect raises `ContextMissing`.
+    Where a savepoint of the block is rolled back only after the block, the outer
+    context comes back with the next call of leadprotect; SQL in between still has the inner one.
+    Without `correlation_id`, the id of the current OpenTelemetry trace is taken.
+
+    Raises `ContextMissing` without a user or territory (None or ''), and on a connection in autocommit
+    (nothing would last to the next statement); `InvalidRequest` for a user that is no UUID and no
+    text; `ContextOutOfOrder` where blocks of one connection end in another order than they were entered, or
+    on another thread; `ProtectionUnavailable` when leadprotect is not installed in the database.
+    Source: https://www.postgresql.org/docs/current/sql-set.html (SET LOCAL).
+    """
+    return Held(conn, context.acting_as, user_id, territory, correlation_id)
+
+
+async def assign(conn: AnyAsync, lead_id: Any, user_id: UUID | str, *, note: str | None = None) -> Decision:
+    """Give the lead to `user_id`, whoever owns it now; for managers of its territory.
+
+    Like every function here it records the attempt as `assert_edit` does and raises
+    `LeadAccessDenied` when it is denied, `ContextMissing` without a user or territory in context (a
+    manager needs them, too: they are recorded), `InvalidRequest` when the new owner is suspended.
+    """
+    return await call(conn, ownership.assign, lead_id, user_id, note=note)
+
+
+async def transfer(conn: AnyAsync, lead_id: Any, user_id: UUID | str, *, note: str | None = None) -> Decision:
+    """Give an owned lead to `user_id`; for managers. An edit under way is waited for."""
+    return await call(conn, ownership.transfer, lead_id, user_id, note=note)
+
+
+async def claim(conn: AnyAsync, lead_id: Any, *, note: str | None = None) -> Decision:
+    """Make the user in context the owner of a lead that nobody owns; of two claims one wins."""
+    return await call(conn, ownership.claim, lead_id, note=note)
+
+
+async def release(conn: AnyAsync, lead_id: Any, *, note: str | None = None) -> Decision:
+    """Take the lead from its owner; for the owner and for managers. No backfill gives it back."""
+    return await call(conn, ownership.release, lead_id, note=note)
+
+
+async def share(
+    conn: AnyAsync,
+    lead_id: Any,
+    user_id: UUID | str,
+    *,
+    effective_from: datetime | None = None,
+    effective_to: datetime | None = None,
+    note: str | None = None,
+) -> Decision:
+    """Let `user_id` edit the lead as well, from `effective_from` (now) until `effective_to` (open).
+
+    For the owner and for managers. Raises `InvalidRequest` when the dates are in the wrong order.
+    """
+    return await call(
+        conn, ownership.share, lead_id, user_id, effective_from=effective_from, effective_to=effective_to, note=note
+    )
+
+
+async def unshare(conn: AnyAsync, lead_id: Any, user_id: UUID | str, *, note: str | None = None) -> Decision:
+    """End every share of the lead with `user_id` now; an edit under way is waited for."""
+    return await call(conn, ownership.unshare, lead_id, user_id, note=note)
+
+
+async def check_startup(conn: AnyAsync, *, force: Collection[str] = ()) -> None:
+    """Raise `NotProtected` where what contract promises does not hold for this session; once, before a service serves.
+
+    One statement on the caller's connection. `force` names what is accepted, as the error
+    names it: ``force=["no_member"]`` for a pool that sets a role for each request. With ``host_rls = off`` nothing
+    is asked of the host's table. Raises `InvalidRequest` for a name that is none.
+    """
+    return await call(conn, startup.check_startup, force=force)
+
+
+async def territory(conn: AnyAsync, code: str, on: date | None = None) -> Territory:
+    """The terms of territory `code` on the day `on` (today); needs no context.
+
+    Raises `InvalidRequest` for an unknown code. Source of the rates: UStG paragraph 12 and the tax
+    relief act of 2020 (DE), MWSTG article 25 (CH).
+    """
+    return await call(conn, territories.territory, code, on)

@@ -1,0 +1,100 @@
+"""Lets one source serve both kinds of service: synchronous code that waits for an asynchronous connection."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import psycopg
+
+from leadprotect.database.drivers import refuse
+from leadprotect.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+    AnyAsync = AsyncConnection | AsyncSession | psycopg.AsyncConnection[Any]
+
+T = TypeVar("T")
+
+
+def wait(conn: object, awaited: Callable[[], Awaitable[T]]) -> T:
+    """What `awaited` answers, from inside a function that `call` has called; the event loop goes on meanwhile.
+
+    Raises `InvalidRequest` outside, which says that `conn` is for await.
+    """
+    greenlet = sys.modules.get("greenlet")
+    inside: Any = greenlet and greenlet.getcurrent()
+    if not getattr(inside, "leadprotect", False):
+        refuse(conn)
+    answer: T = inside.parent.switch(awaited())
+    return answer
+
+
+async def call(conn: AnyAsync, function: Callable[..., T], *given: Any, **more: Any) -> T:
+    """Call `function` with the synchronous side of `conn`, then what is `given`, without blocking the event loop.
+
+    Raises `InvalidRequest` for a connection of another kind, and for one of psycopg without the extra ``aio``.
+    """
+    if isinstance(conn, psycopg.AsyncConnection):
+        return await _spawn(function, conn, *given, **more)
+    run_sync = getattr(conn, "run_sync", None)
+    if run_sync is None:
+        refuse(conn, awaited=True)
+    answer: T = await run_sync(function, *given, **more)
+    return answer
+
+
+async def _spawn(function: Callable[..., T], *given: Any, **more: Any) -> T:
+    """In a greenlet that is left at each `wait`, so that this coroutine can await for it."""
+    try:
+        from greenlet import getcurrent, greenlet  # type: ignore[import-untyped]  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError:
+        raise InvalidRequest("leadprotect.aio needs the extra aio: pip install 'leadprotect[aio]'") from None
+
+    inside: Any = greenlet(function, getcurrent())
+    inside.leadprotect = True
+    inside.gr_context = getcurrent().gr_context  # it is the same task: what is set inside is set outside
+    answer = inside.switch(*given, **more)
+    while not inside.dead:
+        try:
+            awaited = await answer
+        except BaseException as error:  # noqa: BLE001 - also that the task is cancelled is told where it waited
+            answer = inside.throw(error)
+        else:
+            answer = inside.switch(awaited)
+    return answer  # type: ignore[no-any-return]
+
+
+class Held(Generic[T]):
+    """A context manager of the synchronous side, for ``async with``."""
+
+    def __init__(
+        self, conn: AnyAsync, made: Callable[..., AbstractContextManager[T]], *given: Any, **more: Any
+    ) -> None:
+        self._conn = conn
+        self._made = made
+        self._given = (given, more)
+        self._managers: list[AbstractContextManager[T]] = []
+
+    async def __aenter__(self) -> T:
+        """What the manager gives."""
+        return await call(self._conn, self._enter)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        """Tell the manager how the block ended."""
+        manager = self._managers.pop()
+        return await call(self._conn, lambda _: manager.__exit__(kind, error, traceback))
+
+    def _enter(self, conn: Any) -> T:
+        given, more = self._given
+        manager = self._made(conn, *given, **more)
+        entered = manager.__enter__()
+        self._managers.append(manager)
+        return entered
