@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from leadprotect.backfilling.progress import Progress
     from leadprotect.backfilling.run import backfill
     from leadprotect.backfilling.signals import Limits
+    from leadprotect.database.bound import configure
     from leadprotect.decision import Decision
     from leadprotect.errors import (
         AuditUnavailable,
@@ -74,6 +75,7 @@ __all__ = [
     "can_edit_many",
     "check_startup",
     "claim",
+    "configure",
     "editable_leads",
     "explain",
     "release",
@@ -112,6 +114,7 @@ _HOMES = {
     "Progress": "backfilling.progress",
     "backfill": "backfilling.run",
     "Limits": "backfilling.signals",
+    "configure": "database.bound",
     "Decision": "decision",
     "AuditUnavailable": "errors",
     "BackfillError": "errors",
@@ -132,7 +135,7 @@ _HOMES = {
     "SettingsError": "errors",
     "version_path": "settings.files",
 }
-_FACES = ("access", "audit", "backfilling", "database", "decision", "errors", "metrics", "preflight", "settings")
+_FACES = ("access", "aio", "audit", "backfilling", "database", "decision", "errors", "metrics", "preflight", "settings")
 
 
 def __getattr__(name: str) -> object:

@@ -7,14 +7,14 @@ import os
 import re
 import signal
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from pytest_postgresql.janitor import DatabaseJanitor
 
 from leadprotect import metrics, settings
 from leadprotect.access import binding, context, ways
-from leadprotect.database import connection, transactions
+from leadprotect.database import bound, connection, transactions
 from leadprotect.doctor import likeness, shipped
 from tests.hosts import ON_THE_OLDEST
 from tests.support import servers
@@ -92,8 +92,9 @@ def process() -> Iterator[None]:
     ways.close()
     connection.owed.clear()
     # each ends with its connection or engine, which a failed test may still hold
-    for held in (context._standing, context._lasting, binding._bound, transactions._listeners, transactions._refused):  # noqa: SLF001
-        held.clear()
+    held: list[Any] = [context._standing, context._lasting, binding._bound, bound._of]  # noqa: SLF001
+    for known in (*held, transactions._listeners, transactions._refused):  # noqa: SLF001
+        known.clear()
     metrics._active.clear()  # noqa: SLF001 - a process never switches it off
 
 

@@ -8,6 +8,7 @@ from leadprotect import metrics
 from leadprotect.access import denials
 from leadprotect.access.arguments import as_lead_id, check_text, missing
 from leadprotect.access.context import require_order, trace_id
+from leadprotect.database.bound import per_database
 from leadprotect.database.connection import row
 from leadprotect.decision import Decision
 from leadprotect.errors import InvalidRequest, LeadAccessDenied
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 ACTIONS = ("VIEW", "EDIT", "ASSIGN", "UNASSIGN")
 
 
+@per_database
 def assert_edit(conn: AnyConnection, lead_id: Any, *, action: str = "EDIT", note: str | None = None) -> Decision:
     """Require that the user in context may edit the lead, and record the attempt.
 

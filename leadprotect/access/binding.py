@@ -12,6 +12,7 @@ from psycopg.pq import TransactionStatus
 
 from leadprotect.access.arguments import check_caller, check_text
 from leadprotect.access.context import AUTOCOMMIT, acting_on, set_context, trace_id
+from leadprotect.database.bound import its_settings
 from leadprotect.database.connection import driver_connection
 from leadprotect.database.drivers import require_driver
 from leadprotect.database.transactions import at_begin, usable_or_refused
@@ -128,6 +129,7 @@ class _Binding:
         check_caller(user_id, territory)
         correlation = str(correlation_id) if correlation_id else trace_id()
         check_text("correlation_id", correlation)
-        set_context(core, str(user_id), territory, correlation)
+        with its_settings(core):
+            set_context(core, str(user_id), territory, correlation)
         if driver_connection(core).info.transaction_status == TransactionStatus.IDLE:
             raise ContextMissing(AUTOCOMMIT)

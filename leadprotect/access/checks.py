@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from leadprotect import metrics
 from leadprotect.access.arguments import as_lead_id, as_lead_ids, check_caller, missing
 from leadprotect.access.context import declared, require_order
+from leadprotect.database.bound import per_database
 from leadprotect.database.connection import row, rows
 from leadprotect.decision import Decision
 from leadprotect.errors import InvalidRequest
@@ -36,6 +37,7 @@ class Page:
         return self.after is not None
 
 
+@per_database
 def can_edit(
     conn: AnyConnection, lead_id: Any, *, user_id: UUID | str | None = None, territory: str | None = None
 ) -> bool:
@@ -51,6 +53,7 @@ def can_edit(
     return _decide(conn, lead_id, user_id, territory).allowed
 
 
+@per_database
 def explain(
     conn: AnyConnection, lead_id: Any, *, user_id: UUID | str | None = None, territory: str | None = None
 ) -> Decision:
@@ -58,6 +61,7 @@ def explain(
     return _decide(conn, lead_id, user_id, territory)
 
 
+@per_database
 def can_edit_many(conn: AnyConnection, lead_ids: Iterable[Any]) -> dict[Any, bool]:
     """For each lead, whether the user in context may edit it; keys as they were given.
 
@@ -79,6 +83,7 @@ def can_edit_many(conn: AnyConnection, lead_ids: Iterable[Any]) -> dict[Any, boo
     return {lead: typed in found for lead, typed in given.items()}
 
 
+@per_database
 def editable_leads(conn: AnyConnection, *, after: Any = None, limit: int = 100) -> Page:
     """A page of the leads that the user in context may edit, in the order of their ids.
 

@@ -16,6 +16,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from leadprotect.access.arguments import check_caller, check_text
+from leadprotect.database.bound import its_settings
 from leadprotect.database.connection import (
     core_connection,
     driver_connection,
@@ -84,13 +85,15 @@ def declaring(conn: AnyConnection, user_id: str, territory: str, correlation_id:
     block.entering = not of_psycopg(conn)
     _entered.set((*_entered.get(), block))
     try:
-        require_order(conn)
-        _stand(conn, [block])
-        if not of_psycopg(conn):
-            _last(conn, block)
+        with its_settings(conn):
+            require_order(conn)
+            _stand(conn, [block])
+            if not of_psycopg(conn):
+                _last(conn, block)
         yield
     finally:
-        _ended(conn, block)
+        with its_settings(conn):
+            _ended(conn, block)
 
 
 @dataclass(eq=False)
@@ -202,7 +205,8 @@ class _Follower:
             return
         if not _mine(blocks[-1]):
             raise ContextOutOfOrder(_OUT_OF_ORDER)
-        _stand(core, blocks)
+        with its_settings(core):
+            _stand(core, blocks)
 
     def ended(self, core: Connection) -> None:
         """The connection is nobody's any more."""
@@ -213,7 +217,8 @@ class _Follower:
         """What stands goes back with the savepoint, also beyond the begin of the block."""
         driver = driver_connection(core)
         if blocks := _standing.get(driver):
-            row(core, _setting(), (*blocks[-1].context, blocks[-1].id))
+            with its_settings(core):
+                row(core, _setting(), (*blocks[-1].context, blocks[-1].id))
 
 
 _FOLLOWER = _Follower()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from leadprotect import metrics
 from leadprotect.access.arguments import as_lead_id, as_user_id
 from leadprotect.access.attempts import attempted, conclude
+from leadprotect.database.bound import per_database
 from leadprotect.decision import Decision
 from leadprotect.errors import InvalidRequest
 from leadprotect.settings import current, type_name
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from leadprotect.database.connection import AnyConnection
 
 
+@per_database
 def assign(conn: AnyConnection, lead_id: Any, user_id: UUID | str, *, note: str | None = None) -> Decision:
     """Give the lead to `user_id`, whoever owns it now; for managers of its territory.
 
@@ -28,21 +30,25 @@ def assign(conn: AnyConnection, lead_id: Any, user_id: UUID | str, *, note: str 
     return _change_owner(conn, lead_id, "assign", as_user_id(user_id), note)
 
 
+@per_database
 def transfer(conn: AnyConnection, lead_id: Any, user_id: UUID | str, *, note: str | None = None) -> Decision:
     """Give an owned lead to `user_id`; for managers. An edit under way is waited for."""
     return _change_owner(conn, lead_id, "transfer", as_user_id(user_id), note)
 
 
+@per_database
 def claim(conn: AnyConnection, lead_id: Any, *, note: str | None = None) -> Decision:
     """Make the user in context the owner of a lead that nobody owns; of two claims one wins."""
     return _change_owner(conn, lead_id, "claim", None, note)
 
 
+@per_database
 def release(conn: AnyConnection, lead_id: Any, *, note: str | None = None) -> Decision:
     """Take the lead from its owner; for the owner and for managers. No backfill gives it back."""
     return _change_owner(conn, lead_id, "release", None, note)
 
 
+@per_database
 def share(
     conn: AnyConnection,
     lead_id: Any,
@@ -59,6 +65,7 @@ def share(
     return _change_sharing(conn, lead_id, "share", user_id, (effective_from, effective_to), note)
 
 
+@per_database
 def unshare(conn: AnyConnection, lead_id: Any, user_id: UUID | str, *, note: str | None = None) -> Decision:
     """End every share of the lead with `user_id` now; an edit under way is waited for."""
     return _change_sharing(conn, lead_id, "unshare", user_id, (None, None), note)

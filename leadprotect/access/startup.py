@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from leadprotect.database.bound import per_database
 from leadprotect.database.connection import rows
 from leadprotect.errors import InvalidRequest, NotProtected
 from leadprotect.settings import current
@@ -71,6 +72,7 @@ _ASKED = """
 _ON_THE_HOST = {"row_security_off", "no_border", "triggers"}
 
 
+@per_database
 def check_startup(conn: AnyConnection, *, force: Collection[str] = ()) -> None:
     """Raise `NotProtected` where what contract promises does not hold for this session; once, before a service serves.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from leadprotect.database.bound import per_database
 from leadprotect.database.connection import rows
 from leadprotect.errors import InvalidRequest
 from leadprotect.settings import current, render
@@ -27,6 +28,7 @@ class Territory:
     vat_rate: Decimal | None
 
 
+@per_database
 def territory(conn: AnyConnection, code: str, on: date | None = None) -> Territory:
     """The terms of territory `code` on the day `on` (today); needs no context.
 

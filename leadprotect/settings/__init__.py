@@ -1,7 +1,7 @@
 """For the host: what it can set, where that is read from, and how a name of it becomes SQL."""
 
 from leadprotect.settings.address import url
-from leadprotect.settings.load import ENVIRONMENT_PREFIX, KEYS, Settings, current, load, parse
+from leadprotect.settings.load import ENVIRONMENT_PREFIX, KEYS, Settings, acting_with, configured, current, load, parse
 from leadprotect.settings.names import ident, literal, names, render, sql, table, type_name
 from leadprotect.settings.roles import making_roles
 from leadprotect.settings.values import check_territory_code, duration
@@ -10,7 +10,9 @@ __all__ = [
     "ENVIRONMENT_PREFIX",
     "KEYS",
     "Settings",
+    "acting_with",
     "check_territory_code",
+    "configured",
     "current",
     "duration",
     "ident",

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import configparser
 import os
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from leadprotect.settings.files import CONFIG, ini_file
 from leadprotect.settings.values import OFFICES, read
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from alembic.config import Config
@@ -116,10 +117,44 @@ def load(config: Config | None = None, *, environ: Mapping[str, str] = os.enviro
     return parse(given)
 
 
-@lru_cache(maxsize=1)
-def current() -> Settings:
-    """The settings of this process, loaded once: what the library's functions use."""
-    return load()
+class _Current:
+    """The settings that the library's functions use: those of the connection, or those of this process, loaded once."""
+
+    def __init__(self) -> None:
+        self.process: Settings | None = None
+
+    def __call__(self) -> Settings:
+        if (bound := _bound.get()) is not None:
+            return bound
+        if self.process is None:
+            self.process = load()
+        return self.process
+
+    def cache_clear(self) -> None:
+        """Forget what was loaded or given for the process."""
+        self.process = None
+
+
+current = _Current()
+_bound: ContextVar[Settings | None] = ContextVar("leadprotect_settings", default=None)
+
+
+def configured(settings: Settings) -> None:
+    """Let `settings` be those of this process."""
+    current.process = settings
+
+
+@contextmanager
+def acting_with(settings: Settings | None) -> Iterator[None]:
+    """Let `settings` be the current ones inside the block; None changes nothing."""
+    if settings is None:
+        yield
+        return
+    token = _bound.set(settings)
+    try:
+        yield
+    finally:
+        _bound.reset(token)
 
 
 def parse(given: Mapping[str, str]) -> Settings:

@@ -143,12 +143,12 @@ def test_whatever_outlives_a_call_is_given_up_between_two_tests() -> None:
         "leadprotect.access.binding": ["_bound"],
         "leadprotect.access.context": ["_standing", "_lasting"],
         "leadprotect.access.ways": ["_ways"],
+        "leadprotect.database.bound": ["_of"],
         "leadprotect.database.connection": ["owed"],
         "leadprotect.database.transactions": ["_listeners", "_refused"],
         "leadprotect.doctor.likeness": ["_names"],
         "leadprotect.doctor.shipped": ["shipped", "shipped_script"],
         "leadprotect.metrics": ["_active"],
-        "leadprotect.settings.load": ["current"],
         "leadprotect.settings.names": ["render"],
     }
     only_unique = {"_blocks", "_cursors"}
