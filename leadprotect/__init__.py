@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from leadprotect.access.checks import Page, can_edit, can_edit_many, editable_leads, explain
     from leadprotect.access.context import acting_as
     from leadprotect.access.ownership import assign, claim, release, share, transfer, unshare
+    from leadprotect.access.pipelines import editing
     from leadprotect.access.startup import check_startup
     from leadprotect.access.territories import Territory, territory
     from leadprotect.backfilled import Backfilled, Estimate, Locked, Verified
@@ -77,6 +78,7 @@ __all__ = [
     "claim",
     "configure",
     "editable_leads",
+    "editing",
     "explain",
     "release",
     "share",
@@ -98,6 +100,7 @@ _HOMES = {
     "editable_leads": "access.checks",
     "explain": "access.checks",
     "acting_as": "access.context",
+    "editing": "access.pipelines",
     "assign": "access.ownership",
     "claim": "access.ownership",
     "release": "access.ownership",

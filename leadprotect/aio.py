@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from leadprotect.access import attempts, checks, context, ownership, startup, territories
+from leadprotect.access import attempts, checks, context, ownership, pipelines, startup, territories
 from leadprotect.database.waiting import Held, call
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from datetime import date, datetime
     from uuid import UUID
+
+    import psycopg
 
     from leadprotect.access.checks import Page
     from leadprotect.access.territories import Territory
@@ -32,6 +34,7 @@ __all__ = [
     "check_startup",
     "claim",
     "editable_leads",
+    "editing",
     "explain",
     "release",
     "share",
@@ -162,6 +165,29 @@ async def share(
 async def unshare(conn: AnyAsync, lead_id: Any, user_id: UUID | str, *, note: str | None = None) -> Decision:
     """End every share of the lead with `user_id` now; an edit under way is waited for."""
     return await call(conn, ownership.unshare, lead_id, user_id, note=note)
+
+
+def editing(
+    conn: psycopg.AsyncConnection[Any],
+    lead_id: Any,
+    user_id: UUID | str,
+    territory: str,
+    correlation_id: UUID | str | None = None,
+    *,
+    action: str = "EDIT",
+    note: str | None = None,
+) -> AbstractAsyncContextManager[None]:
+    """A transaction in which `user_id` edits the lead: context, `assert_edit`, the block and the commit in a pipeline.
+
+    Nothing is sent before the block ends or asks for a result, so it costs one round trip. Where the attempt is denied,
+    nothing of the block is done, the denial is recorded, and the end of the block (or the first result that it
+    asks for) raises. It commits what it began, so it begins outside any transaction; with a
+    psycopg that knows no pipelines the statements go one by one.
+
+    Raises what `acting_as` and `assert_edit` raise, `InvalidRequest` inside a transaction or on another connection
+    than psycopg's. Source: https://www.psycopg.org/psycopg3/docs/advanced/pipeline.html.
+    """
+    return Held(conn, pipelines.editing, lead_id, user_id, territory, correlation_id, action=action, note=note)
 
 
 async def check_startup(conn: AnyAsync, *, force: Collection[str] = ()) -> None:

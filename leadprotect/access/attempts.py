@@ -32,14 +32,19 @@ def assert_edit(conn: AnyConnection, lead_id: Any, *, action: str = "EDIT", note
     Raises `LeadAccessDenied` (carries the decision), `AuditUnavailable` when the attempt could not
     be recorded, allowed or not (a denial, too), and what `can_edit` raises.
     """
-    if action not in ACTIONS:
-        message = f"action: {action!r} is not one of {', '.join(ACTIONS)}"
-        raise InvalidRequest(message)
+    check_action(action)
     s = current()
     call = render("allow_edit(%s::{lead_type}, %s::{schema}.lead_action, %s::pg_catalog.text)", s)
     with metrics.timed("assert"):
         attempt = attempted(conn, call, (as_lead_id(lead_id), action, note), action=action, note=note)
     return conclude(conn, Decision(lead_id, attempt.reason), attempt)
+
+
+def check_action(action: str) -> None:
+    """Raise `InvalidRequest` for what is no action."""
+    if action not in ACTIONS:
+        message = f"action: {action!r} is not one of {', '.join(ACTIONS)}"
+        raise InvalidRequest(message)
 
 
 def attempted(
@@ -71,11 +76,13 @@ def attempted(
     user_id, territory, correlation_id, login, role = facts
     if reason is None:
         missing(user_id, territory)
-    # a denial comes with the ticket for its row
-    reason, _, ticket = reason.partition(" ")
-    return denials.Attempt(
-        values[0], action, reason, note, user_id, territory, correlation_id or trace, login, role, ticket or None
-    )
+    return denials.attempt(values[0], action, reason, note, (user_id, territory, correlation_id or trace, login, role))
+
+
+def attempting(call: str) -> str:
+    """The statement that decides by `call` in the context that stands: the answer, and who asked."""
+    schema = render("{schema}", current())
+    return _attempt(f"{schema}.{call}", f"{schema}.context()")
 
 
 def _attempt(call: str, context: str) -> str:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-import psycopg
 from psycopg.pq import TransactionStatus
 
 from leadprotect.access.arguments import check_caller, check_text
@@ -34,6 +33,7 @@ from leadprotect.settings import current, render
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import psycopg
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session
 
@@ -218,7 +218,7 @@ class _Follower:
         driver = driver_connection(core)
         if blocks := _standing.get(driver):
             with its_settings(core):
-                row(core, _setting(), (*blocks[-1].context, blocks[-1].id))
+                row(core, declaration(), (*blocks[-1].context, blocks[-1].id))
 
 
 _FOLLOWER = _Follower()
@@ -271,7 +271,7 @@ def _settle(conn: AnyConnection, driver: _Driver, context: tuple[str | None, ...
     """
     if driver.closed or _over(conn, driver):
         return
-    statement = f"{_setting()} WHERE {_BLOCK_NOW} OPERATOR(pg_catalog.=) ANY (%s::pg_catalog.text[])"
+    statement = f"{declaration()} WHERE {_BLOCK_NOW} OPERATOR(pg_catalog.=) ANY (%s::pg_catalog.text[])"
     values = (*context, [block.id for block in blocks])
     if driver.info.transaction_status not in _DEAD:
         owed.pop(driver, None)
@@ -303,10 +303,11 @@ def declared(conn: AnyConnection) -> tuple[str | None, str | None, str | None]:
 
 def set_context(conn: AnyConnection, user_id: str, territory: str, correlation_id: str | None) -> None:
     """Set the context of the transaction, for as long as it lasts, without a block around it."""
-    row(conn, _setting(), (user_id, territory, correlation_id, ""))
+    row(conn, declaration(), (user_id, territory, correlation_id, ""))
 
 
-def _setting() -> str:
+def declaration() -> str:
+    """The statement that sets user, territory, correlation id and the name of the block ('' for none)."""
     return f"SELECT {_set()}"
 
 

@@ -47,6 +47,13 @@ class Attempt:
     ticket: str | None
 
 
+def attempt(lead_id: Any, action: str, answer: str, note: str | None, facts: tuple[Any, ...]) -> Attempt:
+    """An attempt that was answered; a denial comes with the ticket for its row."""
+    reason, _, ticket = answer.partition(" ")
+    user_id, territory, correlation_id, login, role = facts
+    return Attempt(lead_id, action, reason, note, user_id, territory, correlation_id, login, role, ticket or None)
+
+
 def record_denial(conn: AnyConnection, attempt: Attempt) -> None:
     """Write the denial and commit it, on a connection of our own with the login of `conn`.
 

@@ -92,7 +92,7 @@ def test_without_the_order_the_first_user_would_stay(database: Database, monkeyp
             context._standing[driver].remove(block)  # noqa: SLF001
 
     monkeypatch.setattr(context, "_ended", restore)
-    monkeypatch.setattr(context, "_setting", lambda: context_without_a_name(database))
+    monkeypatch.setattr(context, "declaration", lambda: context_without_a_name(database))
     with database.connect("seller_de") as conn:
         first, second = block(conn, database, 1), block(conn, database, 2)
         first.__enter__()

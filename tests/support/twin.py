@@ -19,6 +19,9 @@ TWIN = ROOT / "leadprotect" / "aio.py"
 ROOMS = ("access",)
 """Whose public functions of a connection have a twin."""
 
+KINDS = {"AnyConnection": "AnyAsync", "psycopg.Connection[Any]": "psycopg.AsyncConnection[Any]"}
+"""What a synchronous function takes -> what its twin takes."""
+
 HEAD = '''\
 """For asynchronous services: the functions of `leadprotect`, to be awaited.
 
@@ -43,8 +46,10 @@ class Source:
     @property
     def imports(self) -> dict[str, str]:
         """Name -> the statement that gives it to another module."""
-        found = {}
+        found: dict[str, str] = {}
         for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                found |= {alias.name: f"import {alias.name}" for alias in node.names}
             if isinstance(node, ast.ImportFrom) and node.module != "__future__":
                 for alias in node.names:
                     found[alias.asname or alias.name] = f"from {node.module} import {ast.unparse(alias)}"
@@ -64,7 +69,7 @@ class Source:
             if isinstance(node, ast.FunctionDef)
             and node.name in leadprotect.__all__
             and node.args.args
-            and ast.unparse(node.args.args[0].annotation or ast.Constant(None)) == "AnyConnection"
+            and ast.unparse(node.args.args[0].annotation or ast.Constant(None)) in KINDS
         ]
 
 
@@ -98,11 +103,11 @@ def twin() -> str:
 
 def needed(source: Source, function: ast.FunctionDef) -> set[str]:
     """The imports for the signature."""
-    told = [*function.args.args[1:], *function.args.kwonlyargs]
+    told = [*function.args.args, *function.args.kwonlyargs]
     parts = [part for part in (*(one.annotation for one in told), function.returns, *function.args.kw_defaults) if part]
     used = {node.id for part in parts for node in ast.walk(part) if isinstance(node, ast.Name)} - set(dir(builtins))
-    if held := is_manager(function):
-        used -= {"Iterator"}
+    used -= {"AnyConnection", "Iterator"}
+    held = is_manager(function)
     if is_overload(function):
         used.add("overload")
     extra = {"from contextlib import AbstractAsyncContextManager"} if held else set()
@@ -120,7 +125,7 @@ def is_overload(function: ast.FunctionDef) -> bool:
 def awaited(source: Source, function: ast.FunctionDef) -> str:
     """The twin of one function."""
     arguments = ast.parse(ast.unparse(function.args).join(["def f(", "): pass"])).body[0].args  # type: ignore[attr-defined]
-    arguments.args[0].annotation = ast.Name("AnyAsync")
+    arguments.args[0].annotation = ast.Name(KINDS[ast.unparse(function.args.args[0].annotation or ast.Constant(None))])
     given = [one.arg for one in arguments.args[1:]]
     given += [f"{one.arg}={one.arg}" for one in arguments.kwonlyargs]
     module = source.name.rpartition(".")[2]
