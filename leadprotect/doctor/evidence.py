@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from leadprotect.database.catalog import relation
 from leadprotect.doctor import present
 from leadprotect.doctor.finding import Fault, check
 from leadprotect.preflight.leftovers import foreign_quarantine, leftovers
@@ -45,6 +46,54 @@ def audit_default_filled(conn: psycopg.Connection[Any], s: Settings) -> Iterator
     for (size,) in conn.execute(query, (s.schema, present.DEFAULT_PARTITION)).fetchall():
         where = f"{s.schema}.{present.DEFAULT_PARTITION}"
         yield Fault(where, f"it holds rows ({size:,} bytes)", "leadprotect audit partitions")
+
+
+# where every run leaves a seal in every chain, the first one in that of the rows without territory
+_CHAINS = """
+    SELECT coalesce(quote_literal(s.territory), 'without territory'), max(s.number) - count(*),
+           max(s.run) FILTER (WHERE s.detached_table IS NULL),
+           (SELECT max(n.run) FROM {seals} AS n WHERE n.detached_table IS NULL)
+    FROM {seals} AS s GROUP BY s.territory ORDER BY s.territory NULLS FIRST
+    """
+
+
+@check("warning", "What a seal said of its rows is gone with it: they can be changed, and nobody sees it.")
+def chain_short(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A chain of seals that has lost some (a danger): its numbers have holes, or it ends before the others do."""
+    seals = ident(s.schema, "lead_access_audit_seals")
+    if _sealed_at(conn, s, seals) is None:
+        return
+    look = "# leadprotect audit verify says which, and --anchor whether all chains were cut alike"
+    for chain, lost, last, newest in conn.execute(_CHAINS.format(seals=seals).encode()).fetchall():
+        if lost:
+            yield Fault(f"chain {chain}", f"{lost} seals are missing in it", look, "danger")
+        if last is None or last < newest:
+            yield Fault(f"chain {chain}", f"it ends at run {last or 0}, others at run {newest}", look, "danger")
+
+
+@check("warning", "Until it is sealed, a row can be changed, and nothing shows it.")
+def seals_old(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """Rows of the audit that are older than a day, and later than the newest seal."""
+    if relation(conn, s.schema, "lead_access_audit") is None:
+        return
+    newest = _sealed_at(conn, s, ident(s.schema, "lead_access_audit_seals"))
+    query = f"""
+        SELECT min(a.at)::text FROM {ident(s.schema, "lead_access_audit")} AS a
+        WHERE a.at > coalesce(%s::timestamptz, '-infinity') AND a.at < now() - interval '1 day'
+        """
+    for (since,) in conn.execute(query.encode(), (newest,)).fetchall():
+        if since is not None:
+            yield Fault(
+                f"{s.schema}.lead_access_audit", f"no seal names rows from {since} on", "leadprotect audit seal"
+            )
+
+
+def _sealed_at(conn: psycopg.Connection[Any], s: Settings, seals: str) -> str | None:
+    """When the newest run of seals began; None before the first one, and in an upgrade that has not made them yet."""
+    if relation(conn, s.schema, "lead_access_audit_seals") is None:
+        return None
+    row = conn.execute(f"SELECT max(sealed_at)::text FROM {seals} WHERE detached_table IS NULL".encode()).fetchone()
+    return row[0] if row else None
 
 
 @check("danger", "What is moved there at a downgrade would be theirs.", needs=None)

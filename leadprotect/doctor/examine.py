@@ -90,6 +90,8 @@ CHECKS: tuple[Check, ...] = (
     evidence.quarantine_of_another_version,
     evidence.audit_month_missing,
     evidence.audit_default_filled,
+    evidence.chain_short,
+    evidence.seals_old,
     keys.key_missing,
     keys.lead_id_open,
     keys.constraint_not_validated,
@@ -102,6 +104,7 @@ CHECKS: tuple[Check, ...] = (
     versions.server_version,
     versions.log_too_quiet,
     versions.upgrade_pending,
+    facts.activities_in_future,
     facts.leads_unprotected,
     facts.leads_unowned,
 )

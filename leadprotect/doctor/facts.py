@@ -10,7 +10,7 @@ from leadprotect.doctor.finding import Fault, check
 from leadprotect.errors import ProtectionUnavailable, SettingsError
 from leadprotect.preflight.host_tables import host
 from leadprotect.preflight.installed import check_installed
-from leadprotect.settings import Settings, ident, render
+from leadprotect.settings import Settings, ident, literal, render, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,6 +64,20 @@ def territory_list_stale(conn: psycopg.Connection[Any], s: Settings) -> Iterator
     if listed != codes:
         mends = f"SELECT {ident(s.schema)}.publish_territories();"
         yield Fault("all_territories()", f"it names {listed}, the table {codes}", mends)
+
+
+@check("warning", "Whoever wrote it there is owner from that day on, and no later activity beats it.")
+def activities_in_future(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """Qualifying activities of a time to come, while activities make owners: before contract."""
+    if present.enforced(conn, s) or present.activities(conn, s) is None:
+        return
+    at, user, kind = (ident(s.activity_at_column), ident(s.activity_user_id_column), ident(s.activity_kind_column))
+    kinds = ", ".join(literal(one) for one in s.qualifying_kinds)
+    where = f"FROM {table(s.activities_table)} WHERE {at} > now() AND {user} IS NOT NULL AND {kind}::text IN ({kinds})"
+    row = conn.execute(f"SELECT count(*), max({at})::text {where}".encode()).fetchone()
+    if row and row[0]:
+        what = f"{row[0]:,} qualifying activities are in the future, the last at {row[1]}"
+        yield Fault(s.activities_table, what, f"SELECT * {where};  -- and correct them")
 
 
 @check("note", "Everybody sees and edits it: a lead without a territory is outside protection.")

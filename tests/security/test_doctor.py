@@ -311,6 +311,31 @@ PLANTED = [
         mends="SELECT {schema}.clear_audit_default(1000)",
     ),
     Planted(
+        "chain-short",
+        "SELECT FROM {schema}.seal_audit(); COMMIT; SELECT FROM {schema}.seal_audit(); COMMIT;"
+        "ALTER TABLE {schema}.lead_access_audit_seals DISABLE TRIGGER USER;"
+        "CREATE TABLE public.cut AS SELECT * FROM {schema}.lead_access_audit_seals WHERE territory = 'CH' AND run = 2;"
+        "DELETE FROM {schema}.lead_access_audit_seals WHERE territory = 'CH' AND run = 2",
+        "'CH' it ends at run 1, others at run 2",
+        mends="INSERT INTO {schema}.lead_access_audit_seals SELECT * FROM public.cut",
+    ),
+    Planted(
+        "chain-short",
+        "SELECT FROM {schema}.seal_audit(); ALTER TABLE {schema}.lead_access_audit_seals DISABLE TRIGGER USER;"
+        "CREATE TABLE public.cut AS SELECT * FROM {schema}.lead_access_audit_seals WHERE territory = 'DE';"
+        "UPDATE {schema}.lead_access_audit_seals SET number = 3 WHERE territory = 'DE'",
+        "'DE' 2 seals are missing",
+        mends="UPDATE {schema}.lead_access_audit_seals SET number = 1 WHERE territory = 'DE'",
+    ),
+    Planted(
+        "seals-old",
+        "INSERT INTO {schema}.lead_access_audit (lead_id, at, role, action, outcome, reason) "
+        "VALUES ({nil_lead}::{lead_id_type}, now() - interval '2 days', 'r', 'EDIT', 'DENY', 'r')",
+        "no seal names rows from",
+        level="warning",
+        mends="SELECT FROM {schema}.seal_audit()",
+    ),
+    Planted(
         "key-missing",
         "ALTER TABLE {schema}.user_lead_assignments DROP CONSTRAINT ix_ula_lead CASCADE",
         mends="ALTER TABLE {schema}.user_lead_assignments ADD CONSTRAINT ix_ula_lead PRIMARY KEY (lead_id, territory) "
@@ -421,7 +446,7 @@ def statements(mends: str) -> list[str]:
 
 def test_every_check_has_a_planted_fault() -> None:
     """Those that not every server knows, or that are no fault of a database at head, are tested apart."""
-    apart = {"admin-option-alone", "server-version", "upgrade-pending"}
+    apart = {"activities-in-future", "admin-option-alone", "server-version", "upgrade-pending"}
     assert KNOWN.keys() - apart == {planted.check for planted in PLANTED}
 
 
@@ -487,6 +512,18 @@ def test_what_ships_is_what_the_revisions_make(make_database: Callable[..., Data
 
 
 # --- checks apart
+
+
+def test_an_activity_that_is_yet_to_come_is_a_warning_while_activities_make_owners(expanded: Database) -> None:
+    lead = expanded.lead("DE")
+    expanded.activity(lead, expanded.user(1), at="2026-01-01")
+    expanded.activity(lead, expanded.user(1), kind="NOTE", at="2999-01-01")
+    assert [] == found(expanded, "activities-in-future")  # the control: neither is one
+    expanded.activity(lead, expanded.user(2), at="2999-01-01")
+    (warning,) = found(expanded, "activities-in-future")
+    assert ("warning", True) == (warning.level, warning.what.startswith("1 qualifying activities are in the future"))
+    assert warning.mends is not None
+    assert 1 == len(expanded.sql(warning.mends.replace("{", "{{").replace("}", "}}")))
 
 
 @pytest.mark.profiles("pg18")
