@@ -20,7 +20,7 @@ export PYTEST_XDIST_AUTO_NUM_WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONL
 DEMO := .venv/demo.stamp
 DEV := .venv/dev.stamp
 
-.PHONY: help demo test quick lint aio schema shipped doctor rules docs bench lock clean
+.PHONY: help demo test quick lint aio schema shipped policies doctor rules docs bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile
@@ -52,6 +52,10 @@ aio: $(DEV) ## write leadprotect/aio.py anew, from the synchronous functions
 
 shipped: $(DEV) ## write leadprotect/doctor/shipped.json anew, from databases at head
 	@$(BIN)/python -m tests.support.shipped
+
+policies: export PATH := $(CURDIR)/$(BIN):$(PATH)
+policies: $(DEV) ## write tests/support/policies.json anew, from a database at head
+	@$(BIN)/python -m tests.support.policies
 
 doctor: $(DEV) ## write docs/reference/doctor.md anew, from the checks
 	@$(BIN)/python -m tests.support.doctor_page

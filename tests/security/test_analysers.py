@@ -1,7 +1,8 @@
 """What an analyser of row-level security says about a database at head, and why each of its complaints stands.
 
 `pgrls verify` proves nothing here: each of our policies asks a function or current_user, which it can't decide.
-bandit's rules are ruff's `S`, on for the package and the revisions (pyproject.toml).
+`pgrls diff` compares with tests/support/policies.json: whoever means to change a policy runs `make policies`, and the
+change is read. bandit's rules are ruff's `S`, on for the package and the revisions (pyproject.toml).
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import policies
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.support.database import Database
 
 pytestmark = [pytest.mark.profiles("pg18", "pg15"), pytest.mark.slow("an analyser reads the whole catalog")]
@@ -86,6 +91,40 @@ def test_an_analyser_of_row_security_has_no_complaint_that_nobody_answered(datab
 
 def test_no_answer_stands_for_a_complaint_that_is_not_made(database: Database) -> None:
     assert {rule for rule, _ in complaints(database)} == set(WAIVED)
+
+
+# --- what changed since it was last read
+
+
+def changes(database: Database, folder: Path) -> str:
+    """What `pgrls diff` says of a database and the snapshot; empty when nothing changed."""
+    now = folder / "now.json"
+    now.write_text(policies.snapshot(database), encoding="utf-8")
+    command = ["pgrls", "diff", str(policies.FILE), str(now), "--fail-on", "safe"]
+    done = subprocess.run(command, text=True, capture_output=True, check=False)
+    assert done.returncode in {0, 1}, done.stderr
+    return done.stdout if done.returncode else ""
+
+
+@pytest.mark.profiles("pg18")
+def test_no_policy_changed_without_somebody_s_word(database: Database, tmp_path: Path) -> None:
+    assert "" == changes(database, tmp_path), "make policies, and read what it changed"
+
+
+@pytest.mark.profiles("pg18")
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "CREATE POLICY stray ON {schema}.lead_access_audit USING (true)",
+        "DROP POLICY {border_policy} ON {leads}",
+        "ALTER POLICY lp_border ON {schema}.user_lead_assignments USING (true)",
+        "ALTER TABLE {schema}.territories NO FORCE ROW LEVEL SECURITY",
+        "GRANT DELETE ON {schema}.lead_access_audit TO PUBLIC",
+    ],
+)
+def test_control_a_change_is_told(database: Database, tmp_path: Path, damage: str) -> None:
+    database.sql(damage)
+    assert "" != changes(database, tmp_path)
 
 
 @pytest.mark.parametrize(
