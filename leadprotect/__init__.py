@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from leadprotect.backfilling.run import backfill
     from leadprotect.backfilling.signals import Limits
     from leadprotect.database.bound import configure
-    from leadprotect.decision import Decision
+    from leadprotect.decision import Action, Decision, Reason
     from leadprotect.errors import (
         AuditUnavailable,
         BackfillError,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from leadprotect.settings.files import version_path
 
 __all__ = [
+    "Action",
     "AuditUnavailable",
     "BackfillError",
     "BackfillIncomplete",
@@ -63,6 +64,7 @@ __all__ = [
     "PreflightError",
     "Progress",
     "ProtectionUnavailable",
+    "Reason",
     "RollbackError",
     "SettingsError",
     "Territory",
@@ -118,7 +120,9 @@ _HOMES = {
     "backfill": "backfilling.run",
     "Limits": "backfilling.signals",
     "configure": "database.bound",
+    "Action": "decision",
     "Decision": "decision",
+    "Reason": "decision",
     "AuditUnavailable": "errors",
     "BackfillError": "errors",
     "BackfillIncomplete": "errors",

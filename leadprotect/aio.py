@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
     import psycopg
 
-    from leadprotect.access.checks import Page
+    from leadprotect.access.checks import K, Page
     from leadprotect.access.territories import Territory
     from leadprotect.database.waiting import AnyAsync
-    from leadprotect.decision import Decision
+    from leadprotect.decision import Action, Decision
 
 __all__ = [
     "acting_as",
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 
-async def assert_edit(conn: AnyAsync, lead_id: Any, *, action: str = "EDIT", note: str | None = None) -> Decision:
+async def assert_edit(conn: AnyAsync, lead_id: Any, *, action: Action = "EDIT", note: str | None = None) -> Decision:
     """Require that the user in context may edit the lead, and record the attempt.
 
     Allowed: the record is written in the caller's transaction, and the rows on which the decision
@@ -79,7 +79,7 @@ async def explain(
     return await call(conn, checks.explain, lead_id, user_id=user_id, territory=territory)
 
 
-async def can_edit_many(conn: AnyAsync, lead_ids: Iterable[Any]) -> dict[Any, bool]:
+async def can_edit_many(conn: AnyAsync, lead_ids: Iterable[K]) -> dict[K, bool]:
     """For each lead, whether the user in context may edit it; keys as they were given.
 
     One statement; if none may be edited, a second one asks whether there is a context at all.
@@ -174,7 +174,7 @@ def editing(
     territory: str,
     correlation_id: UUID | str | None = None,
     *,
-    action: str = "EDIT",
+    action: Action = "EDIT",
     note: str | None = None,
 ) -> AbstractAsyncContextManager[None]:
     """A transaction in which `user_id` edits the lead: context, `assert_edit`, the block and the commit in a pipeline.

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
-DENIALS = ("no_context", "not_found", "suspended", "unassigned", "not_owner", "not_manager")
+Denial = Literal["no_context", "not_found", "suspended", "unassigned", "not_owner", "not_manager"]
+Reason = Literal[Denial, "owner", "collaborator", "manager"]
+"""The code of a decision."""
+
+Action = Literal["VIEW", "EDIT", "ASSIGN", "UNASSIGN"]
+"""What is attempted."""
+
+DENIALS: tuple[Denial, ...] = get_args(Denial)
 """Reasons that deny what was asserted."""
 
 
-ALLOWED = ("owner", "collaborator", "manager")
+ALLOWED: tuple[Reason, ...] = ("owner", "collaborator", "manager")
 """Reasons that allow; every other reason denies."""
 
 
@@ -22,7 +29,7 @@ class Decision:
     """
 
     lead_id: Any
-    reason: str
+    reason: Reason
 
     @property
     def allowed(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from leadprotect import metrics
 from leadprotect.access import denials
@@ -10,7 +10,7 @@ from leadprotect.access.arguments import as_lead_id, check_text, missing
 from leadprotect.access.context import require_order, trace_id
 from leadprotect.database.bound import per_database
 from leadprotect.database.connection import row
-from leadprotect.decision import Decision
+from leadprotect.decision import Action, Decision
 from leadprotect.errors import InvalidRequest, LeadAccessDenied
 from leadprotect.settings import current, literal, render
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from leadprotect.database.connection import AnyConnection
 
 
-ACTIONS = ("VIEW", "EDIT", "ASSIGN", "UNASSIGN")
+ACTIONS: tuple[Action, ...] = get_args(Action)
 
 
 @per_database
-def assert_edit(conn: AnyConnection, lead_id: Any, *, action: str = "EDIT", note: str | None = None) -> Decision:
+def assert_edit(conn: AnyConnection, lead_id: Any, *, action: Action = "EDIT", note: str | None = None) -> Decision:
     """Require that the user in context may edit the lead, and record the attempt.
 
     Allowed: the record is written in the caller's transaction, and the rows on which the decision

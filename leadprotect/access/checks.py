@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from leadprotect import metrics
 from leadprotect.access.arguments import as_lead_id, as_lead_ids, check_caller, missing
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from leadprotect.database.connection import AnyConnection
 
+K = TypeVar("K")
+"""The ids of leads as the caller has them."""
 
 MAX_PAGE = 1000
 
@@ -62,7 +64,7 @@ def explain(
 
 
 @per_database
-def can_edit_many(conn: AnyConnection, lead_ids: Iterable[Any]) -> dict[Any, bool]:
+def can_edit_many(conn: AnyConnection, lead_ids: Iterable[K]) -> dict[K, bool]:
     """For each lead, whether the user in context may edit it; keys as they were given.
 
     One statement; if none may be edited, a second one asks whether there is a context at all.

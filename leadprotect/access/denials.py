@@ -7,7 +7,7 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from leadprotect.database.connection import AnyConnection
+    from leadprotect.decision import Reason
 
 TIMEOUT_S = 5.0
 _GRACE_S = 0.2  # the answer of the connection itself, when it has one, says more
@@ -37,7 +38,7 @@ class Attempt:
 
     lead_id: Any
     action: str
-    reason: str
+    reason: Reason
     note: str | None
     user_id: str | None
     territory: str | None
@@ -51,7 +52,8 @@ def attempt(lead_id: Any, action: str, answer: str, note: str | None, facts: tup
     """An attempt that was answered; a denial comes with the ticket for its row."""
     reason, _, ticket = answer.partition(" ")
     user_id, territory, correlation_id, login, role = facts
-    return Attempt(lead_id, action, reason, note, user_id, territory, correlation_id, login, role, ticket or None)
+    told = cast("Reason", reason)
+    return Attempt(lead_id, action, told, note, user_id, territory, correlation_id, login, role, ticket or None)
 
 
 def record_denial(conn: AnyConnection, attempt: Attempt) -> None:

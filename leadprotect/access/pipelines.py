@@ -17,7 +17,7 @@ from leadprotect.access.context import declaration, trace_id
 from leadprotect.database.bound import its_settings
 from leadprotect.database.connection import mapped_errors
 from leadprotect.database.waiting import wait
-from leadprotect.decision import ALLOWED, Decision
+from leadprotect.decision import ALLOWED, Action, Decision
 from leadprotect.errors import ConnectionUnusable, InvalidRequest
 from leadprotect.settings import current, literal, render
 
@@ -43,7 +43,7 @@ def editing(
     territory: str,
     correlation_id: UUID | str | None = None,
     *,
-    action: str = "EDIT",
+    action: Action = "EDIT",
     note: str | None = None,
 ) -> Iterator[None]:
     """A transaction in which `user_id` edits the lead: context, `assert_edit`, the block and the commit in a pipeline.

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import scoped_session, sessionmaker
 
 import leadprotect
-from leadprotect import settings
+from leadprotect import Reason, settings
 from tests.support.database import Database
 
 NOW = datetime.now(UTC)
@@ -239,5 +239,5 @@ def test_a_login_without_our_roles_gets_no_answer(database: Database) -> None:
 
 
 def test_a_decision_is_true_only_when_it_allows() -> None:
-    reasons = ["no_context", "not_found", "suspended", "owner", "collaborator", "unassigned", "not_owner"]
+    reasons: list[Reason] = ["no_context", "not_found", "suspended", "owner", "collaborator", "unassigned", "not_owner"]
     assert [r for r in reasons if leadprotect.Decision("lead", r)] == ["owner", "collaborator"]

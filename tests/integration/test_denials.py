@@ -298,7 +298,7 @@ def test_an_unknown_action_is_refused(database: Database) -> None:
         database.connect("seller_de") as conn,
         pytest.raises(leadprotect.InvalidRequest, match="'DELETE' is not one of"),
     ):
-        leadprotect.assert_edit(conn, database.new_id(), action="DELETE")
+        leadprotect.assert_edit(conn, database.new_id(), action="DELETE")  # type: ignore[arg-type]
 
 
 # --- plain SQL

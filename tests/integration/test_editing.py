@@ -217,7 +217,7 @@ def test_an_asynchronous_edit_is_the_same(database: Database) -> None:
     mine, theirs = database.lead("DE", owner=database.user(1)), database.lead("DE", owner=database.user(2))
 
     async def edit() -> list[str]:
-        reasons = []
+        reasons: list[str] = []
         async with await psycopg.AsyncConnection.connect(database.login_url("seller_de")) as conn:
             async with aio.editing(conn, mine, database.user(1), "DE"):
                 await conn.execute(rename(database), (mine,))

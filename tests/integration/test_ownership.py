@@ -53,7 +53,7 @@ def test_of_two_claims_at_the_same_moment_one_wins(database: Database) -> None:
     together = threading.Barrier(2)
 
     def claim(number: int) -> list[str]:
-        reasons = []
+        reasons: list[str] = []
         for lead in leads:
             with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(number), "DE"):
                 together.wait(timeout=30)
