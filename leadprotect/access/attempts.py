@@ -101,4 +101,5 @@ def conclude(conn: AnyConnection, decision: Decision, attempt: denials.Attempt) 
     if attempt.lead_id is not None:  # an attempt on no lead leaves no row
         denials.record_denial(conn, attempt)
     metrics.denied(decision.reason)
+    metrics.told_denial(attempt.action, decision.reason, attempt.territory)
     raise LeadAccessDenied(decision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import statistics
 import subprocess
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 import leadprotect
-from leadprotect import phases
+from leadprotect import aio, phases
 from leadprotect.lab.commands import isolated, run_alembic
 from leadprotect.lab.data import LEAD_ID, USER_ID, generate_host, generated_lead, generated_user
 
@@ -104,6 +105,7 @@ def measure_access(
             )
             lines += python_path(conn, name, leads)
             lines += compare_view(conn, name, leads)
+        lines += service_path(server, name, leads)
         say(f"{name}: the border")
         lines += border(server, name, "NULL allowed", count_figure=None)
         without_null(server, url)
@@ -187,6 +189,47 @@ def python_path(conn: psycopg.Connection[Any], name: str, leads: int) -> list[Li
         compare(name, "can_edit_many of 1,000 leads", "one can_edit", more["many"], more["check"], 20.0),
         compare(name, "editable_leads(limit=50)", "one can_edit", more["list"], more["check"], 2.0),
     ]
+
+
+def service_path(server: Server, name: str, leads: int) -> list[Line]:
+    """An edit in one pipeline against its UPDATE alone, and a check that is awaited against one that is not."""
+    mine = [generated_lead(number) for number in range(0, leads, 100)]
+    update = "UPDATE public.leads SET company = company WHERE id = %s"
+    declare = "SELECT leadprotect.set_context(%s::text, 'DE'::text)"
+    url = server.url("bench_access", LOGIN)
+    with psycopg.connect(server.url("bench_access"), autocommit=True) as owner:
+        owner.execute(f"GRANT UPDATE ON public.leads TO {LOGIN}")
+
+    def alone(n: int) -> None:
+        conn.execute(declare, (USER,))
+        conn.execute(update, (mine[n % len(mine)],))
+        conn.commit()
+
+    def piped(n: int) -> None:
+        with leadprotect.editing(conn, mine[n % len(mine)], USER, "DE"):
+            conn.execute(update, (mine[n % len(mine)],))
+
+    with psycopg.connect(url) as conn, asyncio.Runner() as loop:
+        edits = interleave({"with": piped, "without": alone}, rounds=500)
+        waiting = loop.run(psycopg.AsyncConnection.connect(url))
+        given = {"user_id": USER, "territory": "DE"}
+        checks = interleave(
+            {
+                "with": lambda n: loop.run(_each(aio.can_edit, waiting, mine[n % len(mine)], given)),
+                "without": lambda n: [leadprotect.can_edit(conn, mine[n % len(mine)], **given) for _ in range(20)],
+            },
+            rounds=100,
+        )
+        loop.run(waiting.close())
+    return [
+        median(name, "an edit in one pipeline: context, assertion, UPDATE, commit", edits, 1.5),
+        median(name, "20 aio.can_edit, against leadprotect.can_edit", checks, 1.1),
+    ]
+
+
+async def _each(check: Any, conn: Any, lead: object, given: dict[str, str]) -> None:
+    for _ in range(20):
+        await check(conn, lead, **given)
 
 
 def compare_view(conn: psycopg.Connection[Any], name: str, leads: int) -> list[Line]:
