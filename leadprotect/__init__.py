@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from leadprotect.access.attempts import assert_edit
     from leadprotect.access.binding import Context, bind
+    from leadprotect.access.bulk import assert_edit_many, assign_many, transfer_all
     from leadprotect.access.checks import Page, can_edit, can_edit_many, editable_leads, explain
     from leadprotect.access.context import acting_as
     from leadprotect.access.ownership import assign, claim, release, share, transfer, unshare
     from leadprotect.access.pipelines import editing
+    from leadprotect.access.protections import LeadRule, grant, revoke, rules, suspend
     from leadprotect.access.startup import check_startup
     from leadprotect.access.territories import Territory, territory
     from leadprotect.backfilled import Backfilled, Estimate, Locked, Verified
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
         InvalidRequest,
         LeadAccessDenied,
         LeadProtectError,
+        LeadsAccessDenied,
         LockUnavailable,
         NotProtected,
         PreflightError,
@@ -56,6 +59,8 @@ __all__ = [
     "InvalidRequest",
     "LeadAccessDenied",
     "LeadProtectError",
+    "LeadRule",
+    "LeadsAccessDenied",
     "Limits",
     "LockUnavailable",
     "Locked",
@@ -71,7 +76,9 @@ __all__ = [
     "Verified",
     "acting_as",
     "assert_edit",
+    "assert_edit_many",
     "assign",
+    "assign_many",
     "backfill",
     "bind",
     "can_edit",
@@ -82,10 +89,15 @@ __all__ = [
     "editable_leads",
     "editing",
     "explain",
+    "grant",
     "release",
+    "revoke",
+    "rules",
     "share",
+    "suspend",
     "territory",
     "transfer",
+    "transfer_all",
     "unshare",
     "version_path",
 ]
@@ -96,6 +108,9 @@ _HOMES = {
     "assert_edit": "access.attempts",
     "Context": "access.binding",
     "bind": "access.binding",
+    "assert_edit_many": "access.bulk",
+    "assign_many": "access.bulk",
+    "transfer_all": "access.bulk",
     "Page": "access.checks",
     "can_edit": "access.checks",
     "can_edit_many": "access.checks",
@@ -109,6 +124,11 @@ _HOMES = {
     "share": "access.ownership",
     "transfer": "access.ownership",
     "unshare": "access.ownership",
+    "LeadRule": "access.protections",
+    "grant": "access.protections",
+    "revoke": "access.protections",
+    "rules": "access.protections",
+    "suspend": "access.protections",
     "check_startup": "access.startup",
     "Territory": "access.territories",
     "territory": "access.territories",
@@ -134,6 +154,7 @@ _HOMES = {
     "InvalidRequest": "errors",
     "LeadAccessDenied": "errors",
     "LeadProtectError": "errors",
+    "LeadsAccessDenied": "errors",
     "LockUnavailable": "errors",
     "NotProtected": "errors",
     "PreflightError": "errors",

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from leadprotect.access import attempts, checks, context, ownership, pipelines, startup, territories
+from leadprotect.access import attempts, bulk, checks, context, ownership, pipelines, protections, startup, territories
 from leadprotect.database.waiting import Held, call
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable
     from contextlib import AbstractAsyncContextManager
     from datetime import date, datetime
     from uuid import UUID
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import psycopg
 
     from leadprotect.access.checks import K, Page
+    from leadprotect.access.protections import LeadRule
     from leadprotect.access.territories import Territory
     from leadprotect.database.waiting import AnyAsync
     from leadprotect.decision import Action, Decision
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 __all__ = [
     "acting_as",
     "assert_edit",
+    "assert_edit_many",
     "assign",
+    "assign_many",
     "can_edit",
     "can_edit_many",
     "check_startup",
@@ -36,10 +39,15 @@ __all__ = [
     "editable_leads",
     "editing",
     "explain",
+    "grant",
     "release",
+    "revoke",
+    "rules",
     "share",
+    "suspend",
     "territory",
     "transfer",
+    "transfer_all",
     "unshare",
 ]
 
@@ -55,6 +63,55 @@ async def assert_edit(conn: AnyAsync, lead_id: Any, *, action: Action = "EDIT", 
     be recorded, allowed or not (a denial, too), and what `can_edit` raises.
     """
     return await call(conn, attempts.assert_edit, lead_id, action=action, note=note)
+
+
+async def assert_edit_many(
+    conn: AnyAsync,
+    lead_ids: Iterable[Any],
+    *,
+    action: Action = "EDIT",
+    note: str | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> dict[Any, Decision]:
+    """`assert_edit` for each lead: one record each, locked in the order of the ids; keys as they were given.
+
+    One statement for 1,000 leads; `progress` is called after each with the number of leads done, and of all.
+    Where one is denied, all are asked still and every denial is recorded; then `LeadsAccessDenied` is raised, and
+    a rollback undoes the records of what was allowed. Raises what `assert_edit` raises, too.
+    """
+    return await call(conn, bulk.assert_edit_many, lead_ids, action=action, note=note, progress=progress)
+
+
+async def assign_many(
+    conn: AnyAsync,
+    lead_ids: Iterable[Any],
+    user_id: UUID | str,
+    *,
+    note: str | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> dict[Any, Decision]:
+    """`assign` for each lead, as `assert_edit_many` asserts them; raises what both raise."""
+    return await call(conn, bulk.assign_many, lead_ids, user_id, note=note, progress=progress)
+
+
+async def transfer_all(
+    conn: AnyAsync,
+    from_user: UUID | str,
+    to_user: UUID | str,
+    *,
+    note: str | None = None,
+    limit: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> int:
+    """Give what `from_user` owns in the territory in context to `to_user`; returns how many leads. For managers.
+
+    One record each. What becomes somebody else's meanwhile stays with him. With `limit`, at most so many leads: a
+    caller who commits after each call goes on until it returns 0. `progress` is called after each 1,000 leads with
+    the number done, and of all. His rules stay: `suspend` him, too, where he must not edit any more.
+
+    Raises what `transfer` raises, for more than one lead `LeadsAccessDenied`; `InvalidRequest` where both are one.
+    """
+    return await call(conn, bulk.transfer_all, from_user, to_user, note=note, limit=limit, progress=progress)
 
 
 async def can_edit(
@@ -188,6 +245,71 @@ def editing(
     than psycopg's. Source: https://www.psycopg.org/psycopg3/docs/advanced/pipeline.html.
     """
     return Held(conn, pipelines.editing, lead_id, user_id, territory, correlation_id, action=action, note=note)
+
+
+async def rules(
+    conn: AnyAsync, *, user_id: UUID | str | None = None, lead_id: Any = None, ended: bool = False
+) -> tuple[LeadRule, ...]:
+    """The rules of the territory in context, of a user or a lead where one is named; for managers and auditors.
+
+    Those that hold now or will; with `ended`, also those that are over. Raises `ContextMissing` without a territory
+    in context, `InvalidRequest` for an id of the wrong type, `ProtectionUnavailable` for a login without the role.
+    """
+    return await call(conn, protections.rules, user_id=user_id, lead_id=lead_id, ended=ended)
+
+
+async def grant(
+    conn: AnyAsync,
+    user_id: UUID | str,
+    protection: str,
+    *,
+    lead_id: Any = None,
+    effective_from: datetime | None = None,
+    effective_to: datetime | None = None,
+    note: str | None = None,
+) -> Decision:
+    """Make a rule for `user_id` in the territory in context, or for one lead of it; for managers.
+
+    COLLABORATOR may edit, VIEW_ONLY suspends, SOLE_OWNER shuts out collaborators of the whole territory; from
+    `effective_from` (now) until `effective_to` (open). It is recorded like a change of owner, and raises the same;
+    `InvalidRequest` when the dates are in the wrong order.
+    """
+    return await call(
+        conn,
+        protections.grant,
+        user_id,
+        protection,
+        lead_id=lead_id,
+        effective_from=effective_from,
+        effective_to=effective_to,
+        note=note,
+    )
+
+
+async def revoke(
+    conn: AnyAsync, user_id: UUID | str, protection: str, *, lead_id: Any = None, note: str | None = None
+) -> Decision:
+    """End the rules of one kind of `user_id`, for the territory as a whole or for `lead_id`.
+
+    For managers; an edit under way is waited for. It is recorded, also where there was none to end. Raises what `grant`
+    raises.
+    """
+    return await call(conn, protections.revoke, user_id, protection, lead_id=lead_id, note=note)
+
+
+async def suspend(
+    conn: AnyAsync,
+    user_id: UUID | str,
+    *,
+    lead_id: Any = None,
+    effective_to: datetime | None = None,
+    note: str | None = None,
+) -> Decision:
+    """Let `user_id` edit nothing in the territory, or not this lead, from now until `effective_to` (open).
+
+    The rule VIEW_ONLY: `revoke` with it ends the suspension. He keeps what he owns. Raises what `grant` raises.
+    """
+    return await call(conn, protections.suspend, user_id, lead_id=lead_id, effective_to=effective_to, note=note)
 
 
 async def check_startup(conn: AnyAsync, *, force: Collection[str] = ()) -> None:

@@ -9,6 +9,7 @@
     ├── ContextOutOfOrder        blocks of acting_as ended out of order, or on another thread: no context is left
     ├── InvalidRequest           an argument can't be right (also a ValueError)
     ├── LeadAccessDenied         the decision was DENY; carries the Decision
+    │   └── LeadsAccessDenied    of many leads some were denied; carries each of those Decisions
     ├── ProtectionUnavailable    no answer could be had: treat it as a denial
     │   ├── AuditUnavailable     the answer could not be recorded: a denial
     │   └── ConnectionUnusable   the transaction had failed already, or the connection is gone
@@ -26,11 +27,17 @@ An error is never a pass: whoever catches `LeadProtectError` must deny.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from leadprotect.backfilled import Backfilled
     from leadprotect.decision import Decision
+
+
+_NAMED = 5
+"""So many leads stand in a message; the error carries all."""
 
 
 class LeadProtectError(Exception):
@@ -79,9 +86,30 @@ class LeadAccessDenied(LeadProtectError):
         self.decision = decision
         super().__init__(f"access to lead {decision.lead_id} denied: {decision.reason}")
 
-    def __reduce__(self) -> tuple[type[LeadAccessDenied], tuple[Decision]]:
+    def __reduce__(self) -> tuple[type[LeadAccessDenied], tuple[Any, ...]]:
         """What to make it from again: Exception would pass its text on, where a decision is expected."""
         return type(self), (self.decision,)
+
+
+class LeadsAccessDenied(LeadAccessDenied):
+    """Some of many were denied, and each of those recorded; `decisions` are theirs, `decision` is the first. Roll back.
+
+    What was allowed is done and recorded in the caller's transaction, which he ends with a rollback.
+    """
+
+    def __init__(self, decisions: Sequence[Decision], asked: int) -> None:
+        super().__init__(decisions[0])
+        self.decisions = tuple(decisions)
+        self.asked = asked
+        named = ", ".join(f"{one.lead_id} ({one.reason})" for one in self.decisions[:_NAMED])
+        more = len(self.decisions) - _NAMED
+        self.args = (
+            f"access to {len(self.decisions)} of {asked} leads denied: {named}" + (f" and {more} more" * (more > 0)),
+        )
+
+    def __reduce__(self) -> tuple[type[LeadAccessDenied], tuple[Any, ...]]:
+        """As for `LeadAccessDenied`."""
+        return type(self), (self.decisions, self.asked)
 
 
 class ProtectionUnavailable(LeadProtectError):

@@ -30,15 +30,15 @@
 -- Contents, with the line:
 --
 --      43  Who calls which function
---      88  Territories and the border
---     329  Ownership and rules
---     975  Decision
---    1363  Attempts and audit
---    2269  Seals
---    2688  Transition
---    2960  Backfill and verification
---    3838  Gate
---    4514  Host
+--      89  Territories and the border
+--     330  Ownership and rules
+--    1101  Decision
+--    1489  Attempts and audit
+--    2423  Seals
+--    2842  Transition
+--    3114  Backfill and verification
+--    3992  Gate
+--    4668  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -50,15 +50,16 @@
 -- leadprotect_app
 --    acting_role, is_member, parse_user, context, set_context, decide, editable_among,
 --    editable_leads, can_edit_lead, explain_edit, record_denial, record_edit_attempt, allow_edit,
---    assert_edit_and_audit, change_owner, change_sharing, claim_lead, release_lead, share_lead,
---    unshare_lead, lead_shares, territory_terms, has_rules
+--    allow_edits, assert_edit_and_audit, change_owner, change_owners, change_sharing, claim_lead,
+--    release_lead, share_lead, unshare_lead, lead_shares, change_rule, territory_terms, has_rules
 --
 -- leadprotect_manager
 --    acting_role, is_member, who_could_edit, parse_user, context, set_context, decide,
 --    editable_among, editable_leads, can_edit_lead, explain_edit, record_denial,
---    record_edit_attempt, allow_edit, assert_edit_and_audit, change_owner, change_sharing,
---    claim_lead, release_lead, assign_lead, transfer_lead, share_lead, unshare_lead, lead_shares,
---    grant_protection, revoke_protection, territory_terms, has_rules
+--    record_edit_attempt, allow_edit, allow_edits, assert_edit_and_audit, change_owner,
+--    change_owners, change_sharing, claim_lead, release_lead, assign_lead, transfer_lead,
+--    share_lead, unshare_lead, lead_shares, grant_protection, revoke_protection, change_rule,
+--    territory_terms, has_rules
 --
 -- leadprotect_auditor
 --    acting_role, is_member, audit_partitions, who_could_edit, audit_origin, audit_number_gaps,
@@ -79,11 +80,11 @@
 --    clear_audit_default, audit_settled_until, sealed_numbers, append_audit_seal, is_code,
 --    in_force, begins, decision, require_fresh_rules, decide_locked, bounded, write_audit,
 --    denial_proof, draw_denial, deny, answered, require, try_edit, lead_for_ownership, is_manager,
---    try_change_owner, try_change_sharing, end_rules, require_manager, in_transition,
---    note_unsettled, note_contextless_write, own_moved_lead, forget_lead, own_active_lead,
---    require_transition, chunk_bounds, next_leads, own_leads, accept_condition, accepted_share,
---    ways_around, what_changes, tolerated, require_open_gate, acts_bound, audit_edit,
---    audit_truncate, refuse_move, refuse_taken
+--    try_change_owner, try_change_sharing, end_rules, make_rule, revoke_rule, decide_as_manager,
+--    require_manager, in_transition, note_unsettled, note_contextless_write, own_moved_lead,
+--    forget_lead, own_active_lead, require_transition, chunk_bounds, next_leads, own_leads,
+--    accept_condition, accepted_share, ways_around, what_changes, tolerated, require_open_gate,
+--    acts_bound, audit_edit, audit_truncate, refuse_move, refuse_taken
 
 -- =================================================================================================
 -- Territories and the border
@@ -656,6 +657,42 @@ REVOKE ALL ON FUNCTION leadprotect.change_owner(lead uuid, change text, new_owne
 GRANT ALL ON FUNCTION leadprotect.change_owner(lead uuid, change text, new_owner uuid, note text) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.change_owner(lead uuid, change text, new_owner uuid, note text) TO leadprotect_manager;
 
+-- function change_owners, lp_0007_expand_ownership
+
+CREATE FUNCTION leadprotect.change_owners(leads uuid[], change text, new_owner uuid, note text, of_owner uuid DEFAULT NULL::uuid) RETURNS text[]
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    AS $$
+        #variable_conflict use_variable
+        DECLARE
+          answers text[] := array_fill(NULL::text, ARRAY[coalesce(cardinality(leads), 0)]);
+          manager boolean := "leadprotect".is_manager();
+          asked record;
+        BEGIN
+          FOR asked IN
+            SELECT u.lead, u.place FROM unnest(leads) WITH ORDINALITY AS u (lead, place) ORDER BY u.lead, u.place
+          LOOP
+            IF of_owner IS NOT NULL AND manager THEN
+              PERFORM FROM "leadprotect".user_lead_assignments AS a
+                WHERE a.lead_id = asked.lead AND a.user_id = of_owner
+                  AND a.territory = "leadprotect".lead_for_ownership(asked.lead, manager) FOR UPDATE;
+              CONTINUE WHEN NOT FOUND;
+            END IF;
+            answers[asked.place] := "leadprotect".answered(
+              asked.lead, CASE change WHEN 'release' THEN 'UNASSIGN' ELSE 'ASSIGN' END::"leadprotect".lead_action,
+              "leadprotect".try_change_owner(asked.lead, change, new_owner, note), note);
+          END LOOP;
+          RETURN answers;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.change_owners(leads uuid[], change text, new_owner uuid, note text, of_owner uuid) IS 'For the library: change_owner for each of these leads, locked in the order of their ids; NULL where a manager named an owner who is not it';
+
+REVOKE ALL ON FUNCTION leadprotect.change_owners(leads uuid[], change text, new_owner uuid, note text, of_owner uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.change_owners(leads uuid[], change text, new_owner uuid, note text, of_owner uuid) TO leadprotect_app;
+GRANT ALL ON FUNCTION leadprotect.change_owners(leads uuid[], change text, new_owner uuid, note text, of_owner uuid) TO leadprotect_manager;
+
 -- function try_change_sharing, lp_0007_expand_ownership
 
 CREATE FUNCTION leadprotect.try_change_sharing(lead uuid, change text, with_user uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) RETURNS text
@@ -891,6 +928,59 @@ REVOKE ALL ON FUNCTION leadprotect.lead_shares(lead uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.lead_shares(lead uuid) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.lead_shares(lead uuid) TO leadprotect_manager;
 
+-- function make_rule, lp_0007_expand_ownership
+
+CREATE FUNCTION leadprotect.make_rule(of_user uuid, here text, kind leadprotect.protection_type, lead uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        #variable_conflict use_variable
+        DECLARE
+          starts timestamptz := coalesce(effective_from, clock_timestamp());
+        BEGIN
+          IF of_user IS NULL OR kind IS NULL THEN
+            RAISE EXCEPTION 'a rule needs a user and a protection' USING ERRCODE = 'LP422';
+          ELSIF effective_to <= starts THEN
+            RAISE EXCEPTION 'effective_to is not after effective_from' USING ERRCODE = 'LP422';
+          END IF;
+          IF kind <> 'COLLABORATOR' THEN
+            PERFORM pg_advisory_xact_lock(hashtextextended('"leadprotect"' || '.rule_changes', 0));
+            PERFORM setval('"leadprotect".rule_changes', pg_current_xact_id()::text::bigint);
+          END IF;
+          INSERT INTO "leadprotect".lead_protection_rules (user_id, territory, protection, lead_id, effective_from, effective_to)
+          VALUES (of_user, here, kind, lead, starts, make_rule.effective_to)
+          ON CONFLICT DO NOTHING;
+          PERFORM "leadprotect".write_audit(coalesce(lead, '00000000-0000-0000-0000-000000000000'::uuid), 'ASSIGN', 'manager',
+            concat_ws('; ', note, concat_ws(' ', 'grant', kind, 'to', of_user,
+              -- in one form: what a session's DateStyle and TimeZone print may read as another time
+              'until ' || to_char(make_rule.effective_to AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS.US "UTC"'))),
+            NULL, here);
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.make_rule(of_user uuid, here text, kind leadprotect.protection_type, lead uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) IS 'Makes and records a rule; whether the caller may is asked before';
+
+REVOKE ALL ON FUNCTION leadprotect.make_rule(of_user uuid, here text, kind leadprotect.protection_type, lead uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) FROM PUBLIC;
+
+-- function revoke_rule, lp_0007_expand_ownership
+
+CREATE FUNCTION leadprotect.revoke_rule(of_user uuid, here text, kind leadprotect.protection_type, lead uuid, note text) RETURNS integer
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        DECLARE
+          ended integer := "leadprotect".end_rules(of_user, here, kind, lead);
+        BEGIN
+          PERFORM "leadprotect".write_audit(coalesce(lead, '00000000-0000-0000-0000-000000000000'::uuid), 'UNASSIGN', 'manager',
+            concat_ws('; ', note, concat_ws(' ', 'revoke', kind, 'from', of_user || ',', ended, 'rules ended')), NULL, here);
+          RETURN ended;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.revoke_rule(of_user uuid, here text, kind leadprotect.protection_type, lead uuid, note text) IS 'Ends and records the rules of a user of one kind, and returns how many; whether the caller may is asked before';
+
+REVOKE ALL ON FUNCTION leadprotect.revoke_rule(of_user uuid, here text, kind leadprotect.protection_type, lead uuid, note text) FROM PUBLIC;
+
 -- function grant_protection, lp_0007_expand_ownership
 
 CREATE FUNCTION leadprotect.grant_protection(of_user uuid, here text, kind leadprotect.protection_type, lead uuid DEFAULT NULL::uuid, effective_from timestamp with time zone DEFAULT NULL::timestamp with time zone, effective_to timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS void
@@ -898,30 +988,13 @@ CREATE FUNCTION leadprotect.grant_protection(of_user uuid, here text, kind leadp
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'on'
     AS $$
-        #variable_conflict use_variable
-        DECLARE
-          starts timestamptz := coalesce(effective_from, clock_timestamp());
         BEGIN
           PERFORM "leadprotect".require_manager(here, lead, 'ASSIGN', concat_ws(' ', 'grant', kind, 'to', of_user));
-          IF of_user IS NULL OR kind IS NULL THEN
-            RAISE EXCEPTION 'a rule needs a user and a protection' USING ERRCODE = 'LP422';
-          ELSIF effective_to <= starts THEN
-            RAISE EXCEPTION 'effective_to is not after effective_from' USING ERRCODE = 'LP422';
-          ELSIF lead IS NOT NULL AND NOT EXISTS (
+          IF lead IS NOT NULL AND NOT EXISTS (
             SELECT FROM "leadprotect".host_lead(lead) AS l (territory) WHERE l.territory = here) THEN
             RAISE EXCEPTION 'there is no such lead in territory %', here USING ERRCODE = 'LP422';
           END IF;
-          IF kind <> 'COLLABORATOR' THEN
-            PERFORM pg_advisory_xact_lock(hashtextextended('"leadprotect"' || '.rule_changes', 0));
-            PERFORM setval('"leadprotect".rule_changes', pg_current_xact_id()::text::bigint);
-          END IF;
-          INSERT INTO "leadprotect".lead_protection_rules (user_id, territory, protection, lead_id, effective_from, effective_to)
-          VALUES (of_user, here, kind, lead, starts, grant_protection.effective_to)
-          ON CONFLICT DO NOTHING;
-          PERFORM "leadprotect".write_audit(coalesce(lead, '00000000-0000-0000-0000-000000000000'::uuid), 'ASSIGN', 'manager',
-            -- in one form: what a session's DateStyle and TimeZone print may read as another time
-            concat_ws(' ', 'grant', kind, 'to', of_user,
-              'until ' || to_char(grant_protection.effective_to AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS.US "UTC"')), NULL, here);
+          PERFORM "leadprotect".make_rule(of_user, here, kind, lead, effective_from, effective_to, NULL);
         END
         $$;
 
@@ -937,14 +1010,9 @@ CREATE FUNCTION leadprotect.revoke_protection(of_user uuid, here text, kind lead
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'on'
     AS $$
-        DECLARE
-          ended integer;
         BEGIN
           PERFORM "leadprotect".require_manager(here, lead, 'UNASSIGN', concat_ws(' ', 'revoke', kind, 'from', of_user));
-          ended := "leadprotect".end_rules(of_user, here, kind, lead);
-          PERFORM "leadprotect".write_audit(coalesce(lead, '00000000-0000-0000-0000-000000000000'::uuid), 'UNASSIGN', 'manager',
-            concat_ws(' ', 'revoke', kind, 'from', of_user || ',', ended, 'rules ended'), NULL, here);
-          RETURN ended;
+          RETURN "leadprotect".revoke_rule(of_user, here, kind, lead, NULL);
         END
         $$;
 
@@ -952,6 +1020,64 @@ COMMENT ON FUNCTION leadprotect.revoke_protection(of_user uuid, here text, kind 
 
 REVOKE ALL ON FUNCTION leadprotect.revoke_protection(of_user uuid, here text, kind leadprotect.protection_type, lead uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.revoke_protection(of_user uuid, here text, kind leadprotect.protection_type, lead uuid) TO leadprotect_manager;
+
+-- function decide_as_manager, lp_0007_expand_ownership
+
+CREATE FUNCTION leadprotect.decide_as_manager(lead uuid) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        DECLARE
+          here text := current_setting('app.territory', true);
+        BEGIN
+          IF "leadprotect".parse_user(current_setting('app.user_id', true)) IS NULL OR here IS NULL OR here = '' THEN
+            RETURN 'no_context';
+          ELSIF NOT "leadprotect".is_member(here) THEN
+            RETURN 'not_found';
+          ELSIF NOT "leadprotect".is_manager() THEN
+            RETURN 'not_manager';
+          ELSIF lead IS NOT NULL AND NOT EXISTS (
+            SELECT FROM "leadprotect".host_lead(lead) AS l (territory) WHERE l.territory = here) THEN
+            RETURN 'not_found';
+          END IF;
+          RETURN 'manager';
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.decide_as_manager(lead uuid) IS 'The decision about a change of rules in the territory of the context; lead NULL: for the whole of it';
+
+REVOKE ALL ON FUNCTION leadprotect.decide_as_manager(lead uuid) FROM PUBLIC;
+
+-- function change_rule, lp_0007_expand_ownership
+
+CREATE FUNCTION leadprotect.change_rule(lead uuid, change text, of_user uuid, kind leadprotect.protection_type, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    AS $$
+        DECLARE
+          here text := current_setting('app.territory', true);
+          decision text := "leadprotect".decide_as_manager(lead);
+        BEGIN
+          IF change IS NULL OR change NOT IN ('grant', 'revoke') THEN
+            RAISE EXCEPTION '% is no change of a rule', coalesce(change, 'NULL') USING ERRCODE = 'LP422';
+          ELSIF decision = 'manager' AND change = 'grant' THEN
+            PERFORM "leadprotect".make_rule(of_user, here, kind, lead, effective_from, effective_to, note);
+          ELSIF decision = 'manager' THEN
+            PERFORM "leadprotect".revoke_rule(of_user, here, kind, lead, note);
+          END IF;
+          RETURN "leadprotect".answered(
+            coalesce(lead, '00000000-0000-0000-0000-000000000000'::uuid),
+            CASE change WHEN 'grant' THEN 'ASSIGN' ELSE 'UNASSIGN' END::"leadprotect".lead_action,
+            decision, concat_ws('; ', note, concat_ws(' ', change, kind, 'of', of_user)));
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.change_rule(lead uuid, change text, of_user uuid, kind leadprotect.protection_type, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) IS 'For the library: grant or revoke a rule in the territory of the context; a denial is returned with the ticket for its row';
+
+REVOKE ALL ON FUNCTION leadprotect.change_rule(lead uuid, change text, of_user uuid, kind leadprotect.protection_type, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.change_rule(lead uuid, change text, of_user uuid, kind leadprotect.protection_type, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) TO leadprotect_app;
+GRANT ALL ON FUNCTION leadprotect.change_rule(lead uuid, change text, of_user uuid, kind leadprotect.protection_type, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) TO leadprotect_manager;
 
 -- function require_manager, lp_0007_expand_ownership
 
@@ -2244,6 +2370,34 @@ COMMENT ON FUNCTION leadprotect.allow_edit(lead uuid, action leadprotect.lead_ac
 REVOKE ALL ON FUNCTION leadprotect.allow_edit(lead uuid, action leadprotect.lead_action, note text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.allow_edit(lead uuid, action leadprotect.lead_action, note text) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.allow_edit(lead uuid, action leadprotect.lead_action, note text) TO leadprotect_manager;
+
+-- function allow_edits, lp_0006_expand_attempts
+
+CREATE FUNCTION leadprotect.allow_edits(leads uuid[], action leadprotect.lead_action DEFAULT 'EDIT'::leadprotect.lead_action, note text DEFAULT NULL::text) RETURNS text[]
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    AS $$
+        #variable_conflict use_variable
+        DECLARE
+          answers text[] := array_fill(NULL::text, ARRAY[coalesce(cardinality(leads), 0)]);
+          asked record;
+        BEGIN
+          FOR asked IN
+            SELECT u.lead, u.place FROM unnest(leads) WITH ORDINALITY AS u (lead, place) ORDER BY u.lead, u.place
+          LOOP
+            answers[asked.place] := "leadprotect".answered(
+              asked.lead, action, "leadprotect".try_edit(asked.lead, action, note), note);
+          END LOOP;
+          RETURN answers;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.allow_edits(leads uuid[], action leadprotect.lead_action, note text) IS 'For the library: allow_edit for each of these leads, locked in the order of their ids; the answers as they were asked';
+
+REVOKE ALL ON FUNCTION leadprotect.allow_edits(leads uuid[], action leadprotect.lead_action, note text) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.allow_edits(leads uuid[], action leadprotect.lead_action, note text) TO leadprotect_app;
+GRANT ALL ON FUNCTION leadprotect.allow_edits(leads uuid[], action leadprotect.lead_action, note text) TO leadprotect_manager;
 
 -- function assert_edit_and_audit, lp_0006_expand_attempts
 

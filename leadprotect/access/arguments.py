@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -79,6 +80,17 @@ def check_text(name: str, value: Any) -> None:
     if found := _UNSENDABLE.search(value):
         message = f"{name}: holds {found[0]!r}, which PostgreSQL can't store"
         raise InvalidRequest(message)
+
+
+def check_dates(effective_from: Any, effective_to: Any) -> None:
+    """Raise `InvalidRequest` unless each is None or a datetime with a time zone."""
+    for name, date in (("effective_from", effective_from), ("effective_to", effective_to)):
+        if date is not None and not isinstance(date, datetime):
+            message = f"{name}: {date!r} is not a datetime"
+            raise InvalidRequest(message)
+        if date is not None and date.tzinfo is None:
+            message = f"{name} needs a time zone: 9 o'clock is another moment in another place"
+            raise InvalidRequest(message)
 
 
 def missing(user_id: object, territory: object) -> None:

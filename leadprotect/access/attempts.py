@@ -50,17 +50,23 @@ def check_action(action: str) -> None:
 def attempted(
     conn: AnyConnection, call: str, values: tuple[Any, ...], *, action: str, note: str | None
 ) -> denials.Attempt:
-    """Decide by `call`, a function of ours whose first value is the lead and which records what it allows.
+    """Decide by `call`, a function of ours whose first value is the lead and which records what it allows."""
+    check_text("note", note)
+    answer, facts = answered_by(conn, call, values)
+    return denials.attempt(values[0], action, answer, note, facts)
+
+
+def answered_by(conn: AnyConnection, call: str, values: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """What `call` answers, and who asked: user, territory, correlation id, login, role.
 
     Where the context has no correlation id, the current trace's is recorded, and the context stays as it was.
     Raises `ContextMissing` before anything is done: a manager's change would be recorded in no territory.
     """
-    check_text("note", note)
     require_order(conn)
     schema, trace = render("{schema}", current()), trace_id()
     if trace is None:
         statement = _attempt(f"{schema}.{call}", f"{schema}.context()")
-        reason, *facts = row(conn, statement, values, recording=True)
+        answer, *facts = row(conn, statement, values, recording=True)
     else:
         guc = literal(current().correlation_guc)
         # OFFSET 0 keeps the order: what stood is read, then the call is made, then it is set again
@@ -72,11 +78,11 @@ def attempted(
             f"SELECT attempt.*, pg_catalog.set_config({guc}, coalesce(attempt.correlation_id, ''), true) "
             f"FROM ({inner} OFFSET 0) AS attempt"
         )
-        reason, *facts, _ = row(conn, statement, (trace, *values), recording=True)
+        answer, *facts, _ = row(conn, statement, (trace, *values), recording=True)
     user_id, territory, correlation_id, login, role = facts
-    if reason is None:
+    if answer is None:
         missing(user_id, territory)
-    return denials.attempt(values[0], action, reason, note, (user_id, territory, correlation_id or trace, login, role))
+    return answer, (user_id, territory, correlation_id or trace, login, role)
 
 
 def attempting(call: str) -> str:
@@ -99,7 +105,7 @@ def conclude(conn: AnyConnection, decision: Decision, attempt: denials.Attempt) 
         metrics.allowed()
         return decision
     if attempt.lead_id is not None:  # an attempt on no lead leaves no row
-        denials.record_denial(conn, attempt)
+        denials.record_denials(conn, [attempt])
     metrics.denied(decision.reason)
     metrics.told_denial(attempt.action, decision.reason, attempt.territory)
     raise LeadAccessDenied(decision)

@@ -81,7 +81,7 @@ def can_edit_many(conn: AnyConnection, lead_ids: Iterable[K]) -> dict[K, bool]:
     with metrics.timed("many"):
         found = {lead for (lead,) in rows(conn, statement, ([lead for lead in given.values() if lead is not None],))}
     if not found:
-        _require_context(conn)
+        require_context(conn)
     return {lead: typed in found for lead, typed in given.items()}
 
 
@@ -101,7 +101,7 @@ def editable_leads(conn: AnyConnection, *, after: Any = None, limit: int = 100) 
     with metrics.timed("list"):
         found = rows(conn, statement, (as_lead_id(after), limit + 1))
     if not found:
-        _require_context(conn)
+        require_context(conn)
     leads = tuple(Decision(lead, reason) for lead, reason in found[:limit])
     return Page(leads, leads[-1].lead_id if len(found) > limit else None)
 
@@ -114,7 +114,7 @@ def _decide(conn: AnyConnection, lead_id: Any, user_id: UUID | str | None, terri
         if user_id is None and territory is None:
             (reason,) = row(conn, render("SELECT {schema}.explain_edit(%s::{lead_type})", s), (lead,))
             if reason == "no_context":
-                _require_context(conn)
+                require_context(conn)
         else:
             if user_id is None or territory is None:
                 outer_user, outer_territory, _ = declared(conn)
@@ -126,7 +126,8 @@ def _decide(conn: AnyConnection, lead_id: Any, user_id: UUID | str | None, terri
     return Decision(lead_id, reason)
 
 
-def _require_context(conn: AnyConnection) -> None:
+def require_context(conn: AnyConnection, *, user: bool = True) -> None:
+    """Raise `ContextMissing` where nothing was found for want of a territory, or (with `user`) of a user."""
     user_id, territory, _ = declared(conn)
-    if not user_id or not territory:
-        missing(user_id, territory)
+    if not territory or (user and not user_id):
+        missing(user_id or not user, territory)

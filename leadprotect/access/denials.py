@@ -18,7 +18,7 @@ from leadprotect.errors import AuditUnavailable, LeadProtectError
 from leadprotect.settings import current, render
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from leadprotect.database.connection import AnyConnection
     from leadprotect.decision import Reason
@@ -56,11 +56,11 @@ def attempt(lead_id: Any, action: str, answer: str, note: str | None, facts: tup
     return Attempt(lead_id, action, told, note, user_id, territory, correlation_id, login, role, ticket or None)
 
 
-def record_denial(conn: AnyConnection, attempt: Attempt) -> None:
-    """Write the denial and commit it, on a connection of our own with the login of `conn`.
+def record_denials(conn: AnyConnection, attempts: Sequence[Attempt]) -> None:
+    """Write denials of one caller and commit them, on a connection of our own with the login of `conn`.
 
     PostgreSQL has no autonomous transaction, so only another session's commit outlives the
-    caller's rollback. Raises `AuditUnavailable` when it can't be written within 5 seconds.
+    caller's rollback. Raises `AuditUnavailable` when they can't be written within 5 seconds: none is, then.
     """
     s = current()
     statement = render(
@@ -69,21 +69,23 @@ def record_denial(conn: AnyConnection, attempt: Attempt) -> None:
         "FROM {schema}.set_context(%s::pg_catalog.text, %s::pg_catalog.text, %s::pg_catalog.text)",
         s,
     )
-    a = attempt
-    values = (a.lead_id, a.action, a.reason, a.note, a.ticket, a.user_id, a.territory, a.correlation_id)
+    every = [
+        (a.lead_id, a.action, a.reason, a.note, a.ticket, a.user_id, a.territory, a.correlation_id) for a in attempts
+    ]
+    login, role = attempts[0].login, attempts[0].role
     caller = ways.caller(conn)
     deadline = time.monotonic() + TIMEOUT_S
 
     def write() -> None:
         with ways.way(caller.key).connection(caller, deadline) as (own, pinned), mapped_errors():
-            if pinned and a.login == own.info.user and a.role == "none":
-                own.execute(statement, values)
+            if pinned and login == own.info.user and role == "none" and len(every) == 1:
+                own.execute(statement, every[0])
                 return
             with own.transaction():
                 if not pinned:
                     pin(own, lock_timeout=0)
-                _become(own, a.login, a.role)
-                own.execute(statement, values)
+                _become(own, login, role)
+                own.cursor().executemany(statement, every)
 
     _within_time(conn, write)
 

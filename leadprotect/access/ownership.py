@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from leadprotect import metrics
-from leadprotect.access.arguments import as_lead_id, as_user_id
+from leadprotect.access.arguments import as_lead_id, as_user_id, check_dates
 from leadprotect.access.attempts import attempted, conclude
 from leadprotect.database.bound import per_database
 from leadprotect.decision import Decision
-from leadprotect.errors import InvalidRequest
 from leadprotect.settings import current, type_name
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from uuid import UUID
 
     from leadprotect.database.connection import AnyConnection
@@ -87,13 +86,7 @@ def _change_sharing(
     dates: tuple[Any, Any],
     note: str | None,
 ) -> Decision:
-    for name, date in zip(("effective_from", "effective_to"), dates, strict=True):
-        if date is not None and not isinstance(date, datetime):
-            message = f"{name}: {date!r} is not a datetime"
-            raise InvalidRequest(message)
-    if any(date is not None and date.tzinfo is None for date in dates):
-        message = "effective_from and effective_to need a time zone: 9 o'clock is another moment in another place"
-        raise InvalidRequest(message)
+    check_dates(*dates)
     s = current()
     call = (
         f"change_sharing(%s::{type_name(s.lead_id_type)}, %s::pg_catalog.text, %s::{type_name(s.user_id_type)}, "

@@ -38,6 +38,7 @@ def downgrade() -> None:
         sql("""
         DROP FUNCTION
           {schema}.assert_edit_and_audit({lead_id_type}, {schema}.lead_action, text),
+          {schema}.allow_edits({lead_id_type}[], {schema}.lead_action, text),
           {schema}.allow_edit({lead_id_type}, {schema}.lead_action, text),
           {schema}.try_edit({lead_id_type}, {schema}.lead_action, text),
           {schema}.answered({lead_id_type}, {schema}.lead_action, text, text),
@@ -543,6 +544,37 @@ def create_attempts() -> None:
         'For the library: decides under locks and records what is allowed; a denial is returned with the ticket for its row';
         REVOKE ALL ON FUNCTION {schema}.allow_edit({lead_id_type}, {schema}.lead_action, text) FROM PUBLIC;
         GRANT EXECUTE ON FUNCTION {schema}.allow_edit({lead_id_type}, {schema}.lead_action, text) TO {app}, {manager}
+        """)
+    )
+    # Always in the order of the ids: of two who lock many leads, one waits for the other and never both.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.allow_edits(
+          leads {lead_id_type}[], action {schema}.lead_action DEFAULT 'EDIT', note text DEFAULT NULL)
+        RETURNS text[]
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        #variable_conflict use_variable
+        DECLARE
+          answers text[] := array_fill(NULL::text, ARRAY[coalesce(cardinality(leads), 0)]);
+          asked record;
+        BEGIN
+          FOR asked IN
+            SELECT u.lead, u.place FROM unnest(leads) WITH ORDINALITY AS u (lead, place) ORDER BY u.lead, u.place
+          LOOP
+            answers[asked.place] := {schema}.answered(
+              asked.lead, action, {schema}.try_edit(asked.lead, action, note), note);
+          END LOOP;
+          RETURN answers;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.allow_edits({lead_id_type}[], {schema}.lead_action, text) IS
+        'For the library: allow_edit for each of these leads, locked in the order of their ids; the answers as they were asked';
+        REVOKE ALL ON FUNCTION {schema}.allow_edits({lead_id_type}[], {schema}.lead_action, text) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.allow_edits({lead_id_type}[], {schema}.lead_action, text) TO {app}, {manager}
         """)
     )
     op.execute(

@@ -152,6 +152,7 @@ def test_every_entry_point_decides_as_the_oracle_does(database: Database) -> Non
                 "v_lead_protection": {lead: (reason, lead in allowed) for lead, reason in visible.items()},
                 "record_edit_attempt": {lead: lead in allowed for lead in expected},
                 "allow_edit": expected,
+                "allow_edits": expected,
             }
 
         agree()
@@ -205,6 +206,8 @@ def answers(database: Database, conn: psycopg.Connection[Any], leads: list[Any])
     each = "SELECT lead, {schema}.explain_edit(lead), {schema}.can_edit_lead(lead), "
     each += "{schema}.record_edit_attempt(lead), {schema}.allow_edit(lead) " + asked
     rows = database.query(conn, each, leads)
+    together = "SELECT {schema}.allow_edits(%s::" + database.settings.lead_id_type + "[])"
+    (at_once,) = database.query(conn, together, leads)
     among = "SELECT lead, reason FROM {schema}.editable_among(%s::" + database.settings.lead_id_type + "[])"
     view = database.query(conn, "SELECT lead, reason, can_edit FROM {schema}.v_lead_protection")
     return {
@@ -213,6 +216,7 @@ def answers(database: Database, conn: psycopg.Connection[Any], leads: list[Any])
         "record_edit_attempt": {row[0]: row[3] for row in rows},
         # a denial comes with the ticket for its row
         "allow_edit": {row[0]: row[4].split()[0] for row in rows},
+        "allow_edits": {lead: answer.split()[0] for lead, answer in zip(leads, at_once, strict=True)},
         "editable_among": dict(database.query(conn, among, leads)),
         "editable_leads": dict(database.query(conn, "SELECT lead, reason FROM {schema}.editable_leads(NULL, 100)")),
         "v_lead_protection": {lead: (reason, can_edit) for lead, reason, can_edit in view},

@@ -677,6 +677,20 @@ ORACLES = [
     tells_apart("tell it by sharing", "share_lead({lead}, {mate})"),
     tells_apart("tell it by the end of sharing", "unshare_lead({lead}, {mate})"),
     tells_apart("tell it by a change of owner", "change_owner({lead}, 'release', NULL, NULL)"),
+    tells_apart("tell it by many assertions", "allow_edits(ARRAY[{lead}]::{lead_id_type}[], 'EDIT', NULL)", hosts=True),
+    tells_apart(
+        "tell it by many changes of owner", "change_owners(ARRAY[{lead}]::{lead_id_type}[], 'release', NULL, NULL)"
+    ),
+    tells_apart(
+        "tell whose it is by handing over all that somebody owns",
+        "change_owners(ARRAY[{lead}]::{lead_id_type}[], 'transfer', {mate}, NULL, {me})",
+        by="manager_de",
+    ),
+    tells_apart(
+        "tell it by a rule as the library makes it",
+        "change_rule({lead}, 'grant', {mate}, 'COLLABORATOR', NULL, NULL, NULL)",
+        by="manager_de",
+    ),
     tells_apart("tell it by a change of sharing", "change_sharing({lead}, 'share', {mate}, NULL, NULL, NULL)"),
     tells_apart("tell it by an assignment of a manager", "assign_lead({lead}, {mate})", by="manager_de"),
     tells_apart("tell it by a transfer of a manager", "transfer_lead({lead}, {mate})", by="manager_de"),
@@ -1057,6 +1071,36 @@ EDITS = [
         MANAGERS,
         truth=OWNERS,
         hosts=True,
+    ),
+    Attack(
+        "assign many by what the library calls",
+        (
+            "SELECT {schema}.change_owners(ARRAY[{free}, {colleague}]::{lead_id_type}[], 'assign', {me}, NULL)",
+            "SELECT {schema}.change_owners(ARRAY[{colleague}]::{lead_id_type}[], 'transfer', {me}, NULL, {mate})",
+            "SELECT {schema}.change_owners(ARRAY[{colleague}]::{lead_id_type}[], 'claim', {me}, NULL, {mate})",
+            "SELECT {schema}.change_owners(ARRAY[{colleague}]::{lead_id_type}[], 'release', NULL, NULL)",
+        ),
+        MANAGERS,
+        truth=OWNERS,
+        hosts=True,
+    ),
+    Attack(
+        "make oneself a rule by what the library calls",
+        (
+            "SELECT {schema}.change_rule(NULL, 'grant', {me}, 'COLLABORATOR', NULL, NULL, NULL)",
+            "SELECT {schema}.change_rule({colleague}, 'grant', {me}, 'COLLABORATOR', NULL, NULL, NULL)",
+            "SELECT {schema}.change_rule(NULL, 'revoke', {suspended}, 'VIEW_ONLY', NULL, NULL, NULL)",
+        ),
+        MANAGERS,
+        truth=RULES,
+    ),
+    Attack(
+        "make a rule in another territory by what the library calls",
+        ("SELECT {schema}.change_rule(NULL, 'grant', {me}, 'COLLABORATOR', NULL, NULL, NULL)",),
+        MEMBERS,
+        truth=RULES,
+        by="manager_de",
+        where="CH",
     ),
     Attack(
         "share a lead of a colleague with oneself",

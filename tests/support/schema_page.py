@@ -82,8 +82,8 @@ SUBJECTS = (
         they return a denial where the public functions raise.""",
         "user_lead_assignments user_lead_assignment_history keep_assignment lead_protection_rules protection_type "
         "end_lead_rules end_rules is_manager require_manager lead_for_ownership claim_lead release_lead assign_lead "
-        "transfer_lead *_owner change_sharing try_change_sharing share_lead unshare_lead lead_shares "
-        "grant_protection revoke_protection v_owner_*",
+        "transfer_lead *_owner change_owners change_sharing try_change_sharing share_lead unshare_lead lead_shares "
+        "grant_protection revoke_protection make_rule revoke_rule decide_as_manager change_rule v_owner_*",
     ),
     Subject(
         "Decision",
@@ -101,7 +101,7 @@ SUBJECTS = (
         "lead_action lead_access_outcome lead_access_audit lead_access_audit_default refuse_change secure_audit_table "
         "audit_partitions add_audit_partition clear_audit_default create_audit_partitions who_could_edit rule_changes "
         "require_fresh_rules decide_locked bounded write_audit denial_secret denial_proof draw_denial proved_denials "
-        "deny record_denial answered require record_edit_attempt try_edit allow_edit assert_edit_and_audit",
+        "deny record_denial answered require record_edit_attempt try_edit allow_edit allow_edits assert_edit_and_audit",
     ),
     Subject(
         "Seals",
