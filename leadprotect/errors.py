@@ -84,7 +84,8 @@ class LeadAccessDenied(LeadProtectError):
 
     def __init__(self, decision: Decision) -> None:
         self.decision = decision
-        super().__init__(f"access to lead {decision.lead_id} denied: {decision.reason}")
+        what = "access" if decision.lead_id is None else f"access to lead {decision.lead_id}"
+        super().__init__(f"{what} denied: {decision.reason}")
 
     def __reduce__(self) -> tuple[type[LeadAccessDenied], tuple[Any, ...]]:
         """What to make it from again: Exception would pass its text on, where a decision is expected."""

@@ -27,11 +27,13 @@ COMMANDS = {
     "doctor": "Say whether what stands in the database is what leadprotect made, and what is in the way; reads only.",
     "gate": "Say whether a rollout may go on; alone, the same as `leadprotect gate check`.",
     "guard": "Watch a rollout: run it step by step while the gates are good, else pause or roll back.",
+    "owner": "Who owns leads; assign, transfer and release them.",
     "purge": "Delete what a downgrade left in the quarantine, the audit included, after asking.",
     "redteam": "Attack your own database as one of its logins; reads only.",
     "rehearse": "Run the whole migration under live traffic, and report every stall.",
     "repair": "Put back what doctor finds changed among leadprotect's own objects, by the shipped text.",
     "rollback": "Go back to the last safe revision, verify it, and print the timeline.",
+    "rules": "Who may edit besides the owner, and who is suspended.",
     "status": "Show verdict, revision, gate, backfill, quarantine and what is in the way; reads only.",
     "territory": "Territories of the protected leads.",
 }

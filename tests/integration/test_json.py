@@ -67,10 +67,19 @@ ASKED = {
     ("audit", "list"): [],
     ("doctor",): [],
     ("redteam",): [],
+    ("owner", "show"): ["{lead}", "--territory", "DE"],
+    ("rules", "list"): ["--territory", "DE"],
 }
 A_VERDICT = {("doctor",), ("redteam",)}
 """Their exit code is the answer: before contract, and to a superuser, not 0."""
-TELL_A_TIME = {("status",), ("backfill", "status"), ("audit", "who"), ("audit", "list")}
+TELL_A_TIME = {
+    ("status",),
+    ("backfill", "status"),
+    ("audit", "who"),
+    ("audit", "list"),
+    ("owner", "show"),
+    ("rules", "list"),
+}
 
 
 def test_no_command_that_answers_in_json_is_forgotten() -> None:
@@ -83,6 +92,7 @@ def test_every_time_in_json_is_rfc_3339_with_a_zone(
     expanded: Database, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:
     lead = expanded.lead("DE", owner=expanded.user(1))
+    expanded.rule(expanded.user(2), "COLLABORATOR")
     record(expanded)
     seal(expanded)
     # a session with a zone of its own, which is no reason to tell another time

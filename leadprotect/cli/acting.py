@@ -1,0 +1,100 @@
+"""What the commands share that act for somebody in a territory: options, a transaction, and what a denial says."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from leadprotect.access.arguments import as_user_id
+from leadprotect.access.context import acting_as, declaring
+from leadprotect.database.connection import row
+from leadprotect.errors import InvalidRequest, LeadAccessDenied, LeadProtectError, ProtectionUnavailable
+from leadprotect.settings import current, ident, render
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import psycopg
+
+TERRITORY = click.option("--territory", required=True, metavar="CODE", help="Where; its role must be the login's.")
+NOTE = click.option("--note", help="Recorded with it, at most 1 kB.")
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Do it, show it, and roll back; what is denied is recorded.")
+_ACTOR = click.option("--as", "actor", required=True, metavar="USER", help="Who does it: recorded beside the login.")
+
+
+def changes(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of whatever changes something."""
+    for option in (DRY_RUN, NOTE, _ACTOR, TERRITORY):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def transaction(conn: psycopg.Connection[Any], actor: str, territory: str, *, dry_run: bool = False) -> Iterator[None]:
+    """One transaction of `actor` in `territory`, rolled back at the end of a dry run."""
+    try:
+        user = as_user_id(actor)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"--as: {error}") from None
+    try:
+        with conn.transaction(force_rollback=dry_run), acting_as(conn, user, territory):
+            _require_territory(conn, territory)
+            yield
+    except LeadAccessDenied as denied:
+        raise LeadProtectError(f"{denied}, which is recorded; {_remedy(conn, denied, territory)}") from None
+
+
+@contextmanager
+def reading(conn: psycopg.Connection[Any], territory: str) -> Iterator[None]:
+    """One transaction of a manager or auditor who looks at `territory`."""
+    with conn.transaction(), declaring(conn, "", territory):
+        _require_territory(conn, territory)
+        offices = [current().role(office) for office in ("manager", "auditor")]
+        holds = "SELECT pg_catalog.pg_has_role(%s, 'USAGE') OR pg_catalog.pg_has_role(%s, 'USAGE')"
+        if row(conn, holds, offices) != (True,):
+            raise ProtectionUnavailable(f"this is for managers and auditors. {_grants(conn, offices[0])}")
+        yield
+
+
+def _require_territory(conn: psycopg.Connection[Any], territory: str) -> None:
+    """Raise where nothing would be found: it would look as if there were nothing."""
+    s = current()
+    admitted, known = row(conn, render("SELECT {schema}.admitted_territory(), {schema}.all_territories()", s))
+    if territory not in known:
+        raise InvalidRequest(f"--territory: there is no {territory!r}; known are {', '.join(sorted(known))}")
+    if admitted is None:
+        raise ProtectionUnavailable(f"the login does not hold {territory}. {_grants(conn, s.role(territory))}")
+
+
+def moment(name: str, text: str | None) -> datetime | None:
+    """A time of the command line; raises `InvalidRequest` for what is none, or has no zone."""
+    if text is None:
+        return None
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidRequest(f"{name}: {text!r} is no time such as 2026-12-24T18:00+01:00") from None
+    if at.tzinfo is None:
+        raise InvalidRequest(f"{name}: {text!r} needs a zone, such as {text}Z or {text}+01:00")
+    return at
+
+
+_REASONS = {
+    "suspended": "whom --as names is suspended there: leadprotect rules revoke USER VIEW_ONLY",
+    "unassigned": "nobody owns it: leadprotect owner assign",
+    "not_owner": "only its owner or a manager may",
+}
+
+
+def _remedy(conn: psycopg.Connection[Any], denied: LeadAccessDenied, territory: str) -> str:
+    reason = denied.decision.reason
+    if reason != "not_manager":
+        return _REASONS.get(reason, f"there is no such lead in {territory}")
+    return f"only a manager of {territory} may. {_grants(conn, current().role('manager'))}"
+
+
+def _grants(conn: psycopg.Connection[Any], role: str) -> str:
+    return f"A DBA can run: GRANT {ident(role)} TO {ident(conn.info.user)}"

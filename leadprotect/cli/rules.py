@@ -1,0 +1,123 @@
+"""``leadprotect rules``."""
+
+from __future__ import annotations
+
+from datetime import UTC
+from typing import TYPE_CHECKING
+
+import click
+
+from leadprotect.access.protections import PROTECTIONS, LeadRule, grant, revoke, rules, suspend
+from leadprotect.cli.acting import TERRITORY, changes, moment, reading, transaction
+from leadprotect.cli.output import as_json
+from leadprotect.cli.terminal import echo
+from leadprotect.database.connection import connect
+from leadprotect.settings import current
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+PROTECTION = click.argument("protection", type=click.Choice(PROTECTIONS))
+LEAD = click.option("--lead", metavar="ID", help="For this lead only.  [default: the whole territory]")
+UNTIL = click.option("--until", metavar="TIME", help="Its end, with a zone.  [default: open]")
+
+
+@click.group("rules")
+def rules_group() -> None:
+    """Who may edit besides the owner, and who is suspended."""
+
+
+@rules_group.command("list")
+@TERRITORY
+@click.option("--user", metavar="USER", help="Rules about this user only.")
+@LEAD
+@click.option("--ended", is_flag=True, help="Also those that are over.")
+@click.option("--json", "as_text", is_flag=True, help="A JSON array instead of text.")
+def list_command(*, territory: str, user: str | None, lead: str | None, ended: bool, as_text: bool) -> None:
+    """Show the rules of a territory; for managers and auditors of it, reads only."""
+    with connect(current()) as conn, reading(conn, territory):
+        found = rules(conn, user_id=user, lead_id=lead, ended=ended)
+    if as_text:
+        click.echo(as_json(list(found), indent=2))
+    else:
+        echo("\n".join(_told(rule, territory) for rule in found) or f"no rule in {territory}")
+
+
+@rules_group.command("grant")
+@click.argument("user")
+@PROTECTION
+@changes
+@LEAD
+@click.option("--from", "begin", metavar="TIME", help="Its begin, with a zone.  [default: now]")
+@UNTIL
+def grant_command(
+    user: str, protection: str, *, territory: str, actor: str, note: str | None, dry_run: bool,
+    lead: str | None, begin: str | None, until: str | None,
+) -> None:  # fmt: skip
+    """Make a rule: COLLABORATOR may edit, VIEW_ONLY suspends, SOLE_OWNER shuts out collaborators of the territory."""
+    dates = moment("--from", begin), moment("--until", until)
+    with connect(current()) as conn, transaction(conn, actor, territory, dry_run=dry_run):
+        grant(conn, user, protection, lead_id=lead, effective_from=dates[0], effective_to=dates[1], note=note)
+    _say(f"{user} has the rule {protection} {_where(lead, territory)}{_end(dates[1])}", dry_run=dry_run)
+
+
+@rules_group.command("revoke")
+@click.argument("user")
+@PROTECTION
+@changes
+@LEAD
+def revoke_command(
+    user: str, protection: str, *, territory: str, actor: str, note: str | None, dry_run: bool, lead: str | None
+) -> None:
+    """End the rules of one kind of a user; an edit under way is waited for."""
+    with connect(current()) as conn, transaction(conn, actor, territory, dry_run=dry_run):
+        before = [rule for rule in rules(conn, user_id=user) if rule.protection == protection]
+        revoke(conn, user, protection, lead_id=lead, note=note)
+        after = [rule for rule in rules(conn, user_id=user) if rule.protection == protection]
+    ended = len(before) - len(after)
+    others = f"; {len(after)} for leads or the territory as a whole stay" if after else ""
+    _say(
+        f"{ended} rule{'s' * (ended != 1)} {protection} of {user} ended {_where(lead, territory)}{others}",
+        dry_run=dry_run,
+    )
+
+
+@rules_group.command("suspend")
+@click.argument("user")
+@changes
+@LEAD
+@UNTIL
+def suspend_command(
+    user: str, *, territory: str, actor: str, note: str | None, dry_run: bool, lead: str | None, until: str | None
+) -> None:
+    """Let a user edit nothing from now on; he keeps what he owns. Ended by: rules revoke USER VIEW_ONLY."""
+    end = moment("--until", until)
+    with connect(current()) as conn, transaction(conn, actor, territory, dry_run=dry_run):
+        suspend(conn, user, lead_id=lead, effective_to=end, note=note)
+    _say(f"{user} is suspended {_where(lead, territory)}{_end(end)}", dry_run=dry_run)
+
+
+def _say(done: str, *, dry_run: bool) -> None:
+    echo(f"dry run, rolled back: {done}" if dry_run else done)
+
+
+def _where(lead: str | None, territory: str) -> str:
+    return f"for lead {lead} of {territory}" if lead else f"in {territory}"
+
+
+def _end(until: datetime | None) -> str:
+    return f" until {until.isoformat(sep=' ', timespec='minutes')}" if until else ""
+
+
+def _told(rule: LeadRule, territory: str) -> str:
+    """Two lines, so that an id stands whole whatever the width of the terminal."""
+    where = territory if rule.lead_id is None else f"{territory} for lead {rule.lead_id}"
+    until = "" if rule.effective_to is None else f" until {_moment(rule.effective_to)}"
+    by = rule.made_by if rule.shared_by is None else f"{rule.made_by} for the owner {rule.shared_by}"
+    over = "" if rule.active else ", ended before its time"
+    lasts = f"from {_moment(rule.effective_from)}{until}{over}"
+    return f"{rule.protection} of {rule.user_id} in {where}\n  {lasts}, made by {by}"
+
+
+def _moment(at: datetime) -> str:
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M UTC}"
