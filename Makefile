@@ -74,7 +74,7 @@ bench: $(DEV) ## measure access checks and backfill with a million leads, into d
 	@$(BIN)/leadprotect bench backfill $(ARGS)
 
 lock: $(DEV) ## write the lock files anew from the ranges in pyproject.toml
-	@$(COMPILE) --extra demo --extra gates --extra report --group dev --upgrade -o requirements.lock
+	@$(COMPILE) --extra demo --extra django --extra fastapi --extra flask --extra gates --extra report --extra testing --group dev --upgrade -o requirements.lock
 	@$(COMPILE) --extra demo --group build --constraint requirements.lock -o requirements-demo.lock
 
 clean: ## remove .venv and everything that was built
