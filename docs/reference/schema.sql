@@ -1,4 +1,4 @@
--- The schema of leadprotect with default settings, as it stands after lp_0016_contract_triggers.
+-- The schema of leadprotect with default settings, as it stands after lp_0018_contract_triggers.
 --
 -- Made by `make schema` from a real database with pg_dump; a test keeps it current. Do not edit. It is
 -- a picture to read, no script to run: it leaves out the host's tables, the roles, and what is said below.
@@ -51,15 +51,15 @@
 --    acting_role, is_member, parse_user, context, set_context, decide, editable_among,
 --    editable_leads, can_edit_lead, explain_edit, record_denial, record_edit_attempt, allow_edit,
 --    allow_edits, assert_edit_and_audit, change_owner, change_owners, change_sharing, claim_lead,
---    release_lead, share_lead, unshare_lead, lead_shares, change_rule, territory_terms, has_rules
+--    release_lead, share_lead, unshare_lead, territory_terms, has_rules, lead_shares, change_rule
 --
 -- leadprotect_manager
 --    acting_role, is_member, who_could_edit, parse_user, context, set_context, decide,
 --    editable_among, editable_leads, can_edit_lead, explain_edit, record_denial,
 --    record_edit_attempt, allow_edit, allow_edits, assert_edit_and_audit, change_owner,
 --    change_owners, change_sharing, claim_lead, release_lead, assign_lead, transfer_lead,
---    share_lead, unshare_lead, lead_shares, grant_protection, revoke_protection, change_rule,
---    territory_terms, has_rules
+--    share_lead, unshare_lead, territory_terms, has_rules, lead_shares, grant_protection,
+--    revoke_protection, change_rule
 --
 -- leadprotect_auditor
 --    acting_role, is_member, audit_partitions, who_could_edit, audit_origin, audit_number_gaps,
@@ -83,7 +83,7 @@
 --    try_change_owner, try_change_sharing, end_rules, make_rule, revoke_rule, decide_as_manager,
 --    require_manager, in_transition, note_unsettled, note_contextless_write, own_moved_lead,
 --    forget_lead, own_active_lead, require_transition, chunk_bounds, next_leads, own_leads,
---    accept_condition, accepted_share, ways_around, what_changes, tolerated, require_open_gate,
+--    ways_around, what_changes, accept_condition, accepted_share, tolerated, require_open_gate,
 --    acts_bound, audit_edit, audit_truncate, refuse_move, refuse_taken
 
 -- =================================================================================================
@@ -901,7 +901,7 @@ REVOKE ALL ON FUNCTION leadprotect.unshare_lead(lead uuid, with_user uuid, note 
 GRANT ALL ON FUNCTION leadprotect.unshare_lead(lead uuid, with_user uuid, note text) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.unshare_lead(lead uuid, with_user uuid, note text) TO leadprotect_manager;
 
--- function lead_shares, lp_0007_expand_ownership
+-- function lead_shares, lp_0008_expand_rules
 
 CREATE FUNCTION leadprotect.lead_shares(lead uuid) RETURNS TABLE(user_id uuid, shared_by uuid, effective_from timestamp with time zone, effective_to timestamp with time zone)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -928,7 +928,7 @@ REVOKE ALL ON FUNCTION leadprotect.lead_shares(lead uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.lead_shares(lead uuid) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.lead_shares(lead uuid) TO leadprotect_manager;
 
--- function make_rule, lp_0007_expand_ownership
+-- function make_rule, lp_0008_expand_rules
 
 CREATE FUNCTION leadprotect.make_rule(of_user uuid, here text, kind leadprotect.protection_type, lead uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) RETURNS void
     LANGUAGE plpgsql
@@ -962,7 +962,7 @@ COMMENT ON FUNCTION leadprotect.make_rule(of_user uuid, here text, kind leadprot
 
 REVOKE ALL ON FUNCTION leadprotect.make_rule(of_user uuid, here text, kind leadprotect.protection_type, lead uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) FROM PUBLIC;
 
--- function revoke_rule, lp_0007_expand_ownership
+-- function revoke_rule, lp_0008_expand_rules
 
 CREATE FUNCTION leadprotect.revoke_rule(of_user uuid, here text, kind leadprotect.protection_type, lead uuid, note text) RETURNS integer
     LANGUAGE plpgsql
@@ -981,7 +981,7 @@ COMMENT ON FUNCTION leadprotect.revoke_rule(of_user uuid, here text, kind leadpr
 
 REVOKE ALL ON FUNCTION leadprotect.revoke_rule(of_user uuid, here text, kind leadprotect.protection_type, lead uuid, note text) FROM PUBLIC;
 
--- function grant_protection, lp_0007_expand_ownership
+-- function grant_protection, lp_0008_expand_rules
 
 CREATE FUNCTION leadprotect.grant_protection(of_user uuid, here text, kind leadprotect.protection_type, lead uuid DEFAULT NULL::uuid, effective_from timestamp with time zone DEFAULT NULL::timestamp with time zone, effective_to timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1003,7 +1003,7 @@ COMMENT ON FUNCTION leadprotect.grant_protection(of_user uuid, here text, kind l
 REVOKE ALL ON FUNCTION leadprotect.grant_protection(of_user uuid, here text, kind leadprotect.protection_type, lead uuid, effective_from timestamp with time zone, effective_to timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.grant_protection(of_user uuid, here text, kind leadprotect.protection_type, lead uuid, effective_from timestamp with time zone, effective_to timestamp with time zone) TO leadprotect_manager;
 
--- function revoke_protection, lp_0007_expand_ownership
+-- function revoke_protection, lp_0008_expand_rules
 
 CREATE FUNCTION leadprotect.revoke_protection(of_user uuid, here text, kind leadprotect.protection_type, lead uuid DEFAULT NULL::uuid) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1021,7 +1021,7 @@ COMMENT ON FUNCTION leadprotect.revoke_protection(of_user uuid, here text, kind 
 REVOKE ALL ON FUNCTION leadprotect.revoke_protection(of_user uuid, here text, kind leadprotect.protection_type, lead uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.revoke_protection(of_user uuid, here text, kind leadprotect.protection_type, lead uuid) TO leadprotect_manager;
 
--- function decide_as_manager, lp_0007_expand_ownership
+-- function decide_as_manager, lp_0008_expand_rules
 
 CREATE FUNCTION leadprotect.decide_as_manager(lead uuid) RETURNS text
     LANGUAGE plpgsql STABLE
@@ -1048,7 +1048,7 @@ COMMENT ON FUNCTION leadprotect.decide_as_manager(lead uuid) IS 'The decision ab
 
 REVOKE ALL ON FUNCTION leadprotect.decide_as_manager(lead uuid) FROM PUBLIC;
 
--- function change_rule, lp_0007_expand_ownership
+-- function change_rule, lp_0008_expand_rules
 
 CREATE FUNCTION leadprotect.change_rule(lead uuid, change text, of_user uuid, kind leadprotect.protection_type, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1079,7 +1079,7 @@ REVOKE ALL ON FUNCTION leadprotect.change_rule(lead uuid, change text, of_user u
 GRANT ALL ON FUNCTION leadprotect.change_rule(lead uuid, change text, of_user uuid, kind leadprotect.protection_type, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.change_rule(lead uuid, change text, of_user uuid, kind leadprotect.protection_type, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) TO leadprotect_manager;
 
--- function require_manager, lp_0007_expand_ownership
+-- function require_manager, lp_0008_expand_rules
 
 CREATE FUNCTION leadprotect.require_manager(here text, lead uuid, action leadprotect.lead_action, note text) RETURNS void
     LANGUAGE plpgsql
@@ -2879,7 +2879,7 @@ COMMENT ON FUNCTION leadprotect.newest_activities(leads uuid[]) IS 'For each lea
 REVOKE ALL ON FUNCTION leadprotect.newest_activities(leads uuid[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.newest_activities(leads uuid[]) TO leadprotect_owner;
 
--- table contextless_writes, lp_0009_expand_lead_triggers
+-- table contextless_writes, lp_0010_expand_lead_triggers
 
 CREATE TABLE leadprotect.contextless_writes (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
@@ -2909,7 +2909,7 @@ CREATE POLICY lp_inside ON leadprotect.contextless_writes TO leadprotect_owner, 
 
 GRANT SELECT ON TABLE leadprotect.contextless_writes TO leadprotect_reader;
 
--- function in_transition, lp_0009_expand_lead_triggers
+-- function in_transition, lp_0010_expand_lead_triggers
 
 CREATE FUNCTION leadprotect.in_transition() RETURNS boolean
     LANGUAGE plpgsql STABLE
@@ -2927,7 +2927,7 @@ COMMENT ON FUNCTION leadprotect.in_transition() IS 'Whether activities make owne
 REVOKE ALL ON FUNCTION leadprotect.in_transition() FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.in_transition() TO leadprotect_reader;
 
--- table unsettled_leads, lp_0009_expand_lead_triggers
+-- table unsettled_leads, lp_0010_expand_lead_triggers
 
 CREATE TABLE leadprotect.unsettled_leads (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
@@ -2951,7 +2951,7 @@ CREATE POLICY lp_operator ON leadprotect.unsettled_leads FOR SELECT TO leadprote
 GRANT SELECT ON TABLE leadprotect.unsettled_leads TO leadprotect_reader;
 GRANT SELECT ON TABLE leadprotect.unsettled_leads TO leadprotect_operator;
 
--- function note_unsettled, lp_0009_expand_lead_triggers
+-- function note_unsettled, lp_0010_expand_lead_triggers
 
 CREATE FUNCTION leadprotect.note_unsettled(lead uuid) RETURNS void
     LANGUAGE plpgsql
@@ -2976,7 +2976,7 @@ COMMENT ON FUNCTION leadprotect.note_unsettled(lead uuid) IS 'Notes a lead that 
 
 REVOKE ALL ON FUNCTION leadprotect.note_unsettled(lead uuid) FROM PUBLIC;
 
--- function note_contextless_write, lp_0009_expand_lead_triggers
+-- function note_contextless_write, lp_0010_expand_lead_triggers
 
 CREATE FUNCTION leadprotect.note_contextless_write() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3009,7 +3009,7 @@ COMMENT ON FUNCTION leadprotect.note_contextless_write() IS 'Trigger of the tran
 
 REVOKE ALL ON FUNCTION leadprotect.note_contextless_write() FROM PUBLIC;
 
--- function own_moved_lead, lp_0009_expand_lead_triggers
+-- function own_moved_lead, lp_0010_expand_lead_triggers
 
 CREATE FUNCTION leadprotect.own_moved_lead() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3034,7 +3034,7 @@ COMMENT ON FUNCTION leadprotect.own_moved_lead() IS 'Trigger of the transition: 
 
 REVOKE ALL ON FUNCTION leadprotect.own_moved_lead() FROM PUBLIC;
 
--- function own_active_lead, lp_0010_expand_activity_triggers
+-- function own_active_lead, lp_0011_expand_activity_triggers
 
 CREATE FUNCTION leadprotect.own_active_lead() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3093,7 +3093,7 @@ COMMENT ON FUNCTION leadprotect.own_active_lead() IS 'Trigger of the transition:
 
 REVOKE ALL ON FUNCTION leadprotect.own_active_lead() FROM PUBLIC;
 
--- function require_transition, lp_0011_migrate_backfill
+-- function require_transition, lp_0012_migrate_backfill
 
 CREATE FUNCTION leadprotect.require_transition() RETURNS void
     LANGUAGE plpgsql STABLE
@@ -3119,7 +3119,7 @@ REVOKE ALL ON FUNCTION leadprotect.require_transition() FROM PUBLIC;
 -- counts what is left.
 -- =================================================================================================
 
--- table backfill_jobs, lp_0011_migrate_backfill
+-- table backfill_jobs, lp_0012_migrate_backfill
 
 CREATE TABLE leadprotect.backfill_jobs (
     territory text NOT NULL,
@@ -3166,7 +3166,7 @@ CREATE POLICY lp_operator ON leadprotect.backfill_jobs FOR SELECT TO leadprotect
 GRANT SELECT ON TABLE leadprotect.backfill_jobs TO leadprotect_operator;
 GRANT SELECT ON TABLE leadprotect.backfill_jobs TO leadprotect_reader;
 
--- table backfill_chunks, lp_0011_migrate_backfill
+-- table backfill_chunks, lp_0012_migrate_backfill
 
 CREATE TABLE leadprotect.backfill_chunks (
     territory text NOT NULL,
@@ -3214,7 +3214,7 @@ CREATE POLICY lp_operator ON leadprotect.backfill_chunks FOR SELECT TO leadprote
 GRANT SELECT ON TABLE leadprotect.backfill_chunks TO leadprotect_operator;
 GRANT SELECT ON TABLE leadprotect.backfill_chunks TO leadprotect_reader;
 
--- table backfill_deferred, lp_0011_migrate_backfill
+-- table backfill_deferred, lp_0012_migrate_backfill
 
 CREATE TABLE leadprotect.backfill_deferred (
     territory text NOT NULL,
@@ -3246,7 +3246,7 @@ CREATE POLICY lp_operator ON leadprotect.backfill_deferred FOR SELECT TO leadpro
 GRANT SELECT ON TABLE leadprotect.backfill_deferred TO leadprotect_operator;
 GRANT SELECT ON TABLE leadprotect.backfill_deferred TO leadprotect_reader;
 
--- function chunk_bounds, lp_0011_migrate_backfill, owner leadprotect_reader
+-- function chunk_bounds, lp_0012_migrate_backfill, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.chunk_bounds(here text, wanted_first uuid, chunk_rows integer, OUT first_lead uuid, OUT last_lead uuid, OUT following uuid) RETURNS record
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -3284,7 +3284,7 @@ COMMENT ON FUNCTION leadprotect.chunk_bounds(here text, wanted_first uuid, chunk
 REVOKE ALL ON FUNCTION leadprotect.chunk_bounds(here text, wanted_first uuid, chunk_rows integer, OUT first_lead uuid, OUT last_lead uuid, OUT following uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.chunk_bounds(here text, wanted_first uuid, chunk_rows integer, OUT first_lead uuid, OUT last_lead uuid, OUT following uuid) TO leadprotect_owner;
 
--- function next_leads, lp_0011_migrate_backfill, owner leadprotect_reader
+-- function next_leads, lp_0012_migrate_backfill, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.next_leads(here text, first_lead uuid, last_lead uuid, wanted integer) RETURNS uuid[]
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -3307,7 +3307,7 @@ COMMENT ON FUNCTION leadprotect.next_leads(here text, first_lead uuid, last_lead
 REVOKE ALL ON FUNCTION leadprotect.next_leads(here text, first_lead uuid, last_lead uuid, wanted integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.next_leads(here text, first_lead uuid, last_lead uuid, wanted integer) TO leadprotect_owner;
 
--- function own_leads, lp_0011_migrate_backfill
+-- function own_leads, lp_0012_migrate_backfill
 
 CREATE FUNCTION leadprotect.own_leads(here text, leads uuid[]) RETURNS integer
     LANGUAGE plpgsql
@@ -3369,7 +3369,7 @@ COMMENT ON FUNCTION leadprotect.own_leads(here text, leads uuid[]) IS 'Gives the
 
 REVOKE ALL ON FUNCTION leadprotect.own_leads(here text, leads uuid[]) FROM PUBLIC;
 
--- function backfill_settings, lp_0011_migrate_backfill
+-- function backfill_settings, lp_0012_migrate_backfill
 
 CREATE FUNCTION leadprotect.backfill_settings() RETURNS text
     LANGUAGE sql IMMUTABLE
@@ -3386,7 +3386,7 @@ COMMENT ON FUNCTION leadprotect.backfill_settings() IS 'The settings that decide
 REVOKE ALL ON FUNCTION leadprotect.backfill_settings() FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_settings() TO leadprotect_operator;
 
--- function backfill_start, lp_0011_migrate_backfill
+-- function backfill_start, lp_0012_migrate_backfill
 
 CREATE FUNCTION leadprotect.backfill_start(here text, settings text) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3426,7 +3426,7 @@ COMMENT ON FUNCTION leadprotect.backfill_start(here text, settings text) IS 'Beg
 REVOKE ALL ON FUNCTION leadprotect.backfill_start(here text, settings text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_start(here text, settings text) TO leadprotect_operator;
 
--- function backfill_claim, lp_0011_migrate_backfill
+-- function backfill_claim, lp_0012_migrate_backfill
 
 CREATE FUNCTION leadprotect.backfill_claim(here text, chunk_rows integer, worker text, lease interval, OUT chunk bigint, OUT token bigint) RETURNS record
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3479,7 +3479,7 @@ COMMENT ON FUNCTION leadprotect.backfill_claim(here text, chunk_rows integer, wo
 REVOKE ALL ON FUNCTION leadprotect.backfill_claim(here text, chunk_rows integer, worker text, lease interval, OUT chunk bigint, OUT token bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_claim(here text, chunk_rows integer, worker text, lease interval, OUT chunk bigint, OUT token bigint) TO leadprotect_operator;
 
--- function backfill_slice, lp_0011_migrate_backfill
+-- function backfill_slice, lp_0012_migrate_backfill
 
 CREATE FUNCTION leadprotect.backfill_slice(here text, chunk bigint, token bigint, slice_rows integer, OUT scanned integer, OUT assigned integer, OUT finished boolean) RETURNS record
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3526,7 +3526,7 @@ COMMENT ON FUNCTION leadprotect.backfill_slice(here text, chunk bigint, token bi
 REVOKE ALL ON FUNCTION leadprotect.backfill_slice(here text, chunk bigint, token bigint, slice_rows integer, OUT scanned integer, OUT assigned integer, OUT finished boolean) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_slice(here text, chunk bigint, token bigint, slice_rows integer, OUT scanned integer, OUT assigned integer, OUT finished boolean) TO leadprotect_operator;
 
--- function backfill_release, lp_0011_migrate_backfill
+-- function backfill_release, lp_0012_migrate_backfill
 
 CREATE FUNCTION leadprotect.backfill_release(here text, chunk bigint, token bigint) RETURNS void
     LANGUAGE sql SECURITY DEFINER
@@ -3543,7 +3543,7 @@ COMMENT ON FUNCTION leadprotect.backfill_release(here text, chunk bigint, token 
 REVOKE ALL ON FUNCTION leadprotect.backfill_release(here text, chunk bigint, token bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_release(here text, chunk bigint, token bigint) TO leadprotect_operator;
 
--- function backfill_defer, lp_0012_migrate_verification
+-- function backfill_defer, lp_0013_migrate_verification
 
 CREATE FUNCTION leadprotect.backfill_defer(here text, chunk bigint, token bigint, reason text) RETURNS uuid
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3585,7 +3585,7 @@ COMMENT ON FUNCTION leadprotect.backfill_defer(here text, chunk bigint, token bi
 REVOKE ALL ON FUNCTION leadprotect.backfill_defer(here text, chunk bigint, token bigint, reason text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_defer(here text, chunk bigint, token bigint, reason text) TO leadprotect_operator;
 
--- function backfill_retry, lp_0012_migrate_verification
+-- function backfill_retry, lp_0013_migrate_verification
 
 CREATE FUNCTION leadprotect.backfill_retry(here text, lead uuid) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3618,7 +3618,7 @@ COMMENT ON FUNCTION leadprotect.backfill_retry(here text, lead uuid) IS 'Tries a
 REVOKE ALL ON FUNCTION leadprotect.backfill_retry(here text, lead uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_retry(here text, lead uuid) TO leadprotect_operator;
 
--- function backfill_settle, lp_0012_migrate_verification
+-- function backfill_settle, lp_0013_migrate_verification
 
 CREATE FUNCTION leadprotect.backfill_settle(lead uuid) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3655,7 +3655,7 @@ COMMENT ON FUNCTION leadprotect.backfill_settle(lead uuid) IS 'Looks at a lead a
 REVOKE ALL ON FUNCTION leadprotect.backfill_settle(lead uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_settle(lead uuid) TO leadprotect_operator;
 
--- function backfill_finish, lp_0012_migrate_verification
+-- function backfill_finish, lp_0013_migrate_verification
 
 CREATE FUNCTION leadprotect.backfill_finish(here text) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3681,7 +3681,7 @@ COMMENT ON FUNCTION leadprotect.backfill_finish(here text) IS 'Ends the walk ove
 REVOKE ALL ON FUNCTION leadprotect.backfill_finish(here text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_finish(here text) TO leadprotect_operator;
 
--- function backfill_request, lp_0012_migrate_verification
+-- function backfill_request, lp_0013_migrate_verification
 
 CREATE FUNCTION leadprotect.backfill_request(here text, wanted text, reason text) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3705,7 +3705,7 @@ COMMENT ON FUNCTION leadprotect.backfill_request(here text, wanted text, reason 
 REVOKE ALL ON FUNCTION leadprotect.backfill_request(here text, wanted text, reason text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_request(here text, wanted text, reason text) TO leadprotect_operator;
 
--- function unowned_leads, lp_0012_migrate_verification, owner leadprotect_reader
+-- function unowned_leads, lp_0013_migrate_verification, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.unowned_leads(territories text[]) RETURNS TABLE(territory text, lead_id uuid)
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -3739,7 +3739,7 @@ REVOKE ALL ON FUNCTION leadprotect.unowned_leads(territory text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.unowned_leads(territory text) TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.unowned_leads(territory text) TO leadprotect_operator;
 
--- function backfill_stale, lp_0012_migrate_verification, owner leadprotect_reader
+-- function backfill_stale, lp_0013_migrate_verification, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.backfill_stale(here text) RETURNS SETOF uuid
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -3774,7 +3774,7 @@ REVOKE ALL ON FUNCTION leadprotect.backfill_stale(here text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_stale(here text) TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.backfill_stale(here text) TO leadprotect_operator;
 
--- function backfill_estimate, lp_0012_migrate_verification, owner leadprotect_reader
+-- function backfill_estimate, lp_0013_migrate_verification, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.backfill_estimate(here text) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3802,7 +3802,7 @@ REVOKE ALL ON FUNCTION leadprotect.backfill_estimate(here text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_estimate(here text) TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.backfill_estimate(here text) TO leadprotect_operator;
 
--- function backfill_sample, lp_0012_migrate_verification, owner leadprotect_reader
+-- function backfill_sample, lp_0013_migrate_verification, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.backfill_sample(here text, wanted integer, OUT leads bigint, OUT sampled bigint, OUT assignable bigint, OUT ownerless bigint) RETURNS record
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3850,7 +3850,7 @@ REVOKE ALL ON FUNCTION leadprotect.backfill_sample(here text, wanted integer, OU
 GRANT ALL ON FUNCTION leadprotect.backfill_sample(here text, wanted integer, OUT leads bigint, OUT sampled bigint, OUT assignable bigint, OUT ownerless bigint) TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.backfill_sample(here text, wanted integer, OUT leads bigint, OUT sampled bigint, OUT assignable bigint, OUT ownerless bigint) TO leadprotect_operator;
 
--- function backfill_outside, lp_0012_migrate_verification, owner leadprotect_reader
+-- function backfill_outside, lp_0013_migrate_verification, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.backfill_outside() RETURNS bigint
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -3866,7 +3866,7 @@ REVOKE ALL ON FUNCTION leadprotect.backfill_outside() FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_outside() TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.backfill_outside() TO leadprotect_operator;
 
--- function unowned_count, lp_0012_migrate_verification, owner leadprotect_reader
+-- function unowned_count, lp_0013_migrate_verification, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.unowned_count() RETURNS bigint
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -3884,7 +3884,7 @@ REVOKE ALL ON FUNCTION leadprotect.unowned_count() FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.unowned_count() TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.unowned_count() TO leadprotect_operator;
 
--- function backfill_counts, lp_0012_migrate_verification, owner leadprotect_reader
+-- function backfill_counts, lp_0013_migrate_verification, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.backfill_counts(territories text[]) RETURNS TABLE(territory text, ownerless bigint, missing bigint, released bigint)
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -3914,7 +3914,7 @@ REVOKE ALL ON FUNCTION leadprotect.backfill_counts(territories text[]) FROM PUBL
 GRANT ALL ON FUNCTION leadprotect.backfill_counts(territories text[]) TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.backfill_counts(territories text[]) TO leadprotect_operator;
 
--- function backfill_report, lp_0012_migrate_verification, owner leadprotect_reader
+-- function backfill_report, lp_0013_migrate_verification, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.backfill_report(territories text[]) RETURNS TABLE(lead_id uuid, territory text, reason text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -3954,7 +3954,7 @@ REVOKE ALL ON FUNCTION leadprotect.backfill_report(territories text[]) FROM PUBL
 GRANT ALL ON FUNCTION leadprotect.backfill_report(territories text[]) TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.backfill_report(territories text[]) TO leadprotect_operator;
 
--- function backfill_status, lp_0012_migrate_verification, owner leadprotect_reader
+-- function backfill_status, lp_0013_migrate_verification, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.backfill_status() RETURNS TABLE(territory text, state text, started_at timestamp with time zone, ended_at timestamp with time zone, scanned bigint, assigned bigint, deferred bigint, total bigint, workers bigint, request_reason text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -3997,157 +3997,7 @@ GRANT ALL ON FUNCTION leadprotect.backfill_status() TO leadprotect_operator;
 -- and its heartbeat here.
 -- =================================================================================================
 
--- table accepted_conditions, lp_0013_migrate_gate
-
-CREATE TABLE leadprotect.accepted_conditions (
-    condition text NOT NULL,
-    accepted_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    accepted_by name DEFAULT SESSION_USER NOT NULL,
-    share numeric NOT NULL,
-    CONSTRAINT ac_share CHECK (((share >= (0)::numeric) AND (share <= (1)::numeric)))
-);
-
-ALTER TABLE ONLY leadprotect.accepted_conditions FORCE ROW LEVEL SECURITY;
-
-COMMENT ON TABLE leadprotect.accepted_conditions IS 'What a person accepted of the gate of contract, by alembic -x accept=NAME:SHARE; the newest row of a condition counts';
-COMMENT ON COLUMN leadprotect.accepted_conditions.condition IS 'the condition: unowned, unprotected or host_code';
-COMMENT ON COLUMN leadprotect.accepted_conditions.accepted_at IS 'when';
-COMMENT ON COLUMN leadprotect.accepted_conditions.accepted_by IS 'the login that migrated';
-COMMENT ON COLUMN leadprotect.accepted_conditions.share IS 'the share of the leads up to which it holds, 0 to 1';
-
-ALTER TABLE ONLY leadprotect.accepted_conditions
-    ADD CONSTRAINT accepted_conditions_pkey PRIMARY KEY (condition, accepted_at);
-
-ALTER TABLE leadprotect.accepted_conditions ENABLE ROW LEVEL SECURITY;
-
-CREATE POLICY lp_inside ON leadprotect.accepted_conditions TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
-CREATE POLICY lp_operator ON leadprotect.accepted_conditions FOR SELECT TO leadprotect_operator USING (true);
-
-GRANT SELECT ON TABLE leadprotect.accepted_conditions TO leadprotect_reader;
-GRANT SELECT ON TABLE leadprotect.accepted_conditions TO leadprotect_operator;
-
--- function accept_condition, lp_0013_migrate_gate
-
-CREATE FUNCTION leadprotect.accept_condition(condition text, share numeric) RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-        BEGIN
-          IF condition IS NULL OR condition NOT IN ('unowned', 'unprotected', 'host_code') THEN
-            RAISE EXCEPTION '% is no condition that can be accepted: unowned, unprotected and host_code are', coalesce(condition, 'NULL')
-              USING ERRCODE = 'LP422';
-          ELSIF share IS NULL OR share NOT BETWEEN 0 AND 1 THEN
-            RAISE EXCEPTION 'a share is between 0 and 1' USING ERRCODE = 'LP422';
-          END IF;
-          IF "leadprotect".accepted_share(condition) IS DISTINCT FROM share THEN
-            INSERT INTO "leadprotect".accepted_conditions (condition, share) VALUES (accept_condition.condition, accept_condition.share);
-          END IF;
-        END
-        $$;
-
-COMMENT ON FUNCTION leadprotect.accept_condition(condition text, share numeric) IS 'Accepts a condition of the gate up to a share of the leads, for whoever migrates';
-
-REVOKE ALL ON FUNCTION leadprotect.accept_condition(condition text, share numeric) FROM PUBLIC;
-
--- function accepted_share, lp_0013_migrate_gate
-
-CREATE FUNCTION leadprotect.accepted_share(condition text) RETURNS numeric
-    LANGUAGE sql STABLE
-    BEGIN ATOMIC
- SELECT a.share
-    FROM leadprotect.accepted_conditions a
-   WHERE (a.condition = accepted_share.condition)
-   ORDER BY a.accepted_at DESC
-  LIMIT 1;
-END;
-
-COMMENT ON FUNCTION leadprotect.accepted_share(condition text) IS 'The share of the leads up to which a condition was accepted; NULL where it was not';
-
-REVOKE ALL ON FUNCTION leadprotect.accepted_share(condition text) FROM PUBLIC;
-GRANT ALL ON FUNCTION leadprotect.accepted_share(condition text) TO leadprotect_reader;
-
--- table guard_runs, lp_0013_migrate_gate
-
-CREATE TABLE leadprotect.guard_runs (
-    run uuid NOT NULL,
-    command text NOT NULL,
-    began text,
-    revision text,
-    guard text NOT NULL,
-    login name DEFAULT SESSION_USER NOT NULL,
-    started_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    heartbeat_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    ended_at timestamp with time zone,
-    state text NOT NULL,
-    reason text,
-    CONSTRAINT gr_state CHECK ((state = ANY (ARRAY['running'::text, 'held'::text, 'baking'::text, 'stopping'::text, 'rolling_back'::text, 'done'::text, 'failed'::text, 'paused'::text, 'unknown'::text, 'rolled_back'::text, 'refused'::text, 'lost'::text])))
-);
-
-ALTER TABLE ONLY leadprotect.guard_runs FORCE ROW LEVEL SECURITY;
-
-COMMENT ON TABLE leadprotect.guard_runs IS 'Runs of leadprotect guard: where each began, what it does, and when it was last heard of';
-COMMENT ON COLUMN leadprotect.guard_runs.run IS 'the run';
-COMMENT ON COLUMN leadprotect.guard_runs.command IS 'what it guards';
-COMMENT ON COLUMN leadprotect.guard_runs.began IS 'the revision at which it began, where a rollback goes; NULL: the base';
-COMMENT ON COLUMN leadprotect.guard_runs.revision IS 'the revision that it saw last; NULL: the base';
-COMMENT ON COLUMN leadprotect.guard_runs.guard IS 'host and process id';
-COMMENT ON COLUMN leadprotect.guard_runs.login IS 'its login';
-COMMENT ON COLUMN leadprotect.guard_runs.started_at IS 'when its row was made';
-COMMENT ON COLUMN leadprotect.guard_runs.heartbeat_at IS 'when it was last heard of; older than 60 seconds, and every backfill holds';
-COMMENT ON COLUMN leadprotect.guard_runs.ended_at IS 'when it ended, or was given up';
-COMMENT ON COLUMN leadprotect.guard_runs.state IS 'what it does, or how it ended';
-COMMENT ON COLUMN leadprotect.guard_runs.reason IS 'why, in words';
-
-ALTER TABLE ONLY leadprotect.guard_runs
-    ADD CONSTRAINT guard_runs_pkey PRIMARY KEY (run);
-
-ALTER TABLE leadprotect.guard_runs ENABLE ROW LEVEL SECURITY;
-
-CREATE POLICY lp_inside ON leadprotect.guard_runs TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
-CREATE POLICY lp_operator ON leadprotect.guard_runs FOR SELECT TO leadprotect_operator USING (true);
-
-GRANT SELECT ON TABLE leadprotect.guard_runs TO leadprotect_operator;
-
--- function guard_beat, lp_0013_migrate_gate
-
-CREATE FUNCTION leadprotect.guard_beat(run uuid, command text, began text, revision text, guard text, state text, reason text, ended boolean) RETURNS void
-    LANGUAGE sql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    BEGIN ATOMIC
- INSERT INTO leadprotect.guard_runs AS r (run, command, began, revision, guard, state, reason, ended_at)
-   VALUES (guard_beat.run, guard_beat.command, guard_beat.began, guard_beat.revision, guard_beat.guard, guard_beat.state, "left"(guard_beat.reason, 1000),
-         CASE
-             WHEN guard_beat.ended THEN clock_timestamp()
-             ELSE NULL::timestamp with time zone
-         END) ON CONFLICT(run) DO UPDATE SET revision = excluded.revision, state = excluded.state, reason = excluded.reason, heartbeat_at = clock_timestamp(), ended_at = excluded.ended_at;
-END;
-
-COMMENT ON FUNCTION leadprotect.guard_beat(run uuid, command text, began text, revision text, guard text, state text, reason text, ended boolean) IS 'The heartbeat of a guard: makes the row of its run, and says what it does';
-
-REVOKE ALL ON FUNCTION leadprotect.guard_beat(run uuid, command text, began text, revision text, guard text, state text, reason text, ended boolean) FROM PUBLIC;
-GRANT ALL ON FUNCTION leadprotect.guard_beat(run uuid, command text, began text, revision text, guard text, state text, reason text, ended boolean) TO leadprotect_operator;
-
--- function guard_release, lp_0013_migrate_gate
-
-CREATE FUNCTION leadprotect.guard_release(silent_for interval) RETURNS bigint
-    LANGUAGE sql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    BEGIN ATOMIC
- WITH lost AS (
-          UPDATE leadprotect.guard_runs r SET ended_at = clock_timestamp(), state = 'lost'::text
-           WHERE ((r.ended_at IS NULL) AND (r.heartbeat_at < (clock_timestamp() - guard_release.silent_for)))
-           RETURNING r.run
-         )
-  SELECT count(*) AS count
-    FROM lost;
-END;
-
-COMMENT ON FUNCTION leadprotect.guard_release(silent_for interval) IS 'Gives up the guards that were not heard of for so long, so that a backfill may go on; how many there were';
-
-REVOKE ALL ON FUNCTION leadprotect.guard_release(silent_for interval) FROM PUBLIC;
-GRANT ALL ON FUNCTION leadprotect.guard_release(silent_for interval) TO leadprotect_operator;
-
--- function ways_around, lp_0013_migrate_gate, owner leadprotect_reader
+-- function ways_around, lp_0014_migrate_ways, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.ways_around(host_rls text, exempt_roles name[]) RETURNS TABLE(condition text, met boolean, detail text, remedy text)
     LANGUAGE plpgsql STABLE
@@ -4253,7 +4103,7 @@ COMMENT ON FUNCTION leadprotect.ways_around(host_rls text, exempt_roles name[]) 
 
 REVOKE ALL ON FUNCTION leadprotect.ways_around(host_rls text, exempt_roles name[]) FROM PUBLIC;
 
--- function what_changes, lp_0013_migrate_gate, owner leadprotect_reader
+-- function what_changes, lp_0014_migrate_ways, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.what_changes(host_rls text) RETURNS TABLE(condition text, met boolean, detail text, remedy text)
     LANGUAGE plpgsql STABLE
@@ -4332,7 +4182,157 @@ COMMENT ON FUNCTION leadprotect.what_changes(host_rls text) IS 'What works other
 
 REVOKE ALL ON FUNCTION leadprotect.what_changes(host_rls text) FROM PUBLIC;
 
--- function tolerated, lp_0013_migrate_gate, owner leadprotect_reader
+-- table accepted_conditions, lp_0015_migrate_gate
+
+CREATE TABLE leadprotect.accepted_conditions (
+    condition text NOT NULL,
+    accepted_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    accepted_by name DEFAULT SESSION_USER NOT NULL,
+    share numeric NOT NULL,
+    CONSTRAINT ac_share CHECK (((share >= (0)::numeric) AND (share <= (1)::numeric)))
+);
+
+ALTER TABLE ONLY leadprotect.accepted_conditions FORCE ROW LEVEL SECURITY;
+
+COMMENT ON TABLE leadprotect.accepted_conditions IS 'What a person accepted of the gate of contract, by alembic -x accept=NAME:SHARE; the newest row of a condition counts';
+COMMENT ON COLUMN leadprotect.accepted_conditions.condition IS 'the condition: unowned, unprotected or host_code';
+COMMENT ON COLUMN leadprotect.accepted_conditions.accepted_at IS 'when';
+COMMENT ON COLUMN leadprotect.accepted_conditions.accepted_by IS 'the login that migrated';
+COMMENT ON COLUMN leadprotect.accepted_conditions.share IS 'the share of the leads up to which it holds, 0 to 1';
+
+ALTER TABLE ONLY leadprotect.accepted_conditions
+    ADD CONSTRAINT accepted_conditions_pkey PRIMARY KEY (condition, accepted_at);
+
+ALTER TABLE leadprotect.accepted_conditions ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY lp_inside ON leadprotect.accepted_conditions TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_operator ON leadprotect.accepted_conditions FOR SELECT TO leadprotect_operator USING (true);
+
+GRANT SELECT ON TABLE leadprotect.accepted_conditions TO leadprotect_reader;
+GRANT SELECT ON TABLE leadprotect.accepted_conditions TO leadprotect_operator;
+
+-- function accept_condition, lp_0015_migrate_gate
+
+CREATE FUNCTION leadprotect.accept_condition(condition text, share numeric) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          IF condition IS NULL OR condition NOT IN ('unowned', 'unprotected', 'host_code') THEN
+            RAISE EXCEPTION '% is no condition that can be accepted: unowned, unprotected and host_code are', coalesce(condition, 'NULL')
+              USING ERRCODE = 'LP422';
+          ELSIF share IS NULL OR share NOT BETWEEN 0 AND 1 THEN
+            RAISE EXCEPTION 'a share is between 0 and 1' USING ERRCODE = 'LP422';
+          END IF;
+          IF "leadprotect".accepted_share(condition) IS DISTINCT FROM share THEN
+            INSERT INTO "leadprotect".accepted_conditions (condition, share) VALUES (accept_condition.condition, accept_condition.share);
+          END IF;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.accept_condition(condition text, share numeric) IS 'Accepts a condition of the gate up to a share of the leads, for whoever migrates';
+
+REVOKE ALL ON FUNCTION leadprotect.accept_condition(condition text, share numeric) FROM PUBLIC;
+
+-- function accepted_share, lp_0015_migrate_gate
+
+CREATE FUNCTION leadprotect.accepted_share(condition text) RETURNS numeric
+    LANGUAGE sql STABLE
+    BEGIN ATOMIC
+ SELECT a.share
+    FROM leadprotect.accepted_conditions a
+   WHERE (a.condition = accepted_share.condition)
+   ORDER BY a.accepted_at DESC
+  LIMIT 1;
+END;
+
+COMMENT ON FUNCTION leadprotect.accepted_share(condition text) IS 'The share of the leads up to which a condition was accepted; NULL where it was not';
+
+REVOKE ALL ON FUNCTION leadprotect.accepted_share(condition text) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.accepted_share(condition text) TO leadprotect_reader;
+
+-- table guard_runs, lp_0015_migrate_gate
+
+CREATE TABLE leadprotect.guard_runs (
+    run uuid NOT NULL,
+    command text NOT NULL,
+    began text,
+    revision text,
+    guard text NOT NULL,
+    login name DEFAULT SESSION_USER NOT NULL,
+    started_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    heartbeat_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    ended_at timestamp with time zone,
+    state text NOT NULL,
+    reason text,
+    CONSTRAINT gr_state CHECK ((state = ANY (ARRAY['running'::text, 'held'::text, 'baking'::text, 'stopping'::text, 'rolling_back'::text, 'done'::text, 'failed'::text, 'paused'::text, 'unknown'::text, 'rolled_back'::text, 'refused'::text, 'lost'::text])))
+);
+
+ALTER TABLE ONLY leadprotect.guard_runs FORCE ROW LEVEL SECURITY;
+
+COMMENT ON TABLE leadprotect.guard_runs IS 'Runs of leadprotect guard: where each began, what it does, and when it was last heard of';
+COMMENT ON COLUMN leadprotect.guard_runs.run IS 'the run';
+COMMENT ON COLUMN leadprotect.guard_runs.command IS 'what it guards';
+COMMENT ON COLUMN leadprotect.guard_runs.began IS 'the revision at which it began, where a rollback goes; NULL: the base';
+COMMENT ON COLUMN leadprotect.guard_runs.revision IS 'the revision that it saw last; NULL: the base';
+COMMENT ON COLUMN leadprotect.guard_runs.guard IS 'host and process id';
+COMMENT ON COLUMN leadprotect.guard_runs.login IS 'its login';
+COMMENT ON COLUMN leadprotect.guard_runs.started_at IS 'when its row was made';
+COMMENT ON COLUMN leadprotect.guard_runs.heartbeat_at IS 'when it was last heard of; older than 60 seconds, and every backfill holds';
+COMMENT ON COLUMN leadprotect.guard_runs.ended_at IS 'when it ended, or was given up';
+COMMENT ON COLUMN leadprotect.guard_runs.state IS 'what it does, or how it ended';
+COMMENT ON COLUMN leadprotect.guard_runs.reason IS 'why, in words';
+
+ALTER TABLE ONLY leadprotect.guard_runs
+    ADD CONSTRAINT guard_runs_pkey PRIMARY KEY (run);
+
+ALTER TABLE leadprotect.guard_runs ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY lp_inside ON leadprotect.guard_runs TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_operator ON leadprotect.guard_runs FOR SELECT TO leadprotect_operator USING (true);
+
+GRANT SELECT ON TABLE leadprotect.guard_runs TO leadprotect_operator;
+
+-- function guard_beat, lp_0015_migrate_gate
+
+CREATE FUNCTION leadprotect.guard_beat(run uuid, command text, began text, revision text, guard text, state text, reason text, ended boolean) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    BEGIN ATOMIC
+ INSERT INTO leadprotect.guard_runs AS r (run, command, began, revision, guard, state, reason, ended_at)
+   VALUES (guard_beat.run, guard_beat.command, guard_beat.began, guard_beat.revision, guard_beat.guard, guard_beat.state, "left"(guard_beat.reason, 1000),
+         CASE
+             WHEN guard_beat.ended THEN clock_timestamp()
+             ELSE NULL::timestamp with time zone
+         END) ON CONFLICT(run) DO UPDATE SET revision = excluded.revision, state = excluded.state, reason = excluded.reason, heartbeat_at = clock_timestamp(), ended_at = excluded.ended_at;
+END;
+
+COMMENT ON FUNCTION leadprotect.guard_beat(run uuid, command text, began text, revision text, guard text, state text, reason text, ended boolean) IS 'The heartbeat of a guard: makes the row of its run, and says what it does';
+
+REVOKE ALL ON FUNCTION leadprotect.guard_beat(run uuid, command text, began text, revision text, guard text, state text, reason text, ended boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.guard_beat(run uuid, command text, began text, revision text, guard text, state text, reason text, ended boolean) TO leadprotect_operator;
+
+-- function guard_release, lp_0015_migrate_gate
+
+CREATE FUNCTION leadprotect.guard_release(silent_for interval) RETURNS bigint
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    BEGIN ATOMIC
+ WITH lost AS (
+          UPDATE leadprotect.guard_runs r SET ended_at = clock_timestamp(), state = 'lost'::text
+           WHERE ((r.ended_at IS NULL) AND (r.heartbeat_at < (clock_timestamp() - guard_release.silent_for)))
+           RETURNING r.run
+         )
+  SELECT count(*) AS count
+    FROM lost;
+END;
+
+COMMENT ON FUNCTION leadprotect.guard_release(silent_for interval) IS 'Gives up the guards that were not heard of for so long, so that a backfill may go on; how many there were';
+
+REVOKE ALL ON FUNCTION leadprotect.guard_release(silent_for interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.guard_release(silent_for interval) TO leadprotect_operator;
+
+-- function tolerated, lp_0015_migrate_gate, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.tolerated(condition text, several bigint, leads bigint, what text) RETURNS TABLE(met boolean, detail text, remedy text)
     LANGUAGE plpgsql STABLE
@@ -4356,7 +4356,7 @@ COMMENT ON FUNCTION leadprotect.tolerated(condition text, several bigint, leads 
 
 REVOKE ALL ON FUNCTION leadprotect.tolerated(condition text, several bigint, leads bigint, what text) FROM PUBLIC;
 
--- function gate_conditions, lp_0013_migrate_gate, owner leadprotect_reader
+-- function gate_conditions, lp_0015_migrate_gate, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rls text, exempt_roles name[]) RETURNS TABLE(condition text, met boolean, detail text, remedy text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -4447,7 +4447,7 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
           SELECT count(*) = 0,
                  coalesce(string_agg(format('the trigger of %s on %s %s', kept.function, kept.host_table, kept.state), ', '),
                           'the triggers of the transition keep owners current'),
-                 string_agg(CASE WHEN kept.name IS NULL THEN 'alembic downgrade lp_0008_expand_indexes and upgrade head make it anew;'
+                 string_agg(CASE WHEN kept.name IS NULL THEN 'alembic downgrade lp_0009_expand_indexes and upgrade head make it anew;'
                                  ELSE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I;', kept.host_table, kept.name) END, ' ')
                    || ' then leadprotect backfill for every territory'
           INTO met, detail, remedy
@@ -4642,7 +4642,7 @@ REVOKE ALL ON FUNCTION leadprotect.gate_conditions(observation_window interval, 
 GRANT ALL ON FUNCTION leadprotect.gate_conditions(observation_window interval, host_rls text, exempt_roles name[]) TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.gate_conditions(observation_window interval, host_rls text, exempt_roles name[]) TO leadprotect_operator;
 
--- function require_open_gate, lp_0013_migrate_gate
+-- function require_open_gate, lp_0015_migrate_gate
 
 CREATE FUNCTION leadprotect.require_open_gate(observation_window interval, host_rls text, exempt_roles name[]) RETURNS void
     LANGUAGE plpgsql
@@ -4673,7 +4673,7 @@ REVOKE ALL ON FUNCTION leadprotect.require_open_gate(observation_window interval
 -- does not silence them.
 -- =================================================================================================
 
--- grants on public.leads, lp_0001_expand_territories, lp_0015_contract_enforce
+-- grants on public.leads, lp_0001_expand_territories, lp_0017_contract_enforce
 
 GRANT SELECT(id) ON TABLE public.leads TO leadprotect_reader;
 GRANT SELECT(id) ON TABLE public.leads TO leadprotect_auditor;
@@ -4688,7 +4688,7 @@ GRANT SELECT(user_id) ON TABLE public.activities TO leadprotect_reader;
 GRANT SELECT(kind) ON TABLE public.activities TO leadprotect_reader;
 GRANT SELECT(created_at) ON TABLE public.activities TO leadprotect_reader;
 
--- function forget_lead, lp_0009_expand_lead_triggers
+-- function forget_lead, lp_0010_expand_lead_triggers
 
 CREATE FUNCTION leadprotect.forget_lead() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -4714,25 +4714,25 @@ COMMENT ON FUNCTION leadprotect.forget_lead() IS 'Trigger: a lead that is gone t
 
 REVOKE ALL ON FUNCTION leadprotect.forget_lead() FROM PUBLIC;
 
--- trigger leadprotect_forget on public.leads, lp_0009_expand_lead_triggers
+-- trigger leadprotect_forget on public.leads, lp_0010_expand_lead_triggers
 
 CREATE TRIGGER leadprotect_forget AFTER DELETE ON public.leads FOR EACH ROW EXECUTE FUNCTION leadprotect.forget_lead();
 
 ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_forget;
 
--- trigger leadprotect_forget_id on public.leads, lp_0009_expand_lead_triggers
+-- trigger leadprotect_forget_id on public.leads, lp_0010_expand_lead_triggers
 
 CREATE TRIGGER leadprotect_forget_id AFTER UPDATE ON public.leads FOR EACH ROW WHEN ((old.id IS DISTINCT FROM new.id)) EXECUTE FUNCTION leadprotect.forget_lead();
 
 ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_forget_id;
 
--- trigger leadprotect_forget_all on public.leads, lp_0009_expand_lead_triggers
+-- trigger leadprotect_forget_all on public.leads, lp_0010_expand_lead_triggers
 
 CREATE TRIGGER leadprotect_forget_all AFTER TRUNCATE ON public.leads FOR EACH STATEMENT EXECUTE FUNCTION leadprotect.forget_lead();
 
 ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_forget_all;
 
--- function acts_bound, lp_0015_contract_enforce
+-- function acts_bound, lp_0017_contract_enforce
 
 CREATE FUNCTION leadprotect.acts_bound() RETURNS boolean
     LANGUAGE plpgsql STABLE
@@ -4751,7 +4751,7 @@ COMMENT ON FUNCTION leadprotect.acts_bound() IS 'Whether row security of the lea
 
 REVOKE ALL ON FUNCTION leadprotect.acts_bound() FROM PUBLIC;
 
--- function audit_edit, lp_0015_contract_enforce
+-- function audit_edit, lp_0017_contract_enforce
 
 CREATE FUNCTION leadprotect.audit_edit() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -4796,7 +4796,7 @@ COMMENT ON FUNCTION leadprotect.audit_edit() IS 'Trigger of contract: every edit
 
 REVOKE ALL ON FUNCTION leadprotect.audit_edit() FROM PUBLIC;
 
--- function audit_truncate, lp_0015_contract_enforce
+-- function audit_truncate, lp_0017_contract_enforce
 
 CREATE FUNCTION leadprotect.audit_truncate() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -4822,7 +4822,7 @@ COMMENT ON FUNCTION leadprotect.audit_truncate() IS 'Trigger of contract: TRUNCA
 
 REVOKE ALL ON FUNCTION leadprotect.audit_truncate() FROM PUBLIC;
 
--- function refuse_move, lp_0015_contract_enforce
+-- function refuse_move, lp_0017_contract_enforce
 
 CREATE FUNCTION leadprotect.refuse_move() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -4841,7 +4841,7 @@ COMMENT ON FUNCTION leadprotect.refuse_move() IS 'Trigger of contract: id and te
 
 REVOKE ALL ON FUNCTION leadprotect.refuse_move() FROM PUBLIC;
 
--- function refuse_taken, lp_0015_contract_enforce
+-- function refuse_taken, lp_0017_contract_enforce
 
 CREATE FUNCTION leadprotect.refuse_taken() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -4864,7 +4864,7 @@ COMMENT ON FUNCTION leadprotect.refuse_taken() IS 'Trigger of contract: an INSER
 
 REVOKE ALL ON FUNCTION leadprotect.refuse_taken() FROM PUBLIC;
 
--- table host_row_security, lp_0015_contract_enforce
+-- table host_row_security, lp_0017_contract_enforce
 
 CREATE TABLE leadprotect.host_row_security (
     host_table text NOT NULL,
@@ -4890,53 +4890,53 @@ ALTER TABLE leadprotect.host_row_security ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY lp_inside ON leadprotect.host_row_security TO leadprotect_owner USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
 
--- policy leadprotect_border on public.leads, lp_0015_contract_enforce
+-- policy leadprotect_border on public.leads, lp_0017_contract_enforce
 
 CREATE POLICY leadprotect_border ON public.leads AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR COALESCE(((territory)::text = ( SELECT leadprotect.admitted_territory() AS admitted_territory)), (territory IS NULL))));
 
--- policy leadprotect_rows on public.leads, lp_0015_contract_enforce
+-- policy leadprotect_rows on public.leads, lp_0017_contract_enforce
 
 CREATE POLICY leadprotect_rows ON public.leads USING (true) WITH CHECK (true);
 
--- policy leadprotect_update on public.leads, lp_0015_contract_enforce
+-- policy leadprotect_update on public.leads, lp_0017_contract_enforce
 
 CREATE POLICY leadprotect_update ON public.leads AS RESTRICTIVE FOR UPDATE TO leadprotect_app USING (((territory IS NULL) OR ( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR leadprotect.can_edit_lead(id))) WITH CHECK (true);
 
--- policy leadprotect_delete on public.leads, lp_0015_contract_enforce
+-- policy leadprotect_delete on public.leads, lp_0017_contract_enforce
 
 CREATE POLICY leadprotect_delete ON public.leads AS RESTRICTIVE FOR DELETE TO leadprotect_app USING (((territory IS NULL) OR ( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR leadprotect.can_edit_lead(id)));
 
--- policy leadprotect_members_update on public.leads, lp_0015_contract_enforce
+-- policy leadprotect_members_update on public.leads, lp_0017_contract_enforce
 
 CREATE POLICY leadprotect_members_update ON public.leads AS RESTRICTIVE FOR UPDATE USING (((territory IS NULL) OR ( SELECT ((CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])) OR pg_has_role('leadprotect_app'::name, 'USAGE'::text))))) WITH CHECK (true);
 
--- policy leadprotect_members_delete on public.leads, lp_0015_contract_enforce
+-- policy leadprotect_members_delete on public.leads, lp_0017_contract_enforce
 
 CREATE POLICY leadprotect_members_delete ON public.leads AS RESTRICTIVE FOR DELETE USING (((territory IS NULL) OR ( SELECT ((CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])) OR pg_has_role('leadprotect_app'::name, 'USAGE'::text)))));
 
--- row security of public.leads, lp_0015_contract_enforce
+-- row security of public.leads, lp_0017_contract_enforce
 
 ALTER TABLE public.leads ENABLE ROW LEVEL SECURITY;
 
--- trigger leadprotect_audit_edit on public.leads, lp_0015_contract_enforce
+-- trigger leadprotect_audit_edit on public.leads, lp_0017_contract_enforce
 
 CREATE TRIGGER leadprotect_audit_edit BEFORE DELETE OR UPDATE ON public.leads FOR EACH ROW WHEN ((old.territory IS NOT NULL)) EXECUTE FUNCTION leadprotect.audit_edit();
 
 ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_audit_edit;
 
--- trigger leadprotect_audit_truncate on public.leads, lp_0015_contract_enforce
+-- trigger leadprotect_audit_truncate on public.leads, lp_0017_contract_enforce
 
 CREATE TRIGGER leadprotect_audit_truncate BEFORE TRUNCATE ON public.leads FOR EACH STATEMENT EXECUTE FUNCTION leadprotect.audit_truncate();
 
 ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_audit_truncate;
 
--- trigger leadprotect_refuse_move on public.leads, lp_0015_contract_enforce
+-- trigger leadprotect_refuse_move on public.leads, lp_0017_contract_enforce
 
 CREATE TRIGGER leadprotect_refuse_move AFTER UPDATE ON public.leads FOR EACH ROW WHEN (((old.territory IS NOT NULL) AND (((new.territory)::text IS DISTINCT FROM (old.territory)::text) OR (new.id IS DISTINCT FROM old.id)))) EXECUTE FUNCTION leadprotect.refuse_move();
 
 ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_refuse_move;
 
--- trigger leadprotect_refuse_taken on public.leads, lp_0015_contract_enforce
+-- trigger leadprotect_refuse_taken on public.leads, lp_0017_contract_enforce
 
 CREATE TRIGGER leadprotect_refuse_taken BEFORE INSERT ON public.leads FOR EACH ROW EXECUTE FUNCTION leadprotect.refuse_taken();
 

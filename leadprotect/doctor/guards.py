@@ -100,10 +100,10 @@ def _expected(s: Settings, revision: str, key: str, *, enforced: bool) -> list[s
     """Our triggers on a table of the host at a revision."""
     at = revision[:7]
     if key == "activities_table":
-        # whoever may not read the version table knows lp_0015 as the least, and not whether lp_0016 followed
-        return ["note_writes", "transition"] if "lp_0010" <= at < "lp_0015" else []
-    passing = [name for name in _TRANSITION[:2] if "lp_0009" <= at < "lp_0015"]
-    lasting = [name for name in _LASTING if at >= "lp_0009"]
+        # whoever may not read the version table knows lp_0017 as the least, and not whether lp_0018 followed
+        return ["note_writes", "transition"] if "lp_0011" <= at < "lp_0017" else []
+    passing = [name for name in _TRANSITION[:2] if "lp_0010" <= at < "lp_0017"]
+    lasting = [name for name in _LASTING if at >= "lp_0010"]
     # all the others that ship are contract's
     enforcing = [name for name in shipped(s).host_triggers if name not in (*_TRANSITION, *_LASTING)]
     return passing + lasting + (enforcing if enforced else [])

@@ -20,12 +20,12 @@ _TABLES = {
     "lp_0003_expand_audit": "lead_access_audit",
     "lp_0004_expand_seals": "lead_access_audit_seals",
     "lp_0006_expand_attempts": "denial_secret",
-    "lp_0009_expand_lead_triggers": "contextless_writes unsettled_leads",
-    "lp_0011_migrate_backfill": "backfill_jobs backfill_chunks backfill_deferred",
-    "lp_0013_migrate_gate": "accepted_conditions guard_runs",
-    "lp_0015_contract_enforce": "host_row_security",
+    "lp_0010_expand_lead_triggers": "contextless_writes unsettled_leads",
+    "lp_0012_migrate_backfill": "backfill_jobs backfill_chunks backfill_deferred",
+    "lp_0015_migrate_gate": "accepted_conditions guard_runs",
+    "lp_0017_contract_enforce": "host_row_security",
 }
-_ENFORCES = "lp_0015_contract_enforce"
+_ENFORCES = "lp_0017_contract_enforce"
 _TRIGGERS = ("audit_edit", "audit_truncate", "refuse_move", "refuse_taken", "forget", "forget_id", "forget_all")
 _ONLY_WITHOUT_OWN = "rows"  # where the host had row security, its own permissive policies decide
 

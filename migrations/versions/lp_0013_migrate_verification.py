@@ -12,8 +12,8 @@ from alembic import op
 
 from leadprotect.settings import sql
 
-revision = "lp_0012_migrate_verification"
-down_revision = "lp_0011_migrate_backfill"
+revision = "lp_0013_migrate_verification"
+down_revision = "lp_0012_migrate_backfill"
 branch_labels = None
 depends_on = None
 phase = "migrate"

@@ -18,8 +18,8 @@ from alembic import op
 
 from leadprotect.settings import sql
 
-revision = "lp_0015_contract_enforce"
-down_revision = "lp_0014_contract_indexes"
+revision = "lp_0017_contract_enforce"
+down_revision = "lp_0016_contract_indexes"
 branch_labels = None
 depends_on = None
 phase = "contract"

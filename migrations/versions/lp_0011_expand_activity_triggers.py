@@ -15,8 +15,8 @@ from alembic import op
 
 from leadprotect.settings import sql
 
-revision = "lp_0010_expand_activity_triggers"
-down_revision = "lp_0009_expand_lead_triggers"
+revision = "lp_0011_expand_activity_triggers"
+down_revision = "lp_0010_expand_lead_triggers"
 branch_labels = None
 depends_on = None
 phase = "expand"

@@ -18,8 +18,8 @@ from sqlalchemy import text
 
 from leadprotect.settings import load, names, sql
 
-revision = "lp_0008_expand_indexes"
-down_revision = "lp_0007_expand_ownership"
+revision = "lp_0009_expand_indexes"
+down_revision = "lp_0008_expand_rules"
 branch_labels = None
 depends_on = None
 phase = "expand"

@@ -15,8 +15,8 @@ from sqlalchemy.exc import DBAPIError
 
 from leadprotect.settings import sql
 
-revision = "lp_0014_contract_indexes"
-down_revision = "lp_0013_migrate_gate"
+revision = "lp_0016_contract_indexes"
+down_revision = "lp_0015_migrate_gate"
 branch_labels = None
 depends_on = None
 phase = "contract"

@@ -14,8 +14,8 @@ from alembic import op
 
 from leadprotect.settings import sql
 
-revision = "lp_0009_expand_lead_triggers"
-down_revision = "lp_0008_expand_indexes"
+revision = "lp_0010_expand_lead_triggers"
+down_revision = "lp_0009_expand_indexes"
 branch_labels = None
 depends_on = None
 phase = "expand"

@@ -13,8 +13,8 @@ from alembic import op
 
 from leadprotect.settings import sql
 
-revision = "lp_0011_migrate_backfill"
-down_revision = "lp_0010_expand_activity_triggers"
+revision = "lp_0012_migrate_backfill"
+down_revision = "lp_0011_expand_activity_triggers"
 branch_labels = None
 depends_on = None
 phase = "migrate"

@@ -13,8 +13,8 @@ from alembic import op
 
 from leadprotect.settings import sql
 
-revision = "lp_0016_contract_triggers"
-down_revision = "lp_0015_contract_enforce"
+revision = "lp_0018_contract_triggers"
+down_revision = "lp_0017_contract_enforce"
 branch_labels = None
 depends_on = None
 phase = "contract"
