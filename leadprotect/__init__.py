@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from leadprotect.backfilling.run import backfill
     from leadprotect.backfilling.signals import Limits
     from leadprotect.database.bound import configure
-    from leadprotect.decision import Action, Decision, Reason
+    from leadprotect.decision import Action, Decision, Protection, Reason
     from leadprotect.errors import (
         AuditUnavailable,
         BackfillError,
@@ -68,6 +68,7 @@ __all__ = [
     "Page",
     "PreflightError",
     "Progress",
+    "Protection",
     "ProtectionUnavailable",
     "Reason",
     "RollbackError",
@@ -141,6 +142,7 @@ _HOMES = {
     "Limits": "backfilling.signals",
     "configure": "database.bound",
     "Action": "decision",
+    "Protection": "decision",
     "Decision": "decision",
     "Reason": "decision",
     "AuditUnavailable": "errors",

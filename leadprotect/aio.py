@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from leadprotect.access.protections import LeadRule
     from leadprotect.access.territories import Territory
     from leadprotect.database.waiting import AnyAsync
-    from leadprotect.decision import Action, Decision
+    from leadprotect.decision import Action, Decision, Protection
 
 __all__ = [
     "acting_as",
@@ -261,7 +261,7 @@ async def rules(
 async def grant(
     conn: AnyAsync,
     user_id: UUID | str,
-    protection: str,
+    protection: Protection,
     *,
     lead_id: Any = None,
     effective_from: datetime | None = None,
@@ -287,7 +287,7 @@ async def grant(
 
 
 async def revoke(
-    conn: AnyAsync, user_id: UUID | str, protection: str, *, lead_id: Any = None, note: str | None = None
+    conn: AnyAsync, user_id: UUID | str, protection: Protection, *, lead_id: Any = None, note: str | None = None
 ) -> Decision:
     """End the rules of one kind of `user_id`, for the territory as a whole or for `lead_id`.
 

@@ -12,6 +12,11 @@ Reason = Literal[Denial, "owner", "collaborator", "manager"]
 Action = Literal["VIEW", "EDIT", "ASSIGN", "UNASSIGN"]
 """What is attempted."""
 
+Protection = Literal["SOLE_OWNER", "COLLABORATOR", "VIEW_ONLY"]
+"""What a rule says: nobody but the owner, this user too, or this user nothing but looking."""
+
+PROTECTIONS: tuple[Protection, ...] = get_args(Protection)
+
 DENIALS: tuple[Denial, ...] = get_args(Denial)
 """Reasons that deny what was asserted."""
 

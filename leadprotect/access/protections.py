@@ -12,7 +12,7 @@ from leadprotect.access.checks import require_context
 from leadprotect.access.context import require_order
 from leadprotect.database.bound import per_database
 from leadprotect.database.connection import rows
-from leadprotect.decision import Decision
+from leadprotect.decision import PROTECTIONS, Decision, Protection
 from leadprotect.errors import InvalidRequest
 from leadprotect.settings import current, render, type_name
 from leadprotect.settings.names import NIL_LEADS
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from leadprotect.database.connection import AnyConnection
-
-PROTECTIONS = ("SOLE_OWNER", "COLLABORATOR", "VIEW_ONLY")
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class LeadRule:
 
     user_id: Any
     territory: str
-    protection: str
+    protection: Protection
     lead_id: Any | None
     active: bool
     effective_from: datetime
@@ -78,7 +76,7 @@ def rules(
 def grant(
     conn: AnyConnection,
     user_id: UUID | str,
-    protection: str,
+    protection: Protection,
     *,
     lead_id: Any = None,
     effective_from: datetime | None = None,
@@ -97,7 +95,7 @@ def grant(
 
 @per_database
 def revoke(
-    conn: AnyConnection, user_id: UUID | str, protection: str, *, lead_id: Any = None, note: str | None = None
+    conn: AnyConnection, user_id: UUID | str, protection: Protection, *, lead_id: Any = None, note: str | None = None
 ) -> Decision:
     """End the rules of one kind of `user_id`, for the territory as a whole or for `lead_id`.
 
@@ -127,7 +125,7 @@ def _change_rule(
     conn: AnyConnection,
     change: str,
     user_id: UUID | str,
-    protection: str,
+    protection: Protection,
     lead_id: Any,
     dates: tuple[datetime | None, datetime | None],
     *,

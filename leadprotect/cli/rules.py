@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from leadprotect.access.protections import PROTECTIONS, LeadRule, grant, revoke, rules, suspend
+from leadprotect.access.protections import LeadRule, grant, revoke, rules, suspend
 from leadprotect.cli.acting import TERRITORY, changes, moment, reading, transaction
 from leadprotect.cli.output import as_json
 from leadprotect.cli.terminal import echo
 from leadprotect.database.connection import connect
+from leadprotect.decision import PROTECTIONS
 from leadprotect.settings import current
 
 if TYPE_CHECKING:
     from datetime import datetime
+
+    from leadprotect.decision import Protection
 
 PROTECTION = click.argument("protection", type=click.Choice(PROTECTIONS))
 LEAD = click.option("--lead", metavar="ID", help="For this lead only.  [default: the whole territory]")
@@ -51,7 +54,7 @@ def list_command(*, territory: str, user: str | None, lead: str | None, ended: b
 @click.option("--from", "begin", metavar="TIME", help="Its begin, with a zone.  [default: now]")
 @UNTIL
 def grant_command(
-    user: str, protection: str, *, territory: str, actor: str, note: str | None, dry_run: bool,
+    user: str, protection: Protection, *, territory: str, actor: str, note: str | None, dry_run: bool,
     lead: str | None, begin: str | None, until: str | None,
 ) -> None:  # fmt: skip
     """Make a rule: COLLABORATOR may edit, VIEW_ONLY suspends, SOLE_OWNER shuts out collaborators of the territory."""
@@ -67,7 +70,7 @@ def grant_command(
 @changes
 @LEAD
 def revoke_command(
-    user: str, protection: str, *, territory: str, actor: str, note: str | None, dry_run: bool, lead: str | None
+    user: str, protection: Protection, *, territory: str, actor: str, note: str | None, dry_run: bool, lead: str | None
 ) -> None:
     """End the rules of one kind of a user; an edit under way is waited for."""
     with connect(current()) as conn, transaction(conn, actor, territory, dry_run=dry_run):

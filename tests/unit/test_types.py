@@ -12,7 +12,7 @@ from mypy import api
 import leadprotect
 from leadprotect import Action, Decision, Reason, aio
 from leadprotect.access.attempts import ACTIONS
-from leadprotect.decision import ALLOWED, DENIALS
+from leadprotect.decision import ALLOWED, DENIALS, PROTECTIONS
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,6 +36,9 @@ def sync(conn: Connection, session: Session, lead: UUID, number: int) -> None:
     if leadprotect.explain(conn, lead).reason == "ownre":  # wrong
         pass
     leadprotect.can_edit(lead, lead)  # wrong
+    leadprotect.grant(conn, lead, "COLLABORATOR")
+    leadprotect.grant(conn, lead, "COLABORATOR")  # wrong
+    reveal_type(leadprotect.rules(conn)[0].protection)
 
 async def awaited(conn: AsyncConnection, lead: UUID) -> None:
     reveal_type(await aio.can_edit(conn, lead))
@@ -52,6 +55,7 @@ REVEALED = [
     REASONS,
     "tuple[Decision, ...]",
     "None",
+    " | ".join(f"Literal[{protection!r}]" for protection in PROTECTIONS),
     "bool",
     "dict[str, bool]",
     "None",
