@@ -112,7 +112,7 @@ def test_one_transaction_for_all_is_refused_before_anything_is_touched(ours: Dat
 
 
 @pytest.mark.profiles("pg18")
-@pytest.mark.parametrize("standing", [NAMED["expand_ownership"], MIGRATE_HEAD])
+@pytest.mark.parametrize("standing", [NAMED["expand_rules"], MIGRATE_HEAD])
 def test_an_env_py_that_lost_the_line_is_refused_before_an_index_is_touched(
     ours: Database, tmp_path: Path, standing: str
 ) -> None:

@@ -52,7 +52,7 @@ def invalid(database: Database) -> list[str]:
 
 
 def test_ddl_in_flight_is_cancelled_and_its_leftover_is_swept_later(host: Database, script: Path) -> None:
-    begin = NAMED["expand_ownership"]
+    begin = NAMED["expand_rules"]
     host.upgrade(begin)
     with host.connect() as reader:
         reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
@@ -346,7 +346,7 @@ def test_what_a_host_built_on_ours_is_not_dropped(expanded: Database, script: Pa
 
 
 def test_a_guard_killed_while_it_stops_a_step_leaves_nothing_half_done(host: Database, script: Path) -> None:
-    begin, build = NAMED["expand_ownership"], NAMED["expand_indexes"]
+    begin, build = NAMED["expand_rules"], NAMED["expand_indexes"]
     host.upgrade(begin)
     with host.connect() as reader:
         reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")

@@ -111,7 +111,7 @@ def verdict(*arguments: str) -> tuple[int, str]:
 
 def test_the_first_line_is_a_verdict_in_every_phase(host: Database) -> None:
     assert verdict() == (0, "not installed: alembic upgrade head begins")
-    host.upgrade(NAMED["expand_ownership"])
+    host.upgrade(NAMED["expand_rules"])
     assert verdict() == (0, "nothing is enforced yet: alembic upgrade head goes on")
     host.upgrade(MIGRATE_HEAD)
     assert verdict() == (0, "nothing is enforced yet: the gate is open, alembic upgrade head enforces")
@@ -200,7 +200,7 @@ def test_a_view_that_was_made_after_contract_is_said_with_what_mends_it(database
 def test_ready_is_what_this_version_can_work_with(make_database: Callable[..., Database]) -> None:
     host = make_database("host")
     assert verdict("--ready") == (1, "not ready: not installed: alembic upgrade head begins")
-    host.upgrade(NAMED["expand_ownership"])
+    host.upgrade(NAMED["expand_rules"])
     assert verdict("--ready")[0] == 1
     host.upgrade(NAMED["expand_activity_triggers"])
     assert verdict("--ready") == (0, "ready")

@@ -130,7 +130,7 @@ def every_moment(
 
 
 def test_kill_9_in_the_middle_of_an_index_build(host: Database) -> None:
-    host.upgrade(NAMED["expand_ownership"])
+    host.upgrade(NAMED["expand_rules"])
     with host.connect() as writer:
         host.query(writer, "LOCK TABLE {leads} IN ROW EXCLUSIVE MODE")
         with started(host, "upgrade", "head") as process:
@@ -138,7 +138,7 @@ def test_kill_9_in_the_middle_of_an_index_build(host: Database) -> None:
             process.kill()
         # the server goes on with the build of the client that is gone; the next deploy waits for it
         with started(host, "-x", "lock_budget=5min", "upgrade", "head") as process:
-            until(process, f"Running upgrade {NAMED['expand_ownership']} -> {NAMED['expand_indexes']}")
+            until(process, f"Running upgrade {NAMED['expand_rules']} -> {NAMED['expand_indexes']}")
             writer.commit()
             process.communicate()
             assert process.returncode == 0

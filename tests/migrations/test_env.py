@@ -158,7 +158,7 @@ def test_without_the_lock_the_budget_ends_in_one_clear_error(host: Database) -> 
 
 @ONE_SERVER
 def test_an_index_build_says_for_whom_it_waits_and_ends_with_the_budget(host: Database) -> None:
-    host.upgrade(NAMED["expand_ownership"])
+    host.upgrade(NAMED["expand_rules"])
     with blocker(host, "LOCK TABLE {leads} IN ROW EXCLUSIVE MODE") as conn:
         done = alembic(host, "-x", "lock_budget=1s", "upgrade", "head")
         assert done.returncode != 0
@@ -193,7 +193,7 @@ def test_of_many_upgrades_at_once_one_does_the_work(host: Database, deploys: int
 
 @ONE_SERVER
 def test_an_upgrade_that_waits_for_another_says_so_and_blocks_no_index_build(host: Database) -> None:
-    host.upgrade(NAMED["expand_ownership"])
+    host.upgrade(NAMED["expand_rules"])
     with blocker(host, "LOCK TABLE {leads} IN ROW EXCLUSIVE MODE") as conn, started(host, "upgrade", "head") as first:
         waiting(host)  # the build waits for the writer, and the second upgrade for the build
         with started(host, "upgrade", "head") as second:
@@ -214,14 +214,14 @@ def index_validity(database: Database) -> list[bool]:
 
 
 def test_an_index_that_a_cancelled_build_left_invalid_is_built_again(host: Database) -> None:
-    host.upgrade(NAMED["expand_ownership"])
+    host.upgrade(NAMED["expand_rules"])
     with blocker(host, "LOCK TABLE {leads} IN ROW EXCLUSIVE MODE"), started(host, "upgrade", "head") as process:
         host.sql("SELECT pg_cancel_backend(%s)", waiting(host))
         said = process.communicate()[1]
         assert process.returncode != 0
         assert "canceling statement due to user request (SQLSTATE 57014)" in said
         assert "Traceback" not in said
-    assert host.revision() == NAMED["expand_ownership"]
+    assert host.revision() == NAMED["expand_rules"]
     assert index_validity(host) == [False]
     host.upgrade(MIGRATE)
     assert index_validity(host) == [True, True]
@@ -383,9 +383,9 @@ def test_the_other_commands_of_alembic_work(host: Database, capfd: pytest.Captur
     assert capfd.readouterr().out.strip() == MIGRATE
     command.heads(host.config())
     assert capfd.readouterr().out.strip() == f"{HEAD} (head)"
-    command.history(host.config(), f"{NAMED['expand_ownership']}:current")
+    command.history(host.config(), f"{NAMED['expand_rules']}:current")
     assert re.findall(r"-> (\w+)", capfd.readouterr().out) == list(
-        reversed(REVISIONS[REVISIONS.index(NAMED["expand_ownership"]) : REVISIONS.index(MIGRATE) + 1])
+        reversed(REVISIONS[REVISIONS.index(NAMED["expand_rules"]) : REVISIONS.index(MIGRATE) + 1])
     )
     command.stamp(host.config(), NAMED["expand_activity_triggers"], purge=True)
     assert host.revision() == NAMED["expand_activity_triggers"]
@@ -510,7 +510,7 @@ def test_a_lost_connection_is_told_and_the_same_command_goes_on(host: Database) 
 
 @ONE_SERVER
 def test_ctrl_c_while_an_index_waits_says_so_too(host: Database) -> None:
-    host.upgrade(NAMED["expand_ownership"])
+    host.upgrade(NAMED["expand_rules"])
     with host.connect() as writer:
         host.query(writer, "UPDATE {leads} SET {territory} = {territory}")
         with started(host, "upgrade", "head") as process:

@@ -274,7 +274,7 @@ PARTLY = {
 @ONE_SERVER
 @pytest.mark.parametrize(("script", "expected"), PARTLY.items())
 def test_an_object_of_a_name_that_a_later_revision_needs_is_refused(host: Database, script: str, expected: str) -> None:
-    host.upgrade(NAMED["expand_ownership"])
+    host.upgrade(NAMED["expand_rules"])
     host.sql_script(script)
     with refused(host, expected):
         pass
@@ -282,9 +282,9 @@ def test_an_object_of_a_name_that_a_later_revision_needs_is_refused(host: Databa
 
 @ONE_SERVER
 def test_a_script_drops_no_index_of_the_host(host: Database) -> None:
-    host.upgrade(NAMED["expand_ownership"])
+    host.upgrade(NAMED["expand_rules"])
     host.sql("CREATE INDEX {leads_index} ON {leads} (company)")
-    script = host.script("upgrade", f"{NAMED['expand_ownership']}:{NAMED['expand_indexes']}")
+    script = host.script("upgrade", f"{NAMED['expand_rules']}:{NAMED['expand_indexes']}")
     guard = re.search(r"DO \$do\$.*?\$do\$;", script, re.DOTALL)
     assert guard
     assert guard.start() < script.index("DROP INDEX")
@@ -295,7 +295,7 @@ def test_a_script_drops_no_index_of_the_host(host: Database) -> None:
 @ONE_SERVER
 @pytest.mark.parametrize("kinds", ["'X'", "'QUALIFIED_CALL'"])
 def test_an_index_for_other_kinds_is_built_again(host: Database, kinds: str) -> None:
-    host.upgrade(NAMED["expand_ownership"])
+    host.upgrade(NAMED["expand_rules"])
     host.sql(
         "CREATE INDEX {activities_index} ON {activities} ({activity_lead_id}, {activity_at} DESC NULLS LAST, "
         "{activity_id} DESC) INCLUDE ({activity_user_id}) "
@@ -314,7 +314,7 @@ def test_an_index_that_stands_is_not_built_again(make_database: Callable[..., Da
         "SELECT to_regclass(path)::oid FROM unnest(ARRAY['{leads_index_path}', '{activities_index_path}']) AS path"
     )
     before = host.sql(indexes)
-    command.stamp(host.config(), NAMED["expand_ownership"])
+    command.stamp(host.config(), NAMED["expand_rules"])
     host.upgrade(NAMED["expand_indexes"])
     assert host.sql(indexes) == before
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.profiles("pg18", "pg15"), pytest.mark.slow("each waits for a lock")]
 
-BEFORE = NAMED["expand_ownership"]
+BEFORE = NAMED["expand_rules"]
 ADVISORY = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted"
 
 

@@ -152,6 +152,8 @@ def commands(group: click.Group, path: tuple[str, ...] = ()) -> list[tuple[tuple
 
 # they start servers of their own, whatever the database is
 LAB = {"demo", "bench", "rehearse"}
+# their verdicts have exit codes of their own
+GATED = {"gate": {10, 20, 30}, "guard": {10, 11, 20, 21, 30}}
 COMMANDS = [(path, command) for path, command in commands(main) if path[0] not in LAB]
 
 
@@ -166,7 +168,7 @@ def test_whatever_a_command_is_given_it_says_one_thing_and_no_password(
     monkeypatch.setenv("LEADPROTECT_CONFIG", str(ini))
     monkeypatch.setenv("DATABASE_URL", "postgresql://somebody:sekret@127.0.0.1:1/nothing")
     current.cache_clear()
-    values = [*WEIRD, "DE", "2020-01", "0", "1e9", "2026-02-30", "/nonexistent/file", "9" * 400]
+    values = [*WEIRD, "DE", "2020-01", "0", "1e9", "2026-02-30", "/dev/null/file", "9" * 400]
     arguments = [parameter for parameter in command.params if isinstance(parameter, click.Argument)]
     options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
     for value in values:
@@ -176,7 +178,7 @@ def test_whatever_a_command_is_given_it_says_one_thing_and_no_password(
             done = CliRunner().invoke(main, [*path, *flag, *given_arguments])
             where = f"{' '.join(path)} {flag} {given_arguments}"
             assert done.exception is None or isinstance(done.exception, SystemExit), (where, done.exception)
-            assert done.exit_code in {0, 1, 2}, where
+            assert done.exit_code in ({0, 1, 2} | GATED.get(path[0], set())), where
             assert "sekret" not in done.output, where
             assert "Traceback" not in done.output, where
             assert "\x1b" not in done.output, where
