@@ -42,10 +42,44 @@ CALLS: dict[str, tuple[str, Call, list[tuple[str, str]], list[tuple[str, str]]]]
     "unshare": ("seller_de", leadprotect.unshare, [("UNASSIGN", "ALLOW")], [("UNASSIGN", "DENY")]),
     "assign": ("manager_de", leadprotect.assign, [("ASSIGN", "ALLOW")], [("ASSIGN", "DENY")]),
     "transfer": ("manager_de", leadprotect.transfer, [("ASSIGN", "ALLOW")], [("ASSIGN", "DENY")]),
+    "assert_edit_many": (
+        "seller_de",
+        lambda c, lead, _: leadprotect.assert_edit_many(c, [lead]),
+        [("EDIT", "ALLOW")],
+        [("EDIT", "DENY")],
+    ),
+    "assign_many": (
+        "manager_de",
+        lambda c, lead, user: leadprotect.assign_many(c, [lead], user),
+        [("ASSIGN", "ALLOW")],
+        [("ASSIGN", "DENY")],
+    ),
+    "grant": (
+        "manager_de",
+        lambda c, lead, user: leadprotect.grant(c, user, "COLLABORATOR", lead_id=lead),
+        [("ASSIGN", "ALLOW")],
+        [("ASSIGN", "DENY")],
+    ),
+    "revoke": (
+        "manager_de",
+        lambda c, lead, user: leadprotect.revoke(c, user, "COLLABORATOR", lead_id=lead),
+        [("UNASSIGN", "ALLOW")],
+        [("UNASSIGN", "DENY")],
+    ),
+    "suspend": (
+        "manager_de",
+        lambda c, lead, user: leadprotect.suspend(c, user, lead_id=lead),
+        [("ASSIGN", "ALLOW")],
+        [("ASSIGN", "DENY")],
+    ),
 }
 """Function -> who calls it, how, and what is recorded when it is allowed, and when it is denied."""
 
-NOT_ON_A_LEAD = {"acting_as", "backfill", "check_startup", "territory", "version_path"}
+NOT_ON_A_LEAD = {
+    *("acting_as", "backfill", "bind", "check_startup", "configure", "rules", "territory", "version_path"),
+    # asserts on a connection of its own transaction: test_editing.py; what somebody owns: test_bulk.py
+    *("editing", "transfer_all"),
+}
 
 
 def test_the_table_knows_every_function_of_the_library() -> None:

@@ -69,9 +69,11 @@ ASKED = {
     ("redteam",): [],
     ("owner", "show"): ["{lead}", "--territory", "DE"],
     ("rules", "list"): ["--territory", "DE"],
+    ("gate", "check"): [],
+    ("guard",): ["--dry-run", "--", "alembic", "upgrade", "head"],
 }
-A_VERDICT = {("doctor",), ("redteam",)}
-"""Their exit code is the answer: before contract, and to a superuser, not 0."""
+A_VERDICT = {("doctor",), ("redteam",), ("gate", "check"), ("guard",)}
+"""Their exit code is the answer: before contract, to a superuser, and without a Prometheus, not 0."""
 TELL_A_TIME = {
     ("status",),
     ("backfill", "status"),
@@ -79,6 +81,8 @@ TELL_A_TIME = {
     ("audit", "list"),
     ("owner", "show"),
     ("rules", "list"),
+    ("gate", "check"),
+    ("guard",),
 }
 
 
@@ -104,8 +108,8 @@ def test_every_time_in_json_is_rfc_3339_with_a_zone(
         monkeypatch.setenv("DATABASE_URL", expanded.login_url("auditor_both"))
         settings.current.cache_clear()
     arguments = [argument.format(lead=lead, now=now) for argument in ASKED[command]]
-    told = CliRunner().invoke(main, [*command, *arguments, "--json"], catch_exceptions=False)
-    assert told.exit_code in ({0, 1, 2} if command in A_VERDICT else {0}), told.output
+    told = CliRunner().invoke(main, [*command, "--json", *arguments], catch_exceptions=False)
+    assert told.exit_code in ({0, 1, 2, 30} if command in A_VERDICT else {0}), told.output
     times = [text for answer in answers(told.stdout) for text in texts(answer) if LOOKS_LIKE_A_TIME.match(text)]
     assert [] == [time for time in times if not RFC_3339.fullmatch(time)]
     assert (command in TELL_A_TIME) == bool(times)
