@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.profiles("pg18", "other_names"), pytest.mark.slow("eac
 UP = ["base", *REVISIONS]
 DOWN = [*reversed(REVISIONS[:-1]), "base"]
 ENFORCED = REVISIONS[REVISIONS.index(NAMED["contract_enforce"]) :]
-DECIDING = REVISIONS[REVISIONS.index(NAMED["expand_rules"]) :]
+DECIDING = REVISIONS[REVISIONS.index(NAMED["expand_ownership"]) :]
 
 
 @pytest.fixture
