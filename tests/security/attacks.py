@@ -134,7 +134,10 @@ class Attack:
             yield self.tells
             return
         named = " ".join(scene.text(step) for step in self.steps if isinstance(step, str))
-        yield from (secret for secret in scene.ask(SECRETS) if secret not in named)
+        for secret in scene.ask(SECRETS):
+            # as a word: an id of one digit also stands in the name of a database
+            if not re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", named):
+                yield secret
 
 
 # --- what a superuser asks
