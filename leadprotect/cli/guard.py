@@ -40,7 +40,7 @@ _SHORTEST_S = 1.0
 @click.option("--dry-run", is_flag=True, help="Ask the gates and say what would be done; run and change nothing.")
 @click.option("--on-rollback", type=click.Choice(ANSWERS), default=ANSWERS[0], show_default=True,
               help="What to do when a gate says ROLLBACK: go back; pause; or cancel what runs, and pause.")  # fmt: skip
-@click.option("--interval", default="5s", show_default=True, help="How often the gates are asked, 1s to 15s.")
+@click.option("--interval", default="6s", show_default=True, help="How often the gates are asked, 1s to 15s.")
 @click.option("--bake", default="11min", show_default=True, help="How long to watch after the last step.")
 @click.option("--resume-after", type=click.IntRange(min=1), default=3, show_default=True,
               help="Good answers in a row before a paused rollout goes on.")  # fmt: skip
