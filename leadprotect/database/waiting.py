@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import psycopg
@@ -41,7 +42,8 @@ async def call(conn: AnyAsync, function: Callable[..., T], *given: Any, **more: 
     Raises `InvalidRequest` for a connection of another kind, and for one of psycopg without the extra ``aio``.
     """
     if isinstance(conn, psycopg.AsyncConnection):
-        return await _spawn(function, conn, *given, **more)
+        done: T = await _spawner()(partial(function, conn, *given, **more))
+        return done
     run_sync = getattr(conn, "run_sync", None)
     if run_sync is None:
         refuse(conn, awaited=True)
@@ -49,25 +51,13 @@ async def call(conn: AnyAsync, function: Callable[..., T], *given: Any, **more: 
     return answer
 
 
-async def _spawn(function: Callable[..., T], *given: Any, **more: Any) -> T:
-    """In a greenlet that is left at each `wait`, so that this coroutine can await for it."""
+@lru_cache(maxsize=1)
+def _spawner() -> Callable[[Callable[[], Any]], Awaitable[Any]]:
     try:
-        from greenlet import getcurrent, greenlet  # type: ignore[import-untyped]  # noqa: PLC0415 - an extra
+        from leadprotect.database.greenlets import spawn  # noqa: PLC0415 - an extra
     except ModuleNotFoundError:
         raise InvalidRequest("leadprotect.aio needs the extra aio: pip install 'leadprotect[aio]'") from None
-
-    inside: Any = greenlet(function, getcurrent())
-    inside.leadprotect = True
-    inside.gr_context = getcurrent().gr_context  # it is the same task: what is set inside is set outside
-    answer = inside.switch(*given, **more)
-    while not inside.dead:
-        try:
-            awaited = await answer
-        except BaseException as error:  # noqa: BLE001 - also that the task is cancelled is told where it waited
-            answer = inside.throw(error)
-        else:
-            answer = inside.switch(awaited)
-    return answer  # type: ignore[no-any-return]
+    return spawn
 
 
 class Held(Generic[T]):
