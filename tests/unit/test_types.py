@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -47,7 +51,7 @@ async def awaited(conn: AsyncConnection, lead: UUID) -> None:
         reveal_type(nothing)
     leadprotect.can_edit(conn, lead)  # wrong
 """
-REASONS = " | ".join(f"Literal[{reason!r}]" for reason in (*DENIALS, "owner", "collaborator", "manager"))
+REASONS = f"Literal{[*DENIALS, 'owner', 'collaborator', 'manager']}"
 REVEALED = [
     "bool",
     "dict[UUID, bool]",
@@ -55,24 +59,38 @@ REVEALED = [
     REASONS,
     "tuple[Decision, ...]",
     "None",
-    " | ".join(f"Literal[{protection!r}]" for protection in PROTECTIONS),
+    f"Literal{[*PROTECTIONS]}",
     "bool",
     "dict[str, bool]",
     "None",
 ]
 
 
+WRONG = [number for number, line in enumerate(SERVICE.splitlines(), 1) if line.endswith("# wrong")]
+
+
 @pytest.mark.slow(reason="mypy reads SQLAlchemy")
-def test_a_service_that_is_checked_strictly_learns_what_is_wrong(tmp_path: Path) -> None:
+def test_a_service_that_mypy_checks_strictly_learns_what_is_wrong(tmp_path: Path) -> None:
     service = tmp_path / "service.py"
     service.write_text(SERVICE)
     said, _, _ = api.run(
         ["--strict", "--config-file=", "--cache-dir", str(tmp_path / "cache"), "--no-incremental", str(service)]
     )
-    revealed = re.findall(r'Revealed type is "(.+)"', said)
+    revealed = re.findall(r'Revealed type is "(.+)"', said.replace("'] | Literal['", "', '"))
     assert REVEALED == [re.sub(r"\b(?:\w+\.)+(?=\w)", "", one).replace("builtins.", "") for one in revealed]
-    wrong = [number for number, line in enumerate(SERVICE.splitlines(), 1) if line.endswith("# wrong")]
-    assert wrong == sorted({int(line) for line in re.findall(r"service\.py:(\d+): error", said)}), said
+    assert WRONG == sorted({int(line) for line in re.findall(r"service\.py:(\d+): error", said)}), said
+
+
+def test_a_service_that_pyright_checks_strictly_learns_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "service.py").write_text(SERVICE)
+    (tmp_path / "pyrightconfig.json").write_text('{"typeCheckingMode": "strict"}')
+    run = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable, "service.py"]
+    environ = os.environ | {"PYTHONPATH": str(ROOT), "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
+    done = subprocess.run(run, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+    said = json.loads(done.stdout)["generalDiagnostics"]
+    revealed = [re.findall(r' is "(.+)"$', one["message"]) for one in said if one["severity"] == "information"]
+    assert [[one] for one in REVEALED] == revealed
+    assert WRONG == [one["range"]["start"]["line"] + 1 for one in said if one["severity"] == "error"], said
 
 
 def test_every_public_name_is_importable_and_none_is_shadowed_by_a_module() -> None:
