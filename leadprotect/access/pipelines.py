@@ -10,6 +10,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
+from leadprotect import metrics
 from leadprotect.access import denials
 from leadprotect.access.arguments import as_lead_id, check_caller, check_text
 from leadprotect.access.attempts import attempting, check_action, conclude
@@ -68,7 +69,7 @@ def editing(
     found: list[Any] = []
     failed: BaseException | None = None
     try:
-        with _begun(conn):
+        with metrics.timed("editing"), _begun(conn):
             found += [_queued(conn, statement, values) for statement, values in asked]
             yield
             found.append(_queued(conn, "COMMIT", ()))

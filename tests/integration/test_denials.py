@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import psycopg
 import pytest
@@ -21,6 +20,7 @@ from leadprotect.access import ways
 from leadprotect.access.context import declared
 from leadprotect.errors import LockUnavailable
 from tests.support.database import Database
+from tests.support.tracing import in_a_trace
 
 
 def denied(conn: object, lead: object) -> str:
@@ -109,11 +109,6 @@ def test_a_malformed_user_is_recorded_with_what_he_declared(database: Database) 
     with database.connect("seller_de") as conn, leadprotect.acting_as(conn, "nobody", "DE"):
         assert denied(conn, lead) == "no_context"
     assert database.audit("user_id, reason, note") == [(None, "no_context", "declared user 'nobody'")]
-
-
-def in_a_trace(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    span = SimpleNamespace(get_span_context=lambda: SimpleNamespace(trace_id=number, is_valid=True))
-    monkeypatch.setitem(sys.modules, "opentelemetry.trace", SimpleNamespace(get_current_span=lambda: span))
 
 
 def test_an_attempt_in_a_context_that_was_set_in_sql_has_the_trace_it_was_made_in(

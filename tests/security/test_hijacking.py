@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
-import sys
 from datetime import UTC, date, datetime
-from functools import partial
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -24,6 +21,7 @@ from leadprotect.cli import main
 from leadprotect.database import opening
 from tests.support.hijacking import PACKAGE, hijacked, honest, plant
 from tests.support.revisions import MIGRATE_HEAD
+from tests.support.tracing import in_a_trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -162,16 +160,11 @@ PATHS = {"first": "public", "last": "public, pg_catalog"}
 """pg_catalog is asked first where the path does not name it; a path that names it last prefers what was planted."""
 
 
-def same(value: object) -> object:
-    return value
-
-
 def ask(database: Database, path: str, monkeypatch: pytest.MonkeyPatch, leads: dict[str, Any]) -> None:
     """What services call, with each kind of answer; raises where something planted is called."""
     one, two, options = database.user(1), database.user(2), f"-c search_path={path.replace(' ', '')}"
     for traced in (False, True):
-        span = SimpleNamespace(get_span_context=partial(SimpleNamespace, trace_id=7, is_valid=traced))
-        monkeypatch.setitem(sys.modules, "opentelemetry.trace", SimpleNamespace(get_current_span=partial(same, span)))
+        in_a_trace(monkeypatch, 7 * traced)
         with psycopg.connect(database.login_url("manager_de"), options=options) as conn:
             with leadprotect.acting_as(conn, two, "DE", "request"), leadprotect.acting_as(conn, one, "DE"):
                 assert leadprotect.can_edit(conn, leads["mine"])
