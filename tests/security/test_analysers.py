@@ -1,8 +1,10 @@
 """What an analyser of row-level security says about a database at head, and why each of its complaints stands.
 
-`pgrls verify` proves nothing here: each of our policies asks a function or current_user, which it can't decide.
-`pgrls diff` compares with tests/support/policies.json: whoever means to change a policy runs `make policies`, and the
-change is read. bandit's rules are ruff's `S`, on for the package and the revisions (pyproject.toml).
+`pgrls verify --strict` proves that no path of roles or views leads to the rows. Of what a policy lets through it finds
+no leak and proves nothing: each of ours asks a function or current_user, which it can't decide. `pgrls diff` compares
+with tests/support/policies.json: whoever means to change a policy runs `make policies`, and the change is read.
+pip-audit looks up the versions of the lock file. bandit's rules are ruff's `S`, on for the package and the revisions
+(pyproject.toml).
 """
 
 from __future__ import annotations
@@ -10,11 +12,13 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import warnings
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support import policies
+from tests.support.database import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -139,3 +143,65 @@ def test_control_a_change_is_told(database: Database, tmp_path: Path, damage: st
 def test_control_a_hole_is_complained_about(database: Database, damage: str, rule: str) -> None:
     database.sql(damage)
     assert rule in {found for found, _ in not_waived(database)}
+
+
+# --- proofs
+
+
+def verified(database: Database, mode: str, *options: str) -> tuple[int, str]:
+    """Exit code and report of `pgrls verify`."""
+    command = ["pgrls", "verify", "--mode", mode, "--schemas", "leadprotect,public", "--database-url", database.url]
+    done = subprocess.run([*command, *options], text=True, capture_output=True, check=False)
+    assert done.returncode in {0, 1}, done.stderr
+    return done.returncode, done.stdout
+
+
+@pytest.mark.profiles("pg18")
+@pytest.mark.parametrize("mode", ["escalation", "reachability"])
+def test_no_path_leads_to_the_rows_past_their_policies(database: Database, mode: str) -> None:
+    assert 0 == verified(database, mode, "--strict")[0]
+
+
+@pytest.mark.profiles("pg18")
+def test_control_a_view_with_its_owners_rights_is_a_path(database: Database) -> None:
+    database.sql("CREATE VIEW public.every_lead AS SELECT * FROM {leads}; GRANT SELECT ON public.every_lead TO PUBLIC")
+    assert 1 == verified(database, "reachability", "--strict")[0]
+
+
+@pytest.mark.profiles("pg18")
+@pytest.mark.parametrize("mode", ["anon", "cross-tenant", "write"])
+def test_no_policy_is_found_to_leak(database: Database, mode: str) -> None:
+    code, report = verified(database, mode)
+    assert (0, "0 leaking") == (code, re.findall(r"\d+ leaking", report)[-1])
+
+
+@pytest.mark.profiles("pg18")
+def test_control_a_policy_that_leaks_is_found(database: Database) -> None:
+    database.sql("CREATE POLICY stray ON {schema}.denial_secret USING (true)")
+    assert 1 == verified(database, "anon")[0]
+
+
+# --- what others found in what we build on
+
+
+def vulnerable(lock: Path) -> tuple[list[str], int, int]:
+    """Versions with a known vulnerability, how many could be looked up, and how many could not."""
+    command = ["pip-audit", "--disable-pip", "--require-hashes", "--requirement", str(lock), "--format", "json"]
+    done = subprocess.run(command, text=True, capture_output=True, check=False)
+    try:
+        found = json.loads(done.stdout)["dependencies"]
+    except json.JSONDecodeError:
+        assert "ConnectionError" in done.stderr, done.stderr
+        return [], 0, lock.read_text(encoding="utf-8").count("==")
+    known = [one for one in found if "vulns" in one]
+    return [f"{one['name']} {one['version']}" for one in known if one["vulns"]], len(known), len(found) - len(known)
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.profiles("pg18")
+def test_no_locked_version_has_a_known_vulnerability() -> None:
+    found, looked_up, unknown = vulnerable(ROOT / "requirements.lock")
+    assert [] == found
+    assert looked_up + unknown > 100
+    if unknown:  # an index without advisories, or no network: said in the summary, and no failure of ours
+        warnings.warn(f"pip-audit could look up {looked_up} of {looked_up + unknown} locked versions", stacklevel=1)
