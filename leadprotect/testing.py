@@ -92,8 +92,9 @@ class Protected:
     def lead(self, territory: str | None = "DE", owner: Any = None, **columns: Any) -> Any:
         """A lead of the host, with these columns; with `owner`, a manager has assigned it to him. Returns its id."""
         s = current()
-        ids = {"uuid": uuid4(), "bigint": next(self._numbers), "text": f"lead {next(self._numbers)}"}
-        values = {s.lead_id_column: ids[s.lead_id_type], s.territory_column: territory} | columns
+        number = next(self._numbers)
+        ids: dict[str, Any] = {"uuid": uuid4(), "text": f"lead {number}"}
+        values = {s.lead_id_column: ids.get(s.lead_id_type, number), s.territory_column: territory} | columns
         names, marks = ", ".join(map(ident, values)), ", ".join(["%s"] * len(values))
         statement = render(f"INSERT INTO {{leads}} ({names}) VALUES ({marks}) RETURNING {{lead_id}}", s)
         with psycopg.connect(self.admin_url) as conn:

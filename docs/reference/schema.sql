@@ -1143,7 +1143,7 @@ GRANT ALL ON FUNCTION leadprotect.protected_leads() TO leadprotect_owner;
 
 CREATE FUNCTION leadprotect.parse_user(declared text) RETURNS uuid
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN (CASE WHEN ('uuid'::text = 'text'::text) THEN CASE WHEN ((declared <> ''::text) AND (length(declared) <= 255) AND (declared !~ '[\u0001-\u001f\u007f]'::text)) THEN declared ELSE NULL::text END WHEN ((declared ~~ '________-____-____-____-____________'::text) AND (translate(declared, '0123456789abcdefABCDEF'::text, ''::text) = '----'::text)) THEN declared WHEN (declared ~ '^(([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}|[{]([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}[}])$'::text) THEN declared ELSE NULL::text END)::uuid;
+    RETURN (CASE WHEN ('uuid'::text = 'text'::text) THEN CASE WHEN ((declared <> ''::text) AND (length(declared) <= 255) AND (declared !~ '[\u0001-\u001f\u007f]'::text)) THEN declared ELSE NULL::text END WHEN ('uuid'::text = ANY (ARRAY['bigint'::text, 'integer'::text])) THEN CASE WHEN (declared ~ '^-?[0-9]{1,19}$'::text) THEN CASE WHEN (abs(((declared)::numeric + 0.5)) < CASE 'uuid'::text WHEN 'integer'::text THEN ('2147483648'::bigint)::numeric ELSE '9223372036854775808'::numeric END) THEN declared ELSE NULL::text END ELSE NULL::text END WHEN ((declared ~~ '________-____-____-____-____________'::text) AND (translate(declared, '0123456789abcdefABCDEF'::text, ''::text) = '----'::text)) THEN declared WHEN (declared ~ '^(([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}|[{]([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}[}])$'::text) THEN declared ELSE NULL::text END)::uuid;
 
 COMMENT ON FUNCTION leadprotect.parse_user(declared text) IS 'The declared user in the type of the setting; what is malformed is nobody''s id: NULL, never a cast error';
 
@@ -1188,7 +1188,7 @@ CREATE FUNCTION leadprotect.set_context(user_id uuid, territory text, correlatio
  SELECT leadprotect.set_context((user_id)::text, territory, correlation_id) AS set_context;
 END;
 
-COMMENT ON FUNCTION leadprotect.set_context(user_id uuid, territory text, correlation_id text) IS 'The same for callers that hold the id as a uuid: there is no implicit cast to text';
+COMMENT ON FUNCTION leadprotect.set_context(user_id uuid, territory text, correlation_id text) IS 'The same for callers that hold the id in its type: there is no implicit cast to text';
 
 REVOKE ALL ON FUNCTION leadprotect.set_context(user_id text, territory text, correlation_id text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.set_context(user_id text, territory text, correlation_id text) TO leadprotect_app;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 _UUID_DIGITS = 32
 _WRITTEN_UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}").fullmatch
-_BIGINT = re.compile(r"-?[0-9]{1,19}")
+_NUMBER = re.compile(r"-?[0-9]{1,19}")
 # what a text of PostgreSQL can't hold, or the driver can't send
 _UNSENDABLE = re.compile(r"[\0\ud800-\udfff]")
 
@@ -121,11 +122,11 @@ def _uuid(given: Any) -> UUID:
     return UUID(bytes=raw)
 
 
-def _bigint(given: Any) -> int:
-    if isinstance(given, bool) or not (isinstance(given, int) or _BIGINT.fullmatch(given)):
+def _number(given: Any, bits: int) -> int:
+    if isinstance(given, bool) or not (isinstance(given, int) or _NUMBER.fullmatch(given)):
         raise ValueError
     number = int(given)
-    if not -(2**63) <= number < 2**63:
+    if number >> bits not in {0, -1}:
         raise ValueError
     return number
 
@@ -136,4 +137,9 @@ def _text(given: Any) -> str:
     return given
 
 
-_READERS: dict[str, Callable[[Any], Any]] = {"uuid": _uuid, "bigint": _bigint, "text": _text}
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "uuid": _uuid,
+    "bigint": partial(_number, bits=63),
+    "integer": partial(_number, bits=31),
+    "text": _text,
+}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leadprotect.database.catalog import one, relation
 from leadprotect.database.connection import row, rows
@@ -19,13 +19,47 @@ if TYPE_CHECKING:
     from leadprotect.settings import Settings
 
 _TEXTS = ("text", "character varying")
+_NO_INDEX = "an index can't be built on it CONCURRENTLY"
+_NOT_ORDINARY = {
+    "p": "a partition is a table of its own: who reads it by its name meets neither row security nor triggers of "
+    "the parent, and an index can't be built on the parent CONCURRENTLY",
+}
 # text would order them by its characters, and the newest activity makes the owner
 _TIMES = ("timestamp with time zone", "timestamp without time zone", "date")
 
 
+class _Column(NamedTuple):
+    """A column as the catalog has it: `base` is its type below domains, `virtual` the expression it is made of."""
+
+    name: str
+    type: str
+    base: str
+    virtual: str | None
+    folds: str | None
+
+
+# what a row of the table has in each of its columns; the innermost type of a domain comes last
+_SHAPES = """
+    WITH RECURSIVE typed AS (
+      SELECT a.attrelid, a.attnum, a.attname::text AS name, a.atttypid AS declared, a.attcollation,
+             to_jsonb(a) ->> 'attgenerated' AS generated, a.atttypid AS base, 0 AS depth
+      FROM pg_attribute AS a WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped
+      UNION ALL
+      SELECT c.attrelid, c.attnum, c.name, c.declared, c.attcollation, c.generated, t.typbasetype, c.depth + 1
+      FROM typed AS c JOIN pg_type AS t ON t.oid = c.base WHERE t.typtype = 'd')
+    SELECT DISTINCT ON (c.attnum) c.name, format_type(c.declared, NULL), format_type(c.base, NULL),
+           CASE c.generated WHEN 'v' THEN pg_get_expr(d.adbin, d.adrelid) END,
+           CASE WHEN NOT coalesce(l.collisdeterministic, true) THEN l.collname::text END
+    FROM typed AS c
+    LEFT JOIN pg_attrdef AS d ON d.adrelid = c.attrelid AND d.adnum = c.attnum
+    LEFT JOIN pg_collation AS l ON l.oid = c.attcollation
+    ORDER BY c.attnum, c.depth DESC
+    """
+
+
 def host(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
     """Findings about the two tables that the settings name: columns, types, inheritance, unique id, kinds."""
-    ids = {"bigint": ("bigint",), "uuid": ("uuid",), "text": _TEXTS}
+    ids = {"bigint": ("bigint",), "integer": ("integer",), "uuid": ("uuid",), "text": _TEXTS}
     leads = {
         "lead_id_column": (s.lead_id_column, ids[s.lead_id_type], "lead_id_type"),
         "territory_column": (s.territory_column, _TEXTS, "territory_column"),
@@ -66,23 +100,36 @@ def _columns(
     if kind is None:
         return [f"{key}: there is no table {name}"]
     if kind != "r":
-        return [
-            f"{key}: {name} is not an ordinary table (relkind {kind!r}); an index can't be built on it CONCURRENTLY"
-        ]
-    types = dict(
-        conn.execute(
-            "SELECT attname, format_type(atttypid, NULL) FROM pg_attribute "
-            "WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped",
-            (oid,),
-        ).fetchall()
-    )
+        return [f"{key}: {name} is not an ordinary table (relkind {kind!r}); {_NOT_ORDINARY.get(kind, _NO_INDEX)}"]
+    columns = {column.name: column for column in map(_Column._make, conn.execute(_SHAPES, (oid,)))}
     found = []
     for column_key, (column, allowed, type_key) in wanted.items():
-        if column not in types:
-            found.append(f"{column_key}: {name} has no column {column}; it has {', '.join(sorted(types))}")
-        elif allowed is not None and types[column] not in allowed:
-            found.append(f"{type_key}: {name}.{column} is {types[column]}, expected {' or '.join(allowed)}")
+        if column not in columns:
+            found.append(f"{column_key}: {name} has no column {column}; it has {', '.join(sorted(columns))}")
+        else:
+            found += _shape(column_key, f"{name}.{column}", columns[column], allowed, type_key)
     return found
+
+
+def _shape(key: str, where: str, column: _Column, allowed: tuple[str, ...] | None, type_key: str) -> list[str]:
+    if column.virtual:
+        return [
+            (
+                f"{key}: {where} is a VIRTUAL generated column, which no index can hold: store it "
+                f"(GENERATED ALWAYS AS ({column.virtual}) STORED), or name a column that is stored"
+            )
+        ]
+    if column.folds:
+        return [
+            (
+                f"{key}: {where} has the collation {column.folds}, in which texts that differ are equal, "
+                "and so one lead would be another: give it a deterministic one"
+            )
+        ]
+    if allowed is not None and column.base not in allowed:
+        named = column.base if column.type == column.base else f"{column.type}, a domain over {column.base}"
+        return [f"{type_key}: {where} is {named}, expected {' or '.join(allowed)}"]
+    return []
 
 
 def _relatives(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
@@ -98,7 +145,7 @@ def _relatives(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
         if relatives:
             found.append(
                 f"{key}: {name} shares its rows by inheritance with {', '.join(other for (other,) in relatives)}, "
-                "where they would not be protected: ALTER TABLE ... NO INHERIT ..."
+                "where they would not be protected: ALTER TABLE ... NO INHERIT ... (a partition: DETACH PARTITION ...)"
             )
     return found
 
@@ -113,12 +160,19 @@ def _kinds(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
         FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
         WHERE a.attrelid = %s AND a.attname = %s
         """
-    row = conn.execute(
-        column, (list(s.qualifying_kinds), relation(conn, *s.activities_table.split(".", 1)), s.activity_kind_column)
-    ).fetchone()
+    activities = relation(conn, *s.activities_table.split(".", 1))
+    row = conn.execute(column, (list(s.qualifying_kinds), activities, s.activity_kind_column)).fetchone()
+    bases = {name: base for name, _, base, *_ in conn.execute(_SHAPES, (activities,))}
     kind, typtype, category, foreign = row or ("", "", "S", [])
     if typtype == "e" and foreign:
         return [f"qualifying_kinds: {', '.join(foreign)} is no label of the enum in {where}"]
+    if category == "S" and bases[s.activity_kind_column] not in (*_TEXTS, "character", "name"):
+        return [
+            (
+                f"activity_kind_column: {where} is {kind}, which compares in its own way (citext: without case), and "
+                "another activity would be the newest qualifying one than the host thinks; expected text or an enum"
+            )
+        ]
     if typtype != "e" and category != "S":
         return [f"activity_kind_column: {where} is {kind}, expected text or an enum"]
     return []

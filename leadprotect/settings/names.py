@@ -37,7 +37,7 @@ ROLE_COMMENT = "leadprotect: made by its migration, without a login"
 KEPT = "leadprotect.settings"
 """Where a running Alembic command keeps its settings, among the attributes of its config."""
 
-NIL_LEADS = {"uuid": "00000000-0000-0000-0000-000000000000", "bigint": "0", "text": ""}
+NIL_LEADS = {"uuid": "00000000-0000-0000-0000-000000000000", "bigint": "0", "integer": "0", "text": ""}
 
 
 # how pg_type calls what SQL calls by its own words

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 OFFICES = ("app", "auditor", "manager", "operator", "owner", "reader")
 
 _CHOICES = {
-    "lead_id_type": ("uuid", "bigint", "text"),
-    "user_id_type": ("uuid", "text"),
+    "lead_id_type": ("uuid", "bigint", "integer", "text"),
+    "user_id_type": ("uuid", "text", "bigint", "integer"),
     "host_rls": ("enforce", "force", "off"),
 }
 # PostgreSQL cuts longer names without an error

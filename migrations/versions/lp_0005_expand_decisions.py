@@ -40,7 +40,14 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
-    op.execute(sql("DROP FUNCTION IF EXISTS {schema}.set_context(uuid, text, text)"))
+    op.execute(
+        sql("""
+        DROP FUNCTION IF EXISTS
+          {schema}.set_context(uuid, text, text),
+          {schema}.set_context(bigint, text, text),
+          {schema}.set_context(integer, text, text)
+        """)
+    )
     op.execute(
         sql("""
         DROP FUNCTION
@@ -75,6 +82,11 @@ def create_context() -> None:
           WHEN '{user_id_type}' = 'text' THEN
             CASE WHEN declared <> '' AND pg_catalog.length(declared) <= 255
               AND declared !~ '[\\u0001-\\u001f\\u007f]' THEN declared END
+          WHEN '{user_id_type}' IN ('bigint', 'integer') THEN
+            CASE WHEN declared ~ '^-?[0-9]{1,19}$' THEN
+              CASE WHEN pg_catalog.abs(declared::numeric + 0.5)
+                < CASE '{user_id_type}' WHEN 'integer' THEN 2147483648 ELSE 9223372036854775808 END THEN declared END
+            END
           WHEN declared LIKE '________-____-____-____-____________'
             AND pg_catalog.translate(declared, '0123456789abcdefABCDEF', '') = '----' THEN declared
           WHEN declared ~ '^(([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}|[{]([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}[}])$'
@@ -125,19 +137,19 @@ def create_context() -> None:
         sql("""
         DO $do$
         BEGIN
-          IF '{user_id_type}' = 'uuid' THEN
-            -- for callers that hold the id as a uuid: there is no implicit cast to text
-            CREATE FUNCTION {schema}.set_context(user_id uuid, territory text, correlation_id text DEFAULT NULL)
+          IF '{user_id_type}' <> 'text' THEN
+            -- for callers that hold the id in its type: there is no implicit cast to text
+            CREATE FUNCTION {schema}.set_context(user_id {user_id_type}, territory text, correlation_id text DEFAULT NULL)
             RETURNS void
             LANGUAGE sql
             VOLATILE
             BEGIN ATOMIC
               SELECT {schema}.set_context(user_id::text, territory, correlation_id);
             END;
-            COMMENT ON FUNCTION {schema}.set_context(uuid, text, text) IS
-            'The same for callers that hold the id as a uuid: there is no implicit cast to text';
-            REVOKE ALL ON FUNCTION {schema}.set_context(uuid, text, text) FROM PUBLIC;
-            GRANT EXECUTE ON FUNCTION {schema}.set_context(uuid, text, text) TO {app}, {auditor}, {manager};
+            COMMENT ON FUNCTION {schema}.set_context({user_id_type}, text, text) IS
+            'The same for callers that hold the id in its type: there is no implicit cast to text';
+            REVOKE ALL ON FUNCTION {schema}.set_context({user_id_type}, text, text) FROM PUBLIC;
+            GRANT EXECUTE ON FUNCTION {schema}.set_context({user_id_type}, text, text) TO {app}, {auditor}, {manager};
           END IF;
         END
         $do$

@@ -100,12 +100,13 @@ class Database:
     # --- the host's data
 
     def user(self, number: int) -> str:
-        return str(uuid.UUID(int=number)) if self.settings.user_id_type == "uuid" else f"seller {number}"
+        kinds = {"uuid": str(uuid.UUID(int=number)), "text": f"seller {number}"}
+        return kinds.get(self.settings.user_id_type, str(number))
 
     def new_id(self) -> Any:
         number = next(self._numbers)
-        kinds = {"uuid": uuid.UUID(int=0xA0000000 << 64 | number), "bigint": number, "text": f"lead {number:06}"}
-        return kinds[self.settings.lead_id_type]
+        kinds = {"uuid": uuid.UUID(int=0xA0000000 << 64 | number), "text": f"lead {number:06}"}
+        return kinds.get(self.settings.lead_id_type, number)
 
     def lead(self, territory: str | None = "DE", owner: str | None = None) -> Any:
         """Insert a lead; with `owner`, it is assigned by hand."""

@@ -53,7 +53,8 @@ UUIDS = [
     "",
 ]
 TEXTS = [1, b"lead", "a\0b", "\ud800", ONE]
-WRONG = [("bigint", BIGINTS), ("uuid", UUIDS), ("text", TEXTS)]
+INTEGERS = [2**31, -(2**31) - 1, "2147483648", 1.0, True]
+WRONG = [("bigint", BIGINTS), ("integer", INTEGERS), ("uuid", UUIDS), ("text", TEXTS)]
 
 
 @pytest.mark.parametrize(

@@ -273,7 +273,7 @@ def test_a_table_is_named_with_its_schema(key: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "text"), [("lead_id_type", "int"), ("user_id_type", "bigint"), ("host_rls", "true"), ("host_rls", "OFF")]
+    ("key", "text"), [("lead_id_type", "int"), ("user_id_type", "smallint"), ("host_rls", "true"), ("host_rls", "OFF")]
 )
 def test_a_choice_names_what_may_be_chosen(key: str, text: str) -> None:
     assert f"{key}: '{text}' is not one of " in refusal(**{key: text})
