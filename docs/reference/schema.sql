@@ -84,7 +84,7 @@
 --    require_manager, in_transition, note_unsettled, note_contextless_write, own_moved_lead,
 --    forget_lead, own_active_lead, require_transition, chunk_bounds, next_leads, own_leads,
 --    ways_around, what_changes, accept_condition, accepted_share, tolerated, require_open_gate,
---    acts_bound, audit_edit, audit_truncate, refuse_move, refuse_taken
+--    acts_bound, audit_edit, audit_truncate, refuse_move, refuse_taken, settings_at_contract
 
 -- =================================================================================================
 -- Territories and the border
@@ -4863,6 +4863,21 @@ CREATE FUNCTION leadprotect.refuse_taken() RETURNS trigger
 COMMENT ON FUNCTION leadprotect.refuse_taken() IS 'Trigger of contract: an INSERT meets no lead of another territory, whatever it says ON CONFLICT';
 
 REVOKE ALL ON FUNCTION leadprotect.refuse_taken() FROM PUBLIC;
+
+-- function settings_at_contract, lp_0017_contract_enforce
+
+CREATE FUNCTION leadprotect.settings_at_contract() RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          RETURN '{"exempt_roles": [], "host_rls": "enforce"}';
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.settings_at_contract() IS 'The settings that contract wrote into what it made; leadprotect apply changes them';
+
+REVOKE ALL ON FUNCTION leadprotect.settings_at_contract() FROM PUBLIC;
 
 -- table host_row_security, lp_0017_contract_enforce
 

@@ -20,6 +20,7 @@ from leadprotect.errors import LeadProtectError
 from leadprotect.settings.files import CONFIG
 
 COMMANDS = {
+    "apply": "Bring settings that were changed after contract into the database, after showing them.",
     "audit": "Care for the audit (operators), and ask it (auditors).",
     "backfill": "Give leads their owners (also: backfill status, pause, resume, stop).",
     "bench": "Measure on servers of its own: the embedded one, and every installed PostgreSQL from 15 up.",

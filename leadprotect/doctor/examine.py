@@ -26,6 +26,7 @@ from leadprotect.doctor import (
 )
 from leadprotect.doctor.finding import LEVELS, Check, Fault, Symptom
 from leadprotect.errors import LeadProtectError
+from leadprotect.preflight.applied import made_with
 from leadprotect.settings import Settings, current
 
 if TYPE_CHECKING:
@@ -98,8 +99,7 @@ CHECKS: tuple[Check, ...] = (
     keys.index_invalid,
     keys.index_not_leakproof,
     facts.host_table_changed,
-    facts.exempt_roles_disagree,
-    facts.host_rls_disagrees,
+    facts.setting_not_applied,
     facts.territory_list_stale,
     versions.server_version,
     versions.log_too_quiet,
@@ -156,14 +156,15 @@ def examine(
     s = settings or current()
     with conn.transaction(), own_names(conn):
         conn.execute("SET TRANSACTION READ ONLY")
+        made = made_with(conn, s) or s
         state, revision = _state(conn, s)
         standby = bool(conn.execute("SELECT pg_is_in_recovery()").fetchall()[0][0])
         findings: list[Symptom] = []
         not_judged: list[NotJudged] = []
         asked = 0
         for check in checks:
-            if _applies(conn, s, check, state):
-                answer = _asked(conn, s, check, state)
+            if _applies(conn, made, check, state):
+                answer = _asked(conn, s if check.needs == "settings" else made, check, state)
                 asked += not isinstance(answer, NotJudged)
                 (not_judged.append(answer) if isinstance(answer, NotJudged) else findings.extend(answer))
     findings.sort(key=lambda found: LEVELS.index(found.level))

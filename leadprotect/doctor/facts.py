@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from leadprotect import phases
 from leadprotect.doctor import present
 from leadprotect.doctor.finding import Fault, check
 from leadprotect.errors import ProtectionUnavailable, SettingsError
+from leadprotect.preflight.applied import differences
 from leadprotect.preflight.host_tables import host
 from leadprotect.preflight.installed import check_installed
 from leadprotect.settings import Settings, ident, literal, render, table
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import psycopg
-
-_AGAIN = f"alembic downgrade {phases.before('contract')[-1]} && alembic upgrade head"
 
 
 @check("danger", "Our functions hold the names of the settings with which they were made.")
@@ -30,27 +28,11 @@ def host_table_changed(conn: psycopg.Connection[Any], s: Settings) -> Iterator[F
     yield from (Fault("settings", problem, "# put the table or the setting back") for problem in host(conn, s))
 
 
-@check(
-    "danger",
-    "A role that is in the database and not in the settings is bound by nothing that is written down.",
-    needs="enforced",
-)
-def exempt_roles_disagree(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
-    """A role that acts_bound() exempts and the setting does not; a warning the other way round."""
-    inside = present.exempt_roles(conn, s)
-    for role in sorted(inside - {*s.exempt_roles}):
-        yield Fault("exempt_roles", f"{role} is exempt in the database, and not in the settings", _AGAIN)
-    for role in sorted({*s.exempt_roles} - inside):
-        yield Fault("exempt_roles", f"{role} is exempt in the settings, and not in the database", _AGAIN, "warning")
-
-
-@check("warning", "What the setting says does not hold.")
-def host_rls_disagrees(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
-    """Policies of ours on the leads while host_rls is off; or none, with contract carried out, while it is on."""
-    standing = present.host_policies(conn, s)
-    if present.enforced(conn, s) and (s.host_rls == "off") == bool(standing):
-        said = f"{len(standing)} policies of leadprotect are on {s.leads_table}"
-        yield Fault("host_rls", f"it is {s.host_rls}, and {said}", _AGAIN)
+@check("danger", "What is written down does not hold: it binds, or spares, whom nobody meant.", needs="settings")
+def setting_not_applied(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A setting that was changed after contract wrote it into the database."""
+    for found in differences(conn, s):
+        yield Fault(found.key, str(found), "leadprotect apply")
 
 
 @check("danger", "The border of the leads admits a territory that nobody knows, or shuts out one that everybody does.")

@@ -37,6 +37,7 @@ class Symptom:
     mends: str | None
 
 
+Needs = Literal["schema", "text", "enforced", "settings"] | None
 Ask = Callable[["psycopg.Connection[Any]", "Settings"], Iterable[Fault]]
 
 
@@ -45,20 +46,19 @@ class Check:
     """One question to the catalog: `level` is that of its faults, `why` says what they would let happen.
 
     `needs` says what must be there to ask it: "schema" our tables, "text" a release of ours that this version
-    knows, "enforced" a contract that changed the leads, None nothing.
+    knows, "enforced" a contract that changed the leads, "settings" those of today, where all others get what contract
+    was made with, None nothing.
     """
 
     name: str
     level: Level
     finds: str
     why: str
-    needs: Literal["schema", "text", "enforced"] | None
+    needs: Needs
     ask: Ask
 
 
-def check(
-    level: Level, why: str, *, needs: Literal["schema", "text", "enforced"] | None = "schema"
-) -> Callable[[Ask], Check]:
+def check(level: Level, why: str, *, needs: Needs = "schema") -> Callable[[Ask], Check]:
     """Make a check of a function: its name is the check's, its docstring says what it finds."""
 
     def made(ask: Ask) -> Check:

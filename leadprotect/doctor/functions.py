@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from leadprotect import phases
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 @check("danger", "It decides, records or guards otherwise than the release that was installed.", needs="text")
 def function_changed(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
     """A function whose text is not what this release writes with the settings of today."""
-    made = sources(shipped_script(_as_made(conn, s), known(applied(conn, s))), s)
+    made = sources(shipped_script(s, known(applied(conn, s))), s)
     wanted = shipped(s).functions
     for one in present.functions(conn, s):
         texts = made.get(one.name, [])
@@ -104,12 +103,6 @@ def function_grants(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Faul
             whom = role if role == "PUBLIC" else ident(_real(role, s))
             mends = f"GRANT EXECUTE ON FUNCTION {one.signature} TO {whom};"
             yield Fault(one.signature, f"{role} may not call it", mends, "warning")
-
-
-def _as_made(conn: psycopg.Connection[Any], s: Settings) -> Settings:
-    """Today's settings, without exempt roles that the database does not know yet: another check says so."""
-    inside = present.exempt_roles(conn, s)
-    return replace(s, exempt_roles=tuple(role for role in s.exempt_roles if role in inside))
 
 
 def _timeless(text: str | None) -> str | None:

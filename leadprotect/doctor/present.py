@@ -209,13 +209,5 @@ def enforced(conn: psycopg.Connection[Any], s: Settings) -> bool:
     return relation(conn, s.schema, "host_row_security") is not None
 
 
-def exempt_roles(conn: psycopg.Connection[Any], s: Settings) -> set[str]:
-    """The roles that acts_bound() exempts: what the setting was when contract was carried out."""
-    source = next((one.source for one in functions(conn, s) if one.key == "acts_bound()"), "")
-    listed = re.search(r"ARRAY\[([^\]]*)\]::name\[\]", source)
-    names = re.findall(r"'((?:[^']|'')*)'", listed[1]) if listed else []
-    return {name.replace("''", "'") for name in names}
-
-
 def _pairs(found: list[list[str]], s: Settings) -> frozenset[tuple[str, str]]:
     return frozenset((neutral_name(role, s), privilege) for role, privilege in found)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from leadprotect.doctor import present
 from leadprotect.doctor.finding import Fault, check
+from leadprotect.preflight.applied import made_with
 from leadprotect.preflight.names_taken import empowered_roles
 from leadprotect.settings import Settings, ident
 from leadprotect.settings.names import ROLE_COMMENT
@@ -115,7 +116,7 @@ def service_owns_leads(conn: psycopg.Connection[Any], s: Settings) -> Iterator[F
         yield Fault(f"login {login}", f"it is a service and owns {s.leads_table} (as {owner})", mends)
 
 
-@check("danger", "What is named there is bound by no policy of ours.")
+@check("danger", "What is named there is bound by no policy of ours.", needs="settings")
 def exempt_role_reachable(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
     """A service that can become a role of the setting exempt_roles."""
     query = f"""
@@ -123,7 +124,8 @@ def exempt_role_reachable(conn: psycopg.Connection[Any], s: Settings) -> Iterato
         FROM ({_SERVICES}) AS v JOIN pg_roles AS e ON e.rolname = ANY (%(exempt)s)
         WHERE NOT v.rolsuper AND pg_has_role(v.oid, e.oid, 'MEMBER') ORDER BY 1, 2
         """
-    values = {"app": s.role("app"), "exempt": list(s.exempt_roles)}
+    exempt = {*s.exempt_roles, *(made_with(conn, s) or s).exempt_roles}
+    values = {"app": s.role("app"), "exempt": sorted(exempt)}
     for login, role in conn.execute(query.encode(), values).fetchall():
         mends = f"REVOKE {ident(role if role != login else s.role('app'))} FROM {ident(login)};"
         yield Fault(f"login {login}", f"it is a service and can become {role}, which is exempt", mends)

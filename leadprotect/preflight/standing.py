@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from leadprotect.database.catalog import relation
 from leadprotect.database.connection import rows
+from leadprotect.preflight.applied import made_with
 from leadprotect.settings.names import HOST_POLICIES, HOST_TRIGGERS
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ def lacking(conn: AnyConnection, s: Settings, applied: Iterable[str]) -> list[st
     """What the revisions `applied` made and is gone: tables of ours, and what contract put on the host's leads."""
     known = list(applied)
     found = lost_tables(conn, s, known)
-    return found + (_on_leads(conn, s) if _ENFORCES in known and s.host_rls != "off" else [])
+    made = made_with(conn, s) or s  # what was changed since is said as that
+    return found + (_on_leads(conn, s) if _ENFORCES in known and made.host_rls != "off" else [])
 
 
 def lost_tables(conn: AnyConnection, s: Settings, applied: Iterable[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -30,6 +31,9 @@ HOST_TRIGGERS = {
 }
 HOST_POLICIES = ("border", "rows", "update", "delete", "members_update", "members_delete")
 HOST_INDEXES = {"leads_index": "leads", "activities_index": "activities"}
+
+AT_CONTRACT = ("exempt_roles", "host_rls")
+"""Settings that contract writes into what it makes, and `leadprotect apply` changes there afterwards."""
 
 ROLE_COMMENT = "leadprotect: made by its migration, without a login"
 """What tells a role of ours from one that somebody made before us."""
@@ -130,6 +134,7 @@ def names(settings: Settings) -> dict[str, str]:
         "correlation_guc": literal(s.correlation_guc),
         "host_rls": literal(s.host_rls),
         "exempt_roles": ", ".join(literal(role) for role in s.exempt_roles),
+        "at_contract": literal(json.dumps({key: getattr(s, key) for key in AT_CONTRACT})),
         "inside": inside(s),
         # where a row or two are read at a time, asking for each costs less than a sub-select for the statement
         "inside_probe": inside(s).removeprefix("(SELECT ").removesuffix(")"),

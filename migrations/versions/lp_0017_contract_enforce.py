@@ -28,12 +28,7 @@ locks = {"upgrade": {"leads": "AccessExclusiveLock"}, "downgrade": {"leads": "Ac
 
 def upgrade() -> None:
     ask_gate()
-    op.execute(sql("SET LOCAL ROLE {owner}"))
-    create_binding()
-    create_edit_audit()
-    create_refusals()
-    create_memory()
-    op.execute("RESET ROLE")
+    create()
     enforce()
     end_transition()
 
@@ -41,15 +36,15 @@ def upgrade() -> None:
 def downgrade() -> None:
     open_again()
     resume_transition()
-    op.execute(
-        sql("""
-        SET LOCAL ROLE {owner};
-        DROP FUNCTION
-          {schema}.audit_edit(), {schema}.audit_truncate(), {schema}.refuse_move(), {schema}.refuse_taken(), {schema}.acts_bound();
-        DROP TABLE {schema}.host_row_security;
-        RESET ROLE
-        """)
-    )
+    drop()
+
+
+def remake() -> None:
+    """What leadprotect apply runs: the same with other settings, in one transaction, so that no moment is open."""
+    open_again()
+    drop()
+    create()
+    enforce()
 
 
 def ask_gate() -> None:
@@ -61,6 +56,15 @@ def ask_gate() -> None:
         RESET ROLE
         """)
     )
+
+
+def create() -> None:
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    create_binding()
+    create_edit_audit()
+    create_refusals()
+    create_memory()
+    op.execute("RESET ROLE")
 
 
 def create_binding() -> None:
@@ -226,6 +230,24 @@ def create_refusals() -> None:
 
 
 def create_memory() -> None:
+    # What is written into the objects here, for everybody who compares it with the settings of today.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.settings_at_contract()
+        RETURNS jsonb
+        LANGUAGE plpgsql
+        IMMUTABLE
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          RETURN {at_contract};
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.settings_at_contract() IS
+        'The settings that contract wrote into what it made; leadprotect apply changes them';
+        REVOKE ALL ON FUNCTION {schema}.settings_at_contract() FROM PUBLIC
+        """)
+    )
     # What downgrade restores.
     op.execute(
         sql("""
@@ -380,6 +402,19 @@ def open_again() -> None:
           END IF;
         END
         $do$
+        """)
+    )
+
+
+def drop() -> None:
+    op.execute(
+        sql("""
+        SET LOCAL ROLE {owner};
+        DROP FUNCTION
+          {schema}.audit_edit(), {schema}.audit_truncate(), {schema}.refuse_move(), {schema}.refuse_taken(), {schema}.acts_bound(),
+          {schema}.settings_at_contract();
+        DROP TABLE {schema}.host_row_security;
+        RESET ROLE
         """)
     )
 

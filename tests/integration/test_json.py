@@ -67,6 +67,7 @@ ASKED = {
     ("audit", "list"): [],
     ("doctor",): [],
     ("redteam",): [],
+    ("apply",): ["--dry-run"],
     ("owner", "show"): ["{lead}", "--territory", "DE"],
     ("rules", "list"): ["--territory", "DE"],
     ("gate", "check"): [],

@@ -136,7 +136,8 @@ SUBJECTS = (
         "Host",
         """What stands on the host's tables, the functions behind it, and what the tables were like before (that is
         how a downgrade gives them back). The triggers fire ALWAYS: session_replication_role does not silence them.""",
-        "forget_lead acts_bound audit_edit audit_truncate refuse_move refuse_taken host_row_security alembic_version "
+        "forget_lead acts_bound audit_edit audit_truncate refuse_move refuse_taken settings_at_contract "
+        "host_row_security alembic_version "
         "host:*",
     ),
 )
