@@ -126,7 +126,7 @@ class Attack:
         if self.oracle:
             first, second = (re.sub(r"[0-9a-f]{8}[0-9a-f-]*|\d+", "#", str(answer)) for answer in answers[-2:])
             return first != second
-        return any(secret in heard for heard in scene.heard for secret in secrets)
+        return any(holds(heard, secret) for heard in scene.heard for secret in secrets)
 
     def secrets(self, scene: Scene) -> Iterator[str]:
         """Everything of the other territory that he does not name himself."""
@@ -135,13 +135,20 @@ class Attack:
             return
         named = " ".join(scene.text(step) for step in self.steps if isinstance(step, str))
         for secret in scene.ask(SECRETS):
-            # as a word: an id of one digit also stands in the name of a database
-            if not re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", named):
+            if not holds(named, secret):
                 yield secret
+
+
+def holds(text: str, secret: str) -> bool:
+    """Whether a text tells it; as a word where it is short, as an id of one digit stands in any name of a database."""
+    if len(secret) < SHORT and secret.isalnum():
+        return re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", text) is not None
+    return secret in text
 
 
 # --- what a superuser asks
 
+SHORT = 8
 SECRETS = """
     SELECT {lead_id}::text FROM {leads} WHERE {territory} = 'CH'
     UNION SELECT {text} FROM {leads} WHERE {territory} = 'CH'
