@@ -141,6 +141,15 @@ def send(url: str, anchor: Anchor) -> bool:
         return _server(conn) != anchor.origin.split("/", maxsplit=1)[0]
 
 
+def note(conn: AnyConnection) -> None:
+    """Note in the database that an anchor was made, so that doctor need not remind; the caller commits.
+
+    For auditors. Raises `ConnectionUnusable` on a standby, which can't note anything, `ProtectionUnavailable` for other
+    logins.
+    """
+    row(conn, render("SELECT {schema}.note_anchor()", current()))
+
+
 def kept(conn: AnyConnection, source: str) -> set[KeptSeal]:
     """The seals that anchors of this audit name: `source` is a file or a URL that begins with postgresql://.
 

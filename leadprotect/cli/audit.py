@@ -16,7 +16,7 @@ from leadprotect.cli import output
 from leadprotect.cli.console import Console
 from leadprotect.cli.terminal import echo
 from leadprotect.database.connection import connect
-from leadprotect.errors import InvalidRequest, LeadProtectError
+from leadprotect.errors import ConnectionUnusable, InvalidRequest, LeadProtectError
 from leadprotect.settings import current
 
 if TYPE_CHECKING:
@@ -116,12 +116,17 @@ def anchor_command(*, output: Path | None, url: str | None, territories: tuple[s
     """
     if not (output or url):
         raise click.UsageError("name a place: --output FILE or --to URL")
-    with connect(current()) as conn, conn.transaction():
-        made = anchors.anchor(conn, territories=territories or None)
-    if output:
-        anchors.append(output, made)
-    if url and not anchors.send(url, made):
-        echo("warning: these anchors are on the server of the audit itself: its owner can change both", err=True)
+    with connect(current()) as conn:
+        with conn.transaction():
+            made = anchors.anchor(conn, territories=territories or None)
+        if output:
+            anchors.append(output, made)
+        if url and not anchors.send(url, made):
+            echo("warning: these anchors are on the server of the audit itself: its owner can change both", err=True)
+        try:
+            anchors.note(conn)
+        except ConnectionUnusable:
+            echo("warning: a standby can't note that an anchor was made, so doctor goes on reminding", err=True)
     for chain in made.chains:
         echo(f"{_named(chain.territory)}: {chain.seals:,} seals, the newest is {chain.hash or 'none'}")
     _say_left_out(made.left_out)

@@ -88,6 +88,23 @@ def seals_old(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
             )
 
 
+@check("warning", "Who can write as the owner of the tables can make all chains anew, and they would be intact.")
+def anchor_missing(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """Seals of which count and newest hash were never written elsewhere, or not for a month."""
+    anchors = ident(s.schema, "lead_access_audit_anchors")
+    newest = _sealed_at(conn, s, ident(s.schema, "lead_access_audit_seals"))
+    if newest is None or relation(conn, s.schema, "lead_access_audit_anchors") is None:
+        return
+    query = f"""
+        SELECT max(n.anchored_at)::text, coalesce(max(n.anchored_at) < %s::timestamptz - interval '31 days', true)
+        FROM {anchors} AS n
+        """
+    for noted, missing in conn.execute(query.encode(), (newest,)).fetchall():
+        if missing:
+            what = f"its chains were last anchored at {noted}" if noted else "its chains were never anchored"
+            yield Fault(f"{s.schema}.lead_access_audit_seals", what, "leadprotect audit anchor --output FILE")
+
+
 def _sealed_at(conn: psycopg.Connection[Any], s: Settings, seals: str) -> str | None:
     """When the newest run of seals began; None before the first one, and in an upgrade that has not made them yet."""
     if relation(conn, s.schema, "lead_access_audit_seals") is None:

@@ -93,6 +93,7 @@ CHECKS: tuple[Check, ...] = (
     evidence.audit_default_filled,
     evidence.chain_short,
     evidence.seals_old,
+    evidence.anchor_missing,
     keys.key_missing,
     keys.lead_id_open,
     keys.constraint_not_validated,

@@ -1,11 +1,11 @@
-"""Seals of the audit: chains of hashes over its rows, months detached, numbers that are missing.
+"""Seals of the audit: chains of hashes over its rows, months detached, numbers that are missing, anchors noted.
 
 Why: a superuser can change any row. A seal says by value what the audit held, and holds the hash of
 the seal before it, so that whoever keeps the newest hash elsewhere finds any change.
 
 Locks on host tables: none beyond ACCESS SHARE, which every SELECT takes.
 
-Undone by: moving the seals to the quarantine schema, guarded and row-secured.
+Undone by: moving the seals and the notes of anchors to the quarantine schema, guarded and row-secured.
 """
 
 from alembic import op
@@ -26,6 +26,7 @@ def upgrade() -> None:
     create_sealing()
     create_detaching()
     create_number_gaps()
+    create_anchors()
     op.execute("RESET ROLE")
 
 
@@ -35,8 +36,9 @@ def downgrade() -> None:
     drop_functions()
     op.execute(
         sql("""
-        REVOKE ALL ON {schema}.lead_access_audit_seals FROM {auditor};
-        ALTER TABLE {schema}.lead_access_audit_seals SET SCHEMA {quarantine}
+        REVOKE ALL ON {schema}.lead_access_audit_seals, {schema}.lead_access_audit_anchors FROM {auditor};
+        ALTER TABLE {schema}.lead_access_audit_seals SET SCHEMA {quarantine};
+        ALTER TABLE {schema}.lead_access_audit_anchors SET SCHEMA {quarantine}
         """)
     )
     op.execute("RESET ROLE")
@@ -495,10 +497,62 @@ def create_number_gaps() -> None:
     )
 
 
+def create_anchors() -> None:
+    # An anchor is kept where nobody of this database can change it, so the database can't know of it but
+    # by being told. That one was made is no secret, and who tells it falsely spoils a reminder only.
+    op.execute(
+        sql("""
+        DO $do$
+        BEGIN
+          IF pg_catalog.to_regclass('{quarantine}.lead_access_audit_anchors') IS NOT NULL THEN
+            ALTER TABLE {quarantine}.lead_access_audit_anchors SET SCHEMA {schema};
+          ELSE
+            CREATE TABLE {schema}.lead_access_audit_anchors (
+              anchored_at timestamptz PRIMARY KEY DEFAULT pg_catalog.clock_timestamp(),
+              anchored_by name NOT NULL DEFAULT session_user
+            );
+          END IF;
+        END
+        $do$;
+        COMMENT ON TABLE {schema}.lead_access_audit_anchors IS
+        'When count and newest hash of the chains were written elsewhere: leadprotect audit anchor notes it, doctor reminds';
+        COMMENT ON COLUMN {schema}.lead_access_audit_anchors.anchored_at IS 'when';
+        COMMENT ON COLUMN {schema}.lead_access_audit_anchors.anchored_by IS 'the login that wrote it';
+        ALTER TABLE {schema}.lead_access_audit_anchors ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE {schema}.lead_access_audit_anchors FORCE ROW LEVEL SECURITY;
+        DROP POLICY IF EXISTS lp_inside ON {schema}.lead_access_audit_anchors;
+        CREATE POLICY lp_inside ON {schema}.lead_access_audit_anchors TO {owner} USING ({inside}) WITH CHECK ({inside});
+        DROP POLICY IF EXISTS lp_read ON {schema}.lead_access_audit_anchors;
+        CREATE POLICY lp_read ON {schema}.lead_access_audit_anchors FOR SELECT TO {auditor} USING (true);
+        GRANT SELECT ON {schema}.lead_access_audit_anchors TO {auditor}
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.note_anchor()
+        RETURNS void
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        BEGIN
+          INSERT INTO {schema}.lead_access_audit_anchors DEFAULT VALUES;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.note_anchor() IS
+        'Notes that count and newest hash of the chains were written elsewhere, for auditors';
+        REVOKE ALL ON FUNCTION {schema}.note_anchor() FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.note_anchor() TO {auditor}
+        """)
+    )
+
+
 def drop_functions() -> None:
     op.execute(
         sql("""
         DROP FUNCTION
+          {schema}.note_anchor(),
           {schema}.audit_number_gaps(),
           {schema}.detach_audit_month(date),
           {schema}.seal_audit(integer),

@@ -335,6 +335,21 @@ PLANTED = [
         mends="SELECT FROM {schema}.seal_audit()",
     ),
     Planted(
+        "anchor-missing",
+        "SELECT FROM {schema}.seal_audit()",
+        "its chains were never anchored",
+        level="warning",
+        mends="SELECT FROM {schema}.note_anchor()",
+    ),
+    Planted(
+        "anchor-missing",
+        "SELECT FROM {schema}.seal_audit();"
+        "INSERT INTO {schema}.lead_access_audit_anchors (anchored_at) VALUES (now() - interval '32 days')",
+        "its chains were last anchored at",
+        level="warning",
+        mends="SELECT FROM {schema}.note_anchor()",
+    ),
+    Planted(
         "key-missing",
         "ALTER TABLE {schema}.user_lead_assignments DROP CONSTRAINT ix_ula_lead CASCADE",
         mends="ALTER TABLE {schema}.user_lead_assignments ADD CONSTRAINT ix_ula_lead PRIMARY KEY (lead_id, territory) "
@@ -566,7 +581,14 @@ def test_a_login_without_rights_is_told_what_it_could_not_ask_and_all_that_it_co
     diagnosis = diagnosed(database, "outsider")
     assert "danger" == diagnosis.verdict
     assert "row-security-off" in {one.check for one in diagnosis.findings}
-    hidden = {"version-table-rows", "territory-list-stale", "upgrade-pending", "seals-old", "chain-short"}
+    hidden = {
+        "version-table-rows",
+        "territory-list-stale",
+        "upgrade-pending",
+        "seals-old",
+        "chain-short",
+        "anchor-missing",
+    }
     assert hidden | {"host-unreadable", "leads-unprotected", "leads-unowned"} == {
         one.check for one in diagnosis.not_judged
     }
