@@ -14,7 +14,7 @@ from pytest_postgresql.janitor import DatabaseJanitor
 
 from leadprotect import metrics, settings
 from leadprotect.access import binding, context, ways
-from leadprotect.database import bound, connection, transactions
+from leadprotect.database import bound, connection, transactions, waiting
 from leadprotect.doctor import likeness, shipped
 from tests.hosts import ON_THE_OLDEST
 from tests.support import servers
@@ -87,8 +87,10 @@ def process() -> Iterator[None]:
         del os.environ[name]
     settings.current.cache_clear()
     settings.render.cache_clear()
+    settings.names.cache_clear()
     for kept in (likeness._names, shipped.shipped, shipped.shipped_script):  # noqa: SLF001 - a process has one setting
         kept.cache_clear()
+    waiting._spawner.cache_clear()  # noqa: SLF001 - a process has the extra or lacks it
     ways.close()
     connection.owed.clear()
     # each ends with its connection or engine, which a failed test may still hold

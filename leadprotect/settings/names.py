@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 from functools import lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from leadprotect.settings.load import KEYS, load
 from leadprotect.settings.values import OFFICES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sqlalchemy import DDL
 
     from leadprotect.settings.load import Settings
@@ -91,14 +94,18 @@ def render(statement: str, settings: Settings) -> str:
     return re.sub(r"\{([a-z_]+)\}", lambda match: known[match[1]], statement)
 
 
-def names(settings: Settings) -> dict[str, str]:
-    """Every placeholder of a revision, as SQL text that is safe to paste."""
+@lru_cache(maxsize=4)
+def names(settings: Settings) -> Mapping[str, str]:
+    """Every placeholder of a revision, as SQL text that is safe to paste.
+
+    Remembered, since a migration renders hundreds of blocks with the same settings.
+    """
     s = settings
     host_schema, leads_name = s.leads_table.split(".", 1)
     activities_schema = s.activities_table.split(".", 1)[0]
     columns = [key for key in KEYS if key.endswith("_column")]
     offices = {office: ident(s.role(office)) for office in OFFICES}
-    return {
+    known = {
         "schema": ident(s.schema),
         "schema_name": literal(ident(s.schema)),
         "quarantine": ident(s.quarantine),
@@ -154,6 +161,7 @@ def names(settings: Settings) -> dict[str, str]:
         **{f"{policy}_policy": ident(s.role(policy)) for policy in HOST_POLICIES},
         "host_policies": ", ".join(literal(s.role(policy)) for policy in HOST_POLICIES),
     }
+    return MappingProxyType(known)
 
 
 def inside(settings: Settings) -> str:
