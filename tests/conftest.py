@@ -10,14 +10,13 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pytest_postgresql.janitor import DatabaseJanitor
 
 from leadprotect import metrics, settings
 from leadprotect.access import binding, context, ways
 from leadprotect.database import bound, connection, transactions, waiting
 from leadprotect.doctor import likeness, shipped
 from tests.hosts import ON_THE_OLDEST
-from tests.support import servers
+from tests.support import servers, sessions
 from tests.support.database import Database
 from tests.support.profiles import EXTRA, NIGHTLY, PROFILES, Profile
 from tests.support.revisions import MIGRATE_HEAD
@@ -131,6 +130,7 @@ def running() -> Iterator[Callable[[int], servers.Server]]:
             return started[major]
 
         yield server
+        sessions.close_all()  # before their servers end
 
 
 @pytest.fixture(scope="session")
@@ -209,5 +209,5 @@ def make_template(server: servers.Server, profile: Profile, phase: str, monkeypa
     return name
 
 
-def janitor_of(server: servers.Server, name: str, template: str | None) -> DatabaseJanitor:
-    return DatabaseJanitor(user="postgres", host=server.host, port=5432, dbname=name, template_dbname=template)
+def janitor_of(server: servers.Server, name: str, template: str | None) -> sessions.Janitor:
+    return sessions.Janitor(server, name, template)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import itertools
+import threading
 import uuid
 from argparse import Namespace
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from sqlalchemy import Engine, create_engine, pool
 
 from leadprotect import acting_as
 from leadprotect.settings import Settings, parse, render
+from tests.support import sessions
 from tests.support.profiles import HOST_TABLES, HOST_USERS, LOGINS, Profile
 
 if TYPE_CHECKING:
@@ -27,6 +30,14 @@ if TYPE_CHECKING:
     from tests.support.servers import Server
 
 ROOT = Path(__file__).parents[2]
+DATA = ("SELECT", "INSERT", "UPDATE", "DELETE")
+"""Statements that leave their session as it was."""
+
+
+@lru_cache(maxsize=16)
+def parsed(given: tuple[tuple[str, str], ...]) -> Settings:
+    """Settings of a database, which are asked for with every statement."""
+    return parse(dict(given))
 
 
 @dataclass
@@ -51,7 +62,7 @@ class Database:
     @property
     def settings(self) -> Settings:
         given = {"observation_window": "0", "database_url": self.url} | self.profile.settings | self.overrides
-        return parse(given)
+        return parsed(tuple(given.items()))
 
     # --- connections
 
@@ -76,6 +87,9 @@ class Database:
 
     def sql(self, statement: str, *params: Any) -> list[Any]:
         """Run one statement as the superuser; rows as tuples, or as values when there is one column."""
+        shared = statement.lstrip().startswith(DATA) and threading.current_thread() is threading.main_thread()
+        if shared:
+            return self.query(sessions.session(self.url), statement, *params)
         with self.connect(autocommit=True) as conn:
             return self.query(conn, statement, *params)
 
