@@ -188,12 +188,7 @@ WHO: dict[str, dict[str, tuple[str, str | None]]] = {
 def test_attacks_on_a_host_fail_and_succeed_only_without_their_defence(
     make_host: Callable[..., Host], shape: Shape, subtests: pytest.Subtests
 ) -> None:
-    host = make_host(shape)
-    host.remedy()
-    host.expand()
-    host.grant()
-    host.backfill()
-    host.contract()
+    host = make_host(shape, phase="contracted")
     stage = host, furnish_host(host)
     readers_only = "seller_ch" not in WHO[shape.name]  # support changes nothing, whatever row security says
     with ExitStack() as stack:
@@ -253,7 +248,7 @@ def outcome_on_host(
         return attack.attempt(scene), scene.heard
     with ExitStack() as own:
         name = (stack if attack.reads else own).enter_context(clone(template.server, template.name))
-        host = replace(template, name=name)
+        host = template.copy(name)
         scene = Scene(host, words, partial(as_actor, host))
         for script in filter(None, (attack.given, without)):
             host.sql_script(scene.text(script))

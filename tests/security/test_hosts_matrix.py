@@ -26,19 +26,12 @@ with_row_security = pytest.mark.parametrize("shape", [s for s in SHAPES if s.row
 
 def expanded(make_host: Callable[..., Host], shape: Shape, **overrides: str) -> Host:
     """A host with everything but the backfill and contract."""
-    host = make_host(shape, **overrides)
-    host.remedy()
-    host.expand()
-    host.grant()
-    return host
+    return make_host(shape, phase="expanded", **overrides)
 
 
 def contracted(make_host: Callable[..., Host], shape: Shape, **overrides: str) -> Host:
     """The same at head."""
-    host = expanded(make_host, shape, **overrides)
-    host.backfill()
-    host.contract()
-    return host
+    return make_host(shape, phase="contracted", **overrides)
 
 
 # --- the matrix

@@ -6,7 +6,7 @@ import configparser
 import re
 import subprocess
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,6 @@ from tests.support.revisions import MIGRATE_HEAD
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from leadprotect.settings import Settings
 
 LONG_AGO = datetime(2026, 1, 1, 9, tzinfo=UTC)
 _ATTEMPTS = 5  # a script for the DBA may uncover the next thing that is missing
@@ -64,19 +63,12 @@ class Host(Database):
     shape: Shape = PLAIN
     prefix: str = ""
     asked: list[str] = field(default_factory=list, repr=False)  # what preflight gave the DBA to run
-    _known: Settings | None = field(default=None, repr=False)
     _texts: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def environment(self) -> dict[str, str]:
         """Migrations run as the host's migrating login, which is no superuser."""
         return super().environment | {"DATABASE_URL": self.url_of(self.shape.migrator)}
-
-    @property
-    def settings(self) -> Settings:
-        """Read once: the matrix asks for them with every statement."""
-        self._known = self._known or super().settings
-        return self._known
 
     def role(self, name: str) -> str:
         return self.prefix + name
@@ -92,6 +84,10 @@ class Host(Database):
             filled = re.sub(r"\{([a-z]+)\}", lambda found: known.get(found[1], found[0]), statement)
             self._texts[statement] = super().text(filled)
         return self._texts[statement]
+
+    def copy(self, name: str) -> Host:
+        """The same host in another database, whose roles are the same as well."""
+        return replace(self, name=name, overrides={**self.overrides}, asked=[*self.asked], _texts={})
 
     # --- the host and its data
 
@@ -150,11 +146,16 @@ class Host(Database):
     def acting_for(self, actor: Actor) -> Iterator[psycopg.Connection[Any]]:
         """A session of the actor, as its pool hands it out; `InsufficientPrivilege` where it can't set that role."""
         with psycopg.connect(self.url_of(actor.login), autocommit=True) as conn:
-            if actor.role:
-                conn.execute(f'SET ROLE "{self.role(actor.role)}"')
-            for name, value in self.context_of(actor).items():
-                conn.execute("SELECT pg_catalog.set_config(%s, %s, false)", (name, value))
+            self.hand_out(conn, actor)
             yield conn
+
+    def hand_out(self, conn: psycopg.Connection[Any], actor: Actor) -> None:
+        """Make a session of the login the actor's, whoever had it before."""
+        conn.execute("DISCARD ALL")
+        if actor.role:
+            conn.execute(f'SET ROLE "{self.role(actor.role)}"')
+        for name, value in self.context_of(actor).items():
+            conn.execute("SELECT pg_catalog.set_config(%s, %s, false)", (name, value))
 
     def context_of(self, actor: Actor) -> dict[str, str]:
         """The settings of its session: the host's own, and ours."""

@@ -36,21 +36,32 @@ Matrix = dict[Cell, frozenset[Any]]
 
 
 def record(host: Host) -> Matrix:
-    """Let every actor try everything; what he changed is undone, and what he committed a superuser has read."""
+    """Let every actor try everything; what he changed is undone, and what he committed a superuser has read.
+
+    Who has a login and a role in common follows each other on one session, as in a pool.
+    """
     found: Matrix = {}
     leads = list(host.leads())
     with host.connect(autocommit=True) as superuser:
-        for actor in host.actors():
-            cells = itertools.product((LEADS, *host.shape.children, "activities"), (SELECT, UPDATE, DELETE))
-            found |= {Cell(actor, table, verb): frozenset() for table, verb in cells}
-            found |= {Cell(actor, LEADS, INSERT): frozenset(), Cell(actor, host.shape.view, SELECT): frozenset()}
-            try:
-                with host.acting_for(actor) as conn:
-                    tried = _tried(host, conn, leads, superuser)
-            except psycopg.errors.InsufficientPrivilege:
-                continue  # may not become this role: nothing is seen and nothing edited
-            found |= {Cell(actor, table, verb): rows for (table, verb), rows in tried.items()}
+        for (login, _), actors in itertools.groupby(host.actors(), key=lambda actor: (actor.login, actor.role)):
+            with psycopg.connect(host.url_of(login), autocommit=True) as conn:
+                for actor in actors:
+                    found |= _of(host, actor, conn, leads, superuser)
     return found
+
+
+def _of(
+    host: Host, actor: Actor, conn: psycopg.Connection[Any], leads: list[Any], superuser: psycopg.Connection[Any]
+) -> Matrix:
+    cells = itertools.product((LEADS, *host.shape.children, "activities"), (SELECT, UPDATE, DELETE))
+    found: Matrix = {Cell(actor, table, verb): frozenset() for table, verb in cells}
+    found |= {Cell(actor, LEADS, INSERT): frozenset(), Cell(actor, host.shape.view, SELECT): frozenset()}
+    try:
+        host.hand_out(conn, actor)
+    except psycopg.errors.InsufficientPrivilege:
+        return found  # may not become this role: nothing is seen and nothing edited
+    tried = _tried(host, conn, leads, superuser)
+    return found | {Cell(actor, table, verb): rows for (table, verb), rows in tried.items()}
 
 
 def _tried(
