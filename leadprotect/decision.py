@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 Denial = Literal["no_context", "not_found", "suspended", "unassigned", "not_owner", "not_manager"]
-Reason = Literal[Denial, "owner", "collaborator", "manager"]
+Reason = Literal[Denial, "unprotected", "owner", "collaborator", "manager"]
 """The code of a decision."""
 
 Action = Literal["VIEW", "EDIT", "ASSIGN", "UNASSIGN"]
@@ -21,7 +21,7 @@ DENIALS: tuple[Denial, ...] = get_args(Denial)
 """Reasons that deny what was asserted."""
 
 
-ALLOWED: tuple[Reason, ...] = ("owner", "collaborator", "manager")
+ALLOWED: tuple[Reason, ...] = ("unprotected", "owner", "collaborator", "manager")
 """Reasons that allow; every other reason denies."""
 
 
@@ -29,8 +29,8 @@ ALLOWED: tuple[Reason, ...] = ("owner", "collaborator", "manager")
 class Decision:
     """What was decided about a lead, and why; true when allowed.
 
-    `reason` is a code: no_context, not_found, suspended, owner, collaborator, unassigned, not_owner, not_manager,
-    and manager for a change of ownership.
+    `reason` is a code: unprotected (the lead has no territory), no_context, not_found, suspended, owner,
+    collaborator, unassigned, not_owner, not_manager, and manager for a change of ownership.
     """
 
     lead_id: Any

@@ -30,15 +30,15 @@
 -- Contents, with the line:
 --
 --      43  Who calls which function
---      89  Territories and the border
---     330  Ownership and rules
---    1101  Decision
---    1489  Attempts and audit
---    2423  Seals
---    2882  Transition
---    3154  Backfill and verification
---    4032  Gate
---    4708  Host
+--      90  Territories and the border
+--     331  Ownership and rules
+--    1103  Decision
+--    1501  Attempts and audit
+--    2438  Seals
+--    2857  Transition
+--    3129  Backfill and verification
+--    4007  Gate
+--    4683  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -63,8 +63,8 @@
 --
 -- leadprotect_auditor
 --    acting_role, is_member, audit_partitions, who_could_edit, audit_origin, audit_number_gaps,
---    note_anchor, parse_user, context, set_context, decide, editable_among, can_edit_lead,
---    explain_edit, proved_denials, territory_terms, has_rules
+--    parse_user, context, set_context, decide, editable_among, can_edit_lead, explain_edit,
+--    proved_denials, territory_terms, has_rules
 --
 -- leadprotect_operator
 --    acting_role, unreadable, audit_partitions, create_audit_partitions, seal_audit,
@@ -84,7 +84,8 @@
 --    require_manager, in_transition, note_unsettled, note_contextless_write, own_moved_lead,
 --    forget_lead, own_active_lead, require_transition, chunk_bounds, next_leads, own_leads,
 --    ways_around, what_changes, accept_condition, accepted_share, tolerated, require_open_gate,
---    acts_bound, audit_edit, audit_truncate, refuse_move, refuse_taken, settings_at_contract
+--    acts_bound, audit_edit, audit_truncate, refuse_move, refuse_taken, own_new_lead,
+--    settings_at_contract
 
 -- =================================================================================================
 -- Territories and the border
@@ -580,7 +581,8 @@ CREATE FUNCTION leadprotect.try_change_owner(lead uuid, change text, new_owner u
               WHERE a.lead_id = lead AND a.territory = here FOR UPDATE;
           END IF;
           PERFORM "leadprotect".require_fresh_rules();
-          decision := "leadprotect".explain_edit(lead);
+          -- a lead outside protection is anybody's to edit, and nobody's to own
+          decision := replace("leadprotect".explain_edit(lead), 'unprotected', 'not_found');
           IF change = 'claim' THEN
             new_owner := author;
             IF decision NOT IN ('owner', 'collaborator', 'unassigned') THEN
@@ -1113,7 +1115,7 @@ CREATE FUNCTION leadprotect.host_lead(lead uuid) RETURNS SETOF text
     AS $$
         #variable_conflict use_variable
         BEGIN
-          RETURN QUERY SELECT l."territory"::text FROM "public"."leads" AS l WHERE l."id" = lead;
+          RETURN QUERY SELECT nullif(l."territory"::text, '') FROM "public"."leads" AS l WHERE l."id" = lead;
         END
         $$;
 
@@ -1130,7 +1132,7 @@ CREATE FUNCTION leadprotect.protected_leads() RETURNS TABLE(lead_id uuid, territ
     AS $$
         #variable_conflict use_column
         BEGIN
-          RETURN QUERY SELECT l."id"::uuid, l."territory"::text FROM "public"."leads" AS l WHERE l."territory" IS NOT NULL;
+          RETURN QUERY SELECT l."id"::uuid, l."territory"::text FROM "public"."leads" AS l WHERE NOT (l."territory" IS NULL OR l."territory" = '');
         END
         $$;
 
@@ -1267,7 +1269,8 @@ CREATE FUNCTION leadprotect.decide(lead uuid, declared_user text, declared_terri
           has_rules boolean;
         BEGIN
           IF caller IS NULL OR declared_territory IS NULL THEN
-            RETURN 'no_context';
+            RETURN CASE WHEN EXISTS (SELECT FROM "public"."leads" AS l WHERE l."id" = lead AND (l."territory" IS NULL OR l."territory" = ''))
+              THEN 'unprotected' ELSE 'no_context' END;
           END IF;
           SELECT a.user_id, EXISTS (
             SELECT FROM "leadprotect".lead_protection_rules AS r
@@ -1278,7 +1281,8 @@ CREATE FUNCTION leadprotect.decide(lead uuid, declared_user text, declared_terri
           WHERE l."id" = lead AND l."territory" = declared_territory;
           IF NOT FOUND OR NOT "leadprotect".is_member(declared_territory) THEN
             -- what can't be a code is no context; asked last, because who finds his lead declared one
-            RETURN CASE WHEN "leadprotect".is_code(declared_territory) THEN 'not_found' ELSE 'no_context' END;
+            RETURN CASE WHEN EXISTS (SELECT FROM "public"."leads" AS l WHERE l."id" = lead AND (l."territory" IS NULL OR l."territory" = '')) THEN 'unprotected'
+              WHEN "leadprotect".is_code(declared_territory) THEN 'not_found' ELSE 'no_context' END;
           ELSIF has_rules THEN
             RETURN (SELECT d.reason FROM "leadprotect".decision(lead, caller, declared_territory) AS d);
           END IF;
@@ -1286,7 +1290,7 @@ CREATE FUNCTION leadprotect.decide(lead uuid, declared_user text, declared_terri
         END
         $$;
 
-COMMENT ON FUNCTION leadprotect.decide(lead uuid, declared_user text, declared_territory text) IS 'The decision: no_context, not_found, suspended, owner, collaborator, unassigned or not_owner';
+COMMENT ON FUNCTION leadprotect.decide(lead uuid, declared_user text, declared_territory text) IS 'The decision: unprotected, no_context, not_found, suspended, owner, collaborator, unassigned or not_owner';
 
 REVOKE ALL ON FUNCTION leadprotect.decide(lead uuid, declared_user text, declared_territory text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.decide(lead uuid, declared_user text, declared_territory text) TO leadprotect_owner;
@@ -1304,9 +1308,10 @@ CREATE FUNCTION leadprotect.editable_among(leads uuid[]) RETURNS TABLE(lead uuid
         DECLARE
           here text := current_setting('app.territory', true);
           caller uuid := "leadprotect".parse_user(current_setting('app.user_id', true));
+          found integer;
         BEGIN
           IF caller IS NULL OR here IS NULL OR NOT "leadprotect".is_member(here) THEN
-            RETURN;
+            found := 0;
           ELSIF EXISTS (
             SELECT FROM "leadprotect".lead_protection_rules AS r WHERE r.user_id = caller AND r.territory = here)
           THEN
@@ -1314,17 +1319,24 @@ CREATE FUNCTION leadprotect.editable_among(leads uuid[]) RETURNS TABLE(lead uuid
               SELECT asked.lead, d.reason
               FROM unnest(leads) AS asked (lead), LATERAL "leadprotect".decision(asked.lead, caller, here) AS d
               WHERE d.reason IN ('owner', 'collaborator');
+            GET DIAGNOSTICS found = ROW_COUNT;
           ELSE
             RETURN QUERY
               SELECT a.lead_id, 'owner'
               FROM "leadprotect".user_lead_assignments AS a
               JOIN "public"."leads" AS l ON l."id" = a.lead_id AND l."territory" = here
               WHERE a.user_id = caller AND a.territory = here AND a.lead_id = ANY (leads);
+            GET DIAGNOSTICS found = ROW_COUNT;
+          END IF;
+          IF found < cardinality(leads) THEN
+            RETURN QUERY
+              SELECT l."id"::uuid, 'unprotected' FROM "public"."leads" AS l
+              WHERE l."id" = ANY (leads) AND (l."territory" IS NULL OR l."territory" = '');
           END IF;
         END
         $$;
 
-COMMENT ON FUNCTION leadprotect.editable_among(leads uuid[]) IS 'Which of these leads the user in context may edit, and why';
+COMMENT ON FUNCTION leadprotect.editable_among(leads uuid[]) IS 'Which of these leads the user in context may edit, and why; without a context those outside protection';
 
 REVOKE ALL ON FUNCTION leadprotect.editable_among(leads uuid[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.editable_among(leads uuid[]) TO leadprotect_app;
@@ -1396,7 +1408,7 @@ CREATE FUNCTION leadprotect.editable_leads(after uuid, page_size integer) RETURN
         END
         $$;
 
-COMMENT ON FUNCTION leadprotect.editable_leads(after uuid, page_size integer) IS 'A page of the leads that the user in context may edit, in the order of their ids, after the one named';
+COMMENT ON FUNCTION leadprotect.editable_leads(after uuid, page_size integer) IS 'A page of the leads of his territory that the user in context may edit, in the order of their ids, after the one named';
 
 REVOKE ALL ON FUNCTION leadprotect.editable_leads(after uuid, page_size integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.editable_leads(after uuid, page_size integer) TO leadprotect_app;
@@ -1407,7 +1419,7 @@ GRANT ALL ON FUNCTION leadprotect.editable_leads(after uuid, page_size integer) 
 CREATE FUNCTION leadprotect.can_edit_lead(lead uuid) RETURNS boolean
     LANGUAGE sql STABLE PARALLEL SAFE
     BEGIN ATOMIC
- SELECT (leadprotect.decide(lead, current_setting('app.user_id'::text, true), current_setting('app.territory'::text, true)) = ANY (ARRAY['owner'::text, 'collaborator'::text]));
+ SELECT (leadprotect.decide(lead, current_setting('app.user_id'::text, true), current_setting('app.territory'::text, true)) = ANY (ARRAY['owner'::text, 'collaborator'::text, 'unprotected'::text]));
 END;
 
 COMMENT ON FUNCTION leadprotect.can_edit_lead(lead uuid) IS 'Whether the user in context may edit the lead: true or false, never NULL';
@@ -2105,9 +2117,12 @@ CREATE FUNCTION leadprotect.write_audit(lead uuid, action leadprotect.lead_actio
             IF here IS NOT NULL OR decision IN ('manager', 'maintenance') THEN
               -- his right needs no declared territory, but the row belongs to the lead's
               known_territory := coalesce(here, (SELECT l.territory FROM "leadprotect".host_lead(lead) AS l (territory)));
+            ELSIF decision = 'unprotected' THEN
+              known_territory := NULL;
             ELSIF decision = 'not_found' THEN
-              recorded := CASE WHEN EXISTS (SELECT FROM "leadprotect".host_lead(lead))
-                THEN 'other_territory' ELSE 'unknown_lead' END;
+              recorded := coalesce((
+                SELECT CASE WHEN l.territory IS NULL THEN 'no_territory' ELSE 'other_territory' END
+                FROM "leadprotect".host_lead(lead) AS l (territory)), 'unknown_lead');
             END IF;
           END IF;
           INSERT INTO "leadprotect".lead_access_audit
@@ -2119,7 +2134,7 @@ CREATE FUNCTION leadprotect.write_audit(lead uuid, action leadprotect.lead_actio
             "leadprotect".acting_role(),
             known_territory,
             coalesce(action, 'EDIT'),
-            CASE WHEN decision IN ('owner', 'collaborator', 'manager', 'maintenance')
+            CASE WHEN decision IN ('owner', 'collaborator', 'manager', 'maintenance', 'unprotected')
               THEN 'ALLOW'::"leadprotect".lead_access_outcome ELSE 'DENY'::"leadprotect".lead_access_outcome END,
             recorded,
             "leadprotect".bounded(remark),
@@ -2282,7 +2297,7 @@ CREATE FUNCTION leadprotect.answered(lead uuid, action leadprotect.lead_action, 
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
         BEGIN
-          RETURN CASE WHEN decision IN ('owner', 'collaborator', 'manager') THEN decision
+          RETURN CASE WHEN decision IN ('owner', 'collaborator', 'manager', 'unprotected') THEN decision
                       ELSE decision || ' ' || "leadprotect".draw_denial(lead, action, decision, note) END;
         END
         $$;
@@ -2298,7 +2313,7 @@ CREATE FUNCTION leadprotect.require(lead uuid, action leadprotect.lead_action, d
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
         BEGIN
-          IF decision IS NULL OR decision NOT IN ('owner', 'collaborator', 'manager') THEN
+          IF decision IS NULL OR decision NOT IN ('owner', 'collaborator', 'manager', 'unprotected') THEN
             PERFORM "leadprotect".deny(lead, action, decision, note);
           END IF;
         END
@@ -2322,7 +2337,7 @@ CREATE FUNCTION leadprotect.record_edit_attempt(lead uuid, action leadprotect.le
             RETURN false;
           END IF;
           PERFORM "leadprotect".write_audit(lead, action, decision, note);
-          RETURN decision IN ('owner', 'collaborator');
+          RETURN decision IN ('owner', 'collaborator', 'unprotected');
         END
         $$;
 
@@ -2342,7 +2357,7 @@ CREATE FUNCTION leadprotect.try_edit(lead uuid, action leadprotect.lead_action, 
           decided record;
         BEGIN
           SELECT d.reason, d.basis INTO decided FROM "leadprotect".decide_locked(lead) AS d;
-          IF decided.reason IN ('owner', 'collaborator') THEN
+          IF decided.reason IN ('owner', 'collaborator', 'unprotected') THEN
             PERFORM "leadprotect".write_audit(lead, action, decided.reason, note, decided.basis);
           END IF;
           RETURN decided.reason;
@@ -2838,46 +2853,6 @@ COMMENT ON FUNCTION leadprotect.audit_number_gaps() IS 'Numbers without a row: t
 
 REVOKE ALL ON FUNCTION leadprotect.audit_number_gaps() FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.audit_number_gaps() TO leadprotect_auditor;
-
--- table lead_access_audit_anchors, lp_0004_expand_seals
-
-CREATE TABLE leadprotect.lead_access_audit_anchors (
-    anchored_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    anchored_by name DEFAULT SESSION_USER NOT NULL
-);
-
-ALTER TABLE ONLY leadprotect.lead_access_audit_anchors FORCE ROW LEVEL SECURITY;
-
-COMMENT ON TABLE leadprotect.lead_access_audit_anchors IS 'When count and newest hash of the chains were written elsewhere: leadprotect audit anchor notes it, doctor reminds';
-COMMENT ON COLUMN leadprotect.lead_access_audit_anchors.anchored_at IS 'when';
-COMMENT ON COLUMN leadprotect.lead_access_audit_anchors.anchored_by IS 'the login that wrote it';
-
-ALTER TABLE ONLY leadprotect.lead_access_audit_anchors
-    ADD CONSTRAINT lead_access_audit_anchors_pkey PRIMARY KEY (anchored_at);
-
-ALTER TABLE leadprotect.lead_access_audit_anchors ENABLE ROW LEVEL SECURITY;
-
-CREATE POLICY lp_inside ON leadprotect.lead_access_audit_anchors TO leadprotect_owner USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
-CREATE POLICY lp_read ON leadprotect.lead_access_audit_anchors FOR SELECT TO leadprotect_auditor USING (true);
-
-GRANT SELECT ON TABLE leadprotect.lead_access_audit_anchors TO leadprotect_auditor;
-
--- function note_anchor, lp_0004_expand_seals
-
-CREATE FUNCTION leadprotect.note_anchor() RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    SET row_security TO 'on'
-    AS $$
-        BEGIN
-          INSERT INTO "leadprotect".lead_access_audit_anchors DEFAULT VALUES;
-        END
-        $$;
-
-COMMENT ON FUNCTION leadprotect.note_anchor() IS 'Notes that count and newest hash of the chains were written elsewhere, for auditors';
-
-REVOKE ALL ON FUNCTION leadprotect.note_anchor() FROM PUBLIC;
-GRANT ALL ON FUNCTION leadprotect.note_anchor() TO leadprotect_auditor;
 
 -- =================================================================================================
 -- Transition
@@ -4812,7 +4787,9 @@ CREATE FUNCTION leadprotect.audit_edit() RETURNS trigger
               AND e.transaction_id = pg_current_xact_id() AND e.action = 'EDIT' AND e.outcome = 'ALLOW'
               AND e.user_id IS NOT DISTINCT FROM author);
         BEGIN
-          IF "leadprotect".acts_bound() THEN
+          IF (OLD."territory" IS NULL OR OLD."territory" = '') THEN
+            reason := 'unprotected';
+          ELSIF "leadprotect".acts_bound() THEN
             SELECT d.reason, d.basis INTO reason, basis FROM "leadprotect".decide_locked(OLD."id") AS d;
             IF reason NOT IN ('owner', 'collaborator') THEN
               PERFORM "leadprotect".deny(OLD."id", 'EDIT', reason, remark);
@@ -4820,7 +4797,7 @@ CREATE FUNCTION leadprotect.audit_edit() RETURNS trigger
           ELSE
             reason := "leadprotect".explain_edit(OLD."id");
             basis := 'not bound by row security';
-            here := OLD."territory";
+            here := OLD."territory"::text;
             IF reason NOT IN ('owner', 'collaborator') THEN
               reason := 'maintenance';
             END IF;
@@ -4832,7 +4809,7 @@ CREATE FUNCTION leadprotect.audit_edit() RETURNS trigger
         END
         $$;
 
-COMMENT ON FUNCTION leadprotect.audit_edit() IS 'Trigger of contract: every edit of a protected lead is decided under locks and leaves its row';
+COMMENT ON FUNCTION leadprotect.audit_edit() IS 'Trigger of contract: every edit of a lead is decided under locks and leaves its row';
 
 REVOKE ALL ON FUNCTION leadprotect.audit_edit() FROM PUBLIC;
 
@@ -4904,6 +4881,33 @@ COMMENT ON FUNCTION leadprotect.refuse_taken() IS 'Trigger of contract: an INSER
 
 REVOKE ALL ON FUNCTION leadprotect.refuse_taken() FROM PUBLIC;
 
+-- function own_new_lead, lp_0017_contract_enforce
+
+CREATE FUNCTION leadprotect.own_new_lead() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    AS $$
+        DECLARE
+          author uuid := "leadprotect".parse_user(current_setting('app.user_id', true));
+        BEGIN
+          IF "leadprotect".explain_edit(NEW."id") NOT IN ('unassigned', 'collaborator') THEN
+            RETURN NULL;
+          END IF;
+          INSERT INTO "leadprotect".user_lead_assignments (lead_id, territory, user_id, assigned_at, assigned_by, source)
+          VALUES (NEW."id", NEW."territory", author, clock_timestamp(), author, 'creator')
+          ON CONFLICT (lead_id, territory) DO NOTHING;
+          IF FOUND THEN
+            PERFORM "leadprotect".write_audit(NEW."id", 'ASSIGN', 'owner', 'creator to ' || author);
+          END IF;
+          RETURN NULL;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.own_new_lead() IS 'Trigger of contract where owner_on_insert = creator: who inserts a lead in his territory owns it, and that is recorded';
+
+REVOKE ALL ON FUNCTION leadprotect.own_new_lead() FROM PUBLIC;
+
 -- function settings_at_contract, lp_0017_contract_enforce
 
 CREATE FUNCTION leadprotect.settings_at_contract() RETURNS jsonb
@@ -4911,7 +4915,7 @@ CREATE FUNCTION leadprotect.settings_at_contract() RETURNS jsonb
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
         BEGIN
-          RETURN '{"exempt_roles": [], "host_rls": "enforce"}';
+          RETURN '{"exempt_roles": [], "host_rls": "enforce", "denied_edit": "hide", "owner_on_insert": "none"}';
         END
         $$;
 
@@ -4947,7 +4951,7 @@ CREATE POLICY lp_inside ON leadprotect.host_row_security TO leadprotect_owner US
 
 -- policy leadprotect_border on public.leads, lp_0017_contract_enforce
 
-CREATE POLICY leadprotect_border ON public.leads AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR COALESCE(((territory)::text = ( SELECT leadprotect.admitted_territory() AS admitted_territory)), (territory IS NULL))));
+CREATE POLICY leadprotect_border ON public.leads AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR COALESCE(((territory)::text = ANY (( SELECT ARRAY[leadprotect.admitted_territory(), ''::text] AS "array")::text[])), (territory IS NULL))));
 
 -- policy leadprotect_rows on public.leads, lp_0017_contract_enforce
 
@@ -4955,19 +4959,19 @@ CREATE POLICY leadprotect_rows ON public.leads USING (true) WITH CHECK (true);
 
 -- policy leadprotect_update on public.leads, lp_0017_contract_enforce
 
-CREATE POLICY leadprotect_update ON public.leads AS RESTRICTIVE FOR UPDATE TO leadprotect_app USING (((territory IS NULL) OR ( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR leadprotect.can_edit_lead(id))) WITH CHECK (true);
+CREATE POLICY leadprotect_update ON public.leads AS RESTRICTIVE FOR UPDATE TO leadprotect_app USING (((territory IS NULL) OR ((territory)::text = ''::text) OR ( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR leadprotect.can_edit_lead(id))) WITH CHECK (true);
 
 -- policy leadprotect_delete on public.leads, lp_0017_contract_enforce
 
-CREATE POLICY leadprotect_delete ON public.leads AS RESTRICTIVE FOR DELETE TO leadprotect_app USING (((territory IS NULL) OR ( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR leadprotect.can_edit_lead(id)));
+CREATE POLICY leadprotect_delete ON public.leads AS RESTRICTIVE FOR DELETE TO leadprotect_app USING (((territory IS NULL) OR ((territory)::text = ''::text) OR ( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR leadprotect.can_edit_lead(id)));
 
 -- policy leadprotect_members_update on public.leads, lp_0017_contract_enforce
 
-CREATE POLICY leadprotect_members_update ON public.leads AS RESTRICTIVE FOR UPDATE USING (((territory IS NULL) OR ( SELECT ((CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])) OR pg_has_role('leadprotect_app'::name, 'USAGE'::text))))) WITH CHECK (true);
+CREATE POLICY leadprotect_members_update ON public.leads AS RESTRICTIVE FOR UPDATE USING (((territory IS NULL) OR ((territory)::text = ''::text) OR ( SELECT ((CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])) OR pg_has_role('leadprotect_app'::name, 'USAGE'::text))))) WITH CHECK (true);
 
 -- policy leadprotect_members_delete on public.leads, lp_0017_contract_enforce
 
-CREATE POLICY leadprotect_members_delete ON public.leads AS RESTRICTIVE FOR DELETE USING (((territory IS NULL) OR ( SELECT ((CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])) OR pg_has_role('leadprotect_app'::name, 'USAGE'::text)))));
+CREATE POLICY leadprotect_members_delete ON public.leads AS RESTRICTIVE FOR DELETE USING (((territory IS NULL) OR ((territory)::text = ''::text) OR ( SELECT ((CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])) OR pg_has_role('leadprotect_app'::name, 'USAGE'::text)))));
 
 -- row security of public.leads, lp_0017_contract_enforce
 
@@ -4975,7 +4979,7 @@ ALTER TABLE public.leads ENABLE ROW LEVEL SECURITY;
 
 -- trigger leadprotect_audit_edit on public.leads, lp_0017_contract_enforce
 
-CREATE TRIGGER leadprotect_audit_edit BEFORE DELETE OR UPDATE ON public.leads FOR EACH ROW WHEN ((old.territory IS NOT NULL)) EXECUTE FUNCTION leadprotect.audit_edit();
+CREATE TRIGGER leadprotect_audit_edit BEFORE DELETE OR UPDATE ON public.leads FOR EACH ROW EXECUTE FUNCTION leadprotect.audit_edit();
 
 ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_audit_edit;
 
@@ -4987,7 +4991,7 @@ ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_audit_truncate;
 
 -- trigger leadprotect_refuse_move on public.leads, lp_0017_contract_enforce
 
-CREATE TRIGGER leadprotect_refuse_move AFTER UPDATE ON public.leads FOR EACH ROW WHEN (((old.territory IS NOT NULL) AND (((new.territory)::text IS DISTINCT FROM (old.territory)::text) OR (new.id IS DISTINCT FROM old.id)))) EXECUTE FUNCTION leadprotect.refuse_move();
+CREATE TRIGGER leadprotect_refuse_move AFTER UPDATE ON public.leads FOR EACH ROW WHEN (((NOT ((old.territory IS NULL) OR ((old.territory)::text = ''::text))) AND (((new.territory)::text IS DISTINCT FROM (old.territory)::text) OR (new.id IS DISTINCT FROM old.id)))) EXECUTE FUNCTION leadprotect.refuse_move();
 
 ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_refuse_move;
 

@@ -59,6 +59,6 @@ def owned(conn: AnyConnection, lead_ids: Iterable[Any]) -> tuple[Owned, ...]:
     require_order(conn)
     found = rows(conn, statement, (_NOBODY[s.user_id_type], leads))
     return tuple(
-        Owned(lead, reason not in ("not_found", "no_context"), owner, at, by, source, tuple(shared))
+        Owned(lead, reason not in ("not_found", "no_context", "unprotected"), owner, at, by, source, tuple(shared))
         for lead, reason, owner, at, by, source, shared in found
     )

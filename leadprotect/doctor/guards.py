@@ -9,7 +9,7 @@ from leadprotect.doctor.finding import Fault, check
 from leadprotect.doctor.shipped import known, shipped, shipped_script, trigger_statement
 from leadprotect.doctor.versions import applied
 from leadprotect.settings import Settings, ident, literal, table
-from leadprotect.settings.names import HOST_TRIGGERS
+from leadprotect.settings.names import HOST_TRIGGERS, unmade
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,7 +105,7 @@ def _expected(s: Settings, revision: str, key: str, *, enforced: bool) -> list[s
     passing = [name for name in _TRANSITION[:2] if "lp_0010" <= at < "lp_0017"]
     lasting = [name for name in _LASTING if at >= "lp_0010"]
     # all the others that ship are contract's
-    enforcing = [name for name in shipped(s).host_triggers if name not in (*_TRANSITION, *_LASTING)]
+    enforcing = [name for name in shipped(s).host_triggers if name not in (*_TRANSITION, *_LASTING, *unmade(s))]
     return passing + lasting + (enforcing if enforced else [])
 
 

@@ -11,7 +11,7 @@ from leadprotect.doctor.likeness import neutral_name
 from leadprotect.doctor.shipped import known, policy_statement, shipped, shipped_script
 from leadprotect.doctor.versions import applied
 from leadprotect.settings import Settings, ident, literal, render, table
-from leadprotect.settings.names import HOST_POLICIES
+from leadprotect.settings.names import HOST_POLICIES, unmade
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,7 +74,7 @@ def _missing_on_leads(conn: psycopg.Connection[Any], s: Settings, text: str) -> 
     if present.enforced(conn, s) and s.host_rls != "off":
         standing = present.host_policies(conn, s)
         for name in shipped(s).host_policies:
-            if name not in standing and name != "rows":
+            if name not in standing and name not in {"rows", *unmade(s)}:
                 mends = _host_statement(conn, s, text, name)
                 yield Fault(s.leads_table, f"policy {s.role(name)} is missing", mends)
 

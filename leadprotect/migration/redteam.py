@@ -274,7 +274,7 @@ class _Team:
         return [code for code in self._territories() if code not in held]
 
     def _others(self, foreign: list[str]) -> str:
-        rows = render("SELECT FROM {leads} AS l WHERE l.{territory}::text", self.settings)
+        rows = render("SELECT FROM {leads} AS l WHERE {territory_of_l}::text", self.settings)
         return f"{rows} = ANY ({_array(foreign)})"
 
 

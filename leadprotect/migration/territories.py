@@ -71,8 +71,8 @@ def add_territory(
 def _check_spelling(conn: psycopg.Connection[Any], s: Settings, code: str) -> None:
     """Refuse a code that the leads write in another case: none of them would be in the territory."""
     query = render(
-        "SELECT l.{territory}::text, l.{territory}::text = %s FROM {leads} AS l "
-        "WHERE lower(l.{territory}::text) = lower(%s) ORDER BY 2 DESC, 1 LIMIT 1",
+        "SELECT {territory_of_l}::text, {territory_of_l}::text = %s FROM {leads} AS l "
+        "WHERE lower({territory_of_l}::text) = lower(%s) ORDER BY 2 DESC, 1 LIMIT 1",
         s,
     )
     try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from leadprotect.database.catalog import relation
 from leadprotect.database.connection import rows
 from leadprotect.preflight.applied import made_with
-from leadprotect.settings.names import HOST_POLICIES, HOST_TRIGGERS
+from leadprotect.settings.names import HOST_POLICIES, HOST_TRIGGERS, unmade
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,7 +27,16 @@ _TABLES = {
     "lp_0017_contract_enforce": "host_row_security",
 }
 _ENFORCES = "lp_0017_contract_enforce"
-_TRIGGERS = ("audit_edit", "audit_truncate", "refuse_move", "refuse_taken", "forget", "forget_id", "forget_all")
+_TRIGGERS = (
+    "audit_edit",
+    "audit_truncate",
+    "refuse_move",
+    "refuse_taken",
+    "own_new",
+    "forget",
+    "forget_id",
+    "forget_all",
+)
 _ONLY_WITHOUT_OWN = "rows"  # where the host had row security, its own permissive policies decide
 
 
@@ -36,7 +45,7 @@ def lacking(conn: AnyConnection, s: Settings, applied: Iterable[str]) -> list[st
     known = list(applied)
     found = lost_tables(conn, s, known)
     made = made_with(conn, s) or s  # what was changed since is said as that
-    return found + (_on_leads(conn, s) if _ENFORCES in known and made.host_rls != "off" else [])
+    return found + (_on_leads(conn, made) if _ENFORCES in known and made.host_rls != "off" else [])
 
 
 def lost_tables(conn: AnyConnection, s: Settings, applied: Iterable[str]) -> list[str]:
@@ -70,8 +79,8 @@ def _on_leads(conn: AnyConnection, s: Settings) -> list[str]:
           WHERE t.tgenabled IS DISTINCT FROM 'A')
         FROM pg_catalog.pg_class AS c WHERE c.oid = %s
         """
-    policies = [s.role(policy) for policy in HOST_POLICIES if policy != _ONLY_WITHOUT_OWN]
-    triggers = [s.role(HOST_TRIGGERS[trigger]) for trigger in _TRIGGERS]
+    policies = [s.role(policy) for policy in HOST_POLICIES if policy not in {_ONLY_WITHOUT_OWN, *unmade(s)}]
+    triggers = [s.role(HOST_TRIGGERS[trigger]) for trigger in _TRIGGERS if trigger not in unmade(s)]
     leads = relation(conn, *s.leads_table.split(".", 1))
     found = rows(conn, query, (s.leads_table, policies, triggers, leads))
     return list(found[0][0]) if found else [f"the table {s.leads_table}"]

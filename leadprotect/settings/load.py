@@ -63,6 +63,8 @@ class Settings:
     territory_guc: str = "app.territory"
     correlation_guc: str = "app.correlation_id"
     host_rls: str = "enforce"
+    denied_edit: str = "hide"
+    owner_on_insert: str = "none"
     version_table: str = "alembic_version"
     version_table_schema: str = ""
     observation_window: int = 7 * 86400

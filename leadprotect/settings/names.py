@@ -31,11 +31,12 @@ HOST_TRIGGERS = {
     "audit_truncate": "audit_truncate",
     "refuse_move": "refuse_move",
     "refuse_taken": "refuse_taken",
+    "own_new": "own_new",
 }
 HOST_POLICIES = ("border", "rows", "update", "delete", "members_update", "members_delete")
 HOST_INDEXES = {"leads_index": "leads", "activities_index": "activities"}
 
-AT_CONTRACT = ("exempt_roles", "host_rls")
+AT_CONTRACT = ("exempt_roles", "host_rls", "denied_edit", "owner_on_insert")
 """Settings that contract writes into what it makes, and `leadprotect apply` changes there afterwards."""
 
 ROLE_COMMENT = "leadprotect: made by its migration, without a login"
@@ -121,6 +122,7 @@ def names(settings: Settings) -> Mapping[str, str]:
         "activities_schema": literal(activities_schema),
         **{column.removesuffix("_column"): ident(getattr(s, column)) for column in columns},
         **{column + "_name": literal(getattr(s, column)) for column in columns},
+        **territory_of(s),
         "lead_id_type": s.lead_id_type,
         "lead_type": type_name(s.lead_id_type),
         "user_id_type": s.user_id_type,
@@ -140,6 +142,8 @@ def names(settings: Settings) -> Mapping[str, str]:
         "territory_guc": literal(s.territory_guc),
         "correlation_guc": literal(s.correlation_guc),
         "host_rls": literal(s.host_rls),
+        "denied_edit": literal(s.denied_edit),
+        "owner_on_insert": literal(s.owner_on_insert),
         "exempt_roles": ", ".join(literal(role) for role in s.exempt_roles),
         "at_contract": literal(json.dumps({key: getattr(s, key) for key in AT_CONTRACT})),
         "inside": inside(s),
@@ -162,6 +166,21 @@ def names(settings: Settings) -> Mapping[str, str]:
         "host_policies": ", ".join(literal(s.role(policy)) for policy in HOST_POLICIES),
     }
     return MappingProxyType(known)
+
+
+def unmade(settings: Settings) -> set[str]:
+    """Of these policies and triggers, what contract does not make with the settings."""
+    raising = {"update", "delete"} if settings.denied_edit == "raise" else set()
+    return raising | ({"own_new"} if settings.owner_on_insert == "none" else set())
+
+
+def territory_of(settings: Settings) -> dict[str, str]:
+    """The territory of a lead as SQL, for each alias of its row, and whether that puts it outside protection."""
+    found: dict[str, str] = {}
+    for row, alias in {"l": "l.", "old": "OLD.", "new": "NEW.", "here": ""}.items():
+        of = alias + ident(settings.territory_column)
+        found |= {f"territory_of_{row}": of, f"outside_{row}": f"({of} IS NULL OR {of} = '')"}
+    return found
 
 
 def inside(settings: Settings) -> str:

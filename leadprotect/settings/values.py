@@ -17,6 +17,8 @@ _CHOICES = {
     "lead_id_type": ("uuid", "bigint", "integer", "text"),
     "user_id_type": ("uuid", "text", "bigint", "integer"),
     "host_rls": ("enforce", "force", "off"),
+    "denied_edit": ("hide", "raise"),
+    "owner_on_insert": ("none", "creator"),
 }
 # PostgreSQL cuts longer names without an error
 _NAME_BYTES = 63

@@ -379,7 +379,7 @@ def create_reading_check() -> None:
           FOREACH host IN ARRAY ARRAY[{leads_name}, {activities_name}]::regclass[] LOOP
             BEGIN
               IF host = {leads_name}::regclass THEN
-                PERFORM l.{lead_id}, l.{territory} FROM {leads} AS l LIMIT 1;
+                PERFORM l.{lead_id}, {territory_of_l} FROM {leads} AS l LIMIT 1;
               ELSE
                 PERFORM a.{activity_id}, a.{activity_lead_id} FROM {activities} AS a LIMIT 1;
               END IF;

@@ -283,7 +283,7 @@ def create_readers() -> None:
         AS $body$
         #variable_conflict use_variable
         BEGIN
-          RETURN QUERY SELECT l.{territory}::text FROM {leads} AS l WHERE l.{lead_id} = lead;
+          RETURN QUERY SELECT nullif({territory_of_l}::text, '') FROM {leads} AS l WHERE l.{lead_id} = lead;
         END
         $body$;
         COMMENT ON FUNCTION {schema}.host_lead({lead_id_type}) IS
@@ -302,7 +302,7 @@ def create_readers() -> None:
         AS $body$
         #variable_conflict use_column
         BEGIN
-          RETURN QUERY SELECT l.{lead_id}::{lead_id_type}, l.{territory}::text FROM {leads} AS l WHERE l.{territory} IS NOT NULL;
+          RETURN QUERY SELECT l.{lead_id}::{lead_id_type}, {territory_of_l}::text FROM {leads} AS l WHERE NOT {outside_l};
         END
         $body$;
         COMMENT ON FUNCTION {schema}.protected_leads() IS 'Every lead of the host that has a territory';

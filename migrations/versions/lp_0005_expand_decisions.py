@@ -244,7 +244,7 @@ def create_decision() -> None:
           END
           FROM {leads} AS l
           LEFT JOIN {schema}.user_lead_assignments AS a ON a.lead_id = decision.lead AND a.territory = decision.here
-          WHERE l.{lead_id} = decision.lead AND l.{territory} = decision.here;
+          WHERE l.{lead_id} = decision.lead AND {territory_of_l} = decision.here;
         END;
         COMMENT ON FUNCTION {schema}.decision({lead_id_type}, {user_id_type}, text) IS
         'The decision about a known caller, by index probes only; decide() asks it for whoever has rules';
@@ -269,7 +269,8 @@ def create_decision() -> None:
           has_rules boolean;
         BEGIN
           IF caller IS NULL OR declared_territory IS NULL THEN
-            RETURN 'no_context';
+            RETURN CASE WHEN EXISTS (SELECT FROM {leads} AS l WHERE l.{lead_id} = lead AND {outside_l})
+              THEN 'unprotected' ELSE 'no_context' END;
           END IF;
           SELECT a.user_id, EXISTS (
             SELECT FROM {schema}.lead_protection_rules AS r
@@ -277,10 +278,11 @@ def create_decision() -> None:
           INTO owner, has_rules
           FROM {leads} AS l
           LEFT JOIN {schema}.user_lead_assignments AS a ON a.lead_id = lead AND a.territory = declared_territory
-          WHERE l.{lead_id} = lead AND l.{territory} = declared_territory;
+          WHERE l.{lead_id} = lead AND {territory_of_l} = declared_territory;
           IF NOT FOUND OR NOT {schema}.is_member(declared_territory) THEN
             -- what can't be a code is no context; asked last, because who finds his lead declared one
-            RETURN CASE WHEN {schema}.is_code(declared_territory) THEN 'not_found' ELSE 'no_context' END;
+            RETURN CASE WHEN EXISTS (SELECT FROM {leads} AS l WHERE l.{lead_id} = lead AND {outside_l}) THEN 'unprotected'
+              WHEN {schema}.is_code(declared_territory) THEN 'not_found' ELSE 'no_context' END;
           ELSIF has_rules THEN
             RETURN (SELECT d.reason FROM {schema}.decision(lead, caller, declared_territory) AS d);
           END IF;
@@ -288,7 +290,7 @@ def create_decision() -> None:
         END
         $body$;
         COMMENT ON FUNCTION {schema}.decide({lead_id_type}, text, text) IS
-        'The decision: no_context, not_found, suspended, owner, collaborator, unassigned or not_owner';
+        'The decision: unprotected, no_context, not_found, suspended, owner, collaborator, unassigned or not_owner';
         REVOKE ALL ON FUNCTION {schema}.decide({lead_id_type}, text, text) FROM PUBLIC;
         GRANT EXECUTE ON FUNCTION {schema}.decide({lead_id_type}, text, text) TO {owner}, {app}, {auditor}, {manager}
         """)
@@ -310,9 +312,10 @@ def create_lists() -> None:
         DECLARE
           here text := current_setting({territory_guc}, true);
           caller {user_id_type} := {schema}.parse_user(current_setting({user_guc}, true));
+          found integer;
         BEGIN
           IF caller IS NULL OR here IS NULL OR NOT {schema}.is_member(here) THEN
-            RETURN;
+            found := 0;
           ELSIF EXISTS (
             SELECT FROM {schema}.lead_protection_rules AS r WHERE r.user_id = caller AND r.territory = here)
           THEN
@@ -320,17 +323,24 @@ def create_lists() -> None:
               SELECT asked.lead, d.reason
               FROM unnest(leads) AS asked (lead), LATERAL {schema}.decision(asked.lead, caller, here) AS d
               WHERE d.reason IN ('owner', 'collaborator');
+            GET DIAGNOSTICS found = ROW_COUNT;
           ELSE
             RETURN QUERY
               SELECT a.lead_id, 'owner'
               FROM {schema}.user_lead_assignments AS a
-              JOIN {leads} AS l ON l.{lead_id} = a.lead_id AND l.{territory} = here
+              JOIN {leads} AS l ON l.{lead_id} = a.lead_id AND {territory_of_l} = here
               WHERE a.user_id = caller AND a.territory = here AND a.lead_id = ANY (leads);
+            GET DIAGNOSTICS found = ROW_COUNT;
+          END IF;
+          IF found < cardinality(leads) THEN
+            RETURN QUERY
+              SELECT l.{lead_id}::{lead_id_type}, 'unprotected' FROM {leads} AS l
+              WHERE l.{lead_id} = ANY (leads) AND {outside_l};
           END IF;
         END
         $body$;
         COMMENT ON FUNCTION {schema}.editable_among({lead_id_type}[]) IS
-        'Which of these leads the user in context may edit, and why';
+        'Which of these leads the user in context may edit, and why; without a context those outside protection';
         REVOKE ALL ON FUNCTION {schema}.editable_among({lead_id_type}[]) FROM PUBLIC;
         GRANT EXECUTE ON FUNCTION {schema}.editable_among({lead_id_type}[]) TO {app}, {auditor}, {manager}
         """)
@@ -376,7 +386,7 @@ def create_lists() -> None:
             RETURN QUERY
               SELECT l.{lead_id}::{lead_id_type}, d.reason
               FROM {leads} AS l, LATERAL {schema}.decision(l.{lead_id}, caller, here) AS d
-              WHERE l.{territory} = here AND l.{lead_id} >= first AND l.{lead_id} IS DISTINCT FROM after
+              WHERE {territory_of_l} = here AND l.{lead_id} >= first AND l.{lead_id} IS DISTINCT FROM after
                 AND d.reason IN ('owner', 'collaborator')
               ORDER BY l.{lead_id} LIMIT page_size;
           ELSIF has_rules THEN
@@ -399,7 +409,7 @@ def create_lists() -> None:
             RETURN QUERY
               SELECT a.lead_id, 'owner'
               FROM {schema}.user_lead_assignments AS a
-              JOIN {leads} AS l ON l.{lead_id} = a.lead_id AND l.{territory} = here
+              JOIN {leads} AS l ON l.{lead_id} = a.lead_id AND {territory_of_l} = here
               WHERE a.user_id = caller AND a.territory = here AND a.lead_id >= first
                 AND a.lead_id IS DISTINCT FROM after
               ORDER BY a.lead_id LIMIT page_size;
@@ -407,7 +417,7 @@ def create_lists() -> None:
         END
         $body$;
         COMMENT ON FUNCTION {schema}.editable_leads({lead_id_type}, integer) IS
-        'A page of the leads that the user in context may edit, in the order of their ids, after the one named';
+        'A page of the leads of his territory that the user in context may edit, in the order of their ids, after the one named';
         REVOKE ALL ON FUNCTION {schema}.editable_leads({lead_id_type}, integer) FROM PUBLIC;
         GRANT EXECUTE ON FUNCTION {schema}.editable_leads({lead_id_type}, integer) TO {app}, {manager}
         """)
@@ -425,7 +435,7 @@ def create_decision_entry_points() -> None:
         BEGIN ATOMIC
           SELECT {schema}.decide(lead, pg_catalog.current_setting({user_guc}, true),
                                  pg_catalog.current_setting({territory_guc}, true))
-                 IN ('owner', 'collaborator');
+                 IN ('owner', 'collaborator', 'unprotected');
         END;
         COMMENT ON FUNCTION {schema}.can_edit_lead({lead_id_type}) IS
         'Whether the user in context may edit the lead: true or false, never NULL';

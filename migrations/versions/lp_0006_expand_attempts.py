@@ -246,9 +246,12 @@ def create_audit_writer() -> None:
             IF here IS NOT NULL OR decision IN ('manager', 'maintenance') THEN
               -- his right needs no declared territory, but the row belongs to the lead's
               known_territory := coalesce(here, (SELECT l.territory FROM {schema}.host_lead(lead) AS l (territory)));
+            ELSIF decision = 'unprotected' THEN
+              known_territory := NULL;
             ELSIF decision = 'not_found' THEN
-              recorded := CASE WHEN EXISTS (SELECT FROM {schema}.host_lead(lead))
-                THEN 'other_territory' ELSE 'unknown_lead' END;
+              recorded := coalesce((
+                SELECT CASE WHEN l.territory IS NULL THEN 'no_territory' ELSE 'other_territory' END
+                FROM {schema}.host_lead(lead) AS l (territory)), 'unknown_lead');
             END IF;
           END IF;
           INSERT INTO {schema}.lead_access_audit
@@ -260,7 +263,7 @@ def create_audit_writer() -> None:
             {schema}.acting_role(),
             known_territory,
             coalesce(action, 'EDIT'),
-            CASE WHEN decision IN ('owner', 'collaborator', 'manager', 'maintenance')
+            CASE WHEN decision IN ('owner', 'collaborator', 'manager', 'maintenance', 'unprotected')
               THEN 'ALLOW'::{schema}.lead_access_outcome ELSE 'DENY'::{schema}.lead_access_outcome END,
             recorded,
             {schema}.bounded(remark),
@@ -448,7 +451,7 @@ def create_denials() -> None:
         SET search_path = pg_catalog, pg_temp
         AS $body$
         BEGIN
-          RETURN CASE WHEN decision IN ('owner', 'collaborator', 'manager') THEN decision
+          RETURN CASE WHEN decision IN ('owner', 'collaborator', 'manager', 'unprotected') THEN decision
                       ELSE decision || ' ' || {schema}.draw_denial(lead, action, decision, note) END;
         END
         $body$;
@@ -465,7 +468,7 @@ def create_denials() -> None:
         SET search_path = pg_catalog, pg_temp
         AS $body$
         BEGIN
-          IF decision IS NULL OR decision NOT IN ('owner', 'collaborator', 'manager') THEN
+          IF decision IS NULL OR decision NOT IN ('owner', 'collaborator', 'manager', 'unprotected') THEN
             PERFORM {schema}.deny(lead, action, decision, note);
           END IF;
         END
@@ -495,7 +498,7 @@ def create_attempts() -> None:
             RETURN false;
           END IF;
           PERFORM {schema}.write_audit(lead, action, decision, note);
-          RETURN decision IN ('owner', 'collaborator');
+          RETURN decision IN ('owner', 'collaborator', 'unprotected');
         END
         $body$;
         COMMENT ON FUNCTION {schema}.record_edit_attempt({lead_id_type}, {schema}.lead_action, text) IS
@@ -515,7 +518,7 @@ def create_attempts() -> None:
           decided record;
         BEGIN
           SELECT d.reason, d.basis INTO decided FROM {schema}.decide_locked(lead) AS d;
-          IF decided.reason IN ('owner', 'collaborator') THEN
+          IF decided.reason IN ('owner', 'collaborator', 'unprotected') THEN
             PERFORM {schema}.write_audit(lead, action, decided.reason, note, decided.basis);
           END IF;
           RETURN decided.reason;

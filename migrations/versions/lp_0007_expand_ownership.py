@@ -117,7 +117,8 @@ def create_ownership() -> None:
               WHERE a.lead_id = lead AND a.territory = here FOR UPDATE;
           END IF;
           PERFORM {schema}.require_fresh_rules();
-          decision := {schema}.explain_edit(lead);
+          -- a lead outside protection is anybody's to edit, and nobody's to own
+          decision := replace({schema}.explain_edit(lead), 'unprotected', 'not_found');
           IF change = 'claim' THEN
             new_owner := author;
             IF decision NOT IN ('owner', 'collaborator', 'unassigned') THEN
@@ -529,7 +530,7 @@ def create_view() -> None:
         CREATE VIEW {schema}.v_lead_protection
         WITH (security_invoker = true, security_barrier = true) AS
         SELECT l.{lead_id} AS lead,
-               l.{territory}::text AS territory,
+               {territory_of_l}::text AS territory,
                a.user_id AS owner,
                CASE
                  WHEN (SELECT {schema}.parse_user(pg_catalog.current_setting({user_guc}, true)) IS NULL) THEN false
@@ -546,8 +547,8 @@ def create_view() -> None:
                END AS reason
         FROM {leads} AS l
         LEFT JOIN {schema}.user_lead_assignments AS a
-          ON a.lead_id = l.{lead_id} AND a.territory = l.{territory}
-        WHERE l.{territory} = (SELECT {schema}.admitted_territory());
+          ON a.lead_id = l.{lead_id} AND a.territory = {territory_of_l}
+        WHERE {territory_of_l} = (SELECT {schema}.admitted_territory());
         COMMENT ON VIEW {schema}.v_lead_protection IS
         'Who owns each lead of the territory in context, and whether the user in context may edit it';
         COMMENT ON COLUMN {schema}.v_lead_protection.lead IS 'the lead';

@@ -238,12 +238,12 @@ def create_owner_of_moved_lead() -> None:
         BEGIN
           INSERT INTO {schema}.user_lead_assignments (lead_id, territory, user_id, source, activity_at, activity_id)
           SELECT NEW.{lead_id}, t.code,
-                 CASE WHEN OLD.{territory} IS NULL THEN newest.user_id END,
-                 CASE WHEN OLD.{territory} IS NULL THEN 'activity' ELSE 'moved' END,
+                 CASE WHEN {territory_of_old} IS NULL THEN newest.user_id END,
+                 CASE WHEN {territory_of_old} IS NULL THEN 'activity' ELSE 'moved' END,
                  newest.activity_at, newest.activity_id
           FROM {schema}.territories AS t
           LEFT JOIN {schema}.newest_activities(ARRAY[NEW.{lead_id}]) AS newest ON true
-          WHERE t.code = NEW.{territory} AND (OLD.{territory} IS NOT NULL OR newest.user_id IS NOT NULL)
+          WHERE t.code = {territory_of_new} AND ({territory_of_old} IS NOT NULL OR newest.user_id IS NOT NULL)
           ON CONFLICT (lead_id, territory) DO NOTHING;
           RETURN NULL;
         END
@@ -296,7 +296,7 @@ def create_triggers() -> None:
         CREATE TRIGGER {note_writes} AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {leads}
         FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_contextless_write();
         CREATE TRIGGER {transition_territory} AFTER UPDATE ON {leads}
-        FOR EACH ROW WHEN (OLD.{territory} IS DISTINCT FROM NEW.{territory})
+        FOR EACH ROW WHEN ({territory_of_old} IS DISTINCT FROM {territory_of_new})
         EXECUTE FUNCTION {schema}.own_moved_lead();
         ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {note_writes};
         ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {transition_territory};

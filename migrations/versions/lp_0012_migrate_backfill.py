@@ -294,20 +294,20 @@ def create_readers() -> None:
           first_lead := wanted_first;
           IF first_lead IS NULL THEN
             SELECT l.{lead_id} INTO first_lead FROM {leads} AS l
-              WHERE l.{territory} = here ORDER BY l.{lead_id} LIMIT 1;
+              WHERE {territory_of_l} = here ORDER BY l.{lead_id} LIMIT 1;
           END IF;
           IF first_lead IS NULL THEN
             RETURN;
           END IF;
           SELECT l.{lead_id} INTO following FROM {leads} AS l
-            WHERE l.{territory} = here AND l.{lead_id} >= first_lead
+            WHERE {territory_of_l} = here AND l.{lead_id} >= first_lead
             ORDER BY l.{lead_id} OFFSET chunk_rows LIMIT 1;
           IF following IS NULL THEN
             SELECT l.{lead_id} INTO last_lead FROM {leads} AS l
-              WHERE l.{territory} = here AND l.{lead_id} >= first_lead ORDER BY l.{lead_id} DESC LIMIT 1;
+              WHERE {territory_of_l} = here AND l.{lead_id} >= first_lead ORDER BY l.{lead_id} DESC LIMIT 1;
           ELSE
             SELECT l.{lead_id} INTO last_lead FROM {leads} AS l
-              WHERE l.{territory} = here AND l.{lead_id} >= first_lead AND l.{lead_id} < following
+              WHERE {territory_of_l} = here AND l.{lead_id} >= first_lead AND l.{lead_id} < following
               ORDER BY l.{lead_id} DESC LIMIT 1;
           END IF;
         END
@@ -334,7 +334,7 @@ def create_readers() -> None:
         BEGIN
           RETURN ARRAY(
             SELECT l.{lead_id} FROM {leads} AS l
-            WHERE l.{territory} = here AND l.{lead_id} >= first_lead AND l.{lead_id} <= last_lead
+            WHERE {territory_of_l} = here AND l.{lead_id} >= first_lead AND l.{lead_id} <= last_lead
             ORDER BY l.{lead_id} LIMIT wanted);
         END
         $body$;

@@ -265,12 +265,12 @@ def create_unowned_leads() -> None:
         STABLE SECURITY DEFINER
         SET enable_nestloop = off
         BEGIN ATOMIC
-          SELECT l.{territory}::text, l.{lead_id}
+          SELECT {territory_of_l}::text, l.{lead_id}
           FROM {leads} AS l
-          WHERE l.{territory} = ANY (unowned_leads.territories)
+          WHERE {territory_of_l} = ANY (unowned_leads.territories)
             AND NOT EXISTS (
               SELECT FROM {schema}.user_lead_assignments AS a
-              WHERE a.lead_id = l.{lead_id} AND a.territory = l.{territory})
+              WHERE a.lead_id = l.{lead_id} AND a.territory = {territory_of_l})
             AND EXISTS (
               SELECT FROM {activities} AS v
               WHERE v.{activity_lead_id} = l.{lead_id}
@@ -319,7 +319,7 @@ def create_stale_leads() -> None:
           RETURN QUERY
           SELECT a.lead_id
           FROM {schema}.user_lead_assignments AS a
-          JOIN {leads} AS l ON l.{lead_id} = a.lead_id AND l.{territory} = here,
+          JOIN {leads} AS l ON l.{lead_id} = a.lead_id AND {territory_of_l} = here,
             LATERAL (
               SELECT v.{activity_user_id} AS user_id, v.{activity_at} AS at, v.{activity_id} AS id FROM {activities} AS v
               WHERE v.{activity_lead_id} = a.lead_id
@@ -356,7 +356,7 @@ def create_estimates() -> None:
         DECLARE
           plan json;
         BEGIN
-          EXECUTE format('EXPLAIN (FORMAT JSON) SELECT FROM {leads} AS l WHERE l.{territory} = %L', here) INTO plan;
+          EXECUTE format('EXPLAIN (FORMAT JSON) SELECT FROM {leads} AS l WHERE {territory_of_l} = %L', here) INTO plan;
           RETURN (plan -> 0 -> 'Plan' ->> 'Plan Rows')::bigint;
         EXCEPTION
           WHEN lock_not_available THEN
@@ -404,7 +404,7 @@ def create_estimates() -> None:
                           WHERE v.{activity_lead_id} = l.{lead_id}
                             AND v.{activity_kind} IN (%2$s) AND v.{activity_user_id} IS NOT NULL
                             AND (v.{activity_at} <= statement_timestamp()) IS NOT FALSE) AS qualifying
-                 FROM {leads} AS l %3$s WHERE l.{territory} = %1$L) AS s',
+                 FROM {leads} AS l %3$s WHERE {territory_of_l} = %1$L) AS s',
               here, (SELECT string_agg(quote_literal(kind), ', ') FROM unnest(ARRAY[{kinds}]) AS kind),
               CASE WHEN percent < 50 THEN format('TABLESAMPLE SYSTEM (%s)', percent) ELSE '' END)
               INTO sampled, assignable, ownerless;
@@ -429,7 +429,7 @@ def create_estimates() -> None:
         LANGUAGE sql
         STABLE SECURITY DEFINER
         BEGIN ATOMIC
-          SELECT pg_catalog.count(*) FROM {leads} AS l WHERE l.{territory} IS NULL;
+          SELECT pg_catalog.count(*) FROM {leads} AS l WHERE {territory_of_l} IS NULL;
         END;
         COMMENT ON FUNCTION {schema}.backfill_outside() IS 'Number of leads without a territory: outside protection';
         REVOKE ALL ON FUNCTION {schema}.backfill_outside() FROM PUBLIC;
@@ -444,7 +444,7 @@ def create_estimates() -> None:
         STABLE SECURITY DEFINER
         BEGIN ATOMIC
           SELECT greatest(
-            (SELECT pg_catalog.count(*) FROM {leads} AS l WHERE l.{territory} = ANY ({schema}.all_territories()))
+            (SELECT pg_catalog.count(*) FROM {leads} AS l WHERE {territory_of_l} = ANY ({schema}.all_territories()))
             - (SELECT pg_catalog.count(*) FROM {schema}.user_lead_assignments AS a WHERE a.user_id IS NOT NULL), 0);
         END;
         COMMENT ON FUNCTION {schema}.unowned_count() IS 'Number of leads of a territory that nobody owns';
@@ -464,18 +464,18 @@ def create_estimates() -> None:
                   WHERE a.source = 'release' AND a.territory = code)
           FROM pg_catalog.unnest(territories) AS code
           LEFT JOIN (
-            SELECT l.{territory}::text AS here, pg_catalog.count(*) AS leads,
+            SELECT {territory_of_l}::text AS here, pg_catalog.count(*) AS leads,
                    pg_catalog.count(*) FILTER (WHERE EXISTS (
                      SELECT FROM {activities} AS v
                      WHERE v.{activity_lead_id} = l.{lead_id}
                        AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL
                        AND (v.{activity_at} <= pg_catalog.statement_timestamp()) IS NOT FALSE)) AS qualifying
             FROM {leads} AS l
-            WHERE l.{territory} = ANY (backfill_counts.territories)
+            WHERE {territory_of_l} = ANY (backfill_counts.territories)
               AND NOT EXISTS (
                 SELECT FROM {schema}.user_lead_assignments AS a
-                WHERE a.lead_id = l.{lead_id} AND a.territory = l.{territory})
-            GROUP BY l.{territory}) AS u ON u.here = code;
+                WHERE a.lead_id = l.{lead_id} AND a.territory = {territory_of_l})
+            GROUP BY {territory_of_l}) AS u ON u.here = code;
         END;
         COMMENT ON FUNCTION {schema}.backfill_counts(text[]) IS
         'Leads without an owner in each territory: without a qualifying activity, with one, and released by hand';
@@ -496,10 +496,10 @@ def create_estimates() -> None:
         #variable_conflict use_variable
         BEGIN
           RETURN QUERY
-          SELECT l.{lead_id}::{lead_id_type}, l.{territory}::text, CASE
+          SELECT l.{lead_id}::{lead_id_type}, {territory_of_l}::text, CASE
               WHEN EXISTS (
                 SELECT FROM {schema}.backfill_deferred AS d
-                WHERE d.lead_id = l.{lead_id} AND d.territory = l.{territory}) THEN 'locked'
+                WHERE d.lead_id = l.{lead_id} AND d.territory = {territory_of_l}) THEN 'locked'
               WHEN EXISTS (
                 SELECT FROM {activities} AS v
                 WHERE v.{activity_lead_id} = l.{lead_id}
@@ -507,16 +507,16 @@ def create_estimates() -> None:
                   AND (v.{activity_at} <= pg_catalog.statement_timestamp()) IS NOT FALSE) THEN 'missing'
               ELSE 'no_qualifying_activity' END
           FROM {leads} AS l
-          WHERE l.{territory} = ANY (territories)
+          WHERE {territory_of_l} = ANY (territories)
             AND NOT EXISTS (
               SELECT FROM {schema}.user_lead_assignments AS a
-              WHERE a.lead_id = l.{lead_id} AND a.territory = l.{territory})
+              WHERE a.lead_id = l.{lead_id} AND a.territory = {territory_of_l})
           UNION ALL
           SELECT a.lead_id, a.territory, CASE a.source WHEN 'moved' THEN 'moved' ELSE 'released' END
           FROM {schema}.user_lead_assignments AS a
           WHERE a.territory = ANY (territories) AND a.user_id IS NULL
           UNION ALL
-          SELECT l.{lead_id}::{lead_id_type}, NULL, 'no_territory' FROM {leads} AS l WHERE l.{territory} IS NULL;
+          SELECT l.{lead_id}::{lead_id_type}, NULL, 'no_territory' FROM {leads} AS l WHERE {territory_of_l} IS NULL;
         END
         $body$;
         COMMENT ON FUNCTION {schema}.backfill_report(text[]) IS

@@ -404,7 +404,7 @@ def create_gate() -> None:
           END IF;
 
           SELECT array_agg(t.territory), array_agg(t.leads), coalesce(sum(t.leads), 0) INTO codes, tallies, leads
-          FROM (SELECT l.{territory}::text AS territory, count(*) AS leads FROM {leads} AS l
+          FROM (SELECT {territory_of_l}::text AS territory, count(*) AS leads FROM {leads} AS l
                 GROUP BY 1) AS t;
 
           condition := 'territories';

@@ -63,6 +63,7 @@ def create() -> None:
     create_binding()
     create_edit_audit()
     create_refusals()
+    create_owner_of_new_lead()
     create_memory()
     op.execute("RESET ROLE")
 
@@ -97,7 +98,7 @@ def create_edit_audit() -> None:
     # Every edit is decided under locks, whatever was asserted or recorded before: the policy decided in the
     # statement's snapshot, which may be older than a transfer for which this row waited. One row per lead,
     # user and transaction: an assertion in the same transaction only spares the second one. A deletion
-    # leaves its own. The probe of the audit is pinned to its key, whatever the statistics of a month say.
+    # leaves its own, and so does an edit of a lead outside protection, which everybody may. The probe of the audit is pinned to its key, whatever the statistics of a month say.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.audit_edit()
@@ -121,7 +122,9 @@ def create_edit_audit() -> None:
               AND e.transaction_id = pg_current_xact_id() AND e.action = 'EDIT' AND e.outcome = 'ALLOW'
               AND e.user_id IS NOT DISTINCT FROM author);
         BEGIN
-          IF {schema}.acts_bound() THEN
+          IF {outside_old} THEN
+            reason := 'unprotected';
+          ELSIF {schema}.acts_bound() THEN
             SELECT d.reason, d.basis INTO reason, basis FROM {schema}.decide_locked(OLD.{lead_id}) AS d;
             IF reason NOT IN ('owner', 'collaborator') THEN
               PERFORM {schema}.deny(OLD.{lead_id}, 'EDIT', reason, remark);
@@ -129,7 +132,7 @@ def create_edit_audit() -> None:
           ELSE
             reason := {schema}.explain_edit(OLD.{lead_id});
             basis := 'not bound by row security';
-            here := OLD.{territory};
+            here := {territory_of_old}::text;
             IF reason NOT IN ('owner', 'collaborator') THEN
               reason := 'maintenance';
             END IF;
@@ -141,7 +144,7 @@ def create_edit_audit() -> None:
         END
         $body$;
         COMMENT ON FUNCTION {schema}.audit_edit() IS
-        'Trigger of contract: every edit of a protected lead is decided under locks and leaves its row';
+        'Trigger of contract: every edit of a lead is decided under locks and leaves its row';
         REVOKE ALL ON FUNCTION {schema}.audit_edit() FROM PUBLIC
         """)
     )
@@ -229,6 +232,39 @@ def create_refusals() -> None:
     )
 
 
+def create_owner_of_new_lead() -> None:
+    # Where the setting says so. Whoever could claim it owns it: a suspended user, or one without a context, does not.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.own_new_lead()
+        RETURNS trigger
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        DECLARE
+          author {user_id_type} := {schema}.parse_user(current_setting({user_guc}, true));
+        BEGIN
+          IF {schema}.explain_edit(NEW.{lead_id}) NOT IN ('unassigned', 'collaborator') THEN
+            RETURN NULL;
+          END IF;
+          INSERT INTO {schema}.user_lead_assignments (lead_id, territory, user_id, assigned_at, assigned_by, source)
+          VALUES (NEW.{lead_id}, {territory_of_new}, author, clock_timestamp(), author, 'creator')
+          ON CONFLICT (lead_id, territory) DO NOTHING;
+          IF FOUND THEN
+            PERFORM {schema}.write_audit(NEW.{lead_id}, 'ASSIGN', 'owner', 'creator to ' || author);
+          END IF;
+          RETURN NULL;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.own_new_lead() IS
+        'Trigger of contract where owner_on_insert = creator: who inserts a lead in his territory owns it, and that is recorded';
+        REVOKE ALL ON FUNCTION {schema}.own_new_lead() FROM PUBLIC
+        """)
+    )
+
+
 def create_memory() -> None:
     # What is written into the objects here, for everybody who compares it with the settings of today.
     op.execute(
@@ -296,33 +332,37 @@ def enforce() -> None:
           IF (SELECT a.attnotnull FROM pg_catalog.pg_attribute AS a
               WHERE a.attrelid = {leads_name}::regclass AND a.attname = {territory_column_name}) THEN
             CREATE POLICY {border_policy} ON {leads} AS RESTRICTIVE
-              USING ({territory} = ANY ((SELECT CASE WHEN current_user = ANY (ARRAY[{unbound}]::name[])
-                THEN {schema}.all_territories() ELSE ARRAY[{schema}.admitted_territory()] END)::text[]));
+              USING ({territory_of_here} = ANY ((SELECT CASE WHEN current_user = ANY (ARRAY[{unbound}]::name[])
+                THEN pg_catalog.array_append({schema}.all_territories(), '') ELSE ARRAY[{schema}.admitted_territory(), ''] END)::text[]));
           ELSE
             CREATE POLICY {border_policy} ON {leads} AS RESTRICTIVE
               USING ((SELECT current_user = ANY (ARRAY[{unbound}]::name[]))
-                OR coalesce({territory} = (SELECT {schema}.admitted_territory()), {territory} IS NULL));
+                OR coalesce({territory_of_here} = ANY ((SELECT ARRAY[{schema}.admitted_territory(), ''])::text[]),
+                            {territory_of_here} IS NULL));
           END IF;
           -- a table with restrictive policies alone shows nothing; where the host had row security, its
           -- own permissive policies go on deciding
           IF NOT had_row_security THEN
             CREATE POLICY {rows_policy} ON {leads} USING (true) WITH CHECK (true);
           END IF;
-          -- the decision itself; a new row is bound by the border and by refuse_move
-          CREATE POLICY {update_policy} ON {leads} AS RESTRICTIVE FOR UPDATE TO {app}
-            USING ({territory} IS NULL OR (SELECT current_user = ANY (ARRAY[{unbound}]::name[]))
-              OR {schema}.can_edit_lead({lead_id}))
-            WITH CHECK (true);
-          CREATE POLICY {delete_policy} ON {leads} AS RESTRICTIVE FOR DELETE TO {app}
-            USING ({territory} IS NULL OR (SELECT current_user = ANY (ARRAY[{unbound}]::name[]))
-              OR {schema}.can_edit_lead({lead_id}));
+          -- the decision itself; a new row is bound by the border and by refuse_move. To raise is the trigger's:
+          -- a policy is asked about rows, too, that the statement does not mean
+          IF {denied_edit} = 'hide' THEN
+            CREATE POLICY {update_policy} ON {leads} AS RESTRICTIVE FOR UPDATE TO {app}
+              USING ({outside_here} OR (SELECT current_user = ANY (ARRAY[{unbound}]::name[]))
+                OR {schema}.can_edit_lead({lead_id}))
+              WITH CHECK (true);
+            CREATE POLICY {delete_policy} ON {leads} AS RESTRICTIVE FOR DELETE TO {app}
+              USING ({outside_here} OR (SELECT current_user = ANY (ARRAY[{unbound}]::name[]))
+                OR {schema}.can_edit_lead({lead_id}));
+          END IF;
           -- who may not ask for the decision may not edit
           CREATE POLICY {members_update_policy} ON {leads} AS RESTRICTIVE FOR UPDATE
-            USING ({territory} IS NULL OR (SELECT current_user = ANY (ARRAY[{unbound}]::name[])
+            USING ({outside_here} OR (SELECT current_user = ANY (ARRAY[{unbound}]::name[])
               OR pg_catalog.pg_has_role({app_name}, 'USAGE')))
             WITH CHECK (true);
           CREATE POLICY {members_delete_policy} ON {leads} AS RESTRICTIVE FOR DELETE
-            USING ({territory} IS NULL OR (SELECT current_user = ANY (ARRAY[{unbound}]::name[])
+            USING ({outside_here} OR (SELECT current_user = ANY (ARRAY[{unbound}]::name[])
               OR pg_catalog.pg_has_role({app_name}, 'USAGE')));
           -- v_lead_protection reads as whoever asks: an auditor sees the territory of his context there
           GRANT SELECT ({lead_id}, {territory}) ON {leads} TO {auditor};
@@ -333,12 +373,12 @@ def enforce() -> None:
           -- ALWAYS: no session_replication_role edits without a row; values are compared, because a
           -- trigger of the host may change what the statement does not name
           CREATE TRIGGER {audit_edit} BEFORE UPDATE OR DELETE ON {leads}
-            FOR EACH ROW WHEN (OLD.{territory} IS NOT NULL) EXECUTE FUNCTION {schema}.audit_edit();
+            FOR EACH ROW EXECUTE FUNCTION {schema}.audit_edit();
           CREATE TRIGGER {audit_truncate} BEFORE TRUNCATE ON {leads}
             FOR EACH STATEMENT EXECUTE FUNCTION {schema}.audit_truncate();
           CREATE TRIGGER {refuse_move} AFTER UPDATE ON {leads}
-            FOR EACH ROW WHEN (OLD.{territory} IS NOT NULL
-              AND (NEW.{territory} IS DISTINCT FROM OLD.{territory} OR NEW.{lead_id} IS DISTINCT FROM OLD.{lead_id}))
+            FOR EACH ROW WHEN (NOT {outside_old}
+              AND ({territory_of_new} IS DISTINCT FROM {territory_of_old} OR NEW.{lead_id} IS DISTINCT FROM OLD.{lead_id}))
             EXECUTE FUNCTION {schema}.refuse_move();
           CREATE TRIGGER {refuse_taken} BEFORE INSERT ON {leads}
             FOR EACH ROW EXECUTE FUNCTION {schema}.refuse_taken();
@@ -346,6 +386,11 @@ def enforce() -> None:
           ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {audit_truncate};
           ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {refuse_move};
           ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {refuse_taken};
+          IF {owner_on_insert} = 'creator' THEN
+            CREATE TRIGGER {own_new} AFTER INSERT ON {leads}
+              FOR EACH ROW WHEN (NOT {outside_new}) EXECUTE FUNCTION {schema}.own_new_lead();
+            ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {own_new};
+          END IF;
         END
         $do$
         """)
@@ -387,7 +432,7 @@ def open_again() -> None:
           FOR ours IN
             SELECT t.tgname FROM pg_catalog.pg_trigger AS t JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid
             WHERE t.tgrelid = {leads_name}::regclass AND p.pronamespace = {schema_name}::regnamespace
-              AND p.proname IN ('audit_edit', 'audit_truncate', 'refuse_move', 'refuse_taken')
+              AND p.proname IN ('audit_edit', 'audit_truncate', 'refuse_move', 'refuse_taken', 'own_new_lead')
           LOOP
             EXECUTE pg_catalog.format('DROP TRIGGER %I ON {leads}', ours);
           END LOOP;
@@ -411,8 +456,8 @@ def drop() -> None:
         sql("""
         SET LOCAL ROLE {owner};
         DROP FUNCTION
-          {schema}.audit_edit(), {schema}.audit_truncate(), {schema}.refuse_move(), {schema}.refuse_taken(), {schema}.acts_bound(),
-          {schema}.settings_at_contract();
+          {schema}.audit_edit(), {schema}.audit_truncate(), {schema}.refuse_move(), {schema}.refuse_taken(), {schema}.own_new_lead(),
+          {schema}.acts_bound(), {schema}.settings_at_contract();
         DROP TABLE {schema}.host_row_security;
         RESET ROLE
         """)
@@ -425,7 +470,7 @@ def resume_transition() -> None:
         CREATE TRIGGER {note_writes} AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {leads}
         FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_contextless_write();
         CREATE TRIGGER {transition_territory} AFTER UPDATE ON {leads}
-        FOR EACH ROW WHEN (OLD.{territory} IS DISTINCT FROM NEW.{territory})
+        FOR EACH ROW WHEN ({territory_of_old} IS DISTINCT FROM {territory_of_new})
         EXECUTE FUNCTION {schema}.own_moved_lead();
         ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {note_writes};
         ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {transition_territory}

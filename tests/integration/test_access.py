@@ -50,7 +50,7 @@ def test_an_unknown_lead_and_a_lead_of_another_territory_look_alike(database: Da
 
 
 def test_a_lead_without_territory_is_outside_protection(database: Database) -> None:
-    assert reason(database, database.lead(None)) == "not_found"
+    assert reason(database, database.lead(None)) == "unprotected"
 
 
 def test_a_missing_lead_is_denied(database: Database) -> None:

@@ -64,6 +64,23 @@ def dangers(database: Database) -> list[str]:
     return [f"{one.check} {one.where}: {one.what}" for one in found if one.level == "danger"]
 
 
+def test_what_a_denied_edit_is_and_whose_a_new_lead_is_may_change_after_contract(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, new = database.lead("DE", owner=database.user(2)), database.new_id()
+    edit, insert = "UPDATE {leads} SET city = 'Bern' WHERE {lead_id} = %s", "INSERT INTO {leads} VALUES (%s, 'DE')"
+    with database.acting("seller_de", 1) as conn:
+        database.query(conn, edit, other)
+    set_to(database, monkeypatch, denied_edit="raise", owner_on_insert="creator")
+    assert ["denied_edit", "owner_on_insert"] == [one.key for one in apply().changes]
+    assert [] == dangers(database)
+    with database.acting("seller_de", 1) as conn:
+        database.query(conn, insert, new)
+    assert database.user(1) == database.owner(new)
+    with pytest.raises(psycopg.Error, match="denied"), database.acting("seller_de", 1) as conn:
+        database.query(conn, edit, other)
+
+
 def test_a_login_is_exempted_after_contract_and_bound_again(
     database: Database, reporting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,9 +48,12 @@ def test_two_logins_see_two_results_of_the_same_select(database: Database) -> No
     assert seen == [leads["DE"], leads["CH"]]
 
 
-def test_a_lead_without_territory_stays_as_it_was(database: Database) -> None:
-    assert edit(database, database.lead(None), 1, territory=None) is True
-    assert database.audit() == []
+@pytest.mark.parametrize("outside", [None, ""])
+def test_a_lead_without_territory_is_everybodys_and_its_edit_is_recorded(
+    database: Database, outside: str | None
+) -> None:
+    assert edit(database, database.lead(outside), 1, territory=None) is True
+    assert database.audit() == [("EDIT", "ALLOW", "unprotected")]
 
 
 def test_an_edit_that_was_never_asserted_leaves_its_row(database: Database) -> None:

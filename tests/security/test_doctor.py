@@ -522,7 +522,8 @@ def test_an_upgrade_that_stopped_between_any_two_revisions_is_sound_and_says_wha
 
 @pytest.mark.profiles("pg18")
 def test_what_ships_is_what_the_revisions_make(make_database: Callable[..., Database]) -> None:
-    databases = [make_database("empty") for _ in range(3)]
+    more: tuple[dict[str, str], ...] = ({}, {"owner_on_insert": "creator"}, {})
+    databases = [make_database("empty", **overrides) for overrides in more]
     for database, revision, required in zip(
         databases, ("head", "head", MIGRATE_HEAD), (False, True, False), strict=True
     ):

@@ -46,7 +46,10 @@ def main() -> None:
         databases = []
         for name, revision, required in (("a", "head", False), ("b", "head", True), ("c", MIGRATE_HEAD, False)):
             Database(server, defaults, "postgres").sql(f"CREATE DATABASE shipped_{name}")
-            databases.append(prepared(Database(server, defaults, f"shipped_{name}"), revision, required=required))
+            # a trigger that the defaults leave out is made with the second one
+            more = {"owner_on_insert": "creator"} if required else {}
+            database = Database(server, defaults, f"shipped_{name}", more)
+            databases.append(prepared(database, revision, required=required))
         FILE.write_text(written(*databases), encoding="utf-8")
 
 

@@ -51,7 +51,7 @@ async def awaited(conn: AsyncConnection, lead: UUID) -> None:
         reveal_type(nothing)
     leadprotect.can_edit(conn, lead)  # wrong
 """
-REASONS = f"Literal{[*DENIALS, 'owner', 'collaborator', 'manager']}"
+REASONS = f"Literal{[*DENIALS, 'unprotected', 'owner', 'collaborator', 'manager']}"
 REVEALED = [
     "bool",
     "dict[UUID, bool]",
