@@ -1,17 +1,23 @@
 """The settings: one loader for env.py, the revisions, the command line and the library.
 
-Values come from section ``[leadprotect]`` of an ini file (``alembic.ini`` or the host's),
-overridden by environment ``LEADPROTECT_<KEY>``; the URL also from ``DATABASE_URL``.
+Values come from ``[tool.leadprotect]`` of pyproject.toml, section ``[leadprotect]`` of an ini file (``alembic.ini`` or
+the host's) and environment ``LEADPROTECT_<KEY>``, the later one winning; the URL also from ``DATABASE_URL``, and
+from ``sqlalchemy.url`` of the ini file where nothing else names one.
 """
 
 from __future__ import annotations
 
 import configparser
+import logging
 import os
+import re
+import tomllib
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from itertools import combinations
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leadprotect.errors import SettingsError
@@ -20,12 +26,20 @@ from leadprotect.settings.values import OFFICES, read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from alembic.config import Config
 
+_log = logging.getLogger("leadprotect")
+
 SECTION = "leadprotect"
 ENVIRONMENT_PREFIX = "LEADPROTECT_"
+
+# https://kubernetes.io/docs/tutorials/services/connect-applications-service/#environment-variables
+_SERVICE_LINK = re.compile(
+    r"_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$"
+)
+# `alembic init` writes driver://user:pass@localhost/dbname there, and a host may have another server
+_POSTGRES = re.compile(r"postgres(ql)?(\+\w+)?://")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,16 +121,30 @@ def load(config: Config | None = None, *, environ: Mapping[str, str] = os.enviro
 
     Raises `SettingsError`, naming the key, for an unknown key or a bad value. No database is asked.
     """
-    given = _section(config.file_config) if config is not None else _from_file(ini_file(environ))
+    if config is None:
+        file = ini_file(environ)
+        given = _from_toml(file.parent / "pyproject.toml") | _from_file(file)
+    else:
+        toml = getattr(config, "toml_file_name", None)
+        given = (_from_toml(Path(toml)) if toml else {}) | _section(config.file_config)
     for name, value in environ.items():
         if name.startswith(ENVIRONMENT_PREFIX) and name != CONFIG:
             key = name.removeprefix(ENVIRONMENT_PREFIX).lower()
-            if key not in KEYS:
+            if key in KEYS:
+                given[key] = value
+            elif not _SERVICE_LINK.search(name):
                 raise SettingsError(f"unknown key {key!r} in the environment ({name}); known keys: {', '.join(KEYS)}")
-            given[key] = value
+    if links := tuple(name for name in environ if name.startswith(ENVIRONMENT_PREFIX) and _SERVICE_LINK.search(name)):
+        _warn_once(links)
     if url := environ.get(ENVIRONMENT_PREFIX + "DATABASE_URL") or environ.get("DATABASE_URL"):
         given["database_url"] = url
     return parse(given)
+
+
+@lru_cache(maxsize=1)
+def _warn_once(links: tuple[str, ...]) -> None:
+    message = "variables like the service links of Kubernetes are no settings, and are ignored: %s"
+    _log.warning(message, ", ".join(links), extra={"variables": links})
 
 
 class _Current:
@@ -194,15 +222,25 @@ def _check_together(s: Settings) -> None:
 
 
 def _section(parser: configparser.ConfigParser) -> dict[str, str]:
-    if not parser.has_section(SECTION):
-        return {}
     try:
-        found = parser.items(SECTION)
+        found = parser.items(SECTION) if parser.has_section(SECTION) else []
+        url = parser.get("alembic", "sqlalchemy.url", fallback="")
     except configparser.Error as error:  # its text may repeat the value, a password included
         raise SettingsError(
             f"[{SECTION}]: {type(error).__name__}; a percent sign in an ini file is written %%"
         ) from None
-    return {key: value for key, value in found if key in KEYS or key not in parser.defaults()}
+    ours = {key: value for key, value in found if key in KEYS or key not in parser.defaults()}
+    return {"database_url": url} | ours if _POSTGRES.match(url) else ours
+
+
+def _from_toml(path: Path) -> dict[str, str]:
+    """``[tool.leadprotect]`` of pyproject.toml, where Alembic reads ``[tool.alembic]``: a list is one with commas."""
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} can't be read: {error}") from None
+    ours = found.get("tool", {}).get(SECTION, {})
+    return {key: ", ".join(map(str, value)) if isinstance(value, list) else str(value) for key, value in ours.items()}
 
 
 def _from_file(path: Path) -> dict[str, str]:

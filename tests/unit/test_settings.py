@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from alembic.config import Config
@@ -12,9 +12,6 @@ from alembic.config import Config
 from leadprotect import settings
 from leadprotect.errors import SettingsError
 from leadprotect.settings import KEYS, Settings, duration, load, parse
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 NAMES = [key for key in KEYS if key.endswith("_column")] + ["schema", "version_table", "version_table_schema"]
 TABLES = ["leads_table", "activities_table"]
@@ -210,6 +207,52 @@ def test_an_unknown_key_is_named_with_the_known_ones() -> None:
     text = refusal(shema="x")
     assert "'shema'" in text
     assert all(key in text for key in KEYS)
+
+
+LINKS = [
+    "LEADPROTECT_PORT",
+    "LEADPROTECT_PORT_5432_TCP",
+    "LEADPROTECT_PORT_5432_TCP_ADDR",
+    "LEADPROTECT_SERVICE_HOST",
+    "LEADPROTECT_SERVICE_PORT",
+    "LEADPROTECT_SERVICE_PORT_HTTPS",
+    "LEADPROTECT_API_SERVICE_HOST",
+]
+
+
+def test_service_links_of_kubernetes_are_ignored_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    environ = dict.fromkeys(LINKS, "tcp://10.0.0.1:5432") | {"LEADPROTECT_SCHEMA": "guard"}
+    assert [load(environ=environ).schema for _ in range(3)] == ["guard"] * 3
+    (warned,) = [record for record in caplog.records if record.name == "leadprotect"]
+    assert all(link in warned.getMessage() for link in LINKS)
+    with pytest.raises(SettingsError, match="unknown key 'ports'"):
+        load(environ=environ | {"LEADPROTECT_PORTS": "1"})
+
+
+def test_settings_stand_in_pyproject_too_and_an_ini_file_and_the_environment_win(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    toml = '[tool.leadprotect]\nschema = "one"\nhost_rls = "off"\nterritories = ["DE", "AT"]\nuser_guc = "a.b"\n'
+    Path("pyproject.toml").write_text(toml)
+    Path("alembic.ini").write_text("[leadprotect]\nschema = two\nuser_guc = c.d\n")
+    named = Config("alembic.ini", toml_file="pyproject.toml")
+    for found in (load(environ={"LEADPROTECT_USER_GUC": "e.f"}), load(named, environ={"LEADPROTECT_USER_GUC": "e.f"})):
+        assert (found.schema, found.host_rls, found.territories, found.user_guc) == ("two", "off", ("DE", "AT"), "e.f")
+    Path("pyproject.toml").write_text('[tool.leadprotect]\nshema = "x"\n')
+    with pytest.raises(SettingsError, match="unknown key 'shema'"):
+        load(environ={})
+
+
+@pytest.mark.parametrize("url", ["postgresql://me@db/crm", "driver://user:pass@localhost/dbname", "sqlite:///x.db"])
+def test_the_url_is_that_of_the_ini_file_where_nothing_else_names_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("alembic.ini").write_text(f"[alembic]\nsqlalchemy.url = {url}\n")
+    expected = url if url.startswith("postgresql") else ""
+    assert [load(environ={}).database_url, load(Config("alembic.ini"), environ={}).database_url] == [expected] * 2
+    assert load(environ={"DATABASE_URL": "postgresql://other@db/crm"}).database_url == "postgresql://other@db/crm"
 
 
 def test_an_unknown_key_of_the_environment_is_named_as_it_was_written() -> None:
