@@ -87,7 +87,8 @@ def process() -> Iterator[None]:
     settings.current.cache_clear()
     settings.render.cache_clear()
     settings.names.cache_clear()
-    for kept in (likeness._names, shipped.shipped, shipped.shipped_script):  # noqa: SLF001 - a process has one setting
+    # a process has one setting
+    for kept in (likeness._names, likeness._claims, shipped.shipped, shipped.shipped_script):  # noqa: SLF001
         kept.cache_clear()
     waiting._spawner.cache_clear()  # noqa: SLF001 - a process has the extra or lacks it
     ways.close()

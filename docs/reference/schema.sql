@@ -31,30 +31,30 @@
 --
 --      43  Who calls which function
 --      90  Territories and the border
---     331  Ownership and rules
---    1103  Decision
---    1501  Attempts and audit
---    2438  Seals
---    2857  Transition
---    3129  Backfill and verification
---    4007  Gate
---    4683  Host
+--     373  Ownership and rules
+--    1145  Decision
+--    1563  Attempts and audit
+--    2500  Seals
+--    2919  Transition
+--    3191  Backfill and verification
+--    4069  Gate
+--    4745  Host
 
 -- =================================================================================================
 -- Who calls which function
 -- =================================================================================================
 
 -- PUBLIC
---    all_territories, admitted_territory, own_border
+--    all_territories, claimed, admitted_territory, own_border
 --
 -- leadprotect_app
---    acting_role, is_member, parse_user, context, set_context, decide, editable_among,
+--    acting_role, is_member, parse_user, context, claiming, set_context, decide, editable_among,
 --    editable_leads, can_edit_lead, explain_edit, record_denial, record_edit_attempt, allow_edit,
 --    allow_edits, assert_edit_and_audit, change_owner, change_owners, change_sharing, claim_lead,
 --    release_lead, share_lead, unshare_lead, territory_terms, has_rules, lead_shares, change_rule
 --
 -- leadprotect_manager
---    acting_role, is_member, who_could_edit, parse_user, context, set_context, decide,
+--    acting_role, is_member, who_could_edit, parse_user, context, claiming, set_context, decide,
 --    editable_among, editable_leads, can_edit_lead, explain_edit, record_denial,
 --    record_edit_attempt, allow_edit, allow_edits, assert_edit_and_audit, change_owner,
 --    change_owners, change_sharing, claim_lead, release_lead, assign_lead, transfer_lead,
@@ -63,8 +63,8 @@
 --
 -- leadprotect_auditor
 --    acting_role, is_member, audit_partitions, who_could_edit, audit_origin, audit_number_gaps,
---    parse_user, context, set_context, decide, editable_among, can_edit_lead, explain_edit,
---    proved_denials, territory_terms, has_rules
+--    parse_user, context, claiming, set_context, decide, editable_among, can_edit_lead,
+--    explain_edit, proved_denials, territory_terms, has_rules
 --
 -- leadprotect_operator
 --    acting_role, unreadable, audit_partitions, create_audit_partitions, seal_audit,
@@ -143,6 +143,48 @@ GRANT ALL ON FUNCTION leadprotect.is_member(territory text) TO leadprotect_reade
 GRANT ALL ON FUNCTION leadprotect.is_member(territory text) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.is_member(territory text) TO leadprotect_auditor;
 GRANT ALL ON FUNCTION leadprotect.is_member(territory text) TO leadprotect_manager;
+
+-- function claimed, lp_0001_expand_territories
+
+CREATE FUNCTION leadprotect.claimed(said text, field text) RETURNS text
+    LANGUAGE plpgsql STABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        DECLARE
+          rest text := said;
+          inner_most text;
+          claim jsonb;
+        BEGIN
+          IF said IS NULL OR left(ltrim(said, E' \t\n\r'), 1) <> '{' THEN
+            RETURN NULL;
+          ELSIF current_setting('server_version_num')::integer >= 160000 THEN
+            IF NOT pg_input_is_valid(said, 'jsonb') THEN
+              RETURN NULL;
+            END IF;
+          ELSE
+            rest := regexp_replace(rest, '"(?:[^"\\\u0001-\u001f]|\\(?:["\\/bfnrt]|u(?!0000|[dD][89a-fA-F])[0-9a-fA-F]{4}'
+              || '|u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}))*"', '"', 'g');
+            rest := regexp_replace(
+              rest, '-?(?:0|[1-9][0-9]{0,255})(?:[.][0-9]{1,255})?(?:[eE][+-]?[0-9]{1,3})?|true|false|null', '0', 'g');
+            rest := translate(rest, E' \t\n\r', '');
+            LOOP
+              inner_most := regexp_replace(rest, '[{](?:":[0"](?:,":[0"])*)?[}]|[[](?:[0"](?:,[0"])*)?[]]', '0', 'g');
+              EXIT WHEN inner_most = rest;
+              rest := inner_most;
+            END LOOP;
+            IF rest <> '0' THEN
+              RETURN NULL;
+            END IF;
+          END IF;
+          IF field IS NULL THEN
+            RETURN said;
+          END IF;
+          claim := said::jsonb -> field;
+          RETURN CASE WHEN jsonb_typeof(claim) IN ('string', 'number') THEN claim #>> '{}' END;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.claimed(said text, field text) IS 'A text or number of a JSON object in a setting, the whole text without a field; NULL for whatever is none, never an error';
 
 -- function admitted_territory, lp_0001_expand_territories
 
@@ -565,7 +607,7 @@ CREATE FUNCTION leadprotect.try_change_owner(lead uuid, change text, new_owner u
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
         DECLARE
-          author uuid := "leadprotect".parse_user(current_setting('app.user_id', true));
+          author uuid := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
           manager boolean := "leadprotect".is_manager() AND change <> 'claim';
           here text := "leadprotect".lead_for_ownership(lead, manager);
           standing "leadprotect".user_lead_assignments;
@@ -589,7 +631,7 @@ CREATE FUNCTION leadprotect.try_change_owner(lead uuid, change text, new_owner u
               RETURN decision;
             END IF;
           ELSIF manager THEN
-            IF author IS NULL AND current_setting('app.user_id', true) <> '' THEN
+            IF author IS NULL AND pg_catalog.current_setting('app.user_id', true) <> '' THEN
               RETURN 'no_context';
             ELSIF here IS NULL THEN
               RETURN 'not_found';
@@ -702,7 +744,7 @@ CREATE FUNCTION leadprotect.try_change_sharing(lead uuid, change text, with_user
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
         DECLARE
-          author uuid := "leadprotect".parse_user(current_setting('app.user_id', true));
+          author uuid := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
           manager boolean := "leadprotect".is_manager();
           here text := "leadprotect".lead_for_ownership(lead, manager);
           starts timestamptz := coalesce(effective_from, clock_timestamp());
@@ -723,7 +765,7 @@ CREATE FUNCTION leadprotect.try_change_sharing(lead uuid, change text, with_user
           IF here IS NULL THEN
             RETURN CASE decision WHEN 'no_context' THEN decision ELSE 'not_found' END;
           ELSIF manager THEN
-            IF author IS NULL AND current_setting('app.user_id', true) <> '' THEN
+            IF author IS NULL AND pg_catalog.current_setting('app.user_id', true) <> '' THEN
               RETURN 'no_context';
             END IF;
             decision := 'manager';
@@ -1030,9 +1072,9 @@ CREATE FUNCTION leadprotect.decide_as_manager(lead uuid) RETURNS text
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
         DECLARE
-          here text := current_setting('app.territory', true);
+          here text := pg_catalog.current_setting('app.territory', true);
         BEGIN
-          IF "leadprotect".parse_user(current_setting('app.user_id', true)) IS NULL OR here IS NULL OR here = '' THEN
+          IF "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true)) IS NULL OR here IS NULL OR here = '' THEN
             RETURN 'no_context';
           ELSIF NOT "leadprotect".is_member(here) THEN
             RETURN 'not_found';
@@ -1058,7 +1100,7 @@ CREATE FUNCTION leadprotect.change_rule(lead uuid, change text, of_user uuid, ki
     SET row_security TO 'on'
     AS $$
         DECLARE
-          here text := current_setting('app.territory', true);
+          here text := pg_catalog.current_setting('app.territory', true);
           decision text := "leadprotect".decide_as_manager(lead);
         BEGIN
           IF change IS NULL OR change NOT IN ('grant', 'revoke') THEN
@@ -1171,6 +1213,26 @@ REVOKE ALL ON FUNCTION leadprotect.context(OUT user_id text, OUT territory text,
 GRANT ALL ON FUNCTION leadprotect.context(OUT user_id text, OUT territory text, OUT correlation_id text) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.context(OUT user_id text, OUT territory text, OUT correlation_id text) TO leadprotect_auditor;
 GRANT ALL ON FUNCTION leadprotect.context(OUT user_id text, OUT territory text, OUT correlation_id text) TO leadprotect_manager;
+
+-- function claiming, lp_0005_expand_decisions
+
+CREATE FUNCTION leadprotect.claiming(said text, field text, claim text) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        DECLARE
+          others jsonb := coalesce("leadprotect".claimed(said, NULL), '{}')::jsonb - field;
+        BEGIN
+          RETURN CASE WHEN claim <> '' THEN others || jsonb_build_object(field, claim) ELSE others END::text;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.claiming(said text, field text, claim text) IS 'A setting that holds JSON with this claim in it, or without it where it is NULL or empty; the others stay';
+
+REVOKE ALL ON FUNCTION leadprotect.claiming(said text, field text, claim text) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.claiming(said text, field text, claim text) TO leadprotect_app;
+GRANT ALL ON FUNCTION leadprotect.claiming(said text, field text, claim text) TO leadprotect_auditor;
+GRANT ALL ON FUNCTION leadprotect.claiming(said text, field text, claim text) TO leadprotect_manager;
 
 -- function set_context, lp_0005_expand_decisions
 
@@ -1306,8 +1368,8 @@ CREATE FUNCTION leadprotect.editable_among(leads uuid[]) RETURNS TABLE(lead uuid
     AS $$
         #variable_conflict use_variable
         DECLARE
-          here text := current_setting('app.territory', true);
-          caller uuid := "leadprotect".parse_user(current_setting('app.user_id', true));
+          here text := pg_catalog.current_setting('app.territory', true);
+          caller uuid := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
           found integer;
         BEGIN
           IF caller IS NULL OR here IS NULL OR NOT "leadprotect".is_member(here) THEN
@@ -1356,8 +1418,8 @@ CREATE FUNCTION leadprotect.editable_leads(after uuid, page_size integer) RETURN
     AS $$
         #variable_conflict use_variable
         DECLARE
-          here text := current_setting('app.territory', true);
-          caller uuid := "leadprotect".parse_user(current_setting('app.user_id', true));
+          here text := pg_catalog.current_setting('app.territory', true);
+          caller uuid := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
           first uuid := after;
           everywhere boolean;
           has_rules boolean;
@@ -1453,7 +1515,7 @@ CREATE FUNCTION leadprotect.has_rules() RETURNS boolean
         BEGIN
           RETURN EXISTS (
             SELECT FROM "leadprotect".lead_protection_rules AS r
-            WHERE r.user_id = "leadprotect".parse_user(current_setting('app.user_id', true))
+            WHERE r.user_id = "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true))
               AND r.territory = "leadprotect".admitted_territory());
         END
         $$;
@@ -2008,8 +2070,8 @@ CREATE FUNCTION leadprotect.decide_locked(lead uuid, OUT reason text, OUT basis 
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
         DECLARE
-          caller uuid := "leadprotect".parse_user(current_setting('app.user_id', true));
-          here text := current_setting('app.territory', true);
+          caller uuid := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
+          here text := pg_catalog.current_setting('app.territory', true);
         BEGIN
           PERFORM "leadprotect".require_fresh_rules();
           PERFORM FROM "leadprotect".user_lead_assignments AS a
@@ -2096,8 +2158,8 @@ CREATE FUNCTION leadprotect.write_audit(lead uuid, action leadprotect.lead_actio
     AS $$
         #variable_conflict use_variable
         DECLARE
-          declared_user text := current_setting('app.user_id', true);
-          declared_territory text := current_setting('app.territory', true);
+          declared_user text := pg_catalog.current_setting('app.user_id', true);
+          declared_territory text := pg_catalog.current_setting('app.territory', true);
           known_user uuid := "leadprotect".parse_user(declared_user);
           known_territory text := declared_territory;
           remark text := note;
@@ -2138,7 +2200,7 @@ CREATE FUNCTION leadprotect.write_audit(lead uuid, action leadprotect.lead_actio
               THEN 'ALLOW'::"leadprotect".lead_access_outcome ELSE 'DENY'::"leadprotect".lead_access_outcome END,
             recorded,
             "leadprotect".bounded(remark),
-            "leadprotect".bounded(current_setting('app.correlation_id', true)),
+            "leadprotect".bounded(pg_catalog.current_setting('app.correlation_id', true)),
             CASE decision WHEN 'owner' THEN 'assignment' WHEN 'manager' THEN 'role ' || 'leadprotect_manager'
               ELSE basis END);
         END
@@ -2195,9 +2257,9 @@ CREATE FUNCTION leadprotect.draw_denial(lead uuid, action leadprotect.lead_actio
           number bigint := nextval('"leadprotect".lead_access_audit_id_seq');
           facts text := format('lead %s, action %s, reason %s, user %s, territory %s, login %s, correlation %s, note %s',
             quote_nullable("leadprotect".bounded(lead::text)), action, decision,
-            quote_nullable("leadprotect".bounded(left(current_setting('app.user_id', true), 100))),
-            quote_nullable("leadprotect".bounded(left(current_setting('app.territory', true), 100))),
-            quote_ident(session_user), quote_nullable("leadprotect".bounded(left(current_setting('app.correlation_id', true), 100))),
+            quote_nullable("leadprotect".bounded(left(pg_catalog.current_setting('app.user_id', true), 100))),
+            quote_nullable("leadprotect".bounded(left(pg_catalog.current_setting('app.territory', true), 100))),
+            quote_ident(session_user), quote_nullable("leadprotect".bounded(left(pg_catalog.current_setting('app.correlation_id', true), 100))),
             quote_nullable("leadprotect".bounded(left(note, 200))));
         BEGIN
           RAISE LOG 'leadprotect denial %: %, proof %', number, facts,
@@ -2259,8 +2321,8 @@ CREATE FUNCTION leadprotect.record_denial(lead uuid, action leadprotect.lead_act
           IF decision IS NULL
             OR decision NOT IN ('no_context', 'not_found', 'suspended', 'unassigned', 'not_owner', 'not_manager') THEN
             RAISE EXCEPTION '% is not a reason of a denial', coalesce(decision, 'NULL') USING ERRCODE = 'LP422';
-          ELSIF decision NOT IN ('no_context', 'not_found') AND current_setting('app.territory', true) <> ''
-            AND NOT "leadprotect".is_member(current_setting('app.territory', true)) THEN
+          ELSIF decision NOT IN ('no_context', 'not_found') AND pg_catalog.current_setting('app.territory', true) <> ''
+            AND NOT "leadprotect".is_member(pg_catalog.current_setting('app.territory', true)) THEN
             -- nobody is answered so about another territory
             RAISE EXCEPTION 'reason % is not of this login', decision USING ERRCODE = 'LP422';
           END IF;
@@ -3000,8 +3062,8 @@ CREATE FUNCTION leadprotect.note_contextless_write() RETURNS trigger
     AS $$
         DECLARE
           -- a territory that nobody knows is none: row security will admit it nowhere
-          declared boolean := "leadprotect".parse_user(current_setting('app.user_id', true)) IS NOT NULL
-            AND EXISTS (SELECT FROM "leadprotect".territories AS t WHERE t.code = current_setting('app.territory', true));
+          declared boolean := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true)) IS NOT NULL
+            AND EXISTS (SELECT FROM "leadprotect".territories AS t WHERE t.code = pg_catalog.current_setting('app.territory', true));
         BEGIN
           IF declared AND NOT pg_has_role(
             "leadprotect".acting_role(), (SELECT c.relowner FROM pg_class AS c WHERE c.oid = '"public"."leads"'::regclass), 'USAGE')
@@ -4775,7 +4837,7 @@ CREATE FUNCTION leadprotect.audit_edit() RETURNS trigger
     SET enable_seqscan TO 'off'
     AS $$
         DECLARE
-          author uuid := "leadprotect".parse_user(current_setting('app.user_id', true));
+          author uuid := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
           remark text := lower(TG_OP) || ' without assertion';
           reason text;
           basis text;
@@ -4827,9 +4889,9 @@ CREATE FUNCTION leadprotect.audit_truncate() RETURNS trigger
           END IF;
           INSERT INTO "leadprotect".lead_access_audit
             (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
-          SELECT l.lead_id, "leadprotect".parse_user(current_setting('app.user_id', true)), "leadprotect".acting_role(),
+          SELECT l.lead_id, "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true)), "leadprotect".acting_role(),
                  l.territory, 'EDIT', 'ALLOW', 'maintenance', 'truncate without assertion',
-                 "leadprotect".bounded(current_setting('app.correlation_id', true)), 'not bound by row security'
+                 "leadprotect".bounded(pg_catalog.current_setting('app.correlation_id', true)), 'not bound by row security'
           FROM "leadprotect".protected_leads() AS l;
           RETURN NULL;
         END
@@ -4889,7 +4951,7 @@ CREATE FUNCTION leadprotect.own_new_lead() RETURNS trigger
     SET row_security TO 'on'
     AS $$
         DECLARE
-          author uuid := "leadprotect".parse_user(current_setting('app.user_id', true));
+          author uuid := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
         BEGIN
           IF "leadprotect".explain_edit(NEW."id") NOT IN ('unassigned', 'collaborator') THEN
             RETURN NULL;

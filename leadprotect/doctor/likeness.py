@@ -12,8 +12,8 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from leadprotect.settings import KEYS, Settings, ident
-from leadprotect.settings.values import OFFICES
+from leadprotect.settings import KEYS, Settings, ident, literal
+from leadprotect.settings.values import OFFICES, of_setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +32,8 @@ _KIND = "'{kind}'"
 def neutral(text: str, s: Settings) -> str:
     """`text`, an expression or a body as the server has it, with the default names; parts parted by blanks."""
     names = _names(s)
+    for claimed, plain in _claims(s):
+        text = claimed.sub(plain, text)
     parts = [_renamed(part, names, s) for part in _TOKEN.findall(text)]
     return " ".join(_lists(_uncast(parts), s))
 
@@ -39,6 +41,26 @@ def neutral(text: str, s: Settings) -> str:
 def neutral_name(name: str, s: Settings) -> str:
     """The same for one name."""
     return _names(s).get(name, name)
+
+
+@lru_cache(maxsize=4)
+def _claims(s: Settings) -> list[tuple[re.Pattern[str], str]]:
+    """What reads and writes a field of a setting that holds JSON -> the same of the default setting."""
+    found = []
+    for key in ("user_guc", "territory_guc"):
+        name, field = of_setting(getattr(s, key))
+        if field is not None:
+            text, ours = "(?:::text)?", rf'(?:"?{re.escape(s.schema)}"?\.)?'
+            now = rf"(?:pg_catalog\.)?current_setting\({re.escape(literal(name))}{text}, true\)"
+            given, plain = re.escape(literal(field)) + text, literal(getattr(_DEFAULTS, key))
+            written = rf"{re.escape(literal(name))}{text}, {ours}claiming\({now}, {given}, (\w+(?:\.\w+)?)\)"
+            read, setting = rf"{ours}claimed\({now}, {given}\)", f"current_setting({plain}::text, true)"
+            found += [
+                (re.compile(written), rf"{plain}::text, COALESCE(\1, ''::text)"),
+                (re.compile(f"{read} AS claimed"), f"{setting} AS current_setting"),
+                (re.compile(read), setting),
+            ]
+    return found
 
 
 @lru_cache(maxsize=4)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from leadprotect.doctor.finding import Fault, check
 from leadprotect.settings import Settings, ident
+from leadprotect.settings.values import of_setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +25,7 @@ _PRESETS = """
 @check("danger", "Sessions act for somebody, or in a territory, without having said so.", needs=None)
 def preset_context(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
     """A setting of the context (user, territory, correlation) that a role or a database begins its sessions with."""
-    names = [name.lower() for name in (s.user_guc, s.territory_guc, s.correlation_guc)]
+    names = [of_setting(name)[0].lower() for name in (s.user_guc, s.territory_guc, s.correlation_guc)]
     yield from _found(conn, names)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +12,7 @@ import psycopg
 from leadprotect.database.catalog import relation
 from leadprotect.errors import PreflightError
 from leadprotect.settings import Settings, current, ident, literal, render
+from leadprotect.settings.values import of_setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,7 +97,7 @@ class _Team:
             name = f"context: {territory or 'none'}"
             yield self._judged(name, self._others(foreign), territory=territory, remedy=_CONTRACT)
         for territory in foreign:
-            told = f"pg_catalog.set_config({literal(self.settings.territory_guc)}, {literal(territory)}, true) <> ''"
+            told = f"{self._declaring(territory)} <> ''"
             query = f"{self._others(foreign)} AND {told}"
             yield self._judged(f"context in the query: {territory}", query, remedy=_CONTRACT)
 
@@ -238,14 +240,19 @@ class _Team:
     @contextmanager
     def _reading(self, role: str | None = None, territory: str | None = None) -> Iterator[None]:
         """A read-only transaction that is rolled back, as a role that declares a territory."""
-        guc = literal(self.settings.territory_guc)
         with self.conn.transaction(force_rollback=True):
             self.conn.execute("SET TRANSACTION READ ONLY")
             self.conn.execute(f"SET LOCAL statement_timeout = '{_MOST_SECONDS}s'")
             if role:
                 self.conn.execute(f"SET LOCAL ROLE {ident(role)}")
-            self.conn.execute(f"SELECT pg_catalog.set_config({guc}, {literal(territory or '')}, true)")
+            self.conn.execute(f"SELECT {self._declaring(territory or '')}")
             yield
+
+    def _declaring(self, territory: str) -> str:
+        """What anybody can do without our functions: name a territory, with nothing else in a setting that holds JSON."""
+        name, field = of_setting(self.settings.territory_guc)
+        said = territory if field is None else json.dumps({field: territory})
+        return f"pg_catalog.set_config({literal(name)}, {literal(said)}, true)"
 
     # --- what the catalog says
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from leadprotect.errors import SettingsError
 from leadprotect.settings.files import CONFIG, ini_file
-from leadprotect.settings.values import OFFICES, read
+from leadprotect.settings.values import OFFICES, of_setting, read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -216,9 +216,11 @@ def _check_together(s: Settings) -> None:
             if getattr(s, first) == getattr(s, second):
                 raise SettingsError(f"{first} and {second} name the same column: {getattr(s, first)}")
     gucs = {"user_guc": s.user_guc, "territory_guc": s.territory_guc, "correlation_guc": s.correlation_guc}
-    for key, name in gucs.items():
-        if [other.lower() for other in gucs.values()].count(name.lower()) > 1:
-            raise SettingsError(f"{key}: {name!r} is named twice; user, territory and correlation need one each")
+    for (key, one), (_, other) in combinations(gucs.items(), 2):
+        (name, field), (again, another) = of_setting(one), of_setting(other)
+        # two fields of one JSON are two
+        if name.lower() == again.lower() and (None in {field, another} or field == another):
+            raise SettingsError(f"{key}: {one!r} is named twice; user, territory and correlation need one each")
 
 
 def _section(parser: configparser.ConfigParser) -> dict[str, str]:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from leadprotect.settings.load import KEYS, load
-from leadprotect.settings.values import OFFICES
+from leadprotect.settings.values import OFFICES, of_setting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -123,6 +123,7 @@ def names(settings: Settings) -> Mapping[str, str]:
         **{column.removesuffix("_column"): ident(getattr(s, column)) for column in columns},
         **{column + "_name": literal(getattr(s, column)) for column in columns},
         **territory_of(s),
+        **context_of(s),
         "lead_id_type": s.lead_id_type,
         "lead_type": type_name(s.lead_id_type),
         "user_id_type": s.user_id_type,
@@ -166,6 +167,23 @@ def names(settings: Settings) -> Mapping[str, str]:
         "host_policies": ", ".join(literal(s.role(policy)) for policy in HOST_POLICIES),
     }
     return MappingProxyType(known)
+
+
+def context_of(settings: Settings) -> dict[str, str]:
+    """How what is declared is read and written: as a setting, or as a field of one that holds JSON."""
+    found: dict[str, str] = {}
+    arguments = {"user": "user_id", "territory": "territory", "correlation": "correlation_id"}
+    for kind, argument in arguments.items():
+        name, field = of_setting(getattr(settings, f"{kind}_guc"))
+        now = f"pg_catalog.current_setting({literal(name)}, true)"
+        read, written = now, f"coalesce({argument}, '')"
+        if field is not None:
+            ours = ident(settings.schema)
+            read = f"{ours}.claimed({now}, {literal(field)})"
+            written = f"{ours}.claiming({now}, {literal(field)}, {argument})"
+        found[f"declared_{kind}"] = read
+        found[f"declaring_{kind}"] = f"pg_catalog.set_config({literal(name)}, {written}, true)"
+    return found
 
 
 def unmade(settings: Settings) -> set[str]:

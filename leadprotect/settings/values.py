@@ -28,6 +28,7 @@ _RESERVED_BYTES = {"schema": 27, "version_table": 4}
 # is refused. A colon is a bind parameter to SQLAlchemy, $x$ ends a quoted body.
 _UNSAFE = re.compile(r"""['"\\%:{}\x00-\x1f\x7f\ud800-\udfff]|\$\w*\$""")
 _CALLABLE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_FIELD = re.compile(r"[A-Za-z0-9_.-]{1,63}")
 _DURATION = re.compile(
     r"(\d+(?:\.\d+)?)\s*"
     r"(?:(?P<ms>ms|milliseconds?)|(?P<s>s|sec|seconds?)|(?P<min>m|min|minutes?)|(?P<h>h|hours?)|(?P<d>d|days?)|(?P<w>w|weeks?))?",
@@ -211,7 +212,20 @@ def _choice(key: str, text: str) -> str:
     return text
 
 
+def of_setting(text: str) -> tuple[str, str | None]:
+    """The setting that a ``*_guc`` names, and the field of its JSON, if it is one."""
+    name, _, field = (part.strip() for part in text.partition("->>"))
+    return name, field or None
+
+
 def _guc(key: str, text: str) -> str:
+    if "->>" in text:
+        name, field = of_setting(text)
+        if key == "correlation_guc":
+            raise SettingsError(f"{key}: {text!r} is a field of JSON; a correlation id has a setting of its own")
+        if field is None or not _FIELD.fullmatch(field):
+            raise SettingsError(f"{key}: {text!r} names no field; write request.jwt.claims ->> sub")
+        return f"{_guc(key, name)} ->> {field}"
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)+", text) or len(text) > _NAME_BYTES:
         raise SettingsError(f"{key}: {text!r} is not a customised option name such as app.user_id")
     return text

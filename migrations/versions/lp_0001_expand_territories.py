@@ -138,6 +138,7 @@ def create_border() -> None:
             ALTER FUNCTION {quarantine}.acting_role() SET SCHEMA {schema};
             ALTER FUNCTION {quarantine}.all_territories() SET SCHEMA {schema};
             ALTER FUNCTION {quarantine}.is_member(text) SET SCHEMA {schema};
+            ALTER FUNCTION {quarantine}.claimed(text, text) SET SCHEMA {schema};
             ALTER FUNCTION {quarantine}.admitted_territory() SET SCHEMA {schema};
             ALTER FUNCTION {quarantine}.own_border() SET SCHEMA {schema};
           END IF;
@@ -196,6 +197,56 @@ def create_border() -> None:
         GRANT EXECUTE ON FUNCTION {schema}.is_member(text) TO {reader}, {app}, {auditor}, {manager}
         """)
     )
+    # A pool keeps a token's claims in one setting. What is no JSON is nobody's claim: before PostgreSQL 16 nothing says so
+    # but a cast that fails, and to catch that would need a subtransaction, which a parallel query can't have. So
+    # its texts, numbers and brackets are replaced from the innermost on, until one value is left or none.
+    op.execute(
+        sql("""
+        CREATE OR REPLACE FUNCTION {schema}.claimed(said text, field text)
+        RETURNS text
+        LANGUAGE plpgsql
+        STABLE PARALLEL SAFE
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        DECLARE
+          rest text := said;
+          inner_most text;
+          claim jsonb;
+        BEGIN
+          IF said IS NULL OR left(ltrim(said, E' \\t\\n\\r'), 1) <> '{' THEN
+            RETURN NULL;
+          ELSIF current_setting('server_version_num')::integer >= 160000 THEN
+            IF NOT pg_input_is_valid(said, 'jsonb') THEN
+              RETURN NULL;
+            END IF;
+          ELSE
+            rest := regexp_replace(rest, '"(?:[^"\\\\\\u0001-\\u001f]|\\\\(?:["\\\\/bfnrt]|u(?!0000|[dD][89a-fA-F])[0-9a-fA-F]{4}'
+              || '|u[dD][89abAB][0-9a-fA-F]{2}\\\\u[dD][c-fC-F][0-9a-fA-F]{2}))*"', '"', 'g');
+            rest := regexp_replace(
+              rest, '-?(?:0|[1-9][0-9]{0,255})(?:[.][0-9]{1,255})?(?:[eE][+-]?[0-9]{1,3})?|true|false|null', '0', 'g');
+            rest := translate(rest, E' \\t\\n\\r', '');
+            LOOP
+              inner_most := regexp_replace(rest, '[{](?:":[0"](?:,":[0"])*)?[}]|[[](?:[0"](?:,[0"])*)?[]]', '0', 'g');
+              EXIT WHEN inner_most = rest;
+              rest := inner_most;
+            END LOOP;
+            IF rest <> '0' THEN
+              RETURN NULL;
+            END IF;
+          END IF;
+          IF field IS NULL THEN
+            RETURN said;
+          END IF;
+          claim := said::jsonb -> field;
+          RETURN CASE WHEN jsonb_typeof(claim) IN ('string', 'number') THEN claim #>> '{}' END;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.claimed(text, text) IS
+        'A text or number of a JSON object in a setting, the whole text without a field; NULL for whatever is none, never an error';
+        REVOKE ALL ON FUNCTION {schema}.claimed(text, text) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.claimed(text, text) TO PUBLIC
+        """)
+    )
     # PUBLIC may execute it, because restrictive policies TO PUBLIC call it for whoever asks; it tells
     # nobody more than his own setting. Policies ask it in a sub-select: once for a query. It has
     # nobody's rights and reads no table, so that the planner puts its body there: a read by key costs a
@@ -207,13 +258,13 @@ def create_border() -> None:
         LANGUAGE sql
         STABLE PARALLEL SAFE
         RETURN CASE
-          WHEN pg_catalog.current_setting({territory_guc}, true) = ANY ({schema}.all_territories())
+          WHEN {declared_territory} = ANY ({schema}.all_territories())
           AND pg_catalog.pg_has_role(
             coalesce(nullif(pg_catalog.current_setting('role'), 'none')::name, session_user),
             pg_catalog.to_regrole(pg_catalog.quote_ident(
-              {role_prefix} || pg_catalog.lower(pg_catalog.current_setting({territory_guc}, true))))::oid,
+              {role_prefix} || pg_catalog.lower({declared_territory})))::oid,
             'USAGE')
-          THEN pg_catalog.current_setting({territory_guc}, true)
+          THEN {declared_territory}
         END;
         COMMENT ON FUNCTION {schema}.admitted_territory() IS
         'The territory in context if the acting role holds its role, else NULL: the border that every policy asks';
@@ -473,10 +524,11 @@ def enter_quarantine() -> None:
         'leadprotect after a downgrade: alembic upgrade takes every row back, leadprotect purge deletes';
         REVOKE ALL ON {schema}.territories, {schema}.territory_vat_rates FROM {reader}, {app}, {auditor}, {operator}, {manager};
         REVOKE ALL ON FUNCTION {schema}.is_member(text), {schema}.acting_role(), {schema}.admitted_territory(),
-          {schema}.own_border(), {schema}.all_territories()
+          {schema}.own_border(), {schema}.all_territories(), {schema}.claimed(text, text)
         FROM PUBLIC, {reader}, {app}, {auditor}, {manager}, {operator};
         ALTER FUNCTION {schema}.own_border() SET SCHEMA {quarantine};
         ALTER FUNCTION {schema}.admitted_territory() SET SCHEMA {quarantine};
+        ALTER FUNCTION {schema}.claimed(text, text) SET SCHEMA {quarantine};
         DROP FUNCTION {schema}.publish_territories(), {schema}.unreadable();
         ALTER FUNCTION {schema}.is_member(text) SET SCHEMA {quarantine};
         ALTER FUNCTION {schema}.all_territories() SET SCHEMA {quarantine};

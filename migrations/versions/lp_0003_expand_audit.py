@@ -376,7 +376,7 @@ def create_who_could_edit() -> None:
           WITH here AS (
             SELECT t.code FROM {schema}.territories AS t
             WHERE {schema}.is_member(t.code)
-              AND t.code = coalesce(nullif(pg_catalog.current_setting({territory_guc}, true), ''), t.code)
+              AND t.code = coalesce(nullif({declared_territory}, ''), t.code)
           ), standing AS (
             SELECT a.territory, a.user_id, a.source,
                    greatest(a.assigned_at, pg_catalog.lag(a.ended_at) OVER (PARTITION BY a.territory ORDER BY a.ended_at NULLS LAST)) AS since,

@@ -62,6 +62,7 @@ def downgrade() -> None:
           {schema}.is_code(text),
           {schema}.set_context(text, text, text),
           {schema}.context(),
+          {schema}.claiming(text, text, text),
           {schema}.parse_user(text)
         """)
     )
@@ -105,14 +106,35 @@ def create_context() -> None:
         LANGUAGE sql
         STABLE PARALLEL SAFE
         BEGIN ATOMIC
-          SELECT pg_catalog.current_setting({user_guc}, true),
-                 pg_catalog.current_setting({territory_guc}, true),
-                 pg_catalog.current_setting({correlation_guc}, true);
+          SELECT {declared_user},
+                 {declared_territory},
+                 {declared_correlation};
         END;
         COMMENT ON FUNCTION {schema}.context() IS
         'Who is declared to act, where, and under which correlation id; NULL or empty where nothing is set';
         REVOKE ALL ON FUNCTION {schema}.context() FROM PUBLIC;
         GRANT EXECUTE ON FUNCTION {schema}.context() TO {app}, {auditor}, {manager}
+        """)
+    )
+    # Where a setting holds JSON, the other claims of the token stay: policies of the host ask them.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.claiming(said text, field text, claim text)
+        RETURNS text
+        LANGUAGE plpgsql
+        IMMUTABLE PARALLEL SAFE
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        DECLARE
+          others jsonb := coalesce({schema}.claimed(said, NULL), '{}')::jsonb - field;
+        BEGIN
+          RETURN CASE WHEN claim <> '' THEN others || jsonb_build_object(field, claim) ELSE others END::text;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.claiming(text, text, text) IS
+        'A setting that holds JSON with this claim in it, or without it where it is NULL or empty; the others stay';
+        REVOKE ALL ON FUNCTION {schema}.claiming(text, text, text) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.claiming(text, text, text) TO {app}, {auditor}, {manager}
         """)
     )
     # The settings are transaction-local: nothing is left for the pool's next user.
@@ -123,9 +145,7 @@ def create_context() -> None:
         LANGUAGE sql
         VOLATILE
         BEGIN ATOMIC
-          SELECT pg_catalog.set_config({user_guc}, coalesce(user_id, ''), true),
-                 pg_catalog.set_config({territory_guc}, coalesce(territory, ''), true),
-                 pg_catalog.set_config({correlation_guc}, coalesce(correlation_id, ''), true);
+          SELECT {declaring_user}, {declaring_territory}, {declaring_correlation};
         END;
         COMMENT ON FUNCTION {schema}.set_context(text, text, text) IS
         'Declares user, territory and correlation id until the transaction ends';
@@ -310,8 +330,8 @@ def create_lists() -> None:
         AS $body$
         #variable_conflict use_variable
         DECLARE
-          here text := current_setting({territory_guc}, true);
-          caller {user_id_type} := {schema}.parse_user(current_setting({user_guc}, true));
+          here text := {declared_territory};
+          caller {user_id_type} := {schema}.parse_user({declared_user});
           found integer;
         BEGIN
           IF caller IS NULL OR here IS NULL OR NOT {schema}.is_member(here) THEN
@@ -365,8 +385,8 @@ def create_lists() -> None:
         AS $body$
         #variable_conflict use_variable
         DECLARE
-          here text := current_setting({territory_guc}, true);
-          caller {user_id_type} := {schema}.parse_user(current_setting({user_guc}, true));
+          here text := {declared_territory};
+          caller {user_id_type} := {schema}.parse_user({declared_user});
           first {lead_id_type} := after;
           everywhere boolean;
           has_rules boolean;
@@ -433,8 +453,8 @@ def create_decision_entry_points() -> None:
         LANGUAGE sql
         STABLE PARALLEL SAFE
         BEGIN ATOMIC
-          SELECT {schema}.decide(lead, pg_catalog.current_setting({user_guc}, true),
-                                 pg_catalog.current_setting({territory_guc}, true))
+          SELECT {schema}.decide(lead, {declared_user},
+                                 {declared_territory})
                  IN ('owner', 'collaborator', 'unprotected');
         END;
         COMMENT ON FUNCTION {schema}.can_edit_lead({lead_id_type}) IS
@@ -449,8 +469,8 @@ def create_decision_entry_points() -> None:
         LANGUAGE sql
         STABLE PARALLEL SAFE
         BEGIN ATOMIC
-          SELECT {schema}.decide(lead, pg_catalog.current_setting({user_guc}, true),
-                                 pg_catalog.current_setting({territory_guc}, true));
+          SELECT {schema}.decide(lead, {declared_user},
+                                 {declared_territory});
         END;
         COMMENT ON FUNCTION {schema}.explain_edit({lead_id_type}) IS
         'The decision about the user in context with its reason code';

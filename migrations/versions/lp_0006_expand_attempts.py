@@ -124,8 +124,8 @@ def create_locked_decision() -> None:
         SET search_path = pg_catalog, pg_temp
         AS $body$
         DECLARE
-          caller {user_id_type} := {schema}.parse_user(current_setting({user_guc}, true));
-          here text := current_setting({territory_guc}, true);
+          caller {user_id_type} := {schema}.parse_user({declared_user});
+          here text := {declared_territory};
         BEGIN
           PERFORM {schema}.require_fresh_rules();
           PERFORM FROM {schema}.user_lead_assignments AS a
@@ -225,8 +225,8 @@ def create_audit_writer() -> None:
         AS $body$
         #variable_conflict use_variable
         DECLARE
-          declared_user text := current_setting({user_guc}, true);
-          declared_territory text := current_setting({territory_guc}, true);
+          declared_user text := {declared_user};
+          declared_territory text := {declared_territory};
           known_user {user_id_type} := {schema}.parse_user(declared_user);
           known_territory text := declared_territory;
           remark text := note;
@@ -267,7 +267,7 @@ def create_audit_writer() -> None:
               THEN 'ALLOW'::{schema}.lead_access_outcome ELSE 'DENY'::{schema}.lead_access_outcome END,
             recorded,
             {schema}.bounded(remark),
-            {schema}.bounded(current_setting({correlation_guc}, true)),
+            {schema}.bounded({declared_correlation}),
             CASE decision WHEN 'owner' THEN 'assignment' WHEN 'manager' THEN 'role ' || {manager_name}
               ELSE basis END);
         END
@@ -341,9 +341,9 @@ def create_denials() -> None:
           number bigint := nextval('{schema}.lead_access_audit_id_seq');
           facts text := format('lead %s, action %s, reason %s, user %s, territory %s, login %s, correlation %s, note %s',
             quote_nullable({schema}.bounded(lead::text)), action, decision,
-            quote_nullable({schema}.bounded(left(current_setting({user_guc}, true), 100))),
-            quote_nullable({schema}.bounded(left(current_setting({territory_guc}, true), 100))),
-            quote_ident(session_user), quote_nullable({schema}.bounded(left(current_setting({correlation_guc}, true), 100))),
+            quote_nullable({schema}.bounded(left({declared_user}, 100))),
+            quote_nullable({schema}.bounded(left({declared_territory}, 100))),
+            quote_ident(session_user), quote_nullable({schema}.bounded(left({declared_correlation}, 100))),
             quote_nullable({schema}.bounded(left(note, 200))));
         BEGIN
           RAISE LOG 'leadprotect denial %: %, proof %', number, facts,
@@ -413,8 +413,8 @@ def create_denials() -> None:
           IF decision IS NULL
             OR decision NOT IN ('no_context', 'not_found', 'suspended', 'unassigned', 'not_owner', 'not_manager') THEN
             RAISE EXCEPTION '% is not a reason of a denial', coalesce(decision, 'NULL') USING ERRCODE = 'LP422';
-          ELSIF decision NOT IN ('no_context', 'not_found') AND current_setting({territory_guc}, true) <> ''
-            AND NOT {schema}.is_member(current_setting({territory_guc}, true)) THEN
+          ELSIF decision NOT IN ('no_context', 'not_found') AND {declared_territory} <> ''
+            AND NOT {schema}.is_member({declared_territory}) THEN
             -- nobody is answered so about another territory
             RAISE EXCEPTION 'reason % is not of this login', decision USING ERRCODE = 'LP422';
           END IF;

@@ -70,8 +70,8 @@ def create_ownership() -> None:
           SELECT l.territory
           FROM {schema}.host_lead(lead_for_ownership.lead) AS l (territory)
           WHERE {schema}.is_member(l.territory)
-            AND (l.territory = pg_catalog.current_setting({territory_guc}, true)
-                 OR lead_for_ownership.manager AND coalesce(pg_catalog.current_setting({territory_guc}, true), '') = '');
+            AND (l.territory = {declared_territory}
+                 OR lead_for_ownership.manager AND coalesce({declared_territory}, '') = '');
         END;
         COMMENT ON FUNCTION {schema}.lead_for_ownership({lead_id_type}, boolean) IS
         'The territory in which the caller may change who owns this lead; NULL where he may not, or where there is none';
@@ -101,7 +101,7 @@ def create_ownership() -> None:
         SET search_path = pg_catalog, pg_temp
         AS $body$
         DECLARE
-          author {user_id_type} := {schema}.parse_user(current_setting({user_guc}, true));
+          author {user_id_type} := {schema}.parse_user({declared_user});
           manager boolean := {schema}.is_manager() AND change <> 'claim';
           here text := {schema}.lead_for_ownership(lead, manager);
           standing {schema}.user_lead_assignments;
@@ -125,7 +125,7 @@ def create_ownership() -> None:
               RETURN decision;
             END IF;
           ELSIF manager THEN
-            IF author IS NULL AND current_setting({user_guc}, true) <> '' THEN
+            IF author IS NULL AND {declared_user} <> '' THEN
               RETURN 'no_context';
             ELSIF here IS NULL THEN
               RETURN 'not_found';
@@ -249,7 +249,7 @@ def create_ownership() -> None:
         SET search_path = pg_catalog, pg_temp
         AS $body$
         DECLARE
-          author {user_id_type} := {schema}.parse_user(current_setting({user_guc}, true));
+          author {user_id_type} := {schema}.parse_user({declared_user});
           manager boolean := {schema}.is_manager();
           here text := {schema}.lead_for_ownership(lead, manager);
           starts timestamptz := coalesce(effective_from, clock_timestamp());
@@ -270,7 +270,7 @@ def create_ownership() -> None:
           IF here IS NULL THEN
             RETURN CASE decision WHEN 'no_context' THEN decision ELSE 'not_found' END;
           ELSIF manager THEN
-            IF author IS NULL AND current_setting({user_guc}, true) <> '' THEN
+            IF author IS NULL AND {declared_user} <> '' THEN
               RETURN 'no_context';
             END IF;
             decision := 'manager';
@@ -512,7 +512,7 @@ def create_view() -> None:
         BEGIN
           RETURN EXISTS (
             SELECT FROM {schema}.lead_protection_rules AS r
-            WHERE r.user_id = {schema}.parse_user(current_setting({user_guc}, true))
+            WHERE r.user_id = {schema}.parse_user({declared_user})
               AND r.territory = {schema}.admitted_territory());
         END
         $body$;
@@ -533,16 +533,16 @@ def create_view() -> None:
                {territory_of_l}::text AS territory,
                a.user_id AS owner,
                CASE
-                 WHEN (SELECT {schema}.parse_user(pg_catalog.current_setting({user_guc}, true)) IS NULL) THEN false
+                 WHEN (SELECT {schema}.parse_user({declared_user}) IS NULL) THEN false
                  WHEN (SELECT {schema}.has_rules()) THEN {schema}.can_edit_lead(l.{lead_id})
                  ELSE coalesce(
-                   a.user_id = (SELECT {schema}.parse_user(pg_catalog.current_setting({user_guc}, true))), false)
+                   a.user_id = (SELECT {schema}.parse_user({declared_user})), false)
                END AS can_edit,
                CASE
-                 WHEN (SELECT {schema}.parse_user(pg_catalog.current_setting({user_guc}, true)) IS NULL) THEN 'no_context'
+                 WHEN (SELECT {schema}.parse_user({declared_user}) IS NULL) THEN 'no_context'
                  WHEN (SELECT {schema}.has_rules()) THEN {schema}.explain_edit(l.{lead_id})
                  WHEN a.user_id IS NULL THEN 'unassigned'
-                 WHEN a.user_id = (SELECT {schema}.parse_user(pg_catalog.current_setting({user_guc}, true))) THEN 'owner'
+                 WHEN a.user_id = (SELECT {schema}.parse_user({declared_user})) THEN 'owner'
                  ELSE 'not_owner'
                END AS reason
         FROM {leads} AS l

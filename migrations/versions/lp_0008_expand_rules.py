@@ -192,9 +192,9 @@ def create_rule_functions() -> None:
         SET search_path = pg_catalog, pg_temp
         AS $body$
         DECLARE
-          here text := current_setting({territory_guc}, true);
+          here text := {declared_territory};
         BEGIN
-          IF {schema}.parse_user(current_setting({user_guc}, true)) IS NULL OR here IS NULL OR here = '' THEN
+          IF {schema}.parse_user({declared_user}) IS NULL OR here IS NULL OR here = '' THEN
             RETURN 'no_context';
           ELSIF NOT {schema}.is_member(here) THEN
             RETURN 'not_found';
@@ -224,7 +224,7 @@ def create_rule_functions() -> None:
         SET row_security = on
         AS $body$
         DECLARE
-          here text := current_setting({territory_guc}, true);
+          here text := {declared_territory};
           decision text := {schema}.decide_as_manager(lead);
         BEGIN
           IF change IS NULL OR change NOT IN ('grant', 'revoke') THEN

@@ -197,8 +197,8 @@ def create_note_function() -> None:
         AS $body$
         DECLARE
           -- a territory that nobody knows is none: row security will admit it nowhere
-          declared boolean := {schema}.parse_user(current_setting({user_guc}, true)) IS NOT NULL
-            AND EXISTS (SELECT FROM {schema}.territories AS t WHERE t.code = current_setting({territory_guc}, true));
+          declared boolean := {schema}.parse_user({declared_user}) IS NOT NULL
+            AND EXISTS (SELECT FROM {schema}.territories AS t WHERE t.code = {declared_territory});
         BEGIN
           IF declared AND NOT pg_has_role(
             {schema}.acting_role(), (SELECT c.relowner FROM pg_class AS c WHERE c.oid = {leads_name}::regclass), 'USAGE')

@@ -110,7 +110,7 @@ def create_edit_audit() -> None:
         SET enable_seqscan = off
         AS $body$
         DECLARE
-          author {user_id_type} := {schema}.parse_user(current_setting({user_guc}, true));
+          author {user_id_type} := {schema}.parse_user({declared_user});
           remark text := lower(TG_OP) || ' without assertion';
           reason text;
           basis text;
@@ -165,9 +165,9 @@ def create_edit_audit() -> None:
           END IF;
           INSERT INTO {schema}.lead_access_audit
             (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
-          SELECT l.lead_id, {schema}.parse_user(current_setting({user_guc}, true)), {schema}.acting_role(),
+          SELECT l.lead_id, {schema}.parse_user({declared_user}), {schema}.acting_role(),
                  l.territory, 'EDIT', 'ALLOW', 'maintenance', 'truncate without assertion',
-                 {schema}.bounded(current_setting({correlation_guc}, true)), 'not bound by row security'
+                 {schema}.bounded({declared_correlation}), 'not bound by row security'
           FROM {schema}.protected_leads() AS l;
           RETURN NULL;
         END
@@ -244,7 +244,7 @@ def create_owner_of_new_lead() -> None:
         SET row_security = on
         AS $body$
         DECLARE
-          author {user_id_type} := {schema}.parse_user(current_setting({user_guc}, true));
+          author {user_id_type} := {schema}.parse_user({declared_user});
         BEGIN
           IF {schema}.explain_edit(NEW.{lead_id}) NOT IN ('unassigned', 'collaborator') THEN
             RETURN NULL;

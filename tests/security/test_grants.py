@@ -30,7 +30,7 @@ READERS = {
 """Table or view -> the offices that may SELECT; no office may do anything else."""
 
 EVERYBODY = {"app", "auditor", "manager"}
-PUBLIC = {"admitted_territory", "all_territories", "own_border"}
+PUBLIC = {"admitted_territory", "all_territories", "claimed", "own_border"}
 """What policies TO PUBLIC call for whoever asks; nobody else has the right to use our schema."""
 
 CALLERS = {
@@ -38,6 +38,7 @@ CALLERS = {
     "is_member": EVERYBODY,
     "parse_user": EVERYBODY,
     "context": EVERYBODY,
+    "claiming": EVERYBODY,
     "set_context": EVERYBODY,
     "decide": EVERYBODY,
     "can_edit_lead": EVERYBODY,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import json
 import re
 import subprocess
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from alembic.util import CommandError
 
 from leadprotect import backfill
 from leadprotect.migration.purge import purge
+from leadprotect.settings.values import of_setting
 from tests.hosts import ANNA, BERT, PEOPLE, PLAIN, ZOE, Person, Shape
 from tests.support.database import Database
 from tests.support.revisions import MIGRATE_HEAD
@@ -162,8 +164,15 @@ class Host(Database):
         if actor.person is None:
             return {}
         user = self.user(actor.person.number)
-        context = self.shape.tenant(self.settings, actor.person, user) | {self.settings.user_guc: user}
-        return context | ({self.settings.territory_guc: actor.territory} if actor.territory else {})
+        context = self.shape.tenant(self.settings, actor.person, user)
+        for declared, value in ((self.settings.user_guc, user), (self.settings.territory_guc, actor.territory)):
+            name, field = of_setting(declared)
+            if field is not None:
+                claims = json.loads(context.get(name, "{}"))
+                context[name] = json.dumps(claims | ({field: value} if value else {}))
+            elif value:
+                context[name] = value
+        return context
 
     def held(self) -> set[tuple[str, str]]:
         """Pairs of an acting role and a territory whose role's rights it has, as a superuser reads the catalog."""
