@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         RollbackError,
         SettingsError,
     )
+    from leadprotect.migration.autogenerate import include_name, include_object
     from leadprotect.settings.files import version_path
 
 __all__ = [
@@ -91,6 +92,8 @@ __all__ = [
     "editing",
     "explain",
     "grant",
+    "include_name",
+    "include_object",
     "release",
     "revoke",
     "rules",
@@ -163,6 +166,8 @@ _HOMES = {
     "ProtectionUnavailable": "errors",
     "RollbackError": "errors",
     "SettingsError": "errors",
+    "include_name": "migration.autogenerate",
+    "include_object": "migration.autogenerate",
     "version_path": "settings.files",
 }
 _FACES = ("access", "aio", "audit", "backfilling", "database", "decision", "errors", "metrics", "preflight", "settings")

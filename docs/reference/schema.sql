@@ -4765,6 +4765,37 @@ GRANT SELECT(user_id) ON TABLE public.activities TO leadprotect_reader;
 GRANT SELECT(kind) ON TABLE public.activities TO leadprotect_reader;
 GRANT SELECT(created_at) ON TABLE public.activities TO leadprotect_reader;
 
+-- table revision_undo, lp_0001_expand_territories
+
+CREATE TABLE leadprotect.revision_undo (
+    revision text NOT NULL,
+    down_revision text,
+    statements text[] NOT NULL,
+    host_locks jsonb NOT NULL,
+    hash text NOT NULL,
+    made_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+ALTER TABLE ONLY leadprotect.revision_undo FORCE ROW LEVEL SECURITY;
+
+COMMENT ON TABLE leadprotect.revision_undo IS 'The downgrade of each applied revision, for leadprotect rollback of a version that does not know it';
+COMMENT ON COLUMN leadprotect.revision_undo.revision IS 'the revision that it undoes';
+COMMENT ON COLUMN leadprotect.revision_undo.down_revision IS 'what is applied afterwards; NULL is the base';
+COMMENT ON COLUMN leadprotect.revision_undo.statements IS 'one by one; COMMIT and BEGIN stand around those that run outside of a transaction';
+COMMENT ON COLUMN leadprotect.revision_undo.host_locks IS 'the strongest lock on each table of the host';
+COMMENT ON COLUMN leadprotect.revision_undo.hash IS 'SHA-256 of all of this: what differs is not executed';
+COMMENT ON COLUMN leadprotect.revision_undo.made_at IS 'when the revision was applied';
+
+ALTER TABLE ONLY leadprotect.revision_undo
+    ADD CONSTRAINT revision_undo_pkey PRIMARY KEY (revision);
+
+ALTER TABLE leadprotect.revision_undo ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY lp_inside ON leadprotect.revision_undo TO leadprotect_owner USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_operator ON leadprotect.revision_undo FOR SELECT TO leadprotect_operator USING (true);
+
+GRANT SELECT ON TABLE leadprotect.revision_undo TO leadprotect_operator;
+
 -- function forget_lead, lp_0010_expand_lead_triggers
 
 CREATE FUNCTION leadprotect.forget_lead() RETURNS trigger

@@ -9,7 +9,10 @@ from rich.table import Table
 
 from leadprotect.cli.console import Console
 from leadprotect.cli.terminal import echo
+from leadprotect.database.connection import connect, mapped_errors
+from leadprotect.migration import psql
 from leadprotect.migration.rollback import SAFE, Event, Rollback, rollback
+from leadprotect.settings import current
 
 NOT_VERIFIED = 3
 
@@ -19,15 +22,23 @@ NOT_VERIFIED = 3
 @click.option(
     "--lock-budget", metavar="DURATION", help="How long to wait for locks in all, such as 5min.  [default: 60s]"
 )
-def rollback_command(target: str, *, lock_budget: str | None) -> None:
+@click.option("--sql", "as_sql", is_flag=True, help="Print a script for psql instead, and change nothing.")
+def rollback_command(target: str, *, lock_budget: str | None, as_sql: bool) -> None:
     """Go back to the last safe revision, verify it, and print the timeline.
 
     Without --to, contract is undone and nothing else: the host's tables are open again, owners and
     audit stay. A running backfill is paused first. No row is lost; alembic upgrade head goes forward again.
 
+    Revisions of a newer version of leadprotect are undone by what they left in the database. With --sql the script does
+    all of it that way: it stops at an error, and the same script again goes on.
+
     Exit codes: 0 done and verified, or nothing to undo; 1 refused, or stopped on the way (the same
     command goes on); 3 done, but something is not as it must be: it is listed.
     """
+    if as_sql:
+        with connect(current()) as conn, mapped_errors():
+            echo(psql.psql_script(conn, current(), target).rstrip("\n"))
+        return
     done = rollback(target, lock_budget=lock_budget, on_event=_show)
     if not done.timeline:
         echo(f"nothing to undo: the database stands at {done.after or 'the base'}")

@@ -39,6 +39,7 @@ CHECKS: tuple[Check, ...] = (
     versions.version_table_open,
     versions.version_table_rows,
     versions.contract_not_standing,
+    versions.undo_changed,
     row_security.row_security_off,
     row_security.leads_row_security_off,
     functions.function_changed,

@@ -20,7 +20,7 @@ OWN = (
     *("policy-missing", "policy-changed", "policy-stray"),
     *("guard-missing", "guard-off", "guard-changed"),
     *("lead-trigger-missing", "lead-trigger-off", "lead-trigger-changed"),
-    *("view-changed", "table-grants", "column-grants", "schema-open", "territory-list-stale"),
+    *("undo-changed", "view-changed", "table-grants", "column-grants", "schema-open", "territory-list-stale"),
 )
 """Checks of what leadprotect made itself: flags, functions, policies, triggers, the view, grants."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +21,8 @@ from leadprotect.doctor.likeness import neutral
 from leadprotect.settings import Settings, ident, render
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import psycopg
 
 FILE = Path(__file__).with_name("shipped.json")
@@ -109,10 +111,20 @@ class _Recording:
 
     as_sql = True
     opts: ClassVar = {"transaction_per_migration": True, "leadprotect": True}
-    version_table_schema = None
-    version_table = "alembic_version"
     config = None
-    autocommit_block = nullcontext
+
+    def __init__(self, s: Settings, said: list[str] | None = None) -> None:
+        self.version_table_schema, self.version_table = s.version_table_schema, s.version_table
+        self.said = [] if said is None else said
+
+    @contextmanager
+    def autocommit_block(self) -> Iterator[None]:
+        self.said.append("COMMIT")
+        yield
+        self.said.append("BEGIN")
+
+    def get_revision_argument(self) -> str:
+        return "head"
 
     def get_context(self) -> _Recording:
         return self
@@ -120,8 +132,8 @@ class _Recording:
     def is_offline_mode(self) -> bool:
         return True
 
-    def execute(self, _said: str) -> None:
-        """It was recorded when it was rendered."""
+    def execute(self, said: str) -> None:
+        self.said.append(said.strip())
 
 
 @lru_cache(maxsize=4)
@@ -134,21 +146,30 @@ def shipped_script(s: Settings, revisions: tuple[str, ...]) -> str:
         return said[-1]
 
     for revision in revisions:
-        module = _loaded(phases.file(revision))
+        module = _loaded(phases.file(revision), _Recording(s))
         # loaded for this call alone: the settings are those given, not the process's
         module |= {"sql": sql, "load": lambda _config: s}
         module["upgrade"]()
     return ";\n".join(said) + ";\n"
 
 
-def _loaded(file: Path) -> dict[str, Any]:
+def shipped_undo(s: Settings, revision: str) -> tuple[tuple[str, ...], dict[str, str]]:
+    """What the downgrade of `revision` executes with the settings `s`, one by one, and its locks on the host."""
+    said: list[str] = []
+    module = _loaded(phases.file(revision), _Recording(s, said))
+    module |= {"sql": lambda statement: render(statement, s), "load": lambda _config: s}
+    module["downgrade"]()
+    return tuple(said), module["locks"]["downgrade"]
+
+
+def _loaded(file: Path, recording: _Recording) -> dict[str, Any]:
     """The names of a revision, with a recording one for whatever it has of Alembic and SQLAlchemy."""
     module: dict[str, Any] = {"__name__": file.stem}
     tree = ast.parse(file.read_bytes(), file)
     for line in [*tree.body]:
         if isinstance(line, ast.ImportFrom) and (line.module or "").split(".")[0] in ("alembic", "sqlalchemy"):
             tree.body.remove(line)
-            module |= {each.asname or each.name: _Recording() for each in line.names}
+            module |= {each.asname or each.name: recording for each in line.names}
     exec(compile(tree, file, "exec"), module)  # noqa: S102 - a file of the package, as Alembic runs it
     return module
 

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from leadprotect import phases
 from leadprotect.doctor.finding import Fault, check
+from leadprotect.doctor.shipped import shipped_undo
 from leadprotect.errors import PreflightError, ProtectionUnavailable
+from leadprotect.migration import undo
 from leadprotect.preflight import standing
 from leadprotect.preflight.check import version_problem
 from leadprotect.preflight.version_table import check_version_table, read_versions
@@ -66,6 +68,23 @@ def contract_not_standing(conn: psycopg.Connection[Any], s: Settings) -> Iterato
         back = f"alembic downgrade {phases.before('contract')[-1]} && alembic upgrade head"
         for lacking in standing.lacking(conn, s, known[: known.index(present) + 1]):
             yield Fault(lacking, f"{present} is applied, and this is gone", back)
+
+
+@check("danger", "Whoever rolls back from an older version executes it, with all his rights.", needs="text")
+def undo_changed(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A way down in revision_undo that is not the shipped one; a warning where an applied revision has left none."""
+    where = f"{s.schema}.{undo.TABLE}"
+    found = {one.revision: (one, intact) for one, intact in undo.stored(conn, s)}
+    known = phases.through(applied(conn, s))
+    for revision, below in zip(known, (None, *known), strict=False):
+        made = undo.Undo(revision, below, *shipped_undo(s, revision))
+        if revision not in found:
+            yield Fault(where, f"{revision} left no way down", f"{undo.keeping(made, s)};", "warning")
+        elif found[revision] != (made, True):
+            yield Fault(where, f"the way down of {revision} is not the shipped one", f"{undo.keeping(made, s)};")
+    for revision in sorted(found.keys() - {*known}):
+        what = f"it holds a way down of {revision}, which is not applied"
+        yield Fault(where, what, f"{undo.forgetting(revision, s)};")
 
 
 @check("note", "What is not applied yet protects nothing yet.")

@@ -59,8 +59,8 @@ def apply(*, dry_run: bool = False, config: Config | None = None, lock_budget: s
             if refused and not dry_run:
                 raise GateClosed(f"{'; '.join(map(str, found))}: {gate.closed([*refused])}. Nothing was touched")
             return Applied(tuple(found), tuple(statements), refused, done=False)
-        with steps.in_steps(s, lock_budget=lock_budget) as (_, step):
-            step(lambda conn: _carry_out(conn, s, statements))
+        with steps.in_steps(s, lock_budget=lock_budget) as steps_of:
+            steps_of.step(lambda conn: _carry_out(conn, s, statements))
     return Applied(tuple(found), tuple(statements), (), done=True)
 
 

@@ -26,9 +26,11 @@ from sqlalchemy import Connection, Engine, create_engine, event, exc, pool
 from leadprotect import phases
 from leadprotect.backfilling import jobs
 from leadprotect.database import blockers
+from leadprotect.database.catalog import relation
+from leadprotect.database.connection import as_role
 from leadprotect.database.opening import PINNED, open_connection, pin, pin_session
 from leadprotect.errors import GateClosed, LeadProtectError, PreflightError, SettingsError
-from leadprotect.migration import event_triggers, gate, locks, undoing, version_table
+from leadprotect.migration import autogenerate, event_triggers, gate, locks, undo, undoing, version_table
 from leadprotect.preflight import check, standing
 from leadprotect.preflight.installed import check_installed
 from leadprotect.preflight.version_table import check_may_write, check_version_table, read_versions
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("leadprotect")
 
 LOCK_TIMEOUT = f"SET lock_timeout = '{locks.LOCK_TIMEOUT_MS}ms'"
+BRANCH = "leadprotect"  # the label of our revisions
 GATE_CLOSED = "LP409"
 HOST_UNREADABLE = "LP412"  # found when our reader can be asked: in the first revision
 POOLER_REFUSED = "08P01"  # what PgBouncer answers with when it can't do as it is asked
@@ -69,6 +72,113 @@ def run() -> None:
     except (exc.DBAPIError, exc.PendingRollbackError, psycopg.Error, KeyboardInterrupt) as error:
         log.debug("the statement that failed", exc_info=True)
         raise CommandError(_explained(error)) from None
+
+
+def run_beside() -> None:
+    """Run our branch with our own version table, and leave the rest of the command to the env.py of a host.
+
+    For a host that names our folder in its `version_locations`: called first, before its own
+    ``context.configure()``, which then meets the host's revisions alone. ``heads`` and ``base`` mean both, everything
+    else the branch that it names. Raises `CommandError` like `run`.
+    """
+    opts = _given_opts()
+    asked, before = opts["fn"], dict(opts)
+    ours, theirs = _whose(opts)
+    try:
+        if ours:
+            opts["fn"] = _of_branch(asked, ours=True)
+            run()
+    finally:
+        opts.clear()
+        opts.update(before)
+        opts["fn"] = _of_branch(asked, ours=False) if theirs else _nothing
+        if "destination_rev" not in opts:
+            opts["fn"] = _complete(asked)
+
+
+def beside() -> dict[str, Any]:
+    """Arguments for the ``context.configure()`` of a host whose one version table holds both branches.
+
+    A transaction for each revision, the way down that each leaves, and silence of autogenerate about us.
+    """
+    opts = _given_opts()
+    settings = load(context.config)
+    context.config.attributes[KEPT] = settings
+
+    def applied(ctx: Any, step: Any, heads: Any, run_args: Any) -> None:
+        del heads, run_args
+        undo.keep(ctx, step, settings)
+
+    return {
+        "transaction_per_migration": True,
+        "include_object": autogenerate.include_object,
+        "include_name": autogenerate.include_name,
+        "on_version_apply": applied,
+        "fn": _complete(opts["fn"]),
+    }
+
+
+def _given_opts() -> dict[str, Any]:
+    """What the command wants of its env.py; Alembic shows it only after `configure()`, which changes it."""
+    given: dict[str, Any] = vars(context)["_proxy"].context_opts
+    return given
+
+
+def _whose(opts: dict[str, Any]) -> tuple[bool, bool]:
+    """Whether a command that writes is about our branch, and about the host's."""
+    if "destination_rev" not in opts:
+        return False, True
+    wanted = opts["destination_rev"]
+    named = [wanted] if isinstance(wanted, str) or wanted is None else list(wanted)
+    if named in (["heads"], ["base"], [None]):
+        return True, True
+    ours = [_names_ours(str(one)) for one in named]
+    return any(ours), not all(ours)
+
+
+def _names_ours(name: str) -> bool:
+    branch, at, _ = name.partition("@")
+    if at or name in (BRANCH, "head"):
+        return branch == BRANCH
+    try:
+        found = context.script.get_revision(name)
+    except CommandError:
+        return False  # relative to where the host stands, or no revision at all
+    return hasattr(found.module, "phase")
+
+
+def _of_branch(asked: Callable[..., Any], *, ours: bool) -> Callable[..., Iterator[Any]]:
+    """The steps of one branch alone: each has a version table of its own, and is at its base in the other's."""
+
+    def steps(heads: Any, migration: Any) -> Iterator[Any]:
+        return (step for step in asked(heads, migration) if _is_ours(step) == ours)
+
+    return steps
+
+
+def _is_ours(step: Any) -> bool:
+    if isinstance(step, RevisionStep):
+        return hasattr(step.revision.module, "phase")
+    return any(name.startswith("lp_") for name in (*step.from_revisions, *step.to_revisions))
+
+
+def _complete(asked: Callable[..., Any]) -> Callable[..., Any]:
+    """For ``check`` and ``revision``: what waits for our gate, or was rolled back, is no reason to refuse them."""
+
+    def steps(heads: Any, migration: Any) -> Any:
+        if "revision_context" not in _given_opts():
+            return asked(heads, migration)
+        script = context.script
+        ours = [one for one in script.get_heads() if hasattr(script.get_revision(one).module, "phase")]
+        theirs = [one for one in heads if not hasattr(script.get_revision(one).module, "phase")]
+        return asked((*theirs, *ours), migration)
+
+    return steps
+
+
+def _nothing(_heads: Any, _migration: Any) -> tuple[Any, ...]:
+    """A command that is about our branch alone."""
+    return ()
 
 
 def _say_errors_once() -> None:
@@ -251,6 +361,7 @@ def _configure(settings: Settings, held: Callable[[], None] | None = None, **how
         """In the transaction of the step: what is wrong now takes the step back, and its stamp."""
         if held:
             held()
+        undo.keep(ctx, step, settings)
         if given:
             given(ctx=ctx, step=step, heads=heads, run_args=run_args)
 
@@ -284,6 +395,8 @@ def _plan(
     present = _present(guard, settings)
     heads = () if opts.get("purge") else present or ()
     left = list(opts["fn"](heads, context.get_context()))
+    if any(isinstance(step, RevisionStep) for step in left) or not left:
+        _check_number(guard, settings, heads)
     _check(guard, settings, left, applied=bool(heads))
     if heads and not left:
         _check_standing(guard, settings, options.contract, heads)
@@ -316,6 +429,22 @@ def _check(guard: psycopg.Connection[Any], settings: Settings, left: list[Any], 
     if undone := [step.revision for step in left if isinstance(step, RevisionStep) and not step.is_upgrade]:
         _check_tables(guard, settings, undone[0].revision)
         check_way_down(guard, settings, undoing.script(undone))
+
+
+def _check_number(guard: psycopg.Connection[Any], settings: Settings, heads: tuple[str, ...]) -> None:
+    """Refuse where the version table was lost, emptied or stamped below what stands: the revisions say what that is."""
+    if not relation(guard, settings.schema, undo.TABLE):
+        return
+    with as_role(guard, settings.role("owner")):
+        left = {one.revision for one, _ in undo.stored(guard, settings)}
+    chain = phases.chain()
+    stands = max((one for one in left if one in chain), default=None)
+    said = next((one for one in heads if one.startswith("lp_")), None)
+    if stands and (said is None or (said in chain and said < stands)):
+        raise CommandError(
+            f"the version table says {said or 'that nothing is applied'}, but {settings.schema} stands at {stands}: "
+            f"the table was lost, or somebody stamped it. Nothing was touched. Run: alembic stamp {stands}"
+        )
 
 
 def _check_tables(guard: psycopg.Connection[Any], settings: Settings, head: str) -> None:

@@ -79,6 +79,11 @@ class Holder:
         return f"pid {self.pid} ({name}, login {self.login or 'unknown'}, connected since {since})"
 
 
+def lock_name(settings: Settings) -> str:
+    """What the session lock of this installation is the hash of."""
+    return f"leadprotect {settings.version_table_schema}.{settings.version_table} {settings.schema}"
+
+
 @contextmanager
 def one_at_a_time(
     conn: psycopg.Connection[Any], settings: Settings, *, wait: float = DEFAULT_WAIT_S
@@ -90,8 +95,7 @@ def one_at_a_time(
     `conn` must be in autocommit and nothing else's. Raises `LockUnavailable`, naming the holder: any
     login can take an advisory lock.
     """
-    name = f"leadprotect {settings.version_table_schema}.{settings.version_table} {settings.schema}"
-    key = one(conn, "SELECT hashtextextended(%s, 0)", name)
+    key = one(conn, "SELECT hashtextextended(%s, 0)", lock_name(settings))
     began, reminded = time.monotonic(), 0.0
     while not one(conn, "SELECT pg_try_advisory_lock(%s)", key):
         now = time.monotonic()

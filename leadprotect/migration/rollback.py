@@ -11,8 +11,10 @@ from argparse import Namespace
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
@@ -22,8 +24,8 @@ from alembic.util import CommandError
 from leadprotect import phases
 from leadprotect.backfilling.jobs import pause_backfill
 from leadprotect.database.connection import connect, driver_connection, mapped_errors
-from leadprotect.errors import InvalidRequest, RollbackError
-from leadprotect.migration import inventory, undoing
+from leadprotect.errors import InvalidRequest, LockUnavailable, RollbackError
+from leadprotect.migration import inventory, steps, undo, undoing
 from leadprotect.preflight import check
 from leadprotect.preflight.version_table import revision
 from leadprotect.preflight.way_down import check_way_down
@@ -32,6 +34,8 @@ from leadprotect.settings.files import ini_file, migrations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from leadprotect.migration.undo import Undo
 
 
 SAFE = phases.before("contract")[-1]
@@ -97,9 +101,10 @@ def rollback(
     rows, and the flags of the host's leads are verified. `config` is Alembic's, by default that of
     our ini file, `lock_budget` as in ``-x lock_budget=60s``.
 
-    Raises `InvalidRequest` when `target` is no revision below the present one, or that is one of a
-    newer version; `PreflightError` on a replica or through a pooler; `RollbackError` when it stopped
-    on the way; every step that is done is committed, and the same call goes on.
+    Revisions of a newer version are undone by what they left in our schema. Raises `InvalidRequest` when
+    `target` is no revision below the present one, or a newer version left nothing; `PreflightError` on a
+    replica or through a pooler; `RollbackError` when it stopped on the way; every step that is done is
+    committed, and the same call goes on.
     """
     alembic = config or alembic_config()
     s = load(alembic)
@@ -110,20 +115,24 @@ def rollback(
         check.check_server(conn)
         before = revision(conn, s)
         scripts = ScriptDirectory.from_config(alembic)
-        path = _path(scripts, before, target)
-        if not path:
+        newer = _newer(conn, s, before, target)
+        path = _path(scripts, newer[-1].down_revision if newer else before, target)
+        if not path and not newer:
             return Rollback(before, before, (), {}, ())
         with EnvironmentContext(alembic, scripts, destination_rev=target):
-            check_way_down(conn, s, undoing.script([scripts.get_revision(name) for name in path]))
+            script = undoing.script([scripts.get_revision(name) for name in path])
+        check_way_down(conn, s, ";\n".join([*(said for one in newer for said in one.statements), script]))
         seen, rows = inventory.take(conn, s), inventory.count(conn, s)
         log.done(f"looked at {len(seen.tables)} tables")
         if paused := pause_backfill(conn, s, "leadprotect rollback"):
             log.done(f"paused the backfill of {', '.join(paused)}")
         try:
-            with _watched(alembic, s, seen, log, lock_budget):
-                command.downgrade(alembic, target)
-        except CommandError as error:
-            raise RollbackError(f"{error}\n{_stopped(before, revision(conn, s))}") from None
+            _undo_newer(s, newer, seen, log, lock_budget)
+            if path:
+                with _watched(alembic, s, seen, log, lock_budget):
+                    command.downgrade(alembic, target)
+        except (CommandError, LockUnavailable, psycopg.Error) as error:
+            raise RollbackError(f"{str(error).strip()}\n{_stopped(before, revision(conn, s))}") from None
         now, rows_now = inventory.take(conn, s), inventory.count(conn, s)
         problems = inventory.opened(seen, now) + inventory.left_on_host(seen, now)
         problems += inventory.lost_rows(seen, now, rows, rows_now)
@@ -144,6 +153,52 @@ def alembic_config() -> Config:
     except CommandError:
         config.set_main_option("script_location", str(migrations()).replace("%", "%%"))
     return config
+
+
+def _newer(conn: psycopg.Connection[Any], s: Settings, present: str | None, target: str) -> list[Undo]:
+    """How the revisions of a newer version above `target` are undone, the newest first; empty where none is applied."""
+    found: list[Undo] = []
+    if present is None or present in phases.chain():
+        return found
+    kept = undo.kept_undo(conn, s)
+    name: str | None = present
+    while name and name != target and name not in phases.chain():
+        if name not in kept:
+            raise InvalidRequest(
+                f"{name} was applied by a newer version of leadprotect and left no way down: "
+                "roll back with that version"
+            )
+        found.append(kept[name])
+        name = kept[name].down_revision
+    return found
+
+
+def _undo_newer(s: Settings, newer: list[Undo], seen: inventory.Inventory, log: _Log, lock_budget: str | None) -> None:
+    if not newer:
+        return
+    with steps.in_steps(s, lock_budget=lock_budget) as down:
+        for one in newer:
+            *parts, last = one.parts()
+            for inside, statements in parts:
+                for statement in statements if not inside else ():
+                    down.alone(statement)
+                if inside and statements:
+                    down.step(partial(_execute, statements=statements))
+            down.step(partial(_finish, s=s, one=one, statements=last[1], seen=seen))
+            log.done(f"undid {one.revision}, by what it left")
+
+
+def _execute(conn: psycopg.Connection[Any], statements: list[str]) -> None:
+    for statement in statements:
+        conn.execute(statement.encode())
+
+
+def _finish(
+    conn: psycopg.Connection[Any], s: Settings, one: Undo, statements: list[str], seen: inventory.Inventory
+) -> None:
+    _execute(conn, [*statements, *undo.done(one, s)])
+    if found := inventory.opened(seen, inventory.take(conn, s)):
+        raise RollbackError(f"{one.revision} would open row security: {'; '.join(found)}")
 
 
 @contextmanager
@@ -177,8 +232,8 @@ def _stopped(before: str | None, now: str | None) -> str:
 
 def _path(scripts: ScriptDirectory, present: str | None, target: str) -> list[str]:
     """The revisions to undo, the newest first; empty when there is nothing to undo."""
-    if present and present not in phases.chain():
-        raise InvalidRequest(f"{present} was applied by a newer version of leadprotect: roll back with that version")
+    if present not in (None, *phases.chain()):
+        return []  # the target is one of a newer version, too
     try:
         wanted = None if target == "base" else scripts.get_revision(target)
     except CommandError as error:

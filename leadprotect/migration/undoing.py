@@ -31,14 +31,18 @@ class _Written(list[str]):
         """A list keeps what it has."""
 
 
-def written(revisions: Iterable[Script], function: str = "downgrade") -> list[str]:
+def written(
+    revisions: Iterable[Script], function: str = "downgrade", *, versions: tuple[str | None, str] | None = None
+) -> list[str]:
     """What `function` of each revision would execute; a host's own in the same chain, and those without, are left out.
 
-    Inside an environment of Alembic, which knows the settings. COMMIT and BEGIN stand around what runs
-    outside of a transaction.
+    Inside an environment of Alembic, which knows the settings; `versions` are schema and name of the version
+    table. COMMIT and BEGIN stand around what runs outside of a transaction.
     """
     out = _Written()
-    how = {"as_sql": True, "output_buffer": out, "literal_binds": True}
+    how: dict[str, Any] = {"as_sql": True, "output_buffer": out, "literal_binds": True}
+    if versions:
+        how |= {"version_table_schema": versions[0], "version_table": versions[1]}
     rendering = MigrationContext.configure(
         dialect_name="postgresql",
         dialect_opts={"paramstyle": "named"},  # the driver's own would double every percent sign
@@ -66,6 +70,7 @@ def of(config: Config, s: Settings, names: Sequence[str], function: str = "downg
     config.attributes[KEPT] = s
     try:
         with EnvironmentContext(config, scripts, **how):
-            return written([scripts.get_revision(name) for name in names], function)
+            versions = (s.version_table_schema, s.version_table)
+            return written([scripts.get_revision(name) for name in names], function, versions=versions)
     finally:
         config.attributes[KEPT] = before

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from leadprotect.settings import Settings
 
 _TABLES = {
-    "lp_0001_expand_territories": "territories territory_vat_rates",
+    "lp_0001_expand_territories": "territories territory_vat_rates revision_undo",
     "lp_0002_expand_assignments": "user_lead_assignments user_lead_assignment_history lead_protection_rules",
     "lp_0003_expand_audit": "lead_access_audit",
     "lp_0004_expand_seals": "lead_access_audit_seals lead_access_audit_anchors",

@@ -19,7 +19,7 @@ from leadprotect.settings import ident, literal, making_roles, sql
 
 revision = "lp_0001_expand_territories"
 down_revision = None
-branch_labels = None
+branch_labels = ("leadprotect",)
 depends_on = None
 phase = "expand"
 locks: dict[str, dict[str, str]] = {"upgrade": {}, "downgrade": {}}
@@ -37,6 +37,7 @@ def upgrade() -> None:
     create_territory_list()
     grant_access()
     create_reading_check()
+    create_undo()
     op.execute("RESET ROLE")
     show_version()
 
@@ -480,6 +481,37 @@ def create_reading_check() -> None:
     )
 
 
+def create_undo() -> None:
+    # An older version of leadprotect does not know the newest revisions: each of them leaves its way down. What
+    # stands here is executed by who migrates, so nobody may write it; an upgrade does, as the owner.
+    op.execute(
+        sql("""
+        CREATE TABLE {schema}.revision_undo (
+          revision text PRIMARY KEY,
+          down_revision text,
+          statements text[] NOT NULL,
+          host_locks jsonb NOT NULL,
+          hash text NOT NULL,
+          made_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+        );
+        COMMENT ON TABLE {schema}.revision_undo IS
+        'The downgrade of each applied revision, for leadprotect rollback of a version that does not know it';
+        COMMENT ON COLUMN {schema}.revision_undo.revision IS 'the revision that it undoes';
+        COMMENT ON COLUMN {schema}.revision_undo.down_revision IS 'what is applied afterwards; NULL is the base';
+        COMMENT ON COLUMN {schema}.revision_undo.statements IS
+        'one by one; COMMIT and BEGIN stand around those that run outside of a transaction';
+        COMMENT ON COLUMN {schema}.revision_undo.host_locks IS 'the strongest lock on each table of the host';
+        COMMENT ON COLUMN {schema}.revision_undo.hash IS 'SHA-256 of all of this: what differs is not executed';
+        COMMENT ON COLUMN {schema}.revision_undo.made_at IS 'when the revision was applied';
+        ALTER TABLE {schema}.revision_undo ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE {schema}.revision_undo FORCE ROW LEVEL SECURITY;
+        CREATE POLICY lp_inside ON {schema}.revision_undo TO {owner} USING ({inside}) WITH CHECK ({inside});
+        CREATE POLICY lp_operator ON {schema}.revision_undo FOR SELECT TO {operator} USING (true);
+        GRANT SELECT ON {schema}.revision_undo TO {operator}
+        """)
+    )
+
+
 def version_table() -> str:
     """The table in which Alembic keeps what is applied, as a constant: a host's own has another name."""
     known = op.get_context()
@@ -530,6 +562,7 @@ def enter_quarantine() -> None:
         ALTER FUNCTION {schema}.admitted_territory() SET SCHEMA {quarantine};
         ALTER FUNCTION {schema}.claimed(text, text) SET SCHEMA {quarantine};
         DROP FUNCTION {schema}.publish_territories(), {schema}.unreadable();
+        DROP TABLE {schema}.revision_undo;
         ALTER FUNCTION {schema}.is_member(text) SET SCHEMA {quarantine};
         ALTER FUNCTION {schema}.all_territories() SET SCHEMA {quarantine};
         ALTER FUNCTION {schema}.acting_role() SET SCHEMA {quarantine};

@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-import sysconfig
-import venv
+import threading
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 from alembic.script import ScriptDirectory
 
+import leadprotect
 from leadprotect.settings import files
+from tests.migrations.test_next_release import CONTRACT_AGAIN
 from tests.support.database import ROOT
-from tests.support.revisions import NAMED
+from tests.support.revisions import HEAD, MIGRATE_HEAD, NAMED
 from tests.support.rules import SHIPPED
 
 if TYPE_CHECKING:
@@ -28,39 +28,6 @@ INI = """
 script_location = leadprotect:migrations
 path_separator = os
 """
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel as it would be published: made from the source distribution, nothing fetched."""
-    folder = tmp_path_factory.mktemp("dist")
-    subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT], check=True, capture_output=True
-    )
-    return next(folder.glob("*.whl"))
-
-
-@pytest.fixture(scope="module")
-def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of a fresh environment with the wheel; what it depends on is lent by this one."""
-    folder = tmp_path_factory.mktemp("installed")
-    venv.create(folder, with_pip=False)
-    python = folder / "bin" / "python"
-    pip: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--disable-pip-version-check",
-        "--python",
-        python,
-        "install",
-        "-qq",
-    ]
-    subprocess.run([*pip, "--no-index", "--no-deps", wheel], check=True)
-    site = subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True)
-    # a folder that a .pth file names lends its packages, but not the .pth of the editable install
-    Path(site.strip(), "lent.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
-    return python
 
 
 def said_by(command: list[str | Path], folder: Path, **environment: str) -> str:
@@ -126,3 +93,66 @@ def test_a_host_lists_our_revisions_beside_its_own(python: Path, tmp_path: Path,
     (tmp_path / "own").mkdir()
     head = ScriptDirectory.from_config(host.config()).get_current_head()
     assert f"{head} (head)" == said_by([python, "-m", "alembic", "heads"], tmp_path, **host.environment)
+
+
+class Traffic(threading.Thread):
+    """A seller who edits his lead and another's, as services do, until it is ended; keeps every surprise."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__()
+        self.database, self.user = database, database.user(1)
+        self.own, self.foreign = database.lead("DE", owner=self.user), database.lead("DE", owner=database.user(2))
+        self.ended = threading.Event()
+        self.edits, self.denials = 0, 0
+        self.surprises: list[str] = []
+
+    def run(self) -> None:
+        while not self.ended.wait(0.01):
+            try:
+                self.edit()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the test shows it
+                self.surprises.append(repr(error))
+
+    def edit(self) -> None:
+        with self.database.connect("seller_de") as conn, leadprotect.acting_as(conn, self.user, "DE"):
+            leadprotect.assert_edit(conn, self.own)
+            query = "UPDATE {leads} SET {territory} = {territory} WHERE {lead_id} = %s RETURNING 1"
+            self.edits += len(self.database.query(conn, query, self.own))
+            self.denials += not leadprotect.can_edit(conn, self.foreign)
+
+
+@pytest.mark.profiles("pg18")
+@pytest.mark.timeout(300)
+def test_an_older_image_rolls_back_what_a_newer_one_applied_while_sellers_work(
+    python: Path, python_of_tomorrow: Path, database: Database, tmp_path: Path
+) -> None:
+    """Old and new image, there and back and there again: the old one knows nothing of the newest revisions."""
+    (tmp_path / "alembic.ini").write_text(INI, encoding="utf-8")
+    old, new = python.with_name("leadprotect"), python_of_tomorrow.with_name("leadprotect")
+    alembic: list[str | Path] = [python_of_tomorrow, "-m", "alembic"]
+    traffic = Traffic(database)
+    traffic.start()
+    try:
+        said_by([*alembic, "upgrade", "head"], tmp_path, **database.environment)
+        assert CONTRACT_AGAIN == database.revision()
+        assert "ready" == said_by([old, "status", "--ready"], tmp_path, **database.environment)
+
+        said_by([old, "rollback", "--to", HEAD], tmp_path, **database.environment)
+        assert HEAD == database.revision()
+        assert "ready" == said_by([new, "status", "--ready"], tmp_path, **database.environment)
+
+        said_by([*alembic, "upgrade", "head"], tmp_path, **database.environment)
+        told = said_by([old, "rollback"], tmp_path, **database.environment)
+        assert "verified: no table of leadprotect was open after any step, and every row is there" in told
+        assert MIGRATE_HEAD == database.revision()
+        assert "ready" == said_by([old, "status", "--ready"], tmp_path, **database.environment)
+
+        said_by([*alembic, "upgrade", "head"], tmp_path, **database.environment)
+        said_by([new, "rollback"], tmp_path, **database.environment)
+        said_by([python, "-m", "alembic", "upgrade", "head"], tmp_path, **database.environment)
+        assert HEAD == database.revision()
+    finally:
+        traffic.ended.set()
+        traffic.join()
+    assert [] == traffic.surprises
+    assert traffic.edits == traffic.denials > 10

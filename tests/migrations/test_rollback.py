@@ -202,13 +202,15 @@ def test_a_budget_that_is_none_is_refused_before_a_backfill_is_paused(database: 
 
 @pytest.mark.profiles("pg18")
 @pytest.mark.parametrize("target", [SAFE, "base"])
-def test_what_a_newer_version_applied_is_not_rolled_back_by_this_one(database: Database, target: str) -> None:
+def test_what_a_newer_version_applied_and_left_nothing_of_is_not_rolled_back_by_this_one(
+    database: Database, target: str
+) -> None:
     database.sql("UPDATE {versions} SET version_num = 'lp_9999_expand_tomorrow'")
     answer = run("rollback", "--to", target)
     assert 1 == answer.exit_code
     assert (
-        "Error: lp_9999_expand_tomorrow was applied by a newer version of leadprotect: roll back with that version\n"
-        == answer.stderr
+        "Error: lp_9999_expand_tomorrow was applied by a newer version of leadprotect and left no way down: "
+        "roll back with that version\n" == answer.stderr
     )
 
 

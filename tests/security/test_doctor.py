@@ -106,6 +106,8 @@ PLANTED = [
         "row security of",
         mends="ALTER TABLE {leads} ENABLE ROW LEVEL SECURITY",
     ),
+    Planted("undo-changed", "UPDATE {schema}.revision_undo SET hash = ''", "is not the shipped one"),
+    Planted("undo-changed", "DELETE FROM {schema}.revision_undo", "left no way down", "warning"),
     Planted("row-security-off", "ALTER TABLE {schema}.territories DISABLE ROW LEVEL SECURITY", "is off"),
     Planted("row-security-off", "ALTER TABLE {schema}.lead_access_audit_default NO FORCE ROW LEVEL SECURITY", "forced"),
     Planted("row-security-off", "ALTER TABLE {schema}.lead_access_audit_seals DISABLE ROW LEVEL SECURITY", "is off"),

@@ -109,18 +109,21 @@ def contents(conn: psycopg.Connection[Any], settings: Settings) -> dict[str, lis
     """Every table of our schema, of its quarantine and of the host -> its rows; and where sequences stand.
 
     Names come without the schema, so that rows are the same before and in the quarantine; without the
-    time at which a backfill was registered, which begins anew when its job comes back.
+    time at which a backfill was registered, which begins anew when its job comes back, and without what says which
+    revisions are applied and how they are undone.
     """
     schemas = [settings.schema, settings.quarantine]
     tables = """
         SELECT n.nspname, c.relname, c.relkind FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-        WHERE (n.nspname = ANY (%s) AND c.relkind IN ('r', 'S') AND c.relname <> %s)
+        WHERE (n.nspname = ANY (%s) AND c.relkind IN ('r', 'S') AND c.relname <> ALL (%s))
           OR c.oid IN (to_regclass(%s), to_regclass(%s))
         """
     names = (settings.leads_table, settings.activities_table)
     quoted = ['"' + '"."'.join(name.split(".", 1)) + '"' for name in names]
     found = {}
-    for schema, name, kind in conn.execute(tables, (schemas, settings.version_table, *quoted)).fetchall():
+    for schema, name, kind in conn.execute(
+        tables, (schemas, [settings.version_table, "revision_undo"], *quoted)
+    ).fetchall():
         columns = {"backfill_jobs": "(to_jsonb(t) - 'registered_at')::text"}.get(name, "t::text")
         columns = "last_value::text" if kind == "S" else columns
         rows = conn.execute(f'SELECT {columns} FROM "{schema}"."{name}" AS t ORDER BY 1').fetchall()

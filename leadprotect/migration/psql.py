@@ -1,0 +1,118 @@
+"""A rollback as a script for psql: for a machine that has neither Python nor us."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from leadprotect.database.opening import PINNED
+from leadprotect.errors import InvalidRequest
+from leadprotect.migration import locks, undo, version_table
+from leadprotect.preflight.version_table import revision
+from leadprotect.settings import Settings, ident, literal, table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import psycopg
+
+    from leadprotect.migration.undo import Undo
+
+_ATTEMPTS = 60
+_MODES = {
+    "AccessShareLock": "ACCESS SHARE",
+    "RowShareLock": "ROW SHARE",
+    "RowExclusiveLock": "ROW EXCLUSIVE",
+    "ShareUpdateExclusiveLock": "SHARE UPDATE EXCLUSIVE",
+    "ShareLock": "SHARE",
+    "ShareRowExclusiveLock": "SHARE ROW EXCLUSIVE",
+    "ExclusiveLock": "EXCLUSIVE",
+    "AccessExclusiveLock": "ACCESS EXCLUSIVE",
+}
+# psql has no loops: the locks are taken first, by a block that has, and given back before it waits
+_LOCKS = """\
+DO $locks$
+DECLARE
+  failed integer := 0;
+BEGIN
+  LOOP
+    BEGIN
+      {locks}
+      EXIT;
+    EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+      failed := failed + 1;
+      IF failed = {attempts} THEN
+        RAISE EXCEPTION 'no lock on the tables of the host: end who holds it, and run the same script again';
+      END IF;
+      RAISE WARNING 'no lock in time; trying again';
+      PERFORM pg_sleep(0.25 + random() * 0.25);
+    END;
+  END LOOP;
+END
+$locks$;"""
+_ALONE = """\
+DO $alone$
+BEGIN
+  IF NOT pg_try_advisory_lock(hashtextextended({name}, 0)) THEN
+    RAISE EXCEPTION 'another migration is running: nothing was touched';
+  END IF;
+END
+$alone$;"""
+
+
+def psql_script(conn: psycopg.Connection[Any], s: Settings, target: str) -> str:
+    """What undoes everything above `target` (a revision, or "base"), one transaction per revision, by what each left.
+
+    The same script again goes on where it stopped. Raises `InvalidRequest` where a revision left nothing, or
+    `target` is not below the present one; `RollbackError` where what it left was changed.
+    """
+    path = _path(undo.kept_undo(conn, s), revision(conn, s), target)
+    parts = [*_head(s), *(line for one in path for line in _step(one, s))]
+    if path and path[-1].down_revision is None:
+        parts.append(f"{version_table.dropping(s).strip()};")
+    return "\n".join(parts) + "\n"
+
+
+def _path(kept: dict[str, Undo], present: str | None, target: str) -> list[Undo]:
+    found: list[Undo] = []
+    name, end = present, None if target == "base" else target
+    while name != end:
+        if name is None:
+            raise InvalidRequest(f"--to {target}: not below {present or 'the base'}, which is applied")
+        if name not in kept:
+            raise InvalidRequest(f"{name} left no way down: it was applied by the env.py of a host")
+        found.append(kept[name])
+        name = kept[name].down_revision
+    return found
+
+
+def _head(s: Settings) -> Iterator[str]:
+    yield "\\set ON_ERROR_STOP on"
+    yield "SET client_min_messages = warning;"
+    for name, value in PINNED.items():
+        yield f"SET {name} = {literal(value)};"
+    yield _ALONE.format(name=literal(locks.lock_name(s)))
+
+
+def _step(one: Undo, s: Settings) -> Iterator[str]:
+    versions = ident(s.version_table_schema, s.version_table)
+    outside = "COMMIT" in one.statements
+    yield f"\n-- {one.revision}"
+    yield f"SELECT to_regclass({literal(versions)}) IS NOT NULL AS standing \\gset"
+    yield "\\if :standing"
+    yield f"SELECT EXISTS (SELECT FROM {versions} WHERE version_num = {literal(one.revision)}) AS applied \\gset"
+    yield "\\if :applied"
+    yield "BEGIN;"
+    yield f"SET LOCAL lock_timeout = '{locks.LOCK_TIMEOUT_MS}ms';"
+    if one.host_locks and not outside:
+        yield _LOCKS.format(attempts=_ATTEMPTS, locks="\n      ".join(_host_locks(one, s)))
+    for statement in (*one.statements, *undo.done(one, s), "COMMIT"):
+        yield f"{statement};"
+    yield f"SET lock_timeout = '{locks.LOCK_TIMEOUT_MS}ms';"
+    yield f"\\echo undid {one.revision}\n\\endif\n\\endif"
+
+
+def _host_locks(one: Undo, s: Settings) -> Iterator[str]:
+    names = {"leads": s.leads_table, "activities": s.activities_table}
+    for host, mode in sorted(one.host_locks.items()):
+        if host in names and mode in _MODES:
+            yield f"LOCK TABLE {table(names[host])} IN {_MODES[mode]} MODE;"

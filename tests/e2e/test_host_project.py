@@ -1,0 +1,211 @@
+"""A small host with models and an Alembic of its own, and leadprotect from an installed wheel, in the three ways."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.database import ROOT
+from tests.support.revisions import HEAD, MIGRATE_HEAD, NAMED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.support.database import Database
+
+pytestmark = [
+    pytest.mark.xdist_group("packaging"),
+    pytest.mark.profiles("pg18"),
+    pytest.mark.slow("they install a wheel"),
+    pytest.mark.timeout(300),
+]
+
+MODELS = """
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+leads = sa.Table(
+    "leads", metadata,
+    sa.Column("id", sa.Uuid, primary_key=True), sa.Column("territory", sa.String(20)), sa.Column("company", sa.Text),
+    sa.Index("ix_leads_company", "company"),
+)
+activities = sa.Table(
+    "activities", metadata,
+    sa.Column("id", sa.BigInteger, primary_key=True), sa.Column("lead_id", sa.Uuid, sa.ForeignKey("leads.id")),
+    sa.Column("user_id", sa.Uuid), sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("created_at", sa.DateTime(timezone=True)),
+)
+"""
+CONFIGURE = re.compile(r"context\.configure\(\s+connection=connection.*?\)", re.DOTALL)
+WAYS = ("an ini of its own", "one version table", "two version tables")
+PAGE = ROOT / "docs/how-to/live-beside-your-own-alembic.md"
+
+
+def documented(way: str, language: str) -> str:
+    """The lines that the how-to tells a host to write."""
+    part = PAGE.read_text(encoding="utf-8").split(f"## {way.capitalize()}\n")[1].split("\n## ")[0]
+    return str(re.findall(rf"```{language}\n(.*?)```", part, re.DOTALL)[0])
+
+
+@dataclass(frozen=True)
+class Project:
+    """A host's folder; `ours` are the words before a command that is about our revisions."""
+
+    python: Path
+    folder: Path
+    database: Database
+    ours: tuple[str, ...]
+
+    def run(self, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        outside = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "DATABASE_URL")}
+        return subprocess.run(
+            [self.python, "-m", "alembic", *words],
+            cwd=self.folder,
+            env=outside | {"PYTHONPATH": str(self.folder), "LEADPROTECT_OBSERVATION_WINDOW": "0"} | environ,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def done(self, *words: str, **environ: str) -> str:
+        ran = self.run(*words, **environ)
+        assert 0 == ran.returncode, ran.stdout + ran.stderr
+        return ran.stdout + ran.stderr
+
+    def applied(self) -> set[str]:
+        found: set[str] = set()
+        for table in ("public.alembic_version", "leadprotect.alembic_version"):
+            if self.database.sql("SELECT to_regclass(%s) IS NOT NULL", table) == [True]:
+                found |= set(self.database.sql(f"SELECT version_num FROM {table}"))
+        return found
+
+
+@pytest.fixture
+def project(
+    request: pytest.FixtureRequest, python: Path, make_database: Callable[..., Database], tmp_path: Path
+) -> Project:
+    """The host's first revision is made by autogenerate and applied; the how-to's lines are in its files."""
+    way = request.param
+    database = make_database("empty")
+    made = Project(python, tmp_path, database, ("-c", "leadprotect.ini") if way == WAYS[0] else ())
+    (tmp_path / "models.py").write_text(MODELS)
+    made.done("init", "mig")
+    ini, env = tmp_path / "alembic.ini", tmp_path / "mig/env.py"
+    url = database.url.replace("postgresql:", "postgresql+psycopg:").replace("%", "%%")
+    ini.write_text(re.sub(r"(?m)^sqlalchemy.url = .*$", lambda _: f"sqlalchemy.url = {url}", ini.read_text()))
+    text = env.read_text().replace("target_metadata = None", "from models import metadata as target_metadata")
+    env.write_text(text)
+    made.done("revision", "--autogenerate", "-m", "host", "--rev-id", "host_1")
+    made.done("upgrade", "head")
+    adopt(made, way)
+    return made
+
+
+def adopt(project: Project, way: str) -> None:
+    ini, env = project.folder / "alembic.ini", project.folder / "mig/env.py"
+    ours = subprocess.check_output(
+        [project.python, "-c", "import leadprotect; print(leadprotect.version_path())"], cwd=project.folder, text=True
+    ).strip()
+    wanted = documented(way, "ini").replace("<leadprotect.version_path()>", ours)
+    if way == WAYS[0]:
+        (project.folder / "leadprotect.ini").write_text(
+            wanted + f"\n[leadprotect]\ndatabase_url = {project.database.url}\n"
+        )
+    else:
+        locations, _, section = wanted.partition("[leadprotect]")
+        line = next(line for line in locations.splitlines() if line.startswith("version_locations"))
+        text = ini.read_text().replace("sqlalchemy.url =", f"{line}\nsqlalchemy.url =", 1)
+        ini.write_text(f"{text}\n[leadprotect]{section}\ndatabase_url = {project.database.url.replace('%', '%%')}\n")
+    imports, call = documented(way, "python").split("\n\n", 1)
+    text = env.read_text()
+    text = CONFIGURE.sub(lambda _: call[call.index("context.configure(") :].strip().replace("\n", "\n        "), text)
+    text = text.replace(
+        "target_metadata=target_metadata,\n", "target_metadata=target_metadata, include_schemas=everything,\n"
+    )
+    before = call[: call.index("context.configure(")]
+    head = f"import os\n{imports}\neverything = bool(os.environ.get('EVERYTHING'))\n{before}"
+    env.write_text(text.replace("def run_migrations_offline", f"{head}\ndef run_migrations_offline", 1))
+
+
+def silent(project: Project) -> None:
+    """`alembic check` and `revision --autogenerate` have nothing to say, whatever they look at."""
+    for environ in ({}, {"EVERYTHING": "yes"}):
+        assert "No new upgrade operations detected" in project.done("check", **environ)
+    project.done("revision", "--autogenerate", "-m", "nothing", "--head", "host_1", "--rev-id", "host_2")
+    (made,) = (project.folder / "mig/versions").glob("host_2*")
+    upgrade = made.read_text().split("def upgrade")[1]
+    assert 2 == upgrade.count("pass")
+    assert [] == re.findall(r"op\.\w+", upgrade)
+    made.unlink()
+
+
+@pytest.mark.parametrize("project", WAYS, indirect=True)
+def test_autogenerate_is_silent_about_us_in_each_phase(project: Project) -> None:
+    silent(project)
+    for revision in (NAMED["expand_rules"], MIGRATE_HEAD):
+        project.done(*project.ours, "upgrade", revision)
+        assert {"host_1", revision} == project.applied()
+        silent(project)
+    project.done(*project.ours, "upgrade", "heads")
+    assert {"host_1", HEAD} == project.applied()
+    silent(project)
+    project.done(*project.ours, "downgrade", "leadprotect@base")
+    assert {"host_1"} == project.applied()
+    silent(project)
+    # control: without our lines autogenerate would drop what is ours
+    project.done(*project.ours, "upgrade", "heads")
+    env = project.folder / "mig/env.py"
+    env.write_text(re.sub(r"include_\w+=leadprotect\.include_\w+,?|\*\*environment.beside\(\),?", "", env.read_text()))
+    refused = project.run("check", EVERYTHING="yes")
+    assert 0 != refused.returncode
+    assert "remove_table" in refused.stdout + refused.stderr or "not up to date" in refused.stdout + refused.stderr
+
+
+@pytest.mark.parametrize("project", WAYS[2:], indirect=True)
+def test_a_closed_gate_holds_our_branch_and_not_the_hosts(project: Project) -> None:
+    project.database.sql("INSERT INTO leads (id, territory) VALUES (gen_random_uuid(), 'DE')")
+    project.database.sql(
+        "INSERT INTO activities (id, lead_id, user_id, kind) "
+        "SELECT 1, id, gen_random_uuid(), 'QUALIFIED_CALL' FROM leads"
+    )
+    project.done("revision", "-m", "later", "--head", "host_1", "--rev-id", "host_2")
+    said = project.done("upgrade", "heads")
+    assert "its gate is closed" in said
+    assert {"host_2", MIGRATE_HEAD} == project.applied()
+    silent_after = project.done("check")
+    assert "No new upgrade operations detected" in silent_after
+    project.done("downgrade", "host_1")
+    assert {"host_1", MIGRATE_HEAD} == project.applied()
+    project.done("downgrade", "base")
+    assert set() == project.applied()
+
+
+@pytest.mark.parametrize("project", [WAYS[0], WAYS[2]], indirect=True)
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "DROP TABLE leadprotect.alembic_version",
+        "DELETE FROM leadprotect.alembic_version",
+        "UPDATE leadprotect.alembic_version SET version_num = 'lp_0003_expand_audit'",
+    ],
+    ids=["lost", "emptied", "stamped"],
+)
+def test_a_version_table_that_says_less_than_stands_is_answered_with_the_stamp_to_run(
+    project: Project, harm: str
+) -> None:
+    project.done(*project.ours, "upgrade", "leadprotect@head")
+    project.database.sql(harm)
+    refused = project.run(*project.ours, "upgrade", "leadprotect@head")
+    said = refused.stdout + refused.stderr
+    assert 0 != refused.returncode
+    assert "Traceback" not in said
+    assert f"Run: alembic stamp {HEAD}" in said
+    project.done(*project.ours, "stamp", HEAD)
+    project.done(*project.ours, "upgrade", "leadprotect@head")
+    assert {"host_1", HEAD} == project.applied()
