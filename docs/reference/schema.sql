@@ -1928,7 +1928,7 @@ CREATE FUNCTION leadprotect.who_could_edit(lead uuid, moment timestamp with time
                      u.user_id,
                      u.source,
                      u.assigned_at,
-                     NULL::timestamp with time zone
+                     NULL::timestamp with time zone AS ended_at
                     FROM leadprotect.user_lead_assignments u
                    WHERE (u.lead_id = who_could_edit.lead)) a
          ), owners AS (
@@ -1974,7 +1974,7 @@ CREATE FUNCTION leadprotect.who_could_edit(lead uuid, moment timestamp with time
          UNION ALL
           SELECT k.code,
              r.user_id,
-             'collaborator'::text,
+             'collaborator'::text AS reason,
              r.since,
              r.effective_to,
                  CASE

@@ -33,6 +33,7 @@ COMMANDS = {
     "redteam": "Attack your own database as one of its logins; reads only.",
     "rehearse": "Run the whole migration under live traffic, and report every stall.",
     "repair": "Put back what doctor finds changed among leadprotect's own objects, by the shipped text.",
+    "roles": "Show our roles and who holds them; as SQL for a cluster into which a backup is restored.",
     "rollback": "Go back to the last safe revision, verify it, and print the timeline.",
     "rules": "Who may edit besides the owner, and who is suspended.",
     "status": "Show verdict, revision, gate, backfill, quarantine and what is in the way; reads only.",

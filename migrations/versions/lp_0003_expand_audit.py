@@ -373,6 +373,7 @@ def create_who_could_edit() -> None:
         LANGUAGE sql
         STABLE SECURITY DEFINER
         BEGIN ATOMIC
+          -- every constant has a name, or the text is another one after a dump and a restore
           WITH here AS (
             SELECT t.code FROM {schema}.territories AS t
             WHERE {schema}.is_member(t.code)
@@ -385,7 +386,7 @@ def create_who_could_edit() -> None:
               SELECT h.territory, h.user_id, h.source, h.assigned_at, h.ended_at
               FROM {schema}.user_lead_assignment_history AS h WHERE h.lead_id = lead
               UNION ALL
-              SELECT u.territory, u.user_id, u.source, u.assigned_at, NULL
+              SELECT u.territory, u.user_id, u.source, u.assigned_at, NULL AS ended_at
               FROM {schema}.user_lead_assignments AS u WHERE u.lead_id = lead
             ) AS a
           ), owners AS (
@@ -408,7 +409,7 @@ def create_who_could_edit() -> None:
                    o.since, o.until, o.source, 1 AS rank
             FROM known AS k LEFT JOIN owners AS o ON o.territory = k.code
             UNION ALL
-            SELECT k.code, r.user_id, 'collaborator', r.since, r.effective_to,
+            SELECT k.code, r.user_id, 'collaborator' AS reason, r.since, r.effective_to,
                    CASE WHEN r.lead_id IS NULL THEN 'rule for the territory' ELSE 'rule for the lead' END, 2
             FROM known AS k JOIN rules AS r ON r.territory = k.code AND r.protection = 'COLLABORATOR'
             LEFT JOIN owners AS o ON o.territory = k.code
