@@ -575,3 +575,54 @@ def test_only_who_acts_as_the_owner_may_purge(database: Database, monkeypatch: p
     assert 1 == answer.exit_code
     assert "the login lacks the role for this call" in answer.stderr
     assert {} == difference(kept, rows_of(database))
+
+
+@pytest.mark.profiles("pg18")
+def test_what_a_dba_made_by_hand_is_listed_and_its_statements_leave_nothing(host: Database) -> None:
+    """The last statement drops the roles, where no other database of the cluster uses them."""
+    before, login = dump(host), f"left_{host.name}"
+    host.upgrade("head")
+    host.sql_script(
+        f"""
+        CREATE ROLE "{login}" LOGIN;
+        GRANT {{app}} TO "{login}";
+        CREATE POLICY for_us ON {{activities}} TO {{reader}} USING (true);
+        CREATE POLICY for_both ON {{activities}} TO {{reader}}, "{login}" USING (true);
+        GRANT SELECT ON {{activities}} TO {{auditor}};
+        GRANT CREATE ON SCHEMA public TO {{manager}};
+        ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO {{operator}};
+        """
+    )
+    try:
+        rollback("base")
+        early = run("purge", "--left")
+        assert (1, True) == (early.exit_code, "needs what was made for it" in early.stderr)
+        purged = run("purge", "--yes")
+        assert 0 == purged.exit_code, purged.output
+        listed = run("purge", "--left")
+        assert 1 == listed.exit_code
+        assert purged.stdout.endswith(listed.stdout)
+        statements = listed.stdout.partition("\n\n")[2].splitlines()
+        mine = [one for one in statements if not one.startswith(('REVOKE "', "--", "DROP ROLE")) or login in one]
+        assert {
+            'DROP POLICY "for_us" ON public.activities;',
+            f'ALTER POLICY "for_both" ON public.activities TO {login};',
+            'REVOKE ALL ON TABLE public.activities FROM "leadprotect_auditor";',
+            'REVOKE ALL ON SCHEMA public FROM "leadprotect_manager";',
+            'DROP OWNED BY "leadprotect_operator";',
+            f'REVOKE "leadprotect_app" FROM "{login}";',
+        } == set(mine)
+        for statement in mine:
+            host.sql(statement)
+        host.sql("DROP POLICY for_both ON {activities}")  # the host's own by now
+        assert before == dump(host)
+    finally:
+        host.sql(f'DROP OWNED BY "{login}"')
+        host.sql(f'DROP ROLE "{login}"')
+
+
+def dump(database: Database) -> list[str]:
+    """The schema as pg_dump writes it, without the random key of its restricted mode."""
+    words = [str(database.server.programs / "pg_dump"), "--schema-only", database.url]
+    said = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    return [line for line in said.splitlines() if not line.startswith(("\\restrict", "\\unrestrict"))]

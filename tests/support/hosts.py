@@ -15,6 +15,7 @@ import psycopg
 from alembic.util import CommandError
 
 from leadprotect import backfill
+from leadprotect.migration.leaving import left_by_hand
 from leadprotect.migration.purge import purge
 from leadprotect.settings.values import of_setting
 from tests.hosts import ANNA, BERT, PEOPLE, PLAIN, ZOE, Person, Shape
@@ -238,13 +239,14 @@ class Host(Database):
         self.deploy("head", contract="require")
 
     def leave(self) -> None:
-        """Down to the base, and the quarantine deleted; a DBA drops the policies that he had made for us."""
+        """Down to the base, and the quarantine deleted; a DBA takes back what is listed and is of this database."""
         self.downgrade("base")
         with self.connect() as conn:
             purge(conn, settings=self.settings)
-        for statement in self.asked:
-            if made := re.match(r'CREATE POLICY ("(?:[^"]|"")+") ON (\S+) ', statement):
-                self.sql(f"DROP POLICY IF EXISTS {made[1]} ON {made[2]}")
+            left = left_by_hand(conn, settings=self.settings)
+        for one in left:
+            if not re.match("GRANT|REVOKE (?!ALL)|--|DROP ROLE", one.statement):  # the cluster is everybody's
+                self.sql(one.statement)
 
     def dump(self) -> list[str]:
         """What pg_dump of this server says the schema is, without the random key of its restricted mode."""
