@@ -16,6 +16,7 @@
     ├── NotProtected             what contract promises does not hold for this session; names the dangers
     ├── GateClosed               contract is required, and a condition is false
     ├── RollbackError            a rollback or a purge was refused, or stopped on the way; says where it stands
+    ├── ChainError               a chain of revisions that nothing can be added to; names the file and the remedy
     ├── LockUnavailable          no lock in time, or another transaction was faster: roll back and try again
     └── BackfillError            a backfill can't start or can't go on
         ├── BackfillStopped      somebody asked it to stop; a new run goes on where it ended
@@ -65,6 +66,10 @@ class PreflightError(LeadProtectError):
     def __reduce__(self) -> tuple[type[PreflightError], tuple[list[str], list[str]]]:
         """As for `LeadAccessDenied`."""
         return type(self), (self.problems, self.statements)
+
+
+class ChainError(LeadProtectError):
+    """Revisions that nothing can be added to: two heads, a gap, a number taken twice; names the file and the remedy."""
 
 
 class ContextMissing(LeadProtectError):

@@ -1,10 +1,10 @@
 """${message[:1].upper() + message[1:].rstrip(".")}.
 
-Why:
+Why: ...
 
 Locks on host tables: none beyond ACCESS SHARE.
 
-Undone by:
+Undone by: ...
 """
 
 from alembic import op

@@ -28,6 +28,8 @@ COMMANDS = {
     "doctor": "Say whether what stands in the database is what leadprotect made, and what is in the way; reads only.",
     "gate": "Say whether a rollout may go on; alone, the same as `leadprotect gate check`.",
     "guard": "Watch a rollout: run it step by step while the gates are good, else pause or roll back.",
+    "new": "Write the next revision from a template, or put a branch behind another.",
+    "next": "Print the number of the next revision.",
     "owner": "Who owns leads; assign, transfer and release them.",
     "purge": "Delete what a downgrade left in the quarantine, the audit included, after asking.",
     "redteam": "Attack your own database as one of its logins; reads only.",
@@ -38,6 +40,7 @@ COMMANDS = {
     "rules": "Who may edit besides the owner, and who is suspended.",
     "status": "Show verdict, revision, gate, backfill, quarantine and what is in the way; reads only.",
     "territory": "Territories of the protected leads.",
+    "validate": "Hold the chain of revisions against every rule.",
 }
 """Each command, in a module of its name, with the first words of its help.
 
@@ -54,9 +57,9 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in COMMANDS and cmd_name not in self.commands:
             module = import_module(f"leadprotect.cli.{cmd_name}")
-            found = next(
-                one for name, one in vars(module).items() if name in (f"{cmd_name}_command", f"{cmd_name}_group")
-            )
+            # no next() here: a command of that name is a module of this package
+            wanted = (f"{cmd_name}_command", f"{cmd_name}_group")
+            (found,) = [one for name, one in vars(module).items() if name in wanted]
             self.add_command(found)
         return super().get_command(ctx, cmd_name)
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import fields, is_dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from pathlib import PurePath
 from uuid import UUID
 
 
@@ -40,7 +41,7 @@ def _plain(value: object) -> object:
         return [value[0], value[-1]]
     if isinstance(value, date):
         return value.isoformat()
-    if isinstance(value, (Decimal, UUID)):
+    if isinstance(value, (Decimal, UUID, PurePath)):
         return str(value)
     message = f"{type(value).__name__} has no form in JSON"
     raise TypeError(message)

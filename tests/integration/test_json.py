@@ -16,11 +16,14 @@ from click.testing import CliRunner
 
 from leadprotect import settings
 from leadprotect.cli import main, output
+from leadprotect.settings.files import CONFIG
 from tests.support.auditing import record, seal
+from tests.support.chains import Project
 from tests.support.commands import members
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.support.database import Database
 
@@ -72,9 +75,14 @@ ASKED = {
     ("rules", "list"): ["--territory", "DE"],
     ("gate", "check"): [],
     ("guard",): ["--dry-run", "--", "alembic", "upgrade", "head"],
+    ("new",): ["add AT", "--phase", "contract"],
+    ("next",): [],
+    ("validate",): ["--static"],
 }
 A_VERDICT = {("doctor",), ("redteam",), ("gate", "check"), ("guard",)}
 """Their exit code is the answer: before contract, to a superuser, and without a Prometheus, not 0."""
+OF_A_CHAIN = {"new", "next", "validate"}
+"""They ask files, not the database."""
 TELL_A_TIME = {
     ("status",),
     ("backfill", "status"),
@@ -94,8 +102,12 @@ def test_no_command_that_answers_in_json_is_forgotten() -> None:
 @pytest.mark.profiles("pg18")
 @pytest.mark.parametrize("command", ASKED, ids=" ".join)
 def test_every_time_in_json_is_rfc_3339_with_a_zone(
-    expanded: Database, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+    expanded: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
+    if command[0] in OF_A_CHAIN:
+        project = Project(tmp_path)
+        project.add("crm_0001_expand_tables")
+        monkeypatch.setenv(CONFIG, str(project.ini))
     lead = expanded.lead("DE", owner=expanded.user(1))
     expanded.rule(expanded.user(2), "COLLABORATOR")
     record(expanded)

@@ -1,0 +1,1 @@
+"""For who writes revisions: the next number, a template that asks, and what is wrong with a chain."""
