@@ -28,6 +28,7 @@ COMMANDS = {
     "doctor": "Say whether what stands in the database is what leadprotect made, and what is in the way; reads only.",
     "gate": "Say whether a rollout may go on; alone, the same as `leadprotect gate check`.",
     "guard": "Watch a rollout: run it step by step while the gates are good, else pause or roll back.",
+    "init": "Look at a database and write the settings for it into alembic.ini.",
     "new": "Write the next revision from a template, or put a branch behind another.",
     "next": "Print the number of the next revision.",
     "owner": "Who owns leads; assign, transfer and release them.",

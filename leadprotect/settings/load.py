@@ -122,8 +122,7 @@ def load(config: Config | None = None, *, environ: Mapping[str, str] = os.enviro
     Raises `SettingsError`, naming the key, for an unknown key or a bad value. No database is asked.
     """
     if config is None:
-        file = ini_file(environ)
-        given = _from_toml(file.parent / "pyproject.toml") | _from_file(file)
+        given = _from_files(environ)
     else:
         toml = getattr(config, "toml_file_name", None)
         given = (_from_toml(Path(toml)) if toml else {}) | _section(config.file_config)
@@ -145,6 +144,12 @@ def load(config: Config | None = None, *, environ: Mapping[str, str] = os.enviro
 def _warn_once(links: tuple[str, ...]) -> None:
     message = "variables like the service links of Kubernetes are no settings, and are ignored: %s"
     _log.warning(message, ", ".join(links), extra={"variables": links})
+
+
+def given_address(environ: Mapping[str, str] = os.environ) -> str:
+    """The URL of the environment or of the ini file, whatever else that holds; empty where there is none."""
+    named = environ.get(ENVIRONMENT_PREFIX + "DATABASE_URL") or environ.get("DATABASE_URL")
+    return named or _from_files(environ).get("database_url", "")
 
 
 class _Current:
@@ -233,6 +238,11 @@ def _section(parser: configparser.ConfigParser) -> dict[str, str]:
         ) from None
     ours = {key: value for key, value in found if key in KEYS or key not in parser.defaults()}
     return {"database_url": url} | ours if _POSTGRES.match(url) else ours
+
+
+def _from_files(environ: Mapping[str, str]) -> dict[str, str]:
+    file = ini_file(environ)
+    return _from_toml(file.parent / "pyproject.toml") | _from_file(file)
 
 
 def _from_toml(path: Path) -> dict[str, str]:

@@ -77,6 +77,7 @@ ASKED = {
     ("guard",): ["--dry-run", "--", "alembic", "upgrade", "head"],
     ("new",): ["add AT", "--phase", "contract"],
     ("next",): [],
+    ("init",): ["--dry-run", "--force", "--yes", "--set", "qualifying_kinds=call"],
     ("validate",): ["--static"],
 }
 A_VERDICT = {("doctor",), ("redteam",), ("gate", "check"), ("guard",)}

@@ -1,0 +1,373 @@
+"""Proposes the settings for a database, each with its reason, and says what only a person can tell."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from leadprotect.adoption.survey import HostTable, exempt_logins, read_only, tables_of, values_of
+from leadprotect.errors import SettingsError
+from leadprotect.settings import KEYS, Settings, check_territory_code
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    import psycopg
+
+    from leadprotect.adoption.survey import HostColumn
+
+_TYPES = {
+    "uuid": "uuid", "bigint": "bigint", "integer": "integer", "text": "text", "character varying": "text",
+}  # fmt: skip
+_TEXTS = ("text", "character varying")
+_TIMES = ("timestamp with time zone", "timestamp without time zone", "date")
+
+# how people call things, the most telling first
+_LEADS = (
+    r"leads?", r".*_leads?", r"leads?_.*", r"opportunit(y|ies)|.*_opportunit(y|ies)", r"prospects?|.*_prospects?",
+    r"deals?|.*_deals?",
+)  # fmt: skip
+_ASIDE = r"history|log|audit|tag|source|status|stage|score|import|view|type|contact|note|file|activit|event"
+_TERRITORIES = (
+    r"territor(y|ies)(_code)?", r".*territor(y|ies).*",
+    r"market|region|gebiet|land|country_code|country|.*_(region|market|country)",
+)  # fmt: skip
+_ACTIVITIES = (
+    r".*activit(y|ies).*", r".*(interaction|engagement|touch(es|point)?s?).*",
+    r".*(event|call|task|visit|contact|log|histor).*",
+)  # fmt: skip
+_USERS = (
+    r"user_id|seller|seller_id|agent|agent_id|actor|actor_id|principal",
+    r"(created|performed|done|made)_by(_id|_user_id)?",
+    r"(owner|author|sales(man|person)?|employee|rep|staff|member|profile)(_user)?(_id)?", r".*user.*",
+)  # fmt: skip
+_KINDS = (r"kind|type|verb|what|action", r".*(kind|type|verb|action|channel|category).*")
+_MOMENTS = (
+    r"(happened|occurred|performed|done|completed|activity|event)(_at|_on|_date|_time)?",
+    r"created(_at|_on|_date)?|date|at|timestamp|inserted_at", r".*(_at|_date|_on|_time)",
+)  # fmt: skip
+_OWNERS = (
+    r"(owner|assigned_to|assignee|seller|sales|agent|salesperson|responsible)(_user)?(_id)?",
+    r".*(owner|assigned|assignee).*", r"user_id",
+)  # fmt: skip
+_QUALIFY = re.compile(
+    r"call|meet|visit|besuch|anruf|demo|present|reaction|reply|antwort|sample|follow|termin|appointment", re.IGNORECASE
+)
+_SETTING = re.compile(r"current_setting\('([^']+)'")
+_SURE = 2
+"""How many points the best table must have before the next."""
+
+
+@dataclass(frozen=True)
+class Proposed:
+    """A setting with its reason."""
+
+    key: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Open:
+    """What only a person can tell; `candidates` are what he may mean, the likeliest first."""
+
+    key: str
+    question: str
+    candidates: tuple[str, ...]
+
+
+@dataclass
+class Proposal:
+    """Settings for a database, what is open, and what to know before the first upgrade."""
+
+    proposed: list[Proposed] = field(default_factory=list)
+    open: list[Open] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Key -> value, as section ``[leadprotect]`` has them."""
+        return {one.key: one.value for one in self.proposed}
+
+
+def propose(conn: psycopg.Connection[Any], *, given: Mapping[str, str], guess: bool = False) -> Proposal:
+    """Look at the database of `conn` in a read-only transaction, and propose what `given` does not say.
+
+    With `guess` the likeliest answer is taken where more than one is possible. `conn` is in autocommit.
+    """
+    look = _Look(conn, dict(given), guess=guess)
+    with read_only(conn):
+        look.leads_and_what_hangs_on_them()
+    known = look.proposal.settings
+    look.proposal.proposed += [Proposed(key, value, "as you said") for key, value in given.items() if key not in known]
+    return look.proposal
+
+
+@dataclass
+class _Look:
+    """One look at a database: what is known so far."""
+
+    conn: psycopg.Connection[Any]
+    given: dict[str, str]
+    guess: bool
+    proposal: Proposal = field(default_factory=Proposal)
+    tables: dict[str, HostTable] = field(default_factory=dict)
+
+    def leads_and_what_hangs_on_them(self) -> None:
+        schema = self.given.get("schema", Settings().schema)
+        self.tables = {one.name: one for one in tables_of(self.conn, but=(schema, f"{schema}_quarantine"))}
+        leads = self._leads()
+        if leads is None:
+            return
+        self._say("leads_table", leads.name, self._why_leads(leads))
+        self._lead(leads)
+        activities = self._activities(leads)
+        if activities is not None:
+            self._say("activities_table", activities.name, f"refers to {leads.name}, with a user and a time")
+            self._activity(leads, activities)
+        self._row_security(leads)
+        self._logins(leads)
+
+    # --- saying
+
+    def _say(self, key: str, value: str | None, reason: str) -> None:
+        if key in self.given:
+            value, reason = self.given[key], "as you said"
+        if value is not None and key in KEYS:
+            self.proposal.proposed.append(Proposed(key, value, reason))
+
+    def _ask(self, key: str, question: str, candidates: Iterable[str], *, plausible: bool = True) -> str | None:
+        """The likeliest one where guessing is allowed and the candidates are more than a list; else it stays open."""
+        those = tuple(candidates)
+        if self.guess and those and plausible:
+            return those[0]
+        self.proposal.open.append(Open(key, question, those))
+        return None
+
+    def _column(
+        self, key: str, of: HostTable, patterns: tuple[str, ...], fits: Callable[[HostColumn], bool]
+    ) -> str | None:
+        """The column that a setting names: as given, or the best by its name among those whose type fits."""
+        if key in self.given:
+            return self.given[key]
+        named = ((_rank(one.name, patterns), one.name) for one in of.columns.values() if fits(one))
+        return next((name for rank, name in sorted(named) if rank < len(patterns)), None)
+
+    # --- the leads
+
+    def _leads(self) -> HostTable | None:
+        if said := self.given.get("leads_table"):
+            return self._known("leads_table", said)
+        scored = sorted(
+            ((self._points(one), one.name) for one in self.tables.values()), key=lambda pair: (-pair[0], pair[1])
+        )
+        those = [(points, name) for points, name in scored if points > 0][:5]
+        if those and (len(those) == 1 or those[0][0] >= those[1][0] + _SURE):
+            return self.tables[those[0][1]]
+        question = "which table holds the leads?" if those else "no table is called like leads: which one holds them?"
+        best = self._ask("leads_table", question, [name for _, name in those])
+        return self.tables[best] if best else None
+
+    def _known(self, key: str, name: str) -> HostTable:
+        if name not in self.tables:
+            raise SettingsError(
+                f"{key}: there is no table {name}; there are {', '.join(sorted(self.tables)) or 'none'}"
+            )
+        return self.tables[name]
+
+    def _points(self, one: HostTable) -> int:
+        rank = _rank(one.plain, _LEADS)
+        if rank == len(_LEADS) or not one.keys:
+            return 0
+        aside = -6 if re.search(_ASIDE, one.plain) and rank else 0
+        referred = min(len(self._referring(one)), 3)
+        territory = 2 if _first_of(one, _TERRITORIES, _is_text) else 0
+        return 2 * (len(_LEADS) - rank) + referred + territory + aside
+
+    def _referring(self, one: HostTable) -> list[HostTable]:
+        return [other for other in self.tables.values() if one.name in other.refers.values() and other is not one]
+
+    def _why_leads(self, leads: HostTable) -> str:
+        count = len(self._referring(leads))
+        referred = (
+            f", and {count} table{'s' if count > 1 else ''} refer{'' if count > 1 else 's'} to it" if count else ""
+        )
+        return f"called like leads{referred}"
+
+    def _lead(self, leads: HostTable) -> None:
+        key = self.given.get("lead_id_column") or next(
+            (name for name in leads.keys if leads.columns[name].type in _TYPES), None
+        )
+        if key is None:
+            question = f"no column of {leads.name} is unique alone: which one identifies a lead?"
+            key = self._ask("lead_id_column", question, leads.columns, plausible=False)
+        if key is not None:
+            self._say("lead_id_column", key, "unique alone")
+            kind = leads.columns[key].type if key in leads.columns else ""
+            self._say("lead_id_type", _TYPES.get(kind), f"its type is {kind}")
+        self._territory(leads)
+        owner = self._column(
+            "owner_column", leads, _OWNERS, lambda one: one.type in _TYPES and one.name not in leads.keys
+        )
+        if owner and "owner_column" in KEYS:
+            self._say("owner_column", owner, "the owner that the host keeps itself")
+        elif owner:
+            self.proposal.remarks.append(f"{leads.name}.{owner} looks like an owner that the host keeps itself")
+
+    def _territory(self, leads: HostTable) -> None:
+        if "territory_expression" in self.given:
+            return
+        column = self._column("territory_column", leads, _TERRITORIES, _is_text)
+        if column is None:
+            texts = [one.name for one in leads.columns.values() if _is_text(one)]
+            question = f"no text column of {leads.name} is called like a territory: which one tells it?"
+            column = self._ask("territory_column", question, texts, plausible=False)
+        if column is None:
+            return
+        self._say("territory_column", column, "called like a territory")
+        found = values_of(self.conn, leads, column)
+        codes = [value for value in found or () if value and _is_code(value)]
+        if "territories" in self.given:
+            return
+        if not found:
+            why = "can't be read" if found is None else "holds nothing yet"
+            answer = self._ask("territories", f"{leads.name}.{column} {why}: which territories are there?", [])
+            self._say("territories", answer, "")
+            return
+        told = ", ".join(f"{value} {count:,}" for value, count in list(found.items())[:8])
+        self._say("territories", ", ".join(codes) or None, f"what stands in {column}: {told}")
+        if odd := [value for value in found if value not in codes]:
+            self.proposal.remarks.append(
+                f"{leads.name}.{column} holds {', '.join(map(repr, odd[:5]))}, which can be no code of a territory: "
+                "those leads would be in none that anybody may be admitted to"
+            )
+
+    # --- the activities
+
+    def _activities(self, leads: HostTable) -> HostTable | None:
+        if said := self.given.get("activities_table"):
+            return self._known("activities_table", said)
+        fit = [one for one in self.tables.values() if one is not leads and self._serves(leads, one)]
+        ranked = sorted(
+            fit, key=lambda one: (_rank(one.plain, _ACTIVITIES), leads.name not in one.refers.values(), one.name)
+        )
+        best = [one.name for one in ranked if _rank(one.plain, _ACTIVITIES) < len(_ACTIVITIES)]
+        first = [
+            name
+            for name in best
+            if _rank(self.tables[name].plain, _ACTIVITIES) == _rank(self.tables[best[0]].plain, _ACTIVITIES)
+        ]
+        if len(first) == 1:
+            return self.tables[first[0]]
+        if not best and any(one.key == "owner_column" for one in self.proposal.proposed):
+            self._say("owners_from", "column", "no table of activities refers to the leads")
+            return None
+        question = f"which table holds the activities of {leads.name}, with a user and a time?"
+        answer = self._ask("activities_table", question, best or [one.name for one in ranked])
+        return self.tables[answer] if answer else None
+
+    def _serves(self, leads: HostTable, one: HostTable) -> bool:
+        return bool(
+            self._lead_of(leads, one) and _first_of(one, _USERS, _is_id)
+            and any(column.type in _TIMES for column in one.columns.values())
+        )  # fmt: skip
+
+    def _lead_of(self, leads: HostTable, one: HostTable) -> str | None:
+        """The column that names the lead: by its foreign key, or by its name."""
+        by_key = [column for column, target in one.refers.items() if target == leads.name]
+        singular = re.sub(r"ies$", "y", re.sub(r"(?<!s)s$", "", leads.plain))
+        named = (r"lead(_id)?", rf"{re.escape(singular)}(_id)?")
+        return next(iter(by_key), None) or _first_of(one, named, _is_id)
+
+    def _activity(self, leads: HostTable, one: HostTable) -> None:
+        lead = self._lead_of(leads, one)
+        self._say("activity_id_column", next(iter(one.keys), None), "unique alone")
+        self._say("activity_lead_id_column", lead, "names the lead")
+        user = self._column(
+            "activity_user_id_column", one, _USERS, lambda column: _is_id(column) and column.name != lead
+        )
+        if user is None:
+            user = self._ask("activity_user_id_column", f"which column of {one.name} names the user?", one.columns)
+        self._say("activity_user_id_column", user, "called like a user")
+        if user in one.columns:
+            kind = one.columns[user].type
+            self._say("user_id_type", _TYPES.get(kind), f"{user} is {kind}")
+        at = self._column("activity_at_column", one, _MOMENTS, lambda column: column.type in _TIMES)
+        self._say("activity_at_column", at, "called like when it happened")
+        self._kind(one)
+
+    def _kind(self, one: HostTable) -> None:
+        column = self._column("activity_kind_column", one, _KINDS, _is_text)
+        if column is None:
+            column = self._ask("activity_kind_column", f"which column of {one.name} says what kind an activity is?",
+                               [each.name for each in one.columns.values() if _is_text(each)])  # fmt: skip
+        if column is None:
+            return
+        self._say("activity_kind_column", column, "called like a kind")
+        found = values_of(self.conn, one, column)
+        told = ", ".join(f"{value} {count:,}" for value, count in list((found or {}).items())[:8])
+        usual = [kind for kind in Settings().qualifying_kinds if kind in (found or {})]
+        likely = usual or [value for value in found or () if _QUALIFY.search(value)]
+        if likely:
+            self._say("qualifying_kinds", ", ".join(likely), f"look like what makes an owner, among {told}")
+        elif "qualifying_kinds" not in self.given:
+            there = f" (there are: {told})" if told else ", and none stands there yet"
+            answer = self._ask(
+                "qualifying_kinds",
+                f"which kinds of {one.name}.{column} make an owner{there}?",
+                [", ".join(found)] if found else [],
+            )
+            self._say("qualifying_kinds", answer, f"every kind that stands there: {told}")
+
+    # --- who is bound
+
+    def _row_security(self, leads: HostTable) -> None:
+        if leads.forced:
+            self._say("host_rls", "force", f"{leads.name} is FORCEd already, so its owner is bound as he is today")
+        if not leads.row_security:
+            return
+        told = ", ".join(leads.policies) or "none"
+        self.proposal.remarks.append(
+            f"{leads.name} has row security of its own (policies: {told}): it goes on deciding, and is narrowed only"
+        )
+        named = list(dict.fromkeys(name for text in leads.policies.values() for name in _SETTING.findall(text)))
+        for key, pattern in (
+            ("user_guc", r"user|sub|uid|seller|member"),
+            ("territory_guc", r"territor|region|market|country"),
+        ):
+            if found := next((name for name in named if re.search(pattern, name)), None):
+                self._say(key, found, "the host's policies read it")
+
+    def _logins(self, leads: HostTable) -> None:
+        if found := exempt_logins(self.conn, leads):
+            self.proposal.remarks.append(
+                f"{', '.join(found)} only read{'s' if len(found) == 1 else ''} {leads.name}, or no row security binds "
+                f"{'it' if len(found) == 1 else 'them'}: name in exempt_roles who is to see every territory afterwards"
+            )
+
+
+def _rank(name: str, patterns: tuple[str, ...]) -> int:
+    """Which pattern a name is like: the first one tells most; as many as there are for none."""
+    return next((place for place, one in enumerate(patterns) if re.fullmatch(one, name, re.IGNORECASE)), len(patterns))
+
+
+def _first_of(one: HostTable, patterns: tuple[str, ...], fits: Callable[[HostColumn], bool]) -> str | None:
+    named = sorted((_rank(column.name, patterns), column.name) for column in one.columns.values() if fits(column))
+    return next((name for rank, name in named if rank < len(patterns)), None)
+
+
+def _is_text(column: HostColumn) -> bool:
+    return column.is_enum or column.type in (*_TEXTS, "character")
+
+
+def _is_id(column: HostColumn) -> bool:
+    return column.type in _TYPES
+
+
+def _is_code(value: str) -> bool:
+    try:
+        check_territory_code(value)
+    except SettingsError:
+        return False
+    return True

@@ -1,0 +1,144 @@
+"""What stands in a database, as far as the settings depend on it: read only, and a sample of the rows."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from leadprotect.settings import ident, table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LONGEST_S = 10
+SAMPLED = 200_000
+"""Rows of a table that are looked at; what only later ones hold is not proposed."""
+_MOST = 40
+
+_TABLES = """
+WITH RECURSIVE kinds AS (
+  SELECT t.oid, t.oid AS base FROM pg_catalog.pg_type AS t WHERE t.typtype <> 'd'
+  UNION ALL
+  SELECT t.oid, k.base FROM pg_catalog.pg_type AS t JOIN kinds AS k ON k.oid = t.typbasetype WHERE t.typtype = 'd')
+SELECT n.nspname, c.relname, c.relkind::text, c.relrowsecurity, c.relforcerowsecurity,
+       pg_catalog.pg_get_userbyid(c.relowner)::text, greatest(c.reltuples, 0)::bigint,
+       pg_catalog.has_table_privilege(c.oid, 'SELECT'),
+       (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(
+                 a.attname, pg_catalog.format_type(b.oid, NULL), b.typtype, a.attnotnull) ORDER BY a.attnum)
+        FROM pg_catalog.pg_attribute AS a JOIN kinds AS k ON k.oid = a.atttypid
+        JOIN pg_catalog.pg_type AS b ON b.oid = k.base
+        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+       (SELECT pg_catalog.array_agg(a.attname::text ORDER BY i.indisprimary DESC, a.attnum)
+        FROM pg_catalog.pg_index AS i JOIN pg_catalog.pg_attribute AS a
+          ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+        WHERE i.indrelid = c.oid AND i.indisunique AND i.indnkeyatts = 1 AND i.indpred IS NULL AND i.indisvalid),
+       (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(fn.nspname || '.' || f.relname, a.attname))
+        FROM pg_catalog.pg_constraint AS k JOIN pg_catalog.pg_class AS f ON f.oid = k.confrelid
+        JOIN pg_catalog.pg_namespace AS fn ON fn.oid = f.relnamespace
+        JOIN pg_catalog.pg_attribute AS a ON a.attrelid = k.conrelid AND a.attnum = k.conkey[1]
+        WHERE k.conrelid = c.oid AND k.contype = 'f' AND pg_catalog.cardinality(k.conkey) = 1),
+       (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(p.polname,
+                 pg_catalog.concat_ws(' ', pg_catalog.pg_get_expr(p.polqual, p.polrelid),
+                                      pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid))))
+        FROM pg_catalog.pg_policy AS p WHERE p.polrelid = c.oid)
+FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND n.nspname !~ '^pg_'
+  AND n.nspname <> 'information_schema' AND n.nspname <> ALL (%s)
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend AS d WHERE d.objid = c.oid AND d.deptype = 'e')
+ORDER BY 1, 2
+"""
+
+
+@dataclass(frozen=True)
+class HostColumn:
+    """`type` is that below domains; an enum is told by `is_enum`."""
+
+    name: str
+    type: str
+    is_enum: bool
+    required: bool
+
+
+@dataclass(frozen=True)
+class HostTable:
+    """A table of the host; `keys` are columns unique alone, the primary one first; `refers` tells column -> table."""
+
+    name: str
+    kind: str
+    row_security: bool
+    forced: bool
+    owner: str
+    rows: int
+    readable: bool
+    columns: dict[str, HostColumn]
+    keys: tuple[str, ...]
+    refers: dict[str, str]
+    policies: dict[str, str]
+
+    @property
+    def plain(self) -> str:
+        """Its name without the schema."""
+        return self.name.partition(".")[2]
+
+
+@contextmanager
+def read_only(conn: psycopg.Connection[Any]) -> Iterator[None]:
+    """A transaction that can't write, and whose statements end."""
+    with conn.transaction():
+        conn.execute("SET TRANSACTION READ ONLY")
+        conn.execute(f"SET LOCAL statement_timeout = '{LONGEST_S}s'")
+        yield
+
+
+def tables_of(conn: psycopg.Connection[Any], *, but: tuple[str, ...]) -> list[HostTable]:
+    """Every table that is the host's; `but` names our schemas. Extensions' own are left out."""
+    return [_table(*row) for row in conn.execute(_TABLES, (list(but),)).fetchall()]
+
+
+def values_of(conn: psycopg.Connection[Any], of: HostTable, column: str) -> dict[str, int] | None:
+    """The values of a column with how often a sample holds them, the most frequent first; None where it can't be read.
+
+    None, too, where there are more than a person would call a list.
+    """
+    query = (
+        f"SELECT v::text, count(*) FROM (SELECT {ident(column)} AS v FROM {table(of.name)} LIMIT {SAMPLED}) AS s "
+        f"WHERE v IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {_MOST + 1}"
+    )
+    try:
+        with conn.transaction():
+            found = dict(conn.execute(query).fetchall())
+    except psycopg.Error:  # no privilege, a policy that fails, or a table too large to be read in time
+        return None
+    return found if len(found) <= _MOST else None
+
+
+def exempt_logins(conn: psycopg.Connection[Any], of: HostTable) -> list[str]:
+    """Logins that read the table and that no row security binds, or that only read: reporting and backup."""
+    query = """
+        SELECT r.rolname::text FROM pg_catalog.pg_roles AS r
+        WHERE r.rolcanlogin AND NOT r.rolsuper AND r.rolname <> %s
+          AND pg_catalog.has_table_privilege(r.oid, pg_catalog.to_regclass(%s), 'SELECT')
+          AND (r.rolbypassrls OR NOT pg_catalog.has_table_privilege(r.oid, pg_catalog.to_regclass(%s), 'UPDATE'))
+        ORDER BY 1
+        """
+    return [name for (name,) in conn.execute(query, (of.owner, table(of.name), table(of.name))).fetchall()]
+
+
+def _table(*row: Any) -> HostTable:
+    schema, name, kind, secured, forced, owner, estimate, readable, columns, keys, refers, policies = row
+    return HostTable(
+        f"{schema}.{name}",
+        kind,
+        secured,
+        forced,
+        owner,
+        estimate,
+        readable,
+        {column[0]: HostColumn(column[0], column[1], column[2] == "e", column[3]) for column in columns or ()},
+        tuple(dict.fromkeys(keys or ())),
+        {column: target for target, column in refers or ()},
+        dict(policies or ()),
+    )

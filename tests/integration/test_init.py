@@ -1,0 +1,285 @@
+"""`leadprotect init`: what it proposes for a database that somebody else made, what it asks, and what it writes."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+
+from leadprotect import settings
+from leadprotect.adoption.ini import CHAIN
+from leadprotect.adoption.proposal import propose
+from leadprotect.cli import init as asking
+from leadprotect.cli import main
+from leadprotect.settings import Settings, parse
+from leadprotect.settings.files import migrations
+from tests.hosts import SHAPES, Shape
+from tests.security.conftest import make_host
+from tests.support.alembic import alembic
+from tests.support.revisions import MIGRATE_HEAD
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.database import Database
+    from tests.support.hosts import Host
+
+__all__ = ["make_host"]
+
+TOLD_BY_A_DATABASE = [
+    "leads_table", "lead_id_column", "lead_id_type", "territory_column", "territories", "user_id_type",
+    "activities_table", "activity_id_column", "activity_lead_id_column", "activity_user_id_column",
+    "activity_kind_column", "activity_at_column", "qualifying_kinds",
+]  # fmt: skip
+
+
+OF_OTHER_NAMES = {
+    "activities_table": "crm.touches",
+    "activity_user_id_column": "seller",
+    "activity_kind_column": "what",
+    "activity_at_column": "happened",
+}
+"""What nobody could tell who does not know the host."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty one, whose process knows the database and no setting."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("LEADPROTECT_")]:
+        monkeypatch.delenv(name)
+    settings.current.cache_clear()
+    return tmp_path
+
+
+@pytest.fixture
+def filled(host: Database, folder: Path) -> Database:
+    """The host of a profile, with leads of two territories and calls."""
+    assert folder.is_dir()
+    for territory in ("DE", "DE", "CH", None):
+        host.activity(host.lead(territory), host.user(1))
+    return host
+
+
+def init(*arguments: str, stdin: str | None = None) -> tuple[int, str]:
+    ran = CliRunner().invoke(main, ["init", *arguments], input=stdin)
+    assert ran.exception is None or isinstance(ran.exception, SystemExit), ran.exception
+    return ran.exit_code, ran.output
+
+
+def section(file: Path) -> dict[str, str]:
+    parser = configparser.ConfigParser()
+    parser.read(file, encoding="utf-8")
+    return dict(parser["leadprotect"])
+
+
+def whole(known: Settings, key: str) -> Any:
+    """A value; of a list, what is in it in whatever order."""
+    value = getattr(known, key)
+    return sorted(value) if isinstance(value, tuple) else value
+
+
+def as_written(known: Settings, keys: list[str]) -> dict[str, Any]:
+    return {key: getattr(known, key) for key in keys}
+
+
+# --- what it proposes
+
+
+def test_the_settings_of_a_host_are_what_stands_in_its_catalog(filled: Database, folder: Path) -> None:
+    given = OF_OTHER_NAMES if filled.profile.name == "other_names" else {}
+    code, said = init("--yes", *(word for key in given for word in ("--set", f"{key}={given[key]}")))
+    assert 0 == code, said
+    wanted = {**as_written(filled.settings, TOLD_BY_A_DATABASE), "qualifying_kinds": ("QUALIFIED_CALL",)}
+    assert wanted == as_written(parse(section(folder / "alembic.ini")), TOLD_BY_A_DATABASE)
+
+
+@pytest.mark.profiles("pg18")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_of_a_host_that_somebody_else_made_it_tells_what_his_settings_say(
+    make_host: Callable[..., Host], folder: Path, shape: Shape
+) -> None:
+    host = make_host(shape)
+    for name in [name for name in os.environ if name.startswith("LEADPROTECT_")]:
+        del os.environ[name]
+    with psycopg.connect(host.url, autocommit=True) as conn:
+        proposal = propose(conn, given={}, guess=True)
+    assert folder.is_dir()
+    assert [] == proposal.open
+    found = parse(proposal.settings)
+    differs = {key for key in TOLD_BY_A_DATABASE if whole(found, key) != whole(host.settings, key)}
+    assert set() == differs
+    forced = host.sql("SELECT relforcerowsecurity FROM pg_class WHERE oid = {leads_name}::regclass")
+    assert forced == [found.host_rls == "force"]
+    assert shape.row_security == any("row security of its own" in one for one in proposal.remarks)
+
+
+def test_nothing_is_written_into_the_database(filled: Database) -> None:
+    filled.sql(f'ALTER DATABASE "{filled.name}" SET default_transaction_read_only = on')
+    assert 0 == init("--yes")[0] or filled.profile.name == "other_names"
+
+
+# --- what it asks
+
+
+@pytest.mark.profiles("pg18")
+def test_what_a_database_does_not_tell_is_one_error_that_names_the_option(host: Database, folder: Path) -> None:
+    assert [] == host.sql("SELECT FROM {leads}")
+    code, said = init()
+    assert 1 == code
+    assert "territories: public.leads.territory holds nothing yet: which territories are there?" in said
+    assert "Say it: --set 'territories=" in said
+    assert "qualifying_kinds: which kinds of public.activities.kind make an owner" in said
+    assert [] == list(folder.iterdir())
+    code, said = init("--set", "territories=DE, CH", "--set", "qualifying_kinds=call")
+    assert (0, "DE, CH") == (code, section(folder / "alembic.ini")["territories"]), said
+
+
+@pytest.mark.profiles("pg18")
+def test_a_table_that_may_be_meant_is_asked_for_and_guessed_with_yes(filled: Database, folder: Path) -> None:
+    filled.sql_script("CREATE TABLE crm.leads AS TABLE {leads}; ALTER TABLE crm.leads ADD PRIMARY KEY (id)")
+    filled.sql_script("ALTER TABLE {activities} DROP CONSTRAINT activities_lead_id_fkey")
+    code, said = init()
+    assert 1 == code
+    assert "leads_table: which table holds the leads? Say it: --set 'leads_table=crm.leads' (or public.leads)" in said
+    assert 0 == init("--set", "leads_table=public.leads")[0]
+    assert "public.leads" == section(folder / "alembic.ini")["leads_table"]
+
+
+@pytest.mark.profiles("pg18")
+def test_on_a_terminal_it_asks_one_thing_after_the_other(
+    host: Database, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "on_a_terminal", lambda: True)
+    host.sql_script("CREATE TABLE crm.leads AS TABLE {leads}; ALTER TABLE crm.leads ADD PRIMARY KEY (id)")
+    host.sql_script("ALTER TABLE {activities} DROP CONSTRAINT activities_lead_id_fkey")
+    code, said = init(stdin="2\nDE, CH\ncall\n")  # the second of the tables, then what nothing tells yet
+    assert 0 == code, said
+    assert ["public.leads", "DE, CH", "call"] == [
+        section(folder / "alembic.ini")[key] for key in ("leads_table", "territories", "qualifying_kinds")
+    ]
+
+
+@pytest.mark.profiles("pg18")
+def test_a_territory_is_never_guessed(filled: Database) -> None:
+    filled.sql("ALTER TABLE {leads} RENAME COLUMN territory TO city_of_court")
+    code, said = init("--yes")
+    assert 1 == code
+    assert "territory_column: no text column of public.leads is called like a territory" in said
+
+
+@pytest.mark.profiles("pg18")
+@pytest.mark.parametrize("word", ["leads_table", "lead_table=public.leads", "=x"])
+def test_a_setting_that_is_none_is_wrong_usage(filled: Database, word: str) -> None:
+    assert filled.url
+    assert 2 == init("--set", word)[0]
+
+
+@pytest.mark.profiles("pg18")
+def test_a_table_that_is_not_there_is_named(filled: Database) -> None:
+    assert filled.url
+    code, said = init("--set", "leads_table=public.lead")
+    assert (1, True) == (
+        code,
+        "leads_table: there is no table public.lead; there are public.activities, public.leads" in said,
+    )
+
+
+# --- what it writes
+
+
+@pytest.mark.profiles("pg18")
+def test_the_next_upgrade_says_what_it_does(filled: Database, folder: Path) -> None:
+    assert 0 == init("--yes")[0]
+    done = alembic(filled, "upgrade", MIGRATE_HEAD, cwd=folder)
+    assert 0 == done.returncode, done.stderr
+    assert f"-> {MIGRATE_HEAD}" in done.stderr
+    assert MIGRATE_HEAD == filled.revision()
+
+
+OWN = """\
+# our own chain
+
+[alembic]
+script_location = %(here)s/mig   ; where Django's are, too
+sqlalchemy.url = postgresql://nobody@nowhere/x
+
+[loggers]
+# the root says warnings
+keys = root,alembic
+
+[logger_root]
+level = WARNING
+handlers =
+
+[logger_alembic]
+level = INFO
+handlers =
+qualname = alembic
+"""
+
+
+@pytest.mark.profiles("pg18")
+def test_no_line_of_a_host_s_own_file_is_lost(filled: Database, folder: Path) -> None:
+    assert filled.url
+    file = folder / "alembic.ini"
+    file.write_text(OWN, encoding="utf-8")
+    code, said = init("--yes")
+    assert (0, True) == (code, f"alembic -n {CHAIN} upgrade head" in said), said
+    now = file.read_text(encoding="utf-8")
+    kept = [line for line in OWN.splitlines() if line not in now.splitlines()]
+    assert ["keys = root,alembic"] == kept
+    assert "keys = root,alembic,leadprotect\n" in now
+    parser = configparser.ConfigParser({"here": str(folder)})
+    parser.read_string(now)
+    assert str(migrations()) == parser[CHAIN]["script_location"]
+    assert {"leadprotect", CHAIN, "logger_leadprotect"} <= {*parser.sections()}
+    before = now
+    assert (1, True) == (init("--yes")[0], "--force replaces it" in init("--yes")[1])
+    assert before == file.read_text(encoding="utf-8")
+    assert 0 == init("--yes", "--force", "--set", "schema=guard")[0]
+    assert "guard" == section(file)["schema"]
+    assert {line for line in OWN.splitlines() if line not in kept} <= {*file.read_text(encoding="utf-8").splitlines()}
+    assert before == now
+
+
+@pytest.mark.profiles("pg18")
+def test_a_dry_run_writes_nothing_and_shows_everything(filled: Database, folder: Path) -> None:
+    assert filled.url
+    code, said = init("--yes", "--dry-run")
+    assert 0 == code
+    assert "[leadprotect]\n# called like leads, and 1 table refers to it\nleads_table = public.leads\n" in said
+    assert [] == list(folder.iterdir())
+
+
+@pytest.mark.profiles("pg18")
+def test_json_tells_settings_with_reasons_and_what_was_written(filled: Database, folder: Path) -> None:
+    assert filled.url
+    code, said = init("--yes", "--json")
+    told = json.loads(said)
+    assert (0, True, str(folder / "alembic.ini")) == (code, told["written"], str(folder / told["file"]))
+    assert {
+        "key": "leads_table",
+        "value": "public.leads",
+        "reason": "called like leads, and 1 table refers to it",
+    } in told["proposed"]
+
+
+@pytest.mark.profiles("pg18")
+def test_a_password_is_never_written(filled: Database, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", filled.url.replace("postgres@", "postgres:hidden@"))
+    assert 0 == init("--yes")[0]
+    assert "hidden" not in (folder / "alembic.ini").read_text(encoding="utf-8")
+
+
+@pytest.mark.profiles("pg18")
+def test_what_preflight_would_refuse_is_said_at_once(filled: Database) -> None:
+    filled.sql_script("CREATE TABLE public.more () INHERITS ({leads})")
+    code, said = init("--yes")
+    assert (0, True) == (code, "note: preflight would refuse: leads_table: public.leads shares its rows" in said), said
