@@ -35,10 +35,10 @@
 --    1145  Decision
 --    1563  Attempts and audit
 --    2500  Seals
---    2919  Transition
---    3191  Backfill and verification
---    4069  Gate
---    4745  Host
+--    2959  Transition
+--    3231  Backfill and verification
+--    4109  Gate
+--    4785  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -63,8 +63,8 @@
 --
 -- leadprotect_auditor
 --    acting_role, is_member, audit_partitions, who_could_edit, audit_origin, audit_number_gaps,
---    parse_user, context, claiming, set_context, decide, editable_among, can_edit_lead,
---    explain_edit, proved_denials, territory_terms, has_rules
+--    note_anchor, parse_user, context, claiming, set_context, decide, editable_among,
+--    can_edit_lead, explain_edit, proved_denials, territory_terms, has_rules
 --
 -- leadprotect_operator
 --    acting_role, unreadable, audit_partitions, create_audit_partitions, seal_audit,
@@ -2915,6 +2915,46 @@ COMMENT ON FUNCTION leadprotect.audit_number_gaps() IS 'Numbers without a row: t
 
 REVOKE ALL ON FUNCTION leadprotect.audit_number_gaps() FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.audit_number_gaps() TO leadprotect_auditor;
+
+-- table lead_access_audit_anchors, lp_0004_expand_seals
+
+CREATE TABLE leadprotect.lead_access_audit_anchors (
+    anchored_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    anchored_by name DEFAULT SESSION_USER NOT NULL
+);
+
+ALTER TABLE ONLY leadprotect.lead_access_audit_anchors FORCE ROW LEVEL SECURITY;
+
+COMMENT ON TABLE leadprotect.lead_access_audit_anchors IS 'When count and newest hash of the chains were written elsewhere: leadprotect audit anchor notes it, doctor reminds';
+COMMENT ON COLUMN leadprotect.lead_access_audit_anchors.anchored_at IS 'when';
+COMMENT ON COLUMN leadprotect.lead_access_audit_anchors.anchored_by IS 'the login that wrote it';
+
+ALTER TABLE ONLY leadprotect.lead_access_audit_anchors
+    ADD CONSTRAINT lead_access_audit_anchors_pkey PRIMARY KEY (anchored_at);
+
+ALTER TABLE leadprotect.lead_access_audit_anchors ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY lp_inside ON leadprotect.lead_access_audit_anchors TO leadprotect_owner USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_read ON leadprotect.lead_access_audit_anchors FOR SELECT TO leadprotect_auditor USING (true);
+
+GRANT SELECT ON TABLE leadprotect.lead_access_audit_anchors TO leadprotect_auditor;
+
+-- function note_anchor, lp_0004_expand_seals
+
+CREATE FUNCTION leadprotect.note_anchor() RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    AS $$
+        BEGIN
+          INSERT INTO "leadprotect".lead_access_audit_anchors DEFAULT VALUES;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.note_anchor() IS 'Notes that count and newest hash of the chains were written elsewhere, for auditors';
+
+REVOKE ALL ON FUNCTION leadprotect.note_anchor() FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.note_anchor() TO leadprotect_auditor;
 
 -- =================================================================================================
 -- Transition

@@ -249,7 +249,7 @@ class _Team:
             yield
 
     def _declaring(self, territory: str) -> str:
-        """What anybody can do without our functions: name a territory, with nothing else in a setting that holds JSON."""
+        """What anybody can do without our functions: name a territory, alone in a setting that holds JSON."""
         name, field = of_setting(self.settings.territory_guc)
         said = territory if field is None else json.dumps({field: territory})
         return f"pg_catalog.set_config({literal(name)}, {literal(said)}, true)"
