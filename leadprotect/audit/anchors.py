@@ -141,7 +141,7 @@ def send(url: str, anchor: Anchor) -> bool:
         return _server(conn) != anchor.origin.split("/", maxsplit=1)[0]
 
 
-def note(conn: AnyConnection) -> None:
+def note_made(conn: AnyConnection) -> None:
     """Note in the database that an anchor was made, so that doctor need not remind; the caller commits.
 
     For auditors. Raises `ConnectionUnusable` on a standby, which can't note anything, `ProtectionUnavailable` for other

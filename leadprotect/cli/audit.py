@@ -124,7 +124,7 @@ def anchor_command(*, output: Path | None, url: str | None, territories: tuple[s
         if url and not anchors.send(url, made):
             echo("warning: these anchors are on the server of the audit itself: its owner can change both", err=True)
         try:
-            anchors.note(conn)
+            anchors.note_made(conn)
         except ConnectionUnusable:
             echo("warning: a standby can't note that an anchor was made, so doctor goes on reminding", err=True)
     for chain in made.chains:
