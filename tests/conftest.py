@@ -22,7 +22,7 @@ from tests.support.profiles import EXTRA, NIGHTLY, PROFILES, Profile
 from tests.support.revisions import MIGRATE_HEAD
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 NUMBERS = itertools.count(1)
 QUICK = {None, PROFILES[0].name}
@@ -61,10 +61,25 @@ def profile_of(item: pytest.Item) -> str | None:
 
 
 def by_night(item: pytest.Item) -> bool:
-    """Whether a shape of a host is tried on this server at night only: by day each is on 18, and two on the oldest."""
+    """Whether this is tried at night only: by day each shape of a host is on 18, and two on the oldest.
+
+    Of cases that are `crossed`, by day each value of each parameter is on 18, and the first case on the others.
+    """
     callspec = getattr(item, "callspec", None)
-    shape = callspec.params.get("shape") if callspec else None
-    return shape is not None and profile_of(item) not in QUICK and shape not in ON_THE_OLDEST
+    if callspec is None:
+        return False
+    elsewhere = profile_of(item) not in QUICK
+    if item.get_closest_marker("crossed"):
+        others = [marker for marker in item.iter_markers("parametrize") if not is_first(callspec.params, *marker.args)]
+        return len(others) > (0 if elsewhere else 1)
+    shape = callspec.params.get("shape")
+    return shape is not None and elsewhere and shape not in ON_THE_OLDEST
+
+
+def is_first(given: dict[str, object], names: str | tuple[str, ...], cases: Iterable[object]) -> bool:
+    """Whether a test was given the first case of a parameter."""
+    found = given[names] if isinstance(names, str) else tuple(given[name] for name in names)
+    return found == next(iter(cases))
 
 
 def how_long(item: pytest.Item) -> tuple[bool, float]:

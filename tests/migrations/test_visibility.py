@@ -193,6 +193,7 @@ def without_tenants(database: Database) -> None:
     database.sql("DROP OWNED BY tenancy_app CASCADE; DROP ROLE tenancy_app")
 
 
+@pytest.mark.crossed("what fails, and in which table, are two questions")
 @failing
 @TABLES
 def test_a_policy_that_fails_for_our_reader_is_refused_with_what_mends_it_and_leaves_nothing(
@@ -217,6 +218,7 @@ def test_a_policy_that_fails_for_our_reader_is_refused_with_what_mends_it_and_le
     without_tenants(host)
 
 
+@pytest.mark.crossed("what fails, and in which table, are two questions")
 @failing
 @TABLES
 def test_a_policy_that_fails_later_closes_the_gate_is_named_and_does_not_stop_the_way_down(

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.profiles("pg18", "pg15")
 # one worker records the life of a shape, and asks about it
-GROUPED = [pytest.param(shape, marks=pytest.mark.xdist_group(f"host {shape}")) for shape in SHAPES]
+RECORDED = pytest.mark.slow("what everybody sees and edits, at each moment of the life of a host")
+GROUPED = [pytest.param(shape, marks=[pytest.mark.xdist_group(f"host {shape}"), RECORDED]) for shape in SHAPES]
 each_shape = pytest.mark.parametrize("shape", GROUPED, ids=str)
 with_row_security = pytest.mark.parametrize("shape", [s for s in SHAPES if s.row_security], ids=str)
 
@@ -408,6 +409,7 @@ def test_control_code_in_a_policy_runs_with_the_rights_of_who_reads(make_host: C
     assert host.sql("SELECT count(*) FROM {schema}.lead_access_audit WHERE note = 'planted'") != [0]
 
 
+@pytest.mark.crossed("which role it is, and what was made of it, are two questions")
 @pytest.mark.parametrize("office", ["owner", "app", "de"])
 @pytest.mark.parametrize("taken", ["LOGIN", "SUPERUSER", "BYPASSRLS", "CREATEROLE", "member"])
 def test_a_role_of_our_name_is_not_taken_over_with_somebody_s_powers_or_members(
