@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from tests.support.fingerprint import contents, difference, fingerprint
+from tests.support.profiles import NIGHTLY
 from tests.support.revisions import HEAD, MIGRATE_HEAD, REVISIONS
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from tests.support.database import Database
 
 pytestmark = pytest.mark.slow("each goes up, down and up again")
+
+FROM = ["base", *REVISIONS[:-1]][:: 1 if NIGHTLY else 3]
+"""Where somebody stops on the way down, and goes all the way up again."""
 
 HOST_POLICIES = """
 CREATE POLICY own_policy ON {leads} USING (true);
@@ -80,10 +84,11 @@ def test_each_revision_is_undone_and_done_again_exactly(host: Database) -> None:
     for below, revision in reversed(list(zip(["base", *REVISIONS], REVISIONS, strict=False))):
         host.downgrade("-1")
         assert difference(upwards[below], between(host)) == {}, f"{revision} is not undone"
-        host.upgrade(HEAD)
-        assert difference(head, schema_of(host)) == {}, f"up again from {below}"
-        host.downgrade(below)
-        assert difference(upwards[below], between(host)) == {}, f"downgrade to {below} in one go"
+        if below in FROM:
+            host.upgrade(HEAD)
+            assert difference(head, schema_of(host)) == {}, f"up again from {below}"
+            host.downgrade(below)
+            assert difference(upwards[below], between(host)) == {}, f"downgrade to {below} in one go"
 
 
 @pytest.mark.parametrize("own", ["", "({lead_id})", "({lead_id}, {territory})"])
@@ -150,7 +155,7 @@ def test_every_row_survives_a_downgrade_to_the_base(database: Database) -> None:
 
 
 @pytest.mark.profiles("pg18")
-@pytest.mark.parametrize("revision", ["base", *REVISIONS[:-1]])
+@pytest.mark.parametrize("revision", FROM)
 def test_rows_written_meanwhile_survive(database: Database, revision: str) -> None:
     fill(database)
     before = rows_of(database)
