@@ -30,15 +30,15 @@
 -- Contents, with the line:
 --
 --      43  Who calls which function
---      90  Territories and the border
---     373  Ownership and rules
---    1145  Decision
---    1563  Attempts and audit
---    2500  Seals
---    2959  Transition
---    3231  Backfill and verification
---    4109  Gate
---    4785  Host
+--      89  Territories and the border
+--     372  Ownership and rules
+--    1146  Decision
+--    1564  Attempts and audit
+--    2501  Seals
+--    2960  Transition
+--    3236  Backfill and verification
+--    4113  Gate
+--    4791  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -76,16 +76,15 @@
 --
 -- nobody: they serve policies, triggers, revisions and the functions above
 --    publish_territories, keep_assignment, end_lead_rules, host_lead, protected_leads,
---    newest_activities, refuse_change, secure_audit_table, add_audit_partition,
---    clear_audit_default, audit_settled_until, sealed_numbers, append_audit_seal, is_code,
---    in_force, begins, decision, require_fresh_rules, decide_locked, bounded, write_audit,
---    denial_proof, draw_denial, deny, answered, require, try_edit, lead_for_ownership, is_manager,
---    try_change_owner, try_change_sharing, end_rules, make_rule, revoke_rule, decide_as_manager,
---    require_manager, in_transition, note_unsettled, note_contextless_write, own_moved_lead,
---    forget_lead, own_active_lead, require_transition, chunk_bounds, next_leads, own_leads,
---    ways_around, what_changes, accept_condition, accepted_share, tolerated, require_open_gate,
---    acts_bound, audit_edit, audit_truncate, refuse_move, refuse_taken, own_new_lead,
---    settings_at_contract
+--    derived_owners, refuse_change, secure_audit_table, add_audit_partition, clear_audit_default,
+--    audit_settled_until, sealed_numbers, append_audit_seal, is_code, in_force, begins, decision,
+--    require_fresh_rules, decide_locked, bounded, write_audit, denial_proof, draw_denial, deny,
+--    answered, require, try_edit, lead_for_ownership, is_manager, try_change_owner,
+--    try_change_sharing, end_rules, make_rule, revoke_rule, decide_as_manager, require_manager,
+--    in_transition, note_unsettled, note_contextless_write, own_moved_lead, forget_lead,
+--    own_active_lead, require_transition, chunk_bounds, next_leads, own_leads, ways_around,
+--    what_changes, accept_condition, accepted_share, tolerated, require_open_gate, acts_bound,
+--    audit_edit, audit_truncate, refuse_move, refuse_taken, own_new_lead, settings_at_contract
 
 -- =================================================================================================
 -- Territories and the border
@@ -306,7 +305,7 @@ CREATE FUNCTION leadprotect.unreadable() RETURNS TABLE(host regclass, detail tex
               IF host = '"public"."leads"'::regclass THEN
                 PERFORM l."id", l."territory" FROM "public"."leads" AS l LIMIT 1;
               ELSE
-                PERFORM a."id", a."lead_id" FROM "public"."activities" AS a LIMIT 1;
+                EXECUTE format('SELECT FROM %s LIMIT 1', host);
               END IF;
               CONTINUE;
             EXCEPTION
@@ -396,6 +395,7 @@ CREATE TABLE leadprotect.user_lead_assignments (
     assigned_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
     assigned_by uuid,
     source text DEFAULT 'assign'::text NOT NULL,
+    activity_source text COLLATE pg_catalog."C",
     activity_at timestamp with time zone,
     activity_id bigint,
     CONSTRAINT ula_released CHECK (((user_id IS NULL) = (source = ANY (ARRAY['release'::text, 'moved'::text]))))
@@ -410,6 +410,7 @@ COMMENT ON COLUMN leadprotect.user_lead_assignments.user_id IS 'the owner; NULL:
 COMMENT ON COLUMN leadprotect.user_lead_assignments.assigned_at IS 'since when';
 COMMENT ON COLUMN leadprotect.user_lead_assignments.assigned_by IS 'the user who did it by hand; NULL: derived from an activity';
 COMMENT ON COLUMN leadprotect.user_lead_assignments.source IS 'backfill and activity: derived, a newer activity wins; release: no owner by hand; moved: none until a newer activity; anything else: made by hand, stays';
+COMMENT ON COLUMN leadprotect.user_lead_assignments.activity_source IS 'Which table of activities it stands in: the name of its section in the settings; NULL: the first one';
 COMMENT ON COLUMN leadprotect.user_lead_assignments.activity_at IS 'time of the activity on which a derived assignment rests: a newer one wins';
 COMMENT ON COLUMN leadprotect.user_lead_assignments.activity_id IS 'The qualifying activity on which a derived assignment (source backfill or activity) rests';
 
@@ -2964,9 +2965,9 @@ GRANT ALL ON FUNCTION leadprotect.note_anchor() TO leadprotect_auditor;
 -- contract, their triggers do not: undoing contract needs them.
 -- =================================================================================================
 
--- function newest_activities, lp_0002_expand_assignments, owner leadprotect_reader
+-- function derived_owners, lp_0002_expand_assignments, owner leadprotect_reader
 
-CREATE FUNCTION leadprotect.newest_activities(leads uuid[]) RETURNS TABLE(lead_id uuid, user_id uuid, activity_at timestamp with time zone, activity_id bigint)
+CREATE FUNCTION leadprotect.derived_owners(leads uuid[]) RETURNS TABLE(lead_id uuid, user_id uuid, activity_at timestamp with time zone, activity_id bigint, activity_source text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET plan_cache_mode TO 'force_generic_plan'
@@ -2979,22 +2980,15 @@ CREATE FUNCTION leadprotect.newest_activities(leads uuid[]) RETURNS TABLE(lead_i
         #variable_conflict use_column
         BEGIN
           RETURN QUERY
-          SELECT wanted.lead_id, newest.user_id::uuid, newest.at, newest.id
-          FROM unnest(newest_activities.leads) AS wanted (lead_id),
-            LATERAL (
-              SELECT v."user_id" AS user_id, v."created_at" AS at, v."id" AS id
-              FROM "public"."activities" AS v
-              WHERE v."lead_id" = wanted.lead_id
-                AND v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL
-                AND (v."created_at" <= clock_timestamp()) IS NOT FALSE
-              ORDER BY v."created_at" DESC NULLS LAST, v."id" DESC LIMIT 1) AS newest;
+          SELECT wanted.lead_id, newest.user_id, newest.at, newest.id, newest.source
+          FROM unnest(derived_owners.leads) AS wanted (lead_id), LATERAL (SELECT v."user_id"::uuid AS user_id, v."created_at" AS at, v."id" AS id, NULL::text AS source FROM "public"."activities" AS v WHERE v."lead_id" = wanted.lead_id AND v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL AND (v."created_at" <= pg_catalog.clock_timestamp()) IS NOT FALSE ORDER BY v."created_at" DESC NULLS LAST, v."id" DESC LIMIT 1) AS newest;
         END
         $$;
 
-COMMENT ON FUNCTION leadprotect.newest_activities(leads uuid[]) IS 'For each lead its newest qualifying activity, which makes the owner; no row: there is none';
+COMMENT ON FUNCTION leadprotect.derived_owners(leads uuid[]) IS 'For each lead its newest qualifying activity, which makes the owner; no row: there is none';
 
-REVOKE ALL ON FUNCTION leadprotect.newest_activities(leads uuid[]) FROM PUBLIC;
-GRANT ALL ON FUNCTION leadprotect.newest_activities(leads uuid[]) TO leadprotect_owner;
+REVOKE ALL ON FUNCTION leadprotect.derived_owners(leads uuid[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.derived_owners(leads uuid[]) TO leadprotect_owner;
 
 -- table contextless_writes, lp_0010_expand_lead_triggers
 
@@ -3035,7 +3029,7 @@ CREATE FUNCTION leadprotect.in_transition() RETURNS boolean
         BEGIN
           RETURN EXISTS (
             SELECT FROM pg_trigger AS t
-            WHERE t.tgrelid = '"public"."activities"'::regclass AND '"' || t.tgname || '"' = '"leadprotect_transition"');
+            JOIN (VALUES ('own_active_lead', '"public"."activities"'::regclass, 'leadprotect_transition')) AS s (function, host, name) ON t.tgrelid = s.host AND t.tgname = s.name);
         END
         $$;
 
@@ -3134,13 +3128,13 @@ CREATE FUNCTION leadprotect.own_moved_lead() RETURNS trigger
     SET row_security TO 'on'
     AS $$
         BEGIN
-          INSERT INTO "leadprotect".user_lead_assignments (lead_id, territory, user_id, source, activity_at, activity_id)
+          INSERT INTO "leadprotect".user_lead_assignments (lead_id, territory, user_id, source, activity_at, activity_id, activity_source)
           SELECT NEW."id", t.code,
                  CASE WHEN OLD."territory" IS NULL THEN newest.user_id END,
                  CASE WHEN OLD."territory" IS NULL THEN 'activity' ELSE 'moved' END,
-                 newest.activity_at, newest.activity_id
+                 newest.activity_at, newest.activity_id, newest.activity_source
           FROM "leadprotect".territories AS t
-          LEFT JOIN "leadprotect".newest_activities(ARRAY[NEW."id"]) AS newest ON true
+          LEFT JOIN "leadprotect".derived_owners(ARRAY[NEW."id"]) AS newest ON true
           WHERE t.code = NEW."territory" AND (OLD."territory" IS NOT NULL OR newest.user_id IS NOT NULL)
           ON CONFLICT (lead_id, territory) DO NOTHING;
           RETURN NULL;
@@ -3158,49 +3152,60 @@ CREATE FUNCTION leadprotect.own_active_lead() RETURNS trigger
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'on'
     AS $$
+        #variable_conflict use_column
+        DECLARE
+          -- the activity as the derivation reads it: empty where it does not qualify
+          was "leadprotect".user_lead_assignments;
+          fresh "leadprotect".user_lead_assignments;
         BEGIN
-          IF TG_OP = 'UPDATE' AND (OLD."id", OLD."lead_id", OLD."user_id", OLD."kind", OLD."created_at")
-            IS NOT DISTINCT FROM (NEW."id", NEW."lead_id", NEW."user_id", NEW."kind", NEW."created_at")
-          THEN
+          IF TG_ARGV[0] IS NOT DISTINCT FROM NULL THEN
+            IF TG_OP <> 'INSERT' THEN
+              SELECT v."lead_id", v."user_id", v."created_at", v."id" INTO was.lead_id, was.user_id, was.activity_at, was.activity_id FROM (SELECT OLD.*) AS v WHERE v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL;
+            END IF;
+            IF TG_OP <> 'DELETE' THEN
+              SELECT v."lead_id", v."user_id", v."created_at", v."id" INTO fresh.lead_id, fresh.user_id, fresh.activity_at, fresh.activity_id FROM (SELECT NEW.*) AS v WHERE v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL;
+            END IF;
+          END IF;
+          was.activity_source := TG_ARGV[0];
+          fresh.activity_source := TG_ARGV[0];
+          IF TG_OP = 'UPDATE' AND was IS NOT DISTINCT FROM fresh THEN
             RETURN NULL;
           END IF;
-          IF TG_OP <> 'INSERT' THEN
+          IF was.user_id IS NOT NULL THEN
             PERFORM FROM "leadprotect".user_lead_assignments AS a
-              WHERE a.lead_id = OLD."lead_id" AND a.source IN ('backfill', 'activity')
-                AND a.activity_id = OLD."id" FOR UPDATE;
+              WHERE a.lead_id = was.lead_id AND a.source IN ('backfill', 'activity')
+                AND a.activity_id = was.activity_id AND a.activity_source IS NOT DISTINCT FROM was.activity_source FOR UPDATE;
             IF FOUND THEN
               UPDATE "leadprotect".user_lead_assignments AS a
               SET user_id = newest.user_id, source = 'activity', assigned_at = statement_timestamp(),
-                  activity_at = newest.activity_at, activity_id = newest.activity_id
-              FROM "leadprotect".newest_activities(ARRAY[OLD."lead_id"]) AS newest
-              WHERE a.lead_id = OLD."lead_id" AND a.source IN ('backfill', 'activity')
-                AND a.activity_id = OLD."id";
-            ELSIF OLD."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND OLD."user_id" IS NOT NULL THEN
+                  activity_at = newest.activity_at, activity_id = newest.activity_id, activity_source = newest.activity_source
+              FROM "leadprotect".derived_owners(ARRAY[was.lead_id]) AS newest
+              WHERE a.lead_id = was.lead_id AND a.source IN ('backfill', 'activity')
+                AND a.activity_id = was.activity_id AND a.activity_source IS NOT DISTINCT FROM was.activity_source;
+            ELSE
               -- a slice of the backfill may be about to rest on what this statement takes away
-              PERFORM "leadprotect".note_unsettled(OLD."lead_id");
+              PERFORM "leadprotect".note_unsettled(was.lead_id);
             END IF;
           END IF;
-          IF TG_OP <> 'DELETE' THEN
-            -- one in the future makes no owner until its time has come; the backfill and the gate see it then.
-            -- By the clock: an activity may take its time from it, after its statement began
-            IF NEW."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND NEW."user_id" IS NOT NULL
-              AND (NEW."created_at" <= clock_timestamp()) IS NOT FALSE
-            THEN
-              INSERT INTO "leadprotect".user_lead_assignments AS a
-                (lead_id, territory, user_id, source, activity_at, activity_id)
-              SELECT NEW."lead_id", t.code, NEW."user_id", 'activity',
-                     NEW."created_at", NEW."id"
-              FROM "leadprotect".host_lead(NEW."lead_id") AS l (territory)
-              JOIN "leadprotect".territories AS t ON t.code = l.territory
-              ON CONFLICT (lead_id, territory) DO UPDATE
-                SET user_id = excluded.user_id, source = excluded.source, assigned_at = excluded.assigned_at,
-                    activity_at = excluded.activity_at, activity_id = excluded.activity_id
-                WHERE a.source IN ('backfill', 'activity', 'moved')
-                  AND (a.activity_at IS NULL AND excluded.activity_at IS NOT NULL
-                    OR a.activity_at < excluded.activity_at
-                    OR a.activity_at IS NOT DISTINCT FROM excluded.activity_at
-                       AND (a.activity_id IS NULL OR a.activity_id < excluded.activity_id));
-            END IF;
+          -- one in the future makes no owner until its time has come; the backfill and the gate see it then.
+          -- By the clock: an activity may take its time from it, after its statement began
+          IF fresh.user_id IS NOT NULL AND (fresh.activity_at <= clock_timestamp()) IS NOT FALSE THEN
+            INSERT INTO "leadprotect".user_lead_assignments AS a
+              (lead_id, territory, user_id, source, activity_at, activity_id, activity_source)
+            SELECT fresh.lead_id, t.code, fresh.user_id, 'activity', fresh.activity_at, fresh.activity_id, fresh.activity_source
+            FROM "leadprotect".host_lead(fresh.lead_id) AS l (territory)
+            JOIN "leadprotect".territories AS t ON t.code = l.territory
+            ON CONFLICT (lead_id, territory) DO UPDATE
+              SET user_id = excluded.user_id, source = excluded.source, assigned_at = excluded.assigned_at,
+                  activity_at = excluded.activity_at, activity_id = excluded.activity_id,
+                  activity_source = excluded.activity_source
+              WHERE a.source IN ('backfill', 'activity', 'moved')
+                AND (a.activity_at IS NULL AND excluded.activity_at IS NOT NULL
+                  OR a.activity_at < excluded.activity_at
+                  OR a.activity_at IS NOT DISTINCT FROM excluded.activity_at
+                     AND (a.activity_id IS NULL OR coalesce(a.activity_source, '') > coalesce(excluded.activity_source, '')
+                       OR a.activity_source IS NOT DISTINCT FROM excluded.activity_source
+                          AND a.activity_id < excluded.activity_id));
           END IF;
           RETURN NULL;
         END
@@ -3448,32 +3453,36 @@ CREATE FUNCTION leadprotect.own_leads(here text, leads uuid[]) RETURNS integer
             WHERE a.lead_id = ANY (leads) AND a.territory = here);
           fresh := CASE WHEN owned = '{}' THEN leads
                         ELSE ARRAY(SELECT unnest(leads) EXCEPT SELECT unnest(owned) ORDER BY 1) END;
-          INSERT INTO "leadprotect".user_lead_assignments (lead_id, territory, user_id, source, activity_at, activity_id)
-          SELECT newest.lead_id, here, newest.user_id, 'backfill', newest.activity_at, newest.activity_id
-          FROM "leadprotect".newest_activities(fresh) AS newest;
+          INSERT INTO "leadprotect".user_lead_assignments (lead_id, territory, user_id, source, activity_at, activity_id, activity_source)
+          SELECT newest.lead_id, here, newest.user_id, 'backfill', newest.activity_at, newest.activity_id, newest.activity_source
+          FROM "leadprotect".derived_owners(fresh) AS newest;
           GET DIAGNOSTICS made = ROW_COUNT;
           FOR seen IN
-            SELECT newest.lead_id, newest.user_id, newest.activity_at AS at, newest.activity_id AS id,
-                   standing.user_id AS old_user, standing.activity_at AS old_at, standing.activity_id AS old_id
-            FROM "leadprotect".newest_activities(owned) AS newest,
+            SELECT newest.lead_id, newest.user_id, newest.activity_at AS at, newest.activity_id AS id, newest.activity_source AS of_source,
+                   standing.user_id AS old_user, standing.activity_at AS old_at, standing.activity_id AS old_id, standing.activity_source AS old_source
+            FROM "leadprotect".derived_owners(owned) AS newest,
               LATERAL (
-                SELECT a.user_id, a.activity_at, a.activity_id, a.source FROM "leadprotect".user_lead_assignments AS a
+                SELECT a.user_id, a.activity_at, a.activity_id, a.activity_source, a.source FROM "leadprotect".user_lead_assignments AS a
                 WHERE a.lead_id = newest.lead_id AND a.territory = here LIMIT 1) AS standing
             WHERE standing.source IN ('backfill', 'activity', 'moved')
               AND (standing.user_id IS DISTINCT FROM newest.user_id
                 OR standing.activity_id IS DISTINCT FROM newest.activity_id
+                OR standing.activity_source IS DISTINCT FROM newest.activity_source
                 OR standing.activity_at IS DISTINCT FROM newest.activity_at)
           LOOP
             UPDATE "leadprotect".user_lead_assignments AS a
             SET user_id = seen.user_id, source = 'backfill', assigned_at = statement_timestamp(),
-                activity_at = seen.at, activity_id = seen.id
+                activity_at = seen.at, activity_id = seen.id, activity_source = seen.of_source
             WHERE a.lead_id = seen.lead_id AND a.territory = here AND a.source IN ('backfill', 'activity', 'moved')
               AND (a.activity_at IS NULL AND seen.at IS NOT NULL
                 OR a.activity_at < seen.at
-                OR a.activity_at IS NOT DISTINCT FROM seen.at AND a.activity_id < seen.id
+                OR a.activity_at IS NOT DISTINCT FROM seen.at
+                   AND (coalesce(a.activity_source, '') > coalesce(seen.of_source, '')
+                     OR a.activity_source IS NOT DISTINCT FROM seen.of_source AND a.activity_id < seen.id)
                 OR a.source <> 'moved' AND a.user_id IS NOT DISTINCT FROM seen.old_user
                    AND a.activity_at IS NOT DISTINCT FROM seen.old_at
-                   AND a.activity_id IS NOT DISTINCT FROM seen.old_id);
+                   AND a.activity_id IS NOT DISTINCT FROM seen.old_id
+                   AND a.activity_source IS NOT DISTINCT FROM seen.old_source);
             made := made + FOUND::integer;
           END LOOP;
           RETURN made;
@@ -3492,10 +3501,7 @@ CREATE FUNCTION leadprotect.backfill_settings() RETURNS text
     LANGUAGE sql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
-          SELECT concat_ws('; ',
-            '"public"."leads"', '"id"', '"territory"', '"public"."activities"', '"id"', '"lead_id"',
-            '"user_id"', '"kind"', '"created_at"',
-            (SELECT string_agg(kind, ', ' ORDER BY kind COLLATE "C") FROM unnest(ARRAY['QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION']) AS kind))
+          SELECT '"public"."leads"; "id"; "territory"; "public"."activities"; "id"; "lead_id"; "user_id"; "kind"; "created_at"; CUSTOMER_REACTION, QUALIFIED_CALL, ROI_PRESENTATION, SAMPLE_FEEDBACK, SCHEDULED_FOLLOWUP'
         $$;
 
 COMMENT ON FUNCTION leadprotect.backfill_settings() IS 'The settings that decide who owns a lead, as these functions hold them';
@@ -3753,11 +3759,12 @@ CREATE FUNCTION leadprotect.backfill_settle(lead uuid) RETURNS integer
           IF EXISTS (SELECT FROM "leadprotect".host_lead(lead)) THEN
             UPDATE "leadprotect".user_lead_assignments AS a
             SET user_id = newest.user_id, assigned_at = statement_timestamp(),
-                activity_at = newest.activity_at, activity_id = newest.activity_id
-            FROM "leadprotect".newest_activities(ARRAY[lead]) AS newest
+                activity_at = newest.activity_at, activity_id = newest.activity_id, activity_source = newest.activity_source
+            FROM "leadprotect".derived_owners(ARRAY[lead]) AS newest
             WHERE a.lead_id = lead AND a.source IN ('backfill', 'activity')
               AND (a.user_id IS DISTINCT FROM newest.user_id OR a.activity_id IS DISTINCT FROM newest.activity_id
-                OR a.activity_at IS DISTINCT FROM newest.activity_at);
+                OR a.activity_at IS DISTINCT FROM newest.activity_at
+                OR a.activity_source IS DISTINCT FROM newest.activity_source);
           ELSE
             DELETE FROM "leadprotect".user_lead_assignments AS a WHERE a.lead_id = lead;
           END IF;
@@ -3825,18 +3832,24 @@ GRANT ALL ON FUNCTION leadprotect.backfill_request(here text, wanted text, reaso
 -- function unowned_leads, lp_0013_migrate_verification, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.unowned_leads(territories text[]) RETURNS TABLE(territory text, lead_id uuid)
-    LANGUAGE sql STABLE SECURITY DEFINER
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
     SET enable_nestloop TO 'off'
-    BEGIN ATOMIC
- SELECT (l.territory)::text AS territory,
-     l.id
-    FROM public.leads l
-   WHERE (((l.territory)::text = ANY (unowned_leads.territories)) AND (NOT (EXISTS ( SELECT
-            FROM leadprotect.user_lead_assignments a
-           WHERE ((a.lead_id = l.id) AND (a.territory = (l.territory)::text))))) AND (EXISTS ( SELECT
-            FROM public.activities v
-           WHERE ((v.lead_id = l.id) AND (v.kind = ANY (ARRAY['QUALIFIED_CALL'::text, 'CUSTOMER_REACTION'::text, 'SCHEDULED_FOLLOWUP'::text, 'SAMPLE_FEEDBACK'::text, 'ROI_PRESENTATION'::text])) AND (v.user_id IS NOT NULL) AND ((v.created_at <= statement_timestamp()) IS NOT FALSE)))));
-END;
+    AS $$
+        #variable_conflict use_column
+        BEGIN
+          RETURN QUERY
+          SELECT l."territory"::text, l."id"::uuid
+          FROM "public"."leads" AS l
+          WHERE l."territory" = ANY (unowned_leads.territories)
+            AND NOT EXISTS (
+              SELECT FROM "leadprotect".user_lead_assignments AS a
+              WHERE a.lead_id = l."id" AND a.territory = l."territory")
+            AND EXISTS (
+              SELECT FROM (SELECT v."lead_id" AS lead_id FROM "public"."activities" AS v WHERE v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL AND (v."created_at" <= pg_catalog.clock_timestamp()) IS NOT FALSE) AS q WHERE q.lead_id = l."id");
+        END
+        $$;
 
 COMMENT ON FUNCTION leadprotect.unowned_leads(territories text[]) IS 'Leads of the territories with a qualifying activity, without an owner, and not released by hand';
 
@@ -3865,23 +3878,20 @@ CREATE FUNCTION leadprotect.backfill_stale(here text) RETURNS SETOF uuid
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
     AS $$
-        #variable_conflict use_variable
+        #variable_conflict use_column
         BEGIN
           RETURN QUERY
-          SELECT a.lead_id
-          FROM "leadprotect".user_lead_assignments AS a
-          JOIN "public"."leads" AS l ON l."id" = a.lead_id AND l."territory" = here,
-            LATERAL (
-              SELECT v."user_id" AS user_id, v."created_at" AS at, v."id" AS id FROM "public"."activities" AS v
-              WHERE v."lead_id" = a.lead_id
-                AND v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL
-                AND (v."created_at" <= pg_catalog.statement_timestamp()) IS NOT FALSE
-              ORDER BY v."created_at" DESC NULLS LAST, v."id" DESC LIMIT 1) AS newest
-          WHERE a.territory = here AND (
-            a.source IN ('backfill', 'activity')
-              AND (a.activity_id IS DISTINCT FROM newest.id OR a.user_id IS DISTINCT FROM newest.user_id)
+          SELECT wanted.lead_id
+          FROM "leadprotect".user_lead_assignments AS wanted
+          JOIN "public"."leads" AS l ON l."id" = wanted.lead_id AND l."territory" = backfill_stale.here,
+            LATERAL (SELECT v."user_id"::uuid AS user_id, v."created_at" AS at, v."id" AS id, NULL::text AS source FROM "public"."activities" AS v WHERE v."lead_id" = wanted.lead_id AND v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL AND (v."created_at" <= pg_catalog.clock_timestamp()) IS NOT FALSE ORDER BY v."created_at" DESC NULLS LAST, v."id" DESC LIMIT 1) AS newest
+          WHERE wanted.territory = backfill_stale.here AND (
+            wanted.source IN ('backfill', 'activity')
+              AND (wanted.activity_id IS DISTINCT FROM newest.id OR wanted.user_id IS DISTINCT FROM newest.user_id
+                OR wanted.activity_source IS DISTINCT FROM newest.source)
             -- a lead that moved here: only what came since counts
-            OR a.source = 'moved' AND (a.activity_at IS NULL AND newest.at IS NOT NULL OR a.activity_at < newest.at));
+            OR wanted.source = 'moved'
+              AND (wanted.activity_at IS NULL AND newest.at IS NOT NULL OR wanted.activity_at < newest.at));
         END
         $$;
 
@@ -3928,30 +3938,24 @@ CREATE FUNCTION leadprotect.backfill_sample(here text, wanted integer, OUT leads
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
     SET jit TO 'off'
-    AS $_$
-        #variable_conflict use_variable
+    AS $$
+        #variable_conflict use_column
         DECLARE
           percent float8;
         BEGIN
           leads := "leadprotect".backfill_estimate(here);
           percent := 100.0 * wanted / greatest(leads, 1);
           LOOP
-            EXECUTE format(
-              'SELECT count(*), count(*) FILTER (WHERE NOT s.stands AND s.qualifying),
-                      count(*) FILTER (WHERE NOT s.stands AND NOT s.qualifying)
-               FROM (
-                 SELECT EXISTS (
-                          SELECT FROM "leadprotect".user_lead_assignments AS a
-                          WHERE a.lead_id = l."id" AND a.territory = %1$L) AS stands,
-                        EXISTS (
-                          SELECT FROM "public"."activities" AS v
-                          WHERE v."lead_id" = l."id"
-                            AND v."kind" IN (%2$s) AND v."user_id" IS NOT NULL
-                            AND (v."created_at" <= statement_timestamp()) IS NOT FALSE) AS qualifying
-                 FROM "public"."leads" AS l %3$s WHERE l."territory" = %1$L) AS s',
-              here, (SELECT string_agg(quote_literal(kind), ', ') FROM unnest(ARRAY['QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION']) AS kind),
-              CASE WHEN percent < 50 THEN format('TABLESAMPLE SYSTEM (%s)', percent) ELSE '' END)
-              INTO sampled, assignable, ownerless;
+            SELECT count(*), count(*) FILTER (WHERE NOT s.stands AND s.qualifying),
+                   count(*) FILTER (WHERE NOT s.stands AND NOT s.qualifying)
+            INTO sampled, assignable, ownerless
+            FROM (
+              SELECT EXISTS (
+                       SELECT FROM "leadprotect".user_lead_assignments AS a
+                       WHERE a.lead_id = l."id" AND a.territory = backfill_sample.here) AS stands,
+                     EXISTS (SELECT FROM (SELECT v."lead_id" AS lead_id FROM "public"."activities" AS v WHERE v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL AND (v."created_at" <= pg_catalog.clock_timestamp()) IS NOT FALSE) AS q WHERE q.lead_id = l."id") AS qualifying
+              FROM "public"."leads" AS l TABLESAMPLE SYSTEM (least(percent, 100))
+              WHERE l."territory" = backfill_sample.here) AS s;
             EXIT WHEN sampled > 0 OR percent >= 50;
             percent := percent * 10;
           END LOOP;
@@ -3959,7 +3963,7 @@ CREATE FUNCTION leadprotect.backfill_sample(here text, wanted integer, OUT leads
             leads := sampled;
           END IF;
         END
-        $_$;
+        $$;
 
 COMMENT ON FUNCTION leadprotect.backfill_sample(here text, wanted integer, OUT leads bigint, OUT sampled bigint, OUT assignable bigint, OUT ownerless bigint) IS 'What a backfill would do, from a sample of the leads; writes nothing';
 
@@ -4004,26 +4008,29 @@ GRANT ALL ON FUNCTION leadprotect.unowned_count() TO leadprotect_operator;
 -- function backfill_counts, lp_0013_migrate_verification, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.backfill_counts(territories text[]) RETURNS TABLE(territory text, ownerless bigint, missing bigint, released bigint)
-    LANGUAGE sql STABLE SECURITY DEFINER
-    BEGIN ATOMIC
- SELECT code.code,
-     COALESCE((u.leads - u.qualifying), (0)::bigint) AS "coalesce",
-     COALESCE(u.qualifying, (0)::bigint) AS "coalesce",
-     ( SELECT count(*) AS count
-            FROM leadprotect.user_lead_assignments a
-           WHERE ((a.source = 'release'::text) AND (a.territory = code.code))) AS count
-    FROM (unnest(backfill_counts.territories) code(code)
-      LEFT JOIN ( SELECT (l.territory)::text AS here,
-             count(*) AS leads,
-             count(*) FILTER (WHERE (EXISTS ( SELECT
-                    FROM public.activities v
-                   WHERE ((v.lead_id = l.id) AND (v.kind = ANY (ARRAY['QUALIFIED_CALL'::text, 'CUSTOMER_REACTION'::text, 'SCHEDULED_FOLLOWUP'::text, 'SAMPLE_FEEDBACK'::text, 'ROI_PRESENTATION'::text])) AND (v.user_id IS NOT NULL) AND ((v.created_at <= statement_timestamp()) IS NOT FALSE))))) AS qualifying
-            FROM public.leads l
-           WHERE (((l.territory)::text = ANY (backfill_counts.territories)) AND (NOT (EXISTS ( SELECT
-                    FROM leadprotect.user_lead_assignments a
-                   WHERE ((a.lead_id = l.id) AND (a.territory = (l.territory)::text))))))
-           GROUP BY l.territory) u ON ((u.here = code.code)));
-END;
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    AS $$
+        #variable_conflict use_column
+        BEGIN
+          RETURN QUERY
+          SELECT code, coalesce(u.leads - u.qualifying, 0), coalesce(u.qualifying, 0),
+                 (SELECT count(*) FROM "leadprotect".user_lead_assignments AS a
+                  WHERE a.source = 'release' AND a.territory = code)
+          FROM unnest(backfill_counts.territories) AS code
+          LEFT JOIN (
+            SELECT l."territory"::text AS here, count(*) AS leads,
+                   count(*) FILTER (WHERE EXISTS (
+                     SELECT FROM (SELECT v."lead_id" AS lead_id FROM "public"."activities" AS v WHERE v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL AND (v."created_at" <= pg_catalog.clock_timestamp()) IS NOT FALSE) AS q WHERE q.lead_id = l."id")) AS qualifying
+            FROM "public"."leads" AS l
+            WHERE l."territory" = ANY (backfill_counts.territories)
+              AND NOT EXISTS (
+                SELECT FROM "leadprotect".user_lead_assignments AS a
+                WHERE a.lead_id = l."id" AND a.territory = l."territory")
+            GROUP BY l."territory") AS u ON u.here = code;
+        END
+        $$;
 
 COMMENT ON FUNCTION leadprotect.backfill_counts(territories text[]) IS 'Leads without an owner in each territory: without a qualifying activity, with one, and released by hand';
 
@@ -4038,7 +4045,7 @@ CREATE FUNCTION leadprotect.backfill_report(territories text[]) RETURNS TABLE(le
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'on'
     AS $$
-        #variable_conflict use_variable
+        #variable_conflict use_column
         BEGIN
           RETURN QUERY
           SELECT l."id"::uuid, l."territory"::text, CASE
@@ -4046,20 +4053,17 @@ CREATE FUNCTION leadprotect.backfill_report(territories text[]) RETURNS TABLE(le
                 SELECT FROM "leadprotect".backfill_deferred AS d
                 WHERE d.lead_id = l."id" AND d.territory = l."territory") THEN 'locked'
               WHEN EXISTS (
-                SELECT FROM "public"."activities" AS v
-                WHERE v."lead_id" = l."id"
-                  AND v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL
-                  AND (v."created_at" <= pg_catalog.statement_timestamp()) IS NOT FALSE) THEN 'missing'
+                SELECT FROM (SELECT v."lead_id" AS lead_id FROM "public"."activities" AS v WHERE v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL AND (v."created_at" <= pg_catalog.clock_timestamp()) IS NOT FALSE) AS q WHERE q.lead_id = l."id") THEN 'missing'
               ELSE 'no_qualifying_activity' END
           FROM "public"."leads" AS l
-          WHERE l."territory" = ANY (territories)
+          WHERE l."territory" = ANY (backfill_report.territories)
             AND NOT EXISTS (
               SELECT FROM "leadprotect".user_lead_assignments AS a
               WHERE a.lead_id = l."id" AND a.territory = l."territory")
           UNION ALL
           SELECT a.lead_id, a.territory, CASE a.source WHEN 'moved' THEN 'moved' ELSE 'released' END
           FROM "leadprotect".user_lead_assignments AS a
-          WHERE a.territory = ANY (territories) AND a.user_id IS NULL
+          WHERE a.territory = ANY (backfill_report.territories) AND a.user_id IS NULL
           UNION ALL
           SELECT l."id"::uuid, NULL, 'no_territory' FROM "public"."leads" AS l WHERE l."territory" IS NULL;
         END
@@ -4517,7 +4521,7 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
                 SELECT polname, polpermissive, pg_get_expr(polqual, polrelid) AS condition FROM pg_policy
                 WHERE polrelid = c.oid AND polcmd IN ('r', '*') AND EXISTS (
                   SELECT FROM unnest(polroles) AS bound WHERE bound = 0 OR pg_has_role(bound, 'USAGE'))) AS q) AS p
-            WHERE c.oid IN ('"public"."leads"'::regclass, '"public"."activities"'::regclass) AND row_security_active(c.oid)
+            WHERE c.oid = ANY (ARRAY['"public"."leads"', '"public"."activities"']::regclass[]) AND row_security_active(c.oid)
               AND (p.opened IS NOT TRUE OR p.binding IS NOT NULL)
             ORDER BY c.relname) AS hidden;
           IF met THEN
@@ -4543,8 +4547,9 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
             GROUP BY u.territory ORDER BY u.territory) AS missing;
           -- Before a walk has ended, a derived owner may be older than the transition's triggers: from a
           -- life before a downgrade. It is asked before that index goes; the triggers keep what was found.
-          IF met AND EXISTS (
-            SELECT FROM pg_index AS i WHERE i.indexrelid = to_regclass('"public"."ix_leadprotect_activities"') AND i.indisvalid)
+          IF met AND NOT EXISTS (
+            SELECT FROM unnest(ARRAY['"public"."ix_leadprotect_activities"']) AS wanted (path)
+            LEFT JOIN pg_index AS i ON i.indexrelid = to_regclass(wanted.path) WHERE i.indisvalid IS NOT TRUE)
           THEN
             SELECT count(*) = 0,
                    coalesce(string_agg(format('%s leads in %s have another owner than their newest qualifying activity says',
@@ -4572,12 +4577,13 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
             SELECT wanted.function, wanted.host_table, t.tgname AS name,
                    CASE WHEN t.oid IS NULL THEN 'is gone' WHEN t.tgenabled = 'D' THEN 'is disabled'
                      WHEN t.tgenabled <> 'A' THEN 'does not fire always' END AS state
-            FROM (VALUES ('note_contextless_write', '"public"."leads"'::regclass), ('own_moved_lead', '"public"."leads"'::regclass),
-                         ('note_contextless_write', '"public"."activities"'::regclass), ('own_active_lead', '"public"."activities"'::regclass))
-              AS wanted (function, host_table)
+            FROM (VALUES ('note_contextless_write', '"public"."leads"'::regclass, 'leadprotect_note_writes'),
+                         ('own_moved_lead', '"public"."leads"'::regclass, 'leadprotect_territory'),
+                         ('note_contextless_write', '"public"."activities"'::regclass, 'leadprotect_note_writes'),
+                         ('own_active_lead', '"public"."activities"'::regclass, 'leadprotect_transition')) AS wanted (function, host_table, name)
             LEFT JOIN (
               pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid AND p.pronamespace = '"leadprotect"'::regnamespace)
-              ON t.tgrelid = wanted.host_table AND p.proname = wanted.function
+              ON t.tgrelid = wanted.host_table AND p.proname = wanted.function AND t.tgname = wanted.name
             -- contract ends them itself, first those on the leads
             WHERE to_regclass('"leadprotect".host_row_security') IS NULL) AS kept
           WHERE kept.state IS NOT NULL;

@@ -136,7 +136,7 @@ def _writers(run: Run, side: psycopg.Connection[Any]) -> dict[str, int]:
             UNION SELECT part.relid
             FROM pg_catalog.unnest(%(tables)s::oid[]) AS host, pg_catalog.pg_partition_tree(host) AS part)
         """,
-        {"tables": [relation(side, *name.split(".", 1)) for name in (s.leads_table, s.activities_table)]},
+        {"tables": [relation(side, *name.split(".", 1)) for name in s.host_tables]},
     )
     return dict(found.fetchall())
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from leadprotect import phases
 from leadprotect.backfilling.jobs import check_known
-from leadprotect.database.catalog import one, relation
-from leadprotect.database.connection import mapped_errors, row
+from leadprotect.database.catalog import relation
+from leadprotect.database.connection import mapped_errors, row, rows
 from leadprotect.errors import BackfillError, InvalidRequest, ProtectionUnavailable
 from leadprotect.preflight.host_tables import check_visible
 from leadprotect.preflight.installed import check_installed
-from leadprotect.settings import Settings, ident, names, render
+from leadprotect.settings import Settings, ident, render
+from leadprotect.settings.names import host_indexes
+from leadprotect.settings.sources import fingerprint
 
 if TYPE_CHECKING:
     import psycopg
@@ -37,22 +38,12 @@ def check_ready(conn: psycopg.Connection[Any], s: Settings, territories: tuple[s
         check_visible(conn, s)
 
 
-def fingerprint(s: Settings) -> str:
-    """The settings that decide who owns a lead, as the functions in the database hold them."""
-    known = names(s)
-    keys = (
-        *("leads", "lead_id", "territory", "activities", "activity_id", "activity_lead_id"),
-        *("activity_user_id", "activity_kind", "activity_at"),
-    )
-    return "; ".join([*(known[key] for key in keys), ", ".join(sorted(s.qualifying_kinds))])
-
-
-def missing_index(conn: psycopg.Connection[Any], s: Settings) -> str | None:
-    """The first index that a slice needs and that is missing or invalid: contract drops both."""
-    for suffix, host_table in (("leads", s.leads_table), ("activities", s.activities_table)):
-        schema, index = host_table.split(".", 1)[0], f"ix_{s.schema}_{suffix}"
-        valid = "SELECT i.indisvalid FROM pg_catalog.pg_index AS i WHERE i.indexrelid = %s"
-        if not one(conn, valid, relation(conn, schema, index)):
+def missing_index(conn: AnyConnection, s: Settings) -> str | None:
+    """The first index that a slice needs and that is missing or invalid: contract drops them."""
+    for index, host_table in host_indexes(s).items():
+        schema = host_table.split(".", 1)[0]
+        valid = "SELECT FROM pg_catalog.pg_index AS i WHERE i.indexrelid = %s AND i.indisvalid"
+        if not rows(conn, valid, (relation(conn, schema, index),)):
             return ident(schema, index)
     return None
 
@@ -98,6 +89,6 @@ def check_settings(conn: AnyConnection, s: Settings) -> None:
     if ours != fingerprint(s):
         raise InvalidRequest(
             f"the settings changed since the backfill was migrated: then {ours}; now {fingerprint(s)}. "
-            f"Put them back, or migrate it again: alembic downgrade {phases.before('migrate')[-1]}, "
-            "then alembic upgrade head"
+            "Put them back. To change them: alembic downgrade base with the old ones, which keeps every row, "
+            "then alembic upgrade head with the new ones"
         )

@@ -26,6 +26,7 @@ from leadprotect.errors import (
     InvalidRequest,
 )
 from leadprotect.settings import current, parse, render, url
+from leadprotect.settings.sources import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -181,9 +182,7 @@ def _start(run: Run, conn: psycopg.Connection[Any]) -> None:
     while conn.execute(query, (list(run.territories), APPLICATION)).fetchone() == (True,) and time.monotonic() < until:
         time.sleep(_TICK_S)
     for code in run.territories:
-        conn.execute(
-            render("SELECT {schema}.backfill_start(%s, %s)", run.settings), (code, ready.fingerprint(run.settings))
-        )
+        conn.execute(render("SELECT {schema}.backfill_start(%s, %s)", run.settings), (code, fingerprint(run.settings)))
 
 
 def _close(run: Run, conn: psycopg.Connection[Any], patience: float) -> tuple[list[Locked], str | None]:

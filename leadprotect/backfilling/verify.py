@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from leadprotect.backfilled import Estimate, Verified
 from leadprotect.backfilling.jobs import check_known
-from leadprotect.backfilling.ready import check_settings
-from leadprotect.database.catalog import relation
+from leadprotect.backfilling.ready import check_settings, missing_index
 from leadprotect.database.connection import driver_connection, mapped_errors, row, rows
 from leadprotect.errors import InvalidRequest
 from leadprotect.preflight.host_tables import check_visible
@@ -102,15 +101,16 @@ def estimate_backfill(
 
 def derived(conn: AnyConnection, s: Settings) -> bool:
     """Whether activities make owners here: the transition is on, and its index stands."""
-    schema, activities = s.activities_table.split(".", 1)
-    query = """
-        SELECT EXISTS (
-          SELECT FROM pg_catalog.pg_trigger AS t JOIN pg_catalog.pg_index AS i ON i.indexrelid = %s
-          WHERE t.tgrelid = %s AND t.tgname = %s AND i.indisvalid)
+    query = render(
         """
-    oids = relation(conn, schema, f"ix_{s.schema}_activities"), relation(conn, schema, activities)
-    found = row(conn, query, (*oids, f"{s.schema}_transition"))
-    return bool(found[0])
+        SELECT NOT EXISTS (
+          SELECT FROM (VALUES {source_triggers}) AS s (function, host, name)
+          LEFT JOIN pg_catalog.pg_trigger AS t ON t.tgrelid = s.host AND t.tgname = s.name
+          WHERE t.oid IS NULL)
+        """,
+        s,
+    )
+    return missing_index(conn, s) is None and bool(row(conn, query)[0])
 
 
 def _check(conn: AnyConnection, territories: Sequence[str], s: Settings) -> None:

@@ -107,6 +107,7 @@ CHECKS: tuple[Check, ...] = (
     versions.log_too_quiet,
     versions.upgrade_pending,
     facts.activities_in_future,
+    facts.kind_without_activities,
     facts.leads_unprotected,
     facts.leads_unowned,
 )

@@ -10,7 +10,8 @@ from leadprotect.errors import ProtectionUnavailable, SettingsError
 from leadprotect.preflight.applied import differences
 from leadprotect.preflight.host_tables import host
 from leadprotect.preflight.installed import check_installed
-from leadprotect.settings import Settings, ident, literal, render, table
+from leadprotect.settings import Settings, ident, render, table
+from leadprotect.settings.sources import qualifies
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,15 +52,32 @@ def territory_list_stale(conn: psycopg.Connection[Any], s: Settings) -> Iterator
 @check("warning", "Whoever wrote it there is owner from that day on, and no later activity beats it.")
 def activities_in_future(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
     """Qualifying activities of a time to come, while activities make owners: before contract."""
-    if present.enforced(conn, s) or present.activities(conn, s) is None:
+    if present.enforced(conn, s):
         return
-    at, user, kind = (ident(s.activity_at_column), ident(s.activity_user_id_column), ident(s.activity_kind_column))
-    kinds = ", ".join(literal(one) for one in s.qualifying_kinds)
-    where = f"FROM {table(s.activities_table)} WHERE {at} > now() AND {user} IS NOT NULL AND {kind}::text IN ({kinds})"
-    row = conn.execute(f"SELECT count(*), max({at})::text {where}".encode()).fetchone()
-    if row and row[0]:
-        what = f"{row[0]:,} qualifying activities are in the future, the last at {row[1]}"
-        yield Fault(s.activities_table, what, f"SELECT * {where};  -- and correct them")
+    standing = present.host_tables(conn, s)
+    for one in (source for source in s.activities if source.table in standing):
+        at = ident(one.at_column)
+        where = f"FROM {table(one.table)} AS v WHERE v.{at} > now() AND {qualifies(s, one)}"
+        row = conn.execute(f"SELECT count(*), max(v.{at})::text {where}".encode()).fetchone()
+        if row and row[0]:
+            what = f"{row[0]:,} qualifying activities are in the future, the last at {row[1]}"
+            yield Fault(one.table, what, f"SELECT * {where};  -- and correct them")
+
+
+@check("note", "A kind that is spelled otherwise in the table makes no owner, and nothing else says so.")
+def kind_without_activities(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A kind of the settings that no activity has, while activities make owners: before contract."""
+    if present.enforced(conn, s):
+        return
+    standing = present.host_tables(conn, s)
+    for one in (source for source in s.activities if source.table in standing and source.kind_column):
+        kind = ident(one.kind_column)
+        query = f"SELECT DISTINCT {kind}::text FROM {table(one.table)} WHERE {kind} IS NOT NULL"
+        known = {name for (name,) in conn.execute(query.encode()).fetchall()}
+        unused = [name for name in one.qualifying_kinds if name not in known]
+        if known and unused:
+            what = f"no activity has the kind {' or '.join(unused)} of {one.key('qualifying_kinds')}"
+            yield Fault(one.table, what, None)
 
 
 @check("note", "Everybody sees and edits it: a lead without a territory is outside protection.")

@@ -9,7 +9,8 @@ from leadprotect.doctor.finding import Fault, check
 from leadprotect.doctor.shipped import known, shipped, shipped_script, trigger_statement
 from leadprotect.doctor.versions import applied
 from leadprotect.settings import Settings, ident, literal, table
-from leadprotect.settings.names import HOST_TRIGGERS, unmade
+from leadprotect.settings.names import HOST_TRIGGERS, host_triggers, unmade
+from leadprotect.settings.sources import suffix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,54 +64,54 @@ def lead_trigger_missing(conn: psycopg.Connection[Any], s: Settings) -> Iterator
     """A trigger of ours that is gone from the host's leads or activities, for the phase that the database is in."""
     revision = applied(conn, s) or ""
     text, enforced = shipped_script(s, known(revision)), present.enforced(conn, s)
-    for key, oid in (("leads_table", present.leads(conn, s)), ("activities_table", present.activities(conn, s))):
-        host = getattr(s, key)
-        standing = present.host_triggers(conn, s, oid)
-        for name in _expected(s, revision, key, enforced=enforced and s.host_rls != "off"):
+    for host in s.host_tables:
+        standing = present.host_triggers(conn, s, present.host_tables(conn, s).get(host))
+        for name in _expected(s, revision, host, enforced=enforced and s.host_rls != "off"):
             if name not in standing:
-                again = trigger_statement(text, ident(s.role(_suffix(name))), table(host))
-                always = f" ALTER TABLE {table(host)} ENABLE ALWAYS TRIGGER {ident(s.role(_suffix(name)))};"
-                yield Fault(host, f"trigger {s.role(_suffix(name))} is missing", again and again + always)
+                again = trigger_statement(text, ident(name), table(host))
+                always = f" ALTER TABLE {table(host)} ENABLE ALWAYS TRIGGER {ident(name)};"
+                yield Fault(host, f"trigger {name} is missing", again and again + always)
 
 
 @check("danger", "A session that may set session_replication_role, or nobody at all, meets it.")
 def lead_trigger_off(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
     """A trigger of ours on the host's leads or activities that is disabled, or does not fire ALWAYS."""
-    for key, oid in (("leads_table", present.leads(conn, s)), ("activities_table", present.activities(conn, s))):
+    for host, oid in present.host_tables(conn, s).items():
         for trigger in present.host_triggers(conn, s, oid).values():
             if trigger.enabled != _ALWAYS:
-                yield _off(trigger, getattr(s, key), table(getattr(s, key)))
+                yield _off(trigger, host, table(host))
 
 
 @check("danger", "It fires for less than it was made for.", needs="text")
 def lead_trigger_changed(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
     """A trigger of ours on the host's leads or activities with another definition than the shipped one."""
     text, wanted = shipped_script(s, known(applied(conn, s))), shipped(s).host_triggers
-    for key, oid in (("leads_table", present.leads(conn, s)), ("activities_table", present.activities(conn, s))):
-        host = getattr(s, key)
+    for host, oid in present.host_tables(conn, s).items():
         for name, trigger in present.host_triggers(conn, s, oid).items():
-            if trigger.definition != wanted[name]["definition"]:
+            if trigger.definition != wanted[host_triggers(s)[name]]["definition"]:
                 again = trigger_statement(text, ident(trigger.name), table(host)) or ""
                 drop = f"DROP TRIGGER {ident(trigger.name)} ON {table(host)};"
                 always = f"ALTER TABLE {table(host)} ENABLE ALWAYS TRIGGER {ident(trigger.name)};"
                 yield Fault(host, f"trigger {trigger.name} is not as shipped", f"{drop} {again} {always}")
 
 
-def _expected(s: Settings, revision: str, key: str, *, enforced: bool) -> list[str]:
-    """Our triggers on a table of the host at a revision."""
+def _expected(s: Settings, revision: str, host: str, *, enforced: bool) -> list[str]:
+    """Names of our triggers on a table of the host at a revision."""
     at = revision[:7]
-    if key == "activities_table":
-        # whoever may not read the version table knows lp_0017 as the least, and not whether lp_0018 followed
-        return ["note_writes", "transition"] if "lp_0011" <= at < "lp_0017" else []
+    # whoever may not read the version table knows lp_0017 as the least, and not whether lp_0018 followed
+    of_activities = [
+        s.role(name)
+        for one in s.activities
+        for name in ("note_writes", f"transition{suffix(one)}")
+        if one.table == host and "lp_0011" <= at < "lp_0017"
+    ]
+    if host != s.leads_table:
+        return list(dict.fromkeys(of_activities))
     passing = [name for name in _TRANSITION[:2] if "lp_0010" <= at < "lp_0017"]
     lasting = [name for name in _LASTING if at >= "lp_0010"]
     # all the others that ship are contract's
     enforcing = [name for name in shipped(s).host_triggers if name not in (*_TRANSITION, *_LASTING, *unmade(s))]
-    return passing + lasting + (enforcing if enforced else [])
-
-
-def _suffix(name: str) -> str:
-    return HOST_TRIGGERS[name]
+    return [s.role(HOST_TRIGGERS[name]) for name in passing + lasting + (enforcing if enforced else [])]
 
 
 def _silent(conn: psycopg.Connection[Any], s: Settings, oid: int) -> Iterator[present.Trigger]:

@@ -49,7 +49,7 @@ def index_invalid(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]
         JOIN pg_class AS c ON c.oid = i.indrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
         WHERE NOT i.indisvalid AND (n.nspname = %s OR c.oid = ANY (%s)) ORDER BY 1
         """
-    host = [oid for oid in (present.leads(conn, s), present.activities(conn, s)) if oid]
+    host = list(present.host_tables(conn, s).values())
     for index, where in conn.execute(query, (s.schema, host)).fetchall():
         yield Fault(where, f"index {index} is invalid", f"REINDEX INDEX CONCURRENTLY {index};")
 

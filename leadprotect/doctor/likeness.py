@@ -67,7 +67,7 @@ def _claims(s: Settings) -> list[tuple[re.Pattern[str], str]]:
 def _names(s: Settings) -> dict[str, str]:
     """Name -> what stands for it: names that one setting gives to two things, or another thing has, are one."""
     pairs = [(getattr(s, key), getattr(_DEFAULTS, key)) for key in KEYS if key.endswith(("_column", "_guc", "_type"))]
-    for key in ("leads_table", "activities_table"):
+    for key in ("leads_table", "activities_table"):  # further tables of activities bear names of the host in no text
         pairs += zip(getattr(s, key).split(".", 1), getattr(_DEFAULTS, key).split(".", 1), strict=True)
     pairs += [(s.role(office), _DEFAULTS.role(office)) for office in ("", *OFFICES)]
     pairs += [(s.schema, _DEFAULTS.schema), (s.quarantine, _DEFAULTS.quarantine)]

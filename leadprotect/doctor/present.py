@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.catalog import relation
 from leadprotect.doctor.likeness import neutral, neutral_name
-from leadprotect.settings.names import HOST_POLICIES, HOST_TRIGGERS
+from leadprotect.settings.names import HOST_POLICIES
+from leadprotect.settings.names import host_triggers as host_trigger_names
 
 if TYPE_CHECKING:
     import psycopg
@@ -187,9 +188,10 @@ def leads(conn: psycopg.Connection[Any], s: Settings) -> int | None:
     return relation(conn, *s.leads_table.split(".", 1))
 
 
-def activities(conn: psycopg.Connection[Any], s: Settings) -> int | None:
-    """The oid of the host's activities."""
-    return relation(conn, *s.activities_table.split(".", 1))
+def host_tables(conn: psycopg.Connection[Any], s: Settings) -> dict[str, int]:
+    """The oids of the host's leads and activities, by name; what is not there is left out."""
+    found = {name: relation(conn, *name.split(".", 1)) for name in s.host_tables}
+    return {name: oid for name, oid in found.items() if oid}
 
 
 def host_policies(conn: psycopg.Connection[Any], s: Settings) -> dict[str, Policy]:
@@ -199,9 +201,13 @@ def host_policies(conn: psycopg.Connection[Any], s: Settings) -> dict[str, Polic
 
 
 def host_triggers(conn: psycopg.Connection[Any], s: Settings, oid: int | None) -> dict[str, Trigger]:
-    """Our triggers on a table of the host, by what a revision calls them."""
-    ours = {s.role(suffix): name for name, suffix in HOST_TRIGGERS.items()}
-    return {ours[one.name]: one for one in triggers(conn, s, oid) if one.name in ours and one.ours}
+    """Our triggers on a table of the host, by name; the source of activities that one is for is left out of it."""
+    ours = host_trigger_names(s)
+    return {
+        one.name: replace(one, definition=re.sub(r"(\bown_active_lead \() '\w+' \)", r"\1 )", one.definition))
+        for one in triggers(conn, s, oid)
+        if one.name in ours and one.ours
+    }
 
 
 def enforced(conn: psycopg.Connection[Any], s: Settings) -> bool:

@@ -131,7 +131,7 @@ def policy_runs_foreign_code(conn: psycopg.Connection[Any], s: Settings) -> Iter
         """
     values = {
         "offices": [s.role("owner"), s.role("reader")],
-        "host": [oid for oid in (present.leads(conn, s), present.activities(conn, s)) if oid],
+        "host": list(present.host_tables(conn, s).values()),
         "schema": s.schema,
         "ours": [s.role(name) for name in HOST_POLICIES],
     }

@@ -19,6 +19,8 @@ from leadprotect import phases
 from leadprotect.doctor import present
 from leadprotect.doctor.likeness import neutral
 from leadprotect.settings import Settings, ident, render
+from leadprotect.settings.names import host_triggers
+from leadprotect.settings.sources import filled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,8 +85,8 @@ def taken(conn: psycopg.Connection[Any], s: Settings) -> dict[str, Any]:
         "tables": tables,
         "host_policies": {name: [_plain(policy)] for name, policy in found.items()},
         "host_triggers": {
-            name: _plain(trigger)
-            for oid in (present.leads(conn, s), present.activities(conn, s))
+            host_triggers(s)[name]: _plain(trigger)
+            for oid in present.host_tables(conn, s).values()
             for name, trigger in present.host_triggers(conn, s, oid).items()
         },
     }
@@ -148,7 +150,7 @@ def shipped_script(s: Settings, revisions: tuple[str, ...]) -> str:
     for revision in revisions:
         module = _loaded(phases.file(revision), _Recording(s))
         # loaded for this call alone: the settings are those given, not the process's
-        module |= {"sql": sql, "load": lambda _config: s}
+        module |= {"sql": sql, "load": lambda _config: s, "sources": lambda: filled(s)}
         module["upgrade"]()
     return ";\n".join(said) + ";\n"
 

@@ -210,5 +210,5 @@ def _waiting(conn: AnyConnection, s: Settings) -> tuple[Waiting, ...]:
 
 
 def _host_tables(conn: AnyConnection, s: Settings) -> list[int]:
-    found = (relation(conn, *name.split(".", 1)) for name in (s.leads_table, s.activities_table))
+    found = (relation(conn, *name.split(".", 1)) for name in s.host_tables)
     return [oid for oid in found if oid]

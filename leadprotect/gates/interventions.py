@@ -14,7 +14,8 @@ from leadprotect.errors import InvalidRequest, LeadProtectError, PreflightError,
 from leadprotect.migration import locks
 from leadprotect.migration.rollback import Event, rollback
 from leadprotect.preflight.version_table import revision
-from leadprotect.settings import Settings, ident
+from leadprotect.settings import Settings, ident, table
+from leadprotect.settings.names import host_indexes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -72,11 +73,9 @@ def sweep(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
         JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
         JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
         WHERE NOT i.indisvalid AND c.relname = ANY (%s)
-          AND i.indrelid IN (pg_catalog.to_regclass(%s), pg_catalog.to_regclass(%s)) ORDER BY 2
+          AND i.indrelid = ANY (SELECT pg_catalog.to_regclass(name) FROM unnest(%s::text[]) AS name) ORDER BY 2
         """
-    names = [f"ix_{s.schema}_{suffix}" for suffix in ("leads", "activities")]
-    tables = [ident(*name.split(".", 1)) for name in (s.leads_table, s.activities_table)]
-    found = conn.execute(query, (names, *tables)).fetchall()
+    found = conn.execute(query, (list(host_indexes(s)), [table(name) for name in s.host_tables])).fetchall()
     if found:
         with locks.one_at_a_time(conn, s, wait=_LOCK_WAIT_S):
             conn.execute("SELECT set_config('lock_timeout', %s, false)", (f"{_LOCK_WAIT_S:g}s",))

@@ -12,6 +12,7 @@ import psycopg
 from leadprotect.database.catalog import relation
 from leadprotect.errors import PreflightError
 from leadprotect.settings import Settings, current, ident, literal, render
+from leadprotect.settings.sources import filled
 from leadprotect.settings.values import of_setting
 
 if TYPE_CHECKING:
@@ -191,11 +192,13 @@ class _Team:
 
     def _by_activities(self) -> Iterator[Tried]:
         """Tables beside the leads keep the access that they had."""
-        rows = "SELECT FROM {activities} AS t WHERE t.{activity_lead_id} NOT IN (SELECT l.{lead_id} FROM {leads} AS l)"
+        rows = "{source_rows} AND {source_lead} NOT IN (SELECT l.{lead_id} FROM {leads} AS l)"
         remedy = "policies of your own: contract leaves tables beside the leads as they are"
-        for territory in [*self._held(self.login), None]:
-            name = f"{self.settings.activities_table} of leads that are hidden, context: {territory or 'none'}"
-            yield self._judged(name, render(rows, self.settings), territory=territory, remedy=remedy)
+        for source, one in zip(filled(self.settings), self.settings.activities, strict=True):
+            for territory in [*self._held(self.login), None]:
+                name = f"{one.table} of leads that are hidden, context: {territory or 'none'}"
+                asked = render(source.fill(rows), self.settings)
+                yield self._judged(name, asked, territory=territory, remedy=remedy)
 
     def _by_server_role(self) -> Iterator[Tried]:
         query = """

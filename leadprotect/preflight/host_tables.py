@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.catalog import one, relation
 from leadprotect.database.connection import row, rows
 from leadprotect.errors import PreflightError
+from leadprotect.preflight.activities import activities
+from leadprotect.preflight.columns import IDS, TEXTS, columns_of, unfit
 from leadprotect.settings import ident, literal, render, table
 from leadprotect.settings.names import HOST_POLICIES
 
@@ -18,61 +20,21 @@ if TYPE_CHECKING:
     from leadprotect.database.connection import AnyConnection
     from leadprotect.settings import Settings
 
-_TEXTS = ("text", "character varying")
 _NO_INDEX = "an index can't be built on it CONCURRENTLY"
 _NOT_ORDINARY = {
     "p": "a partition is a table of its own: who reads it by its name meets neither row security nor triggers of "
     "the parent, and an index can't be built on the parent CONCURRENTLY",
 }
-# text would order them by its characters, and the newest activity makes the owner
-_TIMES = ("timestamp with time zone", "timestamp without time zone", "date")
-
-
-class _Column(NamedTuple):
-    """A column as the catalog has it: `base` is its type below domains, `virtual` the expression it is made of."""
-
-    name: str
-    type: str
-    base: str
-    virtual: str | None
-    folds: str | None
-
-
-# what a row of the table has in each of its columns; the innermost type of a domain comes last
-_SHAPES = """
-    WITH RECURSIVE typed AS (
-      SELECT a.attrelid, a.attnum, a.attname::text AS name, a.atttypid AS declared, a.attcollation,
-             to_jsonb(a) ->> 'attgenerated' AS generated, a.atttypid AS base, 0 AS depth
-      FROM pg_attribute AS a WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped
-      UNION ALL
-      SELECT c.attrelid, c.attnum, c.name, c.declared, c.attcollation, c.generated, t.typbasetype, c.depth + 1
-      FROM typed AS c JOIN pg_type AS t ON t.oid = c.base WHERE t.typtype = 'd')
-    SELECT DISTINCT ON (c.attnum) c.name, format_type(c.declared, NULL), format_type(c.base, NULL),
-           CASE c.generated WHEN 'v' THEN pg_get_expr(d.adbin, d.adrelid) END,
-           CASE WHEN NOT coalesce(l.collisdeterministic, true) THEN l.collname::text END
-    FROM typed AS c
-    LEFT JOIN pg_attrdef AS d ON d.adrelid = c.attrelid AND d.adnum = c.attnum
-    LEFT JOIN pg_collation AS l ON l.oid = c.attcollation
-    ORDER BY c.attnum, c.depth DESC
-    """
 
 
 def host(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
     """Findings about the two tables that the settings name: columns, types, inheritance, unique id, kinds."""
-    ids = {"bigint": ("bigint",), "integer": ("integer",), "uuid": ("uuid",), "text": _TEXTS}
     leads = {
-        "lead_id_column": (s.lead_id_column, ids[s.lead_id_type], "lead_id_type"),
-        "territory_column": (s.territory_column, _TEXTS, "territory_column"),
-    }
-    activities = {
-        "activity_id_column": (s.activity_id_column, None, ""),
-        "activity_lead_id_column": (s.activity_lead_id_column, ids[s.lead_id_type], "lead_id_type"),
-        "activity_user_id_column": (s.activity_user_id_column, ids[s.user_id_type], "user_id_type"),
-        "activity_kind_column": (s.activity_kind_column, None, ""),
-        "activity_at_column": (s.activity_at_column, _TIMES, "activity_at_column"),
+        "lead_id_column": (s.lead_id_column, IDS[s.lead_id_type], "lead_id_type"),
+        "territory_column": (s.territory_column, TEXTS, "territory_column"),
     }
     found = _columns(conn, "leads_table", s.leads_table, leads)
-    found += _columns(conn, "activities_table", s.activities_table, activities)
+    found += activities(conn, s)
     found += _relatives(conn, s)
     if found:
         return found
@@ -89,7 +51,7 @@ def host(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
             f"lead_id_column: {s.leads_table}.{s.lead_id_column} may be NULL, and a lead without an id is nobody's: "
             + render("ALTER TABLE {leads} ALTER COLUMN {lead_id} SET NOT NULL", s)
         )
-    return found + _kinds(conn, s)
+    return found
 
 
 def _columns(
@@ -101,81 +63,30 @@ def _columns(
         return [f"{key}: there is no table {name}"]
     if kind != "r":
         return [f"{key}: {name} is not an ordinary table (relkind {kind!r}); {_NOT_ORDINARY.get(kind, _NO_INDEX)}"]
-    columns = {column.name: column for column in map(_Column._make, conn.execute(_SHAPES, (oid,)))}
+    columns = columns_of(conn, oid)
     found = []
     for column_key, (column, allowed, type_key) in wanted.items():
         if column not in columns:
             found.append(f"{column_key}: {name} has no column {column}; it has {', '.join(sorted(columns))}")
         else:
-            found += _shape(column_key, f"{name}.{column}", columns[column], allowed, type_key)
+            found += unfit(column_key, f"{name}.{column}", columns[column], allowed, type_key)
     return found
-
-
-def _shape(key: str, where: str, column: _Column, allowed: tuple[str, ...] | None, type_key: str) -> list[str]:
-    if column.virtual:
-        return [
-            (
-                f"{key}: {where} is a VIRTUAL generated column, which no index can hold: store it "
-                f"(GENERATED ALWAYS AS ({column.virtual}) STORED), or name a column that is stored"
-            )
-        ]
-    if column.folds:
-        return [
-            (
-                f"{key}: {where} has the collation {column.folds}, in which texts that differ are equal, "
-                "and so one lead would be another: give it a deterministic one"
-            )
-        ]
-    if allowed is not None and column.base not in allowed:
-        named = column.base if column.type == column.base else f"{column.type}, a domain over {column.base}"
-        return [f"{type_key}: {where} is {named}, expected {' or '.join(allowed)}"]
-    return []
 
 
 def _relatives(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
     """Row security and triggers of a table don't bind who reaches its rows through a parent or a child."""
-    found = []
-    for key, name in (("leads_table", s.leads_table), ("activities_table", s.activities_table)):
-        oid = relation(conn, *name.split(".", 1))
-        query = """
-            SELECT CASE inhparent WHEN %(oid)s THEN inhrelid ELSE inhparent END::regclass::text FROM pg_inherits
-            WHERE inhparent = %(oid)s OR inhrelid = %(oid)s AND %(parents)s ORDER BY 1
-            """
-        relatives = conn.execute(query, {"oid": oid, "parents": key == "leads_table"}).fetchall()
-        if relatives:
-            found.append(
-                f"{key}: {name} shares its rows by inheritance with {', '.join(other for (other,) in relatives)}, "
-                "where they would not be protected: ALTER TABLE ... NO INHERIT ... (a partition: DETACH PARTITION ...)"
-            )
-    return found
-
-
-def _kinds(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
-    """The kinds are written into an index: they must be values of the column's type."""
-    where = f"{s.activities_table}.{s.activity_kind_column}"
-    column = """
-        SELECT format_type(a.atttypid, NULL), t.typtype, t.typcategory, ARRAY(
-                 SELECT wanted FROM unnest(%s::text[]) AS wanted
-                 WHERE NOT EXISTS (SELECT FROM pg_enum AS e WHERE e.enumtypid = t.oid AND e.enumlabel = wanted))
-        FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
-        WHERE a.attrelid = %s AND a.attname = %s
+    query = """
+        SELECT CASE inhparent WHEN %(oid)s THEN inhrelid ELSE inhparent END::regclass::text FROM pg_inherits
+        WHERE %(oid)s IN (inhparent, inhrelid) ORDER BY 1
         """
-    activities = relation(conn, *s.activities_table.split(".", 1))
-    row = conn.execute(column, (list(s.qualifying_kinds), activities, s.activity_kind_column)).fetchone()
-    bases = {name: base for name, _, base, *_ in conn.execute(_SHAPES, (activities,))}
-    kind, typtype, category, foreign = row or ("", "", "S", [])
-    if typtype == "e" and foreign:
-        return [f"qualifying_kinds: {', '.join(foreign)} is no label of the enum in {where}"]
-    if category == "S" and bases[s.activity_kind_column] not in (*_TEXTS, "character", "name"):
-        return [
-            (
-                f"activity_kind_column: {where} is {kind}, which compares in its own way (citext: without case), and "
-                "another activity would be the newest qualifying one than the host thinks; expected text or an enum"
-            )
-        ]
-    if typtype != "e" and category != "S":
-        return [f"activity_kind_column: {where} is {kind}, expected text or an enum"]
-    return []
+    relatives = conn.execute(query, {"oid": relation(conn, *s.leads_table.split(".", 1))}).fetchall()
+    return [
+        (
+            f"leads_table: {s.leads_table} shares its rows by inheritance with "
+            f"{', '.join(other for (other,) in relatives)}, "
+            "where they would not be protected: ALTER TABLE ... NO INHERIT ... (a partition: DETACH PARTITION ...)"
+        )
+    ] * bool(relatives)
 
 
 # what binds whom: https://www.postgresql.org/docs/current/ddl-rowsecurity.html
@@ -206,7 +117,7 @@ def visibility(conn: AnyConnection, s: Settings, statements: list[str]) -> list[
     reader = s.role("reader")
     inside = f"(CURRENT_USER = {literal(reader)}::name)"
     ours = [s.role(policy) for policy in HOST_POLICIES]
-    for key, host in (("leads_table", s.leads_table), ("activities_table", s.activities_table)):
+    for host, key in s.host_tables.items():
         for opened, binding in rows(conn, _QUERY, (reader, inside, ours, *host.split(".", 1))):
             if not opened:
                 found.append(

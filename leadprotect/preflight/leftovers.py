@@ -16,7 +16,9 @@ _KEPT = (
         "territory_vat_rates": "territory rate valid_from valid_to",
     },
     {
-        "user_lead_assignments": "lead_id territory user_id assigned_at assigned_by source activity_at activity_id",
+        "user_lead_assignments": (
+            "lead_id territory user_id assigned_at assigned_by source activity_source activity_at activity_id"
+        ),
         "user_lead_assignment_history": "lead_id territory id user_id assigned_at ended_at assigned_by source",
         "lead_protection_rules": (
             "user_id territory protection lead_id active effective_from effective_to made_at made_by shared_by"

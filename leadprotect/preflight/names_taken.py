@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from leadprotect.database.catalog import one, relation
 from leadprotect.preflight.rights import missing_role
 from leadprotect.settings import Settings, ident, literal, render
-from leadprotect.settings.names import HOST_INDEXES, HOST_POLICIES, HOST_TRIGGERS, ROLE_COMMENT
+from leadprotect.settings.activities import is_expression
+from leadprotect.settings.names import HOST_POLICIES, ROLE_COMMENT, host_indexes, host_triggers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +34,8 @@ def strangers(conn: psycopg.Connection[Any], s: Settings, statements: list[str])
             f"{s.schema}.{name} exists, but no revision of leadprotect is applied: it is not ours; "
             "rename it, or choose another name with the key schema"
         )
-    for host, suffix in zip((s.leads_table, s.activities_table), HOST_INDEXES.values(), strict=True):
-        schema, name = host.split(".", 1)[0], f"ix_{s.schema}_{suffix}"
+    for name, host in host_indexes(s).items():
+        schema = host.split(".", 1)[0]
         if relation(conn, schema, name):
             found.append(
                 f"{schema}.{name} exists, but no revision of leadprotect is applied: it is not ours; rename it"
@@ -102,7 +103,7 @@ def empowered_roles(conn: psycopg.Connection[Any], names: Sequence[str], stateme
 def _on_host(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
     query = """
         SELECT 'trigger ' || tgname FROM pg_trigger
-        WHERE tgrelid IN (%(leads)s, %(activities)s)
+        WHERE tgrelid = ANY (%(hosts)s)
           AND NOT tgisinternal AND starts_with(tgname::text, %(prefix)s)
         UNION ALL
         SELECT 'policy ' || polname FROM pg_policy
@@ -111,7 +112,7 @@ def _on_host(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
         """
     names = {
         "leads": relation(conn, *s.leads_table.split(".", 1)),
-        "activities": relation(conn, *s.activities_table.split(".", 1)),
+        "hosts": [relation(conn, *name.split(".", 1)) for name in s.host_tables],
         "prefix": f"{s.schema}_",
     }
     return [
@@ -141,7 +142,6 @@ def later_strangers(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
 
 def _indexes(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
     """An index of our name on other columns would be taken for ours, or dropped as a broken one."""
-    activities = [s.activity_lead_id_column, s.activity_at_column, s.activity_id_column, s.activity_user_id_column]
     query = """
         SELECT EXISTS (
           SELECT FROM pg_index AS i
@@ -151,14 +151,15 @@ def _indexes(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
               LEFT JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.number ORDER BY k.place))
         """
     found = []
-    for table, suffix, whole, columns in (
-        (s.leads_table, "leads", True, [s.territory_column, s.lead_id_column]),
-        (s.activities_table, "activities", False, activities),
-    ):
+    wanted: list[list[str | None]] = [[s.territory_column, s.lead_id_column]]
+    for source in s.activities:
+        named = (source.lead_id_column, source.at_column, source.id_column, source.user_id_column)
+        wanted.append([None if is_expression(column) else column for column in named])
+    for (index, table), columns in zip(host_indexes(s).items(), wanted, strict=True):
         schema, host = table.split(".", 1)
-        oid = relation(conn, schema, f"ix_{s.schema}_{suffix}")
+        oid, whole = relation(conn, schema, index), table == s.leads_table
         if oid and not one(conn, query, oid, relation(conn, schema, host), whole, columns):
-            found.append(f"{schema}.ix_{s.schema}_{suffix} exists and is not the index of leadprotect: rename it")
+            found.append(f"{schema}.{index} exists and is not the index of leadprotect: rename it")
     return found
 
 
@@ -185,13 +186,12 @@ def taken_triggers(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
     """Triggers of the host by names of ours: they call no function of ours, and the way up or down would meet them."""
     query = """
         SELECT t.tgname::text FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
-        WHERE t.tgrelid IN (%(leads)s, %(activities)s) AND t.tgname = ANY (%(triggers)s)
+        WHERE t.tgrelid = ANY (%(hosts)s) AND t.tgname = ANY (%(triggers)s)
           AND p.pronamespace <> to_regnamespace(%(schema)s) ORDER BY 1
         """
     names = {
-        "leads": relation(conn, *s.leads_table.split(".", 1)),
-        "activities": relation(conn, *s.activities_table.split(".", 1)),
+        "hosts": [relation(conn, *name.split(".", 1)) for name in s.host_tables],
         "schema": ident(s.schema),
-        "triggers": [s.role(name) for name in HOST_TRIGGERS.values()],
+        "triggers": list(host_triggers(s)),
     }
     return [name for (name,) in conn.execute(query, names).fetchall()]

@@ -92,7 +92,7 @@ def _tables(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) -
         "FROM pg_roles WHERE rolname = current_user",
         (_SET_OPTION,),
     ).fetchall()[0]
-    for key, name in (("leads_table", s.leads_table), ("activities_table", s.activities_table)):
+    for name, key in s.host_tables.items():
         oid = relation(conn, *name.split(".", 1))
         owner = one(conn, "SELECT pg_get_userbyid(relowner)::text FROM pg_class WHERE oid = %s", oid)
         if owner and not one(conn, "SELECT pg_has_role(%s::text, 'USAGE')", owner):
@@ -107,7 +107,7 @@ def _schemas(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) 
     """An index lives in the schema of its table, and leadprotect_owner must reach the table there."""
     found = []
     me, ours = str(one(conn, "SELECT current_user")), [s.role(office) for office in _HOLDS]
-    keys = {s.activities_table.split(".", 1)[0]: "activities_table", s.leads_table.split(".", 1)[0]: "leads_table"}
+    keys = {name.split(".", 1)[0]: key for name, key in reversed(s.host_tables.items())}
     for schema, key in keys.items():
         if not one(conn, "SELECT to_regnamespace(%s)::oid", ident(schema)):
             continue

@@ -110,9 +110,15 @@ def _strangers(conn: psycopg.Connection[Any], s: Settings, script: str) -> list[
 
 def _renamed(conn: psycopg.Connection[Any], s: Settings, script: str) -> list[str]:
     """Host tables and columns that the script names and the database does not have any more."""
+    leads = {
+        key: getattr(s, key) for key in KEYS if key.startswith(("lead_", "territory_")) and key.endswith("_column")
+    }
+    hosts = [("leads_table", s.leads_table, leads)]
+    for one_source in s.activities:
+        columns = {one_source.key(field): column for field, column in one_source.columns.items()}
+        hosts.append((one_source.key("table"), one_source.table, columns))
     found = []
-    for key, prefix in (("leads_table", ("lead_", "territory_")), ("activities_table", ("activity_",))):
-        name = getattr(s, key)
+    for key, name, columns in hosts:
         if table(name) not in script:
             continue
         oid = relation(conn, *name.split(".", 1))
@@ -122,9 +128,8 @@ def _renamed(conn: psycopg.Connection[Any], s: Settings, script: str) -> list[st
                 "rename it back, or name it as it is called now"
             )
             continue
-        for column in [key for key in KEYS if key.startswith(prefix) and key.endswith("_column")]:
-            wanted = getattr(s, column)
+        for column_key, wanted in columns.items():
             query = "SELECT true FROM pg_attribute WHERE attrelid = %s AND attname = %s AND NOT attisdropped"
             if ident(wanted) in script and not one(conn, query, oid, wanted):
-                found.append(f"{column}: {name} has no column {wanted} any more: rename it back for the way down")
+                found.append(f"{column_key}: {name} has no column {wanted} any more: rename it back for the way down")
     return found

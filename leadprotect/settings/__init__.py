@@ -1,14 +1,17 @@
 """For the host: what it can set, where that is read from, and how a name of it becomes SQL."""
 
+from leadprotect.settings.activities import Activities
 from leadprotect.settings.address import url
 from leadprotect.settings.load import ENVIRONMENT_PREFIX, KEYS, Settings, acting_with, configured, current, load, parse
-from leadprotect.settings.names import ident, literal, names, render, sql, table, type_name
+from leadprotect.settings.names import names, render, sources, sql, type_name
+from leadprotect.settings.quoting import ident, literal, table
 from leadprotect.settings.roles import making_roles
 from leadprotect.settings.values import check_territory_code, duration
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
     "KEYS",
+    "Activities",
     "Settings",
     "acting_with",
     "check_territory_code",
@@ -22,6 +25,7 @@ __all__ = [
     "names",
     "parse",
     "render",
+    "sources",
     "sql",
     "table",
     "type_name",

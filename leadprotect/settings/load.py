@@ -14,15 +14,16 @@ import re
 import tomllib
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leadprotect.errors import SettingsError
+from leadprotect.settings.activities import ACTIVITY_KEYS, KINDS, Activities
 from leadprotect.settings.files import CONFIG, ini_file
-from leadprotect.settings.values import OFFICES, of_setting, read
+from leadprotect.settings.values import OFFICES, check_users, of_setting, read, source_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger("leadprotect")
 
 SECTION = "leadprotect"
+SOURCES = f"{SECTION}.activities."
+"""How the section of a further table of activities begins; its name follows."""
+
 ENVIRONMENT_PREFIX = "LEADPROTECT_"
 
 # https://kubernetes.io/docs/tutorials/services/connect-applications-service/#environment-variables
@@ -65,13 +69,10 @@ class Settings:
     activity_user_id_column: str = "user_id"
     activity_kind_column: str = "kind"
     activity_at_column: str = "created_at"
-    qualifying_kinds: tuple[str, ...] = (
-        "QUALIFIED_CALL",
-        "CUSTOMER_REACTION",
-        "SCHEDULED_FOLLOWUP",
-        "SAMPLE_FEEDBACK",
-        "ROI_PRESENTATION",
-    )
+    activity_condition: str = ""
+    qualifying_kinds: tuple[str, ...] = KINDS
+    excluded_users: tuple[str, ...] = ()
+    further_activities: tuple[Activities, ...] = field(default=(), metadata={"sections": True})
     territories: tuple[str, ...] = ("DE", "CH")
     user_guc: str = "app.user_id"
     territory_guc: str = "app.territory"
@@ -108,12 +109,27 @@ class Settings:
         return tuple(self.role(name) for name in (*OFFICES, *self.territories))
 
     @property
+    def activities(self) -> tuple[Activities, ...]:
+        """The tables of activities that make owners: the one of the section itself, then the others."""
+        columns = {key.removeprefix("activity_"): getattr(self, key) for key in KEYS if key.startswith("activity_")}
+        own = Activities(table=self.activities_table, qualifying_kinds=self.qualifying_kinds, **columns)
+        return (own, *self.further_activities)
+
+    @property
+    def host_tables(self) -> dict[str, str]:
+        """Each table of the host that we put something on -> the key that names it; the leads come first."""
+        named = {self.leads_table: "leads_table"}
+        for one in self.activities:
+            named.setdefault(one.table, one.key("table"))
+        return named
+
+    @property
     def quarantine(self) -> str:
         """Schema that holds our tables after a downgrade, unquoted."""
         return f"{self.schema}_quarantine"
 
 
-KEYS = tuple(entry.name for entry in fields(Settings))
+KEYS = tuple(entry.name for entry in fields(Settings) if "sections" not in entry.metadata)
 
 
 def load(config: Config | None = None, *, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -122,10 +138,10 @@ def load(config: Config | None = None, *, environ: Mapping[str, str] = os.enviro
     Raises `SettingsError`, naming the key, for an unknown key or a bad value. No database is asked.
     """
     if config is None:
-        given = _from_files(environ)
+        given, sections = _from_files(environ)
     else:
         toml = getattr(config, "toml_file_name", None)
-        given = (_from_toml(Path(toml)) if toml else {}) | _section(config.file_config)
+        given, sections = _read_both(Path(toml) if toml else None, config.file_config)
     for name, value in environ.items():
         if name.startswith(ENVIRONMENT_PREFIX) and name != CONFIG:
             key = name.removeprefix(ENVIRONMENT_PREFIX).lower()
@@ -137,7 +153,7 @@ def load(config: Config | None = None, *, environ: Mapping[str, str] = os.enviro
         _warn_once(links)
     if url := environ.get(ENVIRONMENT_PREFIX + "DATABASE_URL") or environ.get("DATABASE_URL"):
         given["database_url"] = url
-    return parse(given)
+    return parse(given, sections)
 
 
 @lru_cache(maxsize=1)
@@ -149,7 +165,8 @@ def _warn_once(links: tuple[str, ...]) -> None:
 def given_address(environ: Mapping[str, str] = os.environ) -> str:
     """The URL of the environment or of the ini file, whatever else that holds; empty where there is none."""
     named = environ.get(ENVIRONMENT_PREFIX + "DATABASE_URL") or environ.get("DATABASE_URL")
-    return named or _from_files(environ).get("database_url", "")
+    given, _ = _from_files(environ)
+    return named or given.get("database_url", "")
 
 
 class _Current:
@@ -192,8 +209,11 @@ def acting_with(settings: Settings | None) -> Iterator[None]:
         _bound.reset(token)
 
 
-def parse(given: Mapping[str, str]) -> Settings:
-    """Turn key-value text into `Settings`; raises `SettingsError` naming the key."""
+def parse(given: Mapping[str, str], activities: Mapping[str, Mapping[str, str]] | None = None) -> Settings:
+    """Turn key-value text into `Settings`; raises `SettingsError` naming the key.
+
+    `activities` holds the sections of further tables of activities, by their names.
+    """
     unknown = sorted(set(given) - set(KEYS))
     if unknown:
         raise SettingsError(f"unknown key {unknown[0]!r} in [{SECTION}]; known keys: {', '.join(KEYS)}")
@@ -201,25 +221,28 @@ def parse(given: Mapping[str, str]) -> Settings:
     if texts.get("version_table_schema") == "":
         del texts["version_table_schema"]
     settings = Settings(**{key: read(key, text) for key, text in texts.items()})  # type: ignore[arg-type]
+    further = tuple(_further(name, section) for name, section in (activities or {}).items())
+    settings = replace(settings, further_activities=further)
     _check_together(settings)
     return settings
 
 
 def _check_together(s: Settings) -> None:
-    for key, name in (("leads_table", s.leads_table), ("activities_table", s.activities_table)):
+    named = [("leads_table", s.leads_table), *((one.key("table"), one.table) for one in s.activities)]
+    for key, name in named:
         if name.split(".", 1)[0] in {s.schema, s.quarantine}:
             raise SettingsError(f"schema: {s.schema!r} holds {key} ({name}); leadprotect needs a schema of its own")
     if s.version_table_schema == s.quarantine:
         raise SettingsError(
             f"version_table_schema: {s.version_table_schema!r} comes and goes with a migration; choose another schema"
         )
-    for keys in (
-        ("lead_id_column", "territory_column"),
-        tuple(key for key in KEYS if key.startswith("activity_")),
-    ):
-        for first, second in combinations(keys, 2):
-            if getattr(s, first) == getattr(s, second):
-                raise SettingsError(f"{first} and {second} name the same column: {getattr(s, first)}")
+    leads = {key: str(getattr(s, key)) for key in ("lead_id_column", "territory_column")}
+    activities = [{one.key(field): column for field, column in one.columns.items()} for one in s.activities]
+    for columns in (leads, *activities):
+        for first, second in combinations(columns, 2):
+            if columns[first] == columns[second]:
+                raise SettingsError(f"{first} and {second} name the same column: {columns[first]}")
+    check_users(s.user_id_type, s.excluded_users)
     gucs = {"user_guc": s.user_guc, "territory_guc": s.territory_guc, "correlation_guc": s.correlation_guc}
     for (key, one), (_, other) in combinations(gucs.items(), 2):
         (name, field), (again, another) = of_setting(one), of_setting(other)
@@ -228,38 +251,75 @@ def _check_together(s: Settings) -> None:
             raise SettingsError(f"{key}: {one!r} is named twice; user, territory and correlation need one each")
 
 
-def _section(parser: configparser.ConfigParser) -> dict[str, str]:
+def _further(name: str, given: Mapping[str, str]) -> Activities:
+    section = f"[{SOURCES}{name}]"
+    unknown = sorted(set(given) - {*ACTIVITY_KEYS})
+    if unknown:
+        raise SettingsError(f"unknown key {unknown[0]!r} in {section}; known keys: {', '.join(ACTIVITY_KEYS)}")
+    if "table" not in given:
+        raise SettingsError(f"{section} names no table: table = schema.name")
     try:
-        found = parser.items(SECTION) if parser.has_section(SECTION) else []
-        url = parser.get("alembic", "sqlalchemy.url", fallback="")
+        found = {key: read(_LIKE.get(key, f"activity_{key}"), text.strip()) for key, text in given.items()}
+    except SettingsError as error:
+        raise SettingsError(f"{section}: {error}") from None
+    return Activities(name=source_name(name), **found)  # type: ignore[arg-type]
+
+
+# a key of such a section is read as the one of [leadprotect] that means the same
+_LIKE = {"table": "activities_table", "qualifying_kinds": "qualifying_kinds"}
+
+
+def _sources(parser: configparser.ConfigParser) -> list[str]:
+    return [name for name in parser.sections() if name.startswith(SOURCES)]
+
+
+def _section(parser: configparser.ConfigParser, section: str) -> dict[str, str]:
+    known = KEYS if section == SECTION else ACTIVITY_KEYS
+    try:
+        found = parser.items(section) if parser.has_section(section) else []
+        url = parser.get("alembic", "sqlalchemy.url", fallback="") if section == SECTION else ""
     except configparser.Error as error:  # its text may repeat the value, a password included
         raise SettingsError(
-            f"[{SECTION}]: {type(error).__name__}; a percent sign in an ini file is written %%"
+            f"[{section}]: {type(error).__name__}; a percent sign in an ini file is written %%"
         ) from None
-    ours = {key: value for key, value in found if key in KEYS or key not in parser.defaults()}
+    ours = {key: value for key, value in found if key in known or key not in parser.defaults()}
     return {"database_url": url} | ours if _POSTGRES.match(url) else ours
 
 
-def _from_files(environ: Mapping[str, str]) -> dict[str, str]:
+def _from_files(environ: Mapping[str, str]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
     file = ini_file(environ)
-    return _from_toml(file.parent / "pyproject.toml") | _from_file(file)
+    return _read_both(file.parent / "pyproject.toml", _parsed(file))
 
 
-def _from_toml(path: Path) -> dict[str, str]:
+def _read_both(
+    toml: Path | None, parser: configparser.ConfigParser
+) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """What pyproject.toml and the ini file give, the ini file first: the settings, and those of further activities."""
+    given, sections = _from_toml(toml) if toml else ({}, {})
+    further = {name.removeprefix(SOURCES): _section(parser, name) for name in _sources(parser)}
+    return given | _section(parser, SECTION), sections | further
+
+
+def _from_toml(path: Path) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
     """``[tool.leadprotect]`` of pyproject.toml, where Alembic reads ``[tool.alembic]``: a list is one with commas."""
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} can't be read: {error}") from None
-    ours = found.get("tool", {}).get(SECTION, {})
-    return {key: ", ".join(map(str, value)) if isinstance(value, list) else str(value) for key, value in ours.items()}
+    ours = dict(found.get("tool", {}).get(SECTION, {}))
+    further = ours.pop("activities", {})
+    return _texts(ours), {name: _texts(given) for name, given in further.items()}
 
 
-def _from_file(path: Path) -> dict[str, str]:
+def _texts(given: Mapping[str, object]) -> dict[str, str]:
+    return {key: ", ".join(map(str, value)) if isinstance(value, list) else str(value) for key, value in given.items()}
+
+
+def _parsed(path: Path) -> configparser.ConfigParser:
     # the same interpolation as Alembic's own: one file means the same to both
     parser = configparser.ConfigParser({"here": path.parent.absolute().as_posix()})
     try:
         parser.read(path, encoding="utf-8")
     except (configparser.Error, UnicodeDecodeError) as error:  # only its first line is free of values
         raise SettingsError(f"{path} can't be read: {str(error).splitlines()[0]}") from None
-    return _section(parser)
+    return parser

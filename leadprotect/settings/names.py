@@ -9,6 +9,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from leadprotect.settings.load import KEYS, load
+from leadprotect.settings.quoting import ident, literal, table
+from leadprotect.settings.sources import filled, placeholders, suffix
 from leadprotect.settings.values import OFFICES, of_setting
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from sqlalchemy import DDL
 
     from leadprotect.settings.load import Settings
+    from leadprotect.settings.sources import SourceTable
 
 # Everything that we put on the host's tables, by what a revision calls it; each carries our schema's
 # name in front. Placeholders, preflight, inventory and the way down come from these three.
@@ -52,19 +55,17 @@ NIL_LEADS = {"uuid": "00000000-0000-0000-0000-000000000000", "bigint": "0", "int
 _INTERNAL = {"bigint": "int8", "integer": "int4"}
 
 
-def ident(*names: str) -> str:
-    """Quote a name for SQL; several are joined by dots. The one helper for identifiers."""
-    return ".".join('"' + name.replace('"', '""') + '"' for name in names)
+def host_triggers(s: Settings) -> dict[str, str]:
+    """Name of a trigger of ours on the host, unquoted -> what `HOST_TRIGGERS` calls it."""
+    own = {s.role(called): name for name, called in HOST_TRIGGERS.items()}
+    return own | {s.role(f"transition{suffix(one)}"): "transition" for one in s.activities}
 
 
-def table(name: str) -> str:
-    """Quote a table setting such as ``public.leads``."""
-    return ident(*name.split(".", 1))
-
-
-def literal(text: str) -> str:
-    """Quote a value as a standard SQL string constant, for DDL that takes no parameters."""
-    return "'" + text.replace("'", "''") + "'"
+def host_indexes(s: Settings) -> dict[str, str]:
+    """Name of an index of ours on the host, unquoted -> the table that it is on, ``schema.name``."""
+    return {f"ix_{s.schema}_leads": s.leads_table} | {
+        f"ix_{s.schema}_activities{suffix(one)}": one.table for one in s.activities
+    }
 
 
 def type_name(kind: str) -> str:
@@ -85,6 +86,13 @@ def sql(statement: str) -> DDL:
     return DDL(render(statement, known or load(context.config)).replace("%", "%%"))  # type: ignore[no-untyped-call]
 
 
+def sources() -> list[SourceTable]:
+    """The tables that make owners, for a revision: by the settings of the running Alembic command."""
+    from alembic import context  # noqa: PLC0415 - as above
+
+    return filled(context.config.attributes.get(KEPT) or load(context.config))
+
+
 @lru_cache(maxsize=512)
 def render(statement: str, settings: Settings) -> str:
     """Replace ``{name}`` in `statement` by what `names` holds; an unknown name is a `KeyError`.
@@ -92,7 +100,7 @@ def render(statement: str, settings: Settings) -> str:
     Remembered, since a check of one lead would else spend more on its text than on asking.
     """
     known = names(settings)
-    return re.sub(r"\{([a-z_]+)\}", lambda match: known[match[1]], statement)
+    return re.sub(r"\{([a-z_][a-z0-9_]*)\}", lambda match: known[match[1]], statement)
 
 
 @lru_cache(maxsize=4)
@@ -120,6 +128,7 @@ def names(settings: Settings) -> Mapping[str, str]:
         "activities": table(s.activities_table),
         "activities_name": literal(table(s.activities_table)),
         "activities_schema": literal(activities_schema),
+        **placeholders(s),
         **{column.removesuffix("_column"): ident(getattr(s, column)) for column in columns},
         **{column + "_name": literal(getattr(s, column)) for column in columns},
         **territory_of(s),

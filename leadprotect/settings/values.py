@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from leadprotect.errors import SettingsError
+from leadprotect.settings.activities import is_expression
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +35,7 @@ _DURATION = re.compile(
     r"(?:(?P<ms>ms|milliseconds?)|(?P<s>s|sec|seconds?)|(?P<min>m|min|minutes?)|(?P<h>h|hours?)|(?P<d>d|days?)|(?P<w>w|weeks?))?",
     re.ASCII | re.IGNORECASE,
 )
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _SECONDS = {"ms": 0.001, "s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -48,6 +50,24 @@ def read(key: str, text: str) -> object:
     if key.endswith("_table") and key != "version_table":
         return _table(key, text)
     return _READERS[key](text) if key in _READERS else _name(key, text)
+
+
+def source_name(name: str) -> str:
+    """The name of a section ``[leadprotect.activities.NAME]``; else raises `SettingsError`."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,15}", name):
+        raise SettingsError(
+            f"[leadprotect.activities.{name}]: the name is not of 1 to 16 small letters, digits and underscores"
+        )
+    return name
+
+
+def check_users(kind: str, users: tuple[str, ...]) -> None:
+    """Raise `SettingsError` where an excluded user is none of the type of users."""
+    for user in users:
+        if kind == "uuid" and not _UUID.fullmatch(user):
+            raise SettingsError(f"excluded_users: {user!r} is no uuid, which user_id_type says")
+        if kind in {"bigint", "integer"} and not re.fullmatch(r"-?[0-9]{1,18}", user):
+            raise SettingsError(f"excluded_users: {user!r} is no number, which user_id_type says")
 
 
 def check_territory_code(code: str) -> None:
@@ -196,6 +216,47 @@ def _kinds(text: str) -> tuple[str, ...]:
     return kinds
 
 
+def _users(text: str) -> tuple[str, ...]:
+    users = _list("excluded_users", text) if text else ()
+    for user in users:
+        if found := re.search(r"[\\\x00-\x1f\x7f\ud800-\udfff]|\$\w*\$", user):
+            raise SettingsError(f"excluded_users: {user!r} contains {found[0]!r}, which a revision can't hold")
+    return users
+
+
+def _kind_column(text: str) -> str:
+    return _name("activity_kind_column", text) if text else ""
+
+
+def _lead_of_activity(text: str) -> str:
+    return (
+        expression("activity_lead_id_column", text) if is_expression(text) else _name("activity_lead_id_column", text)
+    )
+
+
+def _activity_condition(text: str) -> str:
+    return expression("activity_condition", text) if text else ""
+
+
+def expression(key: str, text: str) -> str:
+    """SQL over one row of the host, as it will stand in our functions and in an index.
+
+    Raises `SettingsError` for what is more than an expression; the catalog is asked by preflight.
+    """
+    outside = _QUOTED.sub(lambda found: "''" if found[0].startswith("'") else '""', text)
+    for what, pattern in _NO_EXPRESSION.items():
+        if found := re.search(pattern, outside if what != "what a revision can't hold" else text, re.IGNORECASE):
+            raise SettingsError(f"{key}: {text!r} contains {what} ({found[0]!r}); write one condition over a row")
+    depth = 0
+    for sign in re.findall(r"[()\[\]]", outside):
+        depth += 1 if sign in "([" else -1
+        if depth < 0:
+            break
+    if depth or outside.count("'") % 2 or outside.count('"') % 2:
+        raise SettingsError(f"{key}: {text!r} does not close what it opens")
+    return text
+
+
 def _exempt(text: str) -> tuple[str, ...]:
     roles = _list("exempt_roles", text) if text else ()
     for role in roles:
@@ -260,9 +321,22 @@ def _name(key: str, text: str) -> str:
     return text
 
 
+_QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"")
+_NO_EXPRESSION = {
+    "what a revision can't hold": r"[\\{}\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]|\$",
+    "a second statement": r";",
+    "a comment": r"--|/\*",
+    "a subquery": r"\(\s*(?:select|with|values|table)\b",
+}
+
+
 _READERS: dict[str, Callable[[str], object]] = {
+    "activity_condition": _activity_condition,
+    "activity_kind_column": _kind_column,
+    "activity_lead_id_column": _lead_of_activity,
     "audit_url": _audit_url,
     "database_url": _database_url,
+    "excluded_users": _users,
     "exempt_roles": _exempt,
     "observation_window": _window,
     "prometheus_service": _prometheus_service,

@@ -15,7 +15,7 @@ takes them back with every row. Roles are cluster-wide and stay.
 from alembic import op
 from alembic.util import CommandError
 
-from leadprotect.settings import ident, literal, making_roles, sql
+from leadprotect.settings import ident, literal, making_roles, sources, sql
 
 revision = "lp_0001_expand_territories"
 down_revision = None
@@ -72,11 +72,30 @@ def create_schema() -> None:
     # What our functions read of the host: these columns and no others.
     op.execute(
         sql("""
-        GRANT SELECT ({lead_id}, {territory}) ON {leads} TO {reader};
-        GRANT SELECT ({activity_id}, {activity_lead_id}, {activity_user_id}, {activity_kind}, {activity_at})
-        ON {activities} TO {reader}
+        GRANT SELECT ({lead_id}, {territory}) ON {leads} TO {reader}
         """)
     )
+    for source in sources():
+        op.execute(sql(source.fill("GRANT SELECT ({source_columns}) ON {source_table} TO {reader}")))
+        # a condition, or an expression for the lead, names others
+        op.execute(
+            sql(
+                source.fill("""
+                DO $do$
+                DECLARE
+                  named name;
+                BEGIN
+                  FOR named IN
+                    SELECT a.attname FROM pg_catalog.pg_attribute AS a
+                    WHERE a.attrelid = {source_name}::regclass AND a.attnum > 0 AND a.attname = ANY ({source_words})
+                  LOOP
+                    EXECUTE pg_catalog.format('GRANT SELECT (%I) ON {source_table} TO {reader}', named);
+                  END LOOP;
+                END
+                $do$
+                """)
+            )
+        )
     op.execute(
         sql("""
         DO $do$
@@ -84,7 +103,7 @@ def create_schema() -> None:
           host text;
           ours text;
         BEGIN
-          FOREACH host IN ARRAY ARRAY[{leads_schema}, {activities_schema}] LOOP
+          FOREACH host IN ARRAY ARRAY[{leads_schema}, {source_schemas}] LOOP
             FOREACH ours IN ARRAY ARRAY[{owner_name}, {reader_name}] LOOP
               IF NOT pg_catalog.has_schema_privilege(ours, host, 'USAGE') THEN
                 EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA %I TO %I', host, ours);
@@ -428,12 +447,12 @@ def create_reading_check() -> None:
         AS $body$
         #variable_conflict use_variable
         BEGIN
-          FOREACH host IN ARRAY ARRAY[{leads_name}, {activities_name}]::regclass[] LOOP
+          FOREACH host IN ARRAY ARRAY[{leads_name}, {source_names}]::regclass[] LOOP
             BEGIN
               IF host = {leads_name}::regclass THEN
                 PERFORM l.{lead_id}, {territory_of_l} FROM {leads} AS l LIMIT 1;
               ELSE
-                PERFORM a.{activity_id}, a.{activity_lead_id} FROM {activities} AS a LIMIT 1;
+                EXECUTE format('SELECT FROM %s LIMIT 1', host);
               END IF;
               CONTINUE;
             EXCEPTION
@@ -579,12 +598,8 @@ def drop_schema() -> None:
     hide_version()
     # The host's tables get their grants back as they were.
     op.execute(sql("REVOKE SELECT ({lead_id}, {territory}) ON {leads} FROM {reader}"))
-    op.execute(
-        sql("""
-        REVOKE SELECT ({activity_id}, {activity_lead_id}, {activity_user_id}, {activity_kind}, {activity_at})
-        ON {activities} FROM {reader}
-        """)
-    )
+    for source in sources():
+        op.execute(sql(source.fill("REVOKE SELECT ON {source_table} FROM {reader}")))
     op.execute(
         sql("""
         DO $do$
@@ -595,7 +610,7 @@ def drop_schema() -> None:
             SELECT n.nspname, r.rolname
             FROM pg_catalog.pg_namespace AS n, pg_catalog.aclexplode(n.nspacl) AS acl
             JOIN pg_catalog.pg_roles AS r ON r.oid = acl.grantee
-            WHERE n.nspname IN ({leads_schema}, {activities_schema}) AND r.rolname IN ({owner_name}, {reader_name})
+            WHERE n.nspname IN ({leads_schema}, {source_schemas}) AND r.rolname IN ({owner_name}, {reader_name})
           LOOP
             EXECUTE pg_catalog.format('REVOKE USAGE ON SCHEMA %I FROM %I', granted.nspname, granted.rolname);
           END LOOP;

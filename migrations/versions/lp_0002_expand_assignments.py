@@ -59,6 +59,7 @@ def create_assignments() -> None:
               assigned_at timestamptz NOT NULL DEFAULT pg_catalog.statement_timestamp(),
               assigned_by {user_id_type},
               source text NOT NULL DEFAULT 'assign',
+              activity_source text COLLATE "C",
               CONSTRAINT ix_ula_lead PRIMARY KEY (lead_id, territory) INCLUDE (user_id)
             );
             -- The activity on which a derived assignment rests, in the host's own types.
@@ -83,6 +84,8 @@ def create_assignments() -> None:
         'backfill and activity: derived, a newer activity wins; release: no owner by hand; moved: none until a newer activity; anything else: made by hand, stays';
         COMMENT ON COLUMN {schema}.user_lead_assignments.activity_id IS
         'The qualifying activity on which a derived assignment (source backfill or activity) rests';
+        COMMENT ON COLUMN {schema}.user_lead_assignments.activity_source IS
+        'Which table of activities it stands in: the name of its section in the settings; NULL: the first one';
         COMMENT ON COLUMN {schema}.user_lead_assignments.lead_id IS 'the lead; no foreign key, a deleted lead must need no lock here';
         COMMENT ON COLUMN {schema}.user_lead_assignments.territory IS 'an assignment counts only while the lead is in it';
         COMMENT ON COLUMN {schema}.user_lead_assignments.user_id IS 'the owner; NULL: nobody';
@@ -310,16 +313,17 @@ def create_readers() -> None:
         GRANT EXECUTE ON FUNCTION {schema}.protected_leads() TO {owner}
         """)
     )
-    # What makes an owner, said once: the newest activity of a qualifying kind with a user. One in the
-    # future makes none until its time has come, so that nobody can date himself in front of all others.
+    # What makes an owner is said once, in the settings' terms: the newest qualifying activity with a user,
+    # of all tables of activities. One in the future makes none until its time has come.
     # Plans are pinned to index probes, LIMIT 1 keeps a lookup inside its loop: statistics of a table
-    # that is being filled are always wrong. Kinds are literals so that the partial index serves.
+    # that is being filled are always wrong. Kinds are literals so that the partial index serves. A column
+    # goes before a variable of its name: a condition of the host names columns as it likes.
     op.execute(
         sql("""
-        CREATE FUNCTION {schema}.newest_activities(leads {lead_id_type}[])
+        CREATE FUNCTION {schema}.derived_owners(leads {lead_id_type}[])
         RETURNS TABLE (
           lead_id {lead_id_type}, user_id {user_id_type}, activity_at {schema}.user_lead_assignments.activity_at%TYPE,
-          activity_id {schema}.user_lead_assignments.activity_id%TYPE)
+          activity_id {schema}.user_lead_assignments.activity_id%TYPE, activity_source text)
         LANGUAGE plpgsql
         STABLE SECURITY DEFINER
         SET search_path = pg_catalog, pg_temp
@@ -333,21 +337,14 @@ def create_readers() -> None:
         #variable_conflict use_column
         BEGIN
           RETURN QUERY
-          SELECT wanted.lead_id, newest.user_id::{user_id_type}, newest.at, newest.id
-          FROM unnest(newest_activities.leads) AS wanted (lead_id),
-            LATERAL (
-              SELECT v.{activity_user_id} AS user_id, v.{activity_at} AS at, v.{activity_id} AS id
-              FROM {activities} AS v
-              WHERE v.{activity_lead_id} = wanted.lead_id
-                AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL
-                AND (v.{activity_at} <= clock_timestamp()) IS NOT FALSE
-              ORDER BY v.{activity_at} DESC NULLS LAST, v.{activity_id} DESC LIMIT 1) AS newest;
+          SELECT wanted.lead_id, newest.user_id, newest.at, newest.id, newest.source
+          FROM unnest(derived_owners.leads) AS wanted (lead_id), LATERAL {derived_owner} AS newest;
         END
         $body$;
-        COMMENT ON FUNCTION {schema}.newest_activities({lead_id_type}[]) IS
+        COMMENT ON FUNCTION {schema}.derived_owners({lead_id_type}[]) IS
         'For each lead its newest qualifying activity, which makes the owner; no row: there is none';
-        REVOKE ALL ON FUNCTION {schema}.newest_activities({lead_id_type}[]) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.newest_activities({lead_id_type}[]) TO {owner}
+        REVOKE ALL ON FUNCTION {schema}.derived_owners({lead_id_type}[]) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.derived_owners({lead_id_type}[]) TO {owner}
         """)
     )
     op.execute(sql("SET LOCAL ROLE {owner}"))
@@ -382,7 +379,7 @@ def drop_functions() -> None:
     op.execute(
         sql("""
         DROP FUNCTION
-          {schema}.newest_activities({lead_id_type}[]),
+          {schema}.derived_owners({lead_id_type}[]),
           {schema}.protected_leads(),
           {schema}.host_lead({lead_id_type}),
           {schema}.keep_assignment(),

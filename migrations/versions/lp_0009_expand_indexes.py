@@ -1,4 +1,4 @@
-"""Two indexes on host tables that the backfill reads.
+"""The indexes on host tables that the backfill reads: one on leads, one on each table of activities.
 
 Why: the backfill walks leads by (territory, id) and probes the newest qualifying activity of each;
 without these it would read whole tables. They serve the transition only, contract drops them.
@@ -10,13 +10,19 @@ for it but DDL and VACUUM. The same for the way down.
 Undone by: DROP INDEX CONCURRENTLY.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import TYPE_CHECKING, NamedTuple
 
 from alembic import context, op
 from alembic.util import CommandError
 from sqlalchemy import text
 
-from leadprotect.settings import load, names, sql
+from leadprotect.settings import load, names, sources, sql
+
+if TYPE_CHECKING:
+    from leadprotect.settings.sources import SourceTable
 
 revision = "lp_0009_expand_indexes"
 down_revision = "lp_0008_expand_rules"
@@ -35,14 +41,16 @@ def upgrade() -> None:
         wait_for_long_transactions()
         refuse_strangers()
         create_leads_index()
-        create_activities_index()
+        for source in sources():
+            create_activities_index(source)
 
 
 def downgrade() -> None:
     require_transactions()
     with op.get_context().autocommit_block():
         wait_for_long_transactions()
-        op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {activities_index_path}"))
+        for source in sources():
+            drop(source)
         op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {leads_index_path}"))
 
 
@@ -67,24 +75,84 @@ def wait_for_long_transactions() -> None:
 
 def create_leads_index() -> None:
     # Keyset of the backfill.
-    if is_valid("leads_index_path", ()):
+    if is_valid("leads_index_path"):
         return
     op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {leads_index_path}"))
     op.execute(sql("CREATE INDEX CONCURRENTLY {leads_index} ON {leads} ({territory}, {lead_id})"))
 
 
-def create_activities_index() -> None:
-    # The newest qualifying activity of a lead is the first entry; the user comes from the index.
-    if is_valid("activities_index_path", load(context.config).qualifying_kinds):
+def create_activities_index(source: SourceTable) -> None:
+    # The newest qualifying activity of a lead is the first entry; the user comes from the index. Its comment
+    # says for which settings it was built.
+    if is_valid(source.key("source_index_path"), source.key("source_shape_name")):
         return
-    op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {activities_index_path}"))
-    op.execute(
-        sql("""
-        CREATE INDEX CONCURRENTLY {activities_index} ON {activities}
-          ({activity_lead_id}, {activity_at} DESC NULLS LAST, {activity_id} DESC) INCLUDE ({activity_user_id})
-          WHERE {activity_kind} IN ({kinds}) AND {activity_user_id} IS NOT NULL
-        """)
-    )
+    drop(source)
+    build(source)
+
+
+def build(source: SourceTable) -> None:
+    # No index of a partitioned table is built CONCURRENTLY: that of each leaf is, then they are put together.
+    parts = partitions(source)
+    if not parts:
+        op.execute(sql(source.fill("CREATE INDEX CONCURRENTLY {source_index} ON {source_table} {source_shape}")))
+        op.execute(sql(source.fill("COMMENT ON INDEX {source_index_path} IS {source_shape_name}")))
+        return
+    for part in parts:
+        if part.leaf:
+            op.execute(sql(source.fill(f"CREATE INDEX CONCURRENTLY {part.index_name} ON {part.name} {{source_shape}}")))
+    # writers would wait behind what follows, so it must not wait itself; env.py tries again
+    op.execute("SET lock_timeout = '100ms'")
+    for part in reversed(parts):
+        if not part.leaf:
+            op.execute(sql(source.fill(f"CREATE INDEX {part.index_name} ON ONLY {part.name} {{source_shape}}")))
+    for part in parts[:-1]:
+        op.execute(sql(f"ALTER INDEX {part.above} ATTACH PARTITION {part.path}"))
+    op.execute(sql(source.fill("COMMENT ON INDEX {source_index_path} IS {source_shape_name}")))
+    wait_for_long_transactions()
+
+
+def drop(source: SourceTable) -> None:
+    # Of a partitioned table the whole goes with its root; what an interrupted build left stands alone.
+    parts = partitions(source)
+    if parts:
+        op.execute("SET lock_timeout = '100ms'")
+        for part in reversed(parts):
+            op.execute(sql(f"DROP INDEX IF EXISTS {part.path}"))
+        wait_for_long_transactions()
+    else:
+        op.execute(sql(source.fill("DROP INDEX CONCURRENTLY IF EXISTS {source_index_path}")))
+
+
+class Part(NamedTuple):
+    """A partition of a table of activities, quoted: `index_name` is its index without, `path` with its schema."""
+
+    name: str
+    leaf: bool
+    index_name: str
+    path: str
+    above: str | None
+
+
+def partitions(source: SourceTable) -> list[Part]:
+    """The partitions of a table of activities, the leaves first, itself the last; empty for a plain table."""
+    if op.get_context().as_sql:
+        return []
+    known = names(load(context.config))
+    query = """
+        SELECT t.relid::regclass::text, t.isleaf, pg_catalog.quote_ident(n.nspname), t.parentrelid::regclass::text
+        FROM pg_catalog.pg_partition_tree(pg_catalog.to_regclass(:host)) AS t
+        JOIN pg_catalog.pg_class AS c ON c.oid = t.relid JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE EXISTS (SELECT FROM pg_catalog.pg_class AS p WHERE p.oid = pg_catalog.to_regclass(:host) AND p.relkind = 'p')
+        ORDER BY t.level DESC, t.relid
+        """
+    found = op.get_bind().execute(text(query), {"host": known[source.key("source_table")]}).fetchall()
+    root, ours = known[source.key("source_index")], known["schema"][1:-1]
+    called = {
+        name: root if above is None else f'"ix_{ours}_{sha256((root + name).encode()).hexdigest()[:16]}"'
+        for name, _, _, above in found
+    }
+    paths = {name: f"{schema}.{called[name]}" for name, _, schema, _ in found}
+    return [Part(name, leaf, called[name], paths[name], paths.get(above)) for name, leaf, _, above in found]
 
 
 def refuse_strangers() -> None:
@@ -97,11 +165,8 @@ def refuse_strangers() -> None:
           stranger text;
         BEGIN
           SELECT ours.path INTO stranger
-          FROM (VALUES
-            ('{leads_index_path}', {leads_name}, true, ARRAY[{territory_column_name}, {lead_id_column_name}]),
-            ('{activities_index_path}', {activities_name}, false,
-             ARRAY[{activity_lead_id_column_name}, {activity_at_column_name}, {activity_id_column_name},
-                   {activity_user_id_column_name}])) AS ours (path, host, whole, columns)
+          FROM (VALUES ('{leads_index_path}', {leads_name}, true, ARRAY[{territory_column_name}, {lead_id_column_name}]),
+                       {source_index_shapes}) AS ours (path, host, whole, columns)
           WHERE pg_catalog.to_regclass(ours.path) IS NOT NULL AND NOT EXISTS (
             SELECT FROM pg_catalog.pg_index AS i
             WHERE i.indexrelid = pg_catalog.to_regclass(ours.path) AND i.indrelid = pg_catalog.to_regclass(ours.host)
@@ -121,17 +186,14 @@ def refuse_strangers() -> None:
     )
 
 
-def is_valid(index: str, kinds: Sequence[str]) -> bool:
-    """Whether the index stands already, for these kinds: a cancelled build leaves an invalid one, to be rebuilt."""
+def is_valid(index: str, built_for: str | None = None) -> bool:
+    """Whether the index stands already, for these settings: a cancelled build leaves an invalid one, to be rebuilt."""
     if context.is_offline_mode():
         return False
+    known = names(load(context.config))
     query = """
-        SELECT i.indisvalid AND CAST(:kinds AS text[]) = ARRAY(
-          SELECT DISTINCT pg_catalog.replace(kind[1], $$''$$, $$'$$) COLLATE "C"
-          FROM pg_catalog.regexp_matches(
-            coalesce(pg_catalog.pg_get_expr(i.indpred, i.indrelid), ''), $$'(([^']|'')*)'$$, 'g') AS kind
-          ORDER BY 1)
+        SELECT i.indisvalid AND (CAST(:said AS text) IS NULL OR pg_catalog.obj_description(i.indexrelid, 'pg_class') = :said)
         FROM pg_catalog.pg_index AS i WHERE i.indexrelid = pg_catalog.to_regclass(:path)
         """
-    path = names(load(context.config))[index]
-    return bool(op.get_bind().scalar(text(query), {"path": path, "kinds": sorted(kinds)}))
+    said = known[built_for][1:-1].replace("''", "'") if built_for else None
+    return bool(op.get_bind().scalar(text(query), {"path": known[index], "said": said}))

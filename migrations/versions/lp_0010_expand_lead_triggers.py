@@ -114,7 +114,7 @@ def create_transition_check() -> None:
         BEGIN
           RETURN EXISTS (
             SELECT FROM pg_trigger AS t
-            WHERE t.tgrelid = {activities_name}::regclass AND '"' || t.tgname || '"' = '{transition}');
+            JOIN (VALUES {source_triggers}) AS s (function, host, name) ON t.tgrelid = s.host AND t.tgname = s.name);
         END
         $body$;
         COMMENT ON FUNCTION {schema}.in_transition() IS
@@ -236,13 +236,13 @@ def create_owner_of_moved_lead() -> None:
         SET row_security = on
         AS $body$
         BEGIN
-          INSERT INTO {schema}.user_lead_assignments (lead_id, territory, user_id, source, activity_at, activity_id)
+          INSERT INTO {schema}.user_lead_assignments (lead_id, territory, user_id, source, activity_at, activity_id, activity_source)
           SELECT NEW.{lead_id}, t.code,
                  CASE WHEN {territory_of_old} IS NULL THEN newest.user_id END,
                  CASE WHEN {territory_of_old} IS NULL THEN 'activity' ELSE 'moved' END,
-                 newest.activity_at, newest.activity_id
+                 newest.activity_at, newest.activity_id, newest.activity_source
           FROM {schema}.territories AS t
-          LEFT JOIN {schema}.newest_activities(ARRAY[NEW.{lead_id}]) AS newest ON true
+          LEFT JOIN {schema}.derived_owners(ARRAY[NEW.{lead_id}]) AS newest ON true
           WHERE t.code = {territory_of_new} AND ({territory_of_old} IS NOT NULL OR newest.user_id IS NOT NULL)
           ON CONFLICT (lead_id, territory) DO NOTHING;
           RETURN NULL;

@@ -13,7 +13,7 @@ Undone by: dropping the triggers.
 
 from alembic import op
 
-from leadprotect.settings import sql
+from leadprotect.settings import sources, sql
 
 revision = "lp_0011_expand_activity_triggers"
 down_revision = "lp_0010_expand_lead_triggers"
@@ -31,12 +31,9 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.execute(
-        sql("""
-        DROP TRIGGER IF EXISTS {transition} ON {activities};
-        DROP TRIGGER IF EXISTS {note_writes} ON {activities}
-        """)
-    )
+    for source in sources():
+        op.execute(sql(source.fill("DROP TRIGGER IF EXISTS {source_transition} ON {source_table}")))
+        op.execute(sql(source.fill("DROP TRIGGER IF EXISTS {note_writes} ON {source_table}")))
     op.execute(sql("SET LOCAL ROLE {owner}"))
     op.execute(sql("DROP FUNCTION {schema}.own_active_lead()"))
     op.execute("RESET ROLE")
@@ -55,49 +52,53 @@ def create_owner_of_activity() -> None:
         SET search_path = pg_catalog, pg_temp
         SET row_security = on
         AS $body$
+        #variable_conflict use_column
+        DECLARE
+          -- the activity as the derivation reads it: empty where it does not qualify
+          was {schema}.user_lead_assignments;
+          fresh {schema}.user_lead_assignments;
         BEGIN
-          IF TG_OP = 'UPDATE' AND (OLD.{activity_id}, OLD.{activity_lead_id}, OLD.{activity_user_id}, OLD.{activity_kind}, OLD.{activity_at})
-            IS NOT DISTINCT FROM (NEW.{activity_id}, NEW.{activity_lead_id}, NEW.{activity_user_id}, NEW.{activity_kind}, NEW.{activity_at})
-          THEN
+          {read_activity}
+          was.activity_source := TG_ARGV[0];
+          fresh.activity_source := TG_ARGV[0];
+          IF TG_OP = 'UPDATE' AND was IS NOT DISTINCT FROM fresh THEN
             RETURN NULL;
           END IF;
-          IF TG_OP <> 'INSERT' THEN
+          IF was.user_id IS NOT NULL THEN
             PERFORM FROM {schema}.user_lead_assignments AS a
-              WHERE a.lead_id = OLD.{activity_lead_id} AND a.source IN ('backfill', 'activity')
-                AND a.activity_id = OLD.{activity_id} FOR UPDATE;
+              WHERE a.lead_id = was.lead_id AND a.source IN ('backfill', 'activity')
+                AND a.activity_id = was.activity_id AND a.activity_source IS NOT DISTINCT FROM was.activity_source FOR UPDATE;
             IF FOUND THEN
               UPDATE {schema}.user_lead_assignments AS a
               SET user_id = newest.user_id, source = 'activity', assigned_at = statement_timestamp(),
-                  activity_at = newest.activity_at, activity_id = newest.activity_id
-              FROM {schema}.newest_activities(ARRAY[OLD.{activity_lead_id}]) AS newest
-              WHERE a.lead_id = OLD.{activity_lead_id} AND a.source IN ('backfill', 'activity')
-                AND a.activity_id = OLD.{activity_id};
-            ELSIF OLD.{activity_kind} IN ({kinds}) AND OLD.{activity_user_id} IS NOT NULL THEN
+                  activity_at = newest.activity_at, activity_id = newest.activity_id, activity_source = newest.activity_source
+              FROM {schema}.derived_owners(ARRAY[was.lead_id]) AS newest
+              WHERE a.lead_id = was.lead_id AND a.source IN ('backfill', 'activity')
+                AND a.activity_id = was.activity_id AND a.activity_source IS NOT DISTINCT FROM was.activity_source;
+            ELSE
               -- a slice of the backfill may be about to rest on what this statement takes away
-              PERFORM {schema}.note_unsettled(OLD.{activity_lead_id});
+              PERFORM {schema}.note_unsettled(was.lead_id);
             END IF;
           END IF;
-          IF TG_OP <> 'DELETE' THEN
-            -- one in the future makes no owner until its time has come; the backfill and the gate see it then.
-            -- By the clock: an activity may take its time from it, after its statement began
-            IF NEW.{activity_kind} IN ({kinds}) AND NEW.{activity_user_id} IS NOT NULL
-              AND (NEW.{activity_at} <= clock_timestamp()) IS NOT FALSE
-            THEN
-              INSERT INTO {schema}.user_lead_assignments AS a
-                (lead_id, territory, user_id, source, activity_at, activity_id)
-              SELECT NEW.{activity_lead_id}, t.code, NEW.{activity_user_id}, 'activity',
-                     NEW.{activity_at}, NEW.{activity_id}
-              FROM {schema}.host_lead(NEW.{activity_lead_id}) AS l (territory)
-              JOIN {schema}.territories AS t ON t.code = l.territory
-              ON CONFLICT (lead_id, territory) DO UPDATE
-                SET user_id = excluded.user_id, source = excluded.source, assigned_at = excluded.assigned_at,
-                    activity_at = excluded.activity_at, activity_id = excluded.activity_id
-                WHERE a.source IN ('backfill', 'activity', 'moved')
-                  AND (a.activity_at IS NULL AND excluded.activity_at IS NOT NULL
-                    OR a.activity_at < excluded.activity_at
-                    OR a.activity_at IS NOT DISTINCT FROM excluded.activity_at
-                       AND (a.activity_id IS NULL OR a.activity_id < excluded.activity_id));
-            END IF;
+          -- one in the future makes no owner until its time has come; the backfill and the gate see it then.
+          -- By the clock: an activity may take its time from it, after its statement began
+          IF fresh.user_id IS NOT NULL AND (fresh.activity_at <= clock_timestamp()) IS NOT FALSE THEN
+            INSERT INTO {schema}.user_lead_assignments AS a
+              (lead_id, territory, user_id, source, activity_at, activity_id, activity_source)
+            SELECT fresh.lead_id, t.code, fresh.user_id, 'activity', fresh.activity_at, fresh.activity_id, fresh.activity_source
+            FROM {schema}.host_lead(fresh.lead_id) AS l (territory)
+            JOIN {schema}.territories AS t ON t.code = l.territory
+            ON CONFLICT (lead_id, territory) DO UPDATE
+              SET user_id = excluded.user_id, source = excluded.source, assigned_at = excluded.assigned_at,
+                  activity_at = excluded.activity_at, activity_id = excluded.activity_id,
+                  activity_source = excluded.activity_source
+              WHERE a.source IN ('backfill', 'activity', 'moved')
+                AND (a.activity_at IS NULL AND excluded.activity_at IS NOT NULL
+                  OR a.activity_at < excluded.activity_at
+                  OR a.activity_at IS NOT DISTINCT FROM excluded.activity_at
+                     AND (a.activity_id IS NULL OR coalesce(a.activity_source, '') > coalesce(excluded.activity_source, '')
+                       OR a.activity_source IS NOT DISTINCT FROM excluded.activity_source
+                          AND a.activity_id < excluded.activity_id));
           END IF;
           RETURN NULL;
         END
@@ -111,13 +112,23 @@ def create_owner_of_activity() -> None:
 
 def create_triggers() -> None:
     # Whatever sets the columns, a trigger of the host or replication: the function compares values.
-    op.execute(
-        sql("""
-        CREATE TRIGGER {note_writes} AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {activities}
-        FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_contextless_write();
-        CREATE TRIGGER {transition} AFTER INSERT OR UPDATE OR DELETE ON {activities}
-        FOR EACH ROW EXECUTE FUNCTION {schema}.own_active_lead();
-        ALTER TABLE {activities} ENABLE ALWAYS TRIGGER {note_writes};
-        ALTER TABLE {activities} ENABLE ALWAYS TRIGGER {transition}
-        """)
-    )
+    for source in sources():
+        if source.first:
+            op.execute(
+                sql(
+                    source.fill("""
+                    CREATE TRIGGER {note_writes} AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {source_table}
+                    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_contextless_write();
+                    ALTER TABLE {source_table} ENABLE ALWAYS TRIGGER {note_writes}
+                    """)
+                )
+            )
+        op.execute(
+            sql(
+                source.fill("""
+                CREATE TRIGGER {source_transition} AFTER INSERT OR UPDATE OR DELETE ON {source_table}
+                FOR EACH ROW EXECUTE FUNCTION {schema}.own_active_lead({source_argument});
+                ALTER TABLE {source_table} ENABLE ALWAYS TRIGGER {source_transition}
+                """)
+            )
+        )

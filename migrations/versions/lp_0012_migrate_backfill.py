@@ -383,32 +383,36 @@ def create_own_leads() -> None:
             WHERE a.lead_id = ANY (leads) AND a.territory = here);
           fresh := CASE WHEN owned = '{}' THEN leads
                         ELSE ARRAY(SELECT unnest(leads) EXCEPT SELECT unnest(owned) ORDER BY 1) END;
-          INSERT INTO {schema}.user_lead_assignments (lead_id, territory, user_id, source, activity_at, activity_id)
-          SELECT newest.lead_id, here, newest.user_id, 'backfill', newest.activity_at, newest.activity_id
-          FROM {schema}.newest_activities(fresh) AS newest;
+          INSERT INTO {schema}.user_lead_assignments (lead_id, territory, user_id, source, activity_at, activity_id, activity_source)
+          SELECT newest.lead_id, here, newest.user_id, 'backfill', newest.activity_at, newest.activity_id, newest.activity_source
+          FROM {schema}.derived_owners(fresh) AS newest;
           GET DIAGNOSTICS made = ROW_COUNT;
           FOR seen IN
-            SELECT newest.lead_id, newest.user_id, newest.activity_at AS at, newest.activity_id AS id,
-                   standing.user_id AS old_user, standing.activity_at AS old_at, standing.activity_id AS old_id
-            FROM {schema}.newest_activities(owned) AS newest,
+            SELECT newest.lead_id, newest.user_id, newest.activity_at AS at, newest.activity_id AS id, newest.activity_source AS of_source,
+                   standing.user_id AS old_user, standing.activity_at AS old_at, standing.activity_id AS old_id, standing.activity_source AS old_source
+            FROM {schema}.derived_owners(owned) AS newest,
               LATERAL (
-                SELECT a.user_id, a.activity_at, a.activity_id, a.source FROM {schema}.user_lead_assignments AS a
+                SELECT a.user_id, a.activity_at, a.activity_id, a.activity_source, a.source FROM {schema}.user_lead_assignments AS a
                 WHERE a.lead_id = newest.lead_id AND a.territory = here LIMIT 1) AS standing
             WHERE standing.source IN ('backfill', 'activity', 'moved')
               AND (standing.user_id IS DISTINCT FROM newest.user_id
                 OR standing.activity_id IS DISTINCT FROM newest.activity_id
+                OR standing.activity_source IS DISTINCT FROM newest.activity_source
                 OR standing.activity_at IS DISTINCT FROM newest.activity_at)
           LOOP
             UPDATE {schema}.user_lead_assignments AS a
             SET user_id = seen.user_id, source = 'backfill', assigned_at = statement_timestamp(),
-                activity_at = seen.at, activity_id = seen.id
+                activity_at = seen.at, activity_id = seen.id, activity_source = seen.of_source
             WHERE a.lead_id = seen.lead_id AND a.territory = here AND a.source IN ('backfill', 'activity', 'moved')
               AND (a.activity_at IS NULL AND seen.at IS NOT NULL
                 OR a.activity_at < seen.at
-                OR a.activity_at IS NOT DISTINCT FROM seen.at AND a.activity_id < seen.id
+                OR a.activity_at IS NOT DISTINCT FROM seen.at
+                   AND (coalesce(a.activity_source, '') > coalesce(seen.of_source, '')
+                     OR a.activity_source IS NOT DISTINCT FROM seen.of_source AND a.activity_id < seen.id)
                 OR a.source <> 'moved' AND a.user_id IS NOT DISTINCT FROM seen.old_user
                    AND a.activity_at IS NOT DISTINCT FROM seen.old_at
-                   AND a.activity_id IS NOT DISTINCT FROM seen.old_id);
+                   AND a.activity_id IS NOT DISTINCT FROM seen.old_id
+                   AND a.activity_source IS NOT DISTINCT FROM seen.old_source);
             made := made + FOUND::integer;
           END LOOP;
           RETURN made;
@@ -434,10 +438,7 @@ def create_start() -> None:
         IMMUTABLE
         SET search_path = pg_catalog, pg_temp
         AS $body$
-          SELECT concat_ws('; ',
-            {leads_name}, '{lead_id}', '{territory}', {activities_name}, '{activity_id}', '{activity_lead_id}',
-            '{activity_user_id}', '{activity_kind}', '{activity_at}',
-            (SELECT string_agg(kind, ', ' ORDER BY kind COLLATE "C") FROM unnest(ARRAY[{kinds}]) AS kind))
+          SELECT {derivation}
         $body$;
         COMMENT ON FUNCTION {schema}.backfill_settings() IS
         'The settings that decide who owns a lead, as these functions hold them';

@@ -170,11 +170,12 @@ def create_settling() -> None:
           IF EXISTS (SELECT FROM {schema}.host_lead(lead)) THEN
             UPDATE {schema}.user_lead_assignments AS a
             SET user_id = newest.user_id, assigned_at = statement_timestamp(),
-                activity_at = newest.activity_at, activity_id = newest.activity_id
-            FROM {schema}.newest_activities(ARRAY[lead]) AS newest
+                activity_at = newest.activity_at, activity_id = newest.activity_id, activity_source = newest.activity_source
+            FROM {schema}.derived_owners(ARRAY[lead]) AS newest
             WHERE a.lead_id = lead AND a.source IN ('backfill', 'activity')
               AND (a.user_id IS DISTINCT FROM newest.user_id OR a.activity_id IS DISTINCT FROM newest.activity_id
-                OR a.activity_at IS DISTINCT FROM newest.activity_at);
+                OR a.activity_at IS DISTINCT FROM newest.activity_at
+                OR a.activity_source IS DISTINCT FROM newest.activity_source);
           ELSE
             DELETE FROM {schema}.user_lead_assignments AS a WHERE a.lead_id = lead;
           END IF;
@@ -261,22 +262,25 @@ def create_unowned_leads() -> None:
         sql("""
         CREATE FUNCTION {schema}.unowned_leads(territories text[])
         RETURNS TABLE (territory text, lead_id {lead_id_type})
-        LANGUAGE sql
+        LANGUAGE plpgsql
         STABLE SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
         SET enable_nestloop = off
-        BEGIN ATOMIC
-          SELECT {territory_of_l}::text, l.{lead_id}
+        AS $body$
+        #variable_conflict use_column
+        BEGIN
+          RETURN QUERY
+          SELECT {territory_of_l}::text, l.{lead_id}::{lead_id_type}
           FROM {leads} AS l
           WHERE {territory_of_l} = ANY (unowned_leads.territories)
             AND NOT EXISTS (
               SELECT FROM {schema}.user_lead_assignments AS a
               WHERE a.lead_id = l.{lead_id} AND a.territory = {territory_of_l})
             AND EXISTS (
-              SELECT FROM {activities} AS v
-              WHERE v.{activity_lead_id} = l.{lead_id}
-                AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL
-                AND (v.{activity_at} <= pg_catalog.statement_timestamp()) IS NOT FALSE);
-        END;
+              SELECT FROM {qualifying} AS q WHERE q.lead_id = l.{lead_id});
+        END
+        $body$;
         COMMENT ON FUNCTION {schema}.unowned_leads(text[]) IS
         'Leads of the territories with a qualifying activity, without an owner, and not released by hand';
         REVOKE ALL ON FUNCTION {schema}.unowned_leads(text[]) FROM PUBLIC;
@@ -314,23 +318,20 @@ def create_stale_leads() -> None:
         SET enable_hashjoin = off
         SET enable_mergejoin = off
         AS $body$
-        #variable_conflict use_variable
+        #variable_conflict use_column
         BEGIN
           RETURN QUERY
-          SELECT a.lead_id
-          FROM {schema}.user_lead_assignments AS a
-          JOIN {leads} AS l ON l.{lead_id} = a.lead_id AND {territory_of_l} = here,
-            LATERAL (
-              SELECT v.{activity_user_id} AS user_id, v.{activity_at} AS at, v.{activity_id} AS id FROM {activities} AS v
-              WHERE v.{activity_lead_id} = a.lead_id
-                AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL
-                AND (v.{activity_at} <= pg_catalog.statement_timestamp()) IS NOT FALSE
-              ORDER BY v.{activity_at} DESC NULLS LAST, v.{activity_id} DESC LIMIT 1) AS newest
-          WHERE a.territory = here AND (
-            a.source IN ('backfill', 'activity')
-              AND (a.activity_id IS DISTINCT FROM newest.id OR a.user_id IS DISTINCT FROM newest.user_id)
+          SELECT wanted.lead_id
+          FROM {schema}.user_lead_assignments AS wanted
+          JOIN {leads} AS l ON l.{lead_id} = wanted.lead_id AND {territory_of_l} = backfill_stale.here,
+            LATERAL {derived_owner} AS newest
+          WHERE wanted.territory = backfill_stale.here AND (
+            wanted.source IN ('backfill', 'activity')
+              AND (wanted.activity_id IS DISTINCT FROM newest.id OR wanted.user_id IS DISTINCT FROM newest.user_id
+                OR wanted.activity_source IS DISTINCT FROM newest.source)
             -- a lead that moved here: only what came since counts
-            OR a.source = 'moved' AND (a.activity_at IS NULL AND newest.at IS NOT NULL OR a.activity_at < newest.at));
+            OR wanted.source = 'moved'
+              AND (wanted.activity_at IS NULL AND newest.at IS NOT NULL OR wanted.activity_at < newest.at));
         END
         $body$;
         COMMENT ON FUNCTION {schema}.backfill_stale(text) IS
@@ -385,29 +386,23 @@ def create_estimates() -> None:
         SET enable_mergejoin = off
         SET jit = off
         AS $body$
-        #variable_conflict use_variable
+        #variable_conflict use_column
         DECLARE
           percent float8;
         BEGIN
           leads := {schema}.backfill_estimate(here);
           percent := 100.0 * wanted / greatest(leads, 1);
           LOOP
-            EXECUTE format(
-              'SELECT count(*), count(*) FILTER (WHERE NOT s.stands AND s.qualifying),
-                      count(*) FILTER (WHERE NOT s.stands AND NOT s.qualifying)
-               FROM (
-                 SELECT EXISTS (
-                          SELECT FROM {schema}.user_lead_assignments AS a
-                          WHERE a.lead_id = l.{lead_id} AND a.territory = %1$L) AS stands,
-                        EXISTS (
-                          SELECT FROM {activities} AS v
-                          WHERE v.{activity_lead_id} = l.{lead_id}
-                            AND v.{activity_kind} IN (%2$s) AND v.{activity_user_id} IS NOT NULL
-                            AND (v.{activity_at} <= statement_timestamp()) IS NOT FALSE) AS qualifying
-                 FROM {leads} AS l %3$s WHERE {territory_of_l} = %1$L) AS s',
-              here, (SELECT string_agg(quote_literal(kind), ', ') FROM unnest(ARRAY[{kinds}]) AS kind),
-              CASE WHEN percent < 50 THEN format('TABLESAMPLE SYSTEM (%s)', percent) ELSE '' END)
-              INTO sampled, assignable, ownerless;
+            SELECT count(*), count(*) FILTER (WHERE NOT s.stands AND s.qualifying),
+                   count(*) FILTER (WHERE NOT s.stands AND NOT s.qualifying)
+            INTO sampled, assignable, ownerless
+            FROM (
+              SELECT EXISTS (
+                       SELECT FROM {schema}.user_lead_assignments AS a
+                       WHERE a.lead_id = l.{lead_id} AND a.territory = backfill_sample.here) AS stands,
+                     EXISTS (SELECT FROM {qualifying} AS q WHERE q.lead_id = l.{lead_id}) AS qualifying
+              FROM {leads} AS l TABLESAMPLE SYSTEM (least(percent, 100))
+              WHERE {territory_of_l} = backfill_sample.here) AS s;
             EXIT WHEN sampled > 0 OR percent >= 50;
             percent := percent * 10;
           END LOOP;
@@ -456,27 +451,30 @@ def create_estimates() -> None:
         sql("""
         CREATE FUNCTION {schema}.backfill_counts(territories text[])
         RETURNS TABLE (territory text, ownerless bigint, missing bigint, released bigint)
-        LANGUAGE sql
+        LANGUAGE plpgsql
         STABLE SECURITY DEFINER
-        BEGIN ATOMIC
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        #variable_conflict use_column
+        BEGIN
+          RETURN QUERY
           SELECT code, coalesce(u.leads - u.qualifying, 0), coalesce(u.qualifying, 0),
-                 (SELECT pg_catalog.count(*) FROM {schema}.user_lead_assignments AS a
+                 (SELECT count(*) FROM {schema}.user_lead_assignments AS a
                   WHERE a.source = 'release' AND a.territory = code)
-          FROM pg_catalog.unnest(territories) AS code
+          FROM unnest(backfill_counts.territories) AS code
           LEFT JOIN (
-            SELECT {territory_of_l}::text AS here, pg_catalog.count(*) AS leads,
-                   pg_catalog.count(*) FILTER (WHERE EXISTS (
-                     SELECT FROM {activities} AS v
-                     WHERE v.{activity_lead_id} = l.{lead_id}
-                       AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL
-                       AND (v.{activity_at} <= pg_catalog.statement_timestamp()) IS NOT FALSE)) AS qualifying
+            SELECT {territory_of_l}::text AS here, count(*) AS leads,
+                   count(*) FILTER (WHERE EXISTS (
+                     SELECT FROM {qualifying} AS q WHERE q.lead_id = l.{lead_id})) AS qualifying
             FROM {leads} AS l
             WHERE {territory_of_l} = ANY (backfill_counts.territories)
               AND NOT EXISTS (
                 SELECT FROM {schema}.user_lead_assignments AS a
                 WHERE a.lead_id = l.{lead_id} AND a.territory = {territory_of_l})
             GROUP BY {territory_of_l}) AS u ON u.here = code;
-        END;
+        END
+        $body$;
         COMMENT ON FUNCTION {schema}.backfill_counts(text[]) IS
         'Leads without an owner in each territory: without a qualifying activity, with one, and released by hand';
         REVOKE ALL ON FUNCTION {schema}.backfill_counts(text[]) FROM PUBLIC;
@@ -493,7 +491,7 @@ def create_estimates() -> None:
         SET search_path = pg_catalog, pg_temp
         SET row_security = on
         AS $body$
-        #variable_conflict use_variable
+        #variable_conflict use_column
         BEGIN
           RETURN QUERY
           SELECT l.{lead_id}::{lead_id_type}, {territory_of_l}::text, CASE
@@ -501,20 +499,17 @@ def create_estimates() -> None:
                 SELECT FROM {schema}.backfill_deferred AS d
                 WHERE d.lead_id = l.{lead_id} AND d.territory = {territory_of_l}) THEN 'locked'
               WHEN EXISTS (
-                SELECT FROM {activities} AS v
-                WHERE v.{activity_lead_id} = l.{lead_id}
-                  AND v.{activity_kind} IN ({kinds}) AND v.{activity_user_id} IS NOT NULL
-                  AND (v.{activity_at} <= pg_catalog.statement_timestamp()) IS NOT FALSE) THEN 'missing'
+                SELECT FROM {qualifying} AS q WHERE q.lead_id = l.{lead_id}) THEN 'missing'
               ELSE 'no_qualifying_activity' END
           FROM {leads} AS l
-          WHERE {territory_of_l} = ANY (territories)
+          WHERE {territory_of_l} = ANY (backfill_report.territories)
             AND NOT EXISTS (
               SELECT FROM {schema}.user_lead_assignments AS a
               WHERE a.lead_id = l.{lead_id} AND a.territory = {territory_of_l})
           UNION ALL
           SELECT a.lead_id, a.territory, CASE a.source WHEN 'moved' THEN 'moved' ELSE 'released' END
           FROM {schema}.user_lead_assignments AS a
-          WHERE a.territory = ANY (territories) AND a.user_id IS NULL
+          WHERE a.territory = ANY (backfill_report.territories) AND a.user_id IS NULL
           UNION ALL
           SELECT l.{lead_id}::{lead_id_type}, NULL, 'no_territory' FROM {leads} AS l WHERE {territory_of_l} IS NULL;
         END

@@ -312,7 +312,7 @@ def create_gate() -> None:
                 SELECT polname, polpermissive, pg_get_expr(polqual, polrelid) AS condition FROM pg_policy
                 WHERE polrelid = c.oid AND polcmd IN ('r', '*') AND EXISTS (
                   SELECT FROM unnest(polroles) AS bound WHERE bound = 0 OR pg_has_role(bound, 'USAGE'))) AS q) AS p
-            WHERE c.oid IN ({leads_name}::regclass, {activities_name}::regclass) AND row_security_active(c.oid)
+            WHERE c.oid = ANY (ARRAY[{leads_name}, {source_names}]::regclass[]) AND row_security_active(c.oid)
               AND (p.opened IS NOT TRUE OR p.binding IS NOT NULL)
             ORDER BY c.relname) AS hidden;
           IF met THEN
@@ -338,8 +338,9 @@ def create_gate() -> None:
             GROUP BY u.territory ORDER BY u.territory) AS missing;
           -- Before a walk has ended, a derived owner may be older than the transition's triggers: from a
           -- life before a downgrade. It is asked before that index goes; the triggers keep what was found.
-          IF met AND EXISTS (
-            SELECT FROM pg_index AS i WHERE i.indexrelid = to_regclass('{activities_index_path}') AND i.indisvalid)
+          IF met AND NOT EXISTS (
+            SELECT FROM unnest(ARRAY[{source_indexes}]) AS wanted (path)
+            LEFT JOIN pg_index AS i ON i.indexrelid = to_regclass(wanted.path) WHERE i.indisvalid IS NOT TRUE)
           THEN
             SELECT count(*) = 0,
                    coalesce(string_agg(format('%s leads in %s have another owner than their newest qualifying activity says',
@@ -367,12 +368,10 @@ def create_gate() -> None:
             SELECT wanted.function, wanted.host_table, t.tgname AS name,
                    CASE WHEN t.oid IS NULL THEN 'is gone' WHEN t.tgenabled = 'D' THEN 'is disabled'
                      WHEN t.tgenabled <> 'A' THEN 'does not fire always' END AS state
-            FROM (VALUES ('note_contextless_write', {leads_name}::regclass), ('own_moved_lead', {leads_name}::regclass),
-                         ('note_contextless_write', {activities_name}::regclass), ('own_active_lead', {activities_name}::regclass))
-              AS wanted (function, host_table)
+            FROM (VALUES {transition_triggers}) AS wanted (function, host_table, name)
             LEFT JOIN (
               pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid AND p.pronamespace = {schema_name}::regnamespace)
-              ON t.tgrelid = wanted.host_table AND p.proname = wanted.function
+              ON t.tgrelid = wanted.host_table AND p.proname = wanted.function AND t.tgname = wanted.name
             -- contract ends them itself, first those on the leads
             WHERE to_regclass('{schema}.host_row_security') IS NULL) AS kept
           WHERE kept.state IS NOT NULL;

@@ -9,11 +9,20 @@ writes go on). The same for the way down, for the time of each build.
 Undone by: building them again, CONCURRENTLY; not at all when the downgrade goes on to the base.
 """
 
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import TYPE_CHECKING, NamedTuple
+
 from alembic import context, op
 from alembic.util import CommandError
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from leadprotect.settings import sql
+from leadprotect.settings import load, names, sources, sql
+
+if TYPE_CHECKING:
+    from leadprotect.settings.sources import SourceTable
 
 revision = "lp_0016_contract_indexes"
 down_revision = "lp_0015_migrate_gate"
@@ -35,7 +44,8 @@ def upgrade() -> None:
         raise
     with op.get_context().autocommit_block():
         wait_for_long_transactions()
-        op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {activities_index_path}"))
+        for source in sources():
+            drop(source)
         op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {leads_index_path}"))
 
 
@@ -47,14 +57,74 @@ def downgrade() -> None:
         wait_for_long_transactions()
         op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {leads_index_path}"))
         op.execute(sql("CREATE INDEX CONCURRENTLY {leads_index} ON {leads} ({territory}, {lead_id})"))
-        op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {activities_index_path}"))
-        op.execute(
-            sql("""
-            CREATE INDEX CONCURRENTLY {activities_index} ON {activities}
-              ({activity_lead_id}, {activity_at} DESC NULLS LAST, {activity_id} DESC) INCLUDE ({activity_user_id})
-              WHERE {activity_kind} IN ({kinds}) AND {activity_user_id} IS NOT NULL
-            """)
-        )
+        for source in sources():
+            drop(source)
+            build(source)
+
+
+def build(source: SourceTable) -> None:
+    # No index of a partitioned table is built CONCURRENTLY: that of each leaf is, then they are put together.
+    parts = partitions(source)
+    if not parts:
+        op.execute(sql(source.fill("CREATE INDEX CONCURRENTLY {source_index} ON {source_table} {source_shape}")))
+        op.execute(sql(source.fill("COMMENT ON INDEX {source_index_path} IS {source_shape_name}")))
+        return
+    for part in parts:
+        if part.leaf:
+            op.execute(sql(source.fill(f"CREATE INDEX CONCURRENTLY {part.index_name} ON {part.name} {{source_shape}}")))
+    # writers would wait behind what follows, so it must not wait itself; env.py tries again
+    op.execute("SET lock_timeout = '100ms'")
+    for part in reversed(parts):
+        if not part.leaf:
+            op.execute(sql(source.fill(f"CREATE INDEX {part.index_name} ON ONLY {part.name} {{source_shape}}")))
+    for part in parts[:-1]:
+        op.execute(sql(f"ALTER INDEX {part.above} ATTACH PARTITION {part.path}"))
+    op.execute(sql(source.fill("COMMENT ON INDEX {source_index_path} IS {source_shape_name}")))
+    wait_for_long_transactions()
+
+
+def drop(source: SourceTable) -> None:
+    # Of a partitioned table the whole goes with its root; what an interrupted build left stands alone.
+    parts = partitions(source)
+    if parts:
+        op.execute("SET lock_timeout = '100ms'")
+        for part in reversed(parts):
+            op.execute(sql(f"DROP INDEX IF EXISTS {part.path}"))
+        wait_for_long_transactions()
+    else:
+        op.execute(sql(source.fill("DROP INDEX CONCURRENTLY IF EXISTS {source_index_path}")))
+
+
+class Part(NamedTuple):
+    """A partition of a table of activities, quoted: `index_name` is its index without, `path` with its schema."""
+
+    name: str
+    leaf: bool
+    index_name: str
+    path: str
+    above: str | None
+
+
+def partitions(source: SourceTable) -> list[Part]:
+    """The partitions of a table of activities, the leaves first, itself the last; empty for a plain table."""
+    if op.get_context().as_sql:
+        return []
+    known = names(load(context.config))
+    query = """
+        SELECT t.relid::regclass::text, t.isleaf, pg_catalog.quote_ident(n.nspname), t.parentrelid::regclass::text
+        FROM pg_catalog.pg_partition_tree(pg_catalog.to_regclass(:host)) AS t
+        JOIN pg_catalog.pg_class AS c ON c.oid = t.relid JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE EXISTS (SELECT FROM pg_catalog.pg_class AS p WHERE p.oid = pg_catalog.to_regclass(:host) AND p.relkind = 'p')
+        ORDER BY t.level DESC, t.relid
+        """
+    found = op.get_bind().execute(text(query), {"host": known[source.key("source_table")]}).fetchall()
+    root, ours = known[source.key("source_index")], known["schema"][1:-1]
+    called = {
+        name: root if above is None else f'"ix_{ours}_{sha256((root + name).encode()).hexdigest()[:16]}"'
+        for name, _, _, above in found
+    }
+    paths = {name: f"{schema}.{called[name]}" for name, _, schema, _ in found}
+    return [Part(name, leaf, called[name], paths[name], paths.get(above)) for name, leaf, _, above in found]
 
 
 def require_transactions() -> None:

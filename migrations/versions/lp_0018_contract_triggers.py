@@ -11,7 +11,7 @@ Undone by: creating the triggers again.
 
 from alembic import op
 
-from leadprotect.settings import sql
+from leadprotect.settings import sources, sql
 
 revision = "lp_0018_contract_triggers"
 down_revision = "lp_0017_contract_enforce"
@@ -23,25 +23,33 @@ locks = {"upgrade": {"activities": "AccessExclusiveLock"}, "downgrade": {"activi
 
 def upgrade() -> None:
     ask_gate()
-    op.execute(
-        sql("""
-        DROP TRIGGER {transition} ON {activities};
-        DROP TRIGGER {note_writes} ON {activities}
-        """)
-    )
+    for source in sources():
+        op.execute(sql(source.fill("DROP TRIGGER {source_transition} ON {source_table}")))
+        if source.first:
+            op.execute(sql(source.fill("DROP TRIGGER {note_writes} ON {source_table}")))
 
 
 def downgrade() -> None:
-    op.execute(
-        sql("""
-        CREATE TRIGGER {note_writes} AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {activities}
-        FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_contextless_write();
-        CREATE TRIGGER {transition} AFTER INSERT OR UPDATE OR DELETE ON {activities}
-        FOR EACH ROW EXECUTE FUNCTION {schema}.own_active_lead();
-        ALTER TABLE {activities} ENABLE ALWAYS TRIGGER {note_writes};
-        ALTER TABLE {activities} ENABLE ALWAYS TRIGGER {transition}
-        """)
-    )
+    for source in sources():
+        if source.first:
+            op.execute(
+                sql(
+                    source.fill("""
+                    CREATE TRIGGER {note_writes} AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {source_table}
+                    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_contextless_write();
+                    ALTER TABLE {source_table} ENABLE ALWAYS TRIGGER {note_writes}
+                    """)
+                )
+            )
+        op.execute(
+            sql(
+                source.fill("""
+                CREATE TRIGGER {source_transition} AFTER INSERT OR UPDATE OR DELETE ON {source_table}
+                FOR EACH ROW EXECUTE FUNCTION {schema}.own_active_lead({source_argument});
+                ALTER TABLE {source_table} ENABLE ALWAYS TRIGGER {source_transition}
+                """)
+            )
+        )
 
 
 def ask_gate() -> None:

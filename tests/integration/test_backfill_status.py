@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 from leadprotect.backfilling import jobs
-from leadprotect.backfilling.ready import fingerprint
 from leadprotect.backfilling.run import backfill
 from leadprotect.cli import main
+from leadprotect.settings.sources import fingerprint
 from tests.support.leads import old_leads
 
 if TYPE_CHECKING:

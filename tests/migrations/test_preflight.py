@@ -12,6 +12,7 @@ import pytest
 from alembic import command
 from alembic.util import CommandError
 
+import leadprotect
 from leadprotect.preflight.check import version_problem
 from leadprotect.preflight.leftovers import _KEPT
 from tests.support.fingerprint import difference, fingerprint
@@ -155,11 +156,11 @@ SHAPES = {
     + "DROP {lead_id} CASCADE, ADD {lead_id} crm.no PRIMARY KEY": "crm.no, a domain over bigint, expected uuid",
     LEADS
     + "DROP {territory}, ADD {territory} text GENERATED ALWAYS AS ('DE') VIRTUAL": "is a VIRTUAL generated column",
-    "CREATE EXTENSION citext; " + ACTIVITIES + "ALTER {activity_kind} TYPE citext": "(citext: without case)",
+    "CREATE EXTENSION citext; " + ACTIVITIES + "ALTER {activity_kind} TYPE citext": "kind is citext, which",
     "DROP TABLE {leads} CASCADE; CREATE TABLE {leads} ({lead_id} uuid) PARTITION BY HASH ({lead_id})": "a partition is",
     KINDS + ACTIVITIES + "DROP {activity_kind}, ADD {activity_kind} public.kind": "qualifying_kinds: QUALIFIED_CALL, ",
-    "DROP TABLE {activities}; CREATE VIEW {activities} AS SELECT 1 AS one": "is not an ordinary table",
-    "DROP TABLE {activities}; CREATE TABLE {activities} (a int) PARTITION BY LIST (a)": "is not an ordinary table",
+    "DROP TABLE {activities}; CREATE VIEW {activities} AS SELECT 1 AS one": "is a view, on which no index",
+    "DROP TABLE {activities}; CREATE TABLE {activities} (a int) PARTITION BY LIST (a)": "activity_id_column: ",
 }
 
 
@@ -180,6 +181,80 @@ def test_a_collation_in_which_other_texts_are_equal_is_refused(host: Database) -
         "ALTER TABLE {leads} ALTER {territory} TYPE text COLLATE crm.folded"
     )
     with refused(host, "territory_column: public.leads.territory has the collation folded, in which texts that"):
+        pass
+
+
+EXPRESSIONS = {
+    ("activity_condition", "delted"): "activity_condition: 'delted' says nothing of a row of public.activities: ",
+    ("activity_condition", "lead_id"): "must be type boolean",
+    ("activity_condition", "count(*) > 1"): "aggregate functions are not allowed",
+    ("activity_condition", "generate_series(1, 2) = 1"): "set-returning functions are not allowed",
+    ("activity_condition", "created_at > now()"): "must say the same of a row at any time",
+    ("activity_condition", "random() > 0.5"): "must say the same of a row at any time",
+    ("activity_condition", "public.known(kind)"): "must say the same of a row at any time",
+    (
+        "activity_lead_id_column",
+        "lead_id::text",
+    ): "lead_id_type: 'lead_id::text' of public.activities is text, expected uuid",
+    ("activity_lead_id_column", "subject::uuid"): "activity_lead_id_column: 'subject::uuid' says nothing of a row",
+    ("activity_lead_id_column", "(coalesce(lead_id, gen_random_uuid()))"): "must say the same of a row at any time",
+}
+
+
+@ONE_SERVER
+@pytest.mark.parametrize("given", EXPRESSIONS, ids=lambda given: given[1])
+def test_what_an_expression_says_of_no_row_is_refused_with_the_key_named(
+    host: Database, given: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.sql("CREATE FUNCTION public.known(text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RETURN 1 / 0; END $$")
+    monkeypatch.setenv(f"LEADPROTECT_{given[0].upper()}", given[1])
+    with refused(host, EXPRESSIONS[given]):
+        pass
+
+
+@ONE_SERVER
+def test_a_kind_that_a_check_leaves_out_is_named(host: Database) -> None:
+    host.sql(
+        ACTIVITIES + "ADD CONSTRAINT known CHECK ({activity_kind} IN ('QUALIFIED_CALL', 'SAMPLE_FEEDBACK', 'NOTE'))"
+    )
+    with refused(host, "qualifying_kinds: the constraint known lets no row of public.activities have kind CUSTOMER_R"):
+        pass
+
+
+@ONE_SERVER
+def test_a_kind_that_a_domain_leaves_out_is_named(host: Database) -> None:
+    host.sql("CREATE DOMAIN public.kind AS text CHECK (VALUE <> 'SAMPLE_FEEDBACK')")
+    host.sql(ACTIVITIES + "ALTER {activity_kind} TYPE public.kind")
+    with refused(host, "lets no row of public.activities have kind SAMPLE_FEEDBACK: correct the setting"):
+        pass
+
+
+@ONE_SERVER
+def test_kinds_without_case_are_refused_with_the_condition_to_write(
+    host: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.sql("CREATE EXTENSION citext SCHEMA public")
+    host.sql(ACTIVITIES + "ALTER {activity_kind} TYPE public.citext")
+    with refused(host, "leave it empty, and write activity_condition = lower(\"kind\"::text) IN ('qualified_call', "):
+        pass
+    monkeypatch.setenv("LEADPROTECT_ACTIVITY_KIND_COLUMN", "")
+    monkeypatch.setenv("LEADPROTECT_ACTIVITY_CONDITION", "lower(\"kind\"::text) IN ('qualified_call')")
+    lead = host.lead()
+    host.activity(lead, host.user(1), kind="Qualified_CALL")
+    host.upgrade(MIGRATE_HEAD)
+    leadprotect.backfill(host.url, ["DE"])
+    assert host.user(1) == host.owner(lead)
+
+
+@ONE_SERVER
+def test_times_and_ids_of_several_tables_are_of_one_type(host: Database) -> None:
+    host.sql("CREATE TABLE crm.calls (id uuid, lead_id uuid, user_id uuid, created_at date)")
+    host.sections = {"calls": {"table": "crm.calls", "kind_column": ""}}
+    with refused(
+        host, "[leadprotect.activities.calls] id_column: crm.calls.id is uuid, and public.activities.id is bigint"
+    ):
+        pass
+    with refused(host, "[leadprotect.activities.calls] at_column: crm.calls.created_at is date"):
         pass
 
 

@@ -467,7 +467,13 @@ def statements(mends: str) -> list[str]:
 
 def test_every_check_has_a_planted_fault() -> None:
     """Those that not every server knows, or that are no fault of a database at head, are tested apart."""
-    apart = {"activities-in-future", "admin-option-alone", "server-version", "upgrade-pending"}
+    apart = {
+        "activities-in-future",
+        "kind-without-activities",
+        "admin-option-alone",
+        "server-version",
+        "upgrade-pending",
+    }
     assert KNOWN.keys() - apart == {planted.check for planted in PLANTED}
 
 
@@ -546,6 +552,17 @@ def test_an_activity_that_is_yet_to_come_is_a_warning_while_activities_make_owne
     assert ("warning", True) == (warning.level, warning.what.startswith("1 qualifying activities are in the future"))
     assert warning.mends is not None
     assert 1 == len(expanded.sql(warning.mends.replace("{", "{{").replace("}", "}}")))
+
+
+def test_a_kind_that_no_activity_has_is_a_note_while_activities_make_owners(expanded: Database) -> None:
+    assert [] == found(expanded, "kind-without-activities")  # the control: nothing is known of an empty table
+    lead = expanded.lead("DE")
+    for kind in expanded.settings.qualifying_kinds[1:]:
+        expanded.activity(lead, expanded.user(1), kind=kind)
+    (note,) = found(expanded, "kind-without-activities")
+    assert ("note", "no activity has the kind QUALIFIED_CALL of qualifying_kinds") == (note.level, note.what)
+    expanded.activity(lead, expanded.user(1), kind="QUALIFIED_CALL")
+    assert [] == found(expanded, "kind-without-activities")
 
 
 @pytest.mark.profiles("pg18")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import threading
 import uuid
 from argparse import Namespace
@@ -35,9 +36,9 @@ DATA = ("SELECT", "INSERT", "UPDATE", "DELETE")
 
 
 @lru_cache(maxsize=16)
-def parsed(given: tuple[tuple[str, str], ...]) -> Settings:
-    """Settings of a database, which are asked for with every statement."""
-    return parse(dict(given))
+def parsed(given: str) -> Settings:
+    """Settings of a database and of its further activities, as JSON; they are asked for with every statement."""
+    return parse(*json.loads(given))
 
 
 @dataclass
@@ -48,6 +49,7 @@ class Database:
     profile: Profile
     name: str
     overrides: dict[str, str] = field(default_factory=dict)
+    sections: dict[str, dict[str, str]] = field(default_factory=dict)  # of further tables of activities
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     @property
@@ -62,7 +64,7 @@ class Database:
     @property
     def settings(self) -> Settings:
         given = {"observation_window": "0", "database_url": self.url} | self.profile.settings | self.overrides
-        return parsed(tuple(given.items()))
+        return parsed(json.dumps([given, self.sections]))
 
     # --- connections
 
@@ -167,6 +169,9 @@ class Database:
         arguments = Namespace(x=[f"{key}={value}" for key, value in x.items()])
         config = Config(str(ROOT / "alembic.ini"), output_buffer=output, cmd_opts=arguments)
         config.attributes["configure_logger"] = False
+        for name, section in self.sections.items():
+            for key, value in section.items():
+                config.set_section_option(f"leadprotect.activities.{name}", key, value.replace("%", "%%"))
         return config
 
     def upgrade(self, revision: str = "head", **x: str) -> None:

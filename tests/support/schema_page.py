@@ -118,7 +118,7 @@ SUBJECTS = (
         the backfill walks, and note who writes without a context. The functions stay after contract, their triggers
         do not: undoing contract needs them.""",
         "contextless_writes note_contextless_write in_transition require_transition unsettled_leads note_unsettled "
-        "own_moved_lead own_active_lead newest_activities",
+        "own_moved_lead own_active_lead derived_owners",
     ),
     Subject(
         "Backfill and verification",
@@ -261,7 +261,9 @@ def host_name(entry: Fragment) -> str:
 
 def origins(settings: Settings) -> dict[str, tuple[str, int]]:
     """Object -> the revision that makes it (of grants all that add one), and its place in the order of statements."""
-    known, place = names(settings), count()
+    known, place = dict(names(settings)), count()
+    # what is made for each table of activities, by its placeholders of the first one
+    known |= {key.removesuffix("__"): text for key, text in known.items() if key.endswith("__")}
     found: dict[str, tuple[str, int]] = {}
     for script in SCRIPTS:
         source = Path(script.path).read_text(encoding="utf-8")

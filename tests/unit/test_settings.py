@@ -91,6 +91,11 @@ GOOD = {
     "activity_user_id_column": ("seller", "seller"),
     "activity_kind_column": ("what?", "what?"),
     "activity_at_column": ("happened.at", "happened.at"),
+    "activity_condition": ("NOT deleted AND note <> '%;--(select'", "NOT deleted AND note <> '%;--(select'"),
+    "excluded_users": (
+        "00000000-0000-0000-0000-0000000000ff, 00000000-0000-0000-0000-0000000000FE",
+        ("00000000-0000-0000-0000-0000000000ff", "00000000-0000-0000-0000-0000000000FE"),
+    ),
     "qualifying_kinds": ("O'Brien's 10 % {call}, a :b :cc:d", ("O'Brien's 10 % {call}", "a :b :cc:d")),
     "territories": ("AT, LI", ("AT", "LI")),
     "user_guc": ("crm.seller", "crm.seller"),
@@ -273,7 +278,8 @@ def test_a_name_that_postgresql_would_cut_is_refused(key: str) -> None:
     assert refusal(**{key: name}).startswith(f"{key}: ")
 
 
-NEVER_EMPTY = [key for key in NAMES if key != "version_table_schema"]  # there it means the schema
+# there it means the schema, and that activities have no kind
+NEVER_EMPTY = [key for key in NAMES if key not in {"version_table_schema", "activity_kind_column"}]
 
 
 @pytest.mark.parametrize("key", [*NEVER_EMPTY, "lead_id_type", "host_rls", "user_guc", "observation_window"])
@@ -351,6 +357,81 @@ def test_a_bad_kind_is_refused(text: str) -> None:
 )
 def test_one_column_can_t_serve_two_keys(first: str, second: str) -> None:
     assert refusal(**{first: "x", second: "x"}) == f"{first} and {second} name the same column: x"
+
+
+NO_CONDITION = {
+    "true; DROP TABLE x": "a second statement",
+    "true -- AND deleted": "a comment",
+    "true /* AND */": "a comment",
+    "id IN (SELECT id FROM x)": "a subquery",
+    "EXISTS ( values (1))": "a subquery",
+    "a = $$x$$": "what a revision can't hold",
+    "a = E'\\x'": "what a revision can't hold",
+    "a = '{leads}'": "what a revision can't hold",
+    "a) OR (b": "does not close",
+    "(a": "does not close",
+    "a = 'b": "does not close",
+    'a = "b': "does not close",
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), NO_CONDITION.items())
+def test_a_condition_is_one_expression_over_a_row(text: str, expected: str) -> None:
+    assert refusal(activity_condition=text).startswith("activity_condition: ")
+    assert expected in refusal(activity_condition=text)
+    assert refusal(activity_lead_id_column=f"{text}::uuid").startswith("activity_lead_id_column: ")
+
+
+def test_a_lead_of_an_activity_may_be_an_expression() -> None:
+    assert "subject_id::text" == parse({"activity_lead_id_column": "subject_id::text"}).activity_lead_id_column
+    assert "activity_lead_id_column: 'a:b'" in refusal(activity_lead_id_column="a:b")
+
+
+def test_an_excluded_user_is_of_the_type_of_users() -> None:
+    assert refusal(excluded_users="system") == "excluded_users: 'system' is no uuid, which user_id_type says"
+    assert ("system", "import") == parse({"excluded_users": "system, import", "user_id_type": "text"}).excluded_users
+
+
+def test_a_section_names_a_further_table_of_activities(tmp_path: Path) -> None:
+    path = ini(
+        tmp_path,
+        """
+        [leadprotect]
+        activity_kind_column =
+        [leadprotect.activities.calls]
+        table = crm.calls
+        lead_id_column = lead
+        condition = NOT cancelled
+        """.replace("    ", ""),
+    )
+
+    own, calls = load(environ={"LEADPROTECT_CONFIG": str(path)}).activities
+
+    assert ("", "public.activities", "") == (own.name, own.table, own.kind_column)
+    assert ("calls", "crm.calls", "lead", "kind") == (calls.name, calls.table, calls.lead_id_column, calls.kind_column)
+    assert ("NOT cancelled", own.qualifying_kinds) == (calls.condition, calls.qualifying_kinds)
+    assert load(Config(str(path)), environ={}).activities == (own, calls)
+
+
+SECTIONS = {
+    "calls": ({"table": "crm.calls", "kind": "x"}, "unknown key 'kind' in [leadprotect.activities.calls]"),
+    "none": ({"id_column": "x"}, "[leadprotect.activities.none] names no table"),
+    "Calls": ({"table": "crm.calls"}, "[leadprotect.activities.Calls]: the name is not of 1 to 16"),
+    "empty": ({"table": "crm.calls", "id_column": ""}, "[leadprotect.activities.empty]: activity_id_column is empty"),
+    "twice": (
+        {"table": "crm.calls", "id_column": "x", "at_column": "x"},
+        "[leadprotect.activities.twice] id_column and",
+    ),
+    "ours": ({"table": "leadprotect.calls"}, "holds [leadprotect.activities.ours] table"),
+}
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_bad_section_is_named(name: str) -> None:
+    section, expected = SECTIONS[name]
+    with pytest.raises(SettingsError) as caught:
+        parse({}, {name: section})
+    assert expected in str(caught.value)
 
 
 @pytest.mark.parametrize("key", ["user_guc", "territory_guc", "correlation_guc"])

@@ -1,0 +1,243 @@
+"""The tables that owners are derived from: their shape, and what the settings say of a row of them."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from leadprotect.database.catalog import one, relation
+from leadprotect.preflight.columns import IDS, TEXTS, columns_of, unfit
+from leadprotect.settings import Activities, Settings, ident, literal, table
+from leadprotect.settings.activities import is_expression
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# text would order them by its characters, and the newest activity makes the owner
+_TIMES = ("timestamp with time zone", "timestamp without time zone", "date")
+# what a server says of an expression that no index takes: https://www.postgresql.org/docs/current/errcodes-appendix.html
+_NO_INDEX = ("42P17", "0A000")
+
+
+def activities(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
+    """Findings about the tables of activities: kind of table, columns, types, kinds, conditions."""
+    found = []
+    for source in s.activities:
+        problems = _columns(conn, s, source)
+        found += problems or [*_relatives(conn, source), *_kinds(conn, source), *_expressions(conn, s, source)]
+    return found or _alike(conn, s)
+
+
+def _columns(conn: psycopg.Connection[Any], s: Settings, source: Activities) -> list[str]:
+    oid = relation(conn, *source.table.split(".", 1))
+    kind = one(conn, "SELECT relkind::text FROM pg_class WHERE oid = %s", oid)
+    if kind is None:
+        return [f"{source.key('table')}: there is no table {source.table}"]
+    if kind == "v":
+        return [
+            (
+                f"{source.key('table')}: {source.table} is a view, on which no index and no trigger can stand: "
+                f"name the table that it reads, and what the view leaves out as {source.key('condition')}"
+            )
+        ]
+    if kind not in "rp":
+        return [f"{source.key('table')}: {source.table} is no table that an index can be built on (relkind {kind!r})"]
+    columns = columns_of(conn, oid)
+    found = []
+    allowed: dict[str, tuple[tuple[str, ...] | None, str]] = {
+        "id_column": (None, ""),
+        "lead_id_column": (IDS[s.lead_id_type], "lead_id_type"),
+        "user_id_column": (IDS[s.user_id_type], "user_id_type"),
+        "kind_column": (None, ""),
+        "at_column": (_TIMES, source.key("at_column")),
+    }
+    for field, column in source.columns.items():
+        fits, key = allowed[field]
+        if column not in columns:
+            having = ", ".join(sorted(columns))
+            found.append(f"{source.key(field)}: {source.table} has no column {column}; it has {having}")
+            continue
+        unfitting = unfit(source.key(field), f"{source.table}.{column}", columns[column], fits, key)
+        if unfitting and field == "lead_id_column":
+            unfitting[0] += f"; another type is cast: {source.key(field)} = {column}::{s.lead_id_type}"
+        found += unfitting
+    return found
+
+
+def _relatives(conn: psycopg.Connection[Any], source: Activities) -> list[str]:
+    """A child by inheritance has rows without our trigger; a partition has all that its parent has."""
+    query = """
+        SELECT i.inhrelid::regclass::text FROM pg_inherits AS i JOIN pg_class AS p ON p.oid = i.inhparent
+        WHERE p.oid = %s AND p.relkind <> 'p' ORDER BY 1
+        """
+    found = conn.execute(query, (relation(conn, *source.table.split(".", 1)),)).fetchall()
+    return [
+        (
+            f"{source.key('table')}: {source.table} shares its rows by inheritance with "
+            f"{', '.join(name for (name,) in found)}, "
+            "where they would not be seen: ALTER TABLE ... NO INHERIT ..."
+        )
+    ] * bool(found)
+
+
+def _kinds(conn: psycopg.Connection[Any], source: Activities) -> list[str]:
+    """The kinds are written into an index: they must be values of the column's type that it may hold."""
+    if not source.kind_column:
+        return []
+    where = f"{source.table}.{source.kind_column}"
+    column = """
+        SELECT format_type(a.atttypid, NULL), b.typtype::text, b.typcategory::text, b.typname::text, ARRAY(
+                 SELECT wanted FROM unnest(%s::text[]) AS wanted
+                 WHERE NOT EXISTS (SELECT FROM pg_enum AS e WHERE e.enumtypid = b.oid AND e.enumlabel = wanted))
+        FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
+        JOIN pg_type AS b ON b.oid = coalesce(nullif(t.typbasetype, 0), t.oid)
+        WHERE a.attrelid = %s AND a.attname = %s
+        """
+    oid = relation(conn, *source.table.split(".", 1))
+    row = conn.execute(column, (list(source.qualifying_kinds), oid, source.kind_column)).fetchone()
+    kind, typtype, category, base, foreign = row or ("", "", "S", "", [])
+    if base == "citext":
+        kinds = ", ".join(literal(one.lower()) for one in source.qualifying_kinds)
+        return [
+            (
+                f"{source.key('kind_column')}: {where} is citext, which leadprotect would compare by case: "
+                f"leave it empty, and write "
+                f"{source.key('condition')} = lower({ident(source.kind_column)}::text) IN ({kinds})"
+            )
+        ]
+    if category == "S" and columns_of(conn, oid)[source.kind_column].base not in (*TEXTS, "character", "name"):
+        return [
+            f"{source.key('kind_column')}: {where} is {kind}, which compares in its own way; expected text or an enum"
+        ]
+    if typtype == "e" and foreign:
+        return [f"{source.key('qualifying_kinds')}: {', '.join(foreign)} is no label of the enum in {where}"]
+    if typtype != "e" and category != "S":
+        return [f"{source.key('kind_column')}: {where} is {kind}, expected text or an enum"]
+    return _excluded(conn, source, oid, kind)
+
+
+def _excluded(conn: psycopg.Connection[Any], source: Activities, oid: int | None, kind: str) -> list[str]:
+    """Kinds that a CHECK of the column, or of its domain, leaves out; nothing of the host's is called for it."""
+    checks = """
+        SELECT c.conname::text, c.contypid <> 0, pg_get_expr(c.conbin, c.conrelid)
+        FROM pg_constraint AS c JOIN pg_attribute AS a ON a.attrelid = %(oid)s AND a.attname = %(column)s
+        WHERE c.contype = 'c' AND (c.conrelid = a.attrelid AND c.conkey = ARRAY[a.attnum] OR c.contypid = a.atttypid)
+          AND NOT EXISTS (
+            SELECT FROM pg_depend AS d WHERE d.classid = 'pg_constraint'::regclass AND d.objid = c.oid
+              AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass))
+        ORDER BY 1
+        """
+    found = []
+    for name, of_domain, condition in conn.execute(checks, {"oid": oid, "column": source.kind_column}).fetchall():
+        column = "VALUE" if of_domain else ident(source.kind_column)
+        said = condition.replace("VALUE", ident("VALUE")) if of_domain else condition
+        typed = "text" if of_domain else kind
+        left_out = [
+            wanted
+            for wanted in source.qualifying_kinds
+            if one(
+                conn,
+                f"SELECT NOT ({said}) FROM (SELECT {literal(wanted)}::{typed} AS "
+                f"{ident('VALUE') if of_domain else column}) AS v",
+            )
+        ]
+        if left_out:
+            found.append(
+                f"{source.key('qualifying_kinds')}: the constraint {name} lets no row of {source.table} have "
+                f"{source.kind_column} {', '.join(left_out)}: correct the setting, or the constraint"
+            )
+    return found
+
+
+def _expressions(conn: psycopg.Connection[Any], s: Settings, source: Activities) -> list[str]:
+    """What the settings say in SQL: parsed by the server and never run, then built as an index of no row."""
+    found = []
+    if source.condition:
+        found += _refused(
+            conn, source, "condition", f"SELECT FROM {table(source.table)} AS v WHERE ({source.condition})"
+        )
+    if is_expression(source.lead_id_column):
+        asked = f"SELECT ({source.lead_id_column}) FROM {table(source.table)} AS v"
+        found += _refused(conn, source, "lead_id_column", asked, of_type=IDS[s.lead_id_type])
+    return found or _unindexable(conn, source)
+
+
+def _refused(
+    conn: psycopg.Connection[Any], source: Activities, field: str, asked: str, of_type: tuple[str, ...] = ()
+) -> list[str]:
+    """Why the server does not take it: to prepare is to parse, nothing is planned and no function is called."""
+    said = getattr(source, field)
+    with _undone(conn):
+        prepared = conn.pgconn.prepare(b"leadprotect_check", asked.encode())
+        if prepared.status != psycopg.pq.ExecStatus.COMMAND_OK:
+            why = (prepared.error_field(psycopg.pq.DiagnosticField.MESSAGE_PRIMARY) or b"").decode("utf-8", "replace")
+            return [
+                (
+                    f"{source.key(field)}: {said!r} says nothing of a row of {source.table}: {why}. "
+                    "Columns are named bare, mixed case in double quotes; functions with their schema"
+                )
+            ]
+        described = conn.pgconn.describe_prepared(b"leadprotect_check")
+        oid = described.ftype(0) if of_type else 0
+        conn.execute("DEALLOCATE leadprotect_check")
+        kind = one(conn, "SELECT format_type(%s, NULL)", oid) if of_type else None
+    if of_type and kind not in of_type:
+        return [f"lead_id_type: {said!r} of {source.table} is {kind}, expected {' or '.join(of_type)}"]
+    return []
+
+
+def _unindexable(conn: psycopg.Connection[Any], source: Activities) -> list[str]:
+    """What no index takes would make one owner today and another tomorrow: now(), a setting, a random number."""
+    able = """
+        SELECT has_database_privilege(current_database(), 'TEMP') AND current_setting('transaction_read_only') = 'off'
+          AND NOT pg_is_in_recovery()
+        """
+    said = {field: getattr(source, field) for field in ("condition", "lead_id_column")}
+    asked = {
+        "condition": f"({ident(source.id_column)}) WHERE ({said['condition']})" if said["condition"] else "",
+        "lead_id_column": f"(({said['lead_id_column']}))" if is_expression(said["lead_id_column"]) else "",
+    }
+    if not any(asked.values()) or not one(conn, able):
+        return []
+    for field, shape in asked.items():
+        if not shape:
+            continue
+        try:
+            with _undone(conn):
+                conn.execute(f"CREATE TEMP TABLE leadprotect_check (LIKE {table(source.table)} INCLUDING GENERATED)")
+                conn.execute(f"CREATE INDEX ON pg_temp.leadprotect_check {shape}")
+        except psycopg.Error as error:
+            if error.sqlstate in _NO_INDEX:
+                return [
+                    (
+                        f"{source.key(field)}: {said[field]!r} can't be in an index ({error.diag.message_primary}): "
+                        "it must say the same of a row at any time and for anybody"
+                    )
+                ]
+    return []
+
+
+def _alike(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
+    """Of several tables one activity is the newest: their times and ids are compared with each other."""
+    first, *others = s.activities
+    found = []
+    kinds = [columns_of(conn, relation(conn, *source.table.split(".", 1))) for source in s.activities]
+    for source, types in zip(others, kinds[1:], strict=True):
+        for field in ("at_column", "id_column"):
+            here, there = types[getattr(source, field)].base, kinds[0][getattr(first, field)].base
+            if here != there:
+                found.append(
+                    f"{source.key(field)}: {source.table}.{getattr(source, field)} is {here}, and "
+                    f"{first.table}.{getattr(first, field)} is {there}; of several tables they must be of one type: "
+                    "add a generated column of that type to one of them, and name it"
+                )
+    return found
+
+
+@contextmanager
+def _undone(conn: psycopg.Connection[Any]) -> Iterator[None]:
+    """Whatever the block does is rolled back, whether the caller is in a transaction or not."""
+    with conn.transaction(force_rollback=True):
+        yield

@@ -1,0 +1,68 @@
+"""A column of the host, as the catalog has it, and why it can't serve."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import psycopg
+
+TEXTS = ("text", "character varying")
+IDS = {"bigint": ("bigint",), "integer": ("integer",), "uuid": ("uuid",), "text": TEXTS}
+"""The types of a column, domains aside, that a type of the settings may be."""
+
+
+class Column(NamedTuple):
+    """A column as the catalog has it: `base` is its type below domains, `virtual` the expression it is made of."""
+
+    name: str
+    type: str
+    base: str
+    virtual: str | None
+    folds: str | None
+
+
+# what a row of the table has in each of its columns; the innermost type of a domain comes last
+_SHAPES = """
+    WITH RECURSIVE typed AS (
+      SELECT a.attrelid, a.attnum, a.attname::text AS name, a.atttypid AS declared, a.attcollation,
+             to_jsonb(a) ->> 'attgenerated' AS generated, a.atttypid AS base, 0 AS depth
+      FROM pg_attribute AS a WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped
+      UNION ALL
+      SELECT c.attrelid, c.attnum, c.name, c.declared, c.attcollation, c.generated, t.typbasetype, c.depth + 1
+      FROM typed AS c JOIN pg_type AS t ON t.oid = c.base WHERE t.typtype = 'd')
+    SELECT DISTINCT ON (c.attnum) c.name, format_type(c.declared, NULL), format_type(c.base, NULL),
+           CASE c.generated WHEN 'v' THEN pg_get_expr(d.adbin, d.adrelid) END,
+           CASE WHEN NOT coalesce(l.collisdeterministic, true) THEN l.collname::text END
+    FROM typed AS c
+    LEFT JOIN pg_attrdef AS d ON d.adrelid = c.attrelid AND d.adnum = c.attnum
+    LEFT JOIN pg_collation AS l ON l.oid = c.attcollation
+    ORDER BY c.attnum, c.depth DESC
+    """
+
+
+def columns_of(conn: psycopg.Connection[Any], oid: int | None) -> dict[str, Column]:
+    """The columns of a table, by name."""
+    return {column.name: column for column in map(Column._make, conn.execute(_SHAPES, (oid,)))}
+
+
+def unfit(key: str, where: str, column: Column, allowed: tuple[str, ...] | None, type_key: str) -> list[str]:
+    """Why a column can't serve: what no index holds, what takes two values for one, another type than `allowed`."""
+    if column.virtual:
+        return [
+            (
+                f"{key}: {where} is a VIRTUAL generated column, which no index can hold: store it "
+                f"(GENERATED ALWAYS AS ({column.virtual}) STORED), or name a column that is stored"
+            )
+        ]
+    if column.folds:
+        return [
+            (
+                f"{key}: {where} has the collation {column.folds}, in which texts that differ are equal, "
+                "and so one lead would be another: give it a deterministic one"
+            )
+        ]
+    if allowed is not None and column.base not in allowed:
+        named = column.base if column.type == column.base else f"{column.type}, a domain over {column.base}"
+        return [f"{type_key}: {where} is {named}, expected {' or '.join(allowed)}"]
+    return []

@@ -1,0 +1,220 @@
+"""Where owners come from: what the settings name, and the one derivation of it, as SQL.
+
+Every function, trigger and check asks by what is written here. A row qualifies by its condition, its kind and
+its user; the newest one of a lead that is not in the future makes the owner, of all sources together.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from leadprotect.settings.activities import COLUMNS, Activities, is_expression
+from leadprotect.settings.quoting import ident, literal, table
+
+if TYPE_CHECKING:
+    from leadprotect.settings.load import Settings
+
+
+@dataclass(frozen=True)
+class SourceTable:
+    """A source, for a revision; `first`: of several that read one table, what is once on a table is its."""
+
+    name: str
+    first: bool
+
+    def key(self, placeholder: str) -> str:
+        """What `leadprotect.settings.names` calls a placeholder of this source."""
+        return f"{placeholder}__{self.name}"
+
+    def fill(self, statement: str) -> str:
+        """`statement` with ``{source_table}`` and its kin naming this source's, for `leadprotect.settings.sql`."""
+        return re.sub(r"\{(source_[a-z_]+)\}", lambda match: f"{{{self.key(match[1])}}}", statement)
+
+
+def suffix(activities: Activities) -> str:
+    """What tells the objects of a further source from those of the first."""
+    return f"_{activities.name}" if activities.name else ""
+
+
+def filled(s: Settings) -> list[SourceTable]:
+    """The sources of the settings, for a revision."""
+    known = [one.table for one in s.activities]
+    return [SourceTable(one.name, one.table not in known[:place]) for place, one in enumerate(s.activities)]
+
+
+def placeholders(s: Settings) -> dict[str, str]:
+    """What a revision calls the derivation and its parts."""
+    own = {f"{key}__{one.name}": text for one in s.activities for key, text in _source(s, one).items()}
+    return own | {
+        "qualifying": _qualifying(s),
+        "derived_owner": _derived_owner(s),
+        "read_activity": "\n".join(_read_activity(s, one) for one in s.activities),
+        "source_names": ", ".join(literal(table(name)) for name in _tables(s)),
+        "source_schemas": ", ".join(sorted({literal(name.split(".", 1)[0]) for name in _tables(s)})),
+        "source_triggers": ", ".join(
+            line
+            for one in s.activities
+            for line in _triggers(s, one.table, ("own_active_lead", f"transition{suffix(one)}"))
+        ),
+        "transition_triggers": ",\n                         ".join(
+            [
+                *_triggers(
+                    s, s.leads_table, ("note_contextless_write", "note_writes"), ("own_moved_lead", "territory")
+                ),
+                *(
+                    line
+                    for name in _tables(s)
+                    for line in _triggers(s, name, ("note_contextless_write", "note_writes"))
+                ),
+                *(
+                    line
+                    for one in s.activities
+                    for line in _triggers(s, one.table, ("own_active_lead", f"transition{suffix(one)}"))
+                ),
+            ]
+        ),
+        "source_index_shapes": ",\n                       ".join(
+            "({source_index_path_name}, {source_name}, false, ARRAY[{source_index_columns}])".format(**_source(s, one))
+            for one in s.activities
+        ),
+        "source_indexes": ", ".join(_source(s, one)["source_index_path_name"] for one in s.activities),
+        "derivation": literal(fingerprint(s)),
+        "excluded_users": ", ".join(map(literal, s.excluded_users)),
+    }
+
+
+def fingerprint(s: Settings) -> str:
+    """The settings that decide who owns a lead, as the functions in the database hold them."""
+    leads = [table(s.leads_table), ident(s.lead_id_column), ident(s.territory_column)]
+    sources = [
+        part
+        for one in s.activities
+        for part in (
+            *([f"[{one.name}]"] if one.name else []),
+            table(one.table),
+            *(_value(getattr(one, field), "") for field in COLUMNS if getattr(one, field)),
+            *([one.condition] if one.condition else []),
+            *([", ".join(sorted(one.qualifying_kinds))] if one.kind_column else []),
+        )
+    ]
+    excluded = [f"without {', '.join(sorted(s.excluded_users))}"] if s.excluded_users else []
+    return "; ".join([*leads, *sources, *excluded])
+
+
+def qualifies(s: Settings, one: Activities, alias: str = "v", *, indexed: bool = False) -> str:
+    """The condition on a row of the source, its time aside; of `indexed`, what its index is built for."""
+    user = _value(one.user_id_column, alias)
+    parts = [f"({one.condition})"] if one.condition else []
+    if one.kind_column:
+        parts.append(f"{_value(one.kind_column, alias)} IN ({', '.join(map(literal, one.qualifying_kinds))})")
+    parts.append(f"{user} IS NOT NULL")
+    if s.excluded_users and not indexed:
+        parts.append(f"{user}::{s.user_id_type} NOT IN ({', '.join(map(literal, s.excluded_users))})")
+    return " AND ".join(parts)
+
+
+def _current(s: Settings, one: Activities) -> str:
+    """The condition on a row that makes an owner now: nobody dates himself in front of all others."""
+    return f"{qualifies(s, one)} AND ({_value(one.at_column, 'v')} <= pg_catalog.clock_timestamp()) IS NOT FALSE"
+
+
+def _qualifying(s: Settings) -> str:
+    """The leads with a row that makes an owner, as something to select from."""
+    asked = [
+        f"SELECT {_lead(one, 'v')} AS lead_id FROM {table(one.table)} AS v WHERE {_current(s, one)}"
+        for one in s.activities
+    ]
+    return f"({' UNION ALL '.join(asked)})"
+
+
+def _derived_owner(s: Settings) -> str:
+    """The row that makes the owner of ``wanted.lead_id``, if any: user_id, at, id, source."""
+    asked = [
+        f"SELECT {_value(one.user_id_column, 'v')}::{s.user_id_type} AS user_id, "
+        f"{_value(one.at_column, 'v')} AS at, {_value(one.id_column, 'v')} AS id, "
+        f"{literal(one.name) if one.name else 'NULL'}::text AS source "
+        f"FROM {table(one.table)} AS v WHERE {_lead(one, 'v')} = wanted.lead_id AND {_current(s, one)} "
+        f"ORDER BY {_value(one.at_column, 'v')} DESC NULLS LAST, {_value(one.id_column, 'v')} DESC LIMIT 1"
+        for one in s.activities
+    ]
+    if len(asked) == 1:
+        return f"({asked[0]})"
+    together = " UNION ALL ".join(f"({one})" for one in asked)
+    return (
+        f"(SELECT d.user_id, d.at, d.id, d.source FROM ({together}) AS d "
+        f'ORDER BY d.at DESC NULLS LAST, d.source COLLATE "C" NULLS FIRST LIMIT 1)'
+    )
+
+
+def _read_activity(s: Settings, one: Activities) -> str:
+    """For the trigger: what the derivation reads of the row before and after, nothing where it does not qualify."""
+
+    def read(row: str, into: str) -> str:
+        values = (one.user_id_column, one.at_column, one.id_column)
+        fields = ("lead_id", "user_id", "activity_at", "activity_id")
+        return (
+            f"SELECT {', '.join([_lead(one, 'v'), *(_value(value, 'v') for value in values)])} "
+            f"INTO {', '.join(f'{into}.{field}' for field in fields)} "
+            f"FROM (SELECT {row}.*) AS v WHERE {qualifies(s, one)};"
+        )
+
+    return (
+        f"IF TG_ARGV[0] IS NOT DISTINCT FROM {literal(one.name) if one.name else 'NULL'} THEN\n"
+        f"            IF TG_OP <> 'INSERT' THEN\n              {read('OLD', 'was')}\n            END IF;\n"
+        f"            IF TG_OP <> 'DELETE' THEN\n              {read('NEW', 'fresh')}\n            END IF;\n"
+        "          END IF;"
+    )
+
+
+def _source(s: Settings, one: Activities) -> dict[str, str]:
+    schema = one.table.split(".", 1)[0]
+    index = f"ix_{s.schema}_activities{suffix(one)}"
+    keys = (
+        _lead(one, ""),
+        f"{ident(one.at_column)} DESC NULLS LAST",
+        f"{ident(one.id_column)} DESC",
+    )
+    shape = f"({', '.join(keys)}) INCLUDE ({ident(one.user_id_column)}) WHERE {qualifies(s, one, '', indexed=True)}"
+    columns = (one.lead_id_column, one.at_column, one.id_column, one.user_id_column)
+    return {
+        "source_table": table(one.table),
+        # every row that belongs to a lead, whether it qualifies or not
+        "source_rows": f"SELECT FROM {table(one.table)} AS v WHERE {f'({one.condition})' if one.condition else 'true'}",
+        "source_columns": ", ".join(ident(column) for column in one.columns.values()),
+        "source_words": f"ARRAY[{', '.join(map(literal, one.words))}]::text[]",
+        "source_lead": _lead(one, "v"),
+        "source_name": literal(table(one.table)),
+        "source_argument": literal(one.name) if one.name else "",
+        "source_transition": ident(s.role(f"transition{suffix(one)}")),
+        "source_index": ident(index),
+        "source_index_path": ident(schema, index),
+        "source_index_path_name": literal(ident(schema, index)),
+        "source_shape": shape,
+        "source_shape_name": literal(f"leadprotect: {shape}"),
+        "source_index_columns": ", ".join("NULL" if is_expression(name) else literal(name) for name in columns),
+    }
+
+
+def _triggers(s: Settings, name: str, *pairs: tuple[str, str]) -> list[str]:
+    """Of each function of a trigger on the host, and what its trigger is called: a row of VALUES."""
+    host = literal(table(name))
+    return [f"({literal(function)}, {host}::regclass, {literal(s.role(called))})" for function, called in pairs]
+
+
+def _tables(s: Settings) -> list[str]:
+    return list(dict.fromkeys(one.table for one in s.activities))
+
+
+def _lead(one: Activities, alias: str) -> str:
+    """The lead of a row. Where the condition leaves a row out, what stands for its lead may be no id at all."""
+    if one.condition and is_expression(one.lead_id_column):
+        return f"(CASE WHEN {one.condition} THEN {one.lead_id_column} END)"
+    return _value(one.lead_id_column, alias)
+
+
+def _value(text: str, alias: str) -> str:
+    if is_expression(text):
+        return f"({text})"
+    return f"{alias}.{ident(text)}" if alias else ident(text)

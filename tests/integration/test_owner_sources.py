@@ -1,0 +1,233 @@
+"""Owners from several tables of activities, as hosts have them, and an oracle that knows none of our SQL."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import leadprotect
+from leadprotect.backfilling.run import backfill
+from leadprotect.backfilling.verify import verify_owners
+from tests.support.leads import owners
+from tests.support.profiles import NIGHTLY
+from tests.support.revisions import HEAD, MIGRATE_HEAD
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.database import Database
+
+ROUNDS = 40 if NIGHTLY else 4
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+SYSTEM = 99
+"""A user of the host that is no seller."""
+
+# Messages of leads and of customers in one table, with the id as text; calls of a day, some cancelled, in partitions.
+TABLES = """
+CREATE TABLE crm.messages (
+  id bigserial PRIMARY KEY,
+  "subjectType" text NOT NULL,
+  subject_id text NOT NULL,
+  sender {user_id_type},
+  sent timestamptz
+);
+CREATE TABLE crm.calls (
+  id bigint NOT NULL,
+  lead {lead_id_type} NOT NULL,
+  agent {user_id_type},
+  outcome text,
+  cancelled boolean NOT NULL DEFAULT false,
+  happened timestamptz,
+  part integer NOT NULL
+) PARTITION BY LIST (part);
+CREATE TABLE crm.calls_0 PARTITION OF crm.calls FOR VALUES IN (0);
+CREATE TABLE crm.calls_1 PARTITION OF crm.calls FOR VALUES IN (1)
+"""
+
+
+def sections(database: Database) -> dict[str, dict[str, str]]:
+    kind = database.settings.lead_id_type
+    return {
+        "messages": {
+            "table": "crm.messages",
+            "lead_id_column": f"subject_id::{kind}",
+            "user_id_column": "sender",
+            "kind_column": "",
+            "at_column": "sent",
+            "condition": "\"subjectType\" = 'LEAD'",
+        },
+        "calls": {
+            "table": "crm.calls",
+            "lead_id_column": "lead",
+            "user_id_column": "agent",
+            "kind_column": "outcome",
+            "at_column": "happened",
+            "qualifying_kinds": "reached, 100 %",
+            "condition": "NOT cancelled",
+        },
+    }
+
+
+@dataclass
+class Row:
+    """What a person would say of an activity: which table it is in, and whether it counts."""
+
+    source: str
+    number: int
+    lead: Any
+    user: int | None
+    at: datetime | None
+    counts: bool
+
+
+class Host:
+    """The host, and beside it what it should come to."""
+
+    def __init__(self, database: Database, seed: int) -> None:
+        self.database, self.random = database, random.Random(seed)  # noqa: S311 - worlds, no secret
+        self.rows: list[Row] = []
+        self.leads: list[Any] = []
+
+    def leads_of(self, count: int) -> None:
+        self.leads += [self.database.lead() for _ in range(count)]
+
+    def act(self, count: int) -> None:
+        for _ in range(count):
+            source = self.random.choice(["", "messages", "calls"])
+            lead, user = self.random.choice(self.leads), self.random.choice([None, SYSTEM, 1, 2, 3])
+            # few times, so that ties are common; now and then one to come, or none
+            at = self.random.choice(
+                [None, NOON + timedelta(days=20_000), *[NOON + timedelta(hours=h) for h in range(4)]]
+            )
+            good = self.random.random() < 0.7
+            number = getattr(self, f"_{source or 'activities'}")(lead, user, at, good=good)
+            self.rows.append(Row(source, number, lead, user, at, good))
+
+    def _activities(self, lead: Any, user: int | None, at: datetime | None, *, good: bool) -> int:
+        kind = "QUALIFIED_CALL" if good else "NOTE"
+        return int(self.database.activity(lead, self._user(user), kind, at))
+
+    def _messages(self, lead: Any, user: int | None, at: datetime | None, *, good: bool) -> int:
+        subject = ("LEAD", str(lead)) if good else ("CUSTOMER", self.random.choice([str(lead), "C-17"]))
+        query = "INSERT INTO crm.messages VALUES (DEFAULT, %s, %s, %s, %s) RETURNING id"
+        return int(self.database.sql(query, *subject, self._user(user), at)[0])
+
+    def _calls(self, lead: Any, user: int | None, at: datetime | None, *, good: bool) -> int:
+        number = len(self.rows) + 1
+        outcome, cancelled = (self.random.choice(["reached", "100 %"]), False) if good else ("reached", True)
+        query = "INSERT INTO crm.calls VALUES (%s, %s, %s, %s, %s, %s, %s)"
+        self.database.sql(query, number, lead, self._user(user), outcome, cancelled, at, number % 2)
+        return number
+
+    def _user(self, number: int | None) -> str | None:
+        return None if number is None else self.database.user(number)
+
+    def expected(self) -> dict[Any, str | None]:
+        """The newest that counts; of two at one time the first table by name, then the higher number."""
+
+        def place(row: Row) -> tuple[bool, datetime, list[int], int]:
+            return row.at is not None, row.at or NOON, [-ord(sign) for sign in row.source] or [1], row.number
+
+        found: dict[Any, str | None] = {}
+        for lead in self.leads:
+            counting = [
+                row
+                for row in self.rows
+                if row.lead == lead and row.counts and row.user not in {None, SYSTEM} and (row.at or NOON).year < 2027
+            ]
+            # an empty name comes first of all names
+            newest = max(counting, key=lambda row: (place(row)[:2], row.source == "", place(row)[2:]), default=None)
+            found[lead] = self._user(newest.user) if newest else None
+        return found
+
+
+@pytest.fixture
+def several(make_database: Callable[..., Database], monkeypatch: pytest.MonkeyPatch) -> Database:
+    database = make_database("host")
+    database.overrides = {"excluded_users": database.user(SYSTEM)}
+    monkeypatch.setenv("LEADPROTECT_EXCLUDED_USERS", database.user(SYSTEM))
+    database.sections = sections(database)
+    database.sql_script(TABLES)
+    return database
+
+
+@pytest.mark.slow("a whole life for each seed")
+@pytest.mark.parametrize("seed", range(ROUNDS))
+def test_backfill_triggers_gate_and_verify_agree_with_an_oracle(several: Database, seed: int) -> None:
+    host = Host(several, seed)
+    host.leads_of(12)
+    host.act(60)
+    several.upgrade(MIGRATE_HEAD)
+
+    backfill(several.url, "DE", settings=several.settings)
+    assert host.expected() == owners(several)
+
+    host.leads_of(4)
+    host.act(60)
+    assert host.expected() == owners(several)
+
+    with several.connect() as conn:
+        (verified,) = verify_owners(conn, ["DE"], settings=several.settings)
+    assert (0, 0) == (verified.missing, verified.stale)
+    several.upgrade(contract="require", accept="unowned:1,unprotected:1")
+    assert several.revision() == HEAD
+
+
+def test_an_activity_of_a_customer_with_the_number_of_a_lead_makes_no_owner(several: Database) -> None:
+    lead = several.lead()
+    several.sql("INSERT INTO crm.messages VALUES (DEFAULT, 'CUSTOMER', %s, %s, now())", str(lead), several.user(1))
+    several.upgrade(MIGRATE_HEAD)
+    several.sql("INSERT INTO crm.messages VALUES (DEFAULT, 'CUSTOMER', %s, %s, now())", str(lead), several.user(2))
+    # what is no id of a lead stops no statement of the host
+    several.sql("INSERT INTO crm.messages VALUES (DEFAULT, 'CUSTOMER', 'C-17', %s, now())", several.user(2))
+
+    (result,) = leadprotect.backfill(several.url, ["DE"], settings=several.settings)
+
+    assert (0, 1, None) == (result.assigned, result.verified.ownerless, several.owner(lead))
+    several.sql("UPDATE crm.messages SET \"subjectType\" = 'LEAD' WHERE subject_id = %s", str(lead))
+    assert several.user(2) == several.owner(lead)
+
+
+def test_an_activity_that_is_cancelled_gives_way_to_the_one_before_it_in_another_table(several: Database) -> None:
+    lead = several.lead()
+    several.activity(lead, several.user(1), at="2026-01-01")
+    several.upgrade(MIGRATE_HEAD)
+    several.sql("INSERT INTO crm.calls VALUES (1, %s, %s, 'reached', false, '2026-01-02', 0)", lead, several.user(2))
+    assert several.user(2) == several.owner(lead)
+
+    several.sql("UPDATE crm.calls SET cancelled = true")
+
+    assert several.user(1) == several.owner(lead)
+
+
+def test_a_user_who_is_excluded_never_becomes_an_owner(several: Database) -> None:
+    lead = several.lead()
+    several.activity(lead, several.user(1), at="2026-01-01")
+    several.activity(lead, several.user(SYSTEM), at="2026-01-02")
+    several.upgrade(MIGRATE_HEAD)
+    backfill(several.url, "DE", settings=several.settings)
+    several.activity(lead, several.user(SYSTEM), at="2026-01-03")
+
+    assert several.user(1) == several.owner(lead)
+
+
+def test_the_way_down_leaves_nothing_on_any_table(several: Database) -> None:
+    left = """
+        SELECT c.relname FROM pg_class AS c
+        WHERE c.relnamespace IN ('crm'::regnamespace, 'public'::regnamespace) AND (
+          c.relname ~ '^ix_' OR c.relacl::text LIKE '%reader%'
+          OR EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal)
+          OR EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attacl IS NOT NULL))
+        """
+    assert [] == several.sql(left)
+    several.upgrade(MIGRATE_HEAD)
+    own = several.settings.activities_table.partition(".")[2]
+    assert {own, "messages", "calls", "calls_0", "calls_1"} <= set(several.sql(left))
+
+    several.downgrade()
+
+    assert [] == several.sql(left)
