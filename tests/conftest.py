@@ -15,6 +15,7 @@ from leadprotect import metrics, settings
 from leadprotect.access import binding, context, ways
 from leadprotect.database import bound, connection, transactions, waiting
 from leadprotect.doctor import likeness, shipped
+from leadprotect.settings.load import _warn_once  # a process has one environment
 from tests.hosts import ON_THE_OLDEST
 from tests.support import servers, sessions
 from tests.support.database import Database
@@ -102,6 +103,7 @@ def process() -> Iterator[None]:
     settings.current.cache_clear()
     settings.render.cache_clear()
     settings.names.cache_clear()
+    _warn_once.cache_clear()
     # a process has one setting
     for kept in (likeness._names, likeness._claims, shipped.shipped, shipped.shipped_script):  # noqa: SLF001
         kept.cache_clear()

@@ -9,7 +9,7 @@ from leadprotect.doctor.finding import Fault, check
 from leadprotect.doctor.shipped import known, shipped, shipped_script, trigger_statement
 from leadprotect.doctor.versions import applied
 from leadprotect.settings import Settings, ident, literal, table
-from leadprotect.settings.names import HOST_TRIGGERS, host_triggers, unmade
+from leadprotect.settings.names import HOST_TRIGGERS, trigger_names, unmade
 from leadprotect.settings.sources import suffix
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def lead_trigger_changed(conn: psycopg.Connection[Any], s: Settings) -> Iterator
     text, wanted = shipped_script(s, known(applied(conn, s))), shipped(s).host_triggers
     for host, oid in present.host_tables(conn, s).items():
         for name, trigger in present.host_triggers(conn, s, oid).items():
-            if trigger.definition != wanted[host_triggers(s)[name]]["definition"]:
+            if trigger.definition != wanted[trigger_names(s)[name]]["definition"]:
                 again = trigger_statement(text, ident(trigger.name), table(host)) or ""
                 drop = f"DROP TRIGGER {ident(trigger.name)} ON {table(host)};"
                 always = f"ALTER TABLE {table(host)} ENABLE ALWAYS TRIGGER {ident(trigger.name)};"

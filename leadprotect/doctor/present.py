@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.catalog import relation
 from leadprotect.doctor.likeness import neutral, neutral_name
-from leadprotect.settings.names import HOST_POLICIES
-from leadprotect.settings.names import host_triggers as host_trigger_names
+from leadprotect.settings.names import HOST_POLICIES, trigger_names
 
 if TYPE_CHECKING:
     import psycopg
@@ -202,7 +201,7 @@ def host_policies(conn: psycopg.Connection[Any], s: Settings) -> dict[str, Polic
 
 def host_triggers(conn: psycopg.Connection[Any], s: Settings, oid: int | None) -> dict[str, Trigger]:
     """Our triggers on a table of the host, by name; the source of activities that one is for is left out of it."""
-    ours = host_trigger_names(s)
+    ours = trigger_names(s)
     return {
         one.name: replace(one, definition=re.sub(r"(\bown_active_lead \() '\w+' \)", r"\1 )", one.definition))
         for one in triggers(conn, s, oid)

@@ -19,7 +19,7 @@ from leadprotect import phases
 from leadprotect.doctor import present
 from leadprotect.doctor.likeness import neutral
 from leadprotect.settings import Settings, ident, render
-from leadprotect.settings.names import host_triggers
+from leadprotect.settings.names import trigger_names
 from leadprotect.settings.sources import filled
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def taken(conn: psycopg.Connection[Any], s: Settings) -> dict[str, Any]:
         "tables": tables,
         "host_policies": {name: [_plain(policy)] for name, policy in found.items()},
         "host_triggers": {
-            host_triggers(s)[name]: _plain(trigger)
+            trigger_names(s)[name]: _plain(trigger)
             for oid in present.host_tables(conn, s).values()
             for name, trigger in present.host_triggers(conn, s, oid).items()
         },
@@ -150,7 +150,7 @@ def shipped_script(s: Settings, revisions: tuple[str, ...]) -> str:
     for revision in revisions:
         module = _loaded(phases.file(revision), _Recording(s))
         # loaded for this call alone: the settings are those given, not the process's
-        module |= {"sql": sql, "load": lambda _config: s, "sources": lambda: filled(s)}
+        module |= {"sql": sql, "load": lambda _config: s, "activity_sources": lambda: filled(s)}
         module["upgrade"]()
     return ";\n".join(said) + ";\n"
 
@@ -160,6 +160,7 @@ def shipped_undo(s: Settings, revision: str) -> tuple[tuple[str, ...], dict[str,
     said: list[str] = []
     module = _loaded(phases.file(revision), _Recording(s, said))
     module |= {"sql": lambda statement: render(statement, s), "load": lambda _config: s}
+    module |= {"activity_sources": lambda: filled(s)}
     module["downgrade"]()
     return tuple(said), module["locks"]["downgrade"]
 

@@ -8,7 +8,7 @@ from leadprotect.database.catalog import one, relation
 from leadprotect.preflight.rights import missing_role
 from leadprotect.settings import Settings, ident, literal, render
 from leadprotect.settings.activities import is_expression
-from leadprotect.settings.names import HOST_POLICIES, ROLE_COMMENT, host_indexes, host_triggers
+from leadprotect.settings.names import HOST_POLICIES, ROLE_COMMENT, host_indexes, trigger_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -192,6 +192,6 @@ def taken_triggers(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
     names = {
         "hosts": [relation(conn, *name.split(".", 1)) for name in s.host_tables],
         "schema": ident(s.schema),
-        "triggers": list(host_triggers(s)),
+        "triggers": list(trigger_names(s)),
     }
     return [name for (name,) in conn.execute(query, names).fetchall()]

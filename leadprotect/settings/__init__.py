@@ -3,7 +3,7 @@
 from leadprotect.settings.activities import Activities
 from leadprotect.settings.address import url
 from leadprotect.settings.load import ENVIRONMENT_PREFIX, KEYS, Settings, acting_with, configured, current, load, parse
-from leadprotect.settings.names import names, render, sources, sql, type_name
+from leadprotect.settings.names import activity_sources, names, render, sql, type_name
 from leadprotect.settings.quoting import ident, literal, table
 from leadprotect.settings.roles import making_roles
 from leadprotect.settings.values import check_territory_code, duration
@@ -14,6 +14,7 @@ __all__ = [
     "Activities",
     "Settings",
     "acting_with",
+    "activity_sources",
     "check_territory_code",
     "configured",
     "current",
@@ -25,7 +26,6 @@ __all__ = [
     "names",
     "parse",
     "render",
-    "sources",
     "sql",
     "table",
     "type_name",

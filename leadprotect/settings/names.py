@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from leadprotect.settings.load import KEYS, load
 from leadprotect.settings.quoting import ident, literal, table
-from leadprotect.settings.sources import filled, placeholders, suffix
+from leadprotect.settings.sources import derivation, filled, suffix
 from leadprotect.settings.values import OFFICES, of_setting
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ NIL_LEADS = {"uuid": "00000000-0000-0000-0000-000000000000", "bigint": "0", "int
 _INTERNAL = {"bigint": "int8", "integer": "int4"}
 
 
-def host_triggers(s: Settings) -> dict[str, str]:
+def trigger_names(s: Settings) -> dict[str, str]:
     """Name of a trigger of ours on the host, unquoted -> what `HOST_TRIGGERS` calls it."""
     own = {s.role(called): name for name, called in HOST_TRIGGERS.items()}
     return own | {s.role(f"transition{suffix(one)}"): "transition" for one in s.activities}
@@ -86,7 +86,7 @@ def sql(statement: str) -> DDL:
     return DDL(render(statement, known or load(context.config)).replace("%", "%%"))  # type: ignore[no-untyped-call]
 
 
-def sources() -> list[SourceTable]:
+def activity_sources() -> list[SourceTable]:
     """The tables that make owners, for a revision: by the settings of the running Alembic command."""
     from alembic import context  # noqa: PLC0415 - as above
 
@@ -128,7 +128,7 @@ def names(settings: Settings) -> Mapping[str, str]:
         "activities": table(s.activities_table),
         "activities_name": literal(table(s.activities_table)),
         "activities_schema": literal(activities_schema),
-        **placeholders(s),
+        **derivation(s),
         **{column.removesuffix("_column"): ident(getattr(s, column)) for column in columns},
         **{column + "_name": literal(getattr(s, column)) for column in columns},
         **territory_of(s),

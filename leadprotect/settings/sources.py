@@ -44,7 +44,7 @@ def filled(s: Settings) -> list[SourceTable]:
     return [SourceTable(one.name, one.table not in known[:place]) for place, one in enumerate(s.activities)]
 
 
-def placeholders(s: Settings) -> dict[str, str]:
+def derivation(s: Settings) -> dict[str, str]:
     """What a revision calls the derivation and its parts."""
     own = {f"{key}__{one.name}": text for one in s.activities for key, text in _source(s, one).items()}
     return own | {

@@ -15,7 +15,7 @@ takes them back with every row. Roles are cluster-wide and stay.
 from alembic import op
 from alembic.util import CommandError
 
-from leadprotect.settings import ident, literal, making_roles, sources, sql
+from leadprotect.settings import activity_sources, ident, literal, making_roles, sql
 
 revision = "lp_0001_expand_territories"
 down_revision = None
@@ -75,7 +75,7 @@ def create_schema() -> None:
         GRANT SELECT ({lead_id}, {territory}) ON {leads} TO {reader}
         """)
     )
-    for source in sources():
+    for source in activity_sources():
         op.execute(sql(source.fill("GRANT SELECT ({source_columns}) ON {source_table} TO {reader}")))
         # a condition, or an expression for the lead, names others
         op.execute(
@@ -598,7 +598,7 @@ def drop_schema() -> None:
     hide_version()
     # The host's tables get their grants back as they were.
     op.execute(sql("REVOKE SELECT ({lead_id}, {territory}) ON {leads} FROM {reader}"))
-    for source in sources():
+    for source in activity_sources():
         op.execute(sql(source.fill("REVOKE SELECT ON {source_table} FROM {reader}")))
     op.execute(
         sql("""

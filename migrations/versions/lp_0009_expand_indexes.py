@@ -19,7 +19,7 @@ from alembic import context, op
 from alembic.util import CommandError
 from sqlalchemy import text
 
-from leadprotect.settings import load, names, sources, sql
+from leadprotect.settings import activity_sources, load, names, sql
 
 if TYPE_CHECKING:
     from leadprotect.settings.sources import SourceTable
@@ -41,7 +41,7 @@ def upgrade() -> None:
         wait_for_long_transactions()
         refuse_strangers()
         create_leads_index()
-        for source in sources():
+        for source in activity_sources():
             create_activities_index(source)
 
 
@@ -49,7 +49,7 @@ def downgrade() -> None:
     require_transactions()
     with op.get_context().autocommit_block():
         wait_for_long_transactions()
-        for source in sources():
+        for source in activity_sources():
             drop(source)
         op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {leads_index_path}"))
 

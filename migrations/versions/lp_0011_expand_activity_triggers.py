@@ -13,7 +13,7 @@ Undone by: dropping the triggers.
 
 from alembic import op
 
-from leadprotect.settings import sources, sql
+from leadprotect.settings import activity_sources, sql
 
 revision = "lp_0011_expand_activity_triggers"
 down_revision = "lp_0010_expand_lead_triggers"
@@ -31,7 +31,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for source in sources():
+    for source in activity_sources():
         op.execute(sql(source.fill("DROP TRIGGER IF EXISTS {source_transition} ON {source_table}")))
         op.execute(sql(source.fill("DROP TRIGGER IF EXISTS {note_writes} ON {source_table}")))
     op.execute(sql("SET LOCAL ROLE {owner}"))
@@ -112,7 +112,7 @@ def create_owner_of_activity() -> None:
 
 def create_triggers() -> None:
     # Whatever sets the columns, a trigger of the host or replication: the function compares values.
-    for source in sources():
+    for source in activity_sources():
         if source.first:
             op.execute(
                 sql(

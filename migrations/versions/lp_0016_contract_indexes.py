@@ -19,7 +19,7 @@ from alembic.util import CommandError
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from leadprotect.settings import load, names, sources, sql
+from leadprotect.settings import activity_sources, load, names, sql
 
 if TYPE_CHECKING:
     from leadprotect.settings.sources import SourceTable
@@ -44,7 +44,7 @@ def upgrade() -> None:
         raise
     with op.get_context().autocommit_block():
         wait_for_long_transactions()
-        for source in sources():
+        for source in activity_sources():
             drop(source)
         op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {leads_index_path}"))
 
@@ -57,7 +57,7 @@ def downgrade() -> None:
         wait_for_long_transactions()
         op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {leads_index_path}"))
         op.execute(sql("CREATE INDEX CONCURRENTLY {leads_index} ON {leads} ({territory}, {lead_id})"))
-        for source in sources():
+        for source in activity_sources():
             drop(source)
             build(source)
 

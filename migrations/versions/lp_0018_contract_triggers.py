@@ -11,7 +11,7 @@ Undone by: creating the triggers again.
 
 from alembic import op
 
-from leadprotect.settings import sources, sql
+from leadprotect.settings import activity_sources, sql
 
 revision = "lp_0018_contract_triggers"
 down_revision = "lp_0017_contract_enforce"
@@ -23,14 +23,14 @@ locks = {"upgrade": {"activities": "AccessExclusiveLock"}, "downgrade": {"activi
 
 def upgrade() -> None:
     ask_gate()
-    for source in sources():
+    for source in activity_sources():
         op.execute(sql(source.fill("DROP TRIGGER {source_transition} ON {source_table}")))
         if source.first:
             op.execute(sql(source.fill("DROP TRIGGER {note_writes} ON {source_table}")))
 
 
 def downgrade() -> None:
-    for source in sources():
+    for source in activity_sources():
         if source.first:
             op.execute(
                 sql(

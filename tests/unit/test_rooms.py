@@ -151,6 +151,7 @@ def test_whatever_outlives_a_call_is_given_up_between_two_tests() -> None:
         "leadprotect.doctor.shipped": ["shipped", "shipped_script"],
         "leadprotect.integrations.django": ["_standing"],  # of a process of its own: Django takes its settings once
         "leadprotect.metrics": ["_active"],
+        "leadprotect.settings.load": ["_warn_once"],
         "leadprotect.settings.names": ["render", "names"],
     }
     only_unique = {"_blocks", "_cursors"}
