@@ -5,14 +5,16 @@ A new session costs the server more than most statements of a test do.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-
-from leadprotect.settings import ident
+from psycopg import sql
+from pytest_postgresql.janitor import DatabaseJanitor
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.support.servers import Server
 
 OWNER = "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = %s"
@@ -47,25 +49,34 @@ def _answers(conn: psycopg.Connection[Any]) -> bool:
     return True
 
 
-@dataclass(frozen=True)
-class Janitor:
-    """Makes a database like a template, or an empty one, and drops it."""
+class Janitor(DatabaseJanitor):
+    """Makes a database like a template, or an empty one, and drops it, over a session that is there anyway.
 
-    server: Server
-    dbname: str
-    template: str | None
+    A copy is made of files, since through the log it costs twice as much; its owner is the template's.
+    """
+
+    def __init__(self, server: Server, name: str, template: str | None) -> None:
+        super().__init__(user="postgres", host=server.host, port=5432, dbname=name, template_dbname=template)
+        self.server = server
 
     def init(self) -> None:
-        """A copy is made of files, since through the log it costs twice as much; its owner is the template's."""
-        conn, like = session(self.server.url()), ""
-        if self.template:
-            close(self.server.url(self.template))
-            conn.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (self.template,))
-            owners = conn.execute(OWNER, (self.template,)).fetchall()
-            like = f" OWNER {ident(owners[0][0])} TEMPLATE {ident(self.template)} STRATEGY file_copy"
-        conn.execute(f"CREATE DATABASE {ident(self.dbname)}{like}".encode())
+        if self.template_dbname:
+            close(self.server.url(self.template_dbname))
+        super().init()
 
     def drop(self) -> None:
-        """Whoever is still there is sent away."""
         close(self.server.url(self.dbname))
-        session(self.server.url()).execute(f"DROP DATABASE IF EXISTS {ident(self.dbname)} WITH (FORCE)".encode())
+        super().drop()
+
+    @contextmanager
+    def cursor(self, dbname: str | None = None) -> Iterator[psycopg.Cursor[Any]]:
+        with session(self.server.url(dbname or self.maintenance_dbname)).cursor() as cursor:
+            yield cursor
+
+    def _build_create_database_sql(self) -> sql.Composed:
+        statement = super()._build_create_database_sql()
+        if not self.template_dbname:
+            return statement
+        with self.cursor() as cursor:
+            owners = cursor.execute(OWNER, (self.template_dbname,)).fetchall()
+        return statement + sql.SQL(" OWNER {} STRATEGY file_copy").format(sql.Identifier(owners[0][0]))
