@@ -69,9 +69,8 @@ schema: $(DEV) ## write docs/reference/schema.sql anew, from a database at head
 docs: $(DEV) ## build the documentation into docs/_build/html
 	@$(BIN)/sphinx-build -W --keep-going --quiet -b html docs docs/_build/html
 
-bench: $(DEV) ## measure access checks and backfill with a million leads, into docs/benchmarks (ARGS="--leads 100000")
-	@$(BIN)/leadprotect bench access $(ARGS)
-	@$(BIN)/leadprotect bench backfill $(ARGS)
+bench: $(DEV) ## measure access checks and backfill with a million leads, and compare (ARGS="--leads 100000", or --publish)
+	@$(BIN)/leadprotect bench all $(ARGS)
 
 lock: $(DEV) ## write the lock files anew from the ranges in pyproject.toml
 	@$(COMPILE) --extra demo --extra django --extra fastapi --extra flask --extra gates --extra report --extra testing --group dev --upgrade -o requirements.lock

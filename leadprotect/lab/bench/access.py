@@ -74,8 +74,8 @@ class Line:
 
     @property
     def reached(self) -> bool:
-        """Whether the figure is reached."""
-        return self.figure is None or self.measured <= self.figure
+        """Whether the figure is reached, with as many digits as it is shown."""
+        return self.figure is None or round(self.measured, 2) <= self.figure
 
 
 def measure_access(

@@ -9,6 +9,7 @@ import platform
 import statistics
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -19,10 +20,12 @@ from leadprotect.lab.traffic import RATE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from leadprotect.lab.bench.access import Line
 
+
+PUBLISHED = Path("docs/benchmarks")
+"""The figures that the documentation shows, in a checkout."""
 
 P99_MS = 10.0
 """What the live writes must stay below."""
@@ -51,11 +54,55 @@ def access_tables(lines: list[Line]) -> list[Table]:
     return shown
 
 
-def save_access(lines: list[Line], latencies: dict[str, dict[str, list[float]]], folder: Path, *, leads: int) -> None:
-    """Write access.json and access.png."""
+def save_access(
+    lines: list[Line], latencies: dict[str, dict[str, list[float]]], folder: Path, *, leads: int
+) -> dict[str, Any]:
+    """Write access.json and access.png; returns the numbers."""
     numbers = {"leads": leads, "lines": [dataclasses.asdict(line) for line in lines]}
-    _write_numbers(numbers, folder / "access.json")
+    written = _write_numbers(numbers, folder / "access.json")
     chart_access(latencies, folder / "access.png")
+    return written
+
+
+def previous(name: str, folder: Path) -> dict[str, Any]:
+    """The numbers that are compared with: the published ones, else those that `folder` holds; empty without any."""
+    for file in (PUBLISHED / f"{name}.json", folder / f"{name}.json"):
+        if file.is_file():
+            return dict(json.loads(file.read_text(encoding="utf-8")))
+    return {}
+
+
+def access_ratios(numbers: dict[str, Any]) -> dict[str, float]:
+    """What was measured -> its ratio."""
+    return {f"{line['server']}: {line['what']}": line["measured"] for line in numbers.get("lines", ())}
+
+
+def backfill_ratios(numbers: dict[str, Any]) -> dict[str, float]:
+    """Mode -> its time, as a multiple of the monolithic statement's."""
+    return {line["mode"]: line["ratio"] for line in numbers.get("summary", ()) if line["ratio"] is not None}
+
+
+def comparison_table(before: dict[str, float], now: dict[str, float]) -> Table:
+    """Each ratio with what it was, readable in 80 columns."""
+    shown = Table("against what was measured before", "before", "now", "change", title_justify="left")
+    for what, ratio in now.items():
+        was = before.get(what)
+        change = "" if not was else f"{100 * (ratio / was - 1):+.0f} %"
+        shown.add_row(what, "new" if was is None else f"{was:.2f}", f"{ratio:.2f}", change)
+    return shown
+
+
+def unlike(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Why the two may differ though nothing has changed."""
+    found = []
+    if before.get("leads") != now.get("leads"):
+        found.append(f"before, there were {before.get('leads', 0):,} leads, and now {now.get('leads', 0):,}")
+    machines = [dict(one.get("machine", {})) for one in (before, now)]
+    for one in machines:
+        one.pop("measured_at", None)
+    if machines[0] != machines[1]:
+        found.append("before, another machine measured: " + ", ".join(map(str, machines[0].values())))
+    return found
 
 
 def chart_access(latencies: dict[str, dict[str, list[float]]], path: Path) -> None:
@@ -89,8 +136,8 @@ def backfill_table(measured: list[Measured]) -> Table:
     return shown
 
 
-def save_backfill(measured: list[Measured], folder: Path, *, leads: int, name: str = "backfill") -> None:
-    """Write NAME.json and NAME.png."""
+def save_backfill(measured: list[Measured], folder: Path, *, leads: int, name: str = "backfill") -> dict[str, Any]:
+    """Write NAME.json and NAME.png; returns the numbers."""
     content: dict[str, Any] = {
         "leads": leads,
         "activities": leads * ACTIVITIES_PER_LEAD,
@@ -98,8 +145,9 @@ def save_backfill(measured: list[Measured], folder: Path, *, leads: int, name: s
         "summary": medians(measured),
         "runs": without_samples(measured),
     }
-    _write_numbers(content, folder / f"{name}.json")
+    written = _write_numbers(content, folder / f"{name}.json")
     chart_backfill(measured, folder / f"{name}.png")
+    return written
 
 
 def chart_backfill(measured: list[Measured], path: Path) -> None:
@@ -120,9 +168,11 @@ def chart_backfill(measured: list[Measured], path: Path) -> None:
         panels[-1][0].set_xlabel("seconds")
 
 
-def _write_numbers(numbers: dict[str, Any], file: Path) -> None:
+def _write_numbers(numbers: dict[str, Any], file: Path) -> dict[str, Any]:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"machine": machine(), **numbers}, indent=2) + "\n", encoding="utf-8")
+    written = {"machine": machine(), **numbers}
+    file.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    return written
 
 
 @contextmanager
