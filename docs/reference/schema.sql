@@ -5068,7 +5068,7 @@ CREATE TABLE leadprotect.host_row_security (
     host_table text NOT NULL,
     enabled boolean NOT NULL,
     forced boolean NOT NULL,
-    auditor_columns name[] NOT NULL,
+    auditor_columns smallint[] NOT NULL,
     enforced boolean NOT NULL
 );
 
@@ -5078,7 +5078,7 @@ COMMENT ON TABLE leadprotect.host_row_security IS 'Row security flags of the hos
 COMMENT ON COLUMN leadprotect.host_row_security.host_table IS 'the table of the host';
 COMMENT ON COLUMN leadprotect.host_row_security.enabled IS 'whether its row security was enabled before contract';
 COMMENT ON COLUMN leadprotect.host_row_security.forced IS 'whether it was forced';
-COMMENT ON COLUMN leadprotect.host_row_security.auditor_columns IS 'columns that contract let auditors read';
+COMMENT ON COLUMN leadprotect.host_row_security.auditor_columns IS 'columns that contract let auditors read, by number: the host may rename one';
 COMMENT ON COLUMN leadprotect.host_row_security.enforced IS 'whether contract changed the table: not with host_rls = off';
 
 ALTER TABLE ONLY leadprotect.host_row_security

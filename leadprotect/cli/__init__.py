@@ -28,10 +28,12 @@ COMMANDS = {
     "doctor": "Say whether what stands in the database is what leadprotect made, and what is in the way; reads only.",
     "gate": "Say whether a rollout may go on; alone, the same as `leadprotect gate check`.",
     "guard": "Watch a rollout: run it step by step while the gates are good, else pause or roll back.",
+    "host-change": "Run a change of the host's tables that leadprotect holds: take the holds away, put them back.",
     "init": "Look at a database and write the settings for it into alembic.ini.",
     "new": "Write the next revision from a template, or put a branch behind another.",
     "next": "Print the number of the next revision.",
     "owner": "Who owns leads; assign, transfer and release them.",
+    "pin": "What leadprotect holds of the host's tables.",
     "purge": "Delete what a downgrade left in the quarantine, the audit included, after asking.",
     "redteam": "Attack your own database as one of its logins; reads only.",
     "rehearse": "Run the whole migration under live traffic, and report every stall.",
@@ -58,10 +60,11 @@ class _Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in COMMANDS and cmd_name not in self.commands:
-            module = import_module(f"leadprotect.cli.{cmd_name}")
+            name = cmd_name.replace("-", "_")
+            module = import_module(f"leadprotect.cli.{name}")
             # no next() here: a command of that name is a module of this package
-            wanted = (f"{cmd_name}_command", f"{cmd_name}_group")
-            (found,) = [one for name, one in vars(module).items() if name in wanted]
+            wanted = (f"{name}_command", f"{name}_group")
+            (found,) = [one for known, one in vars(module).items() if known in wanted]
             self.add_command(found)
         return super().get_command(ctx, cmd_name)
 

@@ -46,6 +46,10 @@ _NO_TEXT = "the database holds text that is no UTF-8, as one in SQL_ASCII can: a
 # class of SQLSTATE -> our class; https://www.postgresql.org/docs/current/errcodes-appendix.html
 _CLASSES: dict[str, tuple[type[LeadProtectError], str]] = {
     "3F000": (ProtectionUnavailable, "leadprotect is not installed in this database, or was rolled back"),
+    "42703": (
+        ProtectionUnavailable,
+        "a column that leadprotect reads has another name, or is gone; leadprotect pin status says which",
+    ),
     "42883": (ProtectionUnavailable, "leadprotect is not installed in this database, or was rolled back"),
     "42P01": (ProtectionUnavailable, "leadprotect is not installed in this database, or was rolled back"),
     "42501": (ProtectionUnavailable, "the login lacks the role for this call"),

@@ -74,3 +74,8 @@ def of(config: Config, s: Settings, names: Sequence[str], function: str = "downg
             return written([scripts.get_revision(name) for name in names], function, versions=versions)
     finally:
         config.attributes[KEPT] = before
+
+
+def script_of(config: Config, name: str) -> Any:
+    """One revision, as Alembic loads it."""
+    return ScriptDirectory.from_config(config).get_revision(name)

@@ -131,5 +131,8 @@ def _renamed(conn: psycopg.Connection[Any], s: Settings, script: str) -> list[st
         for column_key, wanted in columns.items():
             query = "SELECT true FROM pg_attribute WHERE attrelid = %s AND attname = %s AND NOT attisdropped"
             if ident(wanted) in script and not one(conn, query, oid, wanted):
-                found.append(f"{column_key}: {name} has no column {wanted} any more: rename it back for the way down")
+                found.append(
+                    f"{column_key}: {name} has no column {wanted} any more: rename it back for the way down, or write its "
+                    "new name into the settings"
+                )
     return found

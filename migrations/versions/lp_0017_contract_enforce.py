@@ -291,7 +291,7 @@ def create_memory() -> None:
           host_table text PRIMARY KEY,
           enabled boolean NOT NULL,
           forced boolean NOT NULL,
-          auditor_columns name[] NOT NULL,
+          auditor_columns smallint[] NOT NULL,
           enforced boolean NOT NULL
         );
         COMMENT ON TABLE {schema}.host_row_security IS
@@ -299,19 +299,19 @@ def create_memory() -> None:
         COMMENT ON COLUMN {schema}.host_row_security.host_table IS 'the table of the host';
         COMMENT ON COLUMN {schema}.host_row_security.enabled IS 'whether its row security was enabled before contract';
         COMMENT ON COLUMN {schema}.host_row_security.forced IS 'whether it was forced';
-        COMMENT ON COLUMN {schema}.host_row_security.auditor_columns IS 'columns that contract let auditors read';
+        COMMENT ON COLUMN {schema}.host_row_security.auditor_columns IS 'columns that contract let auditors read, by number: the host may rename one';
         COMMENT ON COLUMN {schema}.host_row_security.enforced IS 'whether contract changed the table: not with host_rls = off';
         ALTER TABLE {schema}.host_row_security ENABLE ROW LEVEL SECURITY;
         ALTER TABLE {schema}.host_row_security FORCE ROW LEVEL SECURITY;
         CREATE POLICY lp_inside ON {schema}.host_row_security TO {owner} USING ({inside}) WITH CHECK ({inside});
         INSERT INTO {schema}.host_row_security
         SELECT {leads_name}, relrowsecurity, relforcerowsecurity, ARRAY(
-          SELECT a.attname FROM pg_catalog.pg_attribute AS a
+          SELECT a.attnum FROM pg_catalog.pg_attribute AS a
           WHERE {host_rls} <> 'off' AND a.attrelid = c.oid AND a.attname IN ({lead_id_column_name}, {territory_column_name})
             AND NOT EXISTS (
               SELECT FROM pg_catalog.aclexplode(a.attacl) AS g
               WHERE g.grantee = pg_catalog.to_regrole(pg_catalog.quote_ident({auditor_name})) AND g.privilege_type = 'SELECT')
-          ORDER BY a.attname), {host_rls} <> 'off'
+          ORDER BY a.attnum), {host_rls} <> 'off'
         FROM pg_catalog.pg_class AS c WHERE c.oid = {leads_name}::regclass
         """)
     )
@@ -436,7 +436,11 @@ def open_again() -> None:
           LOOP
             EXECUTE pg_catalog.format('DROP TRIGGER %I ON {leads}', ours);
           END LOOP;
-          FOREACH readable IN ARRAY before_contract.auditor_columns LOOP
+          FOR readable IN
+            SELECT a.attname FROM pg_catalog.pg_attribute AS a
+            WHERE a.attrelid = {leads_name}::regclass AND a.attnum = ANY (before_contract.auditor_columns)
+              AND NOT a.attisdropped
+          LOOP
             EXECUTE pg_catalog.format('REVOKE SELECT (%I) ON {leads} FROM {auditor}', readable);
           END LOOP;
           IF NOT before_contract.enabled THEN

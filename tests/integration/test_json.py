@@ -71,6 +71,7 @@ ASKED = {
     ("doctor",): [],
     ("redteam",): [],
     ("apply",): ["--dry-run"],
+    ("pin", "status"): [],
     ("owner", "show"): ["{lead}", "--territory", "DE"],
     ("rules", "list"): ["--territory", "DE"],
     ("gate", "check"): [],

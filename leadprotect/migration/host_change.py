@@ -1,0 +1,181 @@
+"""Takes our holds off the host's tables for a change that they refuse, and puts them back: closed in between.
+
+Two transactions, with the host's command between them, and the lock of migrations around all of it. The first
+undoes every revision, so that our tables wait in the quarantine, and puts a policy on the leads that lets in
+whom ours do not bind, and nobody else. The second applies the revisions again, with the settings of then. The
+version table keeps saying what is to stand again, and tells a killed run from a rollback.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from leadprotect import phases
+from leadprotect.backfilling.jobs import pause_backfill
+from leadprotect.database.catalog import one, relation
+from leadprotect.database.connection import mapped_errors
+from leadprotect.errors import InvalidRequest, RollbackError
+from leadprotect.migration import steps, undo, undoing
+from leadprotect.migration.rollback import alembic_config
+from leadprotect.preflight import check, standing
+from leadprotect.preflight.applied import made_with
+from leadprotect.preflight.host_tables import host
+from leadprotect.preflight.version_table import revision
+from leadprotect.preflight.way_down import check_way_down
+from leadprotect.settings import Settings, ident, literal, load, render, table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import psycopg
+    from alembic.config import Config
+
+_ASKS = re.compile(r"SELECT\s+\S+\.require_open_gate\(")
+_FLAGS = """
+    SELECT json_build_object('enabled', relrowsecurity, 'forced', relforcerowsecurity)::text
+    FROM pg_catalog.pg_class WHERE oid = %s
+    """
+_KEPT = """
+    SELECT pg_catalog.obj_description(oid, 'pg_policy') FROM pg_catalog.pg_policy
+    WHERE polrelid = %s AND polname = %s
+    """
+
+
+@dataclass(frozen=True)
+class Changed:
+    """The revision that stands again, what the command returned, and whether a killed run was resumed."""
+
+    revision: str
+    returned: int | None
+    resumed: bool
+
+
+def host_change(
+    command: Sequence[str] = (),
+    *,
+    config: Config | None = None,
+    lock_budget: str | None = None,
+    tell: Callable[[str], None] = print,
+) -> Changed:
+    """Run `command` without a hold of ours on the host's tables; without one, only put back what a killed run took.
+
+    The settings are read again after the command, which may write other names into the ini file. Where it fails
+    everything is put back all the same. Raises `InvalidRequest` where nothing is applied, `PreflightError` where a
+    way is barred, `RollbackError` where the holds could not be put back: the leads stay closed then, and the
+    same call goes on.
+    """
+    alembic = config or alembic_config()
+    s = load(alembic)
+    with mapped_errors(), steps.in_steps(s, lock_budget=lock_budget) as at:
+        check.check_server(at.guard)
+        head = revision(at.guard, s)
+        if head is None or head not in phases.chain():
+            raise InvalidRequest(f"{head or 'nothing'} is applied: there is no hold of this version to take away")
+        away = _away(at.guard, s)
+        if not away:
+            _take(at, alembic, s, head)
+            tell("taken away: the tables of the host are free, and the leads are closed")
+        returned = run_for_host(command) if command else None
+        put = load(alembic)
+        _put_back(at, alembic, put, head)
+    tell(f"put back: {head} stands again")
+    return Changed(head, returned, away)
+
+
+def run_for_host(command: Sequence[str]) -> int:
+    """The host's own migration, on connections of its own."""
+    return subprocess.run([*command], check=False).returncode  # noqa: S603 - what the operator has typed
+
+
+def _away(conn: psycopg.Connection[Any], s: Settings) -> bool:
+    """Whether a run that was killed took the holds away."""
+    return bool(relation(conn, s.quarantine, "territories")) and not relation(conn, s.schema, "territories")
+
+
+def _take(at: steps.Steps, config: Config, s: Settings, head: str) -> None:
+    made = made_with(at.guard, s) or s
+    names = tuple(reversed(phases.through(head)))
+    statements = _inside(undoing.of(config, made, names, "downgrade", as_sql=True, destination_rev="base"))
+    check_way_down(at.guard, made, ";\n".join(statements))
+    pause_backfill(at.guard, s, "leadprotect host-change")
+    enforced = relation(at.guard, s.schema, "host_row_security") is not None and made.host_rls != "off"
+
+    def work(conn: psycopg.Connection[Any]) -> None:
+        for statement in statements:
+            conn.execute(statement.encode())
+        if enforced:
+            _close(conn, made)
+
+    at.step(work)
+
+
+def _inside(statements: list[str]) -> list[str]:
+    """Without what runs outside of a transaction, the indexes, which hold nothing; and without the gate."""
+    kept, inside = [], True
+    for statement in statements:
+        if statement in ("COMMIT", "BEGIN"):
+            inside = statement == "BEGIN"
+        elif inside and not _ASKS.search(statement):
+            kept.append(statement)
+    return kept
+
+
+def _close(conn: psycopg.Connection[Any], s: Settings) -> None:
+    """Nobody gets in but whom our policies do not bind; what the flags were is remembered beside it."""
+    leads, oid = table(s.leads_table), relation(conn, *s.leads_table.split(".", 1))
+    flags = str(one(conn, _FLAGS, oid))
+    unbound = render("(SELECT current_user = ANY (ARRAY[{unbound}]::name[]))", s)
+    closed, rows = ident(s.role("closed")), ident(s.role("closed_rows"))
+    conn.execute(f"CREATE POLICY {closed} ON {leads} AS RESTRICTIVE USING ({unbound})".encode())
+    conn.execute(f"COMMENT ON POLICY {closed} ON {leads} IS {literal(flags)}".encode())
+    if not json.loads(flags)["enabled"]:
+        conn.execute(f"CREATE POLICY {rows} ON {leads} USING (true)".encode())
+        conn.execute(f"ALTER TABLE {leads} ENABLE ROW LEVEL SECURITY".encode())
+    if s.host_rls == "force":
+        conn.execute(f"ALTER TABLE {leads} FORCE ROW LEVEL SECURITY".encode())
+
+
+def _open(conn: psycopg.Connection[Any], s: Settings) -> None:
+    """The table as it was before contract: in the transaction in which contract closes it again."""
+    leads, oid = table(s.leads_table), relation(conn, *s.leads_table.split(".", 1))
+    kept = one(conn, _KEPT, oid, s.role("closed"))
+    if kept is None:
+        return
+    flags = json.loads(str(kept))
+    conn.execute(f"DROP POLICY {ident(s.role('closed'))} ON {leads}".encode())
+    conn.execute(f"DROP POLICY IF EXISTS {ident(s.role('closed_rows'))} ON {leads}".encode())
+    if not flags["enabled"]:
+        conn.execute(f"ALTER TABLE {leads} DISABLE ROW LEVEL SECURITY".encode())
+    if not flags["forced"]:
+        conn.execute(f"ALTER TABLE {leads} NO FORCE ROW LEVEL SECURITY".encode())
+
+
+def _put_back(at: steps.Steps, config: Config, s: Settings, head: str) -> None:
+    names = phases.through(head)
+    again = "correct the settings or the table, and run: leadprotect host-change --resume"
+    if problems := host(at.guard, s):
+        raise RollbackError(f"{'; '.join(problems)}. The holds are not back, and the leads are closed: {again}")
+    statements = _inside(undoing.of(config, s, names, "upgrade", as_sql=True, destination_rev=head))
+    left = [_left(config, s, name) for name in names]
+
+    def work(conn: psycopg.Connection[Any]) -> None:
+        _open(conn, s)
+        for statement in statements:
+            conn.execute(statement.encode())
+        for kept in left:
+            conn.execute(undo.keeping(kept, s).encode())
+        if lacking := standing.lacking(conn, s, names):
+            raise RollbackError(f"the database lacks {', '.join(lacking)}. The leads are closed: {again}")
+
+    at.step(work)
+
+
+def _left(config: Config, s: Settings, name: str) -> undo.Undo:
+    script = undoing.script_of(config, name)
+    statements = undoing.of(config, s, [name], "downgrade", as_sql=True, destination_rev=name)
+    locks = script.module.locks["downgrade"]
+    return undo.Undo(name, script.down_revision, tuple(filter(None, statements)), locks)
