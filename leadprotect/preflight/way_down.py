@@ -132,7 +132,7 @@ def _renamed(conn: psycopg.Connection[Any], s: Settings, script: str) -> list[st
             query = "SELECT true FROM pg_attribute WHERE attrelid = %s AND attname = %s AND NOT attisdropped"
             if ident(wanted) in script and not one(conn, query, oid, wanted):
                 found.append(
-                    f"{column_key}: {name} has no column {wanted} any more: rename it back for the way down, or write its "
-                    "new name into the settings"
+                    f"{column_key}: {name} has no column {wanted} any more: rename it back for the way down, or write "
+                    "its new name into the settings"
                 )
     return found
