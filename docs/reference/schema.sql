@@ -30,15 +30,15 @@
 -- Contents, with the line:
 --
 --      43  Who calls which function
---      89  Territories and the border
---     372  Ownership and rules
---    1146  Decision
---    1564  Attempts and audit
---    2501  Seals
---    2960  Transition
---    3236  Backfill and verification
---    4113  Gate
---    4791  Host
+--      90  Territories and the border
+--     373  Ownership and rules
+--    1147  Decision
+--    1565  Attempts and audit
+--    2502  Seals
+--    2961  Transition
+--    3283  Backfill and verification
+--    4161  Gate
+--    4839  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -81,10 +81,11 @@
 --    require_fresh_rules, decide_locked, bounded, write_audit, denial_proof, draw_denial, deny,
 --    answered, require, try_edit, lead_for_ownership, is_manager, try_change_owner,
 --    try_change_sharing, end_rules, make_rule, revoke_rule, decide_as_manager, require_manager,
---    in_transition, note_unsettled, note_contextless_write, own_moved_lead, forget_lead,
---    own_active_lead, require_transition, chunk_bounds, next_leads, own_leads, ways_around,
---    what_changes, accept_condition, accepted_share, tolerated, require_open_gate, acts_bound,
---    audit_edit, audit_truncate, refuse_move, refuse_taken, own_new_lead, settings_at_contract
+--    in_transition, note_unsettled, note_contextless_write, own_moved_lead, own_named_lead,
+--    forget_lead, own_active_lead, require_transition, chunk_bounds, next_leads, own_leads,
+--    ways_around, what_changes, accept_condition, accepted_share, tolerated, require_open_gate,
+--    acts_bound, audit_edit, audit_truncate, refuse_move, refuse_taken, own_new_lead,
+--    settings_at_contract
 
 -- =================================================================================================
 -- Territories and the border
@@ -3145,6 +3146,48 @@ COMMENT ON FUNCTION leadprotect.own_moved_lead() IS 'Trigger of the transition: 
 
 REVOKE ALL ON FUNCTION leadprotect.own_moved_lead() FROM PUBLIC;
 
+-- function own_named_lead, lp_0010_expand_lead_triggers
+
+CREATE FUNCTION leadprotect.own_named_lead() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    AS $$
+        DECLARE
+          here text := (SELECT t.code FROM "leadprotect".territories AS t WHERE t.code = NEW."territory");
+          derived record;
+        BEGIN
+          IF here IS NULL OR TG_OP = 'INSERT' AND NULL::text IS NULL
+            OR TG_OP = 'UPDATE' AND NULL::text IS NOT DISTINCT FROM NULL::text
+          THEN
+            RETURN NULL;
+          END IF;
+          SELECT * INTO derived FROM "leadprotect".derived_owners(ARRAY[NEW."id"]);
+          IF derived.user_id IS NULL THEN
+            DELETE FROM "leadprotect".user_lead_assignments AS a
+            WHERE a.lead_id = NEW."id" AND a.territory = here
+              AND (false OR a.source IN ('backfill', 'activity') AND a.activity_id IS NULL);
+            -- a slice of the backfill may be about to rest on what this statement takes away
+            PERFORM "leadprotect".note_unsettled(NEW."id");
+          ELSIF false OR derived.activity_id IS NULL THEN
+            INSERT INTO "leadprotect".user_lead_assignments AS a
+              (lead_id, territory, user_id, source, activity_at, activity_id, activity_source)
+            VALUES (NEW."id", here, derived.user_id, 'activity', derived.activity_at, derived.activity_id,
+                    derived.activity_source)
+            ON CONFLICT (lead_id, territory) DO UPDATE
+              SET user_id = excluded.user_id, source = excluded.source, assigned_at = excluded.assigned_at,
+                  assigned_by = NULL, activity_at = excluded.activity_at, activity_id = excluded.activity_id,
+                  activity_source = excluded.activity_source
+              WHERE false OR a.source = 'moved' OR a.source IN ('backfill', 'activity') AND a.activity_id IS NULL;
+          END IF;
+          RETURN NULL;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.own_named_lead() IS 'Trigger of the transition: who stands in the lead''s own column becomes its owner at once';
+
+REVOKE ALL ON FUNCTION leadprotect.own_named_lead() FROM PUBLIC;
+
 -- function own_active_lead, lp_0011_expand_activity_triggers
 
 CREATE FUNCTION leadprotect.own_active_lead() RETURNS trigger
@@ -3195,11 +3238,15 @@ CREATE FUNCTION leadprotect.own_active_lead() RETURNS trigger
             SELECT fresh.lead_id, t.code, fresh.user_id, 'activity', fresh.activity_at, fresh.activity_id, fresh.activity_source
             FROM "leadprotect".host_lead(fresh.lead_id) AS l (territory)
             JOIN "leadprotect".territories AS t ON t.code = l.territory
+            WHERE NOT false OR NOT EXISTS (
+              SELECT FROM "leadprotect".derived_owners(ARRAY[fresh.lead_id]) AS d WHERE d.activity_id IS NULL)
             ON CONFLICT (lead_id, territory) DO UPDATE
               SET user_id = excluded.user_id, source = excluded.source, assigned_at = excluded.assigned_at,
                   activity_at = excluded.activity_at, activity_id = excluded.activity_id,
                   activity_source = excluded.activity_source
               WHERE a.source IN ('backfill', 'activity', 'moved')
+                -- an owner that the lead's own column names has no activity
+                AND NOT (false AND a.source <> 'moved' AND a.activity_id IS NULL)
                 AND (a.activity_at IS NULL AND excluded.activity_at IS NOT NULL
                   OR a.activity_at < excluded.activity_at
                   OR a.activity_at IS NOT DISTINCT FROM excluded.activity_at
@@ -3474,11 +3521,12 @@ CREATE FUNCTION leadprotect.own_leads(here text, leads uuid[]) RETURNS integer
             SET user_id = seen.user_id, source = 'backfill', assigned_at = statement_timestamp(),
                 activity_at = seen.at, activity_id = seen.id, activity_source = seen.of_source
             WHERE a.lead_id = seen.lead_id AND a.territory = here AND a.source IN ('backfill', 'activity', 'moved')
-              AND (a.activity_at IS NULL AND seen.at IS NOT NULL
-                OR a.activity_at < seen.at
-                OR a.activity_at IS NOT DISTINCT FROM seen.at
-                   AND (coalesce(a.activity_source, '') > coalesce(seen.of_source, '')
-                     OR a.activity_source IS NOT DISTINCT FROM seen.of_source AND a.activity_id < seen.id)
+              AND (NOT (false AND a.source <> 'moved' AND a.activity_id IS NULL) AND (
+                     a.activity_at IS NULL AND seen.at IS NOT NULL
+                     OR a.activity_at < seen.at
+                     OR a.activity_at IS NOT DISTINCT FROM seen.at
+                        AND (coalesce(a.activity_source, '') > coalesce(seen.of_source, '')
+                          OR a.activity_source IS NOT DISTINCT FROM seen.of_source AND a.activity_id < seen.id))
                 OR a.source <> 'moved' AND a.user_id IS NOT DISTINCT FROM seen.old_user
                    AND a.activity_at IS NOT DISTINCT FROM seen.old_at
                    AND a.activity_id IS NOT DISTINCT FROM seen.old_id
@@ -4548,7 +4596,7 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
           -- Before a walk has ended, a derived owner may be older than the transition's triggers: from a
           -- life before a downgrade. It is asked before that index goes; the triggers keep what was found.
           IF met AND NOT EXISTS (
-            SELECT FROM unnest(ARRAY['"public"."ix_leadprotect_activities"']) AS wanted (path)
+            SELECT FROM unnest(ARRAY['"public"."ix_leadprotect_activities"']::text[]) AS wanted (path)
             LEFT JOIN pg_index AS i ON i.indexrelid = to_regclass(wanted.path) WHERE i.indisvalid IS NOT TRUE)
           THEN
             SELECT count(*) = 0,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _ALWAYS = "A"
 _FIRES = {"D": "disabled", "O": "silent under session_replication_role = replica", "R": "silent but in replication"}
-_TRANSITION = ("note_writes", "transition_territory", "transition")
+_TRANSITION = ("note_writes", "transition_territory", "own_named", "transition")
 _LASTING = ("forget", "forget_id", "forget_all")
 
 
@@ -107,7 +107,7 @@ def _expected(s: Settings, revision: str, host: str, *, enforced: bool) -> list[
     ]
     if host != s.leads_table:
         return list(dict.fromkeys(of_activities))
-    passing = [name for name in _TRANSITION[:2] if "lp_0010" <= at < "lp_0017"]
+    passing = [name for name in _TRANSITION[:3] if "lp_0010" <= at < "lp_0017" and name not in unmade(s)]
     lasting = [name for name in _LASTING if at >= "lp_0010"]
     # all the others that ship are contract's
     enforcing = [name for name in shipped(s).host_triggers if name not in (*_TRANSITION, *_LASTING, *unmade(s))]

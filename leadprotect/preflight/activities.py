@@ -27,7 +27,7 @@ def activities(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
     for source in s.activities:
         problems = _columns(conn, s, source)
         found += problems or [*_relatives(conn, source), *_kinds(conn, source), *_expressions(conn, s, source)]
-    return found or _alike(conn, s)
+    return found or (_alike(conn, s) if s.activities else [])
 
 
 def _columns(conn: psycopg.Connection[Any], s: Settings, source: Activities) -> list[str]:

@@ -29,10 +29,15 @@ _NOT_ORDINARY = {
 
 def host(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
     """Findings about the two tables that the settings name: columns, types, inheritance, unique id, kinds."""
-    leads = {
+    leads: dict[str, tuple[str, tuple[str, ...] | None, str]] = {
         "lead_id_column": (s.lead_id_column, IDS[s.lead_id_type], "lead_id_type"),
         "territory_column": (s.territory_column, TEXTS, "territory_column"),
     }
+    if s.owner_column:
+        # everything is a text, and an integer is a bigint
+        named = None if s.user_id_type == "text" else IDS[s.user_id_type]
+        wider = (*(named or ()), "integer") if s.user_id_type == "bigint" else named
+        leads["owner_column"] = (s.owner_column, wider, "owner_column")
     found = _columns(conn, "leads_table", s.leads_table, leads)
     found += activities(conn, s)
     found += _relatives(conn, s)

@@ -63,6 +63,8 @@ class Settings:
     lead_id_type: str = "uuid"
     territory_column: str = "territory"
     user_id_type: str = "uuid"
+    owners_from: tuple[str, ...] = ("activities",)
+    owner_column: str = ""
     activities_table: str = "public.activities"
     activity_id_column: str = "id"
     activity_lead_id_column: str = "lead_id"
@@ -113,7 +115,7 @@ class Settings:
         """The tables of activities that make owners: the one of the section itself, then the others."""
         columns = {key.removeprefix("activity_"): getattr(self, key) for key in KEYS if key.startswith("activity_")}
         own = Activities(table=self.activities_table, qualifying_kinds=self.qualifying_kinds, **columns)
-        return (own, *self.further_activities)
+        return (own, *self.further_activities) if "activities" in self.owners_from else ()
 
     @property
     def host_tables(self) -> dict[str, str]:
@@ -228,15 +230,22 @@ def parse(given: Mapping[str, str], activities: Mapping[str, Mapping[str, str]] 
 
 
 def _check_together(s: Settings) -> None:
-    named = [("leads_table", s.leads_table), *((one.key("table"), one.table) for one in s.activities)]
-    for key, name in named:
+    tables = [("leads_table", s.leads_table), *((one.key("table"), one.table) for one in s.activities)]
+    for key, name in tables:
         if name.split(".", 1)[0] in {s.schema, s.quarantine}:
             raise SettingsError(f"schema: {s.schema!r} holds {key} ({name}); leadprotect needs a schema of its own")
     if s.version_table_schema == s.quarantine:
         raise SettingsError(
             f"version_table_schema: {s.version_table_schema!r} comes and goes with a migration; choose another schema"
         )
-    leads = {key: str(getattr(s, key)) for key in ("lead_id_column", "territory_column")}
+    if ("column" in s.owners_from) != bool(s.owner_column):
+        raise SettingsError(
+            f"owner_column: owners_from is {', '.join(s.owners_from)}, and owner_column is "
+            f"{s.owner_column or 'empty'}; "
+            "name the column and write `column` into owners_from, or neither"
+        )
+    named = ("lead_id_column", "territory_column", *(["owner_column"] if s.owner_column else []))
+    leads = {key: str(getattr(s, key)) for key in named}
     activities = [{one.key(field): column for field, column in one.columns.items()} for one in s.activities]
     for columns in (leads, *activities):
         for first, second in combinations(columns, 2):

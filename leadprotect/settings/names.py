@@ -35,6 +35,7 @@ HOST_TRIGGERS = {
     "refuse_move": "refuse_move",
     "refuse_taken": "refuse_taken",
     "own_new": "own_new",
+    "own_named": "own_named",
 }
 HOST_POLICIES = ("border", "rows", "update", "delete", "members_update", "members_delete")
 HOST_INDEXES = {"leads_index": "leads", "activities_index": "activities"}
@@ -196,9 +197,10 @@ def context_of(settings: Settings) -> dict[str, str]:
 
 
 def unmade(settings: Settings) -> set[str]:
-    """Of these policies and triggers, what contract does not make with the settings."""
+    """Of these policies and triggers, what is not made with the settings."""
     raising = {"update", "delete"} if settings.denied_edit == "raise" else set()
-    return raising | ({"own_new"} if settings.owner_on_insert == "none" else set())
+    named = set() if settings.owner_column else {"own_named"}
+    return raising | named | ({"own_new"} if settings.owner_on_insert == "none" else set())
 
 
 def territory_of(settings: Settings) -> dict[str, str]:

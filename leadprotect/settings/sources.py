@@ -51,18 +51,30 @@ def derivation(s: Settings) -> dict[str, str]:
         "qualifying": _qualifying(s),
         "derived_owner": _derived_owner(s),
         "read_activity": "\n".join(_read_activity(s, one) for one in s.activities),
-        "source_names": ", ".join(literal(table(name)) for name in _tables(s)),
-        "source_schemas": ", ".join(sorted({literal(name.split(".", 1)[0]) for name in _tables(s)})),
+        "host_names": ", ".join(literal(table(name)) for name in s.host_tables),
+        "host_schemas": ", ".join(sorted({literal(name.split(".", 1)[0]) for name in s.host_tables})),
+        "first_source_name": literal(table(s.activities[0].table)) if s.activities else "NULL",
+        "named": "true" if s.owner_column else "false",
+        "named_first": "true" if s.owners_from[0] == "column" else "false",
+        "named_old": _named(s, "OLD"),
+        "named_new": _named(s, "NEW"),
+        "named_columns": ", ".join(map(ident, filter(None, [s.lead_id_column, s.owner_column]))),
         "source_triggers": ", ".join(
-            line
-            for one in s.activities
-            for line in _triggers(s, one.table, ("own_active_lead", f"transition{suffix(one)}"))
+            [
+                *(
+                    line
+                    for one in s.activities
+                    for line in _triggers(s, one.table, ("own_active_lead", f"transition{suffix(one)}"))
+                ),
+                *(_triggers(s, s.leads_table, ("own_named_lead", "own_named")) if s.owner_column else []),
+            ]
         ),
         "transition_triggers": ",\n                         ".join(
             [
                 *_triggers(
                     s, s.leads_table, ("note_contextless_write", "note_writes"), ("own_moved_lead", "territory")
                 ),
+                *(_triggers(s, s.leads_table, ("own_named_lead", "own_named")) if s.owner_column else []),
                 *(
                     line
                     for name in _tables(s)
@@ -75,10 +87,7 @@ def derivation(s: Settings) -> dict[str, str]:
                 ),
             ]
         ),
-        "source_index_shapes": ",\n                       ".join(
-            "({source_index_path_name}, {source_name}, false, ARRAY[{source_index_columns}])".format(**_source(s, one))
-            for one in s.activities
-        ),
+        "source_index_shapes": "".join(_index_shape(s, one) for one in s.activities),
         "source_indexes": ", ".join(_source(s, one)["source_index_path_name"] for one in s.activities),
         "derivation": literal(fingerprint(s)),
         "excluded_users": ", ".join(map(literal, s.excluded_users)),
@@ -100,7 +109,8 @@ def fingerprint(s: Settings) -> str:
         )
     ]
     excluded = [f"without {', '.join(sorted(s.excluded_users))}"] if s.excluded_users else []
-    return "; ".join([*leads, *sources, *excluded])
+    column = [f"{', '.join(s.owners_from)}: {ident(s.owner_column)}"] if s.owner_column else []
+    return "; ".join([*leads, *sources, *column, *excluded])
 
 
 def qualifies(s: Settings, one: Activities, alias: str = "v", *, indexed: bool = False) -> str:
@@ -126,6 +136,10 @@ def _qualifying(s: Settings) -> str:
         f"SELECT {_lead(one, 'v')} AS lead_id FROM {table(one.table)} AS v WHERE {_current(s, one)}"
         for one in s.activities
     ]
+    if s.owner_column:
+        asked.append(
+            f"SELECT v.{ident(s.lead_id_column)} AS lead_id FROM {table(s.leads_table)} AS v WHERE {_names_one(s)}"
+        )
     return f"({' UNION ALL '.join(asked)})"
 
 
@@ -139,13 +153,34 @@ def _derived_owner(s: Settings) -> str:
         f"ORDER BY {_value(one.at_column, 'v')} DESC NULLS LAST, {_value(one.id_column, 'v')} DESC LIMIT 1"
         for one in s.activities
     ]
+    if s.owner_column:
+        asked.append(
+            f"SELECT {_named(s, 'v')}::{s.user_id_type} AS user_id, "
+            f"{'NULL' if asked else 'NULL::timestamptz'} AS at, {'NULL' if asked else 'NULL::text'} AS id, "
+            f"NULL::text AS source FROM {table(s.leads_table)} AS v "
+            f"WHERE v.{ident(s.lead_id_column)} = wanted.lead_id AND {_names_one(s)}"
+        )
     if len(asked) == 1:
         return f"({asked[0]})"
     together = " UNION ALL ".join(f"({one})" for one in asked)
+    # an activity has an id, the column has none
+    first = {"column": "d.id IS NOT NULL, ", "activities": "d.id IS NULL, "}[s.owners_from[0]] if s.owner_column else ""
     return (
         f"(SELECT d.user_id, d.at, d.id, d.source FROM ({together}) AS d "
-        f'ORDER BY d.at DESC NULLS LAST, d.source COLLATE "C" NULLS FIRST LIMIT 1)'
+        f'ORDER BY {first}d.at DESC NULLS LAST, d.source COLLATE "C" NULLS FIRST LIMIT 1)'
     )
+
+
+def _named(s: Settings, row: str) -> str:
+    """The owner that the lead's own column names; NULL where there is no such column."""
+    return f"{row}.{ident(s.owner_column)}" if s.owner_column else "NULL::text"
+
+
+def _names_one(s: Settings) -> str:
+    """Whether the column names an owner: nobody else by an empty text, and no user who never owns."""
+    column = _named(s, "v")
+    excluded = f" AND {column}::{s.user_id_type} NOT IN ({', '.join(map(literal, s.excluded_users))})"
+    return f"{column}::text <> ''{excluded if s.excluded_users else ''}"
 
 
 def _read_activity(s: Settings, one: Activities) -> str:
@@ -201,6 +236,13 @@ def _triggers(s: Settings, name: str, *pairs: tuple[str, str]) -> list[str]:
     """Of each function of a trigger on the host, and what its trigger is called: a row of VALUES."""
     host = literal(table(name))
     return [f"({literal(function)}, {host}::regclass, {literal(s.role(called))})" for function, called in pairs]
+
+
+def _index_shape(s: Settings, one: Activities) -> str:
+    """What tells the index of a source from a stranger's: one more row of VALUES."""
+    known = _source(s, one)
+    path, host, columns = (known[f"source_{key}"] for key in ("index_path_name", "name", "index_columns"))
+    return f",\n                       ({path}, {host}, false, ARRAY[{columns}])"
 
 
 def _tables(s: Settings) -> list[str]:

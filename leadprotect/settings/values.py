@@ -224,6 +224,19 @@ def _users(text: str) -> tuple[str, ...]:
     return users
 
 
+def _owners_from(text: str) -> tuple[str, ...]:
+    sources = _list("owners_from", text)
+    if not set(sources) <= {"activities", "column"}:
+        raise SettingsError(
+            f"owners_from: {text!r} is not activities, column, or both in the order in which they answer"
+        )
+    return sources
+
+
+def _owner_column(text: str) -> str:
+    return _name("owner_column", text) if text else ""
+
+
 def _kind_column(text: str) -> str:
     return _name("activity_kind_column", text) if text else ""
 
@@ -339,6 +352,8 @@ _READERS: dict[str, Callable[[str], object]] = {
     "excluded_users": _users,
     "exempt_roles": _exempt,
     "observation_window": _window,
+    "owner_column": _owner_column,
+    "owners_from": _owners_from,
     "prometheus_service": _prometheus_service,
     "prometheus_url": _prometheus_url,
     "prometheus_user": _prometheus_user,

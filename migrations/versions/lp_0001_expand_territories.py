@@ -72,7 +72,8 @@ def create_schema() -> None:
     # What our functions read of the host: these columns and no others.
     op.execute(
         sql("""
-        GRANT SELECT ({lead_id}, {territory}) ON {leads} TO {reader}
+        GRANT SELECT ({lead_id}, {territory}) ON {leads} TO {reader};
+        GRANT SELECT ({named_columns}) ON {leads} TO {reader}
         """)
     )
     for source in activity_sources():
@@ -103,7 +104,7 @@ def create_schema() -> None:
           host text;
           ours text;
         BEGIN
-          FOREACH host IN ARRAY ARRAY[{leads_schema}, {source_schemas}] LOOP
+          FOREACH host IN ARRAY ARRAY[{host_schemas}] LOOP
             FOREACH ours IN ARRAY ARRAY[{owner_name}, {reader_name}] LOOP
               IF NOT pg_catalog.has_schema_privilege(ours, host, 'USAGE') THEN
                 EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA %I TO %I', host, ours);
@@ -447,7 +448,7 @@ def create_reading_check() -> None:
         AS $body$
         #variable_conflict use_variable
         BEGIN
-          FOREACH host IN ARRAY ARRAY[{leads_name}, {source_names}]::regclass[] LOOP
+          FOREACH host IN ARRAY ARRAY[{host_names}]::regclass[] LOOP
             BEGIN
               IF host = {leads_name}::regclass THEN
                 PERFORM l.{lead_id}, {territory_of_l} FROM {leads} AS l LIMIT 1;
@@ -598,6 +599,7 @@ def drop_schema() -> None:
     hide_version()
     # The host's tables get their grants back as they were.
     op.execute(sql("REVOKE SELECT ({lead_id}, {territory}) ON {leads} FROM {reader}"))
+    op.execute(sql("REVOKE SELECT ({named_columns}) ON {leads} FROM {reader}"))
     for source in activity_sources():
         op.execute(sql(source.fill("REVOKE SELECT ON {source_table} FROM {reader}")))
     op.execute(
@@ -610,7 +612,7 @@ def drop_schema() -> None:
             SELECT n.nspname, r.rolname
             FROM pg_catalog.pg_namespace AS n, pg_catalog.aclexplode(n.nspacl) AS acl
             JOIN pg_catalog.pg_roles AS r ON r.oid = acl.grantee
-            WHERE n.nspname IN ({leads_schema}, {source_schemas}) AND r.rolname IN ({owner_name}, {reader_name})
+            WHERE n.nspname IN ({host_schemas}) AND r.rolname IN ({owner_name}, {reader_name})
           LOOP
             EXECUTE pg_catalog.format('REVOKE USAGE ON SCHEMA %I FROM %I', granted.nspname, granted.rolname);
           END LOOP;

@@ -66,11 +66,11 @@ def create_assignments() -> None:
             EXECUTE (
               SELECT pg_catalog.format('ALTER TABLE {schema}.user_lead_assignments %s',
                        pg_catalog.string_agg(pg_catalog.format('ADD COLUMN %I %s', wanted.name,
-                         pg_catalog.format_type(a.atttypid, a.atttypmod)), ', ' ORDER BY wanted.name))
-              FROM (VALUES ('activity_at', {activity_at_column_name}), ('activity_id', {activity_id_column_name}))
-                AS wanted (name, host_column)
-              JOIN pg_catalog.pg_attribute AS a
-                ON a.attrelid = {activities_name}::regclass AND a.attname = wanted.host_column
+                         coalesce(pg_catalog.format_type(a.atttypid, a.atttypmod), wanted.without)), ', ' ORDER BY wanted.name))
+              FROM (VALUES ('activity_at', {activity_at_column_name}, 'timestamptz'), ('activity_id', {activity_id_column_name}, 'text'))
+                AS wanted (name, host_column, without)
+              LEFT JOIN pg_catalog.pg_attribute AS a
+                ON a.attrelid = pg_catalog.to_regclass({first_source_name}) AND a.attname = wanted.host_column
             );
             ALTER TABLE {schema}.user_lead_assignments
               ADD CONSTRAINT ula_released CHECK ((user_id IS NULL) = (source IN ('release', 'moved'))) NOT VALID;

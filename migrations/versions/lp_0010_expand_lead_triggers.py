@@ -29,6 +29,7 @@ def upgrade() -> None:
     create_unsettled()
     create_note_function()
     create_owner_of_moved_lead()
+    create_owner_of_named_lead()
     create_forget_function()
     op.execute("RESET ROLE")
     create_triggers()
@@ -41,6 +42,7 @@ def downgrade() -> None:
         DROP TRIGGER IF EXISTS {forget_id} ON {leads};
         DROP TRIGGER IF EXISTS {forget_all} ON {leads};
         DROP TRIGGER IF EXISTS {transition_territory} ON {leads};
+        DROP TRIGGER IF EXISTS {own_named} ON {leads};
         DROP TRIGGER IF EXISTS {note_writes} ON {leads}
         """)
     )
@@ -51,6 +53,7 @@ def downgrade() -> None:
         DROP FUNCTION
           {schema}.forget_lead(),
           {schema}.own_moved_lead(),
+          {schema}.own_named_lead(),
           {schema}.note_contextless_write(),
           {schema}.note_unsettled({lead_id_type}),
           {schema}.in_transition()
@@ -255,6 +258,55 @@ def create_owner_of_moved_lead() -> None:
     )
 
 
+def create_owner_of_named_lead() -> None:
+    # The lead's own column names its owner, as the old application sets it: where the column answers first its
+    # change decides, whoever owned the lead before. Where it answers last, only what it made gives way.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.own_named_lead()
+        RETURNS trigger
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        DECLARE
+          here text := (SELECT t.code FROM {schema}.territories AS t WHERE t.code = {territory_of_new});
+          derived record;
+        BEGIN
+          IF here IS NULL OR TG_OP = 'INSERT' AND {named_new} IS NULL
+            OR TG_OP = 'UPDATE' AND {named_old} IS NOT DISTINCT FROM {named_new}
+          THEN
+            RETURN NULL;
+          END IF;
+          SELECT * INTO derived FROM {schema}.derived_owners(ARRAY[NEW.{lead_id}]);
+          IF derived.user_id IS NULL THEN
+            DELETE FROM {schema}.user_lead_assignments AS a
+            WHERE a.lead_id = NEW.{lead_id} AND a.territory = here
+              AND ({named_first} OR a.source IN ('backfill', 'activity') AND a.activity_id IS NULL);
+            -- a slice of the backfill may be about to rest on what this statement takes away
+            PERFORM {schema}.note_unsettled(NEW.{lead_id});
+          ELSIF {named_first} OR derived.activity_id IS NULL THEN
+            INSERT INTO {schema}.user_lead_assignments AS a
+              (lead_id, territory, user_id, source, activity_at, activity_id, activity_source)
+            VALUES (NEW.{lead_id}, here, derived.user_id, 'activity', derived.activity_at, derived.activity_id,
+                    derived.activity_source)
+            ON CONFLICT (lead_id, territory) DO UPDATE
+              SET user_id = excluded.user_id, source = excluded.source, assigned_at = excluded.assigned_at,
+                  assigned_by = NULL, activity_at = excluded.activity_at, activity_id = excluded.activity_id,
+                  activity_source = excluded.activity_source
+              WHERE {named_first} OR a.source = 'moved' OR a.source IN ('backfill', 'activity') AND a.activity_id IS NULL;
+          END IF;
+          RETURN NULL;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.own_named_lead() IS
+        'Trigger of the transition: who stands in the lead''s own column becomes its owner at once';
+        REVOKE ALL ON FUNCTION {schema}.own_named_lead() FROM PUBLIC
+        """)
+    )
+
+
 def create_forget_function() -> None:
     # A new lead with the id of one that is gone must inherit neither its owner nor its rules, however it
     # went: deleted, under another id, or with all others. The audit stays.
@@ -310,5 +362,18 @@ def create_triggers() -> None:
         ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {forget};
         ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {forget_id};
         ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {forget_all}
+        """)
+    )
+    op.execute(
+        sql("""
+        DO $do$
+        BEGIN
+          IF {named} THEN
+            CREATE TRIGGER {own_named} AFTER INSERT OR UPDATE ON {leads}
+              FOR EACH ROW EXECUTE FUNCTION {schema}.own_named_lead();
+            ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {own_named};
+          END IF;
+        END
+        $do$
         """)
     )

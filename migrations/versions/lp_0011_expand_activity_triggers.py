@@ -88,11 +88,15 @@ def create_owner_of_activity() -> None:
             SELECT fresh.lead_id, t.code, fresh.user_id, 'activity', fresh.activity_at, fresh.activity_id, fresh.activity_source
             FROM {schema}.host_lead(fresh.lead_id) AS l (territory)
             JOIN {schema}.territories AS t ON t.code = l.territory
+            WHERE NOT {named_first} OR NOT EXISTS (
+              SELECT FROM {schema}.derived_owners(ARRAY[fresh.lead_id]) AS d WHERE d.activity_id IS NULL)
             ON CONFLICT (lead_id, territory) DO UPDATE
               SET user_id = excluded.user_id, source = excluded.source, assigned_at = excluded.assigned_at,
                   activity_at = excluded.activity_at, activity_id = excluded.activity_id,
                   activity_source = excluded.activity_source
               WHERE a.source IN ('backfill', 'activity', 'moved')
+                -- an owner that the lead's own column names has no activity
+                AND NOT ({named_first} AND a.source <> 'moved' AND a.activity_id IS NULL)
                 AND (a.activity_at IS NULL AND excluded.activity_at IS NOT NULL
                   OR a.activity_at < excluded.activity_at
                   OR a.activity_at IS NOT DISTINCT FROM excluded.activity_at

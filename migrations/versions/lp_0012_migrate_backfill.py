@@ -404,11 +404,12 @@ def create_own_leads() -> None:
             SET user_id = seen.user_id, source = 'backfill', assigned_at = statement_timestamp(),
                 activity_at = seen.at, activity_id = seen.id, activity_source = seen.of_source
             WHERE a.lead_id = seen.lead_id AND a.territory = here AND a.source IN ('backfill', 'activity', 'moved')
-              AND (a.activity_at IS NULL AND seen.at IS NOT NULL
-                OR a.activity_at < seen.at
-                OR a.activity_at IS NOT DISTINCT FROM seen.at
-                   AND (coalesce(a.activity_source, '') > coalesce(seen.of_source, '')
-                     OR a.activity_source IS NOT DISTINCT FROM seen.of_source AND a.activity_id < seen.id)
+              AND (NOT ({named_first} AND a.source <> 'moved' AND a.activity_id IS NULL) AND (
+                     a.activity_at IS NULL AND seen.at IS NOT NULL
+                     OR a.activity_at < seen.at
+                     OR a.activity_at IS NOT DISTINCT FROM seen.at
+                        AND (coalesce(a.activity_source, '') > coalesce(seen.of_source, '')
+                          OR a.activity_source IS NOT DISTINCT FROM seen.of_source AND a.activity_id < seen.id))
                 OR a.source <> 'moved' AND a.user_id IS NOT DISTINCT FROM seen.old_user
                    AND a.activity_at IS NOT DISTINCT FROM seen.old_at
                    AND a.activity_id IS NOT DISTINCT FROM seen.old_id

@@ -312,7 +312,7 @@ def create_gate() -> None:
                 SELECT polname, polpermissive, pg_get_expr(polqual, polrelid) AS condition FROM pg_policy
                 WHERE polrelid = c.oid AND polcmd IN ('r', '*') AND EXISTS (
                   SELECT FROM unnest(polroles) AS bound WHERE bound = 0 OR pg_has_role(bound, 'USAGE'))) AS q) AS p
-            WHERE c.oid = ANY (ARRAY[{leads_name}, {source_names}]::regclass[]) AND row_security_active(c.oid)
+            WHERE c.oid = ANY (ARRAY[{host_names}]::regclass[]) AND row_security_active(c.oid)
               AND (p.opened IS NOT TRUE OR p.binding IS NOT NULL)
             ORDER BY c.relname) AS hidden;
           IF met THEN
@@ -339,7 +339,7 @@ def create_gate() -> None:
           -- Before a walk has ended, a derived owner may be older than the transition's triggers: from a
           -- life before a downgrade. It is asked before that index goes; the triggers keep what was found.
           IF met AND NOT EXISTS (
-            SELECT FROM unnest(ARRAY[{source_indexes}]) AS wanted (path)
+            SELECT FROM unnest(ARRAY[{source_indexes}]::text[]) AS wanted (path)
             LEFT JOIN pg_index AS i ON i.indexrelid = to_regclass(wanted.path) WHERE i.indisvalid IS NOT TRUE)
           THEN
             SELECT count(*) = 0,

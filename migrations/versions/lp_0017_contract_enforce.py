@@ -401,7 +401,8 @@ def end_transition() -> None:
     op.execute(
         sql("""
         DROP TRIGGER {note_writes} ON {leads};
-        DROP TRIGGER {transition_territory} ON {leads}
+        DROP TRIGGER {transition_territory} ON {leads};
+        DROP TRIGGER IF EXISTS {own_named} ON {leads}
         """)
     )
 
@@ -478,5 +479,18 @@ def resume_transition() -> None:
         EXECUTE FUNCTION {schema}.own_moved_lead();
         ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {note_writes};
         ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {transition_territory}
+        """)
+    )
+    op.execute(
+        sql("""
+        DO $do$
+        BEGIN
+          IF {named} THEN
+            CREATE TRIGGER {own_named} AFTER INSERT OR UPDATE ON {leads}
+              FOR EACH ROW EXECUTE FUNCTION {schema}.own_named_lead();
+            ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {own_named};
+          END IF;
+        END
+        $do$
         """)
     )

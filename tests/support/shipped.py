@@ -13,6 +13,13 @@ from tests.support.profiles import Profile
 from tests.support.revisions import MIGRATE_HEAD
 from tests.support.servers import embedded
 
+MORE: dict[str, dict[str, str]] = {
+    "a": {},
+    "b": {"owner_on_insert": "creator"},
+    "c": {"owners_from": "activities, column", "owner_column": "seller"},
+}
+"""Settings with which something is made that the defaults leave out."""
+
 
 def written(*databases: Database) -> str:
     """The file: of databases at head that differ in what a host may have, such as a territory that is NOT NULL."""
@@ -33,8 +40,12 @@ def written(*databases: Database) -> str:
 def prepared(database: Database, revision: str, *, required: bool) -> Database:
     """With the host's tables, their territory NOT NULL or not, at a revision."""
     database.create_host_tables()
+    if "owner_column" in database.overrides:
+        database.sql("ALTER TABLE {leads} ADD seller uuid")
     if required:
         database.sql("ALTER TABLE {leads} ALTER {territory} SET NOT NULL")
+    for name in [name for name in os.environ if name.startswith("LEADPROTECT_")]:
+        del os.environ[name]
     os.environ.update(database.environment)
     database.upgrade(revision)
     return database
@@ -46,9 +57,8 @@ def main() -> None:
         databases = []
         for name, revision, required in (("a", "head", False), ("b", "head", True), ("c", MIGRATE_HEAD, False)):
             Database(server, defaults, "postgres").sql(f"CREATE DATABASE shipped_{name}")
-            # a trigger that the defaults leave out is made with the second one
-            more = {"owner_on_insert": "creator"} if required else {}
-            database = Database(server, defaults, f"shipped_{name}", more)
+            # a trigger that the defaults leave out is made with the others
+            database = Database(server, defaults, f"shipped_{name}", MORE[name])
             databases.append(prepared(database, revision, required=required))
         FILE.write_text(written(*databases), encoding="utf-8")
 

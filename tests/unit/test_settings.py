@@ -91,6 +91,8 @@ GOOD = {
     "activity_user_id_column": ("seller", "seller"),
     "activity_kind_column": ("what?", "what?"),
     "activity_at_column": ("happened.at", "happened.at"),
+    "owners_from": ("activities", ("activities",)),
+    "owner_column": ("", ""),
     "activity_condition": ("NOT deleted AND note <> '%;--(select'", "NOT deleted AND note <> '%;--(select'"),
     "excluded_users": (
         "00000000-0000-0000-0000-0000000000ff, 00000000-0000-0000-0000-0000000000FE",
@@ -279,7 +281,7 @@ def test_a_name_that_postgresql_would_cut_is_refused(key: str) -> None:
 
 
 # there it means the schema, and that activities have no kind
-NEVER_EMPTY = [key for key in NAMES if key not in {"version_table_schema", "activity_kind_column"}]
+NEVER_EMPTY = [key for key in NAMES if key not in {"version_table_schema", "activity_kind_column", "owner_column"}]
 
 
 @pytest.mark.parametrize("key", [*NEVER_EMPTY, "lead_id_type", "host_rls", "user_guc", "observation_window"])
@@ -385,6 +387,27 @@ def test_a_condition_is_one_expression_over_a_row(text: str, expected: str) -> N
 def test_a_lead_of_an_activity_may_be_an_expression() -> None:
     assert "subject_id::text" == parse({"activity_lead_id_column": "subject_id::text"}).activity_lead_id_column
     assert "activity_lead_id_column: 'a:b'" in refusal(activity_lead_id_column="a:b")
+
+
+@pytest.mark.parametrize("text", ["activities, column", "column, activities", "column"])
+def test_owners_come_from_a_column_and_from_activities_in_any_order(text: str) -> None:
+    found = parse({"owners_from": text, "owner_column": "seller"})
+    assert tuple(text.split(", ")) == found.owners_from
+    assert ("activities" in text) == bool(found.activities)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"owners_from": "column"}, "owner_column: owners_from is column, and owner_column is empty"),
+        ({"owner_column": "seller"}, "owner_column: owners_from is activities, and owner_column is seller"),
+        ({"owners_from": "column, users"}, "owners_from: 'column, users' is not activities, column, or both"),
+        ({"owners_from": "column, column"}, "owners_from names a value twice"),
+        ({"owners_from": "column", "owner_column": "id"}, "lead_id_column and owner_column name the same column: id"),
+    ],
+)
+def test_a_bad_choice_of_owners_is_refused(given: dict[str, str], expected: str) -> None:
+    assert refusal(**given).startswith(expected)
 
 
 def test_an_excluded_user_is_of_the_type_of_users() -> None:
