@@ -29,6 +29,7 @@ from leadprotect.errors import LeadAccessDenied
 from leadprotect.lab import servers
 from leadprotect.migration.rollback import alembic_config
 from leadprotect.settings import current, ident, render
+from leadprotect.settings.names import territory_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -94,7 +95,7 @@ class Protected:
         s = current()
         number = next(self._numbers)
         ids: dict[str, Any] = {"uuid": uuid4(), "text": f"lead {number}"}
-        values = {s.lead_id_column: ids.get(s.lead_id_type, number), s.territory_column: territory} | columns
+        values = {s.lead_id_column: ids.get(s.lead_id_type, number), territory_columns(s)[0]: territory} | columns
         names, marks = ", ".join(map(ident, values)), ", ".join(["%s"] * len(values))
         statement = render(f"INSERT INTO {{leads}} ({names}) VALUES ({marks}) RETURNING {{lead_id}}", s)
         with psycopg.connect(self.admin_url) as conn:

@@ -105,7 +105,7 @@ def process() -> Iterator[None]:
     settings.names.cache_clear()
     _warn_once.cache_clear()
     # a process has one setting
-    for kept in (likeness._names, likeness._claims, shipped.shipped, shipped.shipped_script):  # noqa: SLF001
+    for kept in (likeness._names, likeness._claims, likeness._expressions, shipped.shipped, shipped.shipped_script):  # noqa: SLF001
         kept.cache_clear()
     waiting._spawner.cache_clear()  # noqa: SLF001 - a process has the extra or lacks it
     ways.close()

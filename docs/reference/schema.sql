@@ -3131,12 +3131,12 @@ CREATE FUNCTION leadprotect.own_moved_lead() RETURNS trigger
         BEGIN
           INSERT INTO "leadprotect".user_lead_assignments (lead_id, territory, user_id, source, activity_at, activity_id, activity_source)
           SELECT NEW."id", t.code,
-                 CASE WHEN OLD."territory" IS NULL THEN newest.user_id END,
-                 CASE WHEN OLD."territory" IS NULL THEN 'activity' ELSE 'moved' END,
+                 CASE WHEN (OLD."territory" IS NULL OR OLD."territory" = '') THEN newest.user_id END,
+                 CASE WHEN (OLD."territory" IS NULL OR OLD."territory" = '') THEN 'activity' ELSE 'moved' END,
                  newest.activity_at, newest.activity_id, newest.activity_source
           FROM "leadprotect".territories AS t
           LEFT JOIN "leadprotect".derived_owners(ARRAY[NEW."id"]) AS newest ON true
-          WHERE t.code = NEW."territory" AND (OLD."territory" IS NOT NULL OR newest.user_id IS NOT NULL)
+          WHERE t.code = NEW."territory" AND (NOT (OLD."territory" IS NULL OR OLD."territory" = '') OR newest.user_id IS NOT NULL)
           ON CONFLICT (lead_id, territory) DO NOTHING;
           RETURN NULL;
         END
@@ -4026,7 +4026,7 @@ CREATE FUNCTION leadprotect.backfill_outside() RETURNS bigint
     BEGIN ATOMIC
  SELECT count(*) AS count
     FROM public.leads l
-   WHERE (l.territory IS NULL);
+   WHERE ((l.territory IS NULL) OR ((l.territory)::text = ''::text));
 END;
 
 COMMENT ON FUNCTION leadprotect.backfill_outside() IS 'Number of leads without a territory: outside protection';
@@ -4113,7 +4113,7 @@ CREATE FUNCTION leadprotect.backfill_report(territories text[]) RETURNS TABLE(le
           FROM "leadprotect".user_lead_assignments AS a
           WHERE a.territory = ANY (backfill_report.territories) AND a.user_id IS NULL
           UNION ALL
-          SELECT l."id"::uuid, NULL, 'no_territory' FROM "public"."leads" AS l WHERE l."territory" IS NULL;
+          SELECT l."id"::uuid, NULL, 'no_territory' FROM "public"."leads" AS l WHERE (l."territory" IS NULL OR l."territory" = '');
         END
         $$;
 
@@ -4663,7 +4663,7 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
           END IF;
 
           SELECT array_agg(t.territory), array_agg(t.leads), coalesce(sum(t.leads), 0) INTO codes, tallies, leads
-          FROM (SELECT l."territory"::text AS territory, count(*) AS leads FROM "public"."leads" AS l
+          FROM (SELECT nullif(l."territory"::text, '') AS territory, count(*) AS leads FROM "public"."leads" AS l
                 GROUP BY 1) AS t;
 
           condition := 'territories';
@@ -4674,7 +4674,7 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
                           'every territory of a lead is known'),
                  string_agg(DISTINCT CASE
                    -- a code in another case is no other territory: their roles would have one name
-                   WHEN unknown.meant IS NOT NULL THEN format('UPDATE %s SET %I = %L WHERE %2$I = %4$L;',
+                   WHEN unknown.meant IS NOT NULL AND 'territory' <> '' THEN format('UPDATE %s SET %I = %L WHERE %2$I = %4$L;',
                      '"public"."leads"', 'territory', unknown.meant, unknown.territory)
                    WHEN unknown.territory ~ '^[A-Za-z][A-Za-z0-9_]{0,15}$'
                      THEN 'leadprotect territory add ' || unknown.territory

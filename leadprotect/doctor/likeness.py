@@ -2,8 +2,8 @@
 
 Names of the settings become those of the default settings, casts go (a column of another type needs others),
 and so do the parentheses that stand around a casted operand only. What is left is compared part by part. It
-cannot see: another cast, one host column of the settings in place of another that bears the same name as
-a default, one qualifying kind in place of another.
+cannot see: another bracket where the territory is an expression, another cast, one host column of the settings
+in place of another that bears the same name as a default, one qualifying kind in place of another.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from leadprotect.settings import KEYS, Settings, ident, literal
+from leadprotect.settings.names import names
 from leadprotect.settings.values import OFFICES, of_setting
 
 if TYPE_CHECKING:
@@ -27,15 +28,47 @@ _TOKEN = re.compile(
 )
 _WORD = re.compile(r'"(?:[^"]|"")*"|\w+')
 _KIND = "'{kind}'"
+_CAPITALS = re.compile(
+    "(?i)and|between|case|coalesce|distinct|else|end|from|greatest|in|is|least|like|not|null|nullif|or|then|when"
+)
 
 
 def neutral(text: str, s: Settings) -> str:
     """`text`, an expression or a body as the server has it, with the default names; parts parted by blanks."""
-    names = _names(s)
+    known = _names(s)
     for claimed, plain in _claims(s):
         text = claimed.sub(plain, text)
-    parts = [_renamed(part, names, s) for part in _TOKEN.findall(text)]
-    return " ".join(_lists(_uncast(parts), s))
+    parts = [_renamed(part, known, s) for part in _TOKEN.findall(text)]
+    found = " ".join(_lists(_uncast(parts), s))
+    return _of_column(found, s) if s.territory_expression else found
+
+
+def _of_column(text: str, s: Settings) -> str:
+    """The same with a column where the territory's expression stands: the server sets brackets in it as it likes."""
+    plain = _bare(text)
+    for expression, column in _expressions(s):
+        called = '(?: AS (?:"nullif"|nullif|territory)(?= |$))?'  # a column of the same name needs none
+        plain = re.sub(re.escape(expression) + called, column, plain)
+    return plain
+
+
+def _bare(text: str) -> str:
+    return " ".join(part for part in text.split(" ") if part not in {"(", ")"})
+
+
+@lru_cache(maxsize=4)
+def _expressions(s: Settings) -> list[tuple[str, str]]:
+    """How the server writes the expression for each alias of the row -> the column of the default settings there."""
+    made, known = names(s), _names(s)
+    found = []
+    for row, alias in {"l": "l . ", "old": "old . ", "new": "new . ", "here": ""}.items():
+        parts = [_renamed(part, known, s) for part in _TOKEN.findall(made[f"territory_of_{row}"])]
+        written = [part.upper() if _CAPITALS.fullmatch(part) else part for part in _uncast(parts)]
+        # it quotes a name only where it must, and says of which row in small letters
+        plain = [part[1:-1] if re.fullmatch('"[a-z_][a-z0-9_]*"', part) else part for part in written]
+        text = _bare(" ".join(part.lower() if part in {"OLD", "NEW"} else part for part in plain))
+        found.append((text.replace("pg_catalog . ", ""), f"{alias}{_DEFAULTS.territory_column}"))
+    return found
 
 
 def neutral_name(name: str, s: Settings) -> str:
@@ -69,6 +102,7 @@ def _names(s: Settings) -> dict[str, str]:
     pairs = [(getattr(s, key), getattr(_DEFAULTS, key)) for key in KEYS if key.endswith(("_column", "_guc", "_type"))]
     for key in ("leads_table", "activities_table"):  # further tables of activities bear names of the host in no text
         pairs += zip(getattr(s, key).split(".", 1), getattr(_DEFAULTS, key).split(".", 1), strict=True)
+    pairs = [pair for pair in pairs if pair[0]]  # no column where the territory is an expression
     pairs += [(s.role(office), _DEFAULTS.role(office)) for office in ("", *OFFICES)]
     pairs += [(s.schema, _DEFAULTS.schema), (s.quarantine, _DEFAULTS.quarantine)]
     found: dict[str, str] = {}

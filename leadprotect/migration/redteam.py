@@ -218,7 +218,8 @@ class _Team:
         lead = f"pg_catalog.to_jsonb(found) ->> {literal(s.lead_id_column)}"
         own = f"SELECT l.{ident(s.lead_id_column)}::text FROM {render('{leads}', s)} AS l"
         place = f"pg_catalog.to_jsonb(found) ->> {literal(s.territory_column)}"
-        rows = f"SELECT FROM {source} WHERE {place} = ANY ({_array(foreign)}) OR {lead} NOT IN ({own})"
+        named = f"{place} = ANY ({_array(foreign)}) OR " if s.territory_column else ""
+        rows = f"SELECT FROM {source} WHERE {named}{lead} NOT IN ({own})"
         told = self._judged(name, rows, remedy=remedy)
         for territory in foreign:
             told = told if told.verdict != "held" else self._judged(name, rows, territory=territory, remedy=remedy)

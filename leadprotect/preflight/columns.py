@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from leadprotect.settings import ident, literal
+
 if TYPE_CHECKING:
     import psycopg
 
@@ -20,6 +22,18 @@ class Column(NamedTuple):
     base: str
     virtual: str | None
     folds: str | None
+    labels: list[str]
+
+    @property
+    def as_expression(self) -> str:
+        """What to write instead of a territory that is no text: the text of an enum's label is not immutable."""
+        named = ident(self.name)
+        if not self.labels:
+            return f"territory_expression = {named}::text"
+        cases = " ".join(f"WHEN {literal(label)} THEN {literal(label)}" for label in self.labels)
+        # a label that comes later is a territory that nobody holds, never one outside protection
+        later = f"CASE WHEN {named} IS NOT NULL THEN 'a new label' ELSE NULL END"
+        return f"territory_expression = CASE {named} {cases} ELSE {later} END"
 
 
 # what a row of the table has in each of its columns; the innermost type of a domain comes last
@@ -33,7 +47,8 @@ _SHAPES = """
       FROM typed AS c JOIN pg_type AS t ON t.oid = c.base WHERE t.typtype = 'd')
     SELECT DISTINCT ON (c.attnum) c.name, format_type(c.declared, NULL), format_type(c.base, NULL),
            CASE c.generated WHEN 'v' THEN pg_get_expr(d.adbin, d.adrelid) END,
-           CASE WHEN NOT coalesce(l.collisdeterministic, true) THEN l.collname::text END
+           CASE WHEN NOT coalesce(l.collisdeterministic, true) THEN l.collname::text END,
+           ARRAY(SELECT e.enumlabel::text FROM pg_enum AS e WHERE e.enumtypid = c.base ORDER BY e.enumsortorder)
     FROM typed AS c
     LEFT JOIN pg_attrdef AS d ON d.adrelid = c.attrelid AND d.adnum = c.attnum
     LEFT JOIN pg_collation AS l ON l.oid = c.attcollation
@@ -64,5 +79,6 @@ def unfit(key: str, where: str, column: Column, allowed: tuple[str, ...] | None,
         ]
     if allowed is not None and column.base not in allowed:
         named = column.base if column.type == column.base else f"{column.type}, a domain over {column.base}"
-        return [f"{type_key}: {where} is {named}, expected {' or '.join(allowed)}"]
+        instead = f"; name it as an expression: {column.as_expression}" if key == "territory_column" else ""
+        return [f"{type_key}: {where} is {named}, expected {' or '.join(allowed)}{instead}"]
     return []

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import psycopg
+
 from leadprotect.database.catalog import one, relation
 from leadprotect.database.connection import row, rows
 from leadprotect.errors import PreflightError
 from leadprotect.preflight.activities import activities
 from leadprotect.preflight.columns import IDS, TEXTS, columns_of, unfit
 from leadprotect.settings import ident, literal, render, table
-from leadprotect.settings.names import HOST_POLICIES
+from leadprotect.settings.names import HOST_POLICIES, territory_columns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    import psycopg
 
     from leadprotect.database.connection import AnyConnection
     from leadprotect.settings import Settings
@@ -31,8 +31,9 @@ def host(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
     """Findings about the two tables that the settings name: columns, types, inheritance, unique id, kinds."""
     leads: dict[str, tuple[str, tuple[str, ...] | None, str]] = {
         "lead_id_column": (s.lead_id_column, IDS[s.lead_id_type], "lead_id_type"),
-        "territory_column": (s.territory_column, TEXTS, "territory_column"),
     }
+    if not s.territory_expression:
+        leads["territory_column"] = (s.territory_column, TEXTS, "territory_column")
     if s.owner_column:
         # everything is a text, and an integer is a bigint
         named = None if s.user_id_type == "text" else IDS[s.user_id_type]
@@ -41,6 +42,8 @@ def host(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
     found = _columns(conn, "leads_table", s.leads_table, leads)
     found += activities(conn, s)
     found += _relatives(conn, s)
+    if s.territory_expression and relation(conn, *s.leads_table.split(".", 1)):
+        found += _expression(conn, s)
     if found:
         return found
     unique = """
@@ -57,6 +60,35 @@ def host(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
             + render("ALTER TABLE {leads} ALTER COLUMN {lead_id} SET NOT NULL", s)
         )
     return found
+
+
+def _expression(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
+    """What the server says against it: columns, type, and whether an index can hold it."""
+    key, oid = "territory_expression", relation(conn, *s.leads_table.split(".", 1))
+    known = columns_of(conn, oid)
+    read = territory_columns(s)
+    if missing := [name for name in read if name not in known]:
+        has = ", ".join(sorted(known))
+        return [f"{key}: {s.leads_table} has no column {', '.join(missing)}; it has {has}"]
+    if found := [one for name in read for one in unfit(key, f"{s.leads_table}.{name}", known[name], None, "")]:
+        return found
+    raw = f"SELECT nullif(({s.territory_expression})::text, '') FROM {table(s.leads_table)} AS l"
+    ours = render("SELECT {territory_of_l} FROM {leads} AS l", s)
+    plans: list[Any] = []
+    try:
+        with conn.transaction(force_rollback=True):
+            explained = [f"EXPLAIN (VERBOSE, COSTS OFF) {query}".encode() for query in (raw, ours)]
+            plans += [conn.execute(query).fetchall() for query in explained]
+            conn.execute(render("CREATE TEMP TABLE leadprotect_probe (LIKE {leads})", s).encode())
+            conn.execute(render("CREATE INDEX ON pg_temp.leadprotect_probe ({territory_key})", s).encode())
+    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction):
+        pass  # who may make no temporary table is told by the index, or only looks
+    except psycopg.Error as error:
+        return [f"{key}: {error.diag.message_primary}: it must be an immutable expression of text over one row"]
+    if plans[:1] != plans[1:]:
+        what = "is read otherwise by the server: write columns, texts and functions only"
+        return [f"{key}: {s.territory_expression} {what}"]
+    return []
 
 
 def _columns(

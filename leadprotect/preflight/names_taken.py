@@ -151,7 +151,7 @@ def _indexes(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
               LEFT JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.number ORDER BY k.place))
         """
     found = []
-    wanted: list[list[str | None]] = [[s.territory_column, s.lead_id_column]]
+    wanted: list[list[str | None]] = [[s.territory_column or None, s.lead_id_column]]
     for source in s.activities:
         named = (source.lead_id_column, source.at_column, source.id_column, source.user_id_column)
         wanted.append([None if is_expression(column) else column for column in named])

@@ -10,6 +10,7 @@ from leadprotect.errors import PreflightError
 from leadprotect.preflight.leftovers import foreign_quarantine
 from leadprotect.preflight.names_taken import taken_triggers
 from leadprotect.settings import KEYS, Settings, ident, table
+from leadprotect.settings.names import territory_columns
 
 if TYPE_CHECKING:
     import psycopg
@@ -113,7 +114,11 @@ def _renamed(conn: psycopg.Connection[Any], s: Settings, script: str) -> list[st
     leads = {
         key: getattr(s, key) for key in KEYS if key.startswith(("lead_", "territory_")) and key.endswith("_column")
     }
+    if s.territory_expression:
+        del leads["territory_column"]
     hosts = [("leads_table", s.leads_table, leads)]
+    if s.territory_expression:
+        hosts += [("leads_table", s.leads_table, {"territory_expression": column}) for column in territory_columns(s)]
     for one_source in s.activities:
         columns = {one_source.key(field): column for field, column in one_source.columns.items()}
         hosts.append((one_source.key("table"), one_source.table, columns))

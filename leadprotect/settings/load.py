@@ -62,6 +62,7 @@ class Settings:
     lead_id_column: str = "id"
     lead_id_type: str = "uuid"
     territory_column: str = "territory"
+    territory_expression: str = ""
     user_id_type: str = "uuid"
     owners_from: tuple[str, ...] = ("activities",)
     owner_column: str = ""
@@ -222,7 +223,12 @@ def parse(given: Mapping[str, str], activities: Mapping[str, Mapping[str, str]] 
     texts = {key: text.strip() for key, text in given.items()}
     if texts.get("version_table_schema") == "":
         del texts["version_table_schema"]
-    settings = Settings(**{key: read(key, text) for key, text in texts.items()})  # type: ignore[arg-type]
+    if texts.get("territory_expression") and "territory_column" in texts:
+        raise SettingsError("territory_expression and territory_column: a lead has one territory: name one of them")
+    values = {key: read(key, text) for key, text in texts.items()}
+    if values.get("territory_expression"):
+        values["territory_column"] = ""
+    settings = Settings(**values)  # type: ignore[arg-type]
     further = tuple(_further(name, section) for name, section in (activities or {}).items())
     settings = replace(settings, further_activities=further)
     _check_together(settings)

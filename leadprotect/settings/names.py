@@ -8,6 +8,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from leadprotect.settings.expressions import columns, of_row, split
 from leadprotect.settings.load import KEYS, load
 from leadprotect.settings.quoting import ident, literal, table
 from leadprotect.settings.sources import derivation, filled, suffix
@@ -113,7 +114,7 @@ def names(settings: Settings) -> Mapping[str, str]:
     s = settings
     host_schema, leads_name = s.leads_table.split(".", 1)
     activities_schema = s.activities_table.split(".", 1)[0]
-    columns = [key for key in KEYS if key.endswith("_column")]
+    named = [key for key in KEYS if key.endswith("_column")]
     offices = {office: ident(s.role(office)) for office in OFFICES}
     known = {
         "schema": ident(s.schema),
@@ -130,8 +131,8 @@ def names(settings: Settings) -> Mapping[str, str]:
         "activities_name": literal(table(s.activities_table)),
         "activities_schema": literal(activities_schema),
         **derivation(s),
-        **{column.removesuffix("_column"): ident(getattr(s, column)) for column in columns},
-        **{column + "_name": literal(getattr(s, column)) for column in columns},
+        **{column.removesuffix("_column"): ident(getattr(s, column)) for column in named},
+        **{column + "_name": literal(getattr(s, column)) for column in named},
         **territory_of(s),
         **context_of(s),
         "lead_id_type": s.lead_id_type,
@@ -204,12 +205,33 @@ def unmade(settings: Settings) -> set[str]:
 
 
 def territory_of(settings: Settings) -> dict[str, str]:
-    """The territory of a lead as SQL, for each alias of its row, and whether that puts it outside protection."""
-    found: dict[str, str] = {}
+    """The territory of a lead as SQL, for each alias of its row, and whether that puts it outside protection.
+
+    A column stays as it is, so that its statistics and its index serve; of an expression '' is NULL at once.
+    """
+    s = settings
+    parts = split("territory_expression", s.territory_expression) if s.territory_expression else []
+    read = territory_columns(s)
+    found = {
+        "territory_columns": ", ".join(map(ident, read)),
+        "territory_column_names": ", ".join(map(literal, read)),
+        "territory_key_name": "NULL::text" if parts else literal(s.territory_column),
+    }
     for row, alias in {"l": "l.", "old": "OLD.", "new": "NEW.", "here": ""}.items():
-        of = alias + ident(settings.territory_column)
+        of = f"nullif(({of_row(parts, alias)})::text, '')" if parts else alias + ident(s.territory_column)
         found |= {f"territory_of_{row}": of, f"outside_{row}": f"({of} IS NULL OR {of} = '')"}
-    return found
+    found["territory_key"] = f"({found['territory_of_here']})" if parts else found["territory_of_here"]
+    return found | {"territory_of_l_quoted": found["territory_of_l"].replace("'", "''")}
+
+
+def territory_columns(settings: Settings) -> list[str]:
+    """The columns of a lead that say which territory it is in, unquoted."""
+    s = settings
+    return (
+        columns(split("territory_expression", s.territory_expression))
+        if s.territory_expression
+        else [s.territory_column]
+    )
 
 
 def inside(settings: Settings) -> str:

@@ -96,7 +96,7 @@ def derivation(s: Settings) -> dict[str, str]:
 
 def fingerprint(s: Settings) -> str:
     """The settings that decide who owns a lead, as the functions in the database hold them."""
-    leads = [table(s.leads_table), ident(s.lead_id_column), ident(s.territory_column)]
+    leads = [table(s.leads_table), ident(s.lead_id_column), s.territory_expression or ident(s.territory_column)]
     sources = [
         part
         for one in s.activities

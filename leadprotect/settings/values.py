@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from leadprotect.errors import SettingsError
 from leadprotect.settings.activities import is_expression
+from leadprotect.settings.expressions import split
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -320,6 +321,12 @@ def _schema(text: str) -> str:
     return _name("schema", text)
 
 
+def _expression(text: str) -> str:
+    if text:
+        split("territory_expression", text)
+    return text
+
+
 def _name(key: str, text: str) -> str:
     if not text:
         raise SettingsError(f"{key} is empty; write a name")
@@ -361,4 +368,5 @@ _READERS: dict[str, Callable[[str], object]] = {
     "schema": _schema,
     "slo_p95": _slo_p95,
     "territories": _territories,
+    "territory_expression": _expression,
 }

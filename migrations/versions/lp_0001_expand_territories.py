@@ -72,7 +72,7 @@ def create_schema() -> None:
     # What our functions read of the host: these columns and no others.
     op.execute(
         sql("""
-        GRANT SELECT ({lead_id}, {territory}) ON {leads} TO {reader};
+        GRANT SELECT ({lead_id}, {territory_columns}) ON {leads} TO {reader};
         GRANT SELECT ({named_columns}) ON {leads} TO {reader}
         """)
     )
@@ -598,7 +598,7 @@ def enter_quarantine() -> None:
 def drop_schema() -> None:
     hide_version()
     # The host's tables get their grants back as they were.
-    op.execute(sql("REVOKE SELECT ({lead_id}, {territory}) ON {leads} FROM {reader}"))
+    op.execute(sql("REVOKE SELECT ({lead_id}, {territory_columns}) ON {leads} FROM {reader}"))
     op.execute(sql("REVOKE SELECT ({named_columns}) ON {leads} FROM {reader}"))
     for source in activity_sources():
         op.execute(sql(source.fill("REVOKE SELECT ON {source_table} FROM {reader}")))

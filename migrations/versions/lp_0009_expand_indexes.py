@@ -78,7 +78,7 @@ def create_leads_index() -> None:
     if is_valid("leads_index_path"):
         return
     op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {leads_index_path}"))
-    op.execute(sql("CREATE INDEX CONCURRENTLY {leads_index} ON {leads} ({territory}, {lead_id})"))
+    op.execute(sql("CREATE INDEX CONCURRENTLY {leads_index} ON {leads} ({territory_key}, {lead_id})"))
 
 
 def create_activities_index(source: SourceTable) -> None:
@@ -165,7 +165,7 @@ def refuse_strangers() -> None:
           stranger text;
         BEGIN
           SELECT ours.path INTO stranger
-          FROM (VALUES ('{leads_index_path}', {leads_name}, true, ARRAY[{territory_column_name}, {lead_id_column_name}]){source_index_shapes}) AS ours (path, host, whole, columns)
+          FROM (VALUES ('{leads_index_path}', {leads_name}, true, ARRAY[{territory_key_name}, {lead_id_column_name}]){source_index_shapes}) AS ours (path, host, whole, columns)
           WHERE pg_catalog.to_regclass(ours.path) IS NOT NULL AND NOT EXISTS (
             SELECT FROM pg_catalog.pg_index AS i
             WHERE i.indexrelid = pg_catalog.to_regclass(ours.path) AND i.indrelid = pg_catalog.to_regclass(ours.host)

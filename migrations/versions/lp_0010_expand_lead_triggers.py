@@ -241,12 +241,12 @@ def create_owner_of_moved_lead() -> None:
         BEGIN
           INSERT INTO {schema}.user_lead_assignments (lead_id, territory, user_id, source, activity_at, activity_id, activity_source)
           SELECT NEW.{lead_id}, t.code,
-                 CASE WHEN {territory_of_old} IS NULL THEN newest.user_id END,
-                 CASE WHEN {territory_of_old} IS NULL THEN 'activity' ELSE 'moved' END,
+                 CASE WHEN {outside_old} THEN newest.user_id END,
+                 CASE WHEN {outside_old} THEN 'activity' ELSE 'moved' END,
                  newest.activity_at, newest.activity_id, newest.activity_source
           FROM {schema}.territories AS t
           LEFT JOIN {schema}.derived_owners(ARRAY[NEW.{lead_id}]) AS newest ON true
-          WHERE t.code = {territory_of_new} AND ({territory_of_old} IS NOT NULL OR newest.user_id IS NOT NULL)
+          WHERE t.code = {territory_of_new} AND (NOT {outside_old} OR newest.user_id IS NOT NULL)
           ON CONFLICT (lead_id, territory) DO NOTHING;
           RETURN NULL;
         END

@@ -357,7 +357,7 @@ def create_estimates() -> None:
         DECLARE
           plan json;
         BEGIN
-          EXECUTE format('EXPLAIN (FORMAT JSON) SELECT FROM {leads} AS l WHERE {territory_of_l} = %L', here) INTO plan;
+          EXECUTE format('EXPLAIN (FORMAT JSON) SELECT FROM {leads} AS l WHERE {territory_of_l_quoted} = %L', here) INTO plan;
           RETURN (plan -> 0 -> 'Plan' ->> 'Plan Rows')::bigint;
         EXCEPTION
           WHEN lock_not_available THEN
@@ -424,7 +424,7 @@ def create_estimates() -> None:
         LANGUAGE sql
         STABLE SECURITY DEFINER
         BEGIN ATOMIC
-          SELECT pg_catalog.count(*) FROM {leads} AS l WHERE {territory_of_l} IS NULL;
+          SELECT pg_catalog.count(*) FROM {leads} AS l WHERE {outside_l};
         END;
         COMMENT ON FUNCTION {schema}.backfill_outside() IS 'Number of leads without a territory: outside protection';
         REVOKE ALL ON FUNCTION {schema}.backfill_outside() FROM PUBLIC;
@@ -511,7 +511,7 @@ def create_estimates() -> None:
           FROM {schema}.user_lead_assignments AS a
           WHERE a.territory = ANY (backfill_report.territories) AND a.user_id IS NULL
           UNION ALL
-          SELECT l.{lead_id}::{lead_id_type}, NULL, 'no_territory' FROM {leads} AS l WHERE {territory_of_l} IS NULL;
+          SELECT l.{lead_id}::{lead_id_type}, NULL, 'no_territory' FROM {leads} AS l WHERE {outside_l};
         END
         $body$;
         COMMENT ON FUNCTION {schema}.backfill_report(text[]) IS

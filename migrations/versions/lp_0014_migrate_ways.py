@@ -188,7 +188,7 @@ def create_what_changes() -> None:
             SELECT i.indexrelid::regclass::text AS index FROM pg_index AS i
             WHERE i.indrelid = {leads_name}::regclass AND i.indisunique AND NOT EXISTS (
               SELECT FROM pg_attribute AS a WHERE a.attrelid = i.indrelid
-              AND a.attname IN ({lead_id_column_name}, {territory_column_name}) AND a.attnum = ANY (i.indkey::smallint[]))) AS key;
+              AND a.attname IN ({lead_id_column_name}, {territory_column_names}) AND a.attnum = ANY (i.indkey::smallint[]))) AS key;
           RETURN NEXT;
 
           -- code that runs beside a statement on another table, with rights that row security binds: it finds 0 rows of

@@ -403,7 +403,7 @@ def create_gate() -> None:
           END IF;
 
           SELECT array_agg(t.territory), array_agg(t.leads), coalesce(sum(t.leads), 0) INTO codes, tallies, leads
-          FROM (SELECT {territory_of_l}::text AS territory, count(*) AS leads FROM {leads} AS l
+          FROM (SELECT nullif({territory_of_l}::text, '') AS territory, count(*) AS leads FROM {leads} AS l
                 GROUP BY 1) AS t;
 
           condition := 'territories';
@@ -414,7 +414,7 @@ def create_gate() -> None:
                           'every territory of a lead is known'),
                  string_agg(DISTINCT CASE
                    -- a code in another case is no other territory: their roles would have one name
-                   WHEN unknown.meant IS NOT NULL THEN format('UPDATE %s SET %I = %L WHERE %2$I = %4$L;',
+                   WHEN unknown.meant IS NOT NULL AND {territory_column_name} <> '' THEN format('UPDATE %s SET %I = %L WHERE %2$I = %4$L;',
                      '{leads}', {territory_column_name}, unknown.meant, unknown.territory)
                    WHEN unknown.territory ~ '^[A-Za-z][A-Za-z0-9_]{0,15}$'
                      THEN 'leadprotect territory add ' || unknown.territory
@@ -479,7 +479,7 @@ def create_gate() -> None:
                   SELECT FROM pg_attribute AS a
                   WHERE a.attrelid = {leads_name}::regclass AND a.attnum > 0 AND NOT a.attisdropped
                     AND has_column_privilege(h.oid, a.attrelid, a.attnum, 'SELECT')
-                    AND NOT (a.attname IN ({lead_id_column_name}, {territory_column_name})
+                    AND NOT (a.attname IN ({lead_id_column_name}, {territory_column_names})
                       AND (pg_has_role(h.oid, {auditor_name}, 'USAGE') OR pg_has_role(h.oid, {reader_name}, 'USAGE')))))),
             borders AS MATERIALIZED (
               SELECT b.oid FROM {schema}.territories AS t JOIN pg_roles AS b ON b.rolname = {role_prefix} || lower(t.code)),

@@ -56,7 +56,7 @@ def downgrade() -> None:
     with op.get_context().autocommit_block():
         wait_for_long_transactions()
         op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {leads_index_path}"))
-        op.execute(sql("CREATE INDEX CONCURRENTLY {leads_index} ON {leads} ({territory}, {lead_id})"))
+        op.execute(sql("CREATE INDEX CONCURRENTLY {leads_index} ON {leads} ({territory_key}, {lead_id})"))
         for source in activity_sources():
             drop(source)
             build(source)

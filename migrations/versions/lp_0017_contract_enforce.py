@@ -307,7 +307,7 @@ def create_memory() -> None:
         INSERT INTO {schema}.host_row_security
         SELECT {leads_name}, relrowsecurity, relforcerowsecurity, ARRAY(
           SELECT a.attnum FROM pg_catalog.pg_attribute AS a
-          WHERE {host_rls} <> 'off' AND a.attrelid = c.oid AND a.attname IN ({lead_id_column_name}, {territory_column_name})
+          WHERE {host_rls} <> 'off' AND a.attrelid = c.oid AND a.attname IN ({lead_id_column_name}, {territory_column_names})
             AND NOT EXISTS (
               SELECT FROM pg_catalog.aclexplode(a.attacl) AS g
               WHERE g.grantee = pg_catalog.to_regrole(pg_catalog.quote_ident({auditor_name})) AND g.privilege_type = 'SELECT')
@@ -365,7 +365,7 @@ def enforce() -> None:
             USING ({outside_here} OR (SELECT current_user = ANY (ARRAY[{unbound}]::name[])
               OR pg_catalog.pg_has_role({app_name}, 'USAGE')));
           -- v_lead_protection reads as whoever asks: an auditor sees the territory of his context there
-          GRANT SELECT ({lead_id}, {territory}) ON {leads} TO {auditor};
+          GRANT SELECT ({lead_id}, {territory_columns}) ON {leads} TO {auditor};
           ALTER TABLE {leads} ENABLE ROW LEVEL SECURITY;
           IF {host_rls} = 'force' THEN
             ALTER TABLE {leads} FORCE ROW LEVEL SECURITY;

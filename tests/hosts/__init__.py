@@ -37,6 +37,7 @@ class Shape:
     `acting` are logins and the role that each sets, None for its own. `unbound` are acting roles that
     contract leaves as they are: named in exempt_roles, or the owner who is not forced. `grants` says which
     of our roles a DBA gives to whom, `remedies` what he changes about the host before contract.
+    `inputs` are territories that another column than the first of the expression says.
     `tenant` tells the host who asks; `fill` makes its tenants 1 and 2 with account 1 and 2.
     """
 
@@ -52,6 +53,7 @@ class Shape:
     remedies: str = ""
     accounts: str = "public.accounts"
     row_security: bool = True
+    inputs: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
         return self.name
@@ -146,6 +148,7 @@ FLYWAY = Shape(
     children=("sales.lead_contact", "sales.lead_note"),
     view="sales.lead_list",
     accounts="sales.account",
+    inputs=(("CH", "country_code"),),
     row_security=False,
 )
 

@@ -37,7 +37,7 @@ CREATE TABLE sales.lead (
   org_id integer NOT NULL REFERENCES sales.org,
   account_id integer REFERENCES sales.account ON DELETE CASCADE,
   territory_id varchar(2),
-  country_code varchar(2) NOT NULL DEFAULT 'DE',
+  country_code varchar(2),
   owner_user_id varchar(60),
   remark text NOT NULL DEFAULT '',
   version integer NOT NULL DEFAULT 0

@@ -17,6 +17,8 @@ from alembic.util import CommandError
 from leadprotect import backfill
 from leadprotect.migration.leaving import left_by_hand
 from leadprotect.migration.purge import purge
+from leadprotect.settings import ident
+from leadprotect.settings.names import territory_columns
 from leadprotect.settings.values import of_setting
 from tests.hosts import ANNA, BERT, PEOPLE, PLAIN, ZOE, Person, Shape
 from tests.support.database import Database
@@ -83,7 +85,7 @@ class Host(Database):
         """Fill in {h}, {database} and people's ids, and what `Database.text` fills in."""
         if statement not in self._texts:
             people = {person.name: self.user(person.number) for person in PEOPLE}
-            known = {"h": self.prefix, "database": self.name} | people
+            known = {"h": self.prefix, "database": self.name, "territory": "{territory_of_here}"} | people
             filled = re.sub(r"\{([a-z]+)\}", lambda found: known.get(found[1], found[0]), statement)
             self._texts[statement] = super().text(filled)
         return self._texts[statement]
@@ -108,10 +110,9 @@ class Host(Database):
 
         Without an owner there is a note only.
         """
-        lead = self.sql(
-            "INSERT INTO {leads} (org_id, account_id, {territory}) VALUES (%s, %s, %s) RETURNING {lead_id}",
-            *(org, org, territory),
-        )[0]
+        columns = f"(org_id, account_id, {self.input_of(territory)})"
+        insert = f"INSERT INTO {{leads}} {columns} VALUES (%s, %s, %s) RETURNING {{lead_id}}"
+        lead = self.sql(insert, org, org, territory)[0]
         for child in self.shape.children:
             self.sql(f"INSERT INTO {child} (org_id, lead_id) VALUES (%s, %s)", org, lead)
         at = LONG_AGO + timedelta(hours=hours)
@@ -121,6 +122,10 @@ class Host(Database):
             self.call(lead, org, None, "visit", at + timedelta(days=2))
         self.call(lead, org, self.user(9), "memo", at + timedelta(days=3))
         return lead
+
+    def input_of(self, territory: str | None) -> str:
+        """The column that says this territory, quoted."""
+        return ident(dict(self.shape.inputs).get(territory or "", territory_columns(self.settings)[0]))
 
     def call(self, lead: Any, org: int, user: str | None, kind: str, at: datetime) -> None:
         """An activity of the lead."""

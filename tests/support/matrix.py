@@ -121,7 +121,8 @@ def _inserted(host: Host, conn: psycopg.Connection[Any]) -> frozenset[Any]:
     for territory, org in itertools.product(("DE", "CH", None), (1, 2)):
         try:
             with conn.transaction(force_rollback=True):
-                host.query(conn, "INSERT INTO {leads} (org_id, {territory}) VALUES (%s, %s)", org, territory)
+                insert = f"INSERT INTO {{leads}} (org_id, {host.input_of(territory)}) VALUES (%s, %s)"
+                host.query(conn, insert, org, territory)
         except psycopg.Error:
             continue
         added.add((territory, org))

@@ -10,7 +10,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from leadprotect.errors import SettingsError
 from leadprotect.lab.traffic import Statements
-from leadprotect.settings import Settings, ident, literal, parse, table
+from leadprotect.settings import Settings, ident, literal, parse, render, table
+from leadprotect.settings.names import territory_columns
 
 if TYPE_CHECKING:
     import psycopg
@@ -103,9 +104,10 @@ def statements(conn: psycopg.Connection[Any], s: Settings) -> Statements:
 
 def sample(conn: psycopg.Connection[Any], s: Settings) -> Work:
     """Some leads of known territories and some activities of theirs, from all over the tables."""
+    territory = render("{territory_of_here}::text", s)
     leads = conn.execute(
-        f"SELECT {ident(s.lead_id_column)}::text, {ident(s.territory_column)} FROM {table(s.leads_table)} "
-        f"{_tablesample(conn, s.leads_table)} WHERE {ident(s.territory_column)} = ANY (%s) LIMIT {SAMPLED}",
+        f"SELECT {ident(s.lead_id_column)}::text, {territory} FROM {table(s.leads_table)} "
+        f"{_tablesample(conn, s.leads_table)} WHERE {territory} = ANY (%s) LIMIT {SAMPLED}",
         (list(s.territories),),
     ).fetchall()
     activities = conn.execute(
@@ -134,9 +136,9 @@ def _column(conn: psycopg.Connection[Any], s: Settings) -> str:
           AND NOT EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = a.attrelid AND a.attnum = ANY (i.indkey))
         ORDER BY a.attnum LIMIT 1
         """,
-        (table(s.leads_table), [s.lead_id_column, s.territory_column]),
+        (table(s.leads_table), [s.lead_id_column, *territory_columns(s)]),
     ).fetchone()
-    return str(found[0]) if found else s.territory_column
+    return str(found[0]) if found else territory_columns(s)[0]
 
 
 def _type(conn: psycopg.Connection[Any], s: Settings) -> str:

@@ -1,0 +1,188 @@
+"""The territory as a host keeps it: an expression over the lead's row, from the first revision to the base."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+from alembic.util import CommandError
+from click.testing import CliRunner
+
+import leadprotect
+from leadprotect.cli import main
+from leadprotect.errors import SettingsError
+from leadprotect.settings import parse, render
+from tests.support.revisions import MIGRATE_HEAD
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.database import Database
+
+pytestmark = pytest.mark.profiles("pg18", "pg15")
+
+COALESCED = "coalesce(territory_id, country_code)"
+HOST = """
+    CREATE TYPE crm.place AS ENUM ('DE', 'CH', 'FR');
+    ALTER TABLE {leads} DROP territory, ADD territory_id varchar(8), ADD country_code char(2) NOT NULL DEFAULT 'DE',
+      ADD place crm.place, ADD region integer;
+    """
+
+
+def hosted(make_database: Callable[..., Database], expression: str, **more: str) -> Database:
+    database = make_database("empty", territory_expression=expression, **more)
+    created = render(
+        "CREATE SCHEMA crm; CREATE TABLE {leads} ({lead_id} uuid PRIMARY KEY, territory text, city text);"
+        "CREATE TABLE {activities} ({activity_id} bigserial PRIMARY KEY, {activity_lead_id} uuid REFERENCES {leads}, "
+        "{activity_user_id} uuid, {activity_kind} text, {activity_at} timestamptz)",
+        database.settings,
+    )
+    database.sql_script(created)
+    database.sql_script(HOST)
+    return database
+
+
+def lead(database: Database, **columns: object) -> object:
+    made = {"id": database.new_id()} | columns
+    marks = ", ".join(["%s"] * len(made))
+    database.sql(f"INSERT INTO {{leads}} ({', '.join(made)}) VALUES ({marks})", *made.values())
+    return made["id"]
+
+
+def protected(database: Database) -> None:
+    database.upgrade(MIGRATE_HEAD)
+    leadprotect.backfill(database.url, ["DE", "CH"], batch_size=2)
+    database.upgrade()
+    database.create_logins()
+
+
+@pytest.mark.slow
+def test_an_expression_goes_through_the_whole_life(make_database: Callable[..., Database]) -> None:
+    database = hosted(make_database, COALESCED)
+    german, empty = lead(database), lead(database, territory_id="", country_code="CH")
+    swiss, moved = lead(database, territory_id="CH"), lead(database, territory_id="DE", country_code="FR")
+    for number, one in enumerate((german, swiss, moved), 1):
+        database.activity(one, database.user(number))
+    database.upgrade(MIGRATE_HEAD)
+    (estimate, _) = leadprotect.backfill(database.url, ["DE", "CH"], dry_run=True)
+    assert (estimate.leads, estimate.assignable) == (2, 2)
+    protected(database)
+    owners = [database.owner(german), database.owner(swiss, "CH"), database.owner(moved)]
+    assert owners == [database.user(number) for number in (1, 2, 3)]
+    with database.acting("seller_de", 1) as conn:
+        assert set(database.query(conn, "SELECT {lead_id} FROM {leads}")) == {german, empty, moved}
+        assert leadprotect.can_edit_many(conn, [german, empty, swiss, moved]) == {
+            german: True,
+            empty: True,
+            swiss: False,
+            moved: False,
+        }
+        assert [one.lead_id for one in leadprotect.editable_leads(conn).leads] == [german]
+    diagnosed = CliRunner().invoke(main, ["doctor"])
+    assert diagnosed.exit_code == 0, diagnosed.output
+    database.downgrade()
+    assert database.sql("SELECT indexdef FROM pg_indexes WHERE indexname LIKE 'ix_leadprotect%%'") == []
+    database.upgrade(MIGRATE_HEAD)
+    assert database.owner(german) == database.user(1)
+
+
+@pytest.mark.profiles("pg18")
+def test_who_changes_an_input_moves_the_lead(make_database: Callable[..., Database]) -> None:
+    database = hosted(make_database, COALESCED)
+    one = lead(database, territory_id="DE")
+    database.activity(one, database.user(1))
+    database.upgrade(MIGRATE_HEAD)
+    move = "UPDATE {leads} SET territory_id = %s WHERE {lead_id} = %s RETURNING true"
+    other = lead(database)
+    database.sql(move, "CH", other)
+    sources = "SELECT source FROM {schema}.user_lead_assignments WHERE lead_id = %s"
+    assert database.sql(sources, other) == ["moved"]
+    protected(database)
+    with pytest.raises(psycopg.errors.InsufficientPrivilege), database.acting("seller_de", 1) as conn:
+        database.query(conn, move, "CH", one)
+    unmoved = "UPDATE {leads} SET country_code = 'CH' WHERE {lead_id} = %s RETURNING true"
+    with database.acting("seller_de", 1) as conn:
+        assert database.query(conn, unmoved, one) == [True]
+    assert database.sql(move, "CH", one) == [True]
+    assert database.audit("territory, reason")[-1] == ("DE", "maintenance")
+
+
+@pytest.mark.profiles("pg18")
+def test_the_index_serves_the_expression(make_database: Callable[..., Database]) -> None:
+    database = hosted(make_database, COALESCED)
+    database.sql(
+        "INSERT INTO {leads} ({lead_id}, territory_id) SELECT gen_random_uuid(), CASE WHEN n % 9 = 0 THEN 'CH' END "
+        "FROM generate_series(1, 2000) AS n"
+    )
+    database.upgrade(MIGRATE_HEAD)
+    database.sql("ANALYZE {leads}")
+    with database.connect() as conn:
+        database.query(conn, "SET enable_seqscan = off")
+        query = "EXPLAIN SELECT FROM {leads} AS l WHERE {territory_of_l} = 'CH' ORDER BY {lead_id} LIMIT 5"
+        found = database.query(conn, query)
+    assert any("ix_leadprotect_leads" in line for line in found)
+    assert not any("Sort" in line for line in found)
+
+
+REFUSED = {
+    "lower(to_char(now(), 'DD') || territory_id)": "must be marked IMMUTABLE",
+    "coalesce(territory_id, country)": "public.leads has no column country; it has ",
+    "territory_id = 'DE' AND 1": "territory_expression: ",
+    "no_such_function(territory_id)": "territory_expression: function no_such_function",
+    "count(territory_id)": "aggregate functions are not allowed",
+    "place::text": "must be marked IMMUTABLE",
+}
+
+
+@pytest.mark.profiles("pg18")
+def test_an_expression_that_can_t_serve_is_refused_before_anything_is_touched(
+    make_database: Callable[..., Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = hosted(make_database, COALESCED)
+    for expression, said in REFUSED.items():
+        monkeypatch.setenv("LEADPROTECT_TERRITORY_EXPRESSION", expression)
+        with pytest.raises(CommandError) as refused:
+            database.upgrade()
+        assert said in str(refused.value), expression
+        assert database.sql("SELECT to_regnamespace({schema_name})") == [None]
+
+
+@pytest.mark.profiles("pg18")
+@pytest.mark.parametrize("column", ["region", "place", "country_code"])
+def test_a_column_that_is_no_text_is_refused_with_the_expression_that_serves(
+    make_database: Callable[..., Database], monkeypatch: pytest.MonkeyPatch, column: str
+) -> None:
+    database = hosted(make_database, COALESCED)
+    monkeypatch.delenv("LEADPROTECT_TERRITORY_EXPRESSION")
+    monkeypatch.setenv("LEADPROTECT_TERRITORY_COLUMN", column)
+    with pytest.raises(CommandError) as refused:
+        database.upgrade()
+    expression = str(refused.value).partition("territory_expression = ")[2].splitlines()[0]
+    monkeypatch.delenv("LEADPROTECT_TERRITORY_COLUMN")
+    monkeypatch.setenv("LEADPROTECT_TERRITORY_EXPRESSION", expression)
+    database.upgrade(MIGRATE_HEAD)
+
+
+@pytest.mark.parametrize(
+    ("expression", "said"),
+    [
+        ("(SELECT code FROM places)", "SELECT can't stand in it"),
+        ("NULL", "names no column of the lead"),
+        ("'DE'", "names no column of the lead"),
+        ("l.territory", "can't stand in it"),
+        ("territory; DROP TABLE leads", "'; DROP TABLE' can't stand in it"),
+        ("territory -- a comment", "can't stand in it"),
+        ("territory || '{x}'", "can't stand in it"),
+        ("territory || $x$a$x$", "can't stand in it"),
+    ],
+)
+def test_an_expression_that_is_none_is_refused_by_the_settings(expression: str, said: str) -> None:
+    with pytest.raises(SettingsError, match="territory_expression: ") as refused:
+        parse({"territory_expression": expression})
+    assert said in str(refused.value)
+
+
+def test_a_lead_has_one_territory() -> None:
+    with pytest.raises(SettingsError, match="territory_expression and territory_column"):
+        parse({"territory_expression": COALESCED, "territory_column": "territory"})
