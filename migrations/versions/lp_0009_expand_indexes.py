@@ -120,6 +120,24 @@ def drop(source: SourceTable) -> None:
             op.execute(sql(f"DROP INDEX IF EXISTS {part.path}"))
         wait_for_long_transactions()
     else:
+        if op.get_context().as_sql:
+            # a script is written without the database: one that is partitioned has no index to drop CONCURRENTLY
+            op.execute(
+                sql(
+                    source.fill("""
+                    DO $do$
+                    BEGIN
+                      IF EXISTS (
+                        SELECT FROM pg_catalog.pg_class AS c
+                        WHERE c.oid = pg_catalog.to_regclass('{source_index_path}') AND c.relkind = 'I')
+                      THEN
+                        DROP INDEX {source_index_path};
+                      END IF;
+                    END
+                    $do$
+                    """)
+                )
+            )
         op.execute(sql(source.fill("DROP INDEX CONCURRENTLY IF EXISTS {source_index_path}")))
 
 

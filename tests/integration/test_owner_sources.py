@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from leadprotect.backfilling.run import backfill
 from leadprotect.backfilling.verify import verify_owners
 from tests.support.leads import owners
 from tests.support.profiles import NIGHTLY
-from tests.support.revisions import HEAD, MIGRATE_HEAD
+from tests.support.revisions import HEAD, MIGRATE_HEAD, NAMED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -231,3 +232,15 @@ def test_the_way_down_leaves_nothing_on_any_table(several: Database) -> None:
     several.downgrade()
 
     assert [] == several.sql(left)
+
+
+def test_a_script_of_the_way_down_drops_the_index_of_a_partitioned_table_too(several: Database) -> None:
+    several.upgrade(MIGRATE_HEAD)
+    script = several.script("downgrade", f"{MIGRATE_HEAD}:{NAMED['expand_rules']}")
+    own = re.findall(r"DO \$do\$(?:(?!DO \$do\$).)*?DROP INDEX [^;]*activities_calls.*?\$do\$", script, re.DOTALL)
+
+    assert 1 == len(own)
+    several.sql(own[0])
+    assert [None] == several.sql(
+        "SELECT to_regclass('crm.\"' || %s || '\"')", f"ix_{several.settings.schema}_activities_calls"
+    )
