@@ -30,7 +30,7 @@ def apply_command(*, dry_run: bool, yes: bool, as_json: bool, lock_budget: str |
     found = apply(dry_run=True, lock_budget=lock_budget)
     if not as_json:
         _show(found, sql=dry_run)
-    if found.changes and not dry_run and (yes or (not as_json and click.confirm("Apply this?"))):
+    if found.changes and not found.refused and not dry_run and (yes or (not as_json and click.confirm("Apply this?"))):
         found = apply(lock_budget=lock_budget)
         if not as_json:
             echo("applied")

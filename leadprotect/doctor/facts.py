@@ -33,7 +33,7 @@ def host_table_changed(conn: psycopg.Connection[Any], s: Settings) -> Iterator[F
 def setting_not_applied(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
     """A setting that was changed after contract wrote it into the database."""
     for found in differences(conn, s):
-        yield Fault(found.key, str(found), "leadprotect apply")
+        yield Fault(found.key, found.what, "leadprotect apply")
 
 
 @check("danger", "The border of the leads admits a territory that nobody knows, or shuts out one that everybody does.")

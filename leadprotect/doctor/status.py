@@ -100,7 +100,9 @@ class Status:
             missing = [*self.lacking, *(way.detail for way in self.open_ways)] or [
                 f"{found.where}: {found.what}" for found in self.dangers
             ]
-            return f"{_BROKEN.get(self.phase, 'BROKEN')}: {'; '.join(missing)}"
+            only_settings = not self.lacking and {one.check for one in self.dangers} == {"setting-not-applied"}
+            broken = "NOT APPLIED" if only_settings and not self.open_ways else _BROKEN.get(self.phase, "BROKEN")
+            return f"{broken}: {'; '.join(missing)}"
         if self.phase == "migrate" and (waits := [c.name for c in self.conditions if not c.met]):
             return f"nothing is enforced yet: the gate waits for {', '.join(waits)}"
         return _VERDICTS[self.phase]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from alembic import op
@@ -13,7 +15,7 @@ from alembic.script import ScriptDirectory
 from leadprotect.settings.names import KEPT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from alembic.config import Config
     from alembic.script import Script
@@ -43,11 +45,12 @@ def written(
     how: dict[str, Any] = {"as_sql": True, "output_buffer": out, "literal_binds": True}
     if versions:
         how |= {"version_table_schema": versions[0], "version_table": versions[1]}
-    rendering = MigrationContext.configure(
-        dialect_name="postgresql",
-        dialect_opts={"paramstyle": "named"},  # the driver's own would double every percent sign
-        opts=how | {"transaction_per_migration": True, "leadprotect": True},
-    )
+    with _quiet():
+        rendering = MigrationContext.configure(
+            dialect_name="postgresql",
+            dialect_opts={"paramstyle": "named"},  # the driver's own would double every percent sign
+            opts=how | {"transaction_per_migration": True, "leadprotect": True},
+        )
     running: Any = vars(op).get("_proxy")  # of the migration that asks: there is one at a time
     with Operations.context(rendering):
         for revision in revisions:
@@ -56,6 +59,18 @@ def written(
     if running is not None:
         running._install_proxy()  # noqa: SLF001 - Alembic removes whatever stood there
     return out
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Alembic tells of every context that is made, and this one migrates nothing."""
+    chatty = logging.getLogger("alembic.runtime.migration")
+    level = chatty.level
+    chatty.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        chatty.setLevel(level)
 
 
 def script(revisions: Iterable[Script]) -> str:

@@ -32,7 +32,12 @@ class Difference:
 
     def __str__(self) -> str:
         """One readable line."""
-        return f"{self.key} is {_shown(self.database)} in the database, and {_shown(self.setting)} in the settings"
+        return f"{self.key} {self.what}"
+
+    @property
+    def what(self) -> str:
+        """The same without its key."""
+        return f"is {_shown(self.database)} in the database, and {_shown(self.setting)} in the settings"
 
 
 def made_with(conn: AnyConnection, s: Settings) -> Settings | None:

@@ -89,9 +89,11 @@ def test_a_login_is_exempted_after_contract_and_bound_again(
     let_read(database, reporting)
     assert 0 == seen_by(database, reporting)
     (said,) = [one for one in dangers(database) if one.startswith("setting-not-applied")]
-    assert f"exempt_roles is empty in the database, and {reporting} in the settings" in said
+    differs = f"exempt_roles: is empty in the database, and {reporting} in the settings"
+    assert differs in said
     with database.connect(autocommit=True) as conn:
-        assert not status(conn, settings=database.settings).sound
+        now = status(conn, settings=database.settings)
+    assert (False, f"NOT APPLIED: {differs}") == (now.sound, now.verdict)
     before = standing(database)
 
     shown = CliRunner().invoke(main, ["apply", "--dry-run"], catch_exceptions=False)

@@ -63,8 +63,12 @@ def script_to(target: str) -> str:
     return printed.stdout
 
 
-def test_every_revision_leaves_its_way_down_and_takes_it_along(host: Database) -> None:
-    host.upgrade("head")
+def test_every_revision_leaves_its_way_down_and_takes_it_along(
+    host: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "alembic.runtime.migration"):
+        host.upgrade("head")
+    assert 1 == caplog.text.count("Context impl")  # and nobody is told how a way down was rendered
     assert [*REVISIONS] == host.sql(f"SELECT revision FROM {UNDO} ORDER BY 1")
     assert [None, *REVISIONS[:-1]] == host.sql(f"SELECT down_revision FROM {UNDO} ORDER BY revision")
     host.downgrade(MIGRATE_HEAD)
