@@ -20,7 +20,7 @@ from leadprotect.cli import main
 from leadprotect.settings import Settings, parse
 from leadprotect.settings.files import migrations
 from tests.hosts import SHAPES, Shape
-from tests.security.conftest import make_host
+from tests.security.conftest import kept, make_host
 from tests.support.alembic import alembic
 from tests.support.revisions import MIGRATE_HEAD
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tests.support.database import Database
     from tests.support.hosts import Host
 
-__all__ = ["make_host"]
+__all__ = ["kept", "make_host"]
 
 TOLD_BY_A_DATABASE = [
     "leads_table", "lead_id_column", "lead_id_type", "territory_column", "territories", "user_id_type",
