@@ -24,6 +24,7 @@ COMMANDS = {
     "audit": "Care for the audit (operators), and ask it (auditors).",
     "backfill": "Give leads their owners (also: backfill status, pause, resume, stop).",
     "bench": "Measure on servers of its own: the embedded one, and every installed PostgreSQL from 15 up.",
+    "completion": "Print what lets a shell complete commands, options, territories and revisions.",
     "demo": "Show the whole migration on a PostgreSQL of its own.",
     "doctor": "Say whether what stands in the database is what leadprotect made, and what is in the way; reads only.",
     "gate": "Say whether a rollout may go on; alone, the same as `leadprotect gate check`.",

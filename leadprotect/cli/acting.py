@@ -25,9 +25,12 @@ DRY_RUN = click.option("--dry-run", is_flag=True, help="Do it, show it, and roll
 _ACTOR = click.option("--as", "actor", required=True, metavar="USER", help="Who does it: recorded beside the login.")
 
 
+JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a line.")
+
+
 def changes(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of whatever changes something."""
-    for option in (DRY_RUN, NOTE, _ACTOR, TERRITORY):
+    for option in (JSON, DRY_RUN, NOTE, _ACTOR, TERRITORY):
         command = option(command)
     return command
 

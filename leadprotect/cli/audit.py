@@ -77,56 +77,74 @@ def audit_group() -> None:
     show_default=True,
     help="Rows that may be copied out of the default partition; nobody can record meanwhile.",
 )
-def partitions_command(*, ahead: int, max_moved: int) -> None:
+@JSON
+def partitions_command(*, ahead: int, max_moved: int, as_json: bool) -> None:
     """Make the partitions of the coming months, and tidy the default one."""
     with connect(current()) as conn:
         created = partitions.create_partitions(conn, ahead=ahead, max_moved=max_moved)
+    if as_json:
+        click.echo(output.as_json({"created": created}))
+        return
     echo(f"{created} new partitions" if created else "every partition is there already")
 
 
 @audit_group.command("seal")
-def seal_command() -> None:
+@JSON
+def seal_command(*, as_json: bool) -> None:
     """Seal what was recorded, and print the newest hash of each chain: keep them elsewhere, too."""
     with connect(current()) as conn:
         for head in seals.seal(conn):
+            if as_json:
+                click.echo(output.event("sealed", head))
+                continue
             echo(f"{_named(head.territory)}: {head.sealed:,} rows sealed; seal {head.number} is {head.hash}")
 
 
 @audit_group.command("detach")
 @click.option("--before", type=MONTH, required=True, help="The first month that stays, such as 2026-01.")
-def detach_command(*, before: date) -> None:
+@JSON
+def detach_command(*, before: date, as_json: bool) -> None:
     """Detach sealed months from the audit; no row is deleted, and the tables stay guarded."""
     with connect(current()) as conn:
         found = False
         for gone in partitions.detach(conn, before):
-            echo(f"{gone.table} detached with {gone.rows:,} rows: archive it, then drop it")
             found = True
-    if not found:
+            if as_json:
+                click.echo(output.event("detached", gone))
+                continue
+            echo(f"{gone.table} detached with {gone.rows:,} rows: archive it, then drop it")
+    if not found and not as_json:
         echo(f"nothing to detach before {before:%Y-%m}")
 
 
 @audit_group.command("anchor")
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="A file: a line is added to it.")
+@click.option(
+    "--output", "file", type=click.Path(dir_okay=False, path_type=Path), help="A file: a line is added to it."
+)
 @click.option("--to", "url", help="A database of another server: a row is added to public.leadprotect_anchors.")
 @TERRITORY
-def anchor_command(*, output: Path | None, url: str | None, territories: tuple[str, ...]) -> None:
+@JSON
+def anchor_command(*, file: Path | None, url: str | None, territories: tuple[str, ...], as_json: bool) -> None:
     """Write how far each chain has come, and its newest hash, to where nobody of this database can change it.
 
     verify --anchor compares. A password belongs into ~/.pgpass or PGPASSWORD, not into the URL.
     """
-    if not (output or url):
+    if not (file or url):
         raise click.UsageError("name a place: --output FILE or --to URL")
     with connect(current()) as conn:
         with conn.transaction():
             made = anchors.anchor(conn, territories=territories or None)
-        if output:
-            anchors.append(output, made)
+        if file:
+            anchors.append(file, made)
         if url and not anchors.send(url, made):
             echo("warning: these anchors are on the server of the audit itself: its owner can change both", err=True)
         try:
             anchors.note_made(conn)
         except ConnectionUnusable:
             echo("warning: a standby can't note that an anchor was made, so doctor goes on reminding", err=True)
+    if as_json:
+        click.echo(output.as_json(made))
+        return
     for chain in made.chains:
         echo(f"{_named(chain.territory)}: {chain.seals:,} seals, the newest is {chain.hash or 'none'}")
     _say_left_out(made.left_out)

@@ -14,6 +14,7 @@ from leadprotect.backfilling import jobs
 from leadprotect.backfilling.run import BATCH_SIZE, LARGEST_BATCH, PATIENCE_S, backfill
 from leadprotect.backfilling.signals import Limits
 from leadprotect.backfilling.verify import folder_problem, report_ownerless, verify_owners
+from leadprotect.cli.complete import territories_like
 from leadprotect.cli.console import Console
 from leadprotect.cli.output import event
 from leadprotect.cli.progress import Bar, Lines
@@ -30,8 +31,12 @@ if TYPE_CHECKING:
 
 INCOMPLETE, STOPPED, FAILED, INTERRUPTED = 3, 4, 5, 130
 DEFAULTS = Limits()
-TERRITORIES = click.argument("territories", nargs=-1, metavar="[TERRITORY]...")
+TERRITORIES = click.argument(
+    "territories", nargs=-1, metavar="[TERRITORY]...", shell_complete=territories_like
+)  # fmt: skip
 REASON = click.option("--reason", help="Shown to whoever waits.")
+JSON = click.option("--json", "as_json", is_flag=True, help="JSON lines instead of text.")
+ALL = click.option("--all", "everywhere", is_flag=True, help="Every territory.")
 
 
 class _Run(click.Command):
@@ -58,7 +63,8 @@ def backfill_group() -> None:
 
 
 @backfill_group.command("run", cls=_Run, hidden=True)
-@click.argument("territories", nargs=-1, required=True, metavar="TERRITORY...")
+@click.argument("territories", nargs=-1, metavar="TERRITORY...", shell_complete=territories_like)
+@ALL
 @click.option(
     "--batch-size", type=click.IntRange(1, LARGEST_BATCH), default=BATCH_SIZE, show_default=True, help="Leads a chunk."
 )
@@ -80,7 +86,9 @@ def backfill_group() -> None:
 @click.option("--max-archive-queue", type=click.IntRange(min=1), default=DEFAULTS.archive_queue, show_default=True,
               help="Hold when so many WAL segments wait to be archived.")  # fmt: skip
 @click.option("--hold-unless", metavar="SQL", help="A SELECT, asked every second; hold unless its first value is true.")
-def run_command(territories: tuple[str, ...], *, as_json: bool, report: Path | None, **options: Any) -> None:
+def run_command(
+    territories: tuple[str, ...], *, everywhere: bool, as_json: bool, report: Path | None, **options: Any
+) -> None:
     """Give every lead with a qualifying activity its owner, while the database is live.
 
     May be ended at any moment: the same command goes on where it ended. Run it on several machines
@@ -90,7 +98,10 @@ def run_command(territories: tuple[str, ...], *, as_json: bool, report: Path | N
     missing their owner; 4 stopped by `leadprotect backfill stop`; 5 failed midway, what was done
     stays; 130 ended by Ctrl-C or SIGTERM.
     """
+    if bool(territories) == everywhere:
+        raise click.UsageError("name territories, or --all: leadprotect backfill DE CH")
     _check_options(report=report, **options)
+    territories = territories or _every_territory()
     if options.pop("verify"):
         _say_verified(territories, as_json=as_json, report=report)
     elif options.pop("dry_run"):
@@ -99,6 +110,11 @@ def run_command(territories: tuple[str, ...], *, as_json: bool, report: Path | N
             click.echo(event("estimate", estimate) if as_json else plain(_estimated(estimate)))
     else:
         _run(territories, options, as_json=as_json, report=report)
+
+
+def _every_territory() -> tuple[str, ...]:
+    with connect(current()) as conn:
+        return tuple(job.territory for job in jobs.list_jobs(conn, ()))
 
 
 def _check_options(*, report: Path | None, verify: bool, dry_run: bool, **_others: Any) -> None:
@@ -112,7 +128,7 @@ def _check_options(*, report: Path | None, verify: bool, dry_run: bool, **_other
 
 @backfill_group.command("status")
 @TERRITORIES
-@click.option("--json", "as_json", is_flag=True, help="JSON lines instead of text.")
+@JSON
 def backfill_status_command(territories: tuple[str, ...], *, as_json: bool) -> None:
     """Show where the backfill stands."""
     with connect(current()) as conn:
@@ -122,27 +138,30 @@ def backfill_status_command(territories: tuple[str, ...], *, as_json: bool) -> N
 @backfill_group.command("pause")
 @TERRITORIES
 @REASON
-def pause_command(territories: tuple[str, ...], *, reason: str | None) -> None:
+@JSON
+def pause_command(territories: tuple[str, ...], *, reason: str | None, as_json: bool) -> None:
     """Hold it after the current slice, on every machine."""
     with connect(current()) as conn:
-        _say_jobs(jobs.pause(conn, territories, reason=reason))
+        _say_jobs(jobs.pause(conn, territories, reason=reason), as_json=as_json)
 
 
 @backfill_group.command("resume")
 @TERRITORIES
-def resume_command(territories: tuple[str, ...]) -> None:
+@JSON
+def resume_command(territories: tuple[str, ...], *, as_json: bool) -> None:
     """Take back a pause or a stop."""
     with connect(current()) as conn:
-        _say_jobs(jobs.resume(conn, territories))
+        _say_jobs(jobs.resume(conn, territories), as_json=as_json)
 
 
 @backfill_group.command("stop")
 @TERRITORIES
 @REASON
-def stop_command(territories: tuple[str, ...], *, reason: str | None) -> None:
+@JSON
+def stop_command(territories: tuple[str, ...], *, reason: str | None, as_json: bool) -> None:
     """End it after the current slice, on every machine; the same command goes on later."""
     with connect(current()) as conn:
-        _say_jobs(jobs.stop(conn, territories, reason=reason))
+        _say_jobs(jobs.stop(conn, territories, reason=reason), as_json=as_json)
 
 
 def _run(territories: tuple[str, ...], options: dict[str, Any], *, as_json: bool, report: Path | None) -> None:

@@ -12,8 +12,8 @@ import click
 
 from leadprotect.access.bulk import change_owners, transfer_all
 from leadprotect.access.owners import Owned, owned
+from leadprotect.cli import output
 from leadprotect.cli.acting import TERRITORY, changes, reading, transaction
-from leadprotect.cli.output import as_json
 from leadprotect.cli.terminal import echo
 from leadprotect.database.connection import connect
 from leadprotect.errors import InvalidRequest, LeadProtectError
@@ -52,7 +52,7 @@ def show_command(leads: tuple[str, ...], *, file: Path | None, territory: str, a
     with connect(current()) as conn, reading(conn, territory):
         found = owned(conn, asked)
     if as_text:
-        click.echo(as_json(list(found), indent=2))
+        click.echo(output.as_json(list(found), indent=2))
     else:
         echo("\n".join(_told(one, territory) for one in found))
     sys.exit(0 if all(one.here for one in found) else 1)
@@ -100,7 +100,7 @@ def release_command(leads: tuple[str, ...], *, file: Path | None, **how: Any) ->
 
 def _change(
     change: str, leads: list[str], new_owner: str | None,
-    *, territory: str, actor: str, note: str | None, dry_run: bool, at_once: int | None,
+    *, territory: str, actor: str, note: str | None, dry_run: bool, at_once: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     size = len(leads) if dry_run or at_once is None else at_once
     done = 0
@@ -113,12 +113,12 @@ def _change(
                     progress=_beyond(done, tell, len(leads)),
                 )  # fmt: skip
             done += len(changed)
-    _say(done, new_owner, territory, dry_run=dry_run)
+    _say(done, new_owner, territory, dry_run=dry_run, as_json=as_json)
 
 
 def _hand_over(
     from_user: str, new_owner: str,
-    *, territory: str, actor: str, note: str | None, dry_run: bool, at_once: int | None,
+    *, territory: str, actor: str, note: str | None, dry_run: bool, at_once: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     limit = None if dry_run else at_once
     done, last = 0, -1
@@ -130,7 +130,7 @@ def _hand_over(
                     progress=_beyond(done, tell),
                 )  # fmt: skip
             done += last
-    _say(done, new_owner, territory, dry_run=dry_run)
+    _say(done, new_owner, territory, dry_run=dry_run, as_json=as_json)
 
 
 @contextmanager
@@ -161,7 +161,11 @@ def _progress() -> Iterator[Tell]:
         yield tell
 
 
-def _say(done: int, new_owner: str | None, territory: str, *, dry_run: bool) -> None:
+def _say(done: int, new_owner: str | None, territory: str, *, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        told = {"changed": done, "owner": new_owner, "territory": territory, "dry_run": dry_run}
+        click.echo(output.as_json(told))
+        return
     verb = "belongs" if done == 1 else "belong"
     said = f"{done:,} lead{'s' * (done != 1)} of {territory} now {verb} to {new_owner or 'nobody'}"
     echo(f"dry run, rolled back: {said}" if dry_run else said)

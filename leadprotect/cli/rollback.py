@@ -7,6 +7,8 @@ import sys
 import click
 from rich.table import Table
 
+from leadprotect.cli import output
+from leadprotect.cli.complete import revisions_like
 from leadprotect.cli.console import Console
 from leadprotect.cli.terminal import echo
 from leadprotect.database.connection import connect, mapped_errors
@@ -18,12 +20,21 @@ NOT_VERIFIED = 3
 
 
 @click.command("rollback")
-@click.option("--to", "target", default=SAFE, show_default=True, metavar="REVISION", help="A revision below, or base.")
+@click.option(
+    "--to",
+    "target",
+    default=SAFE,
+    show_default=True,
+    metavar="REVISION",
+    help="A revision below, or base.",
+    shell_complete=revisions_like,
+)
 @click.option(
     "--lock-budget", metavar="DURATION", help="How long to wait for locks in all, such as 5min.  [default: 60s]"
 )
 @click.option("--sql", "as_sql", is_flag=True, help="Print a script for psql instead, and change nothing.")
-def rollback_command(target: str, *, lock_budget: str | None, as_sql: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="One JSON object at the end instead of a timeline.")
+def rollback_command(target: str, *, lock_budget: str | None, as_sql: bool, as_json: bool) -> None:
     """Go back to the last safe revision, verify it, and print the timeline.
 
     Without --to, contract is undone and nothing else: the host's tables are open again, owners and
@@ -39,7 +50,10 @@ def rollback_command(target: str, *, lock_budget: str | None, as_sql: bool) -> N
         with connect(current()) as conn, mapped_errors():
             echo(psql.psql_script(conn, current(), target).rstrip("\n"))
         return
-    done = rollback(target, lock_budget=lock_budget, on_event=_show)
+    done = rollback(target, lock_budget=lock_budget, on_event=_silent if as_json else _show)
+    if as_json:
+        click.echo(output.as_json(done, indent=2))
+        sys.exit(NOT_VERIFIED if done.problems else 0)
     if not done.timeline:
         echo(f"nothing to undo: the database stands at {done.after or 'the base'}")
         return
@@ -62,6 +76,10 @@ def hints(done: Rollback) -> list[str]:
     if any(event.what.startswith("paused") for event in done.timeline):
         found.append("the backfill stays paused until: leadprotect backfill resume")
     return found
+
+
+def _silent(_event: Event) -> None:
+    """The object at the end holds them all."""
 
 
 def _show(event: Event) -> None:

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 import click
 
 from leadprotect.access.protections import LeadRule, grant, revoke, rules, suspend
+from leadprotect.cli import output
 from leadprotect.cli.acting import TERRITORY, changes, moment, reading, transaction
-from leadprotect.cli.output import as_json
 from leadprotect.cli.terminal import echo
 from leadprotect.database.connection import connect
 from leadprotect.decision import PROTECTIONS
 from leadprotect.settings import current
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     from leadprotect.decision import Protection
@@ -41,7 +42,7 @@ def list_command(*, territory: str, user: str | None, lead: str | None, ended: b
     with connect(current()) as conn, reading(conn, territory):
         found = rules(conn, user_id=user, lead_id=lead, ended=ended)
     if as_text:
-        click.echo(as_json(list(found), indent=2))
+        click.echo(output.as_json(list(found), indent=2))
     else:
         echo("\n".join(_told(rule, territory) for rule in found) or f"no rule in {territory}")
 
@@ -55,13 +56,15 @@ def list_command(*, territory: str, user: str | None, lead: str | None, ended: b
 @UNTIL
 def grant_command(
     user: str, protection: Protection, *, territory: str, actor: str, note: str | None, dry_run: bool,
-    lead: str | None, begin: str | None, until: str | None,
+    as_json: bool, lead: str | None, begin: str | None, until: str | None,
 ) -> None:  # fmt: skip
     """Make a rule: COLLABORATOR may edit, VIEW_ONLY suspends, SOLE_OWNER shuts out collaborators of the territory."""
     dates = moment("--from", begin), moment("--until", until)
     with connect(current()) as conn, transaction(conn, actor, territory, dry_run=dry_run):
         grant(conn, user, protection, lead_id=lead, effective_from=dates[0], effective_to=dates[1], note=note)
-    _say(f"{user} has the rule {protection} {_where(lead, territory)}{_end(dates[1])}", dry_run=dry_run)
+    told = {"granted": protection, "user": user, "lead": lead, "territory": territory, "until": dates[1]}
+    said = f"{user} has the rule {protection} {_where(lead, territory)}{_end(dates[1])}"
+    _say(said, told, dry_run=dry_run, as_json=as_json)
 
 
 @rules_group.command("revoke")
@@ -70,7 +73,15 @@ def grant_command(
 @changes
 @LEAD
 def revoke_command(
-    user: str, protection: Protection, *, territory: str, actor: str, note: str | None, dry_run: bool, lead: str | None
+    user: str,
+    protection: Protection,
+    *,
+    territory: str,
+    actor: str,
+    note: str | None,
+    dry_run: bool,
+    as_json: bool,
+    lead: str | None,
 ) -> None:
     """End the rules of one kind of a user; an edit under way is waited for."""
     with connect(current()) as conn, transaction(conn, actor, territory, dry_run=dry_run):
@@ -79,10 +90,16 @@ def revoke_command(
         after = [rule for rule in rules(conn, user_id=user) if rule.protection == protection]
     ended = len(before) - len(after)
     others = f"; {len(after)} for leads or the territory as a whole stay" if after else ""
-    _say(
-        f"{ended} rule{'s' * (ended != 1)} {protection} of {user} ended {_where(lead, territory)}{others}",
-        dry_run=dry_run,
-    )
+    told = {
+        "revoked": protection,
+        "user": user,
+        "lead": lead,
+        "territory": territory,
+        "ended": ended,
+        "left": len(after),
+    }
+    said = f"{ended} rule{'s' * (ended != 1)} {protection} of {user} ended {_where(lead, territory)}{others}"
+    _say(said, told, dry_run=dry_run, as_json=as_json)
 
 
 @rules_group.command("suspend")
@@ -91,16 +108,28 @@ def revoke_command(
 @LEAD
 @UNTIL
 def suspend_command(
-    user: str, *, territory: str, actor: str, note: str | None, dry_run: bool, lead: str | None, until: str | None
+    user: str,
+    *,
+    territory: str,
+    actor: str,
+    note: str | None,
+    dry_run: bool,
+    as_json: bool,
+    lead: str | None,
+    until: str | None,
 ) -> None:
     """Let a user edit nothing from now on; he keeps what he owns. Ended by: rules revoke USER VIEW_ONLY."""
     end = moment("--until", until)
     with connect(current()) as conn, transaction(conn, actor, territory, dry_run=dry_run):
         suspend(conn, user, lead_id=lead, effective_to=end, note=note)
-    _say(f"{user} is suspended {_where(lead, territory)}{_end(end)}", dry_run=dry_run)
+    told = {"suspended": user, "lead": lead, "territory": territory, "until": end}
+    _say(f"{user} is suspended {_where(lead, territory)}{_end(end)}", told, dry_run=dry_run, as_json=as_json)
 
 
-def _say(done: str, *, dry_run: bool) -> None:
+def _say(done: str, told: Mapping[str, object], *, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        click.echo(output.as_json({**told, "dry_run": dry_run}))
+        return
     echo(f"dry run, rolled back: {done}" if dry_run else done)
 
 

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal, InvalidOperation
 
 import click
+from rich.table import Table
 
+from leadprotect.cli import output
+from leadprotect.cli.complete import territories_like
+from leadprotect.cli.console import Console
 from leadprotect.cli.terminal import echo
 from leadprotect.database.connection import connect
 from leadprotect.errors import InvalidRequest
-from leadprotect.migration.territories import add_territory
+from leadprotect.migration.territories import (
+    ListedTerritory,
+    add_territory,
+    list_territories,
+    remove_territory,
+    rename_territory,
+)
 from leadprotect.settings import current
+
+JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 
 
 @click.group("territory")
@@ -24,16 +37,84 @@ def territory_group() -> None:
 @click.option("--currency", help="ISO 4217 code, such as EUR.")
 @click.option("--legal-framework", help="Such as ABGB.")
 @click.option("--vat", help="Percent, valid from today.")
+@JSON
 def add_command(
-    code: str, *, name: str | None, currency: str | None, legal_framework: str | None, vat: str | None
+    code: str, *, name: str | None, currency: str | None, legal_framework: str | None, vat: str | None, as_json: bool
 ) -> None:
     """Add a territory: its role, its policies and its rows, in one transaction."""
+    if currency and not re.fullmatch(r"[A-Z]{3}", currency):
+        raise InvalidRequest(f"--currency: {currency!r} is not an ISO 4217 code such as EUR")
+    with connect(current()) as conn:
+        add_territory(conn, code, name=name, currency=currency, legal_framework=legal_framework, vat_rate=_rate(vat))
+        role = current().role(code)
+    if as_json:
+        click.echo(output.as_json({"added": code, "role": role}))
+        return
+    echo(f"{code} is protected. Give its sellers the role {role}, then run: leadprotect backfill {code}")
+
+
+@territory_group.command("list")
+@JSON
+def territory_list_command(*, as_json: bool) -> None:
+    """Show every territory with its terms of today, its role, and who holds that."""
+    with connect(current()) as conn:
+        found = list_territories(conn)
+    if as_json:
+        click.echo(output.as_json({"territories": found}, indent=2))
+    else:
+        Console().print(_table(found))
+
+
+@territory_group.command("rename")
+@click.argument("code", shell_complete=territories_like)
+@click.argument("new")
+@JSON
+def rename_command(code: str, new: str, *, as_json: bool) -> None:
+    """Give a territory that nothing names yet another code.
+
+    For a typing mistake of `territory add`. Refused where leads, owners, rules or the audit name it, and where the new
+    code is taken or differs in case alone. The old role stays, as roles do.
+    """
+    with connect(current()) as conn:
+        rename_territory(conn, code, new)
+        old, role = (current().role(one) for one in (code, new))
+    if as_json:
+        click.echo(output.as_json({"renamed": code, "to": new, "role": role}))
+        return
+    echo(f"{code} is {new} now. Its sellers need the role {role}; whoever holds {old} holds nothing by it any more")
+
+
+@territory_group.command("remove")
+@click.argument("code", shell_complete=territories_like)
+@JSON
+def remove_command(code: str, *, as_json: bool) -> None:
+    """Take a territory away that nothing names.
+
+    Refused where leads, owners, rules or the audit name it, and for the last one. Its role stays, as roles do.
+    """
+    with connect(current()) as conn:
+        remove_territory(conn, code)
+        role = current().role(code)
+    if as_json:
+        click.echo(output.as_json({"removed": code, "role": role}))
+        return
+    echo(f"{code} is no territory any more; the role {role} stays")
+    echo(f"take {code} out of territories in your settings, too")
+
+
+def _rate(vat: str | None) -> Decimal | None:
     try:
         rate = Decimal(vat) if vat else None
-    except InvalidOperation:
-        message = f"--vat: {vat!r} is not a percentage such as 20 or 8.1"
-        raise InvalidRequest(message) from None
-    with connect(current()) as conn:
-        add_territory(conn, code, name=name, currency=currency, legal_framework=legal_framework, vat_rate=rate)
-        role = current().role(code)
-    echo(f"{code} is protected. Give its sellers the role {role}, then run: leadprotect backfill {code}")
+        if rate is None or 0 <= rate < 100:  # noqa: PLR2004 - percent
+            return rate
+    except InvalidOperation:  # no number, or NaN, which compares with none
+        pass
+    raise InvalidRequest(f"--vat: {vat!r} is not a percentage such as 20 or 8.1")
+
+
+def _table(found: list[ListedTerritory]) -> Table:
+    shown = Table("code", "name", "currency", "law", "VAT", "role", "held by")
+    for one in found:
+        rate = "" if one.vat_rate is None else f"{one.vat_rate:f} %"
+        shown.add_row(one.code, one.name, one.currency, one.legal_framework, rate, one.role, ", ".join(one.members))
+    return shown

@@ -63,6 +63,21 @@ _CLASSES: dict[str, tuple[type[LeadProtectError], str]] = {
     "LP409": (GateClosed, "contract was refused"),
     "LP422": (InvalidRequest, "the request can't be right"),
 }
+# what a user can cause otherwise, and what helps
+_CAUSED = {
+    "53100": "the server's disk is full; free some of it, and try again",
+    "53200": "the server is out of memory; try again with less at once",
+    "53300": "the server has no connection left; end one, or raise max_connections",
+    "57014": "the statement was cancelled, by statement_timeout or by somebody; raise that, or try again",
+    "57P01": "the server ended the session; connect anew",
+    "57P02": "the server has crashed and comes back; connect anew",
+    "57P03": "the server is starting or shutting down; try again in a moment",
+    "57P05": "the session was idle for longer than idle_session_timeout; connect anew",
+    "25P03": "the transaction was idle for longer than idle_in_transaction_session_timeout; connect anew",
+}
+_LOST = "the connection is closed, or was lost; connect anew"
+_REFUSED = "23"
+"""Class of what a constraint refuses; its message names the constraint, the values stand in the detail."""
 # what keeps a record from being written: a constraint or a guard of the audit, a full disk, a missing partition
 _UNRECORDED = ("23", "53", "54", "58", "XX", "42P01", "42703", "P0001")
 _NO_PRIVILEGE = "42501"
@@ -299,7 +314,15 @@ def _mapped(error: BaseException | None, *, recording: bool) -> LeadProtectError
         # what to do stands in the hints of our own errors
         hint = diag.message_hint if diag and state.startswith("LP") else None
         return cls(". ".join(filter(None, (f"{text}: {primary}" if primary else text, hint))))
-    return ConnectionUnusable(f"the database gave no answer (SQLSTATE {state or 'none'})")
+    return ConnectionUnusable(_without_answer(state, primary))
+
+
+def _without_answer(state: str | None, primary: str | None) -> str:
+    """One sentence with what helps; the server's own words only where they hold no value of a row."""
+    if state is None:
+        return f"the database gave no answer: {_LOST}"
+    told = primary if state.startswith(_REFUSED) else _CAUSED.get(state)
+    return f"the database gave no answer{f': {told}' if told else ''} (SQLSTATE {state})"
 
 
 def _keeps_from_recording(state: str, diag: psycopg.errors.Diagnostic | None) -> bool:

@@ -1,7 +1,8 @@
-"""Adds a territory to a database that is migrated already."""
+"""Territories of a database that is migrated already: what there is, one more, another code, one less."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.connection import mapped_errors, rows
@@ -15,6 +16,132 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     import psycopg
+
+
+# every table of ours that names a territory, besides those that a territory is made of
+_NAMING = """
+SELECT c.relname::text FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'territory' AND NOT a.attisdropped
+WHERE n.nspname = %s AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+  AND c.relname NOT IN ('territory_vat_rates', 'backfill_jobs') ORDER BY 1
+"""
+_LISTED = """
+SELECT t.code, t.name, t.currency, t.legal_framework,
+       (SELECT v.rate FROM {schema}.territory_vat_rates AS v WHERE v.territory = t.code
+        AND v.valid_from <= current_date AND (v.valid_to IS NULL OR v.valid_to > current_date)),
+       ARRAY(SELECT m.member::pg_catalog.regrole::text FROM pg_catalog.pg_auth_members AS m
+             JOIN pg_catalog.pg_roles AS r ON r.oid = m.roleid
+             WHERE r.rolname = {role_prefix} || pg_catalog.lower(t.code) ORDER BY 1)
+FROM {schema}.territories AS t ORDER BY 1
+"""
+
+
+@dataclass(frozen=True)
+class ListedTerritory:
+    """A territory with its terms of today, its role, and who holds that; `vat_rate` in percent."""
+
+    code: str
+    name: str
+    currency: str | None
+    legal_framework: str | None
+    vat_rate: Decimal | None
+    role: str
+    members: tuple[str, ...]
+
+
+def list_territories(conn: psycopg.Connection[Any]) -> list[ListedTerritory]:
+    """Every territory, by its code; raises `ProtectionUnavailable` where nothing is installed."""
+    s = current()
+    found = rows(conn, render(_LISTED, s))
+    return [
+        ListedTerritory(code, name, currency, law, rate, s.role(code), tuple(members))
+        for code, name, currency, law, rate, members in found
+    ]
+
+
+def remove_territory(conn: psycopg.Connection[Any], code: str) -> None:
+    """Take a territory away that nothing names, in one transaction of `conn`; its role stays, as roles do.
+
+    Raises `InvalidRequest` where there is none, where it is the last one, and where leads, owners, rules or the
+    audit name it: what was recorded there would be read by nobody any more.
+    """
+    s = current()
+    with mapped_errors(), conn.transaction():
+        conn.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_MS}ms'")
+        known = [one for (one,) in rows(conn, render("SELECT code FROM {schema}.territories ORDER BY 1", s))]
+        _require_known(code, known)
+        if len(known) == 1:
+            raise InvalidRequest(f"territory: {code} is the last one, and leads need one to be in")
+        _require_unnamed(conn, s, code, "removed")
+        _delete(conn, s, code)
+        conn.execute(render("SELECT {schema}.publish_territories()", s))
+        conn.execute("RESET ROLE")
+
+
+def rename_territory(conn: psycopg.Connection[Any], code: str, new: str) -> None:
+    """Give a territory that nothing names yet another code, with its terms: a typing mistake of `territory add`.
+
+    In one transaction of `conn`. Raises `InvalidRequest` as `remove_territory` does, and where `new` is no code, or
+    taken; `PreflightError` as `add_territory` does.
+    """
+    s = current()
+    with mapped_errors(), conn.transaction():
+        known = [one for (one,) in rows(conn, render("SELECT code FROM {schema}.territories ORDER BY 1", s))]
+        _require_known(code, known)
+        if code.lower() == new.lower():
+            raise InvalidRequest(f"territory: {code} and {new} would have one role; remove {code}, then add {new}")
+        _require_unnamed(conn, s, code, "renamed")
+        add_territory(conn, new)
+        conn.execute(render("SET LOCAL ROLE {owner}", s))
+        conn.execute(
+            render(
+                "UPDATE {schema}.territories AS t SET name = CASE o.name WHEN o.code THEN t.code ELSE o.name END, "
+                "currency = o.currency, legal_framework = o.legal_framework "
+                "FROM {schema}.territories AS o WHERE t.code = %s AND o.code = %s",
+                s,
+            ),
+            (new, code),
+        )
+        conn.execute(
+            render("UPDATE {schema}.territory_vat_rates SET territory = %s WHERE territory = %s", s), (new, code)
+        )
+        _delete(conn, s, code)
+        conn.execute(render("SELECT {schema}.publish_territories()", s))
+        conn.execute("RESET ROLE")
+
+
+def _require_known(code: str, known: list[str]) -> None:
+    if code not in known:
+        raise InvalidRequest(f"territory: there is no {code!r}; known are {', '.join(known)}")
+
+
+def _require_unnamed(conn: psycopg.Connection[Any], s: Settings, code: str, done: str) -> None:
+    """Raise where a lead or a row of ours names the territory."""
+    conn.execute(render("SET LOCAL ROLE {reader}", s))
+    leads = "SELECT count(*) FROM (SELECT FROM {leads} AS l WHERE l.{territory}::text = %s LIMIT 1000) AS found"
+    [(count,)] = rows(conn, render(leads, s), (code,))
+    conn.execute(render("SET LOCAL ROLE {owner}", s))
+    naming = [f"leads ({'1,000 or more' if count == 1000 else count})"] if count else []  # noqa: PLR2004 - the LIMIT
+    for (name,) in rows(conn, _NAMING, (s.schema,)):
+        found = f"SELECT EXISTS (SELECT FROM {ident(s.schema, name)} WHERE territory = %s)"
+        if rows(conn, found, (code,)) == [(True,)]:
+            naming.append(name)
+    conn.execute("RESET ROLE")
+    if naming:
+        raise InvalidRequest(
+            f"territory: {code} can't be {done}, because {', '.join(naming)} name it: what was decided and recorded "
+            "there would be nobody's to read"
+        )
+
+
+def _delete(conn: psycopg.Connection[Any], s: Settings, code: str) -> None:
+    """As the owner of our tables, which the session stays."""
+    conn.execute(render("SET LOCAL ROLE {owner}", s))
+    jobs = rows(conn, "SELECT to_regclass(%s)", (render("{schema}.backfill_jobs", s),)) != [(None,)]
+    for table in (*(["backfill_jobs"] if jobs else []), "territory_vat_rates"):
+        conn.execute(f"DELETE FROM {ident(s.schema, table)} WHERE territory = %s", (code,))
+    conn.execute(render("DELETE FROM {schema}.territories WHERE code = %s", s), (code,))
 
 
 def add_territory(

@@ -61,6 +61,7 @@ def answers(printed: str) -> list[Any]:
         return [json.loads(line) for line in printed.splitlines()]
 
 
+MANAGED = ["--territory", "DE", "--as", "{user}", "--dry-run"]
 ASKED = {
     ("status",): [],
     ("backfill", "run"): ["DE"],
@@ -79,6 +80,24 @@ ASKED = {
     ("new",): ["add AT", "--phase", "contract"],
     ("next",): [],
     ("scripts",): ["{folder}"],
+    ("territory", "list"): [],
+    ("territory", "add"): ["AT"],
+    ("territory", "rename"): ["XX", "YY"],
+    ("territory", "remove"): ["XX"],
+    ("backfill", "pause"): [],
+    ("backfill", "resume"): [],
+    ("backfill", "stop"): [],
+    ("audit", "partitions"): [],
+    ("audit", "seal"): [],
+    ("audit", "detach"): ["--before", "2020-01"],
+    ("audit", "anchor"): ["--output", "{folder}/anchors"],
+    ("owner", "assign"): ["{lead}", "--to", "{user}", *MANAGED],
+    ("owner", "transfer"): ["{lead}", "--to", "{user}", *MANAGED],
+    ("owner", "release"): ["{lead}", *MANAGED],
+    ("rules", "grant"): ["{user}", "VIEW_ONLY", *MANAGED],
+    ("rules", "revoke"): ["{user}", "COLLABORATOR", *MANAGED],
+    ("rules", "suspend"): ["{user}", *MANAGED],
+    ("rollback",): [],
     ("init",): ["--dry-run", "--force", "--yes", "--set", "qualifying_kinds=call"],
     ("validate",): ["--static"],
 }
@@ -87,7 +106,12 @@ A_VERDICT = {("doctor",), ("redteam",), ("gate", "check"), ("guard",)}
 OF_A_CHAIN = {"new", "next", "validate"}
 """They ask files, not the database."""
 MEASURED_FOR_MINUTES = {("bench", "access"), ("bench", "backfill"), ("bench", "all")}
+OF_AN_OPERATOR = {("audit", "partitions"), ("audit", "seal"), ("audit", "detach")}
 TELL_A_TIME = {
+    ("backfill", "pause"),
+    ("backfill", "resume"),
+    ("backfill", "stop"),
+    ("audit", "anchor"),
     ("status",),
     ("backfill", "status"),
     ("audit", "who"),
@@ -121,10 +145,13 @@ def test_every_time_in_json_is_rfc_3339_with_a_zone(
     ran = CliRunner().invoke(main, ["backfill", "run", "DE", "CH"])
     assert 0 == ran.exit_code, ran.output
     now = datetime.now(UTC).isoformat()
-    if command[0] == "audit":
+    if command[0] == "territory":
+        assert 0 == CliRunner().invoke(main, ["territory", "add", "XX"]).exit_code
+    if command[0] == "audit" and command not in OF_AN_OPERATOR:
         monkeypatch.setenv("DATABASE_URL", expanded.login_url("auditor_both"))
         settings.current.cache_clear()
-    arguments = [argument.format(lead=lead, now=now, folder=tmp_path) for argument in ASKED[command]]
+    words = {"lead": lead, "now": now, "folder": tmp_path, "user": expanded.user(2)}
+    arguments = [argument.format(**words) for argument in ASKED[command]]
     told = CliRunner().invoke(main, [*command, "--json", *arguments], catch_exceptions=False)
     assert told.exit_code in ({0, 1, 2, 30} if command in A_VERDICT else {0}), told.output
     times = [text for answer in answers(told.stdout) for text in texts(answer) if LOOKS_LIKE_A_TIME.match(text)]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import date
 from decimal import Decimal
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 
 import leadprotect
+from leadprotect.cli import main
 from leadprotect.errors import PreflightError
 from leadprotect.migration import gate
 from leadprotect.migration.territories import add_territory
@@ -136,3 +139,109 @@ def test_who_may_not_create_roles_is_told_what_a_dba_runs(expanded: Database, mi
         expanded.sql_script(create + tell)
         add_territory(conn, "LI")
     assert ["LI"] == expanded.sql("SELECT code FROM {schema}.territories WHERE code = 'LI'")
+
+
+# --- list, rename, remove
+
+
+def told(*arguments: str) -> tuple[int, str]:
+    ran = CliRunner().invoke(main, ["territory", *arguments])
+    return ran.exit_code, ran.output
+
+
+def codes(database: Database) -> list[str]:
+    found: list[str] = database.sql("SELECT code FROM {schema}.territories ORDER BY 1")
+    assert found == database.sql("SELECT unnest({schema}.all_territories()) ORDER BY 1")
+    assert found == database.sql("SELECT territory FROM {schema}.backfill_jobs ORDER BY 1")
+    return found
+
+
+def test_every_territory_is_listed_with_its_terms_and_who_holds_its_role(database: Database) -> None:
+    code, said = told("list", "--json")
+    assert 0 == code, said
+    (swiss, german) = json.loads(said)["territories"]
+    assert ("CH", "Schweiz", "CHF", "8.1") == (swiss["code"], swiss["name"], swiss["currency"], swiss["vat_rate"][:3])
+    assert database.settings.role("DE") == german["role"]
+    assert database.profile.login("seller_de") in [member.strip('"') for member in german["members"]]
+    assert 0 == told("list")[0]
+
+
+def test_a_typing_mistake_is_renamed_with_its_terms(database: Database) -> None:
+    assert 0 == told("add", "OE", "--name", "Austria", "--currency", "EUR", "--vat", "20")[0]
+    code, said = told("rename", "OE", "AT")
+    assert (0, True) == (code, database.settings.role("AT") in said), said
+    assert ["AT", "CH", "DE"] == codes(database)
+    with database.connect("seller_de") as conn:
+        terms = leadprotect.territory(conn, "AT")
+    assert ("Austria", "EUR", Decimal(20)) == (terms.name, terms.currency, terms.vat_rate)
+
+
+NAMED = {
+    "lead": "leads (1)",
+    "owner": "user_lead_assignments",
+    "rule": "lead_protection_rules",
+    "audit": "lead_access_audit",
+}
+
+
+@pytest.mark.parametrize("how", [("remove", "DE"), ("rename", "DE", "DD")], ids=" ".join)
+@pytest.mark.parametrize("naming", NAMED)
+def test_a_territory_that_something_names_stays(database: Database, naming: str, how: tuple[str, ...]) -> None:
+    lead = database.lead("DE", owner=database.user(1) if naming == "owner" else None)
+    if naming == "rule":
+        database.rule(database.user(1), "COLLABORATOR")
+    if naming == "audit":
+        with database.acting("seller_de", 1) as conn:
+            database.query(conn, "SELECT {schema}.record_edit_attempt(%s)", lead)
+    if naming != "lead":
+        database.sql("UPDATE {leads} SET {territory} = NULL")
+    code, said = told(*how)
+    assert 1 == code
+    wanted = {
+        "lead": "leads (1)",
+        "owner": "user_lead_assignments",
+        "rule": "lead_protection_rules",
+        "audit": "lead_access_audit",
+    }
+    assert wanted[naming] in said
+    assert ["CH", "DE"] == codes(database)
+
+
+def test_a_territory_that_nothing_names_is_removed_and_can_be_added_again(database: Database) -> None:
+    code, said = told("remove", "CH")
+    assert (0, True) == (code, "take CH out of territories in your settings" in said), said
+    assert ["DE"] == codes(database)
+    code, said = told("remove", "DE")
+    assert (1, True) == (code, "DE is the last one" in said)
+    assert 0 == told("add", "CH")[0]
+    assert ["CH", "DE"] == codes(database)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("remove", "FR"), "there is no 'FR'; known are CH, DE"),
+        (("rename", "FR", "IT"), "there is no 'FR'; known are CH, DE"),
+        (("rename", "DE", "de"), "would have one role"),
+        (("rename", "DE", "CH"), "'CH' is known already"),
+        (("rename", "DE", "D E"), "is not a code"),
+        (("add", "FR", "--currency", "EURO"), "--currency: 'EURO' is not an ISO 4217 code"),
+        (("add", "FR", "--vat", "NaN"), "--vat: 'NaN' is not a percentage"),
+        (("add", "FR", "--vat", "120"), "--vat: '120' is not a percentage"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_can_t_be_is_refused_with_the_reason(database: Database, words: tuple[str, ...], said: str) -> None:
+    code, output = told(*words)
+    assert (1, True) == (code, said in output), output
+    assert ["CH", "DE"] == codes(database)
+
+
+def test_every_territory_is_backfilled_without_being_named(expanded: Database) -> None:
+    ran = CliRunner().invoke(main, ["backfill", "--all", "--verify"])
+    assert 0 == ran.exit_code, ran.output
+    assert ["CH", "DE"] == sorted(line.partition(":")[0] for line in ran.output.splitlines())
+    assert expanded.url
+    for words in (["backfill"], ["backfill", "--all", "DE"]):
+        refused = CliRunner().invoke(main, words)
+        assert (2, True) == (refused.exit_code, "name territories, or --all" in refused.output)
