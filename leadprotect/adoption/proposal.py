@@ -122,10 +122,12 @@ class _Look:
             return
         self._say("leads_table", leads.name, self._why_leads(leads))
         self._lead(leads)
-        activities = self._activities(leads)
+        owner = self._owner(leads)
+        activities = self._activities(leads, owner)
         if activities is not None:
             self._say("activities_table", activities.name, f"refers to {leads.name}, with a user and a time")
             self._activity(leads, activities)
+        self._owners_from(leads, owner, activities)
         self._row_security(leads)
         self._logins(leads)
 
@@ -207,13 +209,6 @@ class _Look:
             kind = leads.columns[key].type if key in leads.columns else ""
             self._say("lead_id_type", _TYPES.get(kind), f"its type is {kind}")
         self._territory(leads)
-        owner = self._column(
-            "owner_column", leads, _OWNERS, lambda one: one.type in _TYPES and one.name not in leads.keys
-        )
-        if owner and "owner_column" in KEYS:
-            self._say("owner_column", owner, "the owner that the host keeps itself")
-        elif owner:
-            self.proposal.remarks.append(f"{leads.name}.{owner} looks like an owner that the host keeps itself")
 
     def _territory(self, leads: HostTable) -> None:
         if "territory_expression" in self.given:
@@ -245,7 +240,35 @@ class _Look:
 
     # --- the activities
 
-    def _activities(self, leads: HostTable) -> HostTable | None:
+    def _owner(self, leads: HostTable) -> str | None:
+        """The column in which the host names an owner himself."""
+
+        def fits(one: HostColumn) -> bool:
+            return one.type in _TYPES and one.name not in leads.keys and _names_people(leads.refers.get(one.name))
+
+        return self._column("owner_column", leads, _OWNERS, fits)
+
+    def _owners_from(self, leads: HostTable, owner: str | None, activities: HostTable | None) -> None:
+        """Where owners come from: the column first, where there is one of the users' type."""
+        if owner is None or owner not in leads.columns or "owners_from" in self.given:
+            return
+        kind = _TYPES.get(leads.columns[owner].type)
+        users = self.proposal.settings.get("user_id_type", kind)
+        if kind != users:
+            self.proposal.remarks.append(
+                f"{leads.name}.{owner} looks like an owner, but users are {users} and it is {kind}: it is left out"
+            )
+            return
+        self._say("owner_column", owner, "the owner that the host keeps himself")
+        if activities is None:
+            self._say("owners_from", "column", "no table of activities refers to the leads")
+            self._say("user_id_type", kind, f"{owner} is {leads.columns[owner].type}")
+        else:
+            self._say(
+                "owners_from", "column, activities", f"{owner} says who owns a lead, activities where it is empty"
+            )
+
+    def _activities(self, leads: HostTable, owner: str | None) -> HostTable | None:
         if said := self.given.get("activities_table"):
             return self._known("activities_table", said)
         fit = [one for one in self.tables.values() if one is not leads and self._serves(leads, one)]
@@ -260,8 +283,7 @@ class _Look:
         ]
         if len(first) == 1:
             return self.tables[first[0]]
-        if not best and any(one.key == "owner_column" for one in self.proposal.proposed):
-            self._say("owners_from", "column", "no table of activities refers to the leads")
+        if not best and owner is not None:
             return None
         question = f"which table holds the activities of {leads.name}, with a user and a time?"
         answer = self._ask("activities_table", question, best or [one.name for one in ranked])
@@ -355,6 +377,14 @@ def _rank(name: str, patterns: tuple[str, ...]) -> int:
 def _first_of(one: HostTable, patterns: tuple[str, ...], fits: Callable[[HostColumn], bool]) -> str | None:
     named = sorted((_rank(column.name, patterns), column.name) for column in one.columns.values() if fits(column))
     return next((name for rank, name in named if rank < len(patterns)), None)
+
+
+def _names_people(table: str | None) -> bool:
+    """Whether a foreign key leads to users, or nothing says where a column leads."""
+    return (
+        table is None
+        or re.search(r"user|profile|staff|sales|seller|employee|member|people|person|agent", table) is not None
+    )
 
 
 def _is_text(column: HostColumn) -> bool:

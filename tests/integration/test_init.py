@@ -120,6 +120,35 @@ def test_of_a_host_that_somebody_else_made_it_tells_what_his_settings_say(
     assert shape.row_security == any("row security of its own" in one for one in proposal.remarks)
 
 
+@pytest.mark.profiles("pg18")
+@pytest.mark.parametrize(
+    ("column", "owners", "said"),
+    [
+        ("assigned_to uuid", ("column", "activities"), ""),
+        ("assigned_to bigint", ("activities",), "but users are uuid and it is bigint"),
+        ("assigned_to uuid REFERENCES crm.sellers", ("column", "activities"), ""),
+        ("assigned_to uuid REFERENCES crm.companies", ("activities",), ""),
+    ],
+)
+def test_an_owner_that_the_host_names_himself_comes_first(
+    filled: Database, folder: Path, column: str, owners: tuple[str, ...], said: str
+) -> None:
+    filled.sql_script("CREATE TABLE crm.sellers (id uuid PRIMARY KEY); CREATE TABLE crm.companies (LIKE crm.sellers)")
+    filled.sql_script(f"ALTER TABLE crm.companies ADD PRIMARY KEY (id); ALTER TABLE {{leads}} ADD COLUMN {column}")
+    code, output = init("--yes")
+    assert (0, True) == (code, said in output), output
+    found = parse(section(folder / "alembic.ini"))
+    assert (owners, "assigned_to" if "column" in owners else "") == (found.owners_from, found.owner_column)
+
+
+@pytest.mark.profiles("pg18")
+def test_without_activities_owners_come_from_the_column(filled: Database, folder: Path) -> None:
+    filled.sql_script("DROP TABLE {activities}; ALTER TABLE {leads} ADD COLUMN owner_id bigint")
+    assert 0 == init("--yes")[0]
+    found = parse(section(folder / "alembic.ini"))
+    assert (("column",), "owner_id", "bigint") == (found.owners_from, found.owner_column, found.user_id_type)
+
+
 def test_nothing_is_written_into_the_database(filled: Database) -> None:
     filled.sql(f'ALTER DATABASE "{filled.name}" SET default_transaction_read_only = on')
     assert 0 == init("--yes")[0] or filled.profile.name == "other_names"
