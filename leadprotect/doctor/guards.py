@@ -9,7 +9,7 @@ from leadprotect.doctor.finding import Fault, check
 from leadprotect.doctor.shipped import known, shipped, shipped_script, trigger_statement
 from leadprotect.doctor.versions import applied
 from leadprotect.settings import Settings, ident, literal, table
-from leadprotect.settings.names import HOST_TRIGGERS, trigger_names, unmade
+from leadprotect.settings.names import CHILD_TRIGGERS, HOST_TRIGGERS, trigger_names, unmade
 from leadprotect.settings.sources import suffix
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def guard_changed(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]
 
 @check("danger", "Edits of leads leave no row, or owners and rules outlive their lead.", needs="text")
 def lead_trigger_missing(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
-    """A trigger of ours that is gone from the host's leads or activities, for the phase that the database is in."""
+    """A trigger of ours that is gone from the host's leads, activities or lead_tables, as its phase wants it."""
     revision = applied(conn, s) or ""
     text, enforced = shipped_script(s, known(revision)), present.enforced(conn, s)
     for host in s.host_tables:
@@ -71,20 +71,29 @@ def lead_trigger_missing(conn: psycopg.Connection[Any], s: Settings) -> Iterator
                 again = trigger_statement(text, ident(name), table(host))
                 always = f" ALTER TABLE {table(host)} ENABLE ALWAYS TRIGGER {ident(name)};"
                 yield Fault(host, f"trigger {name} is missing", again and again + always)
+    for child, oid in present.children(conn, s):
+        standing = present.child_triggers(conn, s, child, oid)
+        for name in shipped(s, child).child_triggers:
+            if name not in standing and not (child.append and name == "child_insert"):
+                yield Fault(child.table, f"trigger {s.role(name)} is missing", _on_child(text, s, child.table, name))
 
 
 @check("danger", "A session that may set session_replication_role, or nobody at all, meets it.")
 def lead_trigger_off(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
-    """A trigger of ours on the host's leads or activities that is disabled, or does not fire ALWAYS."""
+    """A trigger of ours on the host's leads, activities or lead_tables that is disabled, or does not fire ALWAYS."""
     for host, oid in present.host_tables(conn, s).items():
         for trigger in present.host_triggers(conn, s, oid).values():
             if trigger.enabled != _ALWAYS:
                 yield _off(trigger, host, table(host))
+    for child, oid in present.children(conn, s):
+        for trigger in present.child_triggers(conn, s, child, oid).values():
+            if trigger.enabled != _ALWAYS:
+                yield _off(trigger, child.table, table(child.table))
 
 
 @check("danger", "It fires for less than it was made for.", needs="text")
 def lead_trigger_changed(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
-    """A trigger of ours on the host's leads or activities with another definition than the shipped one."""
+    """A trigger of ours on the host's leads, activities or lead_tables with another definition than the shipped one."""
     text, wanted = shipped_script(s, known(applied(conn, s))), shipped(s).host_triggers
     for host, oid in present.host_tables(conn, s).items():
         for name, trigger in present.host_triggers(conn, s, oid).items():
@@ -93,6 +102,19 @@ def lead_trigger_changed(conn: psycopg.Connection[Any], s: Settings) -> Iterator
                 drop = f"DROP TRIGGER {ident(trigger.name)} ON {table(host)};"
                 always = f"ALTER TABLE {table(host)} ENABLE ALWAYS TRIGGER {ident(trigger.name)};"
                 yield Fault(host, f"trigger {trigger.name} is not as shipped", f"{drop} {again} {always}")
+    for child, oid in present.children(conn, s):
+        expected = shipped(s, child).child_triggers
+        for name, trigger in present.child_triggers(conn, s, child, oid).items():
+            if trigger.definition != expected[name]["definition"]:
+                drop = f"DROP TRIGGER {ident(trigger.name)} ON {table(child.table)};"
+                mends = f"{drop} {_on_child(text, s, child.table, name)}"
+                yield Fault(child.table, f"trigger {trigger.name} is not as shipped", mends)
+
+
+def _on_child(text: str, s: Settings, host: str, name: str) -> str | None:
+    trigger = ident(s.role(CHILD_TRIGGERS[name]))
+    again = trigger_statement(text, trigger, table(host))
+    return again and f"{again} ALTER TABLE {table(host)} ENABLE ALWAYS TRIGGER {trigger};"
 
 
 def _expected(s: Settings, revision: str, host: str, *, enforced: bool) -> list[str]:

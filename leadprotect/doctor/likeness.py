@@ -12,7 +12,7 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from leadprotect.settings import KEYS, Settings, ident, literal
+from leadprotect.settings import KEYS, LeadTable, Settings, ident, literal
 from leadprotect.settings.names import names
 from leadprotect.settings.values import OFFICES, of_setting
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _DEFAULTS = Settings()
+_CHILD = LeadTable("public.lead_contacts", "lead_id")
 _TYPE = r'(?:timestamp with(?:out)? time zone|character varying|double precision|"(?:[^"]|"")+"|\w+)'
 _TOKEN = re.compile(
     r"E?'(?:[^']|'')*'"
@@ -33,9 +34,12 @@ _CAPITALS = re.compile(
 )
 
 
-def neutral(text: str, s: Settings) -> str:
-    """`text`, an expression or a body as the server has it, with the default names; parts parted by blanks."""
-    known = _names(s)
+def neutral(text: str, s: Settings, child: LeadTable | None = None) -> str:
+    """`text`, an expression or a body as the server has it, with the default names; parts parted by blanks.
+
+    Names of the table `child`, which holds data of leads, become those of one that is called like `_CHILD`.
+    """
+    known = _names(s, child)
     for claimed, plain in _claims(s):
         text = claimed.sub(plain, text)
     parts = [_renamed(part, known, s) for part in _TOKEN.findall(text)]
@@ -96,8 +100,8 @@ def _claims(s: Settings) -> list[tuple[re.Pattern[str], str]]:
     return found
 
 
-@lru_cache(maxsize=4)
-def _names(s: Settings) -> dict[str, str]:
+@lru_cache(maxsize=32)
+def _names(s: Settings, child: LeadTable | None = None) -> dict[str, str]:
     """Name -> what stands for it: names that one setting gives to two things, or another thing has, are one."""
     pairs = [(getattr(s, key), getattr(_DEFAULTS, key)) for key in KEYS if key.endswith(("_column", "_guc", "_type"))]
     for key in ("leads_table", "activities_table"):  # further tables of activities bear names of the host in no text
@@ -105,6 +109,11 @@ def _names(s: Settings) -> dict[str, str]:
     pairs = [pair for pair in pairs if pair[0]]  # no column where the territory is an expression
     pairs += [(s.role(office), _DEFAULTS.role(office)) for office in ("", *OFFICES)]
     pairs += [(s.schema, _DEFAULTS.schema), (s.quarantine, _DEFAULTS.quarantine)]
+    if child:
+        pairs += [
+            *zip(child.table.split(".", 1), _CHILD.table.split(".", 1), strict=True),
+            (child.column, _CHILD.column),
+        ]
     found: dict[str, str] = {}
     for one, other in pairs:
         kept, gone = sorted((found.get(one, one), found.get(other, other)), key=_plainness)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.catalog import relation
 from leadprotect.doctor.likeness import neutral, neutral_name
-from leadprotect.settings.names import HOST_POLICIES, trigger_names
+from leadprotect.settings.names import CHILD_POLICIES, CHILD_TRIGGERS, HOST_POLICIES, trigger_names
 
 if TYPE_CHECKING:
     import psycopg
 
-    from leadprotect.settings import Settings
+    from leadprotect.settings import LeadTable, Settings
 
 MONTH = re.compile(r"lead_access_audit_\d{4}_\d{2}")
 DEFAULT_PARTITION = "lead_access_audit_default"
@@ -161,23 +161,27 @@ def tables(conn: psycopg.Connection[Any], s: Settings) -> list[Table]:
     ]
 
 
-def policies(conn: psycopg.Connection[Any], s: Settings, oid: int | None) -> list[Policy]:
-    """The policies of one table."""
+def policies(
+    conn: psycopg.Connection[Any], s: Settings, oid: int | None, child: LeadTable | None = None
+) -> list[Policy]:
+    """The policies of one table; of a `child` with the names of the one that is shipped."""
     return [
         Policy(
             name,
             *(command, permissive, tuple(sorted(neutral_name(role, s) for role in roles))),
-            *(neutral(condition, s), neutral(check, s)),
+            *(neutral(condition, s, child), neutral(check, s, child)),
         )
         for name, command, permissive, roles, condition, check in conn.execute(_POLICIES, (oid,)).fetchall()
     ]
 
 
-def triggers(conn: psycopg.Connection[Any], s: Settings, oid: int | None) -> list[Trigger]:
-    """The triggers of one table that are no part of a constraint."""
+def triggers(
+    conn: psycopg.Connection[Any], s: Settings, oid: int | None, child: LeadTable | None = None
+) -> list[Trigger]:
+    """The triggers of one table that are no part of a constraint; of a `child` as `policies` has them."""
     found = conn.execute(_TRIGGERS, (oid,)).fetchall()
     return [
-        Trigger(name, enabled, neutral(definition, s), schema == s.schema)
+        Trigger(name, enabled, neutral(definition, s, child), schema == s.schema)
         for name, enabled, definition, schema in found
     ]
 
@@ -207,6 +211,26 @@ def host_triggers(conn: psycopg.Connection[Any], s: Settings, oid: int | None) -
         for one in triggers(conn, s, oid)
         if one.name in ours and one.ours
     }
+
+
+def children(conn: psycopg.Connection[Any], s: Settings) -> list[tuple[LeadTable, int]]:
+    """The tables that hold data of leads, with their oids, where contract has come to them."""
+    if s.host_rls == "off" or relation(conn, s.schema, "lead_table_row_security") is None:
+        return []
+    found = [(child, relation(conn, *child.table.split(".", 1))) for child in s.lead_tables]
+    return [(child, oid) for child, oid in found if oid]
+
+
+def child_policies(conn: psycopg.Connection[Any], s: Settings, child: LeadTable, oid: int) -> dict[str, Policy]:
+    """Our policies on a table that holds data of leads, by what a revision calls them."""
+    ours = {s.role(name): name for name in CHILD_POLICIES}
+    return {ours[one.name]: one for one in policies(conn, s, oid, child) if one.name in ours}
+
+
+def child_triggers(conn: psycopg.Connection[Any], s: Settings, child: LeadTable, oid: int) -> dict[str, Trigger]:
+    """Our triggers on a table that holds data of leads, by what a revision calls them."""
+    ours = {s.role(suffix): name for name, suffix in CHILD_TRIGGERS.items()}
+    return {ours[one.name]: one for one in triggers(conn, s, oid, child) if one.name in ours and one.ours}
 
 
 def enforced(conn: psycopg.Connection[Any], s: Settings) -> bool:

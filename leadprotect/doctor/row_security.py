@@ -41,24 +41,24 @@ def row_security_off(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fau
 
 @check("danger", "Every lead is read and edited by whoever has privileges on the table.", needs="enforced")
 def leads_row_security_off(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
-    """Row security of the leads off after contract; or not forced, where the setting says force."""
+    """Row security of the leads or of lead_tables off after contract; or not forced, where the setting says force."""
     query = "SELECT relrowsecurity, relforcerowsecurity FROM pg_class WHERE oid = %s"
-    for enabled, forced in conn.execute(query, (present.leads(conn, s),)).fetchall():
-        if not enabled:
-            yield Fault(
-                s.leads_table, "row security is off", f"ALTER TABLE {table(s.leads_table)} ENABLE ROW LEVEL SECURITY;"
-            )
-        if s.host_rls == "force" and not forced:
-            yield Fault(
-                s.leads_table,
-                "host_rls is force, and row security is not forced: it does not bind the owner",
-                f"ALTER TABLE {table(s.leads_table)} FORCE ROW LEVEL SECURITY;",
-            )
+    children = [(child.table, oid) for child, oid in present.children(conn, s)]
+    for host, oid in [(s.leads_table, present.leads(conn, s)), *children]:
+        for enabled, forced in conn.execute(query, (oid,)).fetchall():
+            if not enabled:
+                yield Fault(host, "row security is off", f"ALTER TABLE {table(host)} ENABLE ROW LEVEL SECURITY;")
+            if s.host_rls == "force" and not forced:
+                yield Fault(
+                    host,
+                    "host_rls is force, and row security is not forced: it does not bind the owner",
+                    f"ALTER TABLE {table(host)} FORCE ROW LEVEL SECURITY;",
+                )
 
 
 @check("danger", "The border or the way in for our own functions is gone.", needs="text")
 def policy_missing(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
-    """A shipped policy that is gone from a table of ours, or after contract from the leads."""
+    """A shipped policy that is gone from a table of ours, or after contract from the leads or lead_tables."""
     text, wanted = shipped_script(s, known(applied(conn, s))), shipped(s)
     for one in present.tables(conn, s):
         standing = {policy.name for policy in present.policies(conn, s, one.oid)}
@@ -77,11 +77,17 @@ def _missing_on_leads(conn: psycopg.Connection[Any], s: Settings, text: str) -> 
             if name not in standing and name not in {"rows", *unmade(s)}:
                 mends = _host_statement(conn, s, text, name)
                 yield Fault(s.leads_table, f"policy {s.role(name)} is missing", mends)
+    for child, oid in present.children(conn, s):
+        standing = present.child_policies(conn, s, child, oid)
+        for name in shipped(s, child).child_policies:
+            if name not in standing and name != "child_rows" and not (child.append and name == "child_insert"):
+                mends = policy_statement(text, ident(s.role(name)), table(child.table))
+                yield Fault(child.table, f"policy {s.role(name)} is missing", mends)
 
 
 @check("danger", "It decides otherwise than the release that was installed.", needs="text")
 def policy_changed(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
-    """A policy of ours, on our tables or the leads, that is not as shipped: roles, command, kind or condition."""
+    """A policy of ours, on our tables, the leads or lead_tables, that is not as shipped: roles, kind or condition."""
     text, wanted = shipped_script(s, known(applied(conn, s))), shipped(s)
     for one in present.tables(conn, s):
         known_policies = wanted.tables.get(one.shipped_as, {}).get("policies", {})
@@ -97,6 +103,13 @@ def policy_changed(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault
                 drop = f"DROP POLICY {ident(policy.name)} ON {table(s.leads_table)}; "
                 again = _host_statement(conn, s, text, name)
                 yield Fault(s.leads_table, f"policy {policy.name} is not as shipped", drop + again if again else None)
+    for child, oid in present.children(conn, s):
+        expected = shipped(s, child).child_policies
+        for name, policy in present.child_policies(conn, s, child, oid).items():
+            if not _alike(policy, expected[name], s):
+                drop = f"DROP POLICY {ident(policy.name)} ON {table(child.table)}; "
+                again = policy_statement(text, ident(policy.name), table(child.table))
+                yield Fault(child.table, f"policy {policy.name} is not as shipped", drop + again if again else None)
 
 
 @check("danger", "A permissive policy opens a table of ours to whom it names.", needs="text")

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     import psycopg
 
+    from leadprotect.settings import LeadTable
+
 FILE = Path(__file__).with_name("shipped.json")
 _BODY = r"\$body\$.*?\$body\$|\n(?P<indent> *)BEGIN ATOMIC\n.*?\n(?P=indent)END|\n *RETURN\s(?:'(?:[^']|'')*'|[^;'])*"
 _STRINGS = r"(?:'(?:[^']|'')*'|[^;'])*"
@@ -40,21 +42,23 @@ class Shipped:
     tables: dict[str, dict[str, Any]]
     host_policies: dict[str, list[dict[str, Any]]]
     host_triggers: dict[str, dict[str, Any]]
+    child_policies: dict[str, dict[str, Any]]
+    child_triggers: dict[str, dict[str, Any]]
 
 
-@lru_cache(maxsize=4)
-def shipped(s: Settings) -> Shipped:
+@lru_cache(maxsize=16)
+def shipped(s: Settings, child: LeadTable | None = None) -> Shipped:
     """What `FILE` holds, with names of the settings that mean two things made one, as in what is compared."""
-    return Shipped(**_again(json.loads(FILE.read_text(encoding="utf-8")), s))
+    return Shipped(**_again(json.loads(FILE.read_text(encoding="utf-8")), s, child))
 
 
-def _again(value: Any, s: Settings) -> Any:
+def _again(value: Any, s: Settings, child: LeadTable | None) -> Any:
     """The shipped text once more in neutral form: these settings may give two names of it to one thing."""
     if isinstance(value, dict):
-        return {key: one if key in _AS_IS else _again(one, s) for key, one in value.items()}
+        return {key: one if key in _AS_IS else _again(one, s, child) for key, one in value.items()}
     if isinstance(value, list):
-        return [_again(one, s) for one in value]
-    return neutral(value, s) if isinstance(value, str) else value
+        return [_again(one, s, child) for one in value]
+    return neutral(value, s, child) if isinstance(value, str) else value
 
 
 _AS_IS = ("kind", "options", "config", "volatile", "language", "command", "enabled")
@@ -88,6 +92,16 @@ def taken(conn: psycopg.Connection[Any], s: Settings) -> dict[str, Any]:
             trigger_names(s)[name]: _plain(trigger)
             for oid in present.host_tables(conn, s).values()
             for name, trigger in present.host_triggers(conn, s, oid).items()
+        },
+        "child_policies": {
+            name: _plain(policy)
+            for child, oid in present.children(conn, s)
+            for name, policy in present.child_policies(conn, s, child, oid).items()
+        },
+        "child_triggers": {
+            name: _plain(trigger)
+            for child, oid in present.children(conn, s)
+            for name, trigger in present.child_triggers(conn, s, child, oid).items()
         },
     }
 
@@ -143,14 +157,15 @@ def shipped_script(s: Settings, revisions: tuple[str, ...]) -> str:
     """What the upgrades of `revisions` execute with the settings `s`, as one script."""
     said: list[str] = []
 
-    def sql(statement: str) -> str:
-        said.append(render(statement, s))
+    def sql(statement: str, child: LeadTable | None = None) -> str:
+        said.append(render(statement, s, child))
         return said[-1]
 
     for revision in revisions:
         module = _loaded(phases.file(revision), _Recording(s))
         # loaded for this call alone: the settings are those given, not the process's
-        module |= {"sql": sql, "load": lambda _config: s, "activity_sources": lambda: filled(s)}
+        known = {"activity_sources": lambda: filled(s), "lead_tables": lambda: s.lead_tables}
+        module |= {"sql": sql, "load": lambda _config: s, **known}
         module["upgrade"]()
     return ";\n".join(said) + ";\n"
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from leadprotect.doctor.finding import Symptom
 
 
-_LOCKED_OUT = ("territories", "logins", "host_code")
-_WAYS = ("visibility", "exempt_roles", "inheritance", "views")
+_LOCKED_OUT = ("territories", "logins", "host_code", "lead_tables", "lead_tables_keys")
+_WAYS = ("visibility", "exempt_roles", "inheritance", "views", "lead_tables_ways")
 _BROKEN = {"contract": "NOT PROTECTED"}
 _VERDICTS = {
     "none": "not installed: alembic upgrade head begins",
@@ -212,5 +212,6 @@ def _waiting(conn: AnyConnection, s: Settings) -> tuple[Waiting, ...]:
 
 
 def _host_tables(conn: AnyConnection, s: Settings) -> list[int]:
-    found = (relation(conn, *name.split(".", 1)) for name in s.host_tables)
+    names = (*s.host_tables, *(child.table for child in s.lead_tables))
+    found = (relation(conn, *name.split(".", 1)) for name in names)
     return [oid for oid in found if oid]

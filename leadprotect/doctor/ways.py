@@ -31,7 +31,7 @@ _LEAKS = """
     reached AS (
       SELECT v.oid, rules.source, CASE WHEN v.invoker THEN 0::oid ELSE v.relowner END AS reader
       FROM rules JOIN relations AS v ON v.oid = rules.view
-      WHERE rules.source = %(leads)s::oid OR rules.source IN (
+      WHERE rules.source = ANY (%(hosts)s::oid[]) OR rules.source IN (
         SELECT c.oid FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
         WHERE n.nspname = %(schema)s AND c.relkind IN ('r', 'p') AND c.relrowsecurity)
       UNION
@@ -49,7 +49,10 @@ _LEAKS = """
     JOIN pg_roles AS l ON CASE g.grantee WHEN 0 THEN true ELSE pg_has_role(l.oid, g.grantee, 'MEMBER') END
     WHERE NOT v.invoker AND v.relkind = %(kind)s
       AND (v.relkind = 'm' OR o.rolsuper OR o.rolbypassrls
-        OR NOT source.relforcerowsecurity AND pg_has_role(o.oid, source.relowner, 'USAGE')
+        OR EXISTS (
+          SELECT FROM pg_class AS unbound
+          WHERE unbound.oid IN (source.oid, CASE WHEN source.oid = ANY (%(hosts)s::oid[]) THEN %(leads)s::oid END)
+            AND NOT unbound.relforcerowsecurity AND pg_has_role(o.oid, unbound.relowner, 'USAGE'))
         OR o.rolname = ANY (%(exempt)s))
       AND l.rolcanlogin AND NOT l.rolsuper AND NOT l.rolbypassrls AND l.rolname <> ALL (%(exempt)s)
       AND NOT pg_has_role(l.oid, v.relowner, 'MEMBER')
@@ -123,12 +126,13 @@ def definer_function(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fau
 
 @check("danger", "Rows in it are leads without row security.")
 def child_table(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
-    """A table that shares its rows with the leads by inheritance."""
+    """A table that shares its rows with the leads or lead_tables by inheritance."""
     query = """
         SELECT i.inhrelid::regclass::text, i.inhparent::regclass::text FROM pg_inherits AS i
-        WHERE %(leads)s IN (i.inhparent, i.inhrelid) ORDER BY 1, 2
+        WHERE ARRAY[i.inhparent, i.inhrelid] && %s::oid[] ORDER BY 1, 2
         """
-    for child, parent in conn.execute(query, {"leads": present.leads(conn, s)}).fetchall():
+    hosts = [present.leads(conn, s), *(oid for _, oid in present.children(conn, s))]
+    for child, parent in conn.execute(query, (hosts,)).fetchall():
         yield Fault(child, f"it inherits from {parent}", f"ALTER TABLE {child} NO INHERIT {parent};")
 
 
@@ -168,13 +172,13 @@ def rule_on_leads(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]
 
 @check("warning", "A subscriber reads every row: row security ends at the publication.")
 def publication(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
-    """A publication that carries the leads or a table of ours."""
+    """A publication that carries the leads, one of lead_tables or a table of ours."""
     query = """
         SELECT p.pubname, p.schemaname, p.tablename, pub.puballtables
         FROM pg_publication_tables AS p JOIN pg_publication AS pub ON pub.pubname = p.pubname
-        WHERE (p.schemaname, p.tablename) = (%s, %s) OR p.schemaname = %s ORDER BY 1, 2, 3
+        WHERE p.schemaname || '.' || p.tablename = ANY (%s) OR p.schemaname = %s ORDER BY 1, 2, 3
         """
-    values = (*s.leads_table.split(".", 1), s.schema)
+    values = ([s.leads_table, *(child.table for child in s.lead_tables)], s.schema)
     for name, schema, relation, whole in conn.execute(query, values).fetchall():
         drop = f"ALTER PUBLICATION {ident(name)} DROP TABLE {ident(schema, relation)};"
         mends = f"DROP PUBLICATION {ident(name)};  -- and make it anew with the tables that it needs" if whole else drop
@@ -185,7 +189,8 @@ def _asked(conn: psycopg.Connection[Any], s: Settings, kind: str) -> dict[str, A
     exempt = list(s.exempt_roles)
     # before contract nothing narrows the leads, so no view passes it by: the gate names those that will
     leads = present.leads(conn, s) if present.enforced(conn, s) else None
-    return {"leads": leads, "schema": s.schema, "kind": kind, "exempt": exempt}
+    hosts = [leads, *(oid for _, oid in present.children(conn, s))] if leads else []
+    return {"leads": leads, "hosts": hosts, "schema": s.schema, "kind": kind, "exempt": exempt}
 
 
 def _view(text: str, name: str) -> str | None:

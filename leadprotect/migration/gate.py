@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from leadprotect.database.connection import AnyConnection
 
 
-ACCEPTABLE = ("unowned", "unprotected", "host_code")
+ACCEPTABLE = ("unowned", "unprotected", "host_code", "lead_tables_keys")
 """Conditions that a person may accept, by name and value."""
 
 
@@ -41,7 +41,7 @@ def conditions(conn: AnyConnection, *, settings: Settings | None = None) -> list
     s = settings or current()
     query = render(
         "SELECT condition, met IS TRUE, detail, remedy "
-        "FROM {schema}.gate_conditions(make_interval(secs => %s), %s, %s::name[])",
+        "FROM {schema}.gate_conditions(make_interval(secs => %s), %s, %s::name[], {lead_tables})",
         s,
     )
     found = rows(conn, query, (s.observation_window, s.host_rls, list(s.exempt_roles)))

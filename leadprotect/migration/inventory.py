@@ -18,8 +18,9 @@ _MAY_SHRINK = ("user_lead_assignments", "unsettled_leads", "contextless_writes")
 # says how to go back from what is applied, and goes with it
 _UNDO = "revision_undo"
 _TRANSIENT = "backfill_"
-# what contract remembers of the host's table: made by it, and dropped when it is undone
+# what contract remembers of the host's tables: made by it, and dropped when it is undone
 _MEMORY = "host_row_security"
+_MEMORIES = (_MEMORY, "lead_table_row_security")
 _LARGE = 20_000_000
 
 
@@ -129,7 +130,7 @@ def lost_rows(
     """Tables that are gone or were made anew, and rows that nobody but a rollback can have taken."""
     found = []
     for name, was in before.tables.items():
-        if name in (_MEMORY, _UNDO):
+        if name in (*_MEMORIES, _UNDO):
             continue
         kept = now.tables.get(name)
         had, has = rows_before.get(name), rows_now.get(name)

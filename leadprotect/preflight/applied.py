@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.connection import rows
+from leadprotect.settings import LeadTable
 from leadprotect.settings.names import AT_CONTRACT
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def made_with(conn: AnyConnection, s: Settings) -> Settings | None:
     try:
         held = json.loads(said[1].replace("''", "'"))
         given = {key: _as_setting(held[key]) for key in AT_CONTRACT if key in held}
+        given["lead_tables"] = tuple(LeadTable(*one) for one in given.get("lead_tables", ()))
     except (ValueError, TypeError):
         return None
     return replace(s, **given)

@@ -41,6 +41,9 @@ def host(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
         leads["owner_column"] = (s.owner_column, wider, "owner_column")
     found = _columns(conn, "leads_table", s.leads_table, leads)
     found += activities(conn, s)
+    for child in s.lead_tables:
+        wanted = {"lead_tables": (child.column, IDS[s.lead_id_type], "lead_tables")}
+        found += _columns(conn, "lead_tables", child.table, wanted)
     found += _relatives(conn, s)
     if s.territory_expression and relation(conn, *s.leads_table.split(".", 1)):
         found += _expression(conn, s)
@@ -59,7 +62,7 @@ def host(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
             f"lead_id_column: {s.leads_table}.{s.lead_id_column} may be NULL, and a lead without an id is nobody's: "
             + render("ALTER TABLE {leads} ALTER COLUMN {lead_id} SET NOT NULL", s)
         )
-    return found
+    return found + _unindexed(conn, s)
 
 
 def _expression(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
@@ -111,19 +114,34 @@ def _columns(
 
 
 def _relatives(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
-    """Row security and triggers of a table don't bind who reaches its rows through a parent or a child."""
+    """Row security of a table doesn't bind who reaches its rows through a parent or a child."""
     query = """
         SELECT CASE inhparent WHEN %(oid)s THEN inhrelid ELSE inhparent END::regclass::text FROM pg_inherits
         WHERE %(oid)s IN (inhparent, inhrelid) ORDER BY 1
         """
-    relatives = conn.execute(query, {"oid": relation(conn, *s.leads_table.split(".", 1))}).fetchall()
+    found = []
+    for key, name in (("leads_table", s.leads_table), *(("lead_tables", child.table) for child in s.lead_tables)):
+        relatives = conn.execute(query, {"oid": relation(conn, *name.split(".", 1))}).fetchall()
+        if relatives:
+            found.append(
+                f"{key}: {name} shares its rows by inheritance with {', '.join(other for (other,) in relatives)}, "
+                "where they would not be protected: ALTER TABLE ... NO INHERIT ... (a partition: DETACH PARTITION ...)"
+            )
+    return found
+
+
+def _unindexed(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
+    """Whoever edits a lead looks for its rows, and a lead that is deleted takes them along."""
+    query = """
+        SELECT count(*) FROM pg_index AS i JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+        WHERE i.indrelid = %s AND i.indisvalid AND i.indpred IS NULL AND a.attname = %s
+        """
     return [
-        (
-            f"leads_table: {s.leads_table} shares its rows by inheritance with "
-            f"{', '.join(other for (other,) in relatives)}, "
-            "where they would not be protected: ALTER TABLE ... NO INHERIT ... (a partition: DETACH PARTITION ...)"
-        )
-    ] * bool(relatives)
+        f"lead_tables: {child.table} has no index that begins with {child.column}: "
+        f"CREATE INDEX CONCURRENTLY ON {table(child.table)} ({ident(child.column)});"
+        for child in s.lead_tables
+        if not one(conn, query, relation(conn, *child.table.split(".", 1)), child.column)
+    ]
 
 
 # what binds whom: https://www.postgresql.org/docs/current/ddl-rowsecurity.html

@@ -8,7 +8,14 @@ from leadprotect.database.catalog import one, relation
 from leadprotect.preflight.rights import missing_role
 from leadprotect.settings import Settings, ident, literal, render
 from leadprotect.settings.activities import is_expression
-from leadprotect.settings.names import HOST_POLICIES, ROLE_COMMENT, host_indexes, trigger_names
+from leadprotect.settings.names import (
+    CHILD_POLICIES,
+    CHILD_TRIGGERS,
+    HOST_POLICIES,
+    ROLE_COMMENT,
+    host_indexes,
+    trigger_names,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,18 +110,15 @@ def empowered_roles(conn: psycopg.Connection[Any], names: Sequence[str], stateme
 def _on_host(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
     query = """
         SELECT 'trigger ' || tgname FROM pg_trigger
-        WHERE tgrelid = ANY (%(hosts)s)
+        WHERE tgrelid = ANY (%(tables)s)
           AND NOT tgisinternal AND starts_with(tgname::text, %(prefix)s)
         UNION ALL
         SELECT 'policy ' || polname FROM pg_policy
-        WHERE polrelid = %(leads)s AND starts_with(polname::text, %(prefix)s)
+        WHERE polrelid = ANY (%(tables)s) AND starts_with(polname::text, %(prefix)s)
         ORDER BY 1
         """
-    names = {
-        "leads": relation(conn, *s.leads_table.split(".", 1)),
-        "hosts": [relation(conn, *name.split(".", 1)) for name in s.host_tables],
-        "prefix": f"{s.schema}_",
-    }
+    hosts = (*s.host_tables, *(child.table for child in s.lead_tables))
+    names = {"tables": [relation(conn, *name.split(".", 1)) for name in hosts], "prefix": f"{s.schema}_"}
     return [
         f"{row[0]} exists on the host's tables, but no revision of leadprotect is applied: rename it"
         for row in conn.execute(query, names).fetchall()
@@ -178,20 +182,29 @@ def _later_on_host(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
         for name in taken_triggers(conn, s)
     ] + [
         f"policy {name} exists on the host's tables and is not leadprotect's: rename it"
-        for (name,) in conn.execute(query, names).fetchall()
+        for (name,) in [*conn.execute(query, names).fetchall(), *_on_children(conn, s)]
     ]
+
+
+def _on_children(conn: psycopg.Connection[Any], s: Settings) -> list[tuple[str]]:
+    """Policies by our names on the tables of leads that contract has not come to yet."""
+    made = relation(conn, s.schema, "lead_table_row_security")
+    tables = [] if made else [relation(conn, *child.table.split(".", 1)) for child in s.lead_tables]
+    query = "SELECT polname::text FROM pg_policy WHERE polrelid = ANY (%s) AND polname = ANY (%s) ORDER BY 1"
+    return conn.execute(query, (tables, [s.role(name) for name in CHILD_POLICIES])).fetchall()
 
 
 def taken_triggers(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
     """Triggers of the host by names of ours: they call no function of ours, and the way up or down would meet them."""
     query = """
         SELECT t.tgname::text FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
-        WHERE t.tgrelid = ANY (%(hosts)s) AND t.tgname = ANY (%(triggers)s)
+        WHERE t.tgrelid = ANY (%(tables)s) AND t.tgname = ANY (%(triggers)s)
           AND p.pronamespace <> to_regnamespace(%(schema)s) ORDER BY 1
         """
+    hosts = (*s.host_tables, *(child.table for child in s.lead_tables))
     names = {
-        "hosts": [relation(conn, *name.split(".", 1)) for name in s.host_tables],
+        "tables": [relation(conn, *name.split(".", 1)) for name in hosts],
         "schema": ident(s.schema),
-        "triggers": list(trigger_names(s)),
+        "triggers": [*trigger_names(s), *(s.role(name) for name in CHILD_TRIGGERS.values())],
     }
     return [name for (name,) in conn.execute(query, names).fetchall()]

@@ -92,7 +92,8 @@ def _tables(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) -
         "FROM pg_roles WHERE rolname = current_user",
         (_SET_OPTION,),
     ).fetchall()[0]
-    for name, key in s.host_tables.items():
+    children = [(child.table, "lead_tables") for child in s.lead_tables]
+    for name, key in (*s.host_tables.items(), *children):
         oid = relation(conn, *name.split(".", 1))
         owner = one(conn, "SELECT pg_get_userbyid(relowner)::text FROM pg_class WHERE oid = %s", oid)
         if owner and not one(conn, "SELECT pg_has_role(%s::text, 'USAGE')", owner):
@@ -107,11 +108,12 @@ def _schemas(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) 
     """An index lives in the schema of its table, and leadprotect_owner must reach the table there."""
     found = []
     me, ours = str(one(conn, "SELECT current_user")), [s.role(office) for office in _HOLDS]
-    keys = {name.split(".", 1)[0]: key for name, key in reversed(s.host_tables.items())}
+    keys = {child.table.split(".", 1)[0]: "lead_tables" for child in s.lead_tables}
+    keys |= {name.split(".", 1)[0]: key for name, key in reversed(s.host_tables.items())}
     for schema, key in keys.items():
         if not one(conn, "SELECT to_regnamespace(%s)::oid", ident(schema)):
             continue
-        if not one(conn, "SELECT has_schema_privilege(%s, 'CREATE')", schema):
+        if key != "lead_tables" and not one(conn, "SELECT has_schema_privilege(%s, 'CREATE')", schema):
             found.append(f"{key}: role {me} may not create an index in schema {schema}")
             statements.append(f"GRANT CREATE ON SCHEMA {ident(schema)} TO {ident(me)};")
         reaches = (

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from leadprotect.database.catalog import relation
 from leadprotect.database.connection import rows
 from leadprotect.preflight.applied import made_with
-from leadprotect.settings.names import HOST_POLICIES, HOST_TRIGGERS, unmade
+from leadprotect.settings.names import CHILD_POLICIES, CHILD_TRIGGERS, HOST_POLICIES, HOST_TRIGGERS, unmade
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from leadprotect.database.connection import AnyConnection
-    from leadprotect.settings import Settings
+    from leadprotect.settings import LeadTable, Settings
 
 _TABLES = {
     "lp_0001_expand_territories": "territories territory_vat_rates revision_undo",
@@ -25,6 +25,7 @@ _TABLES = {
     "lp_0012_migrate_backfill": "backfill_jobs backfill_chunks backfill_deferred",
     "lp_0015_migrate_gate": "accepted_conditions guard_runs",
     "lp_0017_contract_enforce": "host_row_security",
+    "lp_0019_contract_lead_tables": "lead_table_row_security",
 }
 _ENFORCES = "lp_0017_contract_enforce"
 _TRIGGERS = (
@@ -37,7 +38,10 @@ _TRIGGERS = (
     "forget_id",
     "forget_all",
 )
-_ONLY_WITHOUT_OWN = "rows"  # where the host had row security, its own permissive policies decide
+_ENFORCES_CHILDREN = "lp_0019_contract_lead_tables"
+# where the host had row security, its own permissive policies decide
+_ONLY_WITHOUT_OWN = "rows"
+_ONLY_WITHOUT_OWN_ON_CHILD = "child_rows"
 
 
 def lacking(conn: AnyConnection, s: Settings, applied: Iterable[str]) -> list[str]:
@@ -45,7 +49,11 @@ def lacking(conn: AnyConnection, s: Settings, applied: Iterable[str]) -> list[st
     known = list(applied)
     found = lost_tables(conn, s, known)
     made = made_with(conn, s) or s  # what was changed since is said as that
-    return found + (_on_leads(conn, made) if _ENFORCES in known and made.host_rls != "off" else [])
+    if made.host_rls == "off":
+        return found
+    found += _on_leads(conn, made) if _ENFORCES in known else []
+    children = made.lead_tables if _ENFORCES_CHILDREN in known else ()
+    return found + [lost for child in children for lost in _on_child(conn, s, child)]
 
 
 def lost_tables(conn: AnyConnection, s: Settings, applied: Iterable[str]) -> list[str]:
@@ -68,6 +76,21 @@ def furthest(conn: AnyConnection, s: Settings) -> str | None:
 
 
 def _on_leads(conn: AnyConnection, s: Settings) -> list[str]:
+    policies = [policy for policy in HOST_POLICIES if policy not in {_ONLY_WITHOUT_OWN, *unmade(s)}]
+    triggers = [HOST_TRIGGERS[trigger] for trigger in _TRIGGERS if trigger not in unmade(s)]
+    return _on_host(conn, s, s.leads_table, policies, triggers)
+
+
+def _on_child(conn: AnyConnection, s: Settings, child: LeadTable) -> list[str]:
+    unless = {_ONLY_WITHOUT_OWN_ON_CHILD, *(["child_insert"] if child.append else [])}
+    wanted = [[one for one in names if one not in unless] for names in (CHILD_POLICIES, CHILD_TRIGGERS.values())]
+    return [
+        lost if lost.endswith(child.table) else f"{lost} on {child.table}"
+        for lost in _on_host(conn, s, child.table, *wanted)
+    ]
+
+
+def _on_host(conn: AnyConnection, s: Settings, table: str, policies: list[str], triggers: list[str]) -> list[str]:
     query = """
         SELECT CASE WHEN NOT c.relrowsecurity THEN ARRAY['row security of ' || %s::text] ELSE '{}' END || ARRAY(
           SELECT 'policy ' || wanted FROM pg_catalog.unnest(%s::text[]) AS wanted
@@ -79,8 +102,6 @@ def _on_leads(conn: AnyConnection, s: Settings) -> list[str]:
           WHERE t.tgenabled IS DISTINCT FROM 'A')
         FROM pg_catalog.pg_class AS c WHERE c.oid = %s
         """
-    policies = [s.role(policy) for policy in HOST_POLICIES if policy not in {_ONLY_WITHOUT_OWN, *unmade(s)}]
-    triggers = [s.role(HOST_TRIGGERS[trigger]) for trigger in _TRIGGERS if trigger not in unmade(s)]
-    leads = relation(conn, *s.leads_table.split(".", 1))
-    found = rows(conn, query, (s.leads_table, policies, triggers, leads))
-    return list(found[0][0]) if found else [f"the table {s.leads_table}"]
+    named = ([s.role(name) for name in names] for names in (policies, triggers))
+    found = rows(conn, query, (table, *named, relation(conn, *table.split(".", 1))))
+    return list(found[0][0]) if found else [f"the table {table}"]

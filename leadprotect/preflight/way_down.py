@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.catalog import one, relation
+from leadprotect.database.connection import as_role
 from leadprotect.errors import PreflightError
 from leadprotect.preflight.leftovers import foreign_quarantine
 from leadprotect.preflight.names_taken import taken_triggers
@@ -64,6 +65,7 @@ def check_way_down(conn: psycopg.Connection[Any], s: Settings, script: str) -> N
     """Raise `PreflightError` where `script`, the statements of the way down, would fail after some of them."""
     statements: list[str] = []
     problems = _dependants(conn, s, script, statements) + _strangers(conn, s, script) + _renamed(conn, s, script)
+    problems += _renamed_children(conn, s, script)
     problems += [
         f"trigger {name} on the host's tables is not leadprotect's, and the way down needs its name: rename it"
         for name in taken_triggers(conn, s)
@@ -106,6 +108,24 @@ def _strangers(conn: psycopg.Connection[Any], s: Settings, script: str) -> list[
         f"{kind} {s.schema}.{name} belongs to {owner}, not to {s.role('owner')}, and the schema is dropped at the end: "
         "move it to another schema"
         for kind, name, owner in found
+    ]
+
+
+def _renamed_children(conn: psycopg.Connection[Any], s: Settings, script: str) -> list[str]:
+    """Tables that contract protected under another name: their flags are remembered by that."""
+    if not _dropped(script, s, "child_edit"):
+        return []
+    query = """
+        SELECT DISTINCT n.nspname::text, c.relname::text FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
+        JOIN pg_class AS c ON c.oid = t.tgrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE p.pronamespace = to_regnamespace(%s) AND p.proname IN ('child_edit', 'child_move', 'child_truncate')
+        """
+    standing = {ident(*found) for found in conn.execute(query, (ident(s.schema),)).fetchall()}
+    with as_role(conn, s.role("owner")):
+        kept = conn.execute(f"SELECT host_table FROM {ident(s.schema)}.lead_table_row_security").fetchall()
+    return [
+        f"lead_tables: {name} had another name when it was protected: rename it back for the way down"
+        for name in sorted(standing - {name for (name,) in kept})
     ]
 
 

@@ -3,15 +3,16 @@
 from leadprotect.settings.activities import Activities
 from leadprotect.settings.address import url
 from leadprotect.settings.load import ENVIRONMENT_PREFIX, KEYS, Settings, acting_with, configured, current, load, parse
-from leadprotect.settings.names import activity_sources, names, render, sql, type_name
+from leadprotect.settings.names import activity_sources, lead_tables, names, render, sql, type_name
 from leadprotect.settings.quoting import ident, literal, table
 from leadprotect.settings.roles import making_roles
-from leadprotect.settings.values import check_territory_code, duration
+from leadprotect.settings.values import LeadTable, check_territory_code, duration
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
     "KEYS",
     "Activities",
+    "LeadTable",
     "Settings",
     "acting_with",
     "activity_sources",
@@ -20,6 +21,7 @@ __all__ = [
     "current",
     "duration",
     "ident",
+    "lead_tables",
     "literal",
     "load",
     "making_roles",

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from leadprotect.errors import SettingsError
 from leadprotect.settings.activities import ACTIVITY_KEYS, KINDS, Activities
 from leadprotect.settings.files import CONFIG, ini_file
-from leadprotect.settings.values import OFFICES, check_users, of_setting, read, source_name
+from leadprotect.settings.values import OFFICES, LeadTable, check_users, of_setting, read, source_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -76,6 +76,7 @@ class Settings:
     qualifying_kinds: tuple[str, ...] = KINDS
     excluded_users: tuple[str, ...] = ()
     further_activities: tuple[Activities, ...] = field(default=(), metadata={"sections": True})
+    lead_tables: tuple[LeadTable, ...] = ()
     territories: tuple[str, ...] = ("DE", "CH")
     user_guc: str = "app.user_id"
     territory_guc: str = "app.territory"
@@ -235,11 +236,18 @@ def parse(given: Mapping[str, str], activities: Mapping[str, Mapping[str, str]] 
     return settings
 
 
-def _check_together(s: Settings) -> None:
+def _check_tables(s: Settings) -> None:
     tables = [("leads_table", s.leads_table), *((one.key("table"), one.table) for one in s.activities)]
+    tables += [("lead_tables", one.table) for one in s.lead_tables]
+    if ("lead_tables", s.leads_table) in tables:
+        raise SettingsError(f"lead_tables names {s.leads_table}, which holds the leads themselves")
     for key, name in tables:
         if name.split(".", 1)[0] in {s.schema, s.quarantine}:
             raise SettingsError(f"schema: {s.schema!r} holds {key} ({name}); leadprotect needs a schema of its own")
+
+
+def _check_together(s: Settings) -> None:
+    _check_tables(s)
     if s.version_table_schema == s.quarantine:
         raise SettingsError(
             f"version_table_schema: {s.version_table_schema!r} comes and goes with a migration; choose another schema"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from leadprotect.settings.load import Settings
     from leadprotect.settings.sources import SourceTable
+    from leadprotect.settings.values import LeadTable
 
 # Everything that we put on the host's tables, by what a revision calls it; each carries our schema's
 # name in front. Placeholders, preflight, inventory and the way down come from these three.
@@ -39,9 +40,17 @@ HOST_TRIGGERS = {
     "own_named": "own_named",
 }
 HOST_POLICIES = ("border", "rows", "update", "delete", "members_update", "members_delete")
+# the same on a table that holds data of leads
+CHILD_TRIGGERS = {
+    "child_edit": "child_edit",
+    "child_insert": "child_insert",
+    "child_move": "child_move",
+    "child_truncate": "child_truncate",
+}
+CHILD_POLICIES = ("child_border", "child_rows", "child_insert", "child_update", "child_delete")
 HOST_INDEXES = {"leads_index": "leads", "activities_index": "activities"}
 
-AT_CONTRACT = ("exempt_roles", "host_rls", "denied_edit", "owner_on_insert")
+AT_CONTRACT = ("exempt_roles", "host_rls", "denied_edit", "owner_on_insert", "lead_tables")
 """Settings that contract writes into what it makes, and `leadprotect apply` changes there afterwards."""
 
 ROLE_COMMENT = "leadprotect: made by its migration, without a login"
@@ -75,17 +84,27 @@ def type_name(kind: str) -> str:
     return f"pg_catalog.{_INTERNAL.get(kind, kind)}"
 
 
-def sql(statement: str) -> DDL:
-    """Render a revision's raw block: ``{schema}`` and its kin become quoted names.
+def sql(statement: str, child: LeadTable | None = None) -> DDL:
+    """Render a revision's raw block: ``{schema}`` and its kin become quoted names, ``{child}`` those of `child`.
 
     Only for revisions: the settings are those of the running Alembic command. Plain text would have
     every ``:word`` taken as a bind parameter; a `DDL` goes to the server as it stands.
     """
-    from alembic import context  # noqa: PLC0415 - the library must not need Alembic on the hot path
-    from sqlalchemy import DDL  # noqa: PLC0415
+    from sqlalchemy import DDL  # noqa: PLC0415 - the library must not need Alembic on the hot path
 
-    known = context.config.attributes.get(KEPT)
-    return DDL(render(statement, known or load(context.config)).replace("%", "%%"))  # type: ignore[no-untyped-call]
+    return DDL(render(statement, _running(), child).replace("%", "%%"))  # type: ignore[no-untyped-call]
+
+
+def lead_tables() -> tuple[LeadTable, ...]:
+    """The tables that hold data of leads; only for revisions, as `sql` is."""
+    return _running().lead_tables
+
+
+def _running() -> Settings:
+    from alembic import context  # noqa: PLC0415
+
+    known: Settings | None = context.config.attributes.get(KEPT)
+    return known or load(context.config)
 
 
 def activity_sources() -> list[SourceTable]:
@@ -96,12 +115,13 @@ def activity_sources() -> list[SourceTable]:
 
 
 @lru_cache(maxsize=512)
-def render(statement: str, settings: Settings) -> str:
-    """Replace ``{name}`` in `statement` by what `names` holds; an unknown name is a `KeyError`.
+def render(statement: str, settings: Settings, child: LeadTable | None = None) -> str:
+    """Replace ``{name}`` in `statement` by what `names` holds, and `child_names` where there is a `child`.
 
-    Remembered, since a check of one lead would else spend more on its text than on asking.
+    An unknown name is a `KeyError`. Remembered, since a check of one lead would else spend more on its text than
+    on asking.
     """
-    known = names(settings)
+    known = {**names(settings), **child_names(child)} if child else names(settings)
     return re.sub(r"\{([a-z_][a-z0-9_]*)\}", lambda match: known[match[1]], statement)
 
 
@@ -175,6 +195,10 @@ def names(settings: Settings) -> Mapping[str, str]:
         "activities_index_path": ident(activities_schema, f"ix_{s.schema}_activities"),
         **{trigger: ident(s.role(suffix)) for trigger, suffix in HOST_TRIGGERS.items()},
         **{f"{policy}_policy": ident(s.role(policy)) for policy in HOST_POLICIES},
+        **{trigger: ident(s.role(suffix)) for trigger, suffix in CHILD_TRIGGERS.items()},
+        **{f"{policy}_policy": ident(s.role(policy)) for policy in CHILD_POLICIES},
+        "child_policies": ", ".join(literal(s.role(policy)) for policy in CHILD_POLICIES),
+        "lead_tables": _child_list(s.lead_tables),
         "host_policies": ", ".join(literal(s.role(policy)) for policy in HOST_POLICIES),
     }
     return MappingProxyType(known)
@@ -232,6 +256,25 @@ def territory_columns(settings: Settings) -> list[str]:
         if s.territory_expression
         else [s.territory_column]
     )
+
+
+def child_names(child: LeadTable) -> dict[str, str]:
+    """The placeholders of a table that holds data of leads."""
+    return {
+        "child": table(child.table),
+        "child_name": literal(table(child.table)),
+        "child_schema": literal(child.table.split(".", 1)[0]),
+        "child_relation": literal(child.table.split(".", 1)[1]),
+        "child_lead": ident(child.column),
+        "child_lead_name": literal(child.column),
+        "child_append": str(child.append).lower(),
+    }
+
+
+def _child_list(children: tuple[LeadTable, ...]) -> str:
+    """The setting as an array of schema, table and column, for the conditions of the gate."""
+    rows = (f"ARRAY[{', '.join(literal(part) for part in (*c.table.split('.', 1), c.column))}]" for c in children)
+    return f"ARRAY[{', '.join(rows)}]::text[]" if children else "'{}'::text[]"
 
 
 def inside(settings: Settings) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from leadprotect.errors import SettingsError
@@ -37,7 +37,23 @@ _DURATION = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_LEAD_TABLE = re.compile(r"([^(),]+)\(([^(),]+)\)\s*(append)?")
 _SECONDS = {"ms": 0.001, "s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+class LeadTable(NamedTuple):
+    """A table of the host that holds data of leads; names are unquoted, as the catalog has them.
+
+    `column` holds the id of the lead; `append` lets everybody of the lead's territory add rows.
+    """
+
+    table: str
+    column: str
+    append: bool = False
+
+    def __str__(self) -> str:
+        """As the setting has it."""
+        return f"{self.table} ({self.column}){' append' if self.append else ''}"
 
 
 def read(key: str, text: str) -> object:
@@ -281,6 +297,23 @@ def _exempt(text: str) -> tuple[str, ...]:
     return roles
 
 
+def _lead_tables(text: str) -> tuple[LeadTable, ...]:
+    found = []
+    for part in re.split(r",(?![^(]*\))", text) if text else ():
+        match = _LEAD_TABLE.fullmatch(part.strip())
+        if not match:
+            raise SettingsError(
+                f"lead_tables: {part.strip()!r} is not a table and its column with the lead's id; "
+                "write public.lead_contacts (lead_id), or public.activities (lead_id) append"
+            )
+        table, column = match[1].strip(), match[2].strip()
+        found.append(LeadTable(_table("lead_tables", table), _name("lead_tables", column), append=bool(match[3])))
+    for one in found:
+        if [other.table for other in found].count(one.table) > 1:
+            raise SettingsError(f"lead_tables names {one.table} twice")
+    return tuple(found)
+
+
 def _choice(key: str, text: str) -> str:
     if text not in _CHOICES[key]:
         raise SettingsError(f"{key}: {text!r} is not one of {', '.join(_CHOICES[key])}")
@@ -358,6 +391,7 @@ _READERS: dict[str, Callable[[str], object]] = {
     "database_url": _database_url,
     "excluded_users": _users,
     "exempt_roles": _exempt,
+    "lead_tables": _lead_tables,
     "observation_window": _window,
     "owner_column": _owner_column,
     "owners_from": _owners_from,

@@ -24,8 +24,10 @@ def upgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
     op.execute(sql("GRANT CREATE ON SCHEMA {schema} TO {reader}"))
     op.execute(sql("SET LOCAL ROLE {reader}"))
+    create_leaking_views()
     create_ways_around()
     create_what_changes()
+    create_lead_tables()
     op.execute(sql("SET LOCAL ROLE {owner}"))
     op.execute(sql("REVOKE CREATE ON SCHEMA {schema} FROM {reader}"))
     op.execute("RESET ROLE")
@@ -33,14 +35,93 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
-    op.execute(sql("DROP FUNCTION {schema}.what_changes(text), {schema}.ways_around(text, name[])"))
+    op.execute(
+        sql("""
+        DROP FUNCTION
+          {schema}.lead_table_conditions(text, name[], text[]),
+          {schema}.what_changes(text),
+          {schema}.ways_around(text, name[]),
+          {schema}.leaking_views(regclass, text, name[])
+        """)
+    )
     op.execute("RESET ROLE")
 
 
+def create_leaking_views() -> None:
+    # Row security binds who reads the table by its name: not through a view that reads as an owner whom it does
+    # not bind. `reader` is who reads in a view's name, 0 whoever asks: the first view on the way up from the
+    # table that is no security_invoker decides.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.leaking_views(target regclass, host_rls text, exempt_roles name[])
+        RETURNS TABLE (detail text, remedy text)
+        LANGUAGE plpgsql
+        STABLE
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        #variable_conflict use_variable
+        DECLARE
+          what text := CASE WHEN target = {leads_name}::regclass THEN 'leads' ELSE target::text END;
+        BEGIN
+          RETURN QUERY
+          WITH RECURSIVE rules AS MATERIALIZED (
+            SELECT DISTINCT d.refobjid AS source, r.ev_class AS view
+            FROM pg_depend AS d JOIN pg_rewrite AS r ON r.oid = d.objid
+            WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid <> r.ev_class),
+          relations AS MATERIALIZED (
+            SELECT c.oid, c.relkind, c.relowner, c.relacl, c.relkind = 'v' AND coalesce((
+                     SELECT bool_or(o.option_value::boolean) FROM pg_options_to_table(c.reloptions) AS o
+                     WHERE o.option_name = 'security_invoker'), false) AS invoker
+            FROM pg_class AS c WHERE c.relkind IN ('v', 'm') AND c.oid IN (SELECT rules.view FROM rules)),
+          reached AS (
+            SELECT v.oid, CASE WHEN v.invoker THEN 0::oid ELSE v.relowner END AS reader
+            FROM rules JOIN relations AS v ON v.oid = rules.view WHERE rules.source = target
+            UNION
+            SELECT v.oid, CASE WHEN below.reader <> 0 THEN below.reader WHEN v.invoker THEN 0::oid ELSE v.relowner END
+            FROM reached AS below JOIN rules ON rules.source = below.oid JOIN relations AS v ON v.oid = rules.view),
+          leaks AS MATERIALIZED (
+            SELECT DISTINCT v.oid, v.relkind, v.relowner, v.relacl
+            FROM reached JOIN relations AS v ON v.oid = reached.oid JOIN pg_roles AS o ON o.oid = reached.reader
+            WHERE NOT v.invoker AND (o.rolsuper OR o.rolbypassrls
+              -- who reads every lead reads every row of a lead
+              OR host_rls <> 'force' AND EXISTS (
+                SELECT FROM pg_class AS c
+                WHERE c.oid IN (target, {leads_name}::regclass) AND pg_has_role(o.oid, c.relowner, 'USAGE')))),
+          grants AS (
+            SELECT l.oid, l.relowner, g.grantee FROM leaks AS l, aclexplode(l.relacl) AS g
+            WHERE g.privilege_type = 'SELECT'
+            UNION
+            SELECT l.oid, l.relowner, g.grantee
+            FROM leaks AS l JOIN pg_attribute AS a ON a.attrelid = l.oid, aclexplode(a.attacl) AS g
+            WHERE g.privilege_type = 'SELECT'
+            UNION
+            SELECT l.oid, l.relowner, 'pg_read_all_data'::regrole FROM leaks AS l),
+          readers AS (
+            SELECT g.oid, g.grantee, min(r.rolname) AS login
+            FROM grants AS g JOIN pg_roles AS r
+              ON CASE g.grantee WHEN 0 THEN true ELSE pg_has_role(r.oid, g.grantee, 'MEMBER') END
+            WHERE r.rolcanlogin AND NOT r.rolsuper AND NOT r.rolbypassrls AND r.rolname <> ALL (exempt_roles)
+              AND NOT pg_has_role(r.oid, g.relowner, 'MEMBER')
+              AND has_database_privilege(r.oid, current_database(), 'CONNECT')
+            GROUP BY g.oid, g.grantee)
+          SELECT format('%s reads %s as its owner %I, so login %I sees those of every territory', l.oid::regclass,
+                        what, pg_get_userbyid(l.relowner), min(r.login)) AS detail,
+                 CASE l.relkind WHEN 'v' THEN format('ALTER VIEW %s SET (security_invoker = true);', l.oid::regclass)
+                   ELSE string_agg(format('REVOKE SELECT ON %s FROM %s;', l.oid::regclass,
+                     CASE r.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(r.grantee)) END), ' ') END AS remedy
+          FROM leaks AS l JOIN readers AS r ON r.oid = l.oid
+          GROUP BY l.oid, l.relkind, l.relowner ORDER BY l.oid::regclass::text LIMIT 20;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.leaking_views(regclass, text, name[]) IS
+        'The views that show rows of a table past its row security to a login, and what closes each';
+        REVOKE ALL ON FUNCTION {schema}.leaking_views(regclass, text, name[]) FROM PUBLIC
+        """)
+    )
+
+
 def create_ways_around() -> None:
-    # Row security binds who reads the table by its name: not through a child, and not through a view
-    # that reads as an owner whom it does not bind. `reader` is who reads leads in a view's name, 0 whoever
-    # asks: the first view on the way up from the table that is no security_invoker decides.
+    # Row security binds who reads the table by its name: not through a child or a view.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.ways_around(host_rls text, exempt_roles name[])
@@ -94,53 +175,7 @@ def create_ways_around() -> None:
           SELECT count(*) = 0,
                  coalesce(string_agg(leak.detail, ', '), 'no view shows leads past row security'),
                  string_agg(leak.remedy, ' ') || ' or name the readers in exempt_roles'
-          INTO met, detail, remedy
-          FROM (
-            WITH RECURSIVE rules AS MATERIALIZED (
-              SELECT DISTINCT d.refobjid AS source, r.ev_class AS view
-              FROM pg_depend AS d JOIN pg_rewrite AS r ON r.oid = d.objid
-              WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid <> r.ev_class),
-            relations AS MATERIALIZED (
-              SELECT c.oid, c.relkind, c.relowner, c.relacl, c.relkind = 'v' AND coalesce((
-                       SELECT bool_or(o.option_value::boolean) FROM pg_options_to_table(c.reloptions) AS o
-                       WHERE o.option_name = 'security_invoker'), false) AS invoker
-              FROM pg_class AS c WHERE c.relkind IN ('v', 'm') AND c.oid IN (SELECT rules.view FROM rules)),
-            reached AS (
-              SELECT v.oid, CASE WHEN v.invoker THEN 0::oid ELSE v.relowner END AS reader
-              FROM rules JOIN relations AS v ON v.oid = rules.view WHERE rules.source = {leads_name}::regclass
-              UNION
-              SELECT v.oid, CASE WHEN below.reader <> 0 THEN below.reader WHEN v.invoker THEN 0::oid ELSE v.relowner END
-              FROM reached AS below JOIN rules ON rules.source = below.oid JOIN relations AS v ON v.oid = rules.view),
-            leaks AS MATERIALIZED (
-              SELECT DISTINCT v.oid, v.relkind, v.relowner, v.relacl
-              FROM reached JOIN relations AS v ON v.oid = reached.oid JOIN pg_roles AS o ON o.oid = reached.reader
-              WHERE NOT v.invoker AND (o.rolsuper OR o.rolbypassrls
-                OR host_rls <> 'force' AND pg_has_role(o.oid, (SELECT relowner FROM pg_class
-                                                               WHERE oid = {leads_name}::regclass), 'USAGE'))),
-            grants AS (
-              SELECT l.oid, l.relowner, g.grantee FROM leaks AS l, aclexplode(l.relacl) AS g
-              WHERE g.privilege_type = 'SELECT'
-              UNION
-              SELECT l.oid, l.relowner, g.grantee
-              FROM leaks AS l JOIN pg_attribute AS a ON a.attrelid = l.oid, aclexplode(a.attacl) AS g
-              WHERE g.privilege_type = 'SELECT'
-              UNION
-              SELECT l.oid, l.relowner, 'pg_read_all_data'::regrole FROM leaks AS l),
-            readers AS (
-              SELECT g.oid, g.grantee, min(r.rolname) AS login
-              FROM grants AS g JOIN pg_roles AS r
-                ON CASE g.grantee WHEN 0 THEN true ELSE pg_has_role(r.oid, g.grantee, 'MEMBER') END
-              WHERE r.rolcanlogin AND NOT r.rolsuper AND NOT r.rolbypassrls AND r.rolname <> ALL (exempt_roles)
-                AND NOT pg_has_role(r.oid, g.relowner, 'MEMBER')
-                AND has_database_privilege(r.oid, current_database(), 'CONNECT')
-              GROUP BY g.oid, g.grantee)
-            SELECT format('%s reads leads as its owner %I, so login %I sees those of every territory', l.oid::regclass,
-                          pg_get_userbyid(l.relowner), min(r.login)) AS detail,
-                   CASE l.relkind WHEN 'v' THEN format('ALTER VIEW %s SET (security_invoker = true);', l.oid::regclass)
-                     ELSE string_agg(format('REVOKE SELECT ON %s FROM %s;', l.oid::regclass,
-                       CASE r.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(r.grantee)) END), ' ') END AS remedy
-            FROM leaks AS l JOIN readers AS r ON r.oid = l.oid
-            GROUP BY l.oid, l.relkind, l.relowner ORDER BY l.oid::regclass::text LIMIT 20) AS leak;
+          INTO met, detail, remedy FROM {schema}.leaking_views({leads_name}::regclass, host_rls, exempt_roles) AS leak;
           RETURN NEXT;
         END
         $body$;
@@ -233,5 +268,140 @@ def create_what_changes() -> None:
         COMMENT ON FUNCTION {schema}.what_changes(text) IS
         'What works otherwise after contract, although nobody is locked out: named by the gate';
         REVOKE ALL ON FUNCTION {schema}.what_changes(text) FROM PUBLIC
+        """)
+    )
+
+
+def create_lead_tables() -> None:
+    # The tables come from the settings of whoever asks, three names for each: schema, table, and column with the
+    # lead's id. Their policies read the leads as whoever asks.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.lead_table_conditions(host_rls text, exempt_roles name[], lead_tables text[])
+        RETURNS TABLE (condition text, met boolean, detail text, remedy text)
+        LANGUAGE plpgsql
+        STABLE
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        #variable_conflict use_variable
+        DECLARE
+          one text[];
+          target regclass;
+          lead_owner oid := (SELECT relowner FROM pg_class WHERE oid = {leads_name}::regclass);
+          locked text[] := '{}';
+          unlocks text[] := '{}';
+          ways text[] := '{}';
+          closes text[] := '{}';
+          keys text[] := '{}';
+          mends text[] := '{}';
+          found record;
+        BEGIN
+          IF cardinality(lead_tables) = 0 THEN
+            RETURN;
+          END IF;
+          FOREACH one SLICE 1 IN ARRAY lead_tables LOOP
+            target := (
+              SELECT c.oid FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+              JOIN pg_attribute AS a ON a.attrelid = c.oid AND NOT a.attisdropped
+              WHERE n.nspname = one[1] AND c.relname = one[2] AND a.attname = one[3]);
+            IF target IS NULL THEN
+              locked := locked || format('there is no table %I.%I with a column %I', one[1], one[2], one[3]);
+              unlocks := unlocks || 'correct lead_tables;'::text;
+              CONTINUE;
+            END IF;
+            FOR found IN
+              WITH holders AS MATERIALIZED (
+                SELECT h.oid FROM pg_roles AS h
+                WHERE h.rolname <> ALL (ARRAY[{offices}]::name[])
+                  AND (has_table_privilege(h.oid, target, 'SELECT, INSERT, UPDATE, DELETE')
+                    OR has_any_column_privilege(h.oid, target, 'SELECT, INSERT, UPDATE'))),
+              borders AS MATERIALIZED (
+                SELECT b.oid FROM {schema}.territories AS t JOIN pg_roles AS b ON b.rolname = {role_prefix} || lower(t.code)),
+              acting AS (
+                SELECT DISTINCT ON (l.rolname) l.rolname AS login, r.rolname AS role,
+                       pg_has_role(l.oid, c.relowner, 'MEMBER') AS owns_it, pg_has_role(l.oid, lead_owner, 'MEMBER') AS owns_leads,
+                       l.rolname = ANY (exempt_roles) OR r.rolname = ANY (exempt_roles) AS exempt,
+                       pg_has_role(l.oid, {app_name}, 'MEMBER') AS serves,
+                       pg_has_role(r.oid, {app_name}, 'USAGE')
+                         AND EXISTS (SELECT FROM borders AS b WHERE pg_has_role(r.oid, b.oid, 'USAGE')) AS ready,
+                       has_column_privilege(r.oid, {leads_name}::regclass, {lead_id_column_name}, 'SELECT')
+                         AND has_column_privilege(r.oid, {leads_name}::regclass, {territory_column_name}, 'SELECT') AS reads
+                FROM pg_roles AS l JOIN pg_roles AS r ON pg_has_role(l.oid, r.oid, 'MEMBER') JOIN holders AS h ON h.oid = r.oid
+                CROSS JOIN pg_class AS c
+                WHERE c.oid = target AND l.rolcanlogin AND NOT l.rolsuper AND NOT l.rolbypassrls
+                  AND has_database_privilege(l.oid, current_database(), 'CONNECT')
+                ORDER BY l.rolname, r.oid = l.oid DESC, ready DESC, r.rolname)
+              SELECT CASE
+                  WHEN a.owns_it AND NOT a.owns_leads AND a.serves THEN
+                    format('login %I owns %s and not %s, so the row security of the one does not bind it', a.login, target, {leads_label})
+                  WHEN NOT a.ready AND NOT a.exempt THEN
+                    format('%s has privileges on %s but is no member of %s and a territory', a.role, target, {app_name})
+                  ELSE format('%s has privileges on %s and may not read id and territory of %s, by which its rows are seen',
+                              a.role, target, {leads_label}) END AS detail,
+                CASE
+                  WHEN a.owns_it AND NOT a.owns_leads AND a.serves THEN
+                    format('ALTER TABLE %s OWNER TO %I;', target, pg_get_userbyid(lead_owner))
+                  WHEN NOT a.ready AND NOT a.exempt THEN (
+                    SELECT format('GRANT %I, %I%s TO %I;', {app_name}, t.roles[1],
+                                  ' /* or ' || nullif(array_to_string(t.roles[2:], ', '), '') || ' */', a.role)
+                    FROM (SELECT array_agg({role_prefix} || lower(code) ORDER BY code) AS roles FROM {schema}.territories) AS t)
+                  ELSE format('GRANT SELECT (%I, %I) ON %s TO %I;', {lead_id_column_name}, {territory_column_name},
+                              {leads_name}::regclass, a.role) END AS remedy
+              FROM acting AS a
+              WHERE CASE WHEN a.owns_it AND host_rls <> 'force' THEN NOT a.owns_leads AND a.serves AND NOT a.exempt
+                      WHEN a.owns_leads THEN false
+                      ELSE NOT a.ready AND NOT a.exempt OR NOT a.reads END
+              ORDER BY a.login LIMIT 20
+            LOOP
+              locked := locked || found.detail;
+              unlocks := unlocks || found.remedy;
+            END LOOP;
+            FOR found IN
+              SELECT format('%s inherits from %s, so the rows in it are not protected', i.inhrelid::regclass, i.inhparent::regclass) AS detail,
+                     format('ALTER TABLE %s NO INHERIT %s;', i.inhrelid::regclass, i.inhparent::regclass) AS remedy
+              FROM pg_inherits AS i WHERE target IN (i.inhparent, i.inhrelid)
+              UNION ALL
+              SELECT * FROM {schema}.leaking_views(target, host_rls, exempt_roles)
+            LOOP
+              ways := ways || found.detail;
+              closes := closes || found.remedy;
+            END LOOP;
+            -- what such a key leaves behind would be everybody's, so the trigger refuses it
+            FOR found IN
+              SELECT format('%I takes the rows of %s from a lead that is deleted or renumbered: refused after contract, and with it the deletion',
+                            k.conname, target) AS detail,
+                     format('ALTER TABLE %s DROP CONSTRAINT %I, ADD CONSTRAINT %2$I %s;', target, k.conname,
+                       regexp_replace(pg_get_constraintdef(k.oid), 'ON (DELETE|UPDATE) SET (NULL|DEFAULT)( \\([^)]*\\))?', 'ON \\1 CASCADE', 'g')) AS remedy
+              FROM pg_constraint AS k
+              JOIN pg_attribute AS a ON a.attrelid = k.conrelid AND a.attname = one[3] AND a.attnum = ANY (k.conkey)
+              WHERE k.contype = 'f' AND k.conrelid = target AND k.confrelid = {leads_name}::regclass
+                AND (k.confdeltype IN ('n', 'd') OR k.confupdtype IN ('n', 'd'))
+            LOOP
+              keys := keys || found.detail;
+              mends := mends || found.remedy;
+            END LOOP;
+          END LOOP;
+
+          condition := 'lead_tables';
+          met := cardinality(locked) = 0;
+          detail := coalesce(nullif(array_to_string(locked, ', '), ''), 'every login with privileges on lead_tables is a member, and reads leads');
+          remedy := nullif(array_to_string(unlocks, ' '), '');
+          RETURN NEXT;
+          condition := 'lead_tables_ways';
+          met := cardinality(ways) = 0;
+          detail := coalesce(nullif(array_to_string(ways, ', '), ''), 'no view or child shows rows of lead_tables past row security');
+          remedy := nullif(array_to_string(closes, ' '), '');
+          RETURN NEXT;
+          condition := 'lead_tables_keys';
+          met := cardinality(keys) = 0 OR {schema}.accepted_share('lead_tables_keys') IS NOT NULL;
+          detail := coalesce(nullif(array_to_string(keys, ', '), ''), 'no foreign key takes rows of lead_tables out of protection');
+          remedy := CASE WHEN NOT met THEN
+            array_to_string(mends, ' ') || ' or answer for it: alembic -x accept=lead_tables_keys:1 upgrade head' END;
+          RETURN NEXT;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.lead_table_conditions(text, name[], text[]) IS
+        'Conditions of the gate about lead_tables: who would be locked out, and what would show their rows or take them away';
+        REVOKE ALL ON FUNCTION {schema}.lead_table_conditions(text, name[], text[]) FROM PUBLIC
         """)
     )

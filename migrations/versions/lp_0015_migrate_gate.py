@@ -42,8 +42,8 @@ def downgrade() -> None:
     op.execute(
         sql("""
         DROP FUNCTION
-          {schema}.require_open_gate(interval, text, name[]),
-          {schema}.gate_conditions(interval, text, name[]),
+          {schema}.require_open_gate(interval, text, name[], text[]),
+          {schema}.gate_conditions(interval, text, name[], text[]),
           {schema}.tolerated(text, bigint, bigint, text),
           {schema}.accept_condition(text, numeric),
           {schema}.accepted_share(text),
@@ -86,7 +86,7 @@ def create_acceptances() -> None:
         $do$;
         COMMENT ON TABLE {schema}.accepted_conditions IS
         'What a person accepted of the gate of contract, by alembic -x accept=NAME:SHARE; the newest row of a condition counts';
-        COMMENT ON COLUMN {schema}.accepted_conditions.condition IS 'the condition: unowned, unprotected or host_code';
+        COMMENT ON COLUMN {schema}.accepted_conditions.condition IS 'the condition: unowned, unprotected, host_code or lead_tables_keys';
         COMMENT ON COLUMN {schema}.accepted_conditions.accepted_at IS 'when';
         COMMENT ON COLUMN {schema}.accepted_conditions.accepted_by IS 'the login that migrated';
         COMMENT ON COLUMN {schema}.accepted_conditions.share IS 'the share of the leads up to which it holds, 0 to 1';
@@ -108,8 +108,8 @@ def create_acceptances() -> None:
         SET search_path = pg_catalog, pg_temp
         AS $body$
         BEGIN
-          IF condition IS NULL OR condition NOT IN ('unowned', 'unprotected', 'host_code') THEN
-            RAISE EXCEPTION '% is no condition that can be accepted: unowned, unprotected and host_code are', coalesce(condition, 'NULL')
+          IF condition IS NULL OR condition NOT IN ('unowned', 'unprotected', 'host_code', 'lead_tables_keys') THEN
+            RAISE EXCEPTION '% is no condition that can be accepted: unowned, unprotected, host_code and lead_tables_keys are', coalesce(condition, 'NULL')
               USING ERRCODE = 'LP422';
           ELSIF share IS NULL OR share NOT BETWEEN 0 AND 1 THEN
             RAISE EXCEPTION 'a share is between 0 and 1' USING ERRCODE = 'LP422';
@@ -268,7 +268,8 @@ def create_gate() -> None:
     # settings are arguments, because a release engineer opens the gate by changing them.
     op.execute(
         sql("""
-        CREATE FUNCTION {schema}.gate_conditions(observation_window interval, host_rls text, exempt_roles name[])
+        CREATE FUNCTION {schema}.gate_conditions(
+          observation_window interval, host_rls text, exempt_roles name[], lead_tables text[] DEFAULT '{}')
         RETURNS TABLE (condition text, met boolean, detail text, remedy text)
         LANGUAGE plpgsql
         STABLE SECURITY DEFINER
@@ -544,12 +545,13 @@ def create_gate() -> None:
 
           RETURN QUERY SELECT * FROM {schema}.ways_around(host_rls, exempt_roles);
           RETURN QUERY SELECT * FROM {schema}.what_changes(host_rls);
+          RETURN QUERY SELECT * FROM {schema}.lead_table_conditions(host_rls, exempt_roles, lead_tables);
         END
         $body$;
-        COMMENT ON FUNCTION {schema}.gate_conditions(interval, text, name[]) IS
+        COMMENT ON FUNCTION {schema}.gate_conditions(interval, text, name[], text[]) IS
         'The conditions of contract, each with what is in the way and what to run';
-        REVOKE ALL ON FUNCTION {schema}.gate_conditions(interval, text, name[]) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.gate_conditions(interval, text, name[]) TO {owner}, {operator}
+        REVOKE ALL ON FUNCTION {schema}.gate_conditions(interval, text, name[], text[]) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.gate_conditions(interval, text, name[], text[]) TO {owner}, {operator}
         """)
     )
 
@@ -576,7 +578,8 @@ def create_requirement() -> None:
     # rendered with --sql.
     op.execute(
         sql("""
-        CREATE FUNCTION {schema}.require_open_gate(observation_window interval, host_rls text, exempt_roles name[])
+        CREATE FUNCTION {schema}.require_open_gate(
+          observation_window interval, host_rls text, exempt_roles name[], lead_tables text[] DEFAULT '{}')
         RETURNS void
         LANGUAGE plpgsql
         SET search_path = pg_catalog, pg_temp
@@ -585,7 +588,7 @@ def create_requirement() -> None:
           closed text;
         BEGIN
           SELECT string_agg(format('%s (%s)', g.detail, g.remedy), '; ') INTO closed
-          FROM {schema}.gate_conditions(observation_window, host_rls, exempt_roles) AS g
+          FROM {schema}.gate_conditions(observation_window, host_rls, exempt_roles, lead_tables) AS g
           WHERE g.met IS NOT TRUE;
           IF closed IS NOT NULL THEN
             RAISE EXCEPTION 'the gate of contract is closed: %', closed
@@ -593,8 +596,8 @@ def create_requirement() -> None:
           END IF;
         END
         $body$;
-        COMMENT ON FUNCTION {schema}.require_open_gate(interval, text, name[]) IS
+        COMMENT ON FUNCTION {schema}.require_open_gate(interval, text, name[], text[]) IS
         'Raises SQLSTATE LP409 while a condition of contract is false, with what is in the way and what to run';
-        REVOKE ALL ON FUNCTION {schema}.require_open_gate(interval, text, name[]) FROM PUBLIC
+        REVOKE ALL ON FUNCTION {schema}.require_open_gate(interval, text, name[], text[]) FROM PUBLIC
         """)
     )

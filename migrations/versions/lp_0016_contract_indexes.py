@@ -175,7 +175,7 @@ def ask_gate() -> None:
     op.execute(
         sql("""
         SET LOCAL ROLE {owner};
-        SELECT {schema}.require_open_gate({observation_window}, {host_rls}, ARRAY[{exempt_roles}]::name[]);
+        SELECT {schema}.require_open_gate({observation_window}, {host_rls}, ARRAY[{exempt_roles}]::name[], {lead_tables});
         RESET ROLE
         """)
     )

@@ -47,7 +47,8 @@ def between(database: Database) -> dict[str, str]:
 def rows_of(database: Database) -> dict[str, list[str]]:
     with database.connect(autocommit=True) as conn:
         found = contents(conn, database.settings)
-    found.pop("host_row_security", None)  # what contract remembers of the host's table, made anew each time
+    for memory in ("host_row_security", "lead_table_row_security"):
+        found.pop(memory, None)  # what contract remembers of the host's tables, made anew each time
     return found
 
 

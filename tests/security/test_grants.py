@@ -135,7 +135,7 @@ def test_a_login_may_call_the_functions_of_its_offices_and_no_other(database: Da
 
 def test_control_a_stray_grant_is_found(database: Database) -> None:
     database.sql("GRANT INSERT ON {schema}.lead_access_audit TO {app}")
-    database.sql("GRANT EXECUTE ON FUNCTION {schema}.gate_conditions(interval, text, name[]) TO PUBLIC")
+    database.sql("GRANT EXECUTE ON FUNCTION {schema}.gate_conditions(interval, text, name[], text[]) TO PUBLIC")
     database.sql("GRANT USAGE ON SCHEMA {schema} TO PUBLIC")
     assert ("lead_access_audit", "INSERT") in table_privileges(database, "seller_de")
     assert "gate_conditions" in callable_functions(database, "outsider")

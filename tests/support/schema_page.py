@@ -130,16 +130,16 @@ SUBJECTS = (
         "Gate",
         """What holds contract back. gate_conditions() lists each condition and whether it is met, for operators;
         the revisions of contract call require_open_gate(). leadprotect guard keeps its run and its heartbeat here.""",
-        "accepted_conditions accept_condition accepted_share tolerated ways_around what_changes gate_conditions "
-        "require_open_gate guard_runs guard_beat guard_release",
+        "accepted_conditions accept_condition accepted_share tolerated leaking_views ways_around what_changes "
+        "lead_table_conditions gate_conditions require_open_gate guard_runs guard_beat guard_release",
     ),
     Subject(
         "Host",
         """What stands on the host's tables, the functions behind it, and what the tables were like before (that is
         how a downgrade gives them back). The triggers fire ALWAYS: session_replication_role does not silence them.""",
         "forget_lead acts_bound audit_edit audit_truncate refuse_move refuse_taken own_new_lead settings_at_contract "
-        "host_row_security alembic_version revision_undo "
-        "host:*",
+        "host_row_security acts_bound_on edit_through child_edit child_move child_leads child_truncate "
+        "lead_table_row_security alembic_version revision_undo host:*",
     ),
 )
 

@@ -14,7 +14,7 @@ from tests.support.revisions import MIGRATE_HEAD
 from tests.support.servers import embedded
 
 MORE: dict[str, dict[str, str]] = {
-    "a": {},
+    "a": {"lead_tables": "public.lead_contacts (lead_id)"},
     "b": {"owner_on_insert": "creator"},
     "c": {"owners_from": "activities, column", "owner_column": "seller"},
 }
@@ -31,7 +31,8 @@ def written(*databases: Database) -> str:
             for name, policies in now["host_policies"].items():
                 known = found["host_policies"].setdefault(name, [])
                 known += [policy for policy in policies if policy not in known]
-            found["host_triggers"] |= now["host_triggers"]
+            for key in ("host_triggers", "child_triggers", "child_policies"):
+                found[key] |= now[key]
         else:
             found = now
     return json.dumps(found, indent=1, sort_keys=True) + "\n"
@@ -46,6 +47,10 @@ def prepared(database: Database, revision: str, *, required: bool) -> Database:
         database.sql("ALTER TABLE {leads} ALTER {territory} SET NOT NULL")
     for name in [name for name in os.environ if name.startswith("LEADPROTECT_")]:
         del os.environ[name]
+    if database.settings.lead_tables:
+        database.sql_script(
+            "CREATE TABLE public.lead_contacts (lead_id {lead_id_type}); CREATE INDEX ON public.lead_contacts (lead_id)"
+        )
     os.environ.update(database.environment)
     database.upgrade(revision)
     return database

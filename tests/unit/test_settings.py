@@ -11,7 +11,7 @@ from alembic.config import Config
 
 from leadprotect import settings
 from leadprotect.errors import SettingsError
-from leadprotect.settings import KEYS, Settings, duration, load, parse
+from leadprotect.settings import KEYS, LeadTable, Settings, duration, load, parse
 
 NAMES = [key for key in KEYS if key.endswith("_column")] + ["schema", "version_table", "version_table_schema"]
 TABLES = ["leads_table", "activities_table"]
@@ -65,6 +65,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
         version_table_schema="leadprotect",
         observation_window=7 * 24 * 60 * 60,
         exempt_roles=(),
+        lead_tables=(),
         prometheus_url="",
         prometheus_token_file="",
         prometheus_user="",
@@ -112,6 +113,10 @@ GOOD = {
     "version_table_schema": ("crm", "crm"),
     "observation_window": ("12 hours", 12 * 60 * 60),
     "exempt_roles": ("reporting, backup@corp", ("reporting", "backup@corp")),
+    "lead_tables": (
+        "public.lead contacts (of lead), crm.notes(lead_id) append",
+        (LeadTable("public.lead contacts", "of lead"), LeadTable("crm.notes", "lead_id", append=True)),
+    ),
     "prometheus_url": ("https://prometheus:9090/", "https://prometheus:9090"),
     "prometheus_token_file": ("/run/secrets/token", "/run/secrets/token"),
     "prometheus_user": ("release bot", "release bot"),
@@ -746,3 +751,21 @@ def test_a_bad_setting_of_the_gates_is_refused(key: str, text: str) -> None:
 
 def test_the_objective_is_read_as_a_duration() -> None:
     assert (0.15, 0.2) == (parse({}).slo_p95, parse({"slo_p95": "200ms"}).slo_p95)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("public.notes", "is not a table and its column with the lead's id"),
+        ("public.notes (lead_id) prepend", "is not a table and its column"),
+        ("notes (lead_id)", "is not schema.table"),
+        ('public.no"tes (lead_id)', "contains '\"'"),
+        ("public.notes (lead_id), public.notes (other)", "names public.notes twice"),
+        ("public.leads (id)", "which holds the leads themselves"),
+        ("leadprotect.notes (lead_id)", "leadprotect needs a schema of its own"),
+    ],
+)
+def test_a_table_of_leads_that_can_t_be_read_is_refused(text: str, expected: str) -> None:
+    found = refusal(lead_tables=text)
+    assert "lead_tables" in found
+    assert expected in found
