@@ -53,7 +53,7 @@ _ASKED = """
       UNION ALL SELECT 'no_border' WHERE NOT EXISTS (
         SELECT FROM pg_catalog.pg_policy AS p JOIN leads ON leads.oid = p.polrelid
         WHERE p.polname = %s::pg_catalog.name AND NOT p.polpermissive AND p.polroles = '{0}'::pg_catalog.oid[])
-      UNION ALL SELECT 'triggers' WHERE NOT 3::pg_catalog.int8 = (
+      UNION ALL SELECT 'triggers' WHERE NOT 4::pg_catalog.int8 = (
         SELECT pg_catalog.count(*) FROM pg_catalog.pg_trigger AS t JOIN leads ON leads.oid = t.tgrelid
         WHERE t.tgname = ANY (%s::pg_catalog.name[]) AND t.tgenabled = 'A'::pg_catalog."char")
       UNION ALL SELECT 'superuser' FROM acting WHERE rolsuper
@@ -90,7 +90,7 @@ def check_startup(conn: AnyConnection, *, force: Collection[str] = ()) -> None:
 
 
 def _values(s: Settings) -> tuple[object, ...]:
-    triggers = [s.role(HOST_TRIGGERS[name]) for name in ("audit_edit", "audit_truncate", "refuse_move")]
+    triggers = [s.role(HOST_TRIGGERS[name]) for name in ("audit_edit", "audit_edits", "audit_truncate", "refuse_move")]
     offices = [s.role(name) for name in OFFICES]
     return (
         *s.leads_table.split(".", 1), s.role(""), s.schema, s.role("border"), triggers, s.role("app"), offices

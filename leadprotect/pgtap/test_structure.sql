@@ -192,7 +192,7 @@ FROM (VALUES ('lead_access_audit_seals', 'lp_append_only', 'so are the seals'),
              ('user_lead_assignments', 'lp_keep_assignment', 'every owner that ends is kept')) AS known (name, guard, what);
 SELECT ok(EXISTS (SELECT FROM pg_trigger AS g WHERE g.tgrelid = pg_temp.t('{leads}')::regclass
   AND g.tgname = pg_temp.role(name) AND g.tgenabled = 'A'), name || ' guards the leads, in a session that replicates, too')
-FROM unnest(ARRAY['audit_edit', 'audit_truncate', 'refuse_move', 'refuse_taken', 'forget', 'forget_id', 'forget_all']) AS name;
+FROM unnest(ARRAY['audit_edit', 'audit_edits', 'audit_truncate', 'refuse_move', 'refuse_taken', 'forget', 'forget_id', 'forget_all']) AS name;
 
 RESET SESSION AUTHORIZATION;
 SELECT * FROM finish(coalesce(current_setting('leadprotect.raise', true), '') = 'on');

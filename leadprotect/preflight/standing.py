@@ -30,6 +30,7 @@ _TABLES = {
 _ENFORCES = "lp_0017_contract_enforce"
 _TRIGGERS = (
     "audit_edit",
+    "audit_edits",
     "audit_truncate",
     "refuse_move",
     "refuse_taken",

@@ -33,6 +33,7 @@ HOST_TRIGGERS = {
     "forget_id": "forget_id",
     "forget_all": "forget_all",
     "audit_edit": "audit_edit",
+    "audit_edits": "audit_edits",
     "audit_truncate": "audit_truncate",
     "refuse_move": "refuse_move",
     "refuse_taken": "refuse_taken",

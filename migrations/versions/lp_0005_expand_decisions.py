@@ -362,7 +362,7 @@ def create_lists() -> None:
         COMMENT ON FUNCTION {schema}.editable_among({lead_id_type}[]) IS
         'Which of these leads the user in context may edit, and why; without a context those outside protection';
         REVOKE ALL ON FUNCTION {schema}.editable_among({lead_id_type}[]) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.editable_among({lead_id_type}[]) TO {app}, {auditor}, {manager}
+        GRANT EXECUTE ON FUNCTION {schema}.editable_among({lead_id_type}[]) TO {owner}, {app}, {auditor}, {manager}
         """)
     )
     # A page of what the caller may edit, in the order of the lead's id. Candidates come in order

@@ -61,6 +61,7 @@ def ask_gate() -> None:
 def create() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
     create_binding()
+    create_recorded()
     create_edit_audit()
     create_refusals()
     create_owner_of_new_lead()
@@ -94,6 +95,31 @@ def create_binding() -> None:
     )
 
 
+def create_recorded() -> None:
+    # The probe of the audit stays one whatever the statistics of a month say, which may have been analysed while it
+    # was empty: in the order of its key, without a sort, nothing but the key serves. It looks at the days that a
+    # transaction can have, so at one month. The planner puts its body where it is asked.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.recorded_edit(lead {lead_id_type}, author {user_id_type})
+        RETURNS SETOF bigint
+        LANGUAGE sql
+        STABLE ROWS 1
+        BEGIN ATOMIC
+          SELECT e.id FROM {schema}.lead_access_audit AS e
+          WHERE e.lead_id = recorded_edit.lead AND e.at >= pg_catalog.transaction_timestamp()
+            AND e.at < pg_catalog.transaction_timestamp() + interval '1 day'
+            AND e.transaction_id = pg_catalog.pg_current_xact_id_if_assigned() AND e.action = 'EDIT' AND e.outcome = 'ALLOW'
+            AND e.user_id IS NOT DISTINCT FROM recorded_edit.author
+          ORDER BY e.at LIMIT 1;
+        END;
+        COMMENT ON FUNCTION {schema}.recorded_edit({lead_id_type}, {user_id_type}) IS
+        'The row that an edit of the lead by the user has in this transaction; none where it was not edited yet';
+        REVOKE ALL ON FUNCTION {schema}.recorded_edit({lead_id_type}, {user_id_type}) FROM PUBLIC
+        """)
+    )
+
+
 def create_edit_audit() -> None:
     # Every edit is decided under locks, whatever was asserted or recorded before: the policy decided in the
     # statement's snapshot, which may be older than a transfer for which this row waited. One row per lead,
@@ -115,13 +141,11 @@ def create_edit_audit() -> None:
           reason text;
           basis text;
           here text;
-          recorded boolean := TG_OP <> 'DELETE' AND EXISTS (
-            SELECT FROM {schema}.lead_access_audit AS e
-            WHERE e.lead_id = OLD.{lead_id} AND e.at >= transaction_timestamp()
-              AND e.at < transaction_timestamp() + interval '1 day'
-              AND e.transaction_id = pg_current_xact_id() AND e.action = 'EDIT' AND e.outcome = 'ALLOW'
-              AND e.user_id IS NOT DISTINCT FROM author);
         BEGIN
+          -- audit_edits() decides an update, once for the statement; replication applies rows, and fires no trigger of statements
+          IF TG_OP = 'UPDATE' AND current_setting('session_replication_role') <> 'replica' THEN
+            RETURN NEW;
+          END IF;
           IF {outside_old} THEN
             reason := 'unprotected';
           ELSIF {schema}.acts_bound() THEN
@@ -137,7 +161,7 @@ def create_edit_audit() -> None:
               reason := 'maintenance';
             END IF;
           END IF;
-          IF NOT recorded THEN
+          IF TG_OP = 'DELETE' OR NOT EXISTS (SELECT FROM {schema}.recorded_edit(OLD.{lead_id}, author)) THEN
             PERFORM {schema}.write_audit(OLD.{lead_id}, 'EDIT', reason, remark, basis, here);
           END IF;
           RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
@@ -146,6 +170,86 @@ def create_edit_audit() -> None:
         COMMENT ON FUNCTION {schema}.audit_edit() IS
         'Trigger of contract: every edit of a lead is decided under locks and leaves its row';
         REVOKE ALL ON FUNCTION {schema}.audit_edit() FROM PUBLIC
+        """)
+    )
+    # The same for all leads of an UPDATE: their rows are locked in the order of their ids, owners are decided together,
+    # and whoever is none is decided alone. The rows are changed already: a denial takes all of it back. Plans are kept:
+    # with a list of leads that it knows, the planner would plan every edit of a single lead anew.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.audit_edits()
+        RETURNS trigger
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        SET enable_seqscan = off
+        SET enable_bitmapscan = off
+        SET plan_cache_mode = force_generic_plan
+        AS $body$
+        #variable_conflict use_variable
+        DECLARE
+          author {user_id_type} := {schema}.parse_user({declared_user});
+          here text := {declared_territory};
+          remark text := 'update without assertion';
+          leads {lead_id_type}[] := ARRAY(
+            SELECT l.{lead_id}::{lead_id_type} FROM edited AS l WHERE NOT {outside_l} ORDER BY 1);
+          bound boolean := {schema}.acts_bound();
+          own {lead_id_type}[];
+          lead {lead_id_type};
+          reason text;
+          basis text;
+        BEGIN
+          -- outside protection everybody edits, and maintenance everywhere: what was declared and can't be stored
+          -- as it is stays in the note
+          IF NOT bound OR EXISTS (SELECT FROM edited AS l WHERE {outside_l}) THEN
+            INSERT INTO {schema}.lead_access_audit
+              (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
+            SELECT l.{lead_id}, author, (SELECT {schema}.acting_role()), CASE WHEN NOT {outside_l} THEN {territory_of_l}::text END,
+                   'EDIT', 'ALLOW', CASE WHEN {outside_l} THEN 'unprotected' ELSE coalesce(e.reason, 'maintenance') END,
+                   (SELECT {schema}.bounded(concat_ws('; ', remark,
+                     CASE WHEN author IS NULL AND {declared_user} <> '' THEN format('declared user %L', left({declared_user}, 100)) END,
+                     CASE WHEN here <> '' AND NOT EXISTS (SELECT FROM {schema}.territories AS t WHERE t.code = here) THEN
+                       format('declared territory %L', left(here, 100)) END))),
+                   (SELECT {schema}.bounded(current_setting({correlation_guc}, true))),
+                   CASE WHEN NOT {outside_l} THEN CASE e.reason WHEN 'owner' THEN 'assignment' ELSE 'not bound by row security' END END
+            FROM edited AS l
+            LEFT JOIN {schema}.editable_among(leads) AS e ON e.lead = l.{lead_id} AND e.reason <> 'unprotected'
+            LEFT JOIN LATERAL {schema}.recorded_edit(l.{lead_id}, author) AS r (id) ON true
+            WHERE (NOT bound OR {outside_l}) AND r.id IS NULL;
+          END IF;
+          IF NOT bound OR cardinality(leads) = 0 THEN
+            RETURN NULL;
+          END IF;
+          PERFORM {schema}.require_fresh_rules();
+          PERFORM FROM {schema}.user_lead_assignments AS a
+            WHERE a.lead_id = ANY (leads) AND a.territory = here AND a.user_id = author AND {schema}.is_member(here)
+            ORDER BY a.lead_id FOR SHARE;
+          own := ARRAY(SELECT e.lead FROM {schema}.editable_among(leads) AS e WHERE e.reason = 'owner');
+          INSERT INTO {schema}.lead_access_audit
+            (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
+          SELECT o.lead, author, (SELECT {schema}.acting_role()), here, 'EDIT', 'ALLOW', 'owner', remark,
+                 (SELECT {schema}.bounded(current_setting({correlation_guc}, true))), 'assignment'
+          FROM unnest(own) AS o (lead) LEFT JOIN LATERAL {schema}.recorded_edit(o.lead, author) AS r (id) ON true
+          WHERE r.id IS NULL;
+          IF cardinality(own) = cardinality(leads) THEN
+            RETURN NULL;
+          END IF;
+          FOR lead IN SELECT unnest(leads) EXCEPT SELECT unnest(own) ORDER BY 1 LOOP
+            SELECT d.reason, d.basis INTO reason, basis FROM {schema}.decide_locked(lead) AS d;
+            IF reason NOT IN ('owner', 'collaborator') THEN
+              PERFORM {schema}.deny(lead, 'EDIT', reason, remark);
+            END IF;
+            IF NOT EXISTS (SELECT FROM {schema}.recorded_edit(lead, author)) THEN
+              PERFORM {schema}.write_audit(lead, 'EDIT', reason, remark, basis);
+            END IF;
+          END LOOP;
+          RETURN NULL;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.audit_edits() IS
+        'Trigger of contract: every update of leads is decided under locks, and each leaves its row';
+        REVOKE ALL ON FUNCTION {schema}.audit_edits() FROM PUBLIC
         """)
     )
     # TRUNCATE fires no trigger of rows: each lead gets its row.
@@ -350,7 +454,12 @@ def enforce() -> None:
           IF {denied_edit} = 'hide' THEN
             CREATE POLICY {update_policy} ON {leads} AS RESTRICTIVE FOR UPDATE TO {app}
               USING ({outside_here} OR (SELECT current_user = ANY (ARRAY[{unbound}]::name[]))
-                OR {schema}.can_edit_lead({lead_id}))
+                -- who has no rule edits what he owns, and nothing else: hashed or looked up for many leads at once
+                OR CASE WHEN (SELECT {schema}.has_rules()) THEN {schema}.can_edit_lead({lead_id})
+                  ELSE EXISTS (
+                    SELECT FROM {schema}.user_lead_assignments AS a
+                    WHERE a.lead_id = {leads}.{lead_id} AND a.territory = (SELECT {schema}.admitted_territory())
+                      AND a.user_id = (SELECT {schema}.parse_user({declared_user}))) END)
               WITH CHECK (true);
             CREATE POLICY {delete_policy} ON {leads} AS RESTRICTIVE FOR DELETE TO {app}
               USING ({outside_here} OR (SELECT current_user = ANY (ARRAY[{unbound}]::name[]))
@@ -374,6 +483,8 @@ def enforce() -> None:
           -- trigger of the host may change what the statement does not name
           CREATE TRIGGER {audit_edit} BEFORE UPDATE OR DELETE ON {leads}
             FOR EACH ROW EXECUTE FUNCTION {schema}.audit_edit();
+          CREATE TRIGGER {audit_edits} AFTER UPDATE ON {leads} REFERENCING OLD TABLE AS edited
+            FOR EACH STATEMENT EXECUTE FUNCTION {schema}.audit_edits();
           CREATE TRIGGER {audit_truncate} BEFORE TRUNCATE ON {leads}
             FOR EACH STATEMENT EXECUTE FUNCTION {schema}.audit_truncate();
           CREATE TRIGGER {refuse_move} AFTER UPDATE ON {leads}
@@ -383,6 +494,7 @@ def enforce() -> None:
           CREATE TRIGGER {refuse_taken} BEFORE INSERT ON {leads}
             FOR EACH ROW EXECUTE FUNCTION {schema}.refuse_taken();
           ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {audit_edit};
+          ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {audit_edits};
           ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {audit_truncate};
           ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {refuse_move};
           ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {refuse_taken};
@@ -433,7 +545,7 @@ def open_again() -> None:
           FOR ours IN
             SELECT t.tgname FROM pg_catalog.pg_trigger AS t JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid
             WHERE t.tgrelid = {leads_name}::regclass AND p.pronamespace = {schema_name}::regnamespace
-              AND p.proname IN ('audit_edit', 'audit_truncate', 'refuse_move', 'refuse_taken', 'own_new_lead')
+              AND p.proname IN ('audit_edit', 'audit_edits', 'audit_truncate', 'refuse_move', 'refuse_taken', 'own_new_lead')
           LOOP
             EXECUTE pg_catalog.format('DROP TRIGGER %I ON {leads}', ours);
           END LOOP;
@@ -461,7 +573,8 @@ def drop() -> None:
         sql("""
         SET LOCAL ROLE {owner};
         DROP FUNCTION
-          {schema}.audit_edit(), {schema}.audit_truncate(), {schema}.refuse_move(), {schema}.refuse_taken(), {schema}.own_new_lead(),
+          {schema}.audit_edit(), {schema}.audit_edits(), {schema}.recorded_edit({lead_id_type}, {user_id_type}),
+          {schema}.audit_truncate(), {schema}.refuse_move(), {schema}.refuse_taken(), {schema}.own_new_lead(),
           {schema}.acts_bound(), {schema}.settings_at_contract();
         DROP TABLE {schema}.host_row_security;
         RESET ROLE

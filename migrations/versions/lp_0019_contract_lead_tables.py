@@ -125,16 +125,17 @@ def create_edit_through() -> None:
         SET search_path = pg_catalog, pg_temp
         AS $body$
         DECLARE
-          author {user_id_type} := {schema}.parse_user(current_setting({user_guc}, true));
+          author {user_id_type} := {schema}.parse_user({declared_user});
           here text;
           reason text;
           basis text;
         BEGIN
           SELECT l.territory INTO here FROM {schema}.host_lead(lead) AS l (territory);
-          IF here IS NULL THEN
+          IF NOT FOUND THEN
             RETURN;
-          END IF;
-          IF {schema}.acts_bound_on(target) THEN
+          ELSIF here IS NULL THEN
+            reason := 'unprotected';
+          ELSIF {schema}.acts_bound_on(target) THEN
             SELECT d.reason, d.basis INTO reason, basis FROM {schema}.decide_locked(lead) AS d;
             IF reason NOT IN ('owner', 'collaborator') THEN
               PERFORM {schema}.deny(lead, 'EDIT', reason, remark);
@@ -147,13 +148,7 @@ def create_edit_through() -> None:
               reason := 'maintenance';
             END IF;
           END IF;
-          IF (SELECT e.id FROM {schema}.lead_access_audit AS e
-              WHERE e.lead_id = lead AND e.at >= transaction_timestamp()
-                AND e.at < transaction_timestamp() + interval '1 day'
-                AND e.transaction_id = pg_current_xact_id() AND e.action = 'EDIT' AND e.outcome = 'ALLOW'
-                AND e.user_id IS NOT DISTINCT FROM author
-              ORDER BY e.at LIMIT 1) IS NULL
-          THEN
+          IF NOT EXISTS (SELECT FROM {schema}.recorded_edit(lead, author)) THEN
             PERFORM {schema}.write_audit(lead, 'EDIT', reason, remark, basis, here);
           END IF;
         END
@@ -289,7 +284,7 @@ def create_truncate_trigger() -> None:
           END IF;
           INSERT INTO {schema}.lead_access_audit
             (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
-          SELECT l.lead_id, {schema}.parse_user(current_setting({user_guc}, true)), {schema}.acting_role(),
+          SELECT l.lead_id, {schema}.parse_user({declared_user}), {schema}.acting_role(),
                  l.territory, 'EDIT', 'ALLOW', 'maintenance', format('truncate of %s without assertion', TG_RELID::regclass),
                  {schema}.bounded(current_setting({correlation_guc}, true)), 'not bound by row security'
           FROM {schema}.protected_leads() AS l

@@ -108,3 +108,25 @@ def test_every_check_probes_indexes_and_scans_no_table(large: Database) -> None:
     large.sql("ALTER TABLE {schema}.lead_protection_rules DROP CONSTRAINT ix_lpr_user")
     found = plans(large, f"SELECT {{schema}}.can_edit_lead('{lead}')", sharing)
     assert "Seq Scan on lead_protection_rules" in found
+
+
+@pytest.mark.profiles("pg18", "pg15")
+def test_an_edit_of_many_leads_probes_one_month_whatever_its_statistics_say(database: Database) -> None:
+    owner = database.user(1)
+    database.sql(
+        "INSERT INTO {leads} ({lead_id}, {territory}) SELECT gen_random_uuid(), 'DE' FROM generate_series(1, 2000)"
+    )
+    database.sql(
+        "INSERT INTO {schema}.user_lead_assignments (lead_id, territory, user_id, source) "
+        "SELECT {lead_id}, 'DE', %s, 'assign' FROM {leads}",
+        owner,
+    )
+    with database.connect(autocommit=True) as conn:
+        conn.execute(database.text("VACUUM ANALYZE {schema}.lead_access_audit"))  # by the statistics it has no row
+    found = plans(database, "UPDATE {leads} SET city = 'Bern'", owner)
+    assert set() == set(re.findall(r"Seq Scan on (lead_access_audit\w*)", found))
+    assert 1 == len(set(re.findall(r"Scan using (lead_access_audit\w+)_pkey", found)))
+    # control: the same probe, without its order and its settings, scans the month
+    month = "{schema}.lead_access_audit AS e"
+    probe = f"EXPLAIN SELECT FROM {month} WHERE e.lead_id = gen_random_uuid() AND e.at >= now() LIMIT 1"
+    assert "Seq Scan on lead_access_audit" in "\n".join(database.sql(probe))

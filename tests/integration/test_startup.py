@@ -51,7 +51,10 @@ def test_before_contract_and_before_the_first_revision_it_may_not(
     ],
 )
 def test_what_is_gone_from_the_leads_is_named(database: Database, damage: str, found: list[str]) -> None:
-    names = {name: database.settings.role(name) for name in ("border", "audit_edit", "refuse_move", "audit_truncate")}
+    names = {
+        name: database.settings.role(name)
+        for name in ("border", "audit_edit", "audit_edits", "refuse_move", "audit_truncate")
+    }
     for name, value in names.items():
         damage = damage.replace(f"{{{name}}}", value)
     database.sql(damage)

@@ -190,10 +190,12 @@ MEMBERS = """
     CREATE OR REPLACE FUNCTION {schema}.admitted_territory() RETURNS text
     LANGUAGE sql STABLE RETURN current_setting({territory_guc}, true)
     """
-NO_TRIGGERS = "DROP TRIGGER {audit_edit} ON {leads}; DROP TRIGGER {refuse_move} ON {leads}"
+NO_TRIGGERS = (
+    "DROP TRIGGER {audit_edit} ON {leads}; DROP TRIGGER {audit_edits} ON {leads}; DROP TRIGGER {refuse_move} ON {leads}"
+)
 UNDECIDED = f"{LEADS_OPEN}; {NO_TRIGGERS}"
 NO_POLICY = "DROP POLICY {update_policy} ON {leads}; DROP POLICY {delete_policy} ON {leads}; " + NO_TRIGGERS
-NO_MOVE = "DROP TRIGGER {refuse_move} ON {leads}; DROP POLICY {border_policy} ON {leads}"
+NO_MOVE = "DROP TRIGGER {refuse_move} ON {leads}; DROP TRIGGER {audit_edits} ON {leads}; DROP POLICY {border_policy} ON {leads}"
 MANAGERS = "CREATE OR REPLACE FUNCTION {schema}.is_manager() RETURNS boolean LANGUAGE sql STABLE RETURN true"
 EVERYTHING = "GRANT ALL ON ALL TABLES IN SCHEMA {schema} TO PUBLIC"
 
@@ -876,7 +878,7 @@ EDITS = [
     Attack(
         "edit as an auditor who may update",
         (COLLEAGUE,),
-        "DROP POLICY {members_update_policy} ON {leads}; DROP POLICY {update_policy} ON {leads}; DROP TRIGGER {audit_edit} ON {leads}",
+        "DROP POLICY {members_update_policy} ON {leads}; DROP POLICY {update_policy} ON {leads}; DROP TRIGGER {audit_edit} ON {leads}; DROP TRIGGER {audit_edits} ON {leads}",
         truth=OTHERS,
         by="auditor_de",
         given="GRANT USAGE ON SCHEMA crm TO {auditor}; GRANT SELECT, UPDATE ON {leads} TO {auditor}",
@@ -1405,7 +1407,7 @@ ROW = (
 )
 UNBOUNDED = "CREATE OR REPLACE FUNCTION {schema}.bounded(said text) RETURNS text LANGUAGE sql IMMUTABLE RETURN said"
 CONTROL = "SELECT count(*) FROM {schema}.lead_access_audit AS e WHERE concat(e.note, e.correlation_id) ~ '[[:cntrl:]]'"
-NOBODY_RECORDS = "DROP TRIGGER {audit_edit} ON {leads}"
+NOBODY_RECORDS = "DROP TRIGGER {audit_edit} ON {leads}; DROP TRIGGER {audit_edits} ON {leads}"
 UNGUARDED = """
     DO $$ DECLARE part regclass; BEGIN
       FOR part IN SELECT relid FROM pg_partition_tree('{schema}.lead_access_audit') LOOP

@@ -226,7 +226,7 @@ def test_an_edit_that_waited_for_a_transfer_is_decided_after_it(database: Databa
 
 def test_control_without_the_trigger_the_statement_s_snapshot_decides(database: Database) -> None:
     lead = database.lead("DE", owner=database.user(1))
-    database.sql_script("DROP TRIGGER {audit_edit} ON {leads}")
+    database.sql_script("DROP TRIGGER {audit_edit} ON {leads}; DROP TRIGGER {audit_edits} ON {leads}")
     assert edited_after_a_wait(database, lead) is None
     assert database.sql("SELECT city FROM {leads} WHERE {lead_id} = %s", lead) == ["Köln"]
 
