@@ -273,7 +273,7 @@ def create_what_changes() -> None:
 
 
 def create_lead_tables() -> None:
-    # The tables come from the settings of whoever asks, three names for each: schema, table, and column with the
+    # COPY is named for the leads, too. The tables come from the settings of whoever asks, three names for each: schema, table, and column with the
     # lead's id. Their policies read the leads as whoever asks.
     op.execute(
         sql("""
@@ -296,6 +296,16 @@ def create_lead_tables() -> None:
           mends text[] := '{}';
           found record;
         BEGIN
+          -- what row security takes from whoever it binds, without a look at his rights
+          condition := 'copy_from';
+          met := true;
+          SELECT coalesce('COPY ... FROM into ' || {leads_label} || ' or lead_tables is refused to ' || string_agg(quote_ident(r.rolname), ', ' ORDER BY r.rolname)
+                   || ': let it INSERT, or copy into a table of its own first', 'no login that row security binds may COPY into leads')
+          INTO detail
+          FROM pg_roles AS r JOIN pg_class AS c ON c.oid = {leads_name}::regclass
+          WHERE r.rolcanlogin AND NOT r.rolsuper AND NOT r.rolbypassrls AND has_table_privilege(r.oid, c.oid, 'INSERT')
+            AND (host_rls = 'force' OR c.relforcerowsecurity OR NOT pg_has_role(r.oid, c.relowner, 'USAGE'));
+          RETURN NEXT;
           IF cardinality(lead_tables) = 0 THEN
             RETURN;
           END IF;
@@ -401,7 +411,7 @@ def create_lead_tables() -> None:
         END
         $body$;
         COMMENT ON FUNCTION {schema}.lead_table_conditions(text, name[], text[]) IS
-        'Conditions of the gate about lead_tables: who would be locked out, and what would show their rows or take them away';
+        'Conditions of the gate about COPY and lead_tables: who would be locked out, and what would show their rows or take them away';
         REVOKE ALL ON FUNCTION {schema}.lead_table_conditions(text, name[], text[]) FROM PUBLIC
         """)
     )

@@ -27,7 +27,7 @@ BEFORE_RLS = ["visibility", "owners", "transition", "constraints", "observation_
 ALL = [
     *(*BEFORE_RLS, "territories", "unprotected", "unowned", "contextless_writes", "logins", "exempt_roles"),
     *("inheritance", "referential_actions", "host_triggers", "views", "searches"),
-    *("unique_keys", "host_code"),
+    *("unique_keys", "host_code", "copy_from"),
 ]
 
 
@@ -670,3 +670,14 @@ def test_without_row_security_on_the_host_nobody_can_be_locked_out(
     assert list(asked(watched, host_rls="off")) == BEFORE_RLS
     assert is_open(watched, host_rls="off")
     assert not is_open(watched, host_rls="force")
+
+
+def test_who_may_no_longer_copy_into_leads_is_named_before_contract(watched: Database) -> None:
+    seller, auditor = watched.profile.login("seller_de"), watched.profile.login("auditor")
+    named = asked(watched)["copy_from"]
+    assert named.met
+    assert seller in named.detail
+    assert auditor not in named.detail
+    watched.upgrade("head", contract="require")
+    with watched.acting("seller_de", 1) as conn, pytest.raises(psycopg.errors.FeatureNotSupported):
+        conn.execute(watched.text("COPY {leads} ({lead_id}, {territory}) FROM STDIN"))
