@@ -1,4 +1,4 @@
--- The schema of leadprotect with default settings, as it stands after lp_0018_contract_triggers.
+-- The schema of leadprotect with default settings, as it stands after lp_0019_contract_lead_tables.
 --
 -- Made by `make schema` from a real database with pg_dump; a test keeps it current. Do not edit. It is
 -- a picture to read, no script to run: it leaves out the host's tables, the roles, and what is said below.
@@ -30,15 +30,15 @@
 -- Contents, with the line:
 --
 --      43  Who calls which function
---      90  Territories and the border
---     373  Ownership and rules
---    1147  Decision
---    1565  Attempts and audit
---    2502  Seals
---    2961  Transition
---    3283  Backfill and verification
---    4161  Gate
---    4839  Host
+--      91  Territories and the border
+--     374  Ownership and rules
+--    1148  Decision
+--    1567  Attempts and audit
+--    2504  Seals
+--    2963  Transition
+--    3285  Backfill and verification
+--    4163  Gate
+--    4999  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -83,9 +83,10 @@
 --    try_change_sharing, end_rules, make_rule, revoke_rule, decide_as_manager, require_manager,
 --    in_transition, note_unsettled, note_contextless_write, own_moved_lead, own_named_lead,
 --    forget_lead, own_active_lead, require_transition, chunk_bounds, next_leads, own_leads,
---    ways_around, what_changes, accept_condition, accepted_share, tolerated, require_open_gate,
---    acts_bound, audit_edit, audit_truncate, refuse_move, refuse_taken, own_new_lead,
---    settings_at_contract
+--    leaking_views, ways_around, what_changes, lead_table_conditions, accept_condition,
+--    accepted_share, tolerated, require_open_gate, acts_bound, recorded_edit, audit_edit,
+--    audit_edits, audit_truncate, refuse_move, refuse_taken, own_new_lead, settings_at_contract,
+--    acts_bound_on, edit_through, child_edit, child_move, child_leads, child_truncate
 
 -- =================================================================================================
 -- Territories and the border
@@ -1403,6 +1404,7 @@ CREATE FUNCTION leadprotect.editable_among(leads uuid[]) RETURNS TABLE(lead uuid
 COMMENT ON FUNCTION leadprotect.editable_among(leads uuid[]) IS 'Which of these leads the user in context may edit, and why; without a context those outside protection';
 
 REVOKE ALL ON FUNCTION leadprotect.editable_among(leads uuid[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.editable_among(leads uuid[]) TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.editable_among(leads uuid[]) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.editable_among(leads uuid[]) TO leadprotect_auditor;
 GRANT ALL ON FUNCTION leadprotect.editable_among(leads uuid[]) TO leadprotect_manager;
@@ -4166,6 +4168,71 @@ GRANT ALL ON FUNCTION leadprotect.backfill_status() TO leadprotect_operator;
 -- and its heartbeat here.
 -- =================================================================================================
 
+-- function leaking_views, lp_0014_migrate_ways, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.leaking_views(target regclass, host_rls text, exempt_roles name[]) RETURNS TABLE(detail text, remedy text)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        #variable_conflict use_variable
+        DECLARE
+          what text := CASE WHEN target = '"public"."leads"'::regclass THEN 'leads' ELSE target::text END;
+        BEGIN
+          RETURN QUERY
+          WITH RECURSIVE rules AS MATERIALIZED (
+            SELECT DISTINCT d.refobjid AS source, r.ev_class AS view
+            FROM pg_depend AS d JOIN pg_rewrite AS r ON r.oid = d.objid
+            WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid <> r.ev_class),
+          relations AS MATERIALIZED (
+            SELECT c.oid, c.relkind, c.relowner, c.relacl, c.relkind = 'v' AND coalesce((
+                     SELECT bool_or(o.option_value::boolean) FROM pg_options_to_table(c.reloptions) AS o
+                     WHERE o.option_name = 'security_invoker'), false) AS invoker
+            FROM pg_class AS c WHERE c.relkind IN ('v', 'm') AND c.oid IN (SELECT rules.view FROM rules)),
+          reached AS (
+            SELECT v.oid, CASE WHEN v.invoker THEN 0::oid ELSE v.relowner END AS reader
+            FROM rules JOIN relations AS v ON v.oid = rules.view WHERE rules.source = target
+            UNION
+            SELECT v.oid, CASE WHEN below.reader <> 0 THEN below.reader WHEN v.invoker THEN 0::oid ELSE v.relowner END
+            FROM reached AS below JOIN rules ON rules.source = below.oid JOIN relations AS v ON v.oid = rules.view),
+          leaks AS MATERIALIZED (
+            SELECT DISTINCT v.oid, v.relkind, v.relowner, v.relacl
+            FROM reached JOIN relations AS v ON v.oid = reached.oid JOIN pg_roles AS o ON o.oid = reached.reader
+            WHERE NOT v.invoker AND (o.rolsuper OR o.rolbypassrls
+              -- who reads every lead reads every row of a lead
+              OR host_rls <> 'force' AND EXISTS (
+                SELECT FROM pg_class AS c
+                WHERE c.oid IN (target, '"public"."leads"'::regclass) AND pg_has_role(o.oid, c.relowner, 'USAGE')))),
+          grants AS (
+            SELECT l.oid, l.relowner, g.grantee FROM leaks AS l, aclexplode(l.relacl) AS g
+            WHERE g.privilege_type = 'SELECT'
+            UNION
+            SELECT l.oid, l.relowner, g.grantee
+            FROM leaks AS l JOIN pg_attribute AS a ON a.attrelid = l.oid, aclexplode(a.attacl) AS g
+            WHERE g.privilege_type = 'SELECT'
+            UNION
+            SELECT l.oid, l.relowner, 'pg_read_all_data'::regrole FROM leaks AS l),
+          readers AS (
+            SELECT g.oid, g.grantee, min(r.rolname) AS login
+            FROM grants AS g JOIN pg_roles AS r
+              ON CASE g.grantee WHEN 0 THEN true ELSE pg_has_role(r.oid, g.grantee, 'MEMBER') END
+            WHERE r.rolcanlogin AND NOT r.rolsuper AND NOT r.rolbypassrls AND r.rolname <> ALL (exempt_roles)
+              AND NOT pg_has_role(r.oid, g.relowner, 'MEMBER')
+              AND has_database_privilege(r.oid, current_database(), 'CONNECT')
+            GROUP BY g.oid, g.grantee)
+          SELECT format('%s reads %s as its owner %I, so login %I sees those of every territory', l.oid::regclass,
+                        what, pg_get_userbyid(l.relowner), min(r.login)) AS detail,
+                 CASE l.relkind WHEN 'v' THEN format('ALTER VIEW %s SET (security_invoker = true);', l.oid::regclass)
+                   ELSE string_agg(format('REVOKE SELECT ON %s FROM %s;', l.oid::regclass,
+                     CASE r.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(r.grantee)) END), ' ') END AS remedy
+          FROM leaks AS l JOIN readers AS r ON r.oid = l.oid
+          GROUP BY l.oid, l.relkind, l.relowner ORDER BY l.oid::regclass::text LIMIT 20;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.leaking_views(target regclass, host_rls text, exempt_roles name[]) IS 'The views that show rows of a table past its row security to a login, and what closes each';
+
+REVOKE ALL ON FUNCTION leadprotect.leaking_views(target regclass, host_rls text, exempt_roles name[]) FROM PUBLIC;
+
 -- function ways_around, lp_0014_migrate_ways, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.ways_around(host_rls text, exempt_roles name[]) RETURNS TABLE(condition text, met boolean, detail text, remedy text)
@@ -4217,53 +4284,7 @@ CREATE FUNCTION leadprotect.ways_around(host_rls text, exempt_roles name[]) RETU
           SELECT count(*) = 0,
                  coalesce(string_agg(leak.detail, ', '), 'no view shows leads past row security'),
                  string_agg(leak.remedy, ' ') || ' or name the readers in exempt_roles'
-          INTO met, detail, remedy
-          FROM (
-            WITH RECURSIVE rules AS MATERIALIZED (
-              SELECT DISTINCT d.refobjid AS source, r.ev_class AS view
-              FROM pg_depend AS d JOIN pg_rewrite AS r ON r.oid = d.objid
-              WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid <> r.ev_class),
-            relations AS MATERIALIZED (
-              SELECT c.oid, c.relkind, c.relowner, c.relacl, c.relkind = 'v' AND coalesce((
-                       SELECT bool_or(o.option_value::boolean) FROM pg_options_to_table(c.reloptions) AS o
-                       WHERE o.option_name = 'security_invoker'), false) AS invoker
-              FROM pg_class AS c WHERE c.relkind IN ('v', 'm') AND c.oid IN (SELECT rules.view FROM rules)),
-            reached AS (
-              SELECT v.oid, CASE WHEN v.invoker THEN 0::oid ELSE v.relowner END AS reader
-              FROM rules JOIN relations AS v ON v.oid = rules.view WHERE rules.source = '"public"."leads"'::regclass
-              UNION
-              SELECT v.oid, CASE WHEN below.reader <> 0 THEN below.reader WHEN v.invoker THEN 0::oid ELSE v.relowner END
-              FROM reached AS below JOIN rules ON rules.source = below.oid JOIN relations AS v ON v.oid = rules.view),
-            leaks AS MATERIALIZED (
-              SELECT DISTINCT v.oid, v.relkind, v.relowner, v.relacl
-              FROM reached JOIN relations AS v ON v.oid = reached.oid JOIN pg_roles AS o ON o.oid = reached.reader
-              WHERE NOT v.invoker AND (o.rolsuper OR o.rolbypassrls
-                OR host_rls <> 'force' AND pg_has_role(o.oid, (SELECT relowner FROM pg_class
-                                                               WHERE oid = '"public"."leads"'::regclass), 'USAGE'))),
-            grants AS (
-              SELECT l.oid, l.relowner, g.grantee FROM leaks AS l, aclexplode(l.relacl) AS g
-              WHERE g.privilege_type = 'SELECT'
-              UNION
-              SELECT l.oid, l.relowner, g.grantee
-              FROM leaks AS l JOIN pg_attribute AS a ON a.attrelid = l.oid, aclexplode(a.attacl) AS g
-              WHERE g.privilege_type = 'SELECT'
-              UNION
-              SELECT l.oid, l.relowner, 'pg_read_all_data'::regrole FROM leaks AS l),
-            readers AS (
-              SELECT g.oid, g.grantee, min(r.rolname) AS login
-              FROM grants AS g JOIN pg_roles AS r
-                ON CASE g.grantee WHEN 0 THEN true ELSE pg_has_role(r.oid, g.grantee, 'MEMBER') END
-              WHERE r.rolcanlogin AND NOT r.rolsuper AND NOT r.rolbypassrls AND r.rolname <> ALL (exempt_roles)
-                AND NOT pg_has_role(r.oid, g.relowner, 'MEMBER')
-                AND has_database_privilege(r.oid, current_database(), 'CONNECT')
-              GROUP BY g.oid, g.grantee)
-            SELECT format('%s reads leads as its owner %I, so login %I sees those of every territory', l.oid::regclass,
-                          pg_get_userbyid(l.relowner), min(r.login)) AS detail,
-                   CASE l.relkind WHEN 'v' THEN format('ALTER VIEW %s SET (security_invoker = true);', l.oid::regclass)
-                     ELSE string_agg(format('REVOKE SELECT ON %s FROM %s;', l.oid::regclass,
-                       CASE r.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(r.grantee)) END), ' ') END AS remedy
-            FROM leaks AS l JOIN readers AS r ON r.oid = l.oid
-            GROUP BY l.oid, l.relkind, l.relowner ORDER BY l.oid::regclass::text LIMIT 20) AS leak;
+          INTO met, detail, remedy FROM "leadprotect".leaking_views('"public"."leads"'::regclass, host_rls, exempt_roles) AS leak;
           RETURN NEXT;
         END
         $$;
@@ -4351,6 +4372,144 @@ COMMENT ON FUNCTION leadprotect.what_changes(host_rls text) IS 'What works other
 
 REVOKE ALL ON FUNCTION leadprotect.what_changes(host_rls text) FROM PUBLIC;
 
+-- function lead_table_conditions, lp_0014_migrate_ways, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.lead_table_conditions(host_rls text, exempt_roles name[], lead_tables text[]) RETURNS TABLE(condition text, met boolean, detail text, remedy text)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+        #variable_conflict use_variable
+        DECLARE
+          one text[];
+          target regclass;
+          lead_owner oid := (SELECT relowner FROM pg_class WHERE oid = '"public"."leads"'::regclass);
+          locked text[] := '{}';
+          unlocks text[] := '{}';
+          ways text[] := '{}';
+          closes text[] := '{}';
+          keys text[] := '{}';
+          mends text[] := '{}';
+          found record;
+        BEGIN
+          -- what row security takes from whoever it binds, without a look at his rights
+          condition := 'copy_from';
+          met := true;
+          SELECT coalesce('COPY ... FROM into ' || 'public.leads' || ' or lead_tables is refused to ' || string_agg(quote_ident(r.rolname), ', ' ORDER BY r.rolname)
+                   || ': let it INSERT, or copy into a table of its own first', 'no login that row security binds may COPY into leads')
+          INTO detail
+          FROM pg_roles AS r JOIN pg_class AS c ON c.oid = '"public"."leads"'::regclass
+          WHERE r.rolcanlogin AND NOT r.rolsuper AND NOT r.rolbypassrls AND has_table_privilege(r.oid, c.oid, 'INSERT')
+            AND (host_rls = 'force' OR c.relforcerowsecurity OR NOT pg_has_role(r.oid, c.relowner, 'USAGE'));
+          RETURN NEXT;
+          IF cardinality(lead_tables) = 0 THEN
+            RETURN;
+          END IF;
+          FOREACH one SLICE 1 IN ARRAY lead_tables LOOP
+            target := (
+              SELECT c.oid FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+              JOIN pg_attribute AS a ON a.attrelid = c.oid AND NOT a.attisdropped
+              WHERE n.nspname = one[1] AND c.relname = one[2] AND a.attname = one[3]);
+            IF target IS NULL THEN
+              locked := locked || format('there is no table %I.%I with a column %I', one[1], one[2], one[3]);
+              unlocks := unlocks || 'correct lead_tables;'::text;
+              CONTINUE;
+            END IF;
+            FOR found IN
+              WITH holders AS MATERIALIZED (
+                SELECT h.oid FROM pg_roles AS h
+                WHERE h.rolname <> ALL (ARRAY['leadprotect_app', 'leadprotect_auditor', 'leadprotect_manager', 'leadprotect_operator', 'leadprotect_owner', 'leadprotect_reader']::name[])
+                  AND (has_table_privilege(h.oid, target, 'SELECT, INSERT, UPDATE, DELETE')
+                    OR has_any_column_privilege(h.oid, target, 'SELECT, INSERT, UPDATE'))),
+              borders AS MATERIALIZED (
+                SELECT b.oid FROM "leadprotect".territories AS t JOIN pg_roles AS b ON b.rolname = 'leadprotect_' || lower(t.code)),
+              acting AS (
+                SELECT DISTINCT ON (l.rolname) l.rolname AS login, r.rolname AS role,
+                       pg_has_role(l.oid, c.relowner, 'MEMBER') AS owns_it, pg_has_role(l.oid, lead_owner, 'MEMBER') AS owns_leads,
+                       l.rolname = ANY (exempt_roles) OR r.rolname = ANY (exempt_roles) AS exempt,
+                       pg_has_role(l.oid, 'leadprotect_app', 'MEMBER') AS serves,
+                       pg_has_role(r.oid, 'leadprotect_app', 'USAGE')
+                         AND EXISTS (SELECT FROM borders AS b WHERE pg_has_role(r.oid, b.oid, 'USAGE')) AS ready,
+                       has_column_privilege(r.oid, '"public"."leads"'::regclass, 'id', 'SELECT')
+                         AND has_column_privilege(r.oid, '"public"."leads"'::regclass, 'territory', 'SELECT') AS reads
+                FROM pg_roles AS l JOIN pg_roles AS r ON pg_has_role(l.oid, r.oid, 'MEMBER') JOIN holders AS h ON h.oid = r.oid
+                CROSS JOIN pg_class AS c
+                WHERE c.oid = target AND l.rolcanlogin AND NOT l.rolsuper AND NOT l.rolbypassrls
+                  AND has_database_privilege(l.oid, current_database(), 'CONNECT')
+                ORDER BY l.rolname, r.oid = l.oid DESC, ready DESC, r.rolname)
+              SELECT CASE
+                  WHEN a.owns_it AND NOT a.owns_leads AND a.serves THEN
+                    format('login %I owns %s and not %s, so the row security of the one does not bind it', a.login, target, 'public.leads')
+                  WHEN NOT a.ready AND NOT a.exempt THEN
+                    format('%s has privileges on %s but is no member of %s and a territory', a.role, target, 'leadprotect_app')
+                  ELSE format('%s has privileges on %s and may not read id and territory of %s, by which its rows are seen',
+                              a.role, target, 'public.leads') END AS detail,
+                CASE
+                  WHEN a.owns_it AND NOT a.owns_leads AND a.serves THEN
+                    format('ALTER TABLE %s OWNER TO %I;', target, pg_get_userbyid(lead_owner))
+                  WHEN NOT a.ready AND NOT a.exempt THEN (
+                    SELECT format('GRANT %I, %I%s TO %I;', 'leadprotect_app', t.roles[1],
+                                  ' /* or ' || nullif(array_to_string(t.roles[2:], ', '), '') || ' */', a.role)
+                    FROM (SELECT array_agg('leadprotect_' || lower(code) ORDER BY code) AS roles FROM "leadprotect".territories) AS t)
+                  ELSE format('GRANT SELECT (%I, %I) ON %s TO %I;', 'id', 'territory',
+                              '"public"."leads"'::regclass, a.role) END AS remedy
+              FROM acting AS a
+              WHERE CASE WHEN a.owns_it AND host_rls <> 'force' THEN NOT a.owns_leads AND a.serves AND NOT a.exempt
+                      WHEN a.owns_leads THEN false
+                      ELSE NOT a.ready AND NOT a.exempt OR NOT a.reads END
+              ORDER BY a.login LIMIT 20
+            LOOP
+              locked := locked || found.detail;
+              unlocks := unlocks || found.remedy;
+            END LOOP;
+            FOR found IN
+              SELECT format('%s inherits from %s, so the rows in it are not protected', i.inhrelid::regclass, i.inhparent::regclass) AS detail,
+                     format('ALTER TABLE %s NO INHERIT %s;', i.inhrelid::regclass, i.inhparent::regclass) AS remedy
+              FROM pg_inherits AS i WHERE target IN (i.inhparent, i.inhrelid)
+              UNION ALL
+              SELECT * FROM "leadprotect".leaking_views(target, host_rls, exempt_roles)
+            LOOP
+              ways := ways || found.detail;
+              closes := closes || found.remedy;
+            END LOOP;
+            -- what such a key leaves behind would be everybody's, so the trigger refuses it
+            FOR found IN
+              SELECT format('%I takes the rows of %s from a lead that is deleted or renumbered: refused after contract, and with it the deletion',
+                            k.conname, target) AS detail,
+                     format('ALTER TABLE %s DROP CONSTRAINT %I, ADD CONSTRAINT %2$I %s;', target, k.conname,
+                       regexp_replace(pg_get_constraintdef(k.oid), 'ON (DELETE|UPDATE) SET (NULL|DEFAULT)( \([^)]*\))?', 'ON \1 CASCADE', 'g')) AS remedy
+              FROM pg_constraint AS k
+              JOIN pg_attribute AS a ON a.attrelid = k.conrelid AND a.attname = one[3] AND a.attnum = ANY (k.conkey)
+              WHERE k.contype = 'f' AND k.conrelid = target AND k.confrelid = '"public"."leads"'::regclass
+                AND (k.confdeltype IN ('n', 'd') OR k.confupdtype IN ('n', 'd'))
+            LOOP
+              keys := keys || found.detail;
+              mends := mends || found.remedy;
+            END LOOP;
+          END LOOP;
+
+          condition := 'lead_tables';
+          met := cardinality(locked) = 0;
+          detail := coalesce(nullif(array_to_string(locked, ', '), ''), 'every login with privileges on lead_tables is a member, and reads leads');
+          remedy := nullif(array_to_string(unlocks, ' '), '');
+          RETURN NEXT;
+          condition := 'lead_tables_ways';
+          met := cardinality(ways) = 0;
+          detail := coalesce(nullif(array_to_string(ways, ', '), ''), 'no view or child shows rows of lead_tables past row security');
+          remedy := nullif(array_to_string(closes, ' '), '');
+          RETURN NEXT;
+          condition := 'lead_tables_keys';
+          met := cardinality(keys) = 0 OR "leadprotect".accepted_share('lead_tables_keys') IS NOT NULL;
+          detail := coalesce(nullif(array_to_string(keys, ', '), ''), 'no foreign key takes rows of lead_tables out of protection');
+          remedy := CASE WHEN NOT met THEN
+            array_to_string(mends, ' ') || ' or answer for it: alembic -x accept=lead_tables_keys:1 upgrade head' END;
+          RETURN NEXT;
+        END
+        $_$;
+
+COMMENT ON FUNCTION leadprotect.lead_table_conditions(host_rls text, exempt_roles name[], lead_tables text[]) IS 'Conditions of the gate about COPY and lead_tables: who would be locked out, and what would show their rows or take them away';
+
+REVOKE ALL ON FUNCTION leadprotect.lead_table_conditions(host_rls text, exempt_roles name[], lead_tables text[]) FROM PUBLIC;
+
 -- table accepted_conditions, lp_0015_migrate_gate
 
 CREATE TABLE leadprotect.accepted_conditions (
@@ -4364,7 +4523,7 @@ CREATE TABLE leadprotect.accepted_conditions (
 ALTER TABLE ONLY leadprotect.accepted_conditions FORCE ROW LEVEL SECURITY;
 
 COMMENT ON TABLE leadprotect.accepted_conditions IS 'What a person accepted of the gate of contract, by alembic -x accept=NAME:SHARE; the newest row of a condition counts';
-COMMENT ON COLUMN leadprotect.accepted_conditions.condition IS 'the condition: unowned, unprotected or host_code';
+COMMENT ON COLUMN leadprotect.accepted_conditions.condition IS 'the condition: unowned, unprotected, host_code or lead_tables_keys';
 COMMENT ON COLUMN leadprotect.accepted_conditions.accepted_at IS 'when';
 COMMENT ON COLUMN leadprotect.accepted_conditions.accepted_by IS 'the login that migrated';
 COMMENT ON COLUMN leadprotect.accepted_conditions.share IS 'the share of the leads up to which it holds, 0 to 1';
@@ -4387,8 +4546,8 @@ CREATE FUNCTION leadprotect.accept_condition(condition text, share numeric) RETU
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
         BEGIN
-          IF condition IS NULL OR condition NOT IN ('unowned', 'unprotected', 'host_code') THEN
-            RAISE EXCEPTION '% is no condition that can be accepted: unowned, unprotected and host_code are', coalesce(condition, 'NULL')
+          IF condition IS NULL OR condition NOT IN ('unowned', 'unprotected', 'host_code', 'lead_tables_keys') THEN
+            RAISE EXCEPTION '% is no condition that can be accepted: unowned, unprotected, host_code and lead_tables_keys are', coalesce(condition, 'NULL')
               USING ERRCODE = 'LP422';
           ELSIF share IS NULL OR share NOT BETWEEN 0 AND 1 THEN
             RAISE EXCEPTION 'a share is between 0 and 1' USING ERRCODE = 'LP422';
@@ -4527,7 +4686,7 @@ REVOKE ALL ON FUNCTION leadprotect.tolerated(condition text, several bigint, lea
 
 -- function gate_conditions, lp_0015_migrate_gate, owner leadprotect_reader
 
-CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rls text, exempt_roles name[]) RETURNS TABLE(condition text, met boolean, detail text, remedy text)
+CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rls text, exempt_roles name[], lead_tables text[] DEFAULT '{}'::text[]) RETURNS TABLE(condition text, met boolean, detail text, remedy text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'on'
@@ -4804,18 +4963,19 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
 
           RETURN QUERY SELECT * FROM "leadprotect".ways_around(host_rls, exempt_roles);
           RETURN QUERY SELECT * FROM "leadprotect".what_changes(host_rls);
+          RETURN QUERY SELECT * FROM "leadprotect".lead_table_conditions(host_rls, exempt_roles, lead_tables);
         END
         $_$;
 
-COMMENT ON FUNCTION leadprotect.gate_conditions(observation_window interval, host_rls text, exempt_roles name[]) IS 'The conditions of contract, each with what is in the way and what to run';
+COMMENT ON FUNCTION leadprotect.gate_conditions(observation_window interval, host_rls text, exempt_roles name[], lead_tables text[]) IS 'The conditions of contract, each with what is in the way and what to run';
 
-REVOKE ALL ON FUNCTION leadprotect.gate_conditions(observation_window interval, host_rls text, exempt_roles name[]) FROM PUBLIC;
-GRANT ALL ON FUNCTION leadprotect.gate_conditions(observation_window interval, host_rls text, exempt_roles name[]) TO leadprotect_owner;
-GRANT ALL ON FUNCTION leadprotect.gate_conditions(observation_window interval, host_rls text, exempt_roles name[]) TO leadprotect_operator;
+REVOKE ALL ON FUNCTION leadprotect.gate_conditions(observation_window interval, host_rls text, exempt_roles name[], lead_tables text[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.gate_conditions(observation_window interval, host_rls text, exempt_roles name[], lead_tables text[]) TO leadprotect_owner;
+GRANT ALL ON FUNCTION leadprotect.gate_conditions(observation_window interval, host_rls text, exempt_roles name[], lead_tables text[]) TO leadprotect_operator;
 
 -- function require_open_gate, lp_0015_migrate_gate
 
-CREATE FUNCTION leadprotect.require_open_gate(observation_window interval, host_rls text, exempt_roles name[]) RETURNS void
+CREATE FUNCTION leadprotect.require_open_gate(observation_window interval, host_rls text, exempt_roles name[], lead_tables text[] DEFAULT '{}'::text[]) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
@@ -4823,7 +4983,7 @@ CREATE FUNCTION leadprotect.require_open_gate(observation_window interval, host_
           closed text;
         BEGIN
           SELECT string_agg(format('%s (%s)', g.detail, g.remedy), '; ') INTO closed
-          FROM "leadprotect".gate_conditions(observation_window, host_rls, exempt_roles) AS g
+          FROM "leadprotect".gate_conditions(observation_window, host_rls, exempt_roles, lead_tables) AS g
           WHERE g.met IS NOT TRUE;
           IF closed IS NOT NULL THEN
             RAISE EXCEPTION 'the gate of contract is closed: %', closed
@@ -4832,9 +4992,9 @@ CREATE FUNCTION leadprotect.require_open_gate(observation_window interval, host_
         END
         $$;
 
-COMMENT ON FUNCTION leadprotect.require_open_gate(observation_window interval, host_rls text, exempt_roles name[]) IS 'Raises SQLSTATE LP409 while a condition of contract is false, with what is in the way and what to run';
+COMMENT ON FUNCTION leadprotect.require_open_gate(observation_window interval, host_rls text, exempt_roles name[], lead_tables text[]) IS 'Raises SQLSTATE LP409 while a condition of contract is false, with what is in the way and what to run';
 
-REVOKE ALL ON FUNCTION leadprotect.require_open_gate(observation_window interval, host_rls text, exempt_roles name[]) FROM PUBLIC;
+REVOKE ALL ON FUNCTION leadprotect.require_open_gate(observation_window interval, host_rls text, exempt_roles name[], lead_tables text[]) FROM PUBLIC;
 
 -- =================================================================================================
 -- Host
@@ -4953,6 +5113,22 @@ COMMENT ON FUNCTION leadprotect.acts_bound() IS 'Whether row security of the lea
 
 REVOKE ALL ON FUNCTION leadprotect.acts_bound() FROM PUBLIC;
 
+-- function recorded_edit, lp_0017_contract_enforce
+
+CREATE FUNCTION leadprotect.recorded_edit(lead uuid, author uuid) RETURNS SETOF bigint
+    LANGUAGE sql STABLE ROWS 1
+    BEGIN ATOMIC
+ SELECT e.id
+    FROM leadprotect.lead_access_audit e
+   WHERE ((e.lead_id = recorded_edit.lead) AND (e.at >= transaction_timestamp()) AND (e.at < (transaction_timestamp() + '1 day'::interval)) AND (e.transaction_id = pg_current_xact_id_if_assigned()) AND (e.action = 'EDIT'::leadprotect.lead_action) AND (e.outcome = 'ALLOW'::leadprotect.lead_access_outcome) AND (NOT (e.user_id IS DISTINCT FROM recorded_edit.author)))
+   ORDER BY e.at
+  LIMIT 1;
+END;
+
+COMMENT ON FUNCTION leadprotect.recorded_edit(lead uuid, author uuid) IS 'The row that an edit of the lead by the user has in this transaction; none where it was not edited yet';
+
+REVOKE ALL ON FUNCTION leadprotect.recorded_edit(lead uuid, author uuid) FROM PUBLIC;
+
 -- function audit_edit, lp_0017_contract_enforce
 
 CREATE FUNCTION leadprotect.audit_edit() RETURNS trigger
@@ -4967,13 +5143,11 @@ CREATE FUNCTION leadprotect.audit_edit() RETURNS trigger
           reason text;
           basis text;
           here text;
-          recorded boolean := TG_OP <> 'DELETE' AND EXISTS (
-            SELECT FROM "leadprotect".lead_access_audit AS e
-            WHERE e.lead_id = OLD."id" AND e.at >= transaction_timestamp()
-              AND e.at < transaction_timestamp() + interval '1 day'
-              AND e.transaction_id = pg_current_xact_id() AND e.action = 'EDIT' AND e.outcome = 'ALLOW'
-              AND e.user_id IS NOT DISTINCT FROM author);
         BEGIN
+          -- audit_edits() decides an update, once for the statement; replication applies rows, and fires no trigger of statements
+          IF TG_OP = 'UPDATE' AND current_setting('session_replication_role') <> 'replica' THEN
+            RETURN NEW;
+          END IF;
           IF (OLD."territory" IS NULL OR OLD."territory" = '') THEN
             reason := 'unprotected';
           ELSIF "leadprotect".acts_bound() THEN
@@ -4989,7 +5163,7 @@ CREATE FUNCTION leadprotect.audit_edit() RETURNS trigger
               reason := 'maintenance';
             END IF;
           END IF;
-          IF NOT recorded THEN
+          IF TG_OP = 'DELETE' OR NOT EXISTS (SELECT FROM "leadprotect".recorded_edit(OLD."id", author)) THEN
             PERFORM "leadprotect".write_audit(OLD."id", 'EDIT', reason, remark, basis, here);
           END IF;
           RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
@@ -4999,6 +5173,81 @@ CREATE FUNCTION leadprotect.audit_edit() RETURNS trigger
 COMMENT ON FUNCTION leadprotect.audit_edit() IS 'Trigger of contract: every edit of a lead is decided under locks and leaves its row';
 
 REVOKE ALL ON FUNCTION leadprotect.audit_edit() FROM PUBLIC;
+
+-- function audit_edits, lp_0017_contract_enforce
+
+CREATE FUNCTION leadprotect.audit_edits() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $$
+        #variable_conflict use_variable
+        DECLARE
+          author uuid := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
+          here text := pg_catalog.current_setting('app.territory', true);
+          remark text := 'update without assertion';
+          leads uuid[] := ARRAY(
+            SELECT l."id"::uuid FROM edited AS l WHERE NOT (l."territory" IS NULL OR l."territory" = '') ORDER BY 1);
+          bound boolean := "leadprotect".acts_bound();
+          own uuid[];
+          lead uuid;
+          reason text;
+          basis text;
+        BEGIN
+          -- outside protection everybody edits, and maintenance everywhere: what was declared and can't be stored
+          -- as it is stays in the note
+          IF NOT bound OR EXISTS (SELECT FROM edited AS l WHERE (l."territory" IS NULL OR l."territory" = '')) THEN
+            INSERT INTO "leadprotect".lead_access_audit
+              (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
+            SELECT l."id", author, (SELECT "leadprotect".acting_role()), CASE WHEN NOT (l."territory" IS NULL OR l."territory" = '') THEN l."territory"::text END,
+                   'EDIT', 'ALLOW', CASE WHEN (l."territory" IS NULL OR l."territory" = '') THEN 'unprotected' ELSE coalesce(e.reason, 'maintenance') END,
+                   (SELECT "leadprotect".bounded(concat_ws('; ', remark,
+                     CASE WHEN author IS NULL AND pg_catalog.current_setting('app.user_id', true) <> '' THEN format('declared user %L', left(pg_catalog.current_setting('app.user_id', true), 100)) END,
+                     CASE WHEN here <> '' AND NOT EXISTS (SELECT FROM "leadprotect".territories AS t WHERE t.code = here) THEN
+                       format('declared territory %L', left(here, 100)) END))),
+                   (SELECT "leadprotect".bounded(current_setting('app.correlation_id', true))),
+                   CASE WHEN NOT (l."territory" IS NULL OR l."territory" = '') THEN CASE e.reason WHEN 'owner' THEN 'assignment' ELSE 'not bound by row security' END END
+            FROM edited AS l
+            LEFT JOIN "leadprotect".editable_among(leads) AS e ON e.lead = l."id" AND e.reason <> 'unprotected'
+            LEFT JOIN LATERAL "leadprotect".recorded_edit(l."id", author) AS r (id) ON true
+            WHERE (NOT bound OR (l."territory" IS NULL OR l."territory" = '')) AND r.id IS NULL;
+          END IF;
+          IF NOT bound OR cardinality(leads) = 0 THEN
+            RETURN NULL;
+          END IF;
+          PERFORM "leadprotect".require_fresh_rules();
+          PERFORM FROM "leadprotect".user_lead_assignments AS a
+            WHERE a.lead_id = ANY (leads) AND a.territory = here AND a.user_id = author AND "leadprotect".is_member(here)
+            ORDER BY a.lead_id FOR SHARE;
+          own := ARRAY(SELECT e.lead FROM "leadprotect".editable_among(leads) AS e WHERE e.reason = 'owner');
+          INSERT INTO "leadprotect".lead_access_audit
+            (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
+          SELECT o.lead, author, (SELECT "leadprotect".acting_role()), here, 'EDIT', 'ALLOW', 'owner', remark,
+                 (SELECT "leadprotect".bounded(current_setting('app.correlation_id', true))), 'assignment'
+          FROM unnest(own) AS o (lead) LEFT JOIN LATERAL "leadprotect".recorded_edit(o.lead, author) AS r (id) ON true
+          WHERE r.id IS NULL;
+          IF cardinality(own) = cardinality(leads) THEN
+            RETURN NULL;
+          END IF;
+          FOR lead IN SELECT unnest(leads) EXCEPT SELECT unnest(own) ORDER BY 1 LOOP
+            SELECT d.reason, d.basis INTO reason, basis FROM "leadprotect".decide_locked(lead) AS d;
+            IF reason NOT IN ('owner', 'collaborator') THEN
+              PERFORM "leadprotect".deny(lead, 'EDIT', reason, remark);
+            END IF;
+            IF NOT EXISTS (SELECT FROM "leadprotect".recorded_edit(lead, author)) THEN
+              PERFORM "leadprotect".write_audit(lead, 'EDIT', reason, remark, basis);
+            END IF;
+          END LOOP;
+          RETURN NULL;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.audit_edits() IS 'Trigger of contract: every update of leads is decided under locks, and each leaves its row';
+
+REVOKE ALL ON FUNCTION leadprotect.audit_edits() FROM PUBLIC;
 
 -- function audit_truncate, lp_0017_contract_enforce
 
@@ -5102,7 +5351,7 @@ CREATE FUNCTION leadprotect.settings_at_contract() RETURNS jsonb
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
         BEGIN
-          RETURN '{"exempt_roles": [], "host_rls": "enforce", "denied_edit": "hide", "owner_on_insert": "none"}';
+          RETURN '{"exempt_roles": [], "host_rls": "enforce", "denied_edit": "hide", "owner_on_insert": "none", "lead_tables": []}';
         END
         $$;
 
@@ -5146,7 +5395,13 @@ CREATE POLICY leadprotect_rows ON public.leads USING (true) WITH CHECK (true);
 
 -- policy leadprotect_update on public.leads, lp_0017_contract_enforce
 
-CREATE POLICY leadprotect_update ON public.leads AS RESTRICTIVE FOR UPDATE TO leadprotect_app USING (((territory IS NULL) OR ((territory)::text = ''::text) OR ( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR leadprotect.can_edit_lead(id))) WITH CHECK (true);
+CREATE POLICY leadprotect_update ON public.leads AS RESTRICTIVE FOR UPDATE TO leadprotect_app USING (((territory IS NULL) OR ((territory)::text = ''::text) OR ( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR
+CASE
+    WHEN ( SELECT leadprotect.has_rules() AS has_rules) THEN leadprotect.can_edit_lead(id)
+    ELSE (EXISTS ( SELECT
+       FROM leadprotect.user_lead_assignments a
+      WHERE ((a.lead_id = leads.id) AND (a.territory = ( SELECT leadprotect.admitted_territory() AS admitted_territory)) AND (a.user_id = ( SELECT leadprotect.parse_user(current_setting('app.user_id'::text, true)) AS parse_user)))))
+END)) WITH CHECK (true);
 
 -- policy leadprotect_delete on public.leads, lp_0017_contract_enforce
 
@@ -5170,6 +5425,12 @@ CREATE TRIGGER leadprotect_audit_edit BEFORE DELETE OR UPDATE ON public.leads FO
 
 ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_audit_edit;
 
+-- trigger leadprotect_audit_edits on public.leads, lp_0017_contract_enforce
+
+CREATE TRIGGER leadprotect_audit_edits AFTER UPDATE ON public.leads REFERENCING OLD TABLE AS edited FOR EACH STATEMENT EXECUTE FUNCTION leadprotect.audit_edits();
+
+ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_audit_edits;
+
 -- trigger leadprotect_audit_truncate on public.leads, lp_0017_contract_enforce
 
 CREATE TRIGGER leadprotect_audit_truncate BEFORE TRUNCATE ON public.leads FOR EACH STATEMENT EXECUTE FUNCTION leadprotect.audit_truncate();
@@ -5187,6 +5448,189 @@ ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_refuse_move;
 CREATE TRIGGER leadprotect_refuse_taken BEFORE INSERT ON public.leads FOR EACH ROW EXECUTE FUNCTION leadprotect.refuse_taken();
 
 ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_refuse_taken;
+
+-- function acts_bound_on, lp_0019_contract_lead_tables
+
+CREATE FUNCTION leadprotect.acts_bound_on(target regclass) RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          RETURN "leadprotect".acts_bound() AND NOT EXISTS (
+            SELECT FROM pg_class AS c, pg_roles AS r
+            WHERE c.oid = target AND r.rolname = "leadprotect".acting_role()
+              AND NOT c.relforcerowsecurity AND pg_has_role(r.oid, c.relowner, 'USAGE'));
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.acts_bound_on(target regclass) IS 'Whether row security of a table of lead_tables binds the acting role: neither maintenance nor exempt';
+
+REVOKE ALL ON FUNCTION leadprotect.acts_bound_on(target regclass) FROM PUBLIC;
+
+-- function edit_through, lp_0019_contract_lead_tables
+
+CREATE FUNCTION leadprotect.edit_through(lead uuid, target regclass, remark text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        DECLARE
+          author uuid := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
+          here text;
+          reason text;
+          basis text;
+        BEGIN
+          SELECT l.territory INTO here FROM "leadprotect".host_lead(lead) AS l (territory);
+          IF NOT FOUND THEN
+            RETURN;
+          ELSIF here IS NULL THEN
+            reason := 'unprotected';
+          ELSIF "leadprotect".acts_bound_on(target) THEN
+            SELECT d.reason, d.basis INTO reason, basis FROM "leadprotect".decide_locked(lead) AS d;
+            IF reason NOT IN ('owner', 'collaborator') THEN
+              PERFORM "leadprotect".deny(lead, 'EDIT', reason, remark);
+            END IF;
+            here := NULL;
+          ELSE
+            reason := "leadprotect".explain_edit(lead);
+            basis := 'not bound by row security';
+            IF reason NOT IN ('owner', 'collaborator') THEN
+              reason := 'maintenance';
+            END IF;
+          END IF;
+          IF NOT EXISTS (SELECT FROM "leadprotect".recorded_edit(lead, author)) THEN
+            PERFORM "leadprotect".write_audit(lead, 'EDIT', reason, remark, basis, here);
+          END IF;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.edit_through(lead uuid, target regclass, remark text) IS 'An edit of a row of lead_tables is one of its lead: decided under locks, denied with LP403, recorded once a transaction';
+
+REVOKE ALL ON FUNCTION leadprotect.edit_through(lead uuid, target regclass, remark text) FROM PUBLIC;
+
+-- function child_edit, lp_0019_contract_lead_tables
+
+CREATE FUNCTION leadprotect.child_edit() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    SET enable_seqscan TO 'off'
+    AS $_$
+        DECLARE
+          lead uuid;
+        BEGIN
+          EXECUTE format('SELECT ($1).%I', TG_ARGV[0]) INTO lead USING OLD;
+          PERFORM "leadprotect".edit_through(lead, TG_RELID, format('%s of %s without assertion', lower(TG_OP), TG_RELID::regclass));
+          RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
+        END
+        $_$;
+
+COMMENT ON FUNCTION leadprotect.child_edit() IS 'Trigger of contract: who changes or deletes a row of lead_tables edits the lead that it belongs to';
+
+REVOKE ALL ON FUNCTION leadprotect.child_edit() FROM PUBLIC;
+
+-- function child_move, lp_0019_contract_lead_tables
+
+CREATE FUNCTION leadprotect.child_move() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    SET enable_seqscan TO 'off'
+    AS $_$
+        DECLARE
+          lead uuid;
+          before uuid;
+        BEGIN
+          EXECUTE format('SELECT ($1).%I', TG_ARGV[0]) INTO lead USING NEW;
+          IF TG_OP = 'UPDATE' THEN
+            EXECUTE format('SELECT ($1).%I', TG_ARGV[0]) INTO before USING OLD;
+            -- out of protection it goes by maintenance only; whose the row of a lead that is gone was, nobody can tell
+            IF before IS NOT NULL AND "leadprotect".acts_bound_on(TG_RELID)
+              AND NOT EXISTS (SELECT FROM "leadprotect".host_lead(before) AS l (territory) WHERE l.territory IS NULL)
+              AND NOT EXISTS (SELECT FROM "leadprotect".host_lead(lead) AS l (territory) WHERE l.territory IS NOT NULL)
+            THEN
+              RAISE EXCEPTION 'a row of % can be taken from its lead by maintenance only', TG_RELID::regclass
+                USING ERRCODE = 'insufficient_privilege';
+            END IF;
+          END IF;
+          PERFORM "leadprotect".edit_through(lead, TG_RELID, format('%s of %s without assertion', lower(TG_OP), TG_RELID::regclass));
+          RETURN NULL;
+        END
+        $_$;
+
+COMMENT ON FUNCTION leadprotect.child_move() IS 'Trigger of contract: who gives a lead a new row of lead_tables, or one of another lead, edits it';
+
+REVOKE ALL ON FUNCTION leadprotect.child_move() FROM PUBLIC;
+
+-- table lead_table_row_security, lp_0019_contract_lead_tables
+
+CREATE TABLE leadprotect.lead_table_row_security (
+    host_table text NOT NULL,
+    enabled boolean NOT NULL,
+    forced boolean NOT NULL,
+    enforced boolean NOT NULL
+);
+
+ALTER TABLE ONLY leadprotect.lead_table_row_security FORCE ROW LEVEL SECURITY;
+
+COMMENT ON TABLE leadprotect.lead_table_row_security IS 'Row security flags of each of lead_tables before contract';
+COMMENT ON COLUMN leadprotect.lead_table_row_security.host_table IS 'the table of the host';
+COMMENT ON COLUMN leadprotect.lead_table_row_security.enabled IS 'whether its row security was enabled before contract';
+COMMENT ON COLUMN leadprotect.lead_table_row_security.forced IS 'whether it was forced';
+COMMENT ON COLUMN leadprotect.lead_table_row_security.enforced IS 'whether contract changed the table: not with host_rls = off';
+
+ALTER TABLE ONLY leadprotect.lead_table_row_security
+    ADD CONSTRAINT lead_table_row_security_pkey PRIMARY KEY (host_table);
+
+ALTER TABLE leadprotect.lead_table_row_security ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY lp_inside ON leadprotect.lead_table_row_security TO leadprotect_owner USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+
+-- function child_leads, lp_0019_contract_lead_tables, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.child_leads(target regclass, lead_column name) RETURNS SETOF uuid
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    AS $$
+        BEGIN
+          RETURN QUERY EXECUTE format('SELECT DISTINCT c.%I::uuid FROM %s AS c', lead_column, target);
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.child_leads(target regclass, lead_column name) IS 'The leads that a table of lead_tables holds rows of';
+
+REVOKE ALL ON FUNCTION leadprotect.child_leads(target regclass, lead_column name) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.child_leads(target regclass, lead_column name) TO leadprotect_owner;
+
+-- function child_truncate, lp_0019_contract_lead_tables
+
+CREATE FUNCTION leadprotect.child_truncate() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    AS $$
+        BEGIN
+          IF "leadprotect".acts_bound_on(TG_RELID) THEN
+            RAISE EXCEPTION 'TRUNCATE on % refused: it would delete rows of leads of every territory', TG_RELID::regclass
+              USING ERRCODE = 'insufficient_privilege';
+          ELSIF (SELECT h.enabled FROM "leadprotect".lead_table_row_security AS h WHERE h.host_table = format('"%s"."%s"', TG_TABLE_SCHEMA, TG_TABLE_NAME)) THEN
+            RAISE EXCEPTION 'TRUNCATE on % refused: its row security hides rows from leadprotect, which records the leads', TG_RELID::regclass
+              USING ERRCODE = 'insufficient_privilege', HINT = 'DELETE FROM it instead.';
+          END IF;
+          INSERT INTO "leadprotect".lead_access_audit
+            (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
+          SELECT l.lead_id, "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true)), "leadprotect".acting_role(),
+                 l.territory, 'EDIT', 'ALLOW', 'maintenance', format('truncate of %s without assertion', TG_RELID::regclass),
+                 "leadprotect".bounded(current_setting('app.correlation_id', true)), 'not bound by row security'
+          FROM "leadprotect".protected_leads() AS l
+          JOIN "leadprotect".child_leads(TG_RELID, TG_ARGV[0]::name) AS c (lead) ON c.lead = l.lead_id;
+          RETURN NULL;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.child_truncate() IS 'Trigger of contract: TRUNCATE of lead_tables is refused to whom row security binds; by maintenance it leaves a row for each lead';
+
+REVOKE ALL ON FUNCTION leadprotect.child_truncate() FROM PUBLIC;
 
 -- table alembic_version, Alembic itself
 
