@@ -5365,7 +5365,7 @@ CREATE TABLE leadprotect.host_row_security (
     host_table text NOT NULL,
     enabled boolean NOT NULL,
     forced boolean NOT NULL,
-    auditor_columns smallint[] NOT NULL,
+    auditor_columns bigint[] NOT NULL,
     enforced boolean NOT NULL
 );
 

@@ -6,6 +6,7 @@ from leadprotect.settings.load import ENVIRONMENT_PREFIX, KEYS, Settings, acting
 from leadprotect.settings.names import activity_sources, lead_tables, names, render, sql, type_name
 from leadprotect.settings.quoting import ident, literal, table
 from leadprotect.settings.roles import making_roles
+from leadprotect.settings.sources import SourceTable
 from leadprotect.settings.values import LeadTable, check_territory_code, duration
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Activities",
     "LeadTable",
     "Settings",
+    "SourceTable",
     "acting_with",
     "activity_sources",
     "check_territory_code",

@@ -22,7 +22,7 @@ from sqlalchemy import text
 from leadprotect.settings import activity_sources, load, names, sql
 
 if TYPE_CHECKING:
-    from leadprotect.settings.sources import SourceTable
+    from leadprotect.settings import SourceTable
 
 revision = "lp_0009_expand_indexes"
 down_revision = "lp_0008_expand_rules"

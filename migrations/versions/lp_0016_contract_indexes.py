@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from leadprotect.settings import activity_sources, load, names, sql
 
 if TYPE_CHECKING:
-    from leadprotect.settings.sources import SourceTable
+    from leadprotect.settings import SourceTable
 
 revision = "lp_0016_contract_indexes"
 down_revision = "lp_0015_migrate_gate"

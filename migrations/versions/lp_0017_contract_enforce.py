@@ -395,7 +395,7 @@ def create_memory() -> None:
           host_table text PRIMARY KEY,
           enabled boolean NOT NULL,
           forced boolean NOT NULL,
-          auditor_columns smallint[] NOT NULL,
+          auditor_columns bigint[] NOT NULL,
           enforced boolean NOT NULL
         );
         COMMENT ON TABLE {schema}.host_row_security IS
