@@ -40,8 +40,8 @@ _FLAGS = """
     FROM pg_catalog.pg_class WHERE oid = %s
     """
 _KEPT = """
-    SELECT pg_catalog.obj_description(oid, 'pg_policy') FROM pg_catalog.pg_policy
-    WHERE polrelid = %s AND polname = %s
+    SELECT polrelid::regclass::text, pg_catalog.obj_description(oid, 'pg_policy') FROM pg_catalog.pg_policy
+    WHERE polname = %s
     """
 
 
@@ -107,8 +107,8 @@ def _take(at: steps.Steps, config: Config, s: Settings, head: str) -> None:
     def work(conn: psycopg.Connection[Any]) -> None:
         for statement in statements:
             conn.execute(statement.encode())
-        if enforced:
-            _close(conn, made)
+        for name in (made.leads_table, *(child.table for child in made.lead_tables)) if enforced else ():
+            _close(conn, made, name)
 
     at.step(work)
 
@@ -124,34 +124,30 @@ def _inside(statements: list[str]) -> list[str]:
     return kept
 
 
-def _close(conn: psycopg.Connection[Any], s: Settings) -> None:
+def _close(conn: psycopg.Connection[Any], s: Settings, name: str) -> None:
     """Nobody gets in but whom our policies do not bind; what the flags were is remembered beside it."""
-    leads, oid = table(s.leads_table), relation(conn, *s.leads_table.split(".", 1))
-    flags = str(one(conn, _FLAGS, oid))
+    closed, rows, host_table = ident(s.role("closed")), ident(s.role("closed_rows")), table(name)
+    flags = str(one(conn, _FLAGS, relation(conn, *name.split(".", 1))))
     unbound = render("(SELECT current_user = ANY (ARRAY[{unbound}]::name[]))", s)
-    closed, rows = ident(s.role("closed")), ident(s.role("closed_rows"))
-    conn.execute(f"CREATE POLICY {closed} ON {leads} AS RESTRICTIVE USING ({unbound})".encode())
-    conn.execute(f"COMMENT ON POLICY {closed} ON {leads} IS {literal(flags)}".encode())
+    conn.execute(f"CREATE POLICY {closed} ON {host_table} AS RESTRICTIVE USING ({unbound})".encode())
+    conn.execute(f"COMMENT ON POLICY {closed} ON {host_table} IS {literal(flags)}".encode())
     if not json.loads(flags)["enabled"]:
-        conn.execute(f"CREATE POLICY {rows} ON {leads} USING (true)".encode())
-        conn.execute(f"ALTER TABLE {leads} ENABLE ROW LEVEL SECURITY".encode())
+        conn.execute(f"CREATE POLICY {rows} ON {host_table} USING (true)".encode())
+        conn.execute(f"ALTER TABLE {host_table} ENABLE ROW LEVEL SECURITY".encode())
     if s.host_rls == "force":
-        conn.execute(f"ALTER TABLE {leads} FORCE ROW LEVEL SECURITY".encode())
+        conn.execute(f"ALTER TABLE {host_table} FORCE ROW LEVEL SECURITY".encode())
 
 
 def _open(conn: psycopg.Connection[Any], s: Settings) -> None:
-    """The table as it was before contract: in the transaction in which contract closes it again."""
-    leads, oid = table(s.leads_table), relation(conn, *s.leads_table.split(".", 1))
-    kept = one(conn, _KEPT, oid, s.role("closed"))
-    if kept is None:
-        return
-    flags = json.loads(str(kept))
-    conn.execute(f"DROP POLICY {ident(s.role('closed'))} ON {leads}".encode())
-    conn.execute(f"DROP POLICY IF EXISTS {ident(s.role('closed_rows'))} ON {leads}".encode())
-    if not flags["enabled"]:
-        conn.execute(f"ALTER TABLE {leads} DISABLE ROW LEVEL SECURITY".encode())
-    if not flags["forced"]:
-        conn.execute(f"ALTER TABLE {leads} NO FORCE ROW LEVEL SECURITY".encode())
+    """Tables as they were before contract: in the transaction in which contract closes them again."""
+    for host_table, kept in conn.execute(_KEPT, (s.role("closed"),)).fetchall():
+        flags = json.loads(kept)
+        conn.execute(f"DROP POLICY {ident(s.role('closed'))} ON {host_table}".encode())
+        conn.execute(f"DROP POLICY IF EXISTS {ident(s.role('closed_rows'))} ON {host_table}".encode())
+        if not flags["enabled"]:
+            conn.execute(f"ALTER TABLE {host_table} DISABLE ROW LEVEL SECURITY".encode())
+        if not flags["forced"]:
+            conn.execute(f"ALTER TABLE {host_table} NO FORCE ROW LEVEL SECURITY".encode())
 
 
 def _put_back(at: steps.Steps, config: Config, s: Settings, head: str) -> None:

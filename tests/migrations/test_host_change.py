@@ -141,6 +141,37 @@ def test_nobody_sees_a_lead_of_another_territory_while_the_holds_are_away(
 
 
 @pytest.mark.profiles("pg18")
+def test_what_hangs_on_a_lead_is_closed_with_it(
+    make_database: Callable[..., Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = make_database("expanded", lead_tables="public.activities (lead_id)")
+    database.upgrade("head")
+    database.activity(database.lead("CH"), database.user(1))
+    query = "SELECT count(*) FROM {activities}"
+    seen: list[int] = []
+
+    def ran(_words: object) -> int:
+        with database.connect("seller_de", autocommit=True) as conn:
+            seen.append(database.query(conn, query)[0])
+            database.sql('DROP POLICY "leadprotect_closed" ON {activities}')  # control: he would have seen it
+            seen.append(database.query(conn, query)[0])
+            database.sql(
+                """
+                CREATE POLICY "leadprotect_closed" ON {activities} AS RESTRICTIVE USING (false);
+                COMMENT ON POLICY "leadprotect_closed" ON {activities} IS '{"enabled": false, "forced": false}'
+                """
+            )
+        return 0
+
+    before = standing(database)
+    monkeypatch.setattr(module, "run_for_host", ran)
+    host_change(["change"], tell=quiet)
+    assert [0, 1] == seen
+    assert {} == difference(before, standing(database))
+    assert [] == dangers(database)
+
+
+@pytest.mark.profiles("pg18")
 def test_a_command_that_fails_leaves_everything_as_it_was(database: Database) -> None:
     before, held = standing(database), rows(database)
     ran = CliRunner().invoke(main, ["host-change", "--", sys.executable, "-c", "import sys; sys.exit(7)"])
