@@ -7,6 +7,7 @@ import sys
 import click
 from rich.table import Table
 
+from leadprotect.cli import output
 from leadprotect.cli.console import Console
 from leadprotect.cli.terminal import echo
 from leadprotect.database.connection import connect
@@ -19,18 +20,27 @@ from leadprotect.settings import current
 @click.command("purge")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--left", is_flag=True, help="Only list what a DBA made by hand for us; exit code 1 when there is any.")
-def purge_command(*, yes: bool, left: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="One JSON object; asks nothing, so it needs --yes or --left.")
+def purge_command(*, yes: bool, left: bool, as_json: bool) -> None:
     """Delete what a downgrade left in the quarantine, the audit included, after asking.
 
     Until then alembic upgrade head takes every row back. Nothing else is deleted. What names our roles and was made by
     hand (policies, grants, memberships) is listed with the statements that take it back, and so are the roles.
     Exit code 1 when there is no quarantine, when somebody's object depends on it, or without a yes.
     """
+    if as_json and not (yes or left):
+        raise click.UsageError("--json asks nothing: add --yes, or --left")
     with connect(current()) as conn:
         if left:
             found = left_by_hand(conn)
-            _list(found)
+            if as_json:
+                click.echo(output.as_json({"left": found}))
+            else:
+                _list(found)
             sys.exit(bool(found))
+        if as_json:
+            click.echo(output.as_json({"deleted": purge(conn)}))
+            return
         _show(quarantine(conn))
         if not yes:
             click.confirm("Delete all of it for ever?", abort=True)

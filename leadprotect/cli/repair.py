@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from leadprotect.cli import output
 from leadprotect.cli.terminal import echo
 from leadprotect.database.connection import connect, mapped_errors
 from leadprotect.doctor.repair import plan, repair
@@ -22,7 +23,10 @@ _LOCK_TIMEOUT_MS = 2_000
 
 @click.command("repair")
 @click.option("--yes", is_flag=True, help="Run the SQL that was shown without asking.")
-def repair_command(*, yes: bool) -> None:
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object; asks nothing: without --yes, what would be run."
+)
+def repair_command(*, yes: bool, as_json: bool) -> None:
     """Put back what doctor finds changed among leadprotect's own objects, by the shipped text.
 
     Shows the SQL first, and asks. Row security, functions, policies, triggers, the view and grants are put back in
@@ -32,6 +36,10 @@ def repair_command(*, yes: bool) -> None:
     s = current()
     with connect(s, lock_timeout=_LOCK_TIMEOUT_MS) as conn, mapped_errors():
         todo = plan(conn, settings=s)
+        if as_json:
+            left = repair(conn, todo, settings=s) if yes and todo.statements else todo.own
+            click.echo(output.as_json({"statements": todo.statements, "run": yes, "left": left, "others": todo.others}))
+            sys.exit(bool(left))
         if not todo.statements:
             echo("nothing of leadprotect's own is to be repaired")
             _name(todo.others, "only a DBA can judge")

@@ -98,10 +98,12 @@ ASKED = {
     ("rules", "revoke"): ["{user}", "COLLABORATOR", *MANAGED],
     ("rules", "suspend"): ["{user}", *MANAGED],
     ("rollback",): [],
+    ("repair",): [],
+    ("purge",): ["--left"],
     ("init",): ["--dry-run", "--force", "--yes", "--set", "qualifying_kinds=call"],
     ("validate",): ["--static"],
 }
-A_VERDICT = {("doctor",), ("redteam",), ("gate", "check"), ("guard",)}
+A_VERDICT = {("purge",), ("doctor",), ("redteam",), ("gate", "check"), ("guard",)}
 """Their exit code is the answer: before contract, to a superuser, and without a Prometheus, not 0."""
 OF_A_CHAIN = {"new", "next", "validate"}
 """They ask files, not the database."""
@@ -180,3 +182,21 @@ def test_a_value_has_one_form_in_json(value: object, expected: object) -> None:
 def test_what_would_be_guessed_is_refused(value: object) -> None:
     with pytest.raises(TypeError):
         output.as_json([value])
+
+
+@pytest.mark.profiles("pg18")
+def test_repair_tells_what_it_would_run_and_with_yes_what_it_has_run(database: Database) -> None:
+    database.sql("ALTER TABLE {schema}.user_lead_assignments NO FORCE ROW LEVEL SECURITY")
+    asked = CliRunner().invoke(main, ["repair", "--json"])
+    plan = json.loads(asked.stdout)
+    assert (1, False, True) == (asked.exit_code, plan["run"], len(plan["statements"]) > 0)
+    assert plan["left"]
+    done = CliRunner().invoke(main, ["repair", "--json", "--yes"])
+    told = json.loads(done.stdout)
+    assert (0, True, []) == (done.exit_code, told["run"], told["left"])
+    assert [] == json.loads(CliRunner().invoke(main, ["repair", "--json"]).stdout)["statements"]
+
+
+def test_what_asks_on_a_terminal_asks_nothing_for_a_program() -> None:
+    refused = CliRunner().invoke(main, ["purge", "--json"])
+    assert (2, True) == (refused.exit_code, "add --yes, or --left" in refused.output)
