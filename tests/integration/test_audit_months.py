@@ -33,17 +33,17 @@ def detach(database: Database, before: str) -> list[tuple[str, int]]:
 
 
 def unguarded(database: Database) -> list[str]:
-    """Tables of the audit that lack row security or a guard that always fires."""
+    """Tables of the audit that lack row security or a guard that always fires; notes of anchors need the first."""
     return database.sql(
         """
         SELECT c.relname::text FROM pg_class AS c
         WHERE c.relnamespace = {schema_name}::regnamespace AND c.relkind IN ('r', 'p')
           AND starts_with(c.relname, 'lead_access_audit')
-          AND NOT (c.relrowsecurity AND c.relforcerowsecurity
-            AND EXISTS (SELECT FROM pg_policy AS p WHERE p.polrelid = c.oid AND p.polname = 'lp_border')
+          AND NOT (c.relrowsecurity AND c.relforcerowsecurity AND (c.relname = 'lead_access_audit_anchors' OR
+            EXISTS (SELECT FROM pg_policy AS p WHERE p.polrelid = c.oid AND p.polname = 'lp_border')
             AND EXISTS (
               SELECT FROM pg_trigger AS t
-              WHERE t.tgrelid = c.oid AND t.tgname = 'lp_append_only' AND t.tgenabled = 'A'))
+              WHERE t.tgrelid = c.oid AND t.tgname = 'lp_append_only' AND t.tgenabled = 'A')))
         """
     )
 
