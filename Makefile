@@ -35,7 +35,7 @@ test: $(DEV) ## run the whole suite; ends with the number of tests passed
 	@$(BIN)/python -m pytest -n auto --dist loadgroup
 
 quick: export PATH := $(CURDIR)/$(BIN):$(PATH)
-quick: $(DEV) ## PostgreSQL 18 alone, without the tests marked slow; at most 90 s on 2 cores
+quick: $(DEV) ## PostgreSQL 18 alone, each test with its first case, none marked slow; at most 90 s on 2 cores
 	@begin=$$(date +%s); $(BIN)/python -m pytest -q -n auto --dist loadgroup --quick || exit; \
 	echo "quick: $$(($$(date +%s) - begin)) s"
 

@@ -31,7 +31,7 @@ QUICK = {None, PROFILES[0].name}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="the first profile only, and no test marked slow")
+    parser.addoption("--quick", action="store_true", help="of each test its first case, on 18, and none that is slow")
 
 
 def pytest_configure() -> None:
@@ -43,15 +43,25 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The slow ones first, so that none begins when the other workers are through; with --quick, none of them."""
+    """The slow ones first, so that none begins when the other workers are through; with --quick, none of them.
+
+    Quick is what says at once whether anything is broken at all: of each test its first case.
+    """
     left_out = {item for item in items if not NIGHTLY and by_night(item)}
     if config.option.quick:
         left_out |= {item for item in items if item.get_closest_marker("slow") or profile_of(item) not in QUICK}
+        left_out |= later_cases([item for item in items if item not in left_out])
     if left_out:
         config.hook.pytest_deselected(items=[*left_out])
         items[:] = [item for item in items if item not in left_out]
     items.sort(key=how_long, reverse=True)
     keep_groups(config, items)
+
+
+def later_cases(items: list[pytest.Item]) -> set[pytest.Item]:
+    """Every case of a test but its first."""
+    firsts = {item.nodeid.partition("[")[0]: item for item in reversed(items)}
+    return {item for item in items if firsts[item.nodeid.partition("[")[0]] is not item}
 
 
 def profile_of(item: pytest.Item) -> str | None:

@@ -109,6 +109,7 @@ def verdict(*arguments: str) -> tuple[int, str]:
     return done.exit_code, done.output.splitlines()[0]
 
 
+@pytest.mark.slow("it goes through every phase")
 def test_the_first_line_is_a_verdict_in_every_phase(host: Database) -> None:
     assert verdict() == (0, "not installed: alembic upgrade head begins")
     host.upgrade(NAMED["expand_rules"])

@@ -17,10 +17,9 @@ from tests.support.matrix import LEADS, SELECT, UPDATE, History, allowed, gained
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = pytest.mark.profiles("pg18", "pg15")
+pytestmark = [pytest.mark.profiles("pg18", "pg15"), pytest.mark.slow("hosts from their first table to contract")]
 # one worker records the life of a shape, and asks about it
-RECORDED = pytest.mark.slow("what everybody sees and edits, at each moment of the life of a host")
-GROUPED = [pytest.param(shape, marks=[pytest.mark.xdist_group(f"host {shape}"), RECORDED]) for shape in SHAPES]
+GROUPED = [pytest.param(shape, marks=pytest.mark.xdist_group(f"host {shape}")) for shape in SHAPES]
 each_shape = pytest.mark.parametrize("shape", GROUPED, ids=str)
 with_row_security = pytest.mark.parametrize("shape", [s for s in SHAPES if s.row_security], ids=str)
 

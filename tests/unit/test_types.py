@@ -81,6 +81,7 @@ def test_a_service_that_mypy_checks_strictly_learns_what_is_wrong(tmp_path: Path
     assert WRONG == sorted({int(line) for line in re.findall(r"service\.py:(\d+): error", said)}), said
 
 
+@pytest.mark.slow("pyright reads SQLAlchemy")
 def test_a_service_that_pyright_checks_strictly_learns_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "service.py").write_text(SERVICE)
     (tmp_path / "pyrightconfig.json").write_text('{"typeCheckingMode": "strict"}')
