@@ -89,7 +89,9 @@ def test_a_release_undoes_what_a_later_one_applied(newer: Database) -> None:
     assert SAFE == newer.revision()
     assert [CONTRACT_AGAIN, EXPAND] == [event.what.split()[1].strip(",") for event in done.timeline[1:3]]
     after = rows(newer)
-    kept = {name: found for name, found in before.items() if not name.endswith("_row_security")}  # contract's own memory
+    kept = {
+        name: found for name, found in before.items() if not name.endswith("_row_security")
+    }  # contract's own memory
     assert {} == difference(kept, after)
     newer.upgrade("head")  # forward again, with what this release knows
     assert HEAD == newer.revision()
