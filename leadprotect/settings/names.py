@@ -110,9 +110,7 @@ def _running() -> Settings:
 
 def activity_sources() -> list[SourceTable]:
     """The tables that make owners, for a revision: by the settings of the running Alembic command."""
-    from alembic import context  # noqa: PLC0415 - as above
-
-    return filled(context.config.attributes.get(KEPT) or load(context.config))
+    return filled(_running())
 
 
 @lru_cache(maxsize=512)

@@ -334,8 +334,8 @@ def create_lead_tables() -> None:
                        pg_has_role(l.oid, {app_name}, 'MEMBER') AS serves,
                        pg_has_role(r.oid, {app_name}, 'USAGE')
                          AND EXISTS (SELECT FROM borders AS b WHERE pg_has_role(r.oid, b.oid, 'USAGE')) AS ready,
-                       has_column_privilege(r.oid, {leads_name}::regclass, {lead_id_column_name}, 'SELECT')
-                         AND has_column_privilege(r.oid, {leads_name}::regclass, {territory_column_name}, 'SELECT') AS reads
+                       (SELECT bool_and(has_column_privilege(r.oid, {leads_name}::regclass, needed.name, 'SELECT'))
+                        FROM unnest(ARRAY[{lead_id_column_name}, {territory_column_names}]) AS needed (name)) AS reads
                 FROM pg_roles AS l JOIN pg_roles AS r ON pg_has_role(l.oid, r.oid, 'MEMBER') JOIN holders AS h ON h.oid = r.oid
                 CROSS JOIN pg_class AS c
                 WHERE c.oid = target AND l.rolcanlogin AND NOT l.rolsuper AND NOT l.rolbypassrls
@@ -355,8 +355,7 @@ def create_lead_tables() -> None:
                     SELECT format('GRANT %I, %I%s TO %I;', {app_name}, t.roles[1],
                                   ' /* or ' || nullif(array_to_string(t.roles[2:], ', '), '') || ' */', a.role)
                     FROM (SELECT array_agg({role_prefix} || lower(code) ORDER BY code) AS roles FROM {schema}.territories) AS t)
-                  ELSE format('GRANT SELECT (%I, %I) ON %s TO %I;', {lead_id_column_name}, {territory_column_name},
-                              {leads_name}::regclass, a.role) END AS remedy
+                  ELSE format('GRANT SELECT ({lead_id}, {territory_columns}) ON %s TO %I;', {leads_name}::regclass, a.role) END AS remedy
               FROM acting AS a
               WHERE CASE WHEN a.owns_it AND host_rls <> 'force' THEN NOT a.owns_leads AND a.serves AND NOT a.exempt
                       WHEN a.owns_leads THEN false

@@ -210,6 +210,19 @@ def test_the_gate_names_who_may_not_read_the_leads_by_which_rows_are_seen(
         assert database.query(conn, f"SELECT id FROM {CONTACTS}") == [row]
 
 
+@ONE_SERVER
+def test_where_the_territory_is_an_expression_its_columns_are_asked_for(make_database: Callable[..., Database]) -> None:
+    database = make_database("host", lead_tables=LEAD_TABLES, territory_expression="coalesce(territory, city)")
+    database.sql_script(TABLES)
+    database.upgrade(MIGRATE_HEAD)
+    database.create_logins()
+    grant(database, "seller_de")
+    assert conditions(database)["lead_tables"].met
+    login = database.profile.login("seller_de")
+    database.sql_script(f'REVOKE ALL ON {{leads}} FROM "{login}"')
+    assert '("id", "territory", "city")' in str(conditions(database)["lead_tables"].remedy)
+
+
 def test_the_gate_names_a_view_that_reads_them_as_its_owner(make_database: Callable[..., Database]) -> None:
     database = with_children(make_database)
     login = database.profile.login("seller_de")
