@@ -21,6 +21,7 @@ READERS = {
     "lead_access_audit_anchors": {"auditor"},
     "v_lead_protection": {"app", "auditor", "manager"},
     "backfill_jobs": {"operator"},
+    "revision_undo": {"operator"},
     "backfill_chunks": {"operator"},
     "backfill_deferred": {"operator"},
     "unsettled_leads": {"operator"},

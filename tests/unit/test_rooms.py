@@ -147,7 +147,7 @@ def test_whatever_outlives_a_call_is_given_up_between_two_tests() -> None:
         "leadprotect.database.connection": ["owed"],
         "leadprotect.database.transactions": ["_listeners", "_refused"],
         "leadprotect.database.waiting": ["_spawner"],
-        "leadprotect.doctor.likeness": ["_claims", "_names"],
+        "leadprotect.doctor.likeness": ["_expressions", "_claims", "_names"],
         "leadprotect.doctor.shipped": ["shipped", "shipped_script"],
         "leadprotect.integrations.django": ["_standing"],  # of a process of its own: Django takes its settings once
         "leadprotect.metrics": ["_active"],
