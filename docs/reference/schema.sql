@@ -38,7 +38,7 @@
 --    2963  Transition
 --    3285  Backfill and verification
 --    4163  Gate
---    5001  Host
+--    4998  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -4429,8 +4429,8 @@ CREATE FUNCTION leadprotect.lead_table_conditions(host_rls text, exempt_roles na
                        pg_has_role(l.oid, 'leadprotect_app', 'MEMBER') AS serves,
                        pg_has_role(r.oid, 'leadprotect_app', 'USAGE')
                          AND EXISTS (SELECT FROM borders AS b WHERE pg_has_role(r.oid, b.oid, 'USAGE')) AS ready,
-                       (SELECT bool_and(has_column_privilege(r.oid, '"public"."leads"'::regclass, needed, 'SELECT'))
-                        FROM unnest(ARRAY['id', 'territory']) AS needed) AS reads
+                       (SELECT bool_and(has_column_privilege(r.oid, '"public"."leads"'::regclass, needed.name, 'SELECT'))
+                        FROM unnest(ARRAY['id', 'territory']) AS needed (name)) AS reads
                 FROM pg_roles AS l JOIN pg_roles AS r ON pg_has_role(l.oid, r.oid, 'MEMBER') JOIN holders AS h ON h.oid = r.oid
                 CROSS JOIN pg_class AS c
                 WHERE c.oid = target AND l.rolcanlogin AND NOT l.rolsuper AND NOT l.rolbypassrls
@@ -4450,10 +4450,7 @@ CREATE FUNCTION leadprotect.lead_table_conditions(host_rls text, exempt_roles na
                     SELECT format('GRANT %I, %I%s TO %I;', 'leadprotect_app', t.roles[1],
                                   ' /* or ' || nullif(array_to_string(t.roles[2:], ', '), '') || ' */', a.role)
                     FROM (SELECT array_agg('leadprotect_' || lower(code) ORDER BY code) AS roles FROM "leadprotect".territories) AS t)
-                  ELSE format('GRANT SELECT (%s) ON %s TO %I;', (
-                    SELECT string_agg(quote_ident(needed), ', ')
-                    FROM unnest(ARRAY['id', 'territory']) AS needed),
-                    '"public"."leads"'::regclass, a.role) END AS remedy
+                  ELSE format('GRANT SELECT ("id", "territory") ON %s TO %I;', '"public"."leads"'::regclass, a.role) END AS remedy
               FROM acting AS a
               WHERE CASE WHEN a.owns_it AND host_rls <> 'force' THEN NOT a.owns_leads AND a.serves AND NOT a.exempt
                       WHEN a.owns_leads THEN false
@@ -5367,7 +5364,7 @@ CREATE TABLE leadprotect.host_row_security (
     host_table text NOT NULL,
     enabled boolean NOT NULL,
     forced boolean NOT NULL,
-    auditor_columns smallint[] NOT NULL,
+    auditor_columns bigint[] NOT NULL,
     enforced boolean NOT NULL
 );
 

@@ -276,7 +276,7 @@ def test_with_such_a_key_accepted_the_deletion_is_refused_and_nothing_is_opened(
 
 # --- doctor
 
-FAULTS = {
+DAMAGES = {
     "leads-row-security-off": f"ALTER TABLE {CONTACTS} DISABLE ROW LEVEL SECURITY",
     "policy-missing": f"DROP POLICY {{child_border_policy}} ON {CONTACTS}",
     "policy-changed": f"ALTER POLICY {{child_update_policy}} ON {NOTES} USING (true)",
@@ -292,7 +292,9 @@ FAULTS = {
 
 
 def faults(database: Database) -> list[str]:
-    checks = [check for check in CHECKS if check.name in {*FAULTS, "setting-not-applied", "child-table", "publication"}]
+    checks = [
+        check for check in CHECKS if check.name in {*DAMAGES, "setting-not-applied", "child-table", "publication"}
+    ]
     with database.connect(autocommit=True) as conn:
         return [one.check for one in examine(conn, settings=database.settings, checks=checks).findings]
 
@@ -301,7 +303,7 @@ def test_doctor_finds_each_fault_of_such_a_table_and_repair_mends_it(make_databa
     database = contracted(make_database)
     before = standing(database)
     assert faults(database) == []
-    for check, script in FAULTS.items():
+    for check, script in DAMAGES.items():
         database.sql_script(script)
         assert faults(database) == [check]
         with database.connect(autocommit=True) as conn:
