@@ -153,7 +153,7 @@ class Host(Database):
     @contextmanager
     def acting_for(self, actor: Actor) -> Iterator[psycopg.Connection[Any]]:
         """A session of the actor, as its pool hands it out; `InsufficientPrivilege` where it can't set that role."""
-        with psycopg.connect(self.url_of(actor.login), autocommit=True) as conn:
+        with psycopg.connect(self.url_of(actor.login), autocommit=True, prepare_threshold=None) as conn:
             self.hand_out(conn, actor)
             yield conn
 

@@ -44,7 +44,7 @@ def record(host: Host) -> Matrix:
     leads = list(host.leads())
     with host.connect(autocommit=True) as superuser:
         for (login, _), actors in itertools.groupby(host.actors(), key=lambda actor: (actor.login, actor.role)):
-            with psycopg.connect(host.url_of(login), autocommit=True) as conn:
+            with psycopg.connect(host.url_of(login), autocommit=True, prepare_threshold=None) as conn:
                 for actor in actors:
                     found |= _of(host, actor, conn, leads, superuser)
     return found
