@@ -325,7 +325,7 @@ CREATE FUNCTION leadprotect.unreadable() RETURNS TABLE(host regclass, detail tex
               JOIN pg_roles AS r ON r.oid = acl.grantee
               WHERE c.oid = host AND r.rolname <> ALL (ARRAY['leadprotect_app', 'leadprotect_auditor', 'leadprotect_manager', 'leadprotect_operator', 'leadprotect_owner', 'leadprotect_reader']::name[])) AS used
             WHERE p.polrelid = host AND p.polcmd IN ('r', '*') AND p.polroles = '{0}'
-              AND p.polname <> ALL (ARRAY['leadprotect_border', 'leadprotect_rows', 'leadprotect_update', 'leadprotect_delete', 'leadprotect_members_update', 'leadprotect_members_delete']::name[]);
+              AND p.polname <> ALL (ARRAY['leadprotect_border', 'leadprotect_rows', 'leadprotect_update', 'leadprotect_delete', 'leadprotect_members_update', 'leadprotect_members_delete', 'leadprotect_child_border', 'leadprotect_child_rows', 'leadprotect_child_insert', 'leadprotect_child_update', 'leadprotect_child_delete']::name[]);
             RETURN NEXT;
           END LOOP;
         END
@@ -4722,7 +4722,7 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
               SELECT bool_or(q.polpermissive AND q.condition IN ('true', '(CURRENT_USER = ''leadprotect_reader''::name)')) AS opened,
                      string_agg(quote_ident(q.polname), ', ' ORDER BY q.polname)
                        FILTER (WHERE NOT q.polpermissive AND q.condition <> 'true'
-                         AND q.polname <> ALL (ARRAY['leadprotect_border', 'leadprotect_rows', 'leadprotect_update', 'leadprotect_delete', 'leadprotect_members_update', 'leadprotect_members_delete']::name[])) AS binding
+                         AND q.polname <> ALL (ARRAY['leadprotect_border', 'leadprotect_rows', 'leadprotect_update', 'leadprotect_delete', 'leadprotect_members_update', 'leadprotect_members_delete', 'leadprotect_child_border', 'leadprotect_child_rows', 'leadprotect_child_insert', 'leadprotect_child_update', 'leadprotect_child_delete']::name[])) AS binding
               FROM (
                 SELECT polname, polpermissive, pg_get_expr(polqual, polrelid) AS condition FROM pg_policy
                 WHERE polrelid = c.oid AND polcmd IN ('r', '*') AND EXISTS (

@@ -12,7 +12,7 @@ from leadprotect.errors import PreflightError
 from leadprotect.preflight.activities import activities
 from leadprotect.preflight.columns import IDS, TEXTS, columns_of, unfit
 from leadprotect.settings import ident, literal, render, table
-from leadprotect.settings.names import HOST_POLICIES, territory_columns
+from leadprotect.settings.names import CHILD_POLICIES, HOST_POLICIES, territory_columns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -171,7 +171,7 @@ def visibility(conn: AnyConnection, s: Settings, statements: list[str]) -> list[
     found = []
     reader = s.role("reader")
     inside = f"(CURRENT_USER = {literal(reader)}::name)"
-    ours = [s.role(policy) for policy in HOST_POLICIES]
+    ours = [s.role(policy) for policy in (*HOST_POLICIES, *CHILD_POLICIES)]
     for host, key in s.host_tables.items():
         for opened, binding in rows(conn, _QUERY, (reader, inside, ours, *host.split(".", 1))):
             if not opened:

@@ -198,7 +198,7 @@ def names(settings: Settings) -> Mapping[str, str]:
         **{f"{policy}_policy": ident(s.role(policy)) for policy in CHILD_POLICIES},
         "child_policies": ", ".join(literal(s.role(policy)) for policy in CHILD_POLICIES),
         "lead_tables": _child_list(s.lead_tables),
-        "host_policies": ", ".join(literal(s.role(policy)) for policy in HOST_POLICIES),
+        "host_policies": ", ".join(literal(s.role(policy)) for policy in (*HOST_POLICIES, *CHILD_POLICIES)),
     }
     return MappingProxyType(known)
 

@@ -84,6 +84,16 @@ def test_row_security_that_the_host_had_goes_on_deciding(make_database: Callable
         assert database.query(conn, f"SELECT id FROM {CONTACTS}") == [seen]
 
 
+@ONE_SERVER
+def test_activities_with_row_security_of_their_own_may_be_such_a_table(make_database: Callable[..., Database]) -> None:
+    database = make_database("host", lead_tables="public.activities (lead_id) append")
+    database.sql_script(
+        "ALTER TABLE {activities} ENABLE ROW LEVEL SECURITY; CREATE POLICY a ON {activities} USING (true)"
+    )
+    database.upgrade("head", contract="require")
+    assert conditions(database)["visibility"].met
+
+
 def dump(database: Database) -> list[str]:
     command = [str(database.server.programs / "pg_dump"), "--schema-only", "--dbname", database.url]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
