@@ -2920,28 +2920,28 @@ COMMENT ON FUNCTION leadprotect.audit_number_gaps() IS 'Numbers without a row: t
 REVOKE ALL ON FUNCTION leadprotect.audit_number_gaps() FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.audit_number_gaps() TO leadprotect_auditor;
 
--- table lead_access_audit_anchors, lp_0004_expand_seals
+-- table audit_anchors, lp_0004_expand_seals
 
-CREATE TABLE leadprotect.lead_access_audit_anchors (
+CREATE TABLE leadprotect.audit_anchors (
     anchored_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     anchored_by name DEFAULT SESSION_USER NOT NULL
 );
 
-ALTER TABLE ONLY leadprotect.lead_access_audit_anchors FORCE ROW LEVEL SECURITY;
+ALTER TABLE ONLY leadprotect.audit_anchors FORCE ROW LEVEL SECURITY;
 
-COMMENT ON TABLE leadprotect.lead_access_audit_anchors IS 'When count and newest hash of the chains were written elsewhere: leadprotect audit anchor notes it, doctor reminds';
-COMMENT ON COLUMN leadprotect.lead_access_audit_anchors.anchored_at IS 'when';
-COMMENT ON COLUMN leadprotect.lead_access_audit_anchors.anchored_by IS 'the login that wrote it';
+COMMENT ON TABLE leadprotect.audit_anchors IS 'When count and newest hash of the chains were written elsewhere: leadprotect audit anchor notes it, doctor reminds';
+COMMENT ON COLUMN leadprotect.audit_anchors.anchored_at IS 'when';
+COMMENT ON COLUMN leadprotect.audit_anchors.anchored_by IS 'the login that wrote it';
 
-ALTER TABLE ONLY leadprotect.lead_access_audit_anchors
-    ADD CONSTRAINT lead_access_audit_anchors_pkey PRIMARY KEY (anchored_at);
+ALTER TABLE ONLY leadprotect.audit_anchors
+    ADD CONSTRAINT audit_anchors_pkey PRIMARY KEY (anchored_at);
 
-ALTER TABLE leadprotect.lead_access_audit_anchors ENABLE ROW LEVEL SECURITY;
+ALTER TABLE leadprotect.audit_anchors ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_inside ON leadprotect.lead_access_audit_anchors TO leadprotect_owner USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
-CREATE POLICY lp_read ON leadprotect.lead_access_audit_anchors FOR SELECT TO leadprotect_auditor USING (true);
+CREATE POLICY lp_inside ON leadprotect.audit_anchors TO leadprotect_owner USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_read ON leadprotect.audit_anchors FOR SELECT TO leadprotect_auditor USING (true);
 
-GRANT SELECT ON TABLE leadprotect.lead_access_audit_anchors TO leadprotect_auditor;
+GRANT SELECT ON TABLE leadprotect.audit_anchors TO leadprotect_auditor;
 
 -- function note_anchor, lp_0004_expand_seals
 
@@ -2951,7 +2951,7 @@ CREATE FUNCTION leadprotect.note_anchor() RETURNS void
     SET row_security TO 'on'
     AS $$
         BEGIN
-          INSERT INTO "leadprotect".lead_access_audit_anchors DEFAULT VALUES;
+          INSERT INTO "leadprotect".audit_anchors DEFAULT VALUES;
         END
         $$;
 

@@ -91,9 +91,9 @@ def seals_old(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
 @check("warning", "Who can write as the owner of the tables can make all chains anew, and they would be intact.")
 def anchor_missing(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
     """Seals of which count and newest hash were never written elsewhere, or not for a month."""
-    anchors = ident(s.schema, "lead_access_audit_anchors")
+    anchors = ident(s.schema, "audit_anchors")
     newest = _sealed_at(conn, s, ident(s.schema, "lead_access_audit_seals"))
-    if newest is None or relation(conn, s.schema, "lead_access_audit_anchors") is None:
+    if newest is None or relation(conn, s.schema, "audit_anchors") is None:
         return
     query = f"""
         SELECT max(n.anchored_at)::text, coalesce(max(n.anchored_at) < %s::timestamptz - interval '31 days', true)

@@ -34,7 +34,7 @@ _KEPT = (
             "territory number hash previous run month row_count ids content row_checks first_at last_at sealed_at "
             "sealed_by origin snapshot transaction_id last_number settled_until detached_table"
         ),
-        "lead_access_audit_anchors": "anchored_at anchored_by",
+        "audit_anchors": "anchored_at anchored_by",
     },
     {"denial_secret": "secret"},
     {"contextless_writes": "id login at host_table with_context", "unsettled_leads": "id lead_id"},

@@ -19,7 +19,7 @@ _TABLES = {
     "lp_0001_expand_territories": "territories territory_vat_rates revision_undo",
     "lp_0002_expand_assignments": "user_lead_assignments user_lead_assignment_history lead_protection_rules",
     "lp_0003_expand_audit": "lead_access_audit",
-    "lp_0004_expand_seals": "lead_access_audit_seals lead_access_audit_anchors",
+    "lp_0004_expand_seals": "lead_access_audit_seals audit_anchors",
     "lp_0006_expand_attempts": "denial_secret",
     "lp_0010_expand_lead_triggers": "contextless_writes unsettled_leads",
     "lp_0012_migrate_backfill": "backfill_jobs backfill_chunks backfill_deferred",

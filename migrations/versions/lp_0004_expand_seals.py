@@ -36,9 +36,9 @@ def downgrade() -> None:
     drop_functions()
     op.execute(
         sql("""
-        REVOKE ALL ON {schema}.lead_access_audit_seals, {schema}.lead_access_audit_anchors FROM {auditor};
+        REVOKE ALL ON {schema}.lead_access_audit_seals, {schema}.audit_anchors FROM {auditor};
         ALTER TABLE {schema}.lead_access_audit_seals SET SCHEMA {quarantine};
-        ALTER TABLE {schema}.lead_access_audit_anchors SET SCHEMA {quarantine}
+        ALTER TABLE {schema}.audit_anchors SET SCHEMA {quarantine}
         """)
     )
     op.execute("RESET ROLE")
@@ -504,27 +504,27 @@ def create_anchors() -> None:
         sql("""
         DO $do$
         BEGIN
-          IF pg_catalog.to_regclass('{quarantine}.lead_access_audit_anchors') IS NOT NULL THEN
-            ALTER TABLE {quarantine}.lead_access_audit_anchors SET SCHEMA {schema};
+          IF pg_catalog.to_regclass('{quarantine}.audit_anchors') IS NOT NULL THEN
+            ALTER TABLE {quarantine}.audit_anchors SET SCHEMA {schema};
           ELSE
-            CREATE TABLE {schema}.lead_access_audit_anchors (
+            CREATE TABLE {schema}.audit_anchors (
               anchored_at timestamptz PRIMARY KEY DEFAULT pg_catalog.clock_timestamp(),
               anchored_by name NOT NULL DEFAULT session_user
             );
           END IF;
         END
         $do$;
-        COMMENT ON TABLE {schema}.lead_access_audit_anchors IS
+        COMMENT ON TABLE {schema}.audit_anchors IS
         'When count and newest hash of the chains were written elsewhere: leadprotect audit anchor notes it, doctor reminds';
-        COMMENT ON COLUMN {schema}.lead_access_audit_anchors.anchored_at IS 'when';
-        COMMENT ON COLUMN {schema}.lead_access_audit_anchors.anchored_by IS 'the login that wrote it';
-        ALTER TABLE {schema}.lead_access_audit_anchors ENABLE ROW LEVEL SECURITY;
-        ALTER TABLE {schema}.lead_access_audit_anchors FORCE ROW LEVEL SECURITY;
-        DROP POLICY IF EXISTS lp_inside ON {schema}.lead_access_audit_anchors;
-        CREATE POLICY lp_inside ON {schema}.lead_access_audit_anchors TO {owner} USING ({inside}) WITH CHECK ({inside});
-        DROP POLICY IF EXISTS lp_read ON {schema}.lead_access_audit_anchors;
-        CREATE POLICY lp_read ON {schema}.lead_access_audit_anchors FOR SELECT TO {auditor} USING (true);
-        GRANT SELECT ON {schema}.lead_access_audit_anchors TO {auditor}
+        COMMENT ON COLUMN {schema}.audit_anchors.anchored_at IS 'when';
+        COMMENT ON COLUMN {schema}.audit_anchors.anchored_by IS 'the login that wrote it';
+        ALTER TABLE {schema}.audit_anchors ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE {schema}.audit_anchors FORCE ROW LEVEL SECURITY;
+        DROP POLICY IF EXISTS lp_inside ON {schema}.audit_anchors;
+        CREATE POLICY lp_inside ON {schema}.audit_anchors TO {owner} USING ({inside}) WITH CHECK ({inside});
+        DROP POLICY IF EXISTS lp_read ON {schema}.audit_anchors;
+        CREATE POLICY lp_read ON {schema}.audit_anchors FOR SELECT TO {auditor} USING (true);
+        GRANT SELECT ON {schema}.audit_anchors TO {auditor}
         """)
     )
     op.execute(
@@ -537,7 +537,7 @@ def create_anchors() -> None:
         SET row_security = on
         AS $body$
         BEGIN
-          INSERT INTO {schema}.lead_access_audit_anchors DEFAULT VALUES;
+          INSERT INTO {schema}.audit_anchors DEFAULT VALUES;
         END
         $body$;
         COMMENT ON FUNCTION {schema}.note_anchor() IS

@@ -92,7 +92,7 @@ def test_a_host_lists_our_revisions_beside_its_own(python: Path, tmp_path: Path,
     (tmp_path / "alembic.ini").write_text(ini, encoding="utf-8")
     (tmp_path / "own").mkdir()
     head = ScriptDirectory.from_config(host.config()).get_current_head()
-    assert f"{head} (head)" == said_by([python, "-m", "alembic", "heads"], tmp_path, **host.environment)
+    assert f"{head} (leadprotect) (head)" == said_by([python, "-m", "alembic", "heads"], tmp_path, **host.environment)
 
 
 class Traffic(threading.Thread):

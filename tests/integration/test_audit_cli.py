@@ -307,7 +307,7 @@ def test_an_anchor_is_written_and_compared(run: Run, database: Database, tmp_pat
     assert f"DE: 1 seals, the newest is {head}" in result.stdout.splitlines()
     assert "warning: these anchors are on the server of the audit itself" in result.stderr
     assert [database.profile.login("auditor_both")] == database.sql(
-        "SELECT anchored_by::text FROM {schema}.lead_access_audit_anchors"
+        "SELECT anchored_by::text FROM {schema}.audit_anchors"
     )
     for place in (file, database.url):
         assert 0 == run("auditor_both", "verify", "--anchor", place).exit_code

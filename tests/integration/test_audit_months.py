@@ -39,7 +39,7 @@ def unguarded(database: Database) -> list[str]:
         SELECT c.relname::text FROM pg_class AS c
         WHERE c.relnamespace = {schema_name}::regnamespace AND c.relkind IN ('r', 'p')
           AND starts_with(c.relname, 'lead_access_audit')
-          AND NOT (c.relrowsecurity AND c.relforcerowsecurity AND (c.relname = 'lead_access_audit_anchors' OR
+          AND NOT (c.relrowsecurity AND c.relforcerowsecurity AND (c.relname = 'audit_anchors' OR
             EXISTS (SELECT FROM pg_policy AS p WHERE p.polrelid = c.oid AND p.polname = 'lp_border')
             AND EXISTS (
               SELECT FROM pg_trigger AS t

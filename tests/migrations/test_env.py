@@ -382,7 +382,7 @@ def test_the_other_commands_of_alembic_work(host: Database, capfd: pytest.Captur
     command.current(host.config())
     assert capfd.readouterr().out.strip() == MIGRATE
     command.heads(host.config())
-    assert capfd.readouterr().out.strip() == f"{HEAD} (head)"
+    assert capfd.readouterr().out.strip() == f"{HEAD} (leadprotect) (head)"
     command.history(host.config(), f"{NAMED['expand_rules']}:current")
     assert re.findall(r"-> (\w+)", capfd.readouterr().out) == list(
         reversed(REVISIONS[REVISIONS.index(NAMED["expand_rules"]) : REVISIONS.index(MIGRATE) + 1])

@@ -346,7 +346,7 @@ PLANTED = [
     Planted(
         "anchor-missing",
         "SELECT FROM {schema}.seal_audit();"
-        "INSERT INTO {schema}.lead_access_audit_anchors (anchored_at) VALUES (now() - interval '32 days')",
+        "INSERT INTO {schema}.audit_anchors (anchored_at) VALUES (now() - interval '32 days')",
         "its chains were last anchored at",
         level="warning",
         mends="SELECT FROM {schema}.note_anchor()",

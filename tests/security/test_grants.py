@@ -18,7 +18,7 @@ READERS = {
     "lead_protection_rules": {"auditor", "manager"},
     "lead_access_audit": {"auditor"},
     "lead_access_audit_seals": {"auditor"},
-    "lead_access_audit_anchors": {"auditor"},
+    "audit_anchors": {"auditor"},
     "v_lead_protection": {"app", "auditor", "manager"},
     "backfill_jobs": {"operator"},
     "revision_undo": {"operator"},

@@ -108,7 +108,7 @@ SUBJECTS = (
         """A chain of hashes per territory over the rows of the audit, so that an auditor can prove that none was
         changed, added or lost. Operators call seal_audit() regularly, and detach_audit_month() for a month that
         is sealed and old.""",
-        "lead_access_audit_seals lead_access_audit_anchors note_anchor audit_origin audit_settled_until sealed_numbers "
+        "lead_access_audit_seals audit_anchors note_anchor audit_origin audit_settled_until sealed_numbers "
         "append_audit_seal seal_audit "
         "detach_audit_month audit_number_gaps",
     ),
