@@ -188,7 +188,7 @@ VIEW_OPEN = f"{LEADS_OPEN}; {ASSIGNMENTS_OPEN}"
 MEMBERS = """
     CREATE OR REPLACE FUNCTION {schema}.is_member(territory text) RETURNS boolean LANGUAGE sql STABLE RETURN true;
     CREATE OR REPLACE FUNCTION {schema}.admitted_territory() RETURNS text
-    LANGUAGE sql STABLE RETURN current_setting({territory_guc}, true)
+    LANGUAGE sql STABLE RETURN {declared_territory}
     """
 NO_TRIGGERS = (
     "DROP TRIGGER {audit_edit} ON {leads}; DROP TRIGGER {audit_edits} ON {leads}; DROP TRIGGER {refuse_move} ON {leads}"
@@ -232,38 +232,38 @@ LEAK = (
     "AS $$ BEGIN RAISE NOTICE 'leak %', $1; RETURN true; END $$"
 )
 READ = "SELECT * FROM {leads}"
-TO_CH = "SELECT set_config({territory_guc}, 'CH', false)"
+TO_CH = "SELECT set_config({declared_name}, {declared_value}, false)"
 EDIT = "UPDATE {leads} SET {text} = 'edited' WHERE {lead_id} = "
 
 # --- a row of another territory, from the host's leads
 
 LEADS = [
     Attack("declare the other territory", (TO_CH, READ), LEADS_OPEN, hosts=True),
-    Attack("declare it with SET", ("SET {territory_setting} = 'CH'", READ), NO_BORDER, hosts=True),
-    Attack(
-        "declare it for a transaction", ("BEGIN; SET LOCAL {territory_setting} = 'CH'", READ), NO_BORDER, hosts=True
-    ),
+    Attack("declare it with SET", ("SET {declared_ch}", READ), NO_BORDER, hosts=True),
+    Attack("declare it for a transaction", ("BEGIN; SET LOCAL {declared_ch}", READ), NO_BORDER, hosts=True),
     Attack("declare it for a login", ("SELECT 1", READ), NO_BORDER, where="CH"),
     Attack(
         "declare it in the list of the query that reads",
-        ("SELECT set_config({territory_guc}, 'CH', false), l.* FROM {leads} AS l",) * 2,
+        ("SELECT set_config({declared_name}, {declared_value}, false), l.* FROM {leads} AS l",) * 2,
         NO_BORDER,
         hosts=True,
     ),
     Attack(
         "declare it in the FROM of the query that reads",
-        ("SELECT * FROM set_config({territory_guc}, 'CH', false) AS c, {leads} AS l",),
+        ("SELECT * FROM set_config({declared_name}, {declared_value}, false) AS c, {leads} AS l",),
         NO_BORDER,
         hosts=True,
     ),
     Attack(
         "declare it in the WHERE of the query that reads",
-        ("SELECT * FROM {leads} AS l WHERE set_config({territory_guc}, 'CH', false) <> ''",) * 2,
+        ("SELECT * FROM {leads} AS l WHERE set_config({declared_name}, {declared_value}, false) <> ''",) * 2,
         NO_BORDER,
     ),
     Attack(
         "declare it in a CTE of the query that reads",
-        ("WITH c AS MATERIALIZED (SELECT set_config({territory_guc}, 'CH', false)) SELECT * FROM c, {leads}",),
+        (
+            "WITH c AS MATERIALIZED (SELECT set_config({declared_name}, {declared_value}, false)) SELECT * FROM c, {leads}",
+        ),
         NO_BORDER,
     ),
     Attack(
@@ -338,7 +338,7 @@ LEADS = [
         "tell the row that an INSERT meets",
         (
             LEAK,
-            "INSERT INTO {leads} ({lead_id}, {territory}) VALUES ({swiss}, 'DE') ON CONFLICT ({lead_id}) DO UPDATE SET {text} = 'x' WHERE pg_temp.leak({leads_row}.{text})",
+            "INSERT INTO {leads} ({lead_id}, {place}) VALUES ({swiss}, 'DE') ON CONFLICT ({lead_id}) DO UPDATE SET {text} = 'x' WHERE pg_temp.leak({leads_row}.{text})",
         ),
         "DROP TRIGGER {refuse_taken} ON {leads}",
     ),
@@ -452,7 +452,7 @@ LEADS = [
     ),
     Attack(
         "steal a lead by an UPDATE",
-        ("UPDATE {leads} SET {territory} = 'DE' WHERE {territory} = 'CH' RETURNING *",),
+        ("UPDATE {leads} SET {place} = 'DE' WHERE {territory} = 'CH' RETURNING *",),
         UNDECIDED,
     ),
 ]
@@ -810,7 +810,7 @@ EDITS = [
     Attack(
         "edit what an INSERT meets",
         (
-            "INSERT INTO {leads} ({lead_id}, {territory}) VALUES ({colleague}, 'DE') ON CONFLICT ({lead_id}) DO UPDATE SET {text} = 'edited'",
+            "INSERT INTO {leads} ({lead_id}, {place}) VALUES ({colleague}, 'DE') ON CONFLICT ({lead_id}) DO UPDATE SET {text} = 'edited'",
         ),
         NO_POLICY,
         truth=OTHERS,
@@ -818,7 +818,7 @@ EDITS = [
     Attack(
         "edit what an INSERT meets in another territory",
         (
-            "INSERT INTO {leads} ({lead_id}, {territory}) VALUES ({swiss}, 'DE') ON CONFLICT ({lead_id}) DO UPDATE SET {text} = 'edited'",
+            "INSERT INTO {leads} ({lead_id}, {place}) VALUES ({swiss}, 'DE') ON CONFLICT ({lead_id}) DO UPDATE SET {text} = 'edited'",
         ),
         UNDECIDED + "; DROP TRIGGER {refuse_taken} ON {leads}",
         truth=OTHERS,
@@ -886,28 +886,28 @@ EDITS = [
     Attack("edit as a manager who does not own it", (COLLEAGUE,), NO_POLICY, truth=OTHERS, by="manager_de"),
     Attack(
         "move one's own lead to another territory",
-        ("UPDATE {leads} SET {territory} = 'CH' WHERE {lead_id} = {own}",),
+        ("UPDATE {leads} SET {place} = 'CH' WHERE {lead_id} = {own}",),
         NO_MOVE,
         truth=PLACES,
         hosts=True,
     ),
     Attack(
         "move it out of protection",
-        ("UPDATE {leads} SET {territory} = NULL WHERE {lead_id} = {own}",),
+        ("UPDATE {leads} SET {place} = NULL WHERE {lead_id} = {own}",),
         NO_MOVE,
         truth=PLACES,
         hosts=True,
     ),
     Attack(
         "move it to a territory that nobody knows",
-        ("UPDATE {leads} SET {territory} = 'XX' WHERE {lead_id} = {own}",),
+        ("UPDATE {leads} SET {place} = 'XX' WHERE {lead_id} = {own}",),
         NO_MOVE,
         truth=PLACES,
         hosts=True,
     ),
     Attack(
         "move it to an office",
-        ("UPDATE {leads} SET {territory} = 'app' WHERE {lead_id} = {own}", "SELECT 1"),
+        ("UPDATE {leads} SET {place} = 'app' WHERE {lead_id} = {own}", "SELECT 1"),
         NO_MOVE,
         truth=PLACES,
         where="DE",
@@ -920,41 +920,41 @@ EDITS = [
     ),
     Attack(
         "fetch a lead from another territory",
-        ("UPDATE {leads} SET {territory} = 'DE' WHERE {lead_id} = {swiss}",),
+        ("UPDATE {leads} SET {place} = 'DE' WHERE {lead_id} = {swiss}",),
         UNDECIDED,
         truth=PLACES,
         hosts=True,
     ),
     Attack(
         "add a lead to another territory",
-        ("INSERT INTO {leads} ({lead_id}, {territory}) VALUES ({unknown}, 'CH')",),
+        ("INSERT INTO {leads} ({lead_id}, {place}) VALUES ({unknown}, 'CH')",),
         NO_BORDER,
         truth=PLACES,
     ),
     Attack(
         "add it there in its name",
-        ("INSERT INTO {leads} ({lead_id}, {territory}) VALUES ({unknown}, 'CH')",),
+        ("INSERT INTO {leads} ({lead_id}, {place}) VALUES ({unknown}, 'CH')",),
         NO_BORDER,
         truth=PLACES,
         where="CH",
     ),
     Attack(
         "copy a lead to another territory",
-        ("COPY {leads} ({lead_id}, {territory}) FROM STDIN\n{unknown_bare}\tCH\n",),
+        ("COPY {leads} ({lead_id}, {place}) FROM STDIN\n{unknown_bare}\tCH\n",),
         LEADS_OPEN,
         truth=PLACES,
     ),
     Attack(
         "add by MERGE",
         (
-            "MERGE INTO {leads} AS l USING (VALUES (1)) AS v (n) ON l.{lead_id} = {unknown} WHEN NOT MATCHED THEN INSERT ({lead_id}, {territory}) VALUES ({unknown}, 'CH')",
+            "MERGE INTO {leads} AS l USING (VALUES (1)) AS v (n) ON l.{lead_id} = {unknown} WHEN NOT MATCHED THEN INSERT ({lead_id}, {place}) VALUES ({unknown}, 'CH')",
         ),
         NO_BORDER,
         truth=PLACES,
     ),
     Attack(
         "put an unprotected lead into another territory",
-        ("UPDATE {leads} SET {territory} = 'CH' WHERE {territory} IS NULL",),
+        ("UPDATE {leads} SET {place} = 'CH' WHERE {territory} IS NULL",),
         NO_BORDER,
         truth=PLACES,
         where="CH",

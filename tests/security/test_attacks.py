@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -13,6 +14,9 @@ import psycopg
 import pytest
 
 from leadprotect.audit import seals
+from leadprotect.settings import ident, literal
+from leadprotect.settings.names import territory_columns
+from leadprotect.settings.values import of_setting
 from tests.conftest import janitor_of
 from tests.hosts import ANNA, BERT, PEOPLE, SHAPES, Shape
 from tests.security.attacks import ATTACKS, Attack, Scene
@@ -99,17 +103,31 @@ def furnish(database: Database) -> dict[str, str]:
     return words | common(database, "company") | {"unknown_bare": str(leads["unknown"])}
 
 
+def declaring(database: Database, territory: str, user: int | None = None) -> tuple[str, str]:
+    """The setting that declares a territory, and its value; in JSON it holds the user, too."""
+    s = database.settings
+    name, field = of_setting(s.territory_guc)
+    if field is None:
+        return name, territory
+    claims = {field: territory} | ({str(of_setting(s.user_guc)[1]): database.user(user)} if user else {})
+    return name, json.dumps(claims)
+
+
 def common(database: Database, text: str) -> dict[str, str]:
     """Words that any shape has; `text` is the column of a lead that is edited."""
     s = database.settings
     (month,) = database.sql("SELECT DISTINCT tableoid::regclass::text FROM {schema}.lead_access_audit")
     bare = s.leads_table.partition(".")[2]
+    name, value = declaring(database, "CH", 1)
     return {
         "text": text,
         "audit_month": month,
         "leads_bare": f"'{bare}'",
         "leads_row": f'"{bare}"',
-        "territory_setting": s.territory_guc,
+        "declared_ch": f"{name} = {literal(value)}",
+        "declared_name": literal(name),
+        "declared_value": literal(value),
+        "place": ident(territory_columns(s)[0]),  # what says a lead's territory, and can be set
     }
 
 
@@ -232,8 +250,8 @@ def as_actor(host: Host, login: str, user: int, where: str | None) -> Iterator[p
         return
     person = next((person for person in PEOPLE if person.number == user), None)
     with host.acting_for(Actor(*WHO[host.shape.name][login], person, where)) as conn:
-        if where is not None:
-            conn.execute("SELECT set_config(%s, %s, false)", (host.settings.territory_guc, where))
+        if person is None and where is not None:
+            conn.execute("SELECT set_config(%s, %s, false)", declaring(host, where))
         yield conn
 
 
