@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from leadprotect.doctor.finding import Symptom
 
 OWN = (
+    "schema-open",  # without it our owner may be shut out of what follows
     *("row-security-off", "leads-row-security-off"),
     *("function-changed", "function-missing", "function-unpinned", "function-owner", "function-grants"),
     *("policy-missing", "policy-changed", "policy-stray"),
     *("guard-missing", "guard-off", "guard-changed"),
     *("lead-trigger-missing", "lead-trigger-off", "lead-trigger-changed"),
-    *("undo-changed", "view-changed", "table-grants", "column-grants", "schema-open", "territory-list-stale"),
+    *("undo-changed", "view-changed", "table-grants", "column-grants", "territory-list-stale"),
 )
 """Checks of what leadprotect made itself: flags, functions, policies, triggers, the view, grants."""
 

@@ -92,10 +92,12 @@ def undo_changed(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
 
 
 def _as_owner(conn: psycopg.Connection[Any], s: Settings) -> AbstractContextManager[None]:
-    """As our owner where this login can be him: row security hides our rows from a member, and none would be there."""
-    query = "SELECT pg_has_role(current_user, to_regrole(%s), 'MEMBER')"
-    (member,) = conn.execute(query, (ident(s.role("owner")),)).fetchall()[0]
-    return as_role(conn, s.role("owner")) if member else nullcontext()
+    """As our owner where row security binds a member of his: its rows would be hidden, and taken for missing."""
+    query = """
+        SELECT row_security_active(to_regclass(%s)::oid) AND pg_has_role(current_user, to_regrole(%s), 'MEMBER')
+        """
+    names = (ident(s.schema, undo.TABLE), ident(s.role("owner")))
+    return as_role(conn, s.role("owner")) if conn.execute(query, names).fetchall() == [(True,)] else nullcontext()
 
 
 @check("note", "What is not applied yet protects nothing yet.")
