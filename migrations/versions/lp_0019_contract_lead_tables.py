@@ -5,8 +5,9 @@ seen by, and changed by whom may edit it, asked of the lead in one place: the po
 whoever asks, so the border on the leads, and row security that the host had there, hold for their rows. A row
 without a lead, or of a lead without territory, is outside protection, as leads are.
 
-Locks on host tables: ACCESS EXCLUSIVE on each of lead_tables for milliseconds (ENABLE ROW LEVEL SECURITY,
-CREATE POLICY); the gate is asked before the first lock. The same for the way down.
+Locks on host tables: none beyond ACCESS SHARE on leads and activities. On each of lead_tables ACCESS
+EXCLUSIVE for milliseconds (ENABLE ROW LEVEL SECURITY, CREATE POLICY); the gate is asked before the first
+lock. The same for the way down.
 
 Undone by: dropping our policies, triggers and our reader's right to read the lead's id, and restoring the
 two row security flags that stood before. Nothing else of a table is touched.

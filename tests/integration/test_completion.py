@@ -28,7 +28,7 @@ def completed(line: str, **environment: str) -> list[str]:
         [sys.executable, "-c", run], env=os.environ | asks | environment, text=True, capture_output=True, check=False
     )
     assert "" == done.stderr
-    return [answer.partition(",")[2] for answer in done.stdout.splitlines()]
+    return [answer.partition(",")[2] for answer in done.stdout.splitlines() if answer]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
