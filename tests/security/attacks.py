@@ -915,7 +915,7 @@ EDITS = [
     Attack(
         "give it another id",
         ("UPDATE {leads} SET {lead_id} = {unknown} WHERE {lead_id} = {own}",),
-        "DROP TRIGGER {refuse_move} ON {leads}",
+        "DROP TRIGGER {refuse_move} ON {leads}; DROP TRIGGER {audit_edits} ON {leads}",
         truth=PLACES,
     ),
     Attack(
@@ -1312,7 +1312,8 @@ def two_owners_at_once(scene: Scene) -> None:
 EDITED = "SELECT {text} = 'edited' FROM {leads} WHERE {lead_id} = {own}"
 OLD_SNAPSHOT = """
     CREATE OR REPLACE FUNCTION {schema}.decide_locked(lead {lead_id_type}, OUT reason text, OUT basis text)
-    LANGUAGE sql AS $$ SELECT 'owner', NULL::text $$
+    LANGUAGE sql AS $$ SELECT 'owner', NULL::text $$;
+    DROP TRIGGER {audit_edits} ON {leads}
     """
 RACES = [
     Attack("edit under a snapshot from before a transfer", (edit_under_an_old_snapshot,), OLD_SNAPSHOT, truth=EDITED),
