@@ -187,7 +187,7 @@ def test_control_a_policy_that_leaks_is_found(database: Database) -> None:
 def vulnerable(lock: Path) -> tuple[list[str], int, int]:
     """Versions with a known vulnerability, how many could be looked up, and how many could not."""
     command = ["pip-audit", "--disable-pip", "--require-hashes", "--requirement", str(lock), "--format", "json"]
-    nothing = [], 0, lock.read_text(encoding="utf-8").count("==")
+    nothing: tuple[list[str], int, int] = [], 0, lock.read_text(encoding="utf-8").count("==")
     try:
         done = subprocess.run(command, text=True, capture_output=True, check=False, timeout=120)
     except subprocess.TimeoutExpired:
