@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from leadprotect import settings
 from leadprotect.cli import main
+from tests.support.programs import lacking
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,7 +92,7 @@ def test_control_what_is_broken_fails_and_says_so_by_the_exit_code(owned: Databa
 @pytest.mark.profiles("pg15")
 def test_on_a_copy_the_whole_suite_runs_from_the_same_file(owned: Database, tmp_path: Path) -> None:
     if not owned.sql("SELECT FROM pg_available_extensions WHERE name = 'pgtap'"):
-        pytest.skip("pgTAP is missing: apt-get install postgresql-15-pgtap")
+        lacking("pgTAP", "postgresql-15-pgtap")
     assert 0 == scripts(tmp_path)[0]
     done = program(owned, "psql", "-X", "-v", "suite=on", "-f", f"{tmp_path}/lead_protection_tests.sql")
     assert (0, "") == (done.returncode, done.stderr), done.stdout[-2000:]
