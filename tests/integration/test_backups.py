@@ -19,6 +19,7 @@ from tests.support import servers
 from tests.support.auditing import record
 from tests.support.database import Database
 from tests.support.fingerprint import contents, difference
+from tests.support.programs import lacking
 from tests.support.revisions import HEAD, MIGRATE_HEAD, NAMED
 
 if TYPE_CHECKING:
@@ -173,11 +174,12 @@ def test_a_restore_without_our_roles_is_said_to_be_open_and_repair_closes_the_bo
 OLD, NEW = 15, 18
 
 
-@pytest.mark.skipif(OLD not in servers.installed(), reason=f"PostgreSQL {OLD} is not installed")
 def test_pg_upgrade_takes_everything_along(
     bare: servers.Server, profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the oldest server to the newest, as a DBA does it: nothing of ours needs a hand."""
+    if OLD not in servers.installed():
+        lacking(f"PostgreSQL {OLD}", f"postgresql-{OLD}")
     with servers.system(OLD) as old:
         old.create_database("host")
         database = Database(old, profile, "host")
