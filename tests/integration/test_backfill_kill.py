@@ -286,14 +286,17 @@ def test_a_claim_that_waits_for_another_session_says_so(expanded: Database) -> N
 @pytest.mark.profiles("pg18")
 def test_workers_in_several_processes_share_the_work(expanded: Database) -> None:
     expected = old_leads(expanded, 16_000)
-    expanded.sql("SELECT {schema}.backfill_request('DE', 'pause', 'until both are there')")
-    command, environment = [sys.executable, "-c", RUN.replace("700", "40")], os.environ | expanded.environment
-    with subprocess.Popen(command, env=environment) as first, subprocess.Popen(command, env=environment) as second:
-        there = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'leadprotect backfill throttle'"
-        while expanded.sql(f"{there} AND datname = current_database()") != [2]:
-            time.sleep(0.01)
-        expanded.sql("SELECT {schema}.backfill_request('DE', 'run', NULL)")
-        assert [0, 0] == [first.wait(), second.wait()]
+    run = RUN.replace("700", "40").replace(f"lease={LEASE}", "lease=60")
+    command, environment = [sys.executable, "-c", run], os.environ | expanded.environment
+    claimants = "SELECT count(DISTINCT split_part(worker, ':', 2)) FROM {schema}.backfill_chunks"
+    with expanded.connect() as holder:
+        # neither can finish a chunk before both have claimed one
+        expanded.query(holder, "LOCK TABLE {schema}.user_lead_assignments IN SHARE ROW EXCLUSIVE MODE")
+        with subprocess.Popen(command, env=environment) as first, subprocess.Popen(command, env=environment) as second:
+            while expanded.sql(claimants) != [2]:
+                time.sleep(0.01)
+            holder.rollback()
+            assert [0, 0] == [first.wait(), second.wait()]
     workers = expanded.sql("SELECT DISTINCT split_part(worker, ':', 2) FROM {schema}.backfill_chunks")
 
     assert {str(first.pid), str(second.pid)} == set(workers)
