@@ -30,7 +30,7 @@ from leadprotect.database.catalog import relation
 from leadprotect.database.connection import as_role
 from leadprotect.database.opening import PINNED, open_connection, pin, pin_session
 from leadprotect.errors import GateClosed, LeadProtectError, PreflightError, SettingsError
-from leadprotect.migration import autogenerate, event_triggers, gate, locks, undo, undoing, version_table
+from leadprotect.migration import autogenerate, branches, event_triggers, gate, locks, undo, undoing, version_table
 from leadprotect.preflight import check, standing
 from leadprotect.preflight.installed import check_installed
 from leadprotect.preflight.version_table import check_may_write, check_version_table, read_versions
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("leadprotect")
 
 LOCK_TIMEOUT = f"SET lock_timeout = '{locks.LOCK_TIMEOUT_MS}ms'"
-BRANCH = "leadprotect"  # the label of our revisions
 GATE_CLOSED = "LP409"
 HOST_UNREADABLE = "LP412"  # found when our reader can be asked: in the first revision
 POOLER_REFUSED = "08P01"  # what PgBouncer answers with when it can't do as it is asked
@@ -81,19 +80,19 @@ def run_beside() -> None:
     ``context.configure()``, which then meets the host's revisions alone. ``heads`` and ``base`` mean both, everything
     else the branch that it names. Raises `CommandError` like `run`.
     """
-    opts = _given_opts()
+    opts = branches.given_opts()
     asked, before = opts["fn"], dict(opts)
-    ours, theirs = _whose(opts)
+    ours, theirs = branches.whose(opts)
     try:
         if ours:
-            opts["fn"] = _of_branch(asked, ours=True)
+            opts["fn"] = branches.of_branch(asked, ours=True)
             run()
     finally:
         opts.clear()
         opts.update(before)
-        opts["fn"] = _of_branch(asked, ours=False) if theirs else _nothing
+        opts["fn"] = branches.of_branch(asked, ours=False) if theirs else branches.nothing
         if "destination_rev" not in opts:
-            opts["fn"] = _complete(asked)
+            opts["fn"] = branches.complete(asked)
 
 
 def beside() -> dict[str, Any]:
@@ -101,7 +100,7 @@ def beside() -> dict[str, Any]:
 
     A transaction for each revision, the way down that each leaves, and silence of autogenerate about us.
     """
-    opts = _given_opts()
+    opts = branches.given_opts()
     settings = load(context.config)
     context.config.attributes[KEPT] = settings
 
@@ -114,71 +113,8 @@ def beside() -> dict[str, Any]:
         "include_object": autogenerate.include_object,
         "include_name": autogenerate.include_name,
         "on_version_apply": applied,
-        "fn": _complete(opts["fn"]),
+        "fn": branches.complete(opts["fn"]),
     }
-
-
-def _given_opts() -> dict[str, Any]:
-    """What the command wants of its env.py; Alembic shows it only after `configure()`, which changes it."""
-    given: dict[str, Any] = vars(context)["_proxy"].context_opts
-    return given
-
-
-def _whose(opts: dict[str, Any]) -> tuple[bool, bool]:
-    """Whether a command that writes is about our branch, and about the host's."""
-    if "destination_rev" not in opts:
-        return False, True
-    wanted = opts["destination_rev"]
-    named = [wanted] if isinstance(wanted, str) or wanted is None else list(wanted)
-    if named in (["heads"], ["base"], [None]):
-        return True, True
-    ours = [_names_ours(str(one)) for one in named]
-    return any(ours), not all(ours)
-
-
-def _names_ours(name: str) -> bool:
-    branch, at, _ = name.partition("@")
-    if at or name in (BRANCH, "head"):
-        return branch == BRANCH
-    try:
-        found = context.script.get_revision(name)
-    except CommandError:
-        return False  # relative to where the host stands, or no revision at all
-    return hasattr(found.module, "phase")
-
-
-def _of_branch(asked: Callable[..., Any], *, ours: bool) -> Callable[..., Iterator[Any]]:
-    """The steps of one branch alone: each has a version table of its own, and is at its base in the other's."""
-
-    def steps(heads: Any, migration: Any) -> Iterator[Any]:
-        return (step for step in asked(heads, migration) if _is_ours(step) == ours)
-
-    return steps
-
-
-def _is_ours(step: Any) -> bool:
-    if isinstance(step, RevisionStep):
-        return hasattr(step.revision.module, "phase")
-    return any(name.startswith("lp_") for name in (*step.from_revisions, *step.to_revisions))
-
-
-def _complete(asked: Callable[..., Any]) -> Callable[..., Any]:
-    """For ``check`` and ``revision``: what waits for our gate, or was rolled back, is no reason to refuse them."""
-
-    def steps(heads: Any, migration: Any) -> Any:
-        if "revision_context" not in _given_opts():
-            return asked(heads, migration)
-        script = context.script
-        ours = [one for one in script.get_heads() if hasattr(script.get_revision(one).module, "phase")]
-        theirs = [one for one in heads if not hasattr(script.get_revision(one).module, "phase")]
-        return asked((*theirs, *ours), migration)
-
-    return steps
-
-
-def _nothing(_heads: Any, _migration: Any) -> tuple[Any, ...]:
-    """A command that is about our branch alone."""
-    return ()
 
 
 def _say_errors_once() -> None:
