@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from leadprotect.decision import DENIALS
 from leadprotect.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from prometheus_client import CollectorRegistry, Counter, Histogram
 
@@ -77,10 +78,17 @@ def denied(reason: str) -> None:
         metrics.deny.labels(reason).inc(exemplar=_exemplar())
 
 
-@contextmanager
-def timed(kind: str) -> Iterator[None]:
+def timed(kind: str) -> AbstractContextManager[None]:
     """Observe the seconds that the block takes, and make it a span where OpenTelemetry has been imported."""
     trace = sys.modules.get("opentelemetry.trace")
+    return _spanned(kind, trace) if trace or _active else _NOTHING
+
+
+_NOTHING = nullcontext()
+
+
+@contextmanager
+def _spanned(kind: str, trace: Any) -> Iterator[None]:
     if trace is None:
         yield from _timed(kind)
         return

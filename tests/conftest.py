@@ -114,6 +114,8 @@ def process() -> Iterator[None]:
     settings.render.cache_clear()
     settings.names.cache_clear()
     _warn_once.cache_clear()
+    for said in (context._replacing, context._set):  # noqa: SLF001
+        said.cache_clear()
     # a process has one setting
     for kept in (likeness._names, likeness._claims, likeness._expressions, shipped.shipped, shipped.shipped_script):  # noqa: SLF001
         kept.cache_clear()

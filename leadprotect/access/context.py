@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 import threading
 import weakref
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -28,7 +30,7 @@ from leadprotect.database.connection import (
 )
 from leadprotect.database.transactions import follow
 from leadprotect.errors import ConnectionUnusable, ContextMissing, ContextOutOfOrder
-from leadprotect.settings import current, render
+from leadprotect.settings import context_of, current, literal, render
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,10 +40,14 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from leadprotect.database.connection import AnyConnection
+    from leadprotect.settings import Settings
 
     _Driver = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
 _BLOCK_NOW = "pg_catalog.current_setting('leadprotect.block', true)"
+_KINDS = ("user", "territory", "correlation")
+# also by a function that is called, or by a statement that the database's own code carries out
+_MAY_SET = re.compile(r"(?i)set|discard|call|\bdo\b").search
 _blocks = itertools.count(1)
 # a statement that is still under way takes no other
 _DEAD = (TransactionStatus.INERROR, TransactionStatus.UNKNOWN, TransactionStatus.ACTIVE)
@@ -63,6 +69,8 @@ def acting_as(
     commit or rollback inside the block ends the context, and the next call of leadprotect raises `ContextMissing`.
     Where a savepoint of the block is rolled back only after the block, the outer
     context comes back with the next call of leadprotect; SQL in between still has the inner one.
+    A block costs one statement at either end, and none inside one of the same context on SQLAlchemy's, unless a
+    statement in between may have set another.
     Without `correlation_id`, the id of the current OpenTelemetry trace is taken.
 
     Raises `ContextMissing` without a user or territory (None or ''), and on a connection in autocommit
@@ -87,7 +95,8 @@ def declaring(conn: AnyConnection, user_id: str, territory: str, correlation_id:
     try:
         with its_settings(conn):
             require_order(conn)
-            _stand(conn, [block])
+            if not _stands(conn, block):
+                _stand(conn, [block])
             if not of_psycopg(conn):
                 _last(conn, block)
         yield
@@ -100,7 +109,8 @@ def declaring(conn: AnyConnection, user_id: str, territory: str, correlation_id:
 class _Block:
     """A block that was entered on `thread`, inside those of `around`; `lost` when its context was taken away.
 
-    `outer` is what stood before it in the transaction of now, `lasting` those that the next one is inside of, too.
+    `outer` is what stood before it in the transaction of now, `lasting` those that the next one is inside of, too;
+    `sure` where nothing has been told since that may have set another context.
     """
 
     id: str
@@ -111,6 +121,7 @@ class _Block:
     thread: int = field(default_factory=threading.get_ident)
     lost: bool = False
     entering: bool = False
+    sure: bool = False
     dialect: object = None
     lasting: list[_Block] = field(default_factory=list)
 
@@ -133,8 +144,7 @@ def require_order(conn: AnyConnection) -> None:
     """Raise `ContextOutOfOrder` where the context that stands on `conn` is another task's or thread's."""
     if not _standing and not _lasting and not _entered.get():
         return
-    with mapped_errors():
-        driver = driver_connection(conn)
+    driver = _driver(conn)
     standing = _standing.get(driver, [])
     mine = next((block for block in reversed(_entered.get()) if block.on(driver)), None)
     if mine is None:
@@ -164,14 +174,30 @@ def _within(block: _Block, standing: list[_Block]) -> bool:
     return all(other in block.around for other in standing)
 
 
+def _stands(conn: AnyConnection, block: _Block) -> bool:
+    """Whether the context of `block` is that of the innermost block around it; then it stands under the same name.
+
+    Of SQLAlchemy's alone, which tell of each statement, and of the end of a transaction or savepoint.
+    """
+    if of_psycopg(conn):
+        return False
+    driver = _driver(conn)
+    standing = _standing.get(driver)
+    if not standing or not standing[-1].sure or standing[-1].context != block.context:
+        return False
+    block.id, block.sure = standing[-1].id, True
+    block.outer, block.driver, block.around = (*block.context, block.id), weakref.ref(driver), tuple(standing)
+    standing.append(block)
+    return True
+
+
 def _stand(conn: AnyConnection, blocks: list[_Block]) -> None:
     """Set the context of the innermost of `blocks`, and let all of them stand in the transaction of `conn`.
 
     Raises `ContextMissing` in autocommit.
     """
-    with mapped_errors():
-        driver = driver_connection(conn)
-    *outer, outer_block, _, _ = row(conn, _replacing(), (*blocks[-1].context, blocks[-1].id))
+    driver = _driver(conn)
+    *outer, outer_block, _ = row(conn, _replacing(current()), (*blocks[-1].context, blocks[-1].id))
     standing = _standing.setdefault(driver, [])
     # the context of a block ends with its transaction; what the server knows no more does not stand
     while standing and standing[-1].id != (outer_block or ""):
@@ -181,8 +207,16 @@ def _stand(conn: AnyConnection, blocks: list[_Block]) -> None:
         block.outer, block.driver, block.around = before, weakref.ref(driver), tuple(standing)
         standing.append(block)
         before = (*block.context, block.id)
+    blocks[-1].sure = not of_psycopg(conn)
     if driver.info.transaction_status == TransactionStatus.IDLE:
         raise ContextMissing(AUTOCOMMIT)
+
+
+def _driver(conn: AnyConnection) -> _Driver:
+    if of_psycopg(conn):
+        return conn
+    with mapped_errors():
+        return driver_connection(conn)
 
 
 def _last(scope: Connection | Session, block: _Block) -> None:
@@ -219,6 +253,12 @@ class _Follower:
         if blocks := _standing.get(driver):
             with its_settings(core):
                 row(core, declaration(), (*blocks[-1].context, blocks[-1].id))
+                blocks[-1].sure = True
+
+    def executed(self, core: Connection, statement: str) -> None:
+        """Whatever may set a context makes it unsure which one stands."""
+        if _MAY_SET(statement) and (standing := _standing.get(driver_connection(core))):
+            standing[-1].sure = False
 
 
 _FOLLOWER = _Follower()
@@ -239,6 +279,9 @@ def _ended(conn: AnyConnection, block: _Block) -> None:
     if driver and block in standing:
         if in_order:
             standing.pop()
+            if standing and standing[-1].id == block.id:
+                standing[-1].sure = block.sure
+                return
             _settle(conn, driver, block.outer, [block])
         else:
             _empty(conn, driver)
@@ -271,8 +314,9 @@ def _settle(conn: AnyConnection, driver: _Driver, context: tuple[str | None, ...
     """
     if driver.closed or _over(conn, driver):
         return
-    statement = f"{declaration()} WHERE {_BLOCK_NOW} OPERATOR(pg_catalog.=) ANY (%s::pg_catalog.text[])"
-    values = (*context, [block.id for block in blocks])
+    one_of = " OR ".join([f"{_BLOCK_NOW} OPERATOR(pg_catalog.=) %s::pg_catalog.text"] * len(blocks))
+    statement = f"{declaration()} WHERE {one_of}"
+    values = (*context, *(block.id for block in blocks))
     if driver.info.transaction_status not in _DEAD:
         owed.pop(driver, None)
         try:
@@ -303,26 +347,38 @@ def declared(conn: AnyConnection) -> tuple[str | None, str | None, str | None]:
 
 def set_context(conn: AnyConnection, user_id: str, territory: str, correlation_id: str | None) -> None:
     """Set the context of the transaction, for as long as it lasts, without a block around it."""
-    row(conn, declaration(), (user_id, territory, correlation_id, ""))
+    row(conn, f"{declaration()} WHERE {_installed(current())}", (user_id, territory, correlation_id, ""))
 
 
 def declaration() -> str:
     """The statement that sets user, territory, correlation id and the name of the block ('' for none)."""
-    return f"SELECT {_set()}"
+    return f"SELECT {_set(current())}"
 
 
-def _replacing() -> str:
+@lru_cache(maxsize=8)
+def _replacing(s: Settings) -> str:
     """Set it, and tell what stood before; OFFSET 0 keeps the order."""
-    before = f"SELECT context.*, {_BLOCK_NOW} FROM {render('{schema}', current())}.context() AS context OFFSET 0"
-    return f"SELECT before.*, {_set()} FROM ({before}) AS before"
-
-
-def _set() -> str:
-    return render(
-        "{schema}.set_context(%s::pg_catalog.text, %s::pg_catalog.text, %s::pg_catalog.text), "
-        "pg_catalog.set_config('leadprotect.block', %s, true)",
-        current(),
+    reads = context_of(s)
+    before = ", ".join(reads[f"declared_{kind}"] for kind in _KINDS)
+    return (
+        f"SELECT before.*, {_set(s)} FROM (SELECT {before}, {_BLOCK_NOW} OFFSET 0) AS before (a, b, c, d) "
+        f"WHERE {_installed(s)}"
     )
+
+
+@lru_cache(maxsize=8)
+def _set(s: Settings) -> str:
+    """What our function of the name does, which would be planned anew for each call."""
+    writes = context_of(s, "%s::pg_catalog.text")
+    ours = ", ".join(writes[f"declaring_{kind}"] for kind in _KINDS)
+    # one column, since each that comes back costs the client more than the server
+    return f"pg_catalog.num_nulls({ours}, pg_catalog.set_config('leadprotect.block', %s, true))"
+
+
+def _installed(s: Settings) -> str:
+    """Refused while the statement is parsed, where our functions are missing or not for this login."""
+    function = literal(f"{render('{schema}', s)}.context()")
+    return f"{function}::pg_catalog.regprocedure IS NOT NULL"
 
 
 def trace_id() -> str | None:

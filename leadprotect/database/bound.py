@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -13,7 +12,8 @@ from leadprotect.errors import InvalidRequest
 from leadprotect.settings import acting_with, configured, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from sqlalchemy import Engine
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -66,11 +66,9 @@ def per_database(function: F) -> F:
     return cast("F", called)
 
 
-@contextmanager
-def its_settings(conn: Any) -> Iterator[None]:
+def its_settings(conn: Any) -> AbstractContextManager[None]:
     """Use the settings that are bound to `conn` inside the block."""
-    with acting_with(_of.get(_key(conn)) if _of else None):
-        yield
+    return acting_with(_of.get(_key(conn)) if _of else None)
 
 
 def _key(conn: Any) -> Any:

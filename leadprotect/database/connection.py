@@ -6,13 +6,14 @@ import itertools
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import psycopg
-from psycopg.pq import TransactionStatus
+from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
 from leadprotect.database.drivers import refuse, require_driver
@@ -31,6 +32,7 @@ from leadprotect.settings import url
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from sqlalchemy import Engine
     from sqlalchemy.engine import AdaptedConnection, Connection
@@ -232,7 +234,7 @@ def _settle(conn: AnyConnection) -> None:
 def _execute(conn: AnyConnection, statement: str, params: Sequence[Any]) -> list[tuple[Any, ...]]:
     if isinstance(conn, psycopg.Connection):
         cursor = conn.cursor(row_factory=tuple_row).execute(statement, params)
-        return _texts(conn, cursor.fetchall() if cursor.description is not None else [])
+        return _texts(conn, cursor.fetchall() if _returns_rows(cursor) else [])
     given: object = conn
     if isinstance(given, psycopg.AsyncConnection):
         return _texts(given, wait(given, partial(_fetched, given, statement, params)))
@@ -245,7 +247,12 @@ def _execute(conn: AnyConnection, statement: str, params: Sequence[Any]) -> list
 
 async def _fetched(conn: psycopg.AsyncConnection[Any], statement: str, params: Sequence[Any]) -> list[tuple[Any, ...]]:
     cursor = await conn.cursor(row_factory=tuple_row).execute(statement, params)
-    return await cursor.fetchall() if cursor.description is not None else []
+    return await cursor.fetchall() if _returns_rows(cursor) else []
+
+
+def _returns_rows(cursor: psycopg.Cursor[Any] | psycopg.AsyncCursor[Any]) -> bool:
+    """Whether there are rows to fetch; its description would be made anew for every column."""
+    return cursor.pgresult is not None and cursor.pgresult.status == ExecStatus.TUPLES_OK
 
 
 def _texts(
@@ -270,23 +277,38 @@ def core_connection(conn: Connection | Session) -> Connection:
     return conn.connection()
 
 
-@contextmanager
-def mapped_errors(*, recording: bool = False) -> Iterator[None]:
+def mapped_errors(*, recording: bool = False) -> AbstractContextManager[None]:
     """Turn the driver's error into ours by its SQLSTATE; an error without one means no answer."""
-    try:
-        yield
-    except _of_alchemy("DBAPIError") as error:
-        raise _mapped(getattr(error, "orig", None), recording=recording) from error
-    except psycopg.Error as error:
-        raise _mapped(error, recording=recording) from error
-    except UnicodeEncodeError as error:
-        message = f"{error.object[error.start : error.end]!r} is not in the connection's client_encoding; use UTF8"
-        raise InvalidRequest(message) from error
-    except UnicodeDecodeError as error:
-        raise ConnectionUnusable(_NO_TEXT) from error
-    except _of_alchemy("PendingRollbackError", "ResourceClosedError") as error:
-        message = "the transaction has failed before, or the connection is closed; roll it back first"
-        raise ConnectionUnusable(message) from error
+    return _RECORDING if recording else _ASKING
+
+
+@dataclass(frozen=True)
+class _Mapping:
+    """No generator: a block of every statement would spend more on that than on all else."""
+
+    recording: bool
+
+    def __enter__(self) -> None:
+        """Nothing is to do before an error comes."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if error is None:
+            return
+        if isinstance(error, _of_alchemy("DBAPIError")):
+            raise _mapped(getattr(error, "orig", None), recording=self.recording) from error
+        if isinstance(error, psycopg.Error):
+            raise _mapped(error, recording=self.recording) from error
+        if isinstance(error, UnicodeEncodeError):
+            message = f"{error.object[error.start : error.end]!r} is not in the connection's client_encoding; use UTF8"
+            raise InvalidRequest(message) from error
+        if isinstance(error, UnicodeDecodeError):
+            raise ConnectionUnusable(_NO_TEXT) from error
+        if isinstance(error, _of_alchemy("PendingRollbackError", "ResourceClosedError")):
+            message = "the transaction has failed before, or the connection is closed; roll it back first"
+            raise ConnectionUnusable(message) from error
+
+
+_ASKING, _RECORDING = _Mapping(recording=False), _Mapping(recording=True)
 
 
 def of_driver(error: BaseException | None) -> bool:

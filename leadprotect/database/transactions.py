@@ -28,6 +28,9 @@ class Follower(Protocol):
     def undone(self, core: Connection) -> None:
         """The transaction went back to a savepoint, and what was set since is gone."""
 
+    def executed(self, core: Connection, statement: str) -> None:
+        """A statement was executed; told before `undone`."""
+
 
 def follow(core: Connection, follower: Follower) -> None:
     """Tell `follower` of every transaction of sessions and of connections of this engine from the next one on."""
@@ -77,8 +80,10 @@ class _Listener:
             self.follower.ended(core)
 
     def after_execute(self, core: Connection, _cursor: Any, statement: str, *_: Any) -> None:
-        if self.follower and statement[:11].upper() == "ROLLBACK TO":
-            self.follower.undone(core)
+        if self.follower:
+            self.follower.executed(core, statement)
+            if statement[:11].upper() == "ROLLBACK TO":
+                self.follower.undone(core)
 
 
 def _session_begins(session: Session, transaction: SessionTransaction, core: Connection) -> None:

@@ -3,7 +3,7 @@
 from leadprotect.settings.activities import Activities
 from leadprotect.settings.address import url
 from leadprotect.settings.load import ENVIRONMENT_PREFIX, KEYS, Settings, acting_with, configured, current, load, parse
-from leadprotect.settings.names import activity_sources, lead_tables, names, render, sql, type_name
+from leadprotect.settings.names import activity_sources, context_of, lead_tables, names, render, sql, type_name
 from leadprotect.settings.quoting import ident, literal, table
 from leadprotect.settings.roles import making_roles
 from leadprotect.settings.sources import SourceTable
@@ -20,6 +20,7 @@ __all__ = [
     "activity_sources",
     "check_territory_code",
     "configured",
+    "context_of",
     "current",
     "duration",
     "ident",

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import tomllib
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
@@ -27,6 +27,7 @@ from leadprotect.settings.values import OFFICES, LeadTable, check_users, of_sett
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from alembic.config import Config
 
@@ -102,6 +103,10 @@ class Settings:
         """Fill in what follows from another key."""
         if not self.version_table_schema:
             object.__setattr__(self, "version_table_schema", self.schema)
+
+    def __hash__(self) -> int:
+        """Of what tells the settings of one process apart: texts are remembered by them, and asked for often."""
+        return hash((self.database_url, self.schema))
 
     def role(self, name: str) -> str:
         """Name of a cluster role, unquoted: an office (``app``) or a territory code (``DE``)."""
@@ -200,12 +205,16 @@ def configured(settings: Settings) -> None:
     current.process = settings
 
 
-@contextmanager
-def acting_with(settings: Settings | None) -> Iterator[None]:
+def acting_with(settings: Settings | None) -> AbstractContextManager[None]:
     """Let `settings` be the current ones inside the block; None changes nothing."""
-    if settings is None:
-        yield
-        return
+    return _NOTHING if settings is None else _acting_with(settings)
+
+
+_NOTHING = nullcontext()
+
+
+@contextmanager
+def _acting_with(settings: Settings) -> Iterator[None]:
     token = _bound.set(settings)
     try:
         yield

@@ -203,18 +203,21 @@ def names(settings: Settings) -> Mapping[str, str]:
     return MappingProxyType(known)
 
 
-def context_of(settings: Settings) -> dict[str, str]:
-    """How what is declared is read and written: as a setting, or as a field of one that holds JSON."""
+def context_of(settings: Settings, given: str | None = None) -> dict[str, str]:
+    """How what is declared is read and written: as a setting, or as a field of one that holds JSON.
+
+    `given` stands for each value that is written, instead of the names of our function's arguments.
+    """
     found: dict[str, str] = {}
     arguments = {"user": "user_id", "territory": "territory", "correlation": "correlation_id"}
     for kind, argument in arguments.items():
         name, field = of_setting(getattr(settings, f"{kind}_guc"))
-        now = f"pg_catalog.current_setting({literal(name)}, true)"
-        read, written = now, f"coalesce({argument}, '')"
+        now, value = f"pg_catalog.current_setting({literal(name)}, true)", given or argument
+        read, written = now, f"coalesce({value}, '')"
         if field is not None:
             ours = ident(settings.schema)
             read = f"{ours}.claimed({now}, {literal(field)})"
-            written = f"{ours}.claiming({now}, {literal(field)}, {argument})"
+            written = f"{ours}.claiming({now}, {literal(field)}, {value})"
         found[f"declared_{kind}"] = read
         found[f"declaring_{kind}"] = f"pg_catalog.set_config({literal(name)}, {written}, true)"
     return found

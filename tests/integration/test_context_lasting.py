@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Engine, create_engine, exc, pool, text
+from sqlalchemy import Engine, create_engine, event, exc, pool, text
 from sqlalchemy.orm import Session, sessionmaker
 
 import leadprotect
@@ -275,3 +275,68 @@ def test_many_sessions_of_a_small_pool_that_commit_in_the_middle_are_not_mixed_u
         found = list(threads.map(request, owned))
     assert [{(database.user(number), frozenset([lead]))} for number, lead in owned.items()] == found
     engine.dispose()
+
+
+def told(engine: Engine) -> list[str]:
+    """Every statement that the engine sends from now on."""
+    sent: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda *given: sent.append(given[2]))
+    return sent
+
+
+@KINDS
+def test_a_block_inside_one_of_the_same_context_sends_nothing(database: Database, kind: str) -> None:
+    with database.engine("seller_de") as engine, made(engine, kind) as conn:
+        with leadprotect.acting_as(conn, database.user(1), "DE"):
+            sent = told(engine)
+            with (
+                leadprotect.acting_as(conn, database.user(1), "DE"),
+                leadprotect.acting_as(conn, database.user(1), "DE"),
+            ):
+                assert sent == []
+                assert stands(conn) == [database.user(1), "DE", None]
+            assert len(sent) == 1
+            assert user(conn) == database.user(1)
+            with leadprotect.acting_as(conn, database.user(2), "DE"):
+                assert user(conn) == database.user(2)
+            assert user(conn) == database.user(1)
+        assert stands(conn) == NOBODY
+
+
+@KINDS
+@pytest.mark.parametrize("sql", ["SELECT set_config('app.user_id', 'x', true)", "SET LOCAL app.user_id = 'x'"])
+def test_a_block_of_the_same_context_sets_it_again_where_a_statement_may_have_set_another(
+    database: Database, kind: str, sql: str
+) -> None:
+    with database.engine("seller_de") as engine, made(engine, kind) as conn:
+        with leadprotect.acting_as(conn, database.user(1), "DE"):
+            conn.execute(text(sql))
+            with leadprotect.acting_as(conn, database.user(1), "DE"):
+                assert user(conn) == database.user(1)
+            assert user(conn) == "x"
+
+
+@KINDS
+def test_a_block_of_the_same_context_outlives_a_savepoint_and_a_commit(database: Database, kind: str) -> None:
+    with database.engine("seller_de") as engine, made(engine, kind) as conn:
+        with leadprotect.acting_as(conn, database.user(1), "DE"):
+            savepoint = conn.begin_nested()
+            with leadprotect.acting_as(conn, database.user(1), "DE"):
+                savepoint.rollback()
+                assert user(conn) == database.user(1)
+                conn.commit()
+                assert user(conn) == database.user(1)
+            conn.commit()
+            assert user(conn) == database.user(1)
+        assert stands(conn) == NOBODY
+
+
+def test_blocks_of_the_same_context_that_end_out_of_order_leave_nobody(database: Database) -> None:
+    with database.engine("seller_de") as engine, engine.connect() as conn:
+        outer, inner = (leadprotect.acting_as(conn, database.user(1), "DE") for _ in range(2))
+        outer.__enter__()
+        inner.__enter__()
+        for block in (outer, inner):
+            with pytest.raises(ContextOutOfOrder):
+                block.__exit__(None, None, None)
+        assert stands(conn) == NOBODY

@@ -141,7 +141,7 @@ def test_whatever_outlives_a_call_is_given_up_between_two_tests() -> None:
     """A new one belongs into the fixture `process` of tests/conftest.py: else a test's end is the next one's begin."""
     given_up = {
         "leadprotect.access.binding": ["_bound"],
-        "leadprotect.access.context": ["_standing", "_lasting"],
+        "leadprotect.access.context": ["_standing", "_lasting", "_replacing", "_set"],
         "leadprotect.access.ways": ["_ways"],
         "leadprotect.database.bound": ["_of"],
         "leadprotect.database.connection": ["owed"],
