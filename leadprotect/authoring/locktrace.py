@@ -9,20 +9,10 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from sqlalchemy import Engine, create_engine, event, pool
 
+from leadprotect.database.modes import MODES
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-
-MODES = [
-    "AccessShareLock",
-    "RowShareLock",
-    "RowExclusiveLock",
-    "ShareUpdateExclusiveLock",
-    "ShareLock",
-    "ShareRowExclusiveLock",
-    "ExclusiveLock",
-    "AccessExclusiveLock",
-]
-"""https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-TABLES, the weakest first."""
 
 TRACED = "traced migration"
 _HELD = """

@@ -40,12 +40,18 @@ def check_ready(conn: psycopg.Connection[Any], s: Settings, territories: tuple[s
 
 def missing_index(conn: AnyConnection, s: Settings) -> str | None:
     """The first index that a slice needs and that is missing or invalid: contract drops them."""
-    for index, host_table in host_indexes(s).items():
-        schema = host_table.split(".", 1)[0]
-        valid = "SELECT FROM pg_catalog.pg_index AS i WHERE i.indexrelid = %s AND i.indisvalid"
-        if not rows(conn, valid, (relation(conn, schema, index),)):
-            return ident(schema, index)
-    return None
+    missing = missing_indexes(conn, s)
+    return ident(missing[0][1].split(".", 1)[0], missing[0][0]) if missing else None
+
+
+def missing_indexes(conn: AnyConnection, s: Settings) -> list[tuple[str, str]]:
+    """Our indexes on the host's tables that are missing or invalid: each with its table, both unquoted."""
+    valid = "SELECT FROM pg_catalog.pg_index AS i WHERE i.indexrelid = %s AND i.indisvalid"
+    return [
+        (index, of)
+        for index, of in host_indexes(s).items()
+        if not rows(conn, valid, (relation(conn, of.split(".", 1)[0], index),))
+    ]
 
 
 def _check_login(conn: psycopg.Connection[Any], s: Settings) -> None:

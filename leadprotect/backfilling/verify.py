@@ -30,6 +30,7 @@ SAMPLE = 2000
 
 # measured by `leadprotect bench backfill`, see docs/benchmarks: what one assignment costs to write
 _WRITE_S = 6e-6
+_READ_S = 8e-6
 _WAL_BYTES = 550
 
 
@@ -97,6 +98,12 @@ def estimate_backfill(
     s = settings or current()
     _check(conn, territories, s)
     return [_estimate(conn, code, s) for code in territories]
+
+
+def most_of(territory: str, leads: int, assignable: int) -> Estimate:
+    """What a backfill would do at most, from counts alone: before the migrate step nothing takes a sample."""
+    seconds = leads * _READ_S + assignable * _WRITE_S
+    return Estimate(territory, leads, 0, assignable, leads - assignable, seconds, assignable * _WAL_BYTES)
 
 
 def derived(conn: AnyConnection, s: Settings) -> bool:

@@ -35,6 +35,7 @@ COMMANDS = {
     "next": "Print the number of the next revision.",
     "owner": "Who owns leads; assign, transfer and release them.",
     "pin": "What leadprotect holds of the host's tables.",
+    "plan": "Say what `alembic upgrade head` would do to this database, before every deploy; reads only.",
     "purge": "Delete what a downgrade left in the quarantine, the audit included, after asking.",
     "redteam": "Attack your own database as one of its logins; reads only.",
     "rehearse": "Run the whole migration under live traffic, and report every stall.",

@@ -26,8 +26,6 @@ from sqlalchemy import Connection, Engine, create_engine, event, exc, pool
 from leadprotect import phases
 from leadprotect.backfilling import jobs
 from leadprotect.database import blockers
-from leadprotect.database.catalog import relation
-from leadprotect.database.connection import as_role
 from leadprotect.database.opening import PINNED, open_connection, pin, pin_session
 from leadprotect.errors import GateClosed, LeadProtectError, PreflightError, SettingsError
 from leadprotect.migration import autogenerate, branches, event_triggers, gate, locks, undo, undoing, version_table
@@ -369,18 +367,8 @@ def _check(guard: psycopg.Connection[Any], settings: Settings, left: list[Any], 
 
 def _check_number(guard: psycopg.Connection[Any], settings: Settings, heads: tuple[str, ...]) -> None:
     """Refuse where the version table was lost, emptied or stamped below what stands: the revisions say what that is."""
-    if not relation(guard, settings.schema, undo.TABLE):
-        return
-    with as_role(guard, settings.role("owner")):
-        left = {one.revision for one, _ in undo.stored(guard, settings)}
-    chain = phases.chain()
-    stands = max((one for one in left if one in chain), default=None)
-    said = next((one for one in heads if one.startswith("lp_")), None)
-    if stands and (said is None or (said in chain and said < stands)):
-        raise CommandError(
-            f"the version table says {said or 'that nothing is applied'}, but {settings.schema} stands at {stands}: "
-            f"the table was lost, or somebody stamped it. Nothing was touched. Run: alembic stamp {stands}"
-        )
+    if reason := undo.contradicted(guard, settings, heads):
+        raise CommandError(reason)
 
 
 def _check_tables(guard: psycopg.Connection[Any], settings: Settings, head: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from leadprotect.database.modes import MODES, in_sql
 from leadprotect.database.opening import PINNED
 from leadprotect.errors import InvalidRequest
 from leadprotect.migration import locks, undo, version_table
@@ -18,16 +19,6 @@ if TYPE_CHECKING:
     from leadprotect.migration.undo import Undo
 
 _ATTEMPTS = 60
-_MODES = {
-    "AccessShareLock": "ACCESS SHARE",
-    "RowShareLock": "ROW SHARE",
-    "RowExclusiveLock": "ROW EXCLUSIVE",
-    "ShareUpdateExclusiveLock": "SHARE UPDATE EXCLUSIVE",
-    "ShareLock": "SHARE",
-    "ShareRowExclusiveLock": "SHARE ROW EXCLUSIVE",
-    "ExclusiveLock": "EXCLUSIVE",
-    "AccessExclusiveLock": "ACCESS EXCLUSIVE",
-}
 # psql has no loops: the locks are taken first, by a block that has, and given back before it waits
 _LOCKS = """\
 DO $locks$
@@ -114,5 +105,5 @@ def _step(one: Undo, s: Settings) -> Iterator[str]:
 def _host_locks(one: Undo, s: Settings) -> Iterator[str]:
     names = {"leads": s.leads_table, "activities": s.activities_table}
     for host, mode in sorted(one.host_locks.items()):
-        if host in names and mode in _MODES:
-            yield f"LOCK TABLE {table(names[host])} IN {_MODES[mode]} MODE;"
+        if host in names and mode in MODES:
+            yield f"LOCK TABLE {table(names[host])} IN {in_sql(mode)} MODE;"

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+from leadprotect import phases
 from leadprotect.database.catalog import relation
 from leadprotect.database.connection import as_role, driver_connection
 from leadprotect.errors import RollbackError
 from leadprotect.settings import Settings, ident, literal, render
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import psycopg
 
@@ -78,6 +79,23 @@ def kept_undo(conn: psycopg.Connection[Any], s: Settings) -> dict[str, Undo]:
                 "it. Nothing was undone: roll back with the version of leadprotect that applied it"
             )
     return {one.revision: one for one, _ in found}
+
+
+def contradicted(conn: psycopg.Connection[Any], s: Settings, heads: Sequence[str]) -> str | None:
+    """What the version table, which names `heads`, says below what stands: it was lost, emptied or stamped."""
+    if not relation(conn, s.schema, TABLE):
+        return None
+    with as_role(conn, s.role("owner")):
+        left = {one.revision for one, _ in stored(conn, s)}
+    chain = phases.chain()
+    stands = max((one for one in left if one in chain), default=None)
+    said = next((one for one in heads if one.startswith("lp_")), None)
+    if stands is None or (said is not None and (said not in chain or said >= stands)):
+        return None
+    return (
+        f"the version table says {said or 'that nothing is applied'}, but {s.schema} stands at {stands}: "
+        f"the table was lost, or somebody stamped it. Nothing was touched. Run: alembic stamp {stands}"
+    )
 
 
 def stored(conn: psycopg.Connection[Any], s: Settings) -> list[tuple[Undo, bool]]:

@@ -25,34 +25,43 @@ def check_before_migration(conn: psycopg.Connection[Any], settings: Settings, *,
 
     `fresh` means that no revision is applied yet. Raises `PreflightError` with every finding.
     """
-    problems: list[str] = []
-    statements: list[str] = []
-    policies: list[str] = []
     check_server(conn)
-    problems += host(conn, settings)
-    problems += rights(conn, settings, statements)
-    problems += visibility(conn, settings, policies)
+    statements: list[str] = []
+    problems = host(conn, settings) + rights(conn, settings, statements)
+    problems += whole(conn, settings, statements, fresh=fresh)
+    if problems:
+        raise PreflightError(problems, list(dict.fromkeys(statements)))
+
+
+def whole(conn: psycopg.Connection[Any], settings: Settings, statements: list[str], *, fresh: bool) -> list[str]:
+    """What is wrong with the database, whoever migrates it: hidden rows, names that are taken, and what was left."""
+    policies: list[str] = []
+    problems = visibility(conn, settings, policies)
     if policies:
         statements += [*missing_role(conn, settings, "reader"), *policies]
     if fresh:
         problems += strangers(conn, settings, statements)
     else:
         problems += later_strangers(conn, settings)
-    problems += foreign_quarantine(conn, settings, statements) or leftovers(conn, settings)
-    if problems:
-        raise PreflightError(problems, list(dict.fromkeys(statements)))
+    return problems + (foreign_quarantine(conn, settings, statements) or leftovers(conn, settings))
 
 
 def check_server(conn: psycopg.Connection[Any]) -> None:
     """Refuse a server on which no migration can run, up or down; raises `PreflightError`."""
-    problem = version_problem(conn.info.server_version)
-    if not problem and one(conn, "SELECT pg_is_in_recovery()"):
-        problem = "this server is a read replica: run the migration on the primary"
+    problem = server_problem(conn)
     if not problem and one(conn, "SELECT current_setting('transaction_read_only')") == "on":
         me = str(one(conn, "SELECT current_user"))
         problem = f"the sessions of {me} in this database are read-only (default_transaction_read_only): a DBA meant it"
     if problem:
         raise PreflightError([problem])
+
+
+def server_problem(conn: psycopg.Connection[Any]) -> str | None:
+    """Why no migration can run on this server, whatever the session may do; None where one can."""
+    problem = version_problem(conn.info.server_version)
+    if not problem and one(conn, "SELECT pg_is_in_recovery()"):
+        problem = "this server is a read replica: run the migration on the primary"
+    return problem
 
 
 def version_problem(number: int) -> str | None:

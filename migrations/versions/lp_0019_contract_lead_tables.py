@@ -23,6 +23,8 @@ branch_labels = None
 depends_on = None
 phase = "contract"
 locks: dict[str, dict[str, str]] = {"upgrade": {}, "downgrade": {}}
+# the same on each table that the setting names
+child_locks = {"upgrade": "AccessExclusiveLock", "downgrade": "AccessExclusiveLock"}
 
 
 def upgrade() -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from alembic import command
 
-from leadprotect.authoring.locktrace import MODES, trace_locks
+from leadprotect.authoring.locktrace import trace_locks
+from leadprotect.database.modes import MODES
 
 if TYPE_CHECKING:
     from alembic.script import Script

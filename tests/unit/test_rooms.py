@@ -78,6 +78,7 @@ def test_a_room_without_a_floor_breaks_the_contract(copy: Path) -> None:
         ("leadprotect.cli", ["alembic", "psycopg", "rich", "sqlalchemy"]),
         ("leadprotect.cli.status", ["alembic", "sqlalchemy"]),
         ("leadprotect.cli.doctor", ["alembic", "rich", "sqlalchemy"]),
+        ("leadprotect.cli.plan", ["alembic", "rich", "sqlalchemy"]),
         ("leadprotect.cli.backfill", ["alembic", "sqlalchemy"]),
         ("leadprotect.cli.audit", ["alembic", "sqlalchemy"]),
     ],

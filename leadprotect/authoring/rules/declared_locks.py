@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from leadprotect.authoring.finding import Problem
-from leadprotect.authoring.locktrace import MODES
+from leadprotect.database.modes import MODES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,0 +1,423 @@
+"""Who would lose what at contract, login by login, with what helps; asked of the catalog, from whatever phase.
+
+The conditions of the gate ask the same once the migrate step is there, in the database itself and for all logins
+together; tests/migrations/test_plan.py holds that both say the same.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from leadprotect.database.blockers import redact
+from leadprotect.database.catalog import one, relation
+from leadprotect.database.connection import as_role
+from leadprotect.doctor.keys import index_not_leakproof
+from leadprotect.doctor.ways import foreign_key_action, host_before_trigger, once_enforced
+from leadprotect.settings import Settings, ident, render, table
+from leadprotect.settings.names import territory_columns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EVERYBODY = "whom row security binds"
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What `login` can't do any more after contract, or does otherwise.
+
+    `kind`: reads, edits, copy, views, queues, jobs, host code, indexes or keys; `login` is None where it concerns
+    everybody whom row security binds; `condition` names the condition of the gate that it keeps closed, None where
+    contract goes on without a word.
+    """
+
+    kind: str
+    login: str | None
+    what: str
+    remedy: str | None
+    condition: str | None = None
+
+
+@dataclass(frozen=True)
+class _Actor:
+    """A login that can do something with a table, and the role by which it does: itself, or one that it sets."""
+
+    login: str
+    role: str
+    reads: bool
+    edits: bool
+    inserts: bool
+    owns: bool
+    serves: bool
+    codes: list[str]
+    narrow: bool
+
+    @property
+    def ready(self) -> bool:
+        return self.serves and bool(self.codes)
+
+    @property
+    def named(self) -> str:
+        return f"as {self.role}, which it sets: " if self.role != self.login else ""
+
+
+# Whom a login can act as: itself, and each role that SET ROLE lets it choose. A login with privileges of its own is
+# judged by itself, a pool by the roles it sets: as the conditions `logins` and `lead_tables` of the gate do.
+_ACTORS = """
+    WITH holders AS MATERIALIZED (
+      SELECT r.oid, r.rolname,
+             has_table_privilege(r.oid, c.oid, 'SELECT') OR has_any_column_privilege(r.oid, c.oid, 'SELECT') AS reads,
+             has_table_privilege(r.oid, c.oid, 'UPDATE, DELETE')
+               OR has_any_column_privilege(r.oid, c.oid, 'UPDATE') AS edits,
+             has_table_privilege(r.oid, c.oid, 'INSERT') AS inserts,
+             EXISTS (SELECT FROM pg_roles AS app
+                     WHERE app.rolname = %(app)s AND pg_has_role(r.oid, app.oid, 'USAGE')) AS serves,
+             ARRAY(SELECT t.code FROM unnest(%(codes)s::text[], %(borders)s::text[]) AS t (code, role)
+                   JOIN pg_roles AS b ON b.rolname = t.role
+                   WHERE pg_has_role(r.oid, b.oid, 'USAGE') ORDER BY t.code) AS codes,
+             (SELECT bool_and(has_column_privilege(r.oid, %(leads)s::oid, needed.name, 'SELECT'))
+              FROM unnest(%(columns)s::text[]) AS needed (name)) AS narrow
+      FROM pg_roles AS r JOIN pg_class AS c ON c.oid = %(table)s
+      WHERE r.rolname <> ALL (%(offices)s) AND (has_table_privilege(r.oid, c.oid, 'SELECT, INSERT, UPDATE, DELETE')
+        OR has_any_column_privilege(r.oid, c.oid, 'INSERT, UPDATE')
+        -- what contract lets an auditor and our reader read makes no service of anybody
+        OR EXISTS (
+          SELECT FROM pg_attribute AS a
+          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+            AND has_column_privilege(r.oid, a.attrelid, a.attnum, 'SELECT')
+            AND NOT (a.attname = ANY (%(columns)s) AND EXISTS (
+              SELECT FROM pg_roles AS o WHERE o.rolname = ANY (%(looking)s) AND pg_has_role(r.oid, o.oid, 'USAGE'))))))
+    SELECT DISTINCT ON (l.rolname) l.rolname::text, h.rolname::text, h.reads, h.edits, h.inserts,
+           pg_has_role(l.oid, leads.relowner, 'MEMBER'), h.serves, h.codes, h.narrow
+    FROM pg_roles AS l JOIN holders AS h ON pg_has_role(l.oid, h.oid, 'MEMBER')
+    JOIN pg_class AS leads ON leads.oid = %(leads)s
+    WHERE l.rolcanlogin AND NOT l.rolsuper AND NOT l.rolbypassrls
+      AND l.rolname <> ALL (%(exempt)s) AND h.rolname <> ALL (%(exempt)s)
+      AND has_database_privilege(l.oid, current_database(), 'CONNECT')
+    ORDER BY l.rolname, h.oid = l.oid DESC, h.serves AND cardinality(h.codes) > 0 DESC, h.rolname
+    """
+# Code that runs beside a statement on another table, with rights that row security binds; a text that is put
+# together at run time is not seen. As the condition `host_code` of the gate asks.
+_HOST_CODE = """
+    SELECT beside.name, beside.function, beside.runs::regclass::text
+    FROM pg_class AS l JOIN pg_namespace AS home ON home.oid = l.relnamespace
+    CROSS JOIN LATERAL (
+      SELECT format('trigger %%I on %%s', t.tgname, t.tgrelid::regclass) AS name, p.oid::regprocedure::text AS function,
+             t.tgrelid AS runs, p.prosrc AS text, CASE WHEN p.prosecdef THEN p.proowner END AS acts_as
+      FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid JOIN pg_namespace AS n ON n.oid = p.pronamespace
+      WHERE t.tgrelid <> l.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D'
+        AND n.nspname NOT IN ('pg_catalog', %(schema)s)
+      UNION ALL
+      SELECT format('rule %%I on %%s', r.rulename, r.ev_class::regclass), NULL, r.ev_class, pg_get_ruledef(r.oid),
+             c.relowner
+      FROM pg_rewrite AS r JOIN pg_class AS c ON c.oid = r.ev_class
+      WHERE r.ev_class <> l.oid AND r.rulename <> '_RETURN') AS beside
+    CROSS JOIN LATERAL (
+      SELECT regexp_replace(replace(lower(beside.text), '"', ''), '[[:space:];(),]+', ' ', 'g') || ' ' AS words
+    ) AS plain
+    WHERE l.oid = %(leads)s AND EXISTS (
+        SELECT
+        FROM unnest(ARRAY['update ', 'update only ', 'delete from ', 'delete from only ', 'merge into ']) AS verb,
+             unnest(ARRAY[lower(l.relname), lower(home.nspname) || '.' || lower(l.relname)]) AS called
+        WHERE strpos(plain.words, verb || regexp_replace(called, '[[:space:];(),]+', ' ', 'g') || ' ') > 0)
+      AND NOT coalesce((
+        SELECT o.rolsuper OR o.rolbypassrls
+          OR NOT %(forced)s AND NOT l.relforcerowsecurity AND pg_has_role(o.oid, l.relowner, 'USAGE')
+        FROM pg_roles AS o WHERE o.oid = beside.acts_as), false)
+    ORDER BY 1 LIMIT 20
+    """
+_WRITERS = """
+    SELECT l.rolname::text FROM pg_roles AS l
+    WHERE l.rolcanlogin AND NOT l.rolsuper AND has_database_privilege(l.oid, current_database(), 'CONNECT')
+      AND has_table_privilege(l.oid, %s::regclass, 'INSERT, UPDATE, DELETE') ORDER BY 1 LIMIT 20
+    """
+# The catalog shows a queue in the text of a function alone; what clients send, in the extension that counts it.
+_QUEUES = """
+    SELECT p.oid::regprocedure::text, p.prosrc FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+    JOIN pg_roles AS o ON o.oid = p.proowner JOIN pg_class AS l ON l.oid = %(leads)s
+    WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', %(schema)s) AND p.prosrc ~* 'skip\\s+locked'
+      AND p.prosrc ~* ('\\m' || %(name)s || '\\M')
+      AND NOT (p.prosecdef AND (o.rolsuper OR o.rolbypassrls
+        OR NOT %(forced)s AND NOT l.relforcerowsecurity AND pg_has_role(o.oid, l.relowner, 'USAGE')))
+    ORDER BY 1 LIMIT 20
+    """
+_STATEMENTS = """
+    SELECT r.rolname::text, s.query, s.calls
+    FROM {extension}.pg_stat_statements AS s JOIN pg_roles AS r ON r.oid = s.userid
+    WHERE s.dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND NOT r.rolsuper AND NOT r.rolbypassrls AND r.rolname <> ALL (%(exempt)s)
+      AND s.query ~* ('\\m' || %(name)s || '\\M') AND s.query ~* %(pattern)s
+    ORDER BY s.calls DESC LIMIT 20
+    """
+_HIDDEN_TEXT = "SELECT count(*) FROM {extension}.pg_stat_statements WHERE query = '<insufficient privilege>'"
+_JOBS = """
+    SELECT j.jobid, j.username::text, j.command FROM cron.job AS j
+    WHERE j.active AND j.database = current_database() AND j.command ~* ('\\m' || %(name)s || '\\M')
+      AND j.username::text <> ALL (%(exempt)s) ORDER BY 1 LIMIT 20
+    """
+
+
+def losses(conn: psycopg.Connection[Any], s: Settings, unseen: list[str]) -> list[Loss]:
+    """What contract would take from whom; what this login can't see is added to `unseen`, a sentence each."""
+    if s.host_rls == "off" or relation(conn, *s.leads_table.split(".", 1)) is None:
+        return []
+    asked = _asked(conn, s)
+    actors = _actors(conn, s.leads_table, asked)
+    found = [loss for actor in actors for loss in _of_actor(s, actor, asked)]
+    for child in s.lead_tables:
+        found += [
+            loss for actor in _actors(conn, child.table, asked) for loss in _of_child(s, child.table, actor, asked)
+        ]
+    found += _views(conn, s)
+    found += _queues(conn, s, asked, unseen)
+    found += _jobs(conn, s, asked, unseen)
+    found += _host_code(conn, s, asked)
+    return found + list(_for_everybody(conn, s))
+
+
+def _asked(conn: psycopg.Connection[Any], s: Settings) -> dict[str, Any]:
+    leads = relation(conn, *s.leads_table.split(".", 1))
+    name = s.leads_table.split(".", 1)[1]
+    forced = s.host_rls == "force" or one(conn, "SELECT relforcerowsecurity FROM pg_class WHERE oid = %s", leads)
+    return {
+        "leads": leads,
+        "schema": s.schema,
+        "name": "".join(f"[{letter}]" if letter not in r"\^]" else f"\\{letter}" for letter in name),
+        "forced": bool(forced),
+        "exempt": list(s.exempt_roles),
+        "codes": (codes := _codes(conn, s)),
+        "borders": [s.role(code) for code in codes],
+        "app": s.role("app"),
+        "columns": [s.lead_id_column, *territory_columns(s)],
+        "looking": [s.role("auditor"), s.role("reader")],
+        "offices": [s.role(office) for office in ("owner", "reader", "app", "auditor", "operator", "manager")],
+    }
+
+
+def _codes(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
+    """The territories of the database, as this login or as our owner sees them; else those of the settings."""
+    if not relation(conn, s.schema, "territories"):
+        return list(s.territories)
+    query = render("SELECT code FROM {schema}.territories ORDER BY 1", s).encode()
+    for role in ("none", s.role("owner")):
+        # a login without any of them sees no row of this table, and no error either
+        with suppress(psycopg.errors.InsufficientPrivilege), as_role(conn, role):
+            if found := [code for (code,) in conn.execute(query).fetchall()]:
+                return found
+    return list(s.territories)
+
+
+def _actors(conn: psycopg.Connection[Any], name: str, asked: dict[str, Any]) -> list[_Actor]:
+    oid = relation(conn, *name.split(".", 1))
+    if oid is None:
+        return []
+    return [_Actor(*row) for row in conn.execute(_ACTORS, asked | {"table": oid}).fetchall()]
+
+
+def _of_actor(s: Settings, actor: _Actor, asked: dict[str, Any]) -> Iterator[Loss]:
+    leads = s.leads_table
+    if actor.owns and not asked["forced"]:
+        return  # row security does not bind who owns the table
+    if actor.owns:
+        stays = f"{leads} is forced, so its owner is bound like anybody else"
+        yield Loss(
+            "reads", actor.login, f"{stays}: maintenance and backups by this login see 0 rows of a territory", None
+        )
+        yield Loss("edits", actor.login, f"{stays}: an UPDATE without a context changes 0 rows of a territory", None)
+    elif actor.ready:
+        codes = ", ".join(actor.codes)
+        if actor.reads:
+            yield Loss(
+                "reads",
+                actor.login,
+                f"{actor.named}sees leads of {codes} and those without a territory, no others",
+                None,
+            )
+        if actor.edits:
+            does = "raises LP403" if s.denied_edit == "raise" else "changes 0 rows"
+            yield Loss(
+                "edits",
+                actor.login,
+                f"{actor.named}an UPDATE or DELETE of a lead that its user may not edit {does}",
+                None,
+            )
+    else:
+        lacks = f"is no member of {s.role('app')} and a territory"
+        meets = {"reads": "sees no lead of a territory", "edits": "adds and changes no lead of a territory"}
+        for kind, what in meets.items():
+            if actor.reads if kind == "reads" else actor.edits or actor.inserts:
+                yield Loss(
+                    kind, actor.login, f"{actor.named}{lacks}, so it {what}", _membership(s, actor, asked), "logins"
+                )
+    if actor.inserts:
+        yield Loss(
+            "copy",
+            actor.login,
+            f"COPY {leads} FROM is refused to it (0A000)",
+            f"CREATE TEMP TABLE leads_in (LIKE {table(leads)} INCLUDING DEFAULTS); COPY leads_in FROM STDIN; "
+            f"INSERT INTO {table(leads)} SELECT * FROM leads_in;",
+        )
+
+
+def _of_child(s: Settings, name: str, actor: _Actor, asked: dict[str, Any]) -> Iterator[Loss]:
+    if actor.owns:
+        return
+    if not actor.ready:
+        lacks = f"{actor.named}is no member of {s.role('app')} and a territory"
+        what = f"{lacks}, so it sees no row of {name} that belongs to a lead"
+        yield Loss("reads", actor.login, what, _membership(s, actor, asked), "lead_tables")
+    elif not actor.narrow:
+        columns = ", ".join(map(ident, asked["columns"]))
+        what = f"{actor.named}may not read id and territory of {s.leads_table}, by which rows of {name} are seen"
+        yield Loss(
+            "reads",
+            actor.login,
+            what,
+            f"GRANT SELECT ({columns}) ON {table(s.leads_table)} TO {ident(actor.role)};",
+            "lead_tables",
+        )
+    else:
+        yield Loss(
+            "edits", actor.login, f"{actor.named}changes rows of {name} only where its user may edit the lead", None
+        )
+
+
+def _membership(s: Settings, actor: _Actor, asked: dict[str, Any]) -> str:
+    """Which territory a login serves, only its owner knows: the others are named beside the first."""
+    first, *others = asked["borders"] or ["..."]
+    more = f" /* or {', '.join(map(ident, others))} */" if others else ""
+    return f"GRANT {ident(s.role('app'))}, {ident(first)}{more} TO {ident(actor.role)};"
+
+
+def _views(conn: psycopg.Connection[Any], s: Settings) -> list[Loss]:
+    return [
+        Loss("views", login, f"{fault.where}: {fault.what}", fault.mends, "views")
+        for login, fault in once_enforced(conn, s)
+    ]
+
+
+def _queues(conn: psycopg.Connection[Any], s: Settings, asked: dict[str, Any], unseen: list[str]) -> list[Loss]:
+    what = "locks only leads that its user may edit, and leaves the others out without a word"
+    claimed = "SELECT l.{lead_id} FROM {leads} AS l WHERE {schema}.can_edit_lead(l.{lead_id})"
+    claims = render(claimed + " LIMIT 1 FOR UPDATE SKIP LOCKED;", s)
+    found = [
+        Loss("queues", None, f"function {function} takes leads with SKIP LOCKED: it {what}", claims)
+        for function, _ in conn.execute(_QUEUES, asked).fetchall()
+    ]
+    for login, query, calls in _sent(conn, asked, "skip\\s+locked", unseen):
+        found.append(Loss("queues", login, f"{calls:,} times: {redact(query)}: it {what}", claims))
+    for login, query, calls in _sent(conn, asked, "^\\s*copy\\M.*\\mfrom\\M", []):
+        found.append(Loss("copy", login, f"{calls:,} times: {redact(query)}: refused (0A000) after contract", None))
+    return found
+
+
+def _sent(
+    conn: psycopg.Connection[Any], asked: dict[str, Any], pattern: str, unseen: list[str]
+) -> list[tuple[str, str, int]]:
+    """What clients have sent, as pg_stat_statements has it."""
+    query = "SELECT n.nspname::text FROM pg_extension AS e JOIN pg_namespace AS n ON n.oid = e.extnamespace"
+    where = one(conn, f"{query} WHERE e.extname = %s", "pg_stat_statements")
+    if where is None:
+        sends = "queues with SKIP LOCKED that clients send: there is no pg_stat_statements here"
+        unseen.append(f"{sends}, so look for SKIP LOCKED in your code")
+        return []
+    try:
+        with conn.transaction():
+            hidden = one(conn, _HIDDEN_TEXT.replace("{extension}", ident(where)))
+            found = conn.execute(
+                _STATEMENTS.replace("{extension}", ident(where)).encode(), asked | {"pattern": pattern}
+            ).fetchall()
+    except psycopg.Error as error:
+        unseen.append(f"statements of clients in pg_stat_statements: {error.diag.message_primary}")
+        return []
+    if hidden:
+        unseen.append(f"{hidden} statements of others in pg_stat_statements: {_grant(conn, 'pg_read_all_stats')}")
+    return found
+
+
+def _jobs(conn: psycopg.Connection[Any], s: Settings, asked: dict[str, Any], unseen: list[str]) -> list[Loss]:
+    if relation(conn, "cron", "job") is None:
+        return []
+    try:
+        with conn.transaction():
+            found = conn.execute(_JOBS, asked).fetchall()
+    except psycopg.errors.InsufficientPrivilege:
+        unseen.append(
+            f"jobs of pg_cron: GRANT USAGE ON SCHEMA cron TO {_me(conn)}; GRANT SELECT ON cron.job TO {_me(conn)};"
+        )
+        return []
+    bound = {actor.login for actor in _actors(conn, s.leads_table, asked) if asked["forced"] or not actor.owns}
+    return [
+        Loss(
+            "jobs",
+            login,
+            f"job {number} of pg_cron ({redact(command)}) sets no context, so it finds no lead of a territory",
+            f"exempt_roles = {', '.join([*s.exempt_roles, login])}",
+        )
+        for number, login, command in found
+        if login in bound and s.user_guc.split(" ")[0] not in command and "set_context" not in command
+    ]
+
+
+def _host_code(conn: psycopg.Connection[Any], s: Settings, asked: dict[str, Any]) -> list[Loss]:
+    found = []
+    for name, function, runs in conn.execute(_HOST_CODE, asked).fetchall():
+        owner = one(conn, "SELECT pg_get_userbyid(relowner)::text FROM pg_class WHERE oid = %s", asked["leads"])
+        path = f"pg_catalog, {ident(s.leads_table.split('.', 1)[0])}, pg_temp"
+        mends = (
+            f"ALTER FUNCTION {function} OWNER TO {ident(owner)}; "
+            f"ALTER FUNCTION {function} SECURITY DEFINER SET search_path = {path};"
+        )
+        if asked["forced"] or function is None:
+            mends = "alembic -x accept=host_code:1 upgrade head"
+        what = f"{name} changes leads: of those that whoever runs it may not edit, silently none"
+        logins: list[str | None] = [login for (login,) in conn.execute(_WRITERS, (runs,)).fetchall()]
+        found += [Loss("host code", login, what, mends, "host_code") for login in logins or [None]]
+    return found
+
+
+def _for_everybody(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Loss]:
+    for fault in index_not_leakproof.ask(conn, s):
+        name = fault.what.removeprefix("index ").partition(" does not")[0]
+        what = f"index {name} serves no search any more: what it compares may tell of rows that are hidden"
+        yield Loss("indexes", None, what, _leakproof(conn, s, name))
+    for fault in foreign_key_action.ask(conn, s):
+        yield Loss("keys", None, f"{fault.where}: {fault.what}, decided like an edit of each lead", None)
+    for fault in host_before_trigger.ask(conn, s):
+        yield Loss(
+            "host code",
+            None,
+            f"{fault.where} may change the lead besides the statement: id and territory are compared after it",
+            None,
+        )
+
+
+def _leakproof(conn: psycopg.Connection[Any], s: Settings, index: str) -> str | None:
+    """What to search by instead, where it is the usual expression; else the how-to says more."""
+    query = """
+        SELECT pg_get_indexdef(i.indexrelid, 1, true), format_type(k.collationless, NULL) FROM pg_index AS i
+        CROSS JOIN LATERAL (
+          SELECT atttypid AS collationless FROM pg_attribute AS a WHERE a.attrelid = i.indexrelid AND a.attnum = 1) AS k
+        WHERE i.indexrelid = %s::regclass AND i.indexprs IS NOT NULL AND i.indkey[0] = 0
+        """
+    found = conn.execute(query, (index,)).fetchone()
+    if found is None or found[1] not in ("text", "character varying", "integer", "bigint", "date", "uuid"):
+        return None
+    (expression, kind), leads = found, table(s.leads_table)
+    column = "".join(letter if letter.isalnum() else "_" for letter in expression.lower()).strip("_")[:40].rstrip("_")
+    return (
+        f"/* rewrites the table: in a quiet hour */ ALTER TABLE {leads} ADD COLUMN {ident(column)} {kind} "
+        f"GENERATED ALWAYS AS ({expression}) STORED; CREATE INDEX CONCURRENTLY ON {leads} ({ident(column)});"
+    )
+
+
+def _grant(conn: psycopg.Connection[Any], role: str) -> str:
+    return f"GRANT {role} TO {_me(conn)};"
+
+
+def _me(conn: psycopg.Connection[Any]) -> str:
+    return ident(str(one(conn, "SELECT current_user")))

@@ -1,0 +1,79 @@
+"""leadprotect plan on hosts that somebody else made: what it says before a deploy is what the gate says after it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from leadprotect.planning.plan import DeployPlan, plan_deploy
+from tests.hosts import FLYWAY, PLAIN, SHAPES, SUPABASE, Shape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.hosts import Host
+
+import psycopg
+
+_ATTEMPTS = 5  # as a script for the DBA may uncover the next thing that is missing
+OF_LOGINS = {"logins", "views", "host_code", "lead_tables"}
+"""Conditions of the gate that are about who would lose what."""
+
+
+def planned(host: Host, login: str | None = None) -> DeployPlan:
+    with psycopg.connect(host.url_of(login or host.shape.migrator)) as conn:
+        return plan_deploy(conn, settings=host.settings)
+
+
+def closed(found: DeployPlan) -> set[str]:
+    return {one.name for one in found.closed} & OF_LOGINS
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_what_it_gives_a_dba_to_run_lets_the_upgrade_begin(make_host: Callable[..., Host], shape: Shape) -> None:
+    host = make_host(shape)
+    found = planned(host)
+    for _ in range(_ATTEMPTS):
+        if not found.statements:
+            break
+        assert "refused" == found.outcome
+        host.run_as_dba([*found.statements])
+        found = planned(host)
+    assert ((), "stops at the gate") == (found.refusals, found.outcome)
+    host.upgrade("head")
+    assert found.applies[-1] == host.revision()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_whom_it_says_to_lose_something_are_those_that_the_gate_waits_for(
+    make_host: Callable[..., Host], shape: Shape
+) -> None:
+    host = make_host(shape)
+    foreseen = planned(host)
+    host.expand()
+    asked = planned(host)
+    assert (False, True) == (foreseen.gate_asked, asked.gate_asked)
+    assert {loss.condition for loss in asked.losses if loss.condition} == closed(asked)
+    assert {loss.condition for loss in foreseen.losses if loss.condition} == closed(asked)
+    for one in asked.closed:
+        names = {loss.login for loss in asked.losses if loss.condition == one.name and loss.kind in ("reads", "edits")}
+        assert [] == [name for name in names if name and name not in one.detail]
+
+
+@pytest.mark.parametrize("shape", [SUPABASE, FLYWAY], ids=str)
+def test_after_the_remedies_nobody_loses_what_closes_the_gate(make_host: Callable[..., Host], shape: Shape) -> None:
+    host = make_host(shape)
+    host.expand()
+    for statement in {loss.remedy for loss in planned(host).losses if loss.condition and loss.remedy}:
+        host.sql(statement.replace("%", "%%"))
+    found = planned(host)
+    assert (set(), []) == (closed(found), [loss for loss in found.losses if loss.condition])
+
+
+@pytest.mark.profiles("pg18")
+def test_an_owner_who_is_forced_is_told_what_he_loses(make_host: Callable[..., Host]) -> None:
+    for shape, expected in ((PLAIN, set()), (FLYWAY, {"reads", "edits", "copy"})):
+        host = make_host(shape)
+        owner = host.role(shape.migrator)
+        assert expected == {loss.kind for loss in planned(host).losses if loss.login == owner and not loss.condition}
