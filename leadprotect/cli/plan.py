@@ -194,5 +194,6 @@ def _say(text: str, indent: str = "", further: str | None = None) -> None:
 
 
 def _command(text: str, indent: str = "    ") -> None:
-    """What is to be pasted: on a line of its own, and never folded by us."""
-    echo(f"{indent}{text}")
+    """What is to be pasted: each statement on a line of its own, and never folded by us."""
+    for line in text.replace("; ", ";\n").splitlines():
+        echo(f"{indent}{line}")
