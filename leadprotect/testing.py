@@ -243,7 +243,7 @@ def _upgrade() -> None:
 
 def _make_logins(conn: psycopg.Connection[Any]) -> None:
     s = current()
-    roles = ", ".join(ident(s.role(name)) for name in ("app", *s.territories))
+    roles = ", ".join(map(ident, (s.role("app"), *map(s.territory_role, s.territories))))
     schemas = ", ".join({ident(name.split(".")[0]) for name in (s.leads_table, s.activities_table)})
     for login in (SERVICE, MANAGER):
         if not conn.execute("SELECT FROM pg_catalog.pg_roles WHERE rolname = %s", (login,)).fetchall():

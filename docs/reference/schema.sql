@@ -30,22 +30,22 @@
 -- Contents, with the line:
 --
 --      43  Who calls which function
---      91  Territories and the border
---     374  Ownership and rules
---    1148  Decision
---    1567  Attempts and audit
---    2504  Seals
---    2963  Transition
---    3285  Backfill and verification
---    4163  Gate
---    4998  Host
+--      92  Territories and the border
+--     395  Ownership and rules
+--    1169  Decision
+--    1588  Attempts and audit
+--    2525  Seals
+--    2984  Transition
+--    3306  Backfill and verification
+--    4184  Gate
+--    5032  Host
 
 -- =================================================================================================
 -- Who calls which function
 -- =================================================================================================
 
 -- PUBLIC
---    all_territories, claimed, admitted_territory, own_border
+--    all_territories, territory_role, claimed, admitted_territory, own_border
 --
 -- leadprotect_app
 --    acting_role, is_member, parse_user, context, claiming, set_context, decide, editable_among,
@@ -84,9 +84,10 @@
 --    in_transition, note_unsettled, note_contextless_write, own_moved_lead, own_named_lead,
 --    forget_lead, own_active_lead, require_transition, chunk_bounds, next_leads, own_leads,
 --    leaking_views, ways_around, what_changes, lead_table_conditions, accept_condition,
---    accepted_share, tolerated, require_open_gate, acts_bound, recorded_edit, audit_edit,
---    audit_edits, audit_truncate, refuse_move, refuse_taken, own_new_lead, settings_at_contract,
---    acts_bound_on, edit_through, child_edit, child_move, child_leads, child_truncate
+--    accepted_share, tolerated, shell_word, require_open_gate, acts_bound, recorded_edit,
+--    audit_edit, audit_edits, audit_truncate, refuse_move, refuse_taken, own_new_lead,
+--    settings_at_contract, acts_bound_on, edit_through, child_edit, child_move, child_leads,
+--    child_truncate
 
 -- =================================================================================================
 -- Territories and the border
@@ -131,11 +132,19 @@ CREATE FUNCTION leadprotect.all_territories() RETURNS text[]
 
 COMMENT ON FUNCTION leadprotect.all_territories() IS 'The codes of all territories, as a constant for the border: publish_territories() makes it';
 
+-- function territory_role, lp_0001_expand_territories
+
+CREATE FUNCTION leadprotect.territory_role(code text) RETURNS text
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN ('leadprotect_'::text || lower(code));
+
+COMMENT ON FUNCTION leadprotect.territory_role(code text) IS 'The name of the role that a territory would have, as a constant: publish_territories() makes it';
+
 -- function is_member, lp_0001_expand_territories
 
 CREATE FUNCTION leadprotect.is_member(territory text) RETURNS boolean
     LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN COALESCE(((territory = ANY (leadprotect.all_territories())) AND pg_has_role(leadprotect.acting_role(), (to_regrole(quote_ident(('leadprotect_'::text || lower(territory)))))::oid, 'USAGE'::text)), false);
+    RETURN COALESCE(((territory = ANY (leadprotect.all_territories())) AND pg_has_role(leadprotect.acting_role(), (to_regrole(quote_ident(leadprotect.territory_role(territory))))::oid, 'USAGE'::text)), false);
 
 COMMENT ON FUNCTION leadprotect.is_member(territory text) IS 'Whether the acting role holds the role of this territory';
 
@@ -191,7 +200,7 @@ COMMENT ON FUNCTION leadprotect.claimed(said text, field text) IS 'A text or num
 
 CREATE FUNCTION leadprotect.admitted_territory() RETURNS text
     LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN CASE WHEN ((current_setting('app.territory'::text, true) = ANY (leadprotect.all_territories())) AND pg_has_role(COALESCE((NULLIF(current_setting('role'::text), 'none'::text))::name, SESSION_USER), (to_regrole(quote_ident(('leadprotect_'::text || lower(current_setting('app.territory'::text, true))))))::oid, 'USAGE'::text)) THEN current_setting('app.territory'::text, true) ELSE NULL::text END;
+    RETURN CASE WHEN ((current_setting('app.territory'::text, true) = ANY (leadprotect.all_territories())) AND pg_has_role(COALESCE((NULLIF(current_setting('role'::text), 'none'::text))::name, SESSION_USER), (to_regrole(quote_ident(leadprotect.territory_role(current_setting('app.territory'::text, true)))))::oid, 'USAGE'::text)) THEN current_setting('app.territory'::text, true) ELSE NULL::text END;
 
 COMMENT ON FUNCTION leadprotect.admitted_territory() IS 'The territory in context if the acting role holds its role, else NULL: the border that every policy asks';
 
@@ -215,19 +224,24 @@ CREATE TABLE leadprotect.territories (
     name text NOT NULL,
     currency text,
     legal_framework text,
-    CONSTRAINT territories_currency_check CHECK ((currency ~ '^[A-Z]{3}$'::text))
+    suffix text,
+    CONSTRAINT territories_currency_check CHECK ((currency ~ '^[A-Z]{3}$'::text)),
+    CONSTRAINT territories_suffix_check CHECK ((suffix ~ '^[a-z0-9][a-z0-9_]{0,15}$'::text))
 );
 
 ALTER TABLE ONLY leadprotect.territories FORCE ROW LEVEL SECURITY;
 
 COMMENT ON TABLE leadprotect.territories IS 'The legal territories: reference data, no secret of another one';
-COMMENT ON COLUMN leadprotect.territories.code IS 'what leads carry in their territory column; the role of the territory ends with it';
+COMMENT ON COLUMN leadprotect.territories.code IS 'what leads carry in their territory column';
 COMMENT ON COLUMN leadprotect.territories.name IS 'for people';
 COMMENT ON COLUMN leadprotect.territories.currency IS 'ISO 4217';
 COMMENT ON COLUMN leadprotect.territories.legal_framework IS 'the law that contracts in this territory are made under';
+COMMENT ON COLUMN leadprotect.territories.suffix IS 'what the name of its role ends with; NULL: the code in small letters';
 
 ALTER TABLE ONLY leadprotect.territories
     ADD CONSTRAINT territories_pkey PRIMARY KEY (code);
+
+CREATE UNIQUE INDEX ix_territories_role ON leadprotect.territories USING btree (COALESCE(suffix, lower(code)));
 
 ALTER TABLE leadprotect.territories ENABLE ROW LEVEL SECURITY;
 
@@ -286,10 +300,17 @@ CREATE FUNCTION leadprotect.publish_territories() RETURNS void
           EXECUTE format(
             'CREATE OR REPLACE FUNCTION "leadprotect".all_territories() RETURNS text[] LANGUAGE sql STABLE PARALLEL SAFE RETURN %L::text[]',
             ARRAY(SELECT t.code FROM "leadprotect".territories AS t ORDER BY t.code));
+          EXECUTE format(
+            'CREATE OR REPLACE FUNCTION "leadprotect".territory_role(code text) RETURNS text LANGUAGE sql STABLE PARALLEL SAFE RETURN %L || %s',
+            'leadprotect_',
+            coalesce(
+              (SELECT 'CASE code' || string_agg(format(' WHEN %L THEN %L', t.code, t.suffix), '' ORDER BY t.code) || ' ELSE lower(code) END'
+               FROM "leadprotect".territories AS t WHERE t.suffix IS NOT NULL),
+              'lower(code)'));
         END
         $$;
 
-COMMENT ON FUNCTION leadprotect.publish_territories() IS 'Makes all_territories() anew, from the table';
+COMMENT ON FUNCTION leadprotect.publish_territories() IS 'Makes all_territories() and territory_role() anew, from the table';
 
 REVOKE ALL ON FUNCTION leadprotect.publish_territories() FROM PUBLIC;
 
@@ -341,7 +362,7 @@ GRANT ALL ON FUNCTION leadprotect.unreadable() TO leadprotect_operator;
 
 CREATE FUNCTION leadprotect.is_code(territory text) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN (territory ~ '^[A-Za-z][A-Za-z0-9_]{0,15}$'::text);
+    RETURN (((length(territory) >= 1) AND (length(territory) <= 63)) AND (territory !~ '[[:cntrl:]]'::text));
 
 COMMENT ON FUNCTION leadprotect.is_code(territory text) IS 'Whether this can be the code of a territory; anything else is malformed';
 
@@ -4421,7 +4442,7 @@ CREATE FUNCTION leadprotect.lead_table_conditions(host_rls text, exempt_roles na
                   AND (has_table_privilege(h.oid, target, 'SELECT, INSERT, UPDATE, DELETE')
                     OR has_any_column_privilege(h.oid, target, 'SELECT, INSERT, UPDATE'))),
               borders AS MATERIALIZED (
-                SELECT b.oid FROM "leadprotect".territories AS t JOIN pg_roles AS b ON b.rolname = 'leadprotect_' || lower(t.code)),
+                SELECT b.oid FROM "leadprotect".territories AS t JOIN pg_roles AS b ON b.rolname = "leadprotect".territory_role(t.code)),
               acting AS (
                 SELECT DISTINCT ON (l.rolname) l.rolname AS login, r.rolname AS role,
                        pg_has_role(l.oid, c.relowner, 'MEMBER') AS owns_it, pg_has_role(l.oid, lead_owner, 'MEMBER') AS owns_leads,
@@ -4449,7 +4470,7 @@ CREATE FUNCTION leadprotect.lead_table_conditions(host_rls text, exempt_roles na
                   WHEN NOT a.ready AND NOT a.exempt THEN (
                     SELECT format('GRANT %I, %I%s TO %I;', 'leadprotect_app', t.roles[1],
                                   ' /* or ' || nullif(array_to_string(t.roles[2:], ', '), '') || ' */', a.role)
-                    FROM (SELECT array_agg('leadprotect_' || lower(code) ORDER BY code) AS roles FROM "leadprotect".territories) AS t)
+                    FROM (SELECT array_agg("leadprotect".territory_role(code) ORDER BY code) AS roles FROM "leadprotect".territories) AS t)
                   ELSE format('GRANT SELECT ("id", "territory") ON %s TO %I;', '"public"."leads"'::regclass, a.role) END AS remedy
               FROM acting AS a
               WHERE CASE WHEN a.owns_it AND host_rls <> 'force' THEN NOT a.owns_leads AND a.serves AND NOT a.exempt
@@ -4683,6 +4704,16 @@ COMMENT ON FUNCTION leadprotect.tolerated(condition text, several bigint, leads 
 
 REVOKE ALL ON FUNCTION leadprotect.tolerated(condition text, several bigint, leads bigint, what text) FROM PUBLIC;
 
+-- function shell_word, lp_0015_migrate_gate, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.shell_word(said text) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    RETURN CASE WHEN (said ~ '^[A-Za-z0-9_]+$'::text) THEN said ELSE ((''''::text || replace(said, ''''::text, '''"''"'''::text)) || ''''::text) END;
+
+COMMENT ON FUNCTION leadprotect.shell_word(said text) IS 'A text as one word of a command line';
+
+REVOKE ALL ON FUNCTION leadprotect.shell_word(said text) FROM PUBLIC;
+
 -- function gate_conditions, lp_0015_migrate_gate, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rls text, exempt_roles name[], lead_tables text[] DEFAULT '{}'::text[]) RETURNS TABLE(condition text, met boolean, detail text, remedy text)
@@ -4745,7 +4776,7 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
           SELECT count(*) = 0,
                  coalesce(string_agg(format('%s leads in %s have a qualifying activity but no owner', missing.leads, missing.code), ', '),
                           'every lead with a qualifying activity has its owner'),
-                 'leadprotect backfill ' || string_agg(missing.code, ' ')
+                 'leadprotect backfill ' || string_agg("leadprotect".shell_word(missing.code), ' ')
           INTO met, detail, remedy
           FROM (
             SELECT u.territory AS code, count(*) AS leads
@@ -4760,7 +4791,7 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
             SELECT count(*) = 0,
                    coalesce(string_agg(format('%s leads in %s have another owner than their newest qualifying activity says',
                               stale.leads, stale.code), ', '), detail),
-                   'leadprotect backfill ' || string_agg(stale.code, ' ')
+                   'leadprotect backfill ' || string_agg("leadprotect".shell_word(stale.code), ' ')
             INTO met, detail, remedy
             FROM (
               SELECT j.territory AS code, count(*) AS leads
@@ -4834,8 +4865,11 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
                    -- a code in another case is no other territory: their roles would have one name
                    WHEN unknown.meant IS NOT NULL AND 'territory' <> '' THEN format('UPDATE %s SET %I = %L WHERE %2$I = %4$L;',
                      '"public"."leads"', 'territory', unknown.meant, unknown.territory)
-                   WHEN unknown.territory ~ '^[A-Za-z][A-Za-z0-9_]{0,15}$'
+                   WHEN unknown.territory ~ '^[A-Za-z0-9][A-Za-z0-9_]{0,15}$'
                      THEN 'leadprotect territory add ' || unknown.territory
+                   WHEN "leadprotect".is_code(unknown.territory)
+                     THEN 'correct the territory of these leads, or name the suffix of a role: leadprotect territory add --suffix SUFFIX '
+                       || "leadprotect".shell_word(unknown.territory)
                    ELSE 'correct the territory of these leads' END, '; ')
           INTO met, detail, remedy
           FROM (
@@ -4900,7 +4934,7 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
                     AND NOT (a.attname IN ('id', 'territory')
                       AND (pg_has_role(h.oid, 'leadprotect_auditor', 'USAGE') OR pg_has_role(h.oid, 'leadprotect_reader', 'USAGE')))))),
             borders AS MATERIALIZED (
-              SELECT b.oid FROM "leadprotect".territories AS t JOIN pg_roles AS b ON b.rolname = 'leadprotect_' || lower(t.code)),
+              SELECT b.oid FROM "leadprotect".territories AS t JOIN pg_roles AS b ON b.rolname = "leadprotect".territory_role(t.code)),
             -- whom a login can act as: itself, and each role that SET ROLE lets it choose
             acting AS MATERIALIZED (
               SELECT l.rolname AS login, r.oid, r.rolname AS role, r.oid = l.oid AS itself,
@@ -4931,7 +4965,7 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
                 ELSE (
                   SELECT format('GRANT %I, %I%s TO %I;', 'leadprotect_app', t.roles[1],
                                 ' /* or ' || nullif(array_to_string(t.roles[2:], ', '), '') || ' */', s.role)
-                  FROM (SELECT array_agg('leadprotect_' || lower(code) ORDER BY code) AS roles
+                  FROM (SELECT array_agg("leadprotect".territory_role(code) ORDER BY code) AS roles
                         FROM "leadprotect".territories) AS t) END AS remedy
             FROM suspects AS s
             WHERE NOT s.ready AND (NOT s.owns OR s.wrote IS NOT NULL) OR s.owns AND s.wrote IS NOT NULL

@@ -8,8 +8,8 @@ from leadprotect.database.bound import per_database
 from leadprotect.database.connection import rows
 from leadprotect.errors import InvalidRequest, NotProtected
 from leadprotect.settings import current
+from leadprotect.settings.codes import OFFICES
 from leadprotect.settings.names import HOST_TRIGGERS
-from leadprotect.settings.values import OFFICES
 
 if TYPE_CHECKING:
     from collections.abc import Collection

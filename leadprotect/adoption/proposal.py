@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.adoption.survey import HostTable, exempt_logins, read_only, tables_of, values_of
 from leadprotect.errors import SettingsError
-from leadprotect.settings import KEYS, Settings, check_territory_code
+from leadprotect.settings import KEYS, Settings
+from leadprotect.settings.codes import as_setting, suffix_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -222,7 +224,7 @@ class _Look:
             return
         self._say("territory_column", column, "called like a territory")
         found = values_of(self.conn, leads, column)
-        codes = [value for value in found or () if value and _is_code(value)]
+        codes = _codes([value for value in found or () if value])
         if "territories" in self.given:
             return
         if not found:
@@ -231,7 +233,7 @@ class _Look:
             self._say("territories", answer, "")
             return
         told = ", ".join(f"{value} {count:,}" for value, count in list(found.items())[:8])
-        self._say("territories", ", ".join(codes) or None, f"what stands in {column}: {told}")
+        self._say("territories", ", ".join(codes.values()) or None, f"what stands in {column}: {told}")
         if odd := [value for value in found if value not in codes]:
             self.proposal.remarks.append(
                 f"{leads.name}.{column} holds {', '.join(map(repr, odd[:5]))}, which can be no code of a territory: "
@@ -395,9 +397,20 @@ def _is_id(column: HostColumn) -> bool:
     return column.type in _TYPES
 
 
-def _is_code(value: str) -> bool:
-    try:
-        check_territory_code(value)
-    except SettingsError:
-        return False
-    return True
+def _codes(values: list[str]) -> dict[str, str]:
+    """What can be a territory, as the setting has it; what is no plain word gets a suffix that nobody has yet."""
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+    for value in values:
+        plain = unicodedata.normalize("NFKD", value).encode("ascii", "ignore").decode().lower()
+        spelled = re.sub(r"[^a-z0-9]+", "_", plain).strip("_")[:16]
+        for suffix in (None, spelled):
+            try:
+                said = suffix_of(value, suffix)
+            except SettingsError:
+                continue
+            if said not in taken:
+                taken.add(said)
+                found[value] = as_setting(value, said)
+                break
+    return found

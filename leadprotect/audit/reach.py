@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from leadprotect.database.catalog import territory_role
 from leadprotect.database.connection import row, rows
 from leadprotect.errors import InvalidRequest, ProtectionUnavailable
 from leadprotect.settings import current, ident, render
@@ -89,4 +90,4 @@ def _nothing(conn: AnyConnection, left_out: Sequence[str]) -> str:
 def _grant(conn: AnyConnection, left_out: Sequence[str]) -> str:
     query = "SELECT coalesce(nullif(pg_catalog.current_setting('role'), 'none'), session_user::pg_catalog.text)"
     (login,) = row(conn, query)
-    return f"GRANT {', '.join(ident(current().role(code)) for code in left_out)} TO {ident(login)}"
+    return f"GRANT {', '.join(ident(territory_role(conn, code)) for code in left_out)} TO {ident(login)}"

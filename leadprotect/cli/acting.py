@@ -10,6 +10,7 @@ import click
 
 from leadprotect.access.arguments import as_user_id
 from leadprotect.access.context import acting_as, declaring
+from leadprotect.database.catalog import territory_role
 from leadprotect.database.connection import row
 from leadprotect.errors import InvalidRequest, LeadAccessDenied, LeadProtectError, ProtectionUnavailable
 from leadprotect.settings import current, ident, render
@@ -69,7 +70,9 @@ def _require_territory(conn: psycopg.Connection[Any], territory: str) -> None:
     if territory not in known:
         raise InvalidRequest(f"--territory: there is no {territory!r}; known are {', '.join(sorted(known))}")
     if admitted is None:
-        raise ProtectionUnavailable(f"the login does not hold {territory}. {_grants(conn, s.role(territory))}")
+        raise ProtectionUnavailable(
+            f"the login does not hold {territory}. {_grants(conn, territory_role(conn, territory))}"
+        )
 
 
 def moment(name: str, text: str | None) -> datetime | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from functools import partial
@@ -173,7 +174,7 @@ def _run(territories: tuple[str, ...], options: dict[str, Any], *, as_json: bool
         condition=options["hold_unless"],
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    again = f"leadprotect backfill {' '.join(territories)}"
+    again = f"leadprotect backfill {shlex.join(territories)}"
     console = Console(stderr=True)
     told: list[Progress] = []
     try:
@@ -248,7 +249,7 @@ def _say_verified(territories: tuple[str, ...], *, as_json: bool, report: Path |
             for lead in leads:
                 echo(f"  {label}: {lead}")
     if not all(seen.complete for seen in found):
-        echo(f"run leadprotect backfill {' '.join(territories)}", err=True)
+        echo(f"run leadprotect backfill {shlex.join(territories)}", err=True)
         sys.exit(INCOMPLETE)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from decimal import Decimal, InvalidOperation
 
 import click
@@ -12,6 +13,7 @@ from leadprotect.cli import output
 from leadprotect.cli.complete import territories_like
 from leadprotect.cli.console import Console
 from leadprotect.cli.terminal import echo
+from leadprotect.database.catalog import territory_role
 from leadprotect.database.connection import connect
 from leadprotect.errors import InvalidRequest
 from leadprotect.migration.territories import (
@@ -23,6 +25,9 @@ from leadprotect.migration.territories import (
 )
 from leadprotect.settings import current
 
+SUFFIX = click.option(
+    "--suffix", metavar="WORD", help="What the name of its role ends with, where the code is no plain word."
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 
 
@@ -33,24 +38,33 @@ def territory_group() -> None:
 
 @territory_group.command("add")
 @click.argument("code")
+@SUFFIX
 @click.option("--name", help="Readable name.  [default: the code]")
 @click.option("--currency", help="ISO 4217 code, such as EUR.")
 @click.option("--legal-framework", help="Such as ABGB.")
 @click.option("--vat", help="Percent, valid from today.")
 @JSON
 def add_command(
-    code: str, *, name: str | None, currency: str | None, legal_framework: str | None, vat: str | None, as_json: bool
+    code: str,
+    *,
+    suffix: str | None,
+    name: str | None,
+    currency: str | None,
+    legal_framework: str | None,
+    vat: str | None,
+    as_json: bool,
 ) -> None:
     """Add a territory: its role, its policies and its rows, in one transaction."""
     if currency and not re.fullmatch(r"[A-Z]{3}", currency):
         raise InvalidRequest(f"--currency: {currency!r} is not an ISO 4217 code such as EUR")
     with connect(current()) as conn:
-        add_territory(conn, code, name=name, currency=currency, legal_framework=legal_framework, vat_rate=_rate(vat))
-        role = current().role(code)
+        terms = {"name": name, "currency": currency, "legal_framework": legal_framework}
+        add_territory(conn, code, suffix=suffix, vat_rate=_rate(vat), **terms)
+        role = territory_role(conn, code)
     if as_json:
         click.echo(output.as_json({"added": code, "role": role}))
         return
-    echo(f"{code} is protected. Give its sellers the role {role}, then run: leadprotect backfill {code}")
+    echo(f"{code} is protected. Give its sellers the role {role}, then run: leadprotect backfill {shlex.quote(code)}")
 
 
 @territory_group.command("list")
@@ -68,16 +82,18 @@ def territory_list_command(*, as_json: bool) -> None:
 @territory_group.command("rename")
 @click.argument("code", shell_complete=territories_like)
 @click.argument("new")
+@SUFFIX
 @JSON
-def rename_command(code: str, new: str, *, as_json: bool) -> None:
+def rename_command(code: str, new: str, *, suffix: str | None, as_json: bool) -> None:
     """Give a territory that nothing names yet another code.
 
     For a typing mistake of `territory add`. Refused where leads, owners, rules or the audit name it, and where the new
     code is taken or differs in case alone. The old role stays, as roles do.
     """
     with connect(current()) as conn:
-        rename_territory(conn, code, new)
-        old, role = (current().role(one) for one in (code, new))
+        old = territory_role(conn, code)
+        rename_territory(conn, code, new, suffix=suffix)
+        role = territory_role(conn, new)
     if as_json:
         click.echo(output.as_json({"renamed": code, "to": new, "role": role}))
         return
@@ -93,8 +109,8 @@ def remove_command(code: str, *, as_json: bool) -> None:
     Refused where leads, owners, rules or the audit name it, and for the last one. Its role stays, as roles do.
     """
     with connect(current()) as conn:
+        role = territory_role(conn, code)
         remove_territory(conn, code)
-        role = current().role(code)
     if as_json:
         click.echo(output.as_json({"removed": code, "role": role}))
         return

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from leadprotect.database.connection import rows
+from leadprotect.database.connection import row, rows
+from leadprotect.settings import current, render
 
 if TYPE_CHECKING:
     import psycopg
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 
 def one(conn: psycopg.Connection[Any], query: str, *params: Any) -> Any:
     """The first value of the first row; None without a row."""
-    row = conn.execute(query, params or None).fetchone()
-    return row[0] if row else None
+    found = conn.execute(query, params or None).fetchone()
+    return found[0] if found else None
 
 
 def relation(conn: AnyConnection, schema: str, name: str) -> int | None:
@@ -23,3 +24,8 @@ def relation(conn: AnyConnection, schema: str, name: str) -> int | None:
     query = "SELECT c.oid FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace"
     found = rows(conn, query + " WHERE n.nspname = %s AND c.relname = %s", (schema, name))
     return int(found[0][0]) if found else None
+
+
+def territory_role(conn: AnyConnection, code: str) -> str:
+    """Name of a territory's role, unquoted, as the database says it."""
+    return str(row(conn, render("SELECT {schema}.territory_role(%s::text)", current()), (code,))[0])

@@ -38,15 +38,22 @@ def setting_not_applied(conn: psycopg.Connection[Any], s: Settings) -> Iterator[
 
 @check("danger", "The border of the leads admits a territory that nobody knows, or shuts out one that everybody does.")
 def territory_list_stale(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
-    """The constant all_territories() names others than the table of territories."""
-    known = conn.execute(render("SELECT code FROM {schema}.territories ORDER BY code", s).encode()).fetchall()
+    """The constant all_territories() names others than the table of territories, or territory_role() other roles."""
+    query = """
+        SELECT code, {role_prefix} || coalesce(suffix, lower(code)), {schema}.territory_role(code)
+        FROM {schema}.territories
+        """
+    known = conn.execute(render(query, s).encode()).fetchall()
     if not known:  # there is one at least
         raise ProtectionUnavailable("row security hides the territories from this login")
     row = conn.execute(render("SELECT {schema}.all_territories()", s).encode()).fetchone()
-    listed, codes = sorted(row[0] if row else ()), sorted(code for (code,) in known)
+    listed, codes = sorted(row[0] if row else ()), sorted(code for code, _, _ in known)
+    mends = f"SELECT {ident(s.schema)}.publish_territories();"
     if listed != codes:
-        mends = f"SELECT {ident(s.schema)}.publish_territories();"
         yield Fault("all_territories()", f"it names {listed}, the table {codes}", mends)
+    for code, role, named in known:
+        if named != role:
+            yield Fault("territory_role(text)", f"it says {named} is the role of {code}, the table {role}", mends)
 
 
 @check("warning", "Whoever wrote it there is owner from that day on, and no later activity beats it.")

@@ -13,8 +13,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from leadprotect.settings import KEYS, LeadTable, Settings, ident, literal
+from leadprotect.settings.codes import OFFICES
 from leadprotect.settings.names import names
-from leadprotect.settings.values import OFFICES, of_setting
+from leadprotect.settings.values import of_setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 MONTH = re.compile(r"lead_access_audit_\d{4}_\d{2}")
 DEFAULT_PARTITION = "lead_access_audit_default"
-MADE_ANEW = "all_territories()"
-"""The one function whose text is data: publish_territories() writes it from the table."""
+MADE_ANEW = frozenset({"all_territories()", "territory_role(code)"})
+"""The functions whose text is data: publish_territories() writes them from the table."""
 
 _GRANTS = """
     SELECT coalesce(jsonb_agg(jsonb_build_array(given.role, given.privilege) ORDER BY 1), '[]') FROM (

@@ -9,8 +9,8 @@ from leadprotect.doctor.finding import Fault, check
 from leadprotect.preflight.applied import made_with
 from leadprotect.preflight.names_taken import empowered_roles
 from leadprotect.settings import Settings, ident
+from leadprotect.settings.codes import OFFICES
 from leadprotect.settings.names import ROLE_COMMENT
-from leadprotect.settings.values import OFFICES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -68,7 +68,7 @@ def taken(conn: psycopg.Connection[Any], s: Settings) -> dict[str, Any]:
     """What stands in a database at head, in the form of `FILE`: for ``make shipped`` alone."""
     functions: dict[str, list[dict[str, Any]]] = {}
     for one in present.functions(conn, s):
-        if one.key != present.MADE_ANEW:
+        if one.key not in present.MADE_ANEW:
             functions.setdefault(one.key, []).append(_function(one))
     tables = {
         one.name: {

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leadprotect.database.catalog import territory_role
 from leadprotect.database.connection import mapped_errors
 from leadprotect.errors import InvalidRequest, LeadProtectError
 from leadprotect.settings import Settings, current, ident, literal, render, type_name
+from leadprotect.settings.codes import code_literal
 
 if TYPE_CHECKING:
     import psycopg
@@ -137,7 +140,7 @@ def write_scripts(
     if taken and not force:
         raise InvalidRequest(f"{taken[0]} is there already: --force writes it anew")
     place, owned = _owned(conn, s, territory)
-    words = _words(s, place, owned)
+    words = _words(s, place, owned) | {"role": territory_role(conn, place)}
     enforced = conn.execute(
         "SELECT relrowsecurity FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass(%s)",
         (render("{leads}", s),),
@@ -169,7 +172,8 @@ def _owned(conn: psycopg.Connection[Any], s: Settings, territory: str | None) ->
     if not found.get(best):
         where = " or ".join(found) or "any territory"
         raise LeadProtectError(
-            f"no lead of {where} has an owner that this login sees: leadprotect backfill {' '.join(found)}, then again"
+            f"no lead of {where} has an owner that this login sees: "
+            f"leadprotect backfill {shlex.join(found)}, then again"
         )
     return best, found[best]
 
@@ -191,10 +195,9 @@ def _words(s: Settings, place: str, owned: list[tuple[str, str]]) -> dict[str, s
         "leads": f"ARRAY[{leads}]::{lead_type}[]",
         "leads_name": literal(render("{leads}", s)),
         "nobody": literal(_NOBODY[s.user_id_type]),
-        "role": s.role(place),
         "schema": ident(s.schema),
         "schema_text": ident(s.schema).replace("'", "''"),
-        "territory": literal(place),
+        "territory": code_literal(place),
         "user_guc": literal(s.user_guc),
         "users": f"ARRAY[{users}]::text[]",
     }

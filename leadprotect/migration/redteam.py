@@ -12,6 +12,7 @@ import psycopg
 from leadprotect.database.catalog import relation
 from leadprotect.errors import PreflightError
 from leadprotect.settings import Settings, current, ident, literal, render
+from leadprotect.settings.codes import code_literal
 from leadprotect.settings.sources import filled
 from leadprotect.settings.values import of_setting
 
@@ -273,12 +274,18 @@ class _Team:
             return list(self.settings.territories)
 
     def _held(self, role: str) -> list[str]:
-        roles = {self.settings.role(code.lower()): code for code in self._territories()}
+        roles = {self._role_of(code): code for code in self._territories()}
         query = """
             SELECT r.rolname::text FROM pg_catalog.pg_roles AS r
             WHERE r.rolname = ANY (%s) AND pg_catalog.pg_has_role(%s, r.oid, 'USAGE') ORDER BY 1
             """
         return [roles[held] for held in self._catalog(query, list(roles), role)]
+
+    def _role_of(self, code: str) -> str:
+        try:
+            return str(self._catalog(render("SELECT {schema}.territory_role(%s)", self.settings), code)[0])
+        except psycopg.errors.Error:
+            return self.settings.territory_role(code)
 
     def _foreign(self, role: str) -> list[str]:
         held = self._held(role)
@@ -290,4 +297,4 @@ class _Team:
 
 
 def _array(codes: list[str]) -> str:
-    return f"ARRAY[{', '.join(map(literal, codes))}]::text[]"
+    return f"ARRAY[{', '.join(map(code_literal, codes))}]::text[]"

@@ -49,7 +49,7 @@ class Roles:
 def our_roles(conn: psycopg.Connection[Any], s: Settings) -> Roles:
     """The offices, the roles of the territories that the database knows, and every membership of them."""
     existing = conn.execute(_EXISTING, (list(s.roles), s.role(""), ROLE_COMMENT)).fetchall()
-    names = sorted({*s.roles, *(name for (name,) in existing), *(s.role(code) for code in _territories(conn, s))})
+    names = sorted({*s.roles, *(name for (name,) in existing), *_territories(conn, s)})
     options = "g.inherit_option, g.set_option" if conn.info.server_version >= _INHERITS else "NULL, NULL"
     found = conn.execute(_MEMBERS.replace("{options}", options).encode(), (names,)).fetchall()
     return Roles(tuple(names), tuple(Membership(*row) for row in found))
@@ -86,10 +86,12 @@ def _options(one: Membership) -> Iterator[str]:
 
 
 def _territories(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
-    """Those in the table, which a login without our roles may not read."""
+    """Roles of those in the table, which a login without our roles may not read."""
     try:
         with conn.transaction():
-            found = conn.execute(render("SELECT code FROM {schema}.territories", s).encode()).fetchall()
+            found = conn.execute(
+                render("SELECT {schema}.territory_role(code) FROM {schema}.territories", s).encode()
+            ).fetchall()
     except psycopg.errors.ProgrammingError:  # none of ours here, or not for this login
         return []
-    return [code for (code,) in found]
+    return [role for (role,) in found]

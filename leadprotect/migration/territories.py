@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from leadprotect.database.catalog import territory_role
 from leadprotect.database.connection import mapped_errors, rows
 from leadprotect.errors import InvalidRequest, PreflightError, ProtectionUnavailable, SettingsError
 from leadprotect.migration.locks import LOCK_TIMEOUT_MS
 from leadprotect.preflight.names_taken import taken_roles
-from leadprotect.settings import Settings, check_territory_code, current, ident, literal, render
+from leadprotect.settings import Settings, current, ident, literal, render
+from leadprotect.settings.codes import suffix_of
 from leadprotect.settings.names import ROLE_COMMENT
 
 if TYPE_CHECKING:
@@ -32,7 +35,8 @@ SELECT t.code, t.name, t.currency, t.legal_framework,
         AND v.valid_from <= current_date AND (v.valid_to IS NULL OR v.valid_to > current_date)),
        ARRAY(SELECT m.member::pg_catalog.regrole::text FROM pg_catalog.pg_auth_members AS m
              JOIN pg_catalog.pg_roles AS r ON r.oid = m.roleid
-             WHERE r.rolname = {role_prefix} || pg_catalog.lower(t.code) ORDER BY 1)
+             WHERE r.rolname = {schema}.territory_role(t.code) ORDER BY 1),
+       {schema}.territory_role(t.code)
 FROM {schema}.territories AS t ORDER BY 1
 """
 
@@ -55,8 +59,8 @@ def list_territories(conn: psycopg.Connection[Any]) -> list[ListedTerritory]:
     s = current()
     found = rows(conn, render(_LISTED, s))
     return [
-        ListedTerritory(code, name, currency, law, rate, s.role(code), tuple(members))
-        for code, name, currency, law, rate, members in found
+        ListedTerritory(code, name, currency, law, rate, role, tuple(members))
+        for code, name, currency, law, rate, members, role in found
     ]
 
 
@@ -79,20 +83,21 @@ def remove_territory(conn: psycopg.Connection[Any], code: str) -> None:
         conn.execute("RESET ROLE")
 
 
-def rename_territory(conn: psycopg.Connection[Any], code: str, new: str) -> None:
+def rename_territory(conn: psycopg.Connection[Any], code: str, new: str, *, suffix: str | None = None) -> None:
     """Give a territory that nothing names yet another code, with its terms: a typing mistake of `territory add`.
 
     In one transaction of `conn`. Raises `InvalidRequest` as `remove_territory` does, and where `new` is no code, or
-    taken; `PreflightError` as `add_territory` does.
+    taken; `PreflightError` as `add_territory` does. `suffix` as there.
     """
     s = current()
     with mapped_errors(), conn.transaction():
         known = [one for (one,) in rows(conn, render("SELECT code FROM {schema}.territories ORDER BY 1", s))]
         _require_known(code, known)
-        if code.lower() == new.lower():
+        ending = _suffix(new, suffix)
+        if territory_role(conn, code) == s.role(ending):
             raise InvalidRequest(f"territory: {code} and {new} would have one role; remove {code}, then add {new}")
         _require_unnamed(conn, s, code, "renamed")
-        add_territory(conn, new)
+        add_territory(conn, new, suffix=suffix)
         conn.execute(render("SET LOCAL ROLE {owner}", s))
         conn.execute(
             render(
@@ -119,7 +124,7 @@ def _require_known(code: str, known: list[str]) -> None:
 def _require_unnamed(conn: psycopg.Connection[Any], s: Settings, code: str, done: str) -> None:
     """Raise where a lead or a row of ours names the territory."""
     conn.execute(render("SET LOCAL ROLE {reader}", s))
-    leads = "SELECT count(*) FROM (SELECT FROM {leads} AS l WHERE l.{territory}::text = %s LIMIT 1000) AS found"
+    leads = "SELECT count(*) FROM (SELECT FROM {leads} AS l WHERE {territory_of_l}::text = %s LIMIT 1000) AS found"
     [(count,)] = rows(conn, render(leads, s), (code,))
     conn.execute(render("SET LOCAL ROLE {owner}", s))
     naming = [f"leads ({'1,000 or more' if count == 1000 else count})"] if count else []  # noqa: PLR2004 - the LIMIT
@@ -148,6 +153,7 @@ def add_territory(
     conn: psycopg.Connection[Any],
     code: str,
     *,
+    suffix: str | None = None,
     name: str | None = None,
     currency: str | None = None,
     legal_framework: str | None = None,
@@ -155,32 +161,27 @@ def add_territory(
 ) -> None:
     """Add a territory with its role and its backfill, in one transaction of `conn`: the border knows it by its rows.
 
-    `vat_rate` in percent, valid from today. Needs the rights of who runs the migration; takes no lock on
+    `suffix` is what the name of the role ends with, where the code is no plain word. `vat_rate` in percent, valid from
+    today. Needs the rights of who runs the migration; takes no lock on
     the host's tables. Raises `InvalidRequest` when the code is no code or is known already,
     `PreflightError` with what a DBA can run where the login may not create the role, or somebody's role
     has its name.
     """
     s = current()
-    try:
-        check_territory_code(code)
-    except SettingsError as error:
-        raise InvalidRequest(str(error)) from None
+    ending = _suffix(code, suffix)
     with mapped_errors(), conn.transaction():
         conn.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_MS}ms'")
-        known = render("SELECT code FROM {schema}.territories WHERE lower(code) = lower(%s)", s)
-        if found := rows(conn, known, (code,)):
-            message = f"territory: {code!r} is known already"
-            if found[0][0] != code:
-                message += f" as {found[0][0]!r}: two that differ in case alone would have one role"
-            raise InvalidRequest(message)
+        _require_new(conn, s, code, ending)
         _check_spelling(conn, s, code)
-        _create_role(conn, s.role(code))
+        _create_role(conn, s.role(ending))
         conn.execute(render("SET LOCAL ROLE {owner}", s))
         conn.execute(
             render(
-                "INSERT INTO {schema}.territories (code, name, currency, legal_framework) VALUES (%s, %s, %s, %s)", s
+                "INSERT INTO {schema}.territories (code, name, currency, legal_framework, suffix) "
+                "VALUES (%s, %s, %s, %s, %s)",
+                s,
             ),
-            (code, name or code, currency, legal_framework),
+            (code, name or code, currency, legal_framework, ending if ending != code.lower() else None),
         )
         if vat_rate is not None:
             conn.execute(
@@ -193,6 +194,31 @@ def add_territory(
             )
         _register(conn, s)
         conn.execute("RESET ROLE")
+
+
+def _suffix(code: str, given: str | None) -> str:
+    try:
+        return suffix_of(code, given)
+    except SettingsError as error:
+        raise InvalidRequest(str(error)) from None
+
+
+def _require_new(conn: psycopg.Connection[Any], s: Settings, code: str, suffix: str) -> None:
+    """Raise where the code, or a role of this name, is another territory's."""
+    known = render(
+        "SELECT code FROM {schema}.territories "
+        "WHERE code = %s OR coalesce(suffix, lower(code)) = %s ORDER BY code <> %s",
+        s,
+    )
+    found = rows(conn, known, (code, suffix, code))
+    if not found:
+        return
+    message = f"territory: {code!r} is known already"
+    if found[0][0] != code:
+        message += f" as {found[0][0]!r}: two that differ in case alone would have one role"
+        if found[0][0].lower() != code.lower():
+            message = f"territory: {found[0][0]!r} has the role {s.role(suffix)} already; give {code!r} another suffix"
+    raise InvalidRequest(message)
 
 
 def _check_spelling(conn: psycopg.Connection[Any], s: Settings, code: str) -> None:
@@ -209,7 +235,7 @@ def _check_spelling(conn: psycopg.Connection[Any], s: Settings, code: str) -> No
         return  # who may not read the leads adds a territory as he writes it
     if written and not written[0][1]:
         carried = written[0][0]
-        message = f"territory: the leads carry {carried!r}, not {code!r}: leadprotect territory add {carried}"
+        message = f"territory: the leads carry {carried!r}, not {code!r}: leadprotect territory add {quote(carried)}"
         raise InvalidRequest(message)
 
 

@@ -7,7 +7,7 @@ from leadprotect.settings.names import activity_sources, context_of, lead_tables
 from leadprotect.settings.quoting import ident, literal, table
 from leadprotect.settings.roles import making_roles
 from leadprotect.settings.sources import SourceTable
-from leadprotect.settings.values import LeadTable, check_territory_code, duration
+from leadprotect.settings.values import LeadTable, duration
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
@@ -18,7 +18,6 @@ __all__ = [
     "SourceTable",
     "acting_with",
     "activity_sources",
-    "check_territory_code",
     "configured",
     "context_of",
     "current",

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 
 from leadprotect.errors import SettingsError
 from leadprotect.settings.activities import ACTIVITY_KEYS, KINDS, Activities
+from leadprotect.settings.codes import OFFICES, territories_of
 from leadprotect.settings.files import CONFIG, ini_file
-from leadprotect.settings.values import OFFICES, LeadTable, check_users, of_setting, read, source_name
+from leadprotect.settings.values import LeadTable, check_users, of_setting, read, source_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -79,6 +80,7 @@ class Settings:
     further_activities: tuple[Activities, ...] = field(default=(), metadata={"sections": True})
     lead_tables: tuple[LeadTable, ...] = ()
     territories: tuple[str, ...] = ("DE", "CH")
+    territory_suffixes: tuple[tuple[str, str], ...] = field(default=(), metadata={"sections": True})
     user_guc: str = "app.user_id"
     territory_guc: str = "app.territory"
     correlation_guc: str = "app.correlation_id"
@@ -109,13 +111,17 @@ class Settings:
         return hash((self.database_url, self.schema))
 
     def role(self, name: str) -> str:
-        """Name of a cluster role, unquoted: an office (``app``) or a territory code (``DE``)."""
+        """Name of a cluster role, unquoted: an office (``app``); triggers and policies on the host are named alike."""
         return f"{self.schema}_{name.lower()}"
+
+    def territory_role(self, code: str) -> str:
+        """Name of a territory's role, unquoted, as the settings say; the database knows of those added later."""
+        return self.role(dict(self.territory_suffixes).get(code, code))
 
     @property
     def roles(self) -> tuple[str, ...]:
         """Names of all cluster roles, unquoted: the offices and the first territories."""
-        return tuple(self.role(name) for name in (*OFFICES, *self.territories))
+        return (*map(self.role, OFFICES), *map(self.territory_role, self.territories))
 
     @property
     def activities(self) -> tuple[Activities, ...]:
@@ -238,6 +244,8 @@ def parse(given: Mapping[str, str], activities: Mapping[str, Mapping[str, str]] 
     values = {key: read(key, text) for key, text in texts.items()}
     if values.get("territory_expression"):
         values["territory_column"] = ""
+    if "territories" in texts:
+        values["territory_suffixes"] = territories_of(texts["territories"])
     settings = Settings(**values)  # type: ignore[arg-type]
     further = tuple(_further(name, section) for name, section in (activities or {}).items())
     settings = replace(settings, further_activities=further)

@@ -8,11 +8,12 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from leadprotect.settings.codes import OFFICES, code_literal
 from leadprotect.settings.expressions import columns, of_row, split
 from leadprotect.settings.load import KEYS, load
 from leadprotect.settings.quoting import ident, literal, table
 from leadprotect.settings.sources import derivation, filled, suffix
-from leadprotect.settings.values import OFFICES, of_setting
+from leadprotect.settings.values import of_setting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -158,7 +159,8 @@ def names(settings: Settings) -> Mapping[str, str]:
         "lead_type": type_name(s.lead_id_type),
         "user_id_type": s.user_id_type,
         "kinds": ", ".join(literal(kind) for kind in s.qualifying_kinds),
-        "territories": ", ".join(literal(code) for code in s.territories),
+        "territories": ", ".join(map(code_literal, s.territories)),
+        "territory_suffixes": ", ".join(literal(dict(s.territory_suffixes).get(c, c).lower()) for c in s.territories),
         **offices,
         "offices": ", ".join(literal(s.role(office)) for office in OFFICES),
         "owner_name": literal(s.role("owner")),

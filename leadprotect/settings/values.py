@@ -8,12 +8,11 @@ from urllib.parse import urlsplit
 
 from leadprotect.errors import SettingsError
 from leadprotect.settings.activities import is_expression
+from leadprotect.settings.codes import territories_of
 from leadprotect.settings.expressions import split
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-OFFICES = ("app", "auditor", "manager", "operator", "owner", "reader")
 
 _CHOICES = {
     "lead_id_type": ("uuid", "bigint", "integer", "text"),
@@ -85,14 +84,6 @@ def check_users(kind: str, users: tuple[str, ...]) -> None:
             raise SettingsError(f"excluded_users: {user!r} is no uuid, which user_id_type says")
         if kind in {"bigint", "integer"} and not re.fullmatch(r"-?[0-9]{1,18}", user):
             raise SettingsError(f"excluded_users: {user!r} is no number, which user_id_type says")
-
-
-def check_territory_code(code: str) -> None:
-    """Raise `SettingsError` unless `code` can name a territory and its role."""
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,15}", code):
-        raise SettingsError(f"territories: {code!r} is not a code of 1 to 16 letters, digits and underscores")
-    if code.lower() in OFFICES:
-        raise SettingsError(f"territories: {code!r} would collide with the role of that name ({', '.join(OFFICES)})")
 
 
 def is_callable(text: str) -> bool:
@@ -216,12 +207,7 @@ def _list(key: str, text: str) -> tuple[str, ...]:
 
 
 def _territories(text: str) -> tuple[str, ...]:
-    codes = _list("territories", text)
-    for code in codes:
-        check_territory_code(code)
-    if len({code.lower() for code in codes}) < len(codes):
-        raise SettingsError(f"territories: two codes differ only in case, they would share a role: {', '.join(codes)}")
-    return codes
+    return tuple(code for code, _ in territories_of(text))
 
 
 def _kinds(text: str) -> tuple[str, ...]:

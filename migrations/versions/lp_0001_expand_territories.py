@@ -62,7 +62,7 @@ def create_roles() -> None:
     # The owner alone may stand already: the version table is his.
     wanted = """SELECT unnest(ARRAY[{offices}])
             UNION ALL
-            SELECT {role_prefix} || pg_catalog.lower(code) FROM unnest(ARRAY[{territories}]) AS code"""
+            SELECT {role_prefix} || suffix FROM unnest(ARRAY[{territory_suffixes}]) AS suffix"""
     op.execute(sql(making_roles(wanted, "{owner_name}, {reader_name}")))
 
 
@@ -158,6 +158,7 @@ def create_border() -> None:
           IF pg_catalog.to_regprocedure('{quarantine}.admitted_territory()') IS NOT NULL THEN
             ALTER FUNCTION {quarantine}.acting_role() SET SCHEMA {schema};
             ALTER FUNCTION {quarantine}.all_territories() SET SCHEMA {schema};
+            ALTER FUNCTION {quarantine}.territory_role(text) SET SCHEMA {schema};
             ALTER FUNCTION {quarantine}.is_member(text) SET SCHEMA {schema};
             ALTER FUNCTION {quarantine}.claimed(text, text) SET SCHEMA {schema};
             ALTER FUNCTION {quarantine}.admitted_territory() SET SCHEMA {schema};
@@ -182,8 +183,8 @@ def create_border() -> None:
         GRANT EXECUTE ON FUNCTION {schema}.acting_role() TO {reader}, {app}, {auditor}, {manager}, {operator}
         """)
     )
-    # A constant, so that the border costs no look at a table: publish_territories() makes it anew below, and when a
-    # territory is added. PUBLIC may execute it like the border itself, and codes are no secret.
+    # Constants, so that the border costs no look at a table: publish_territories() makes them anew below, and when a
+    # territory is added. PUBLIC may execute them like the border itself, and codes are no secret.
     op.execute(
         sql("""
         CREATE OR REPLACE FUNCTION {schema}.all_territories()
@@ -194,7 +195,16 @@ def create_border() -> None:
         COMMENT ON FUNCTION {schema}.all_territories() IS
         'The codes of all territories, as a constant for the border: publish_territories() makes it';
         REVOKE ALL ON FUNCTION {schema}.all_territories() FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.all_territories() TO PUBLIC
+        GRANT EXECUTE ON FUNCTION {schema}.all_territories() TO PUBLIC;
+        CREATE OR REPLACE FUNCTION {schema}.territory_role(code text)
+        RETURNS text
+        LANGUAGE sql
+        STABLE PARALLEL SAFE
+        RETURN {role_prefix} || pg_catalog.lower(code);
+        COMMENT ON FUNCTION {schema}.territory_role(text) IS
+        'The name of the role that a territory would have, as a constant: publish_territories() makes it';
+        REVOKE ALL ON FUNCTION {schema}.territory_role(text) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.territory_role(text) TO PUBLIC
         """)
     )
     # USAGE: the admin option alone, and a membership that is not inherited, make no member. A name that is no
@@ -209,7 +219,7 @@ def create_border() -> None:
           territory = ANY ({schema}.all_territories())
           AND pg_catalog.pg_has_role(
             {schema}.acting_role(),
-            pg_catalog.to_regrole(pg_catalog.quote_ident({role_prefix} || pg_catalog.lower(territory)))::oid,
+            pg_catalog.to_regrole(pg_catalog.quote_ident({schema}.territory_role(territory)))::oid,
             'USAGE'),
           false);
         COMMENT ON FUNCTION {schema}.is_member(text) IS
@@ -282,8 +292,7 @@ def create_border() -> None:
           WHEN {declared_territory} = ANY ({schema}.all_territories())
           AND pg_catalog.pg_has_role(
             coalesce(nullif(pg_catalog.current_setting('role'), 'none')::name, session_user),
-            pg_catalog.to_regrole(pg_catalog.quote_ident(
-              {role_prefix} || pg_catalog.lower({declared_territory})))::oid,
+            pg_catalog.to_regrole(pg_catalog.quote_ident({schema}.territory_role({declared_territory})))::oid,
             'USAGE')
           THEN {declared_territory}
         END;
@@ -329,8 +338,10 @@ def create_territories() -> None:
               code text PRIMARY KEY,
               name text NOT NULL,
               currency text CHECK (currency ~ '^[A-Z]{3}$'),
-              legal_framework text
+              legal_framework text,
+              suffix text CHECK (suffix ~ '^[a-z0-9][a-z0-9_]{0,15}$')
             );
+            CREATE UNIQUE INDEX ix_territories_role ON {schema}.territories (coalesce(suffix, lower(code)));
             CREATE TABLE {schema}.territory_vat_rates (
               territory text NOT NULL REFERENCES {schema}.territories (code),
               rate numeric(5, 2) NOT NULL CHECK (rate BETWEEN 0 AND 100),
@@ -342,7 +353,8 @@ def create_territories() -> None:
         END
         $do$;
         COMMENT ON TABLE {schema}.territories IS 'The legal territories: reference data, no secret of another one';
-        COMMENT ON COLUMN {schema}.territories.code IS 'what leads carry in their territory column; the role of the territory ends with it';
+        COMMENT ON COLUMN {schema}.territories.code IS 'what leads carry in their territory column';
+        COMMENT ON COLUMN {schema}.territories.suffix IS 'what the name of its role ends with; NULL: the code in small letters';
         COMMENT ON COLUMN {schema}.territories.name IS 'for people';
         COMMENT ON COLUMN {schema}.territories.currency IS 'ISO 4217';
         COMMENT ON COLUMN {schema}.territories.legal_framework IS 'the law that contracts in this territory are made under';
@@ -378,9 +390,10 @@ def create_territories() -> None:
     )
     op.execute(
         sql("""
-        INSERT INTO {schema}.territories (code, name, currency, legal_framework)
-        SELECT wanted.code, coalesce(known.name, wanted.code), known.currency, known.legal_framework
-        FROM unnest(ARRAY[{territories}]) AS wanted (code)
+        INSERT INTO {schema}.territories (code, name, currency, legal_framework, suffix)
+        SELECT wanted.code, coalesce(known.name, wanted.code), known.currency, known.legal_framework,
+               nullif(wanted.suffix, lower(wanted.code))
+        FROM unnest(ARRAY[{territories}], ARRAY[{territory_suffixes}]) AS wanted (code, suffix)
         LEFT JOIN (VALUES ('DE', 'Deutschland', 'EUR', 'BGB'), ('CH', 'Schweiz', 'CHF', 'OR'))
           AS known (code, name, currency, legal_framework) ON known.code = wanted.code
         ON CONFLICT (code) DO NOTHING
@@ -413,9 +426,16 @@ def create_territory_list() -> None:
           EXECUTE format(
             'CREATE OR REPLACE FUNCTION {schema}.all_territories() RETURNS text[] LANGUAGE sql STABLE PARALLEL SAFE RETURN %L::text[]',
             ARRAY(SELECT t.code FROM {schema}.territories AS t ORDER BY t.code));
+          EXECUTE format(
+            'CREATE OR REPLACE FUNCTION {schema}.territory_role(code text) RETURNS text LANGUAGE sql STABLE PARALLEL SAFE RETURN %L || %s',
+            {role_prefix},
+            coalesce(
+              (SELECT 'CASE code' || string_agg(format(' WHEN %L THEN %L', t.code, t.suffix), '' ORDER BY t.code) || ' ELSE lower(code) END'
+               FROM {schema}.territories AS t WHERE t.suffix IS NOT NULL),
+              'lower(code)'));
         END
         $body$;
-        COMMENT ON FUNCTION {schema}.publish_territories() IS 'Makes all_territories() anew, from the table';
+        COMMENT ON FUNCTION {schema}.publish_territories() IS 'Makes all_territories() and territory_role() anew, from the table';
         REVOKE ALL ON FUNCTION {schema}.publish_territories() FROM PUBLIC;
         SELECT {schema}.publish_territories()
         """)
@@ -576,7 +596,7 @@ def enter_quarantine() -> None:
         'leadprotect after a downgrade: alembic upgrade takes every row back, leadprotect purge deletes';
         REVOKE ALL ON {schema}.territories, {schema}.territory_vat_rates FROM {reader}, {app}, {auditor}, {operator}, {manager};
         REVOKE ALL ON FUNCTION {schema}.is_member(text), {schema}.acting_role(), {schema}.admitted_territory(),
-          {schema}.own_border(), {schema}.all_territories(), {schema}.claimed(text, text)
+          {schema}.own_border(), {schema}.all_territories(), {schema}.territory_role(text), {schema}.claimed(text, text)
         FROM PUBLIC, {reader}, {app}, {auditor}, {manager}, {operator};
         ALTER FUNCTION {schema}.own_border() SET SCHEMA {quarantine};
         ALTER FUNCTION {schema}.admitted_territory() SET SCHEMA {quarantine};
@@ -585,6 +605,7 @@ def enter_quarantine() -> None:
         DROP TABLE {schema}.revision_undo;
         ALTER FUNCTION {schema}.is_member(text) SET SCHEMA {quarantine};
         ALTER FUNCTION {schema}.all_territories() SET SCHEMA {quarantine};
+        ALTER FUNCTION {schema}.territory_role(text) SET SCHEMA {quarantine};
         ALTER FUNCTION {schema}.acting_role() SET SCHEMA {quarantine};
         ALTER TABLE {schema}.territory_vat_rates SET SCHEMA {quarantine};
         ALTER TABLE {schema}.territories SET SCHEMA {quarantine};

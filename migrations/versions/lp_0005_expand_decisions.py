@@ -184,7 +184,7 @@ def create_code_check() -> None:
         RETURNS boolean
         LANGUAGE sql
         IMMUTABLE PARALLEL SAFE
-        RETURN territory ~ '^[A-Za-z][A-Za-z0-9_]{0,15}$';
+        RETURN pg_catalog.length(territory) BETWEEN 1 AND 63 AND territory !~ '[[:cntrl:]]';
         COMMENT ON FUNCTION {schema}.is_code(text) IS
         'Whether this can be the code of a territory; anything else is malformed';
         REVOKE ALL ON FUNCTION {schema}.is_code(text) FROM PUBLIC;

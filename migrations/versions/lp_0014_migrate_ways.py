@@ -326,7 +326,7 @@ def create_lead_tables() -> None:
                   AND (has_table_privilege(h.oid, target, 'SELECT, INSERT, UPDATE, DELETE')
                     OR has_any_column_privilege(h.oid, target, 'SELECT, INSERT, UPDATE'))),
               borders AS MATERIALIZED (
-                SELECT b.oid FROM {schema}.territories AS t JOIN pg_roles AS b ON b.rolname = {role_prefix} || lower(t.code)),
+                SELECT b.oid FROM {schema}.territories AS t JOIN pg_roles AS b ON b.rolname = {schema}.territory_role(t.code)),
               acting AS (
                 SELECT DISTINCT ON (l.rolname) l.rolname AS login, r.rolname AS role,
                        pg_has_role(l.oid, c.relowner, 'MEMBER') AS owns_it, pg_has_role(l.oid, lead_owner, 'MEMBER') AS owns_leads,
@@ -354,7 +354,7 @@ def create_lead_tables() -> None:
                   WHEN NOT a.ready AND NOT a.exempt THEN (
                     SELECT format('GRANT %I, %I%s TO %I;', {app_name}, t.roles[1],
                                   ' /* or ' || nullif(array_to_string(t.roles[2:], ', '), '') || ' */', a.role)
-                    FROM (SELECT array_agg({role_prefix} || lower(code) ORDER BY code) AS roles FROM {schema}.territories) AS t)
+                    FROM (SELECT array_agg({schema}.territory_role(code) ORDER BY code) AS roles FROM {schema}.territories) AS t)
                   ELSE format('GRANT SELECT ({lead_id}, {territory_columns}) ON %s TO %I;', {leads_name}::regclass, a.role) END AS remedy
               FROM acting AS a
               WHERE CASE WHEN a.owns_it AND host_rls <> 'force' THEN NOT a.owns_leads AND a.serves AND NOT a.exempt

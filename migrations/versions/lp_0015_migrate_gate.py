@@ -30,6 +30,7 @@ def upgrade() -> None:
     op.execute(sql("GRANT CREATE ON SCHEMA {schema} TO {reader}"))
     op.execute(sql("SET LOCAL ROLE {reader}"))
     create_tolerance()
+    create_shell_word()
     create_gate()
     op.execute(sql("SET LOCAL ROLE {owner}"))
     op.execute(sql("REVOKE CREATE ON SCHEMA {schema} FROM {reader}"))
@@ -45,6 +46,7 @@ def downgrade() -> None:
           {schema}.require_open_gate(interval, text, name[], text[]),
           {schema}.gate_conditions(interval, text, name[], text[]),
           {schema}.tolerated(text, bigint, bigint, text),
+          {schema}.shell_word(text),
           {schema}.accept_condition(text, numeric),
           {schema}.accepted_share(text),
           {schema}.guard_beat(uuid, text, text, text, text, text, text, boolean),
@@ -263,6 +265,22 @@ def create_tolerance() -> None:
     )
 
 
+def create_shell_word() -> None:
+    # A code may be any text, and a remedy is pasted into a shell.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.shell_word(said text)
+        RETURNS text
+        LANGUAGE sql
+        IMMUTABLE
+        RETURN CASE WHEN said ~ '^[A-Za-z0-9_]+$' THEN said
+          ELSE '''' || pg_catalog.replace(said, '''', '''"''"''') || '''' END;
+        COMMENT ON FUNCTION {schema}.shell_word(text) IS 'A text as one word of a command line';
+        REVOKE ALL ON FUNCTION {schema}.shell_word(text) FROM PUBLIC
+        """)
+    )
+
+
 def create_gate() -> None:
     # The data and the catalog are asked, no status row but the times at which something ended. The
     # settings are arguments, because a release engineer opens the gate by changing them.
@@ -331,7 +349,7 @@ def create_gate() -> None:
           SELECT count(*) = 0,
                  coalesce(string_agg(format('%s leads in %s have a qualifying activity but no owner', missing.leads, missing.code), ', '),
                           'every lead with a qualifying activity has its owner'),
-                 'leadprotect backfill ' || string_agg(missing.code, ' ')
+                 'leadprotect backfill ' || string_agg({schema}.shell_word(missing.code), ' ')
           INTO met, detail, remedy
           FROM (
             SELECT u.territory AS code, count(*) AS leads
@@ -346,7 +364,7 @@ def create_gate() -> None:
             SELECT count(*) = 0,
                    coalesce(string_agg(format('%s leads in %s have another owner than their newest qualifying activity says',
                               stale.leads, stale.code), ', '), detail),
-                   'leadprotect backfill ' || string_agg(stale.code, ' ')
+                   'leadprotect backfill ' || string_agg({schema}.shell_word(stale.code), ' ')
             INTO met, detail, remedy
             FROM (
               SELECT j.territory AS code, count(*) AS leads
@@ -417,8 +435,11 @@ def create_gate() -> None:
                    -- a code in another case is no other territory: their roles would have one name
                    WHEN unknown.meant IS NOT NULL AND {territory_column_name} <> '' THEN format('UPDATE %s SET %I = %L WHERE %2$I = %4$L;',
                      '{leads}', {territory_column_name}, unknown.meant, unknown.territory)
-                   WHEN unknown.territory ~ '^[A-Za-z][A-Za-z0-9_]{0,15}$'
+                   WHEN unknown.territory ~ '^[A-Za-z0-9][A-Za-z0-9_]{0,15}$'
                      THEN 'leadprotect territory add ' || unknown.territory
+                   WHEN {schema}.is_code(unknown.territory)
+                     THEN 'correct the territory of these leads, or name the suffix of a role: leadprotect territory add --suffix SUFFIX '
+                       || {schema}.shell_word(unknown.territory)
                    ELSE 'correct the territory of these leads' END, '; ')
           INTO met, detail, remedy
           FROM (
@@ -483,7 +504,7 @@ def create_gate() -> None:
                     AND NOT (a.attname IN ({lead_id_column_name}, {territory_column_names})
                       AND (pg_has_role(h.oid, {auditor_name}, 'USAGE') OR pg_has_role(h.oid, {reader_name}, 'USAGE')))))),
             borders AS MATERIALIZED (
-              SELECT b.oid FROM {schema}.territories AS t JOIN pg_roles AS b ON b.rolname = {role_prefix} || lower(t.code)),
+              SELECT b.oid FROM {schema}.territories AS t JOIN pg_roles AS b ON b.rolname = {schema}.territory_role(t.code)),
             -- whom a login can act as: itself, and each role that SET ROLE lets it choose
             acting AS MATERIALIZED (
               SELECT l.rolname AS login, r.oid, r.rolname AS role, r.oid = l.oid AS itself,
@@ -514,7 +535,7 @@ def create_gate() -> None:
                 ELSE (
                   SELECT format('GRANT %I, %I%s TO %I;', {app_name}, t.roles[1],
                                 ' /* or ' || nullif(array_to_string(t.roles[2:], ', '), '') || ' */', s.role)
-                  FROM (SELECT array_agg({role_prefix} || lower(code) ORDER BY code) AS roles
+                  FROM (SELECT array_agg({schema}.territory_role(code) ORDER BY code) AS roles
                         FROM {schema}.territories) AS t) END AS remedy
             FROM suspects AS s
             WHERE NOT s.ready AND (NOT s.owns OR s.wrote IS NOT NULL) OR s.owns AND s.wrote IS NOT NULL

@@ -84,7 +84,7 @@ def worlds(draw: st.DrawFn) -> World:
         rules=frozenset(rules),
         login=draw(st.sampled_from(list(LOGINS))),
         user=draw(st.sampled_from([1, 1, 1, 1, 1, 2, 3, None])),
-        territory=draw(st.sampled_from(["DE"] * 8 + ["CH", "", "FR", "D E"])),
+        territory=draw(st.sampled_from(["DE"] * 8 + ["CH", "", "FR", "D\tE"])),
     )
 
 
@@ -104,7 +104,7 @@ def oracle(world: World, lead: int) -> str:
 
     if world.leads.get(lead, "absent") in (None, ""):
         return "unprotected"
-    if world.user is None or world.territory in ("", "D E"):
+    if world.user is None or world.territory in ("", "D\tE"):
         return "no_context"
     if world.leads.get(lead) != world.territory or world.territory not in LOGINS[world.login]:
         return "not_found"

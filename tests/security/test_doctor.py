@@ -394,6 +394,7 @@ PLANTED = [
         overrides={"host_rls": "off"},
     ),
     Planted("territory-list-stale", "INSERT INTO {schema}.territories (code, name) VALUES ('FR', 'France')"),
+    Planted("territory-list-stale", "UPDATE {schema}.territories SET suffix = 'swiss' WHERE code = 'CH'", "role of CH"),
     Planted(
         "log-too-quiet",
         "ALTER DATABASE {d} SET log_min_messages = 'panic'",

@@ -71,8 +71,8 @@ SUBJECTS = (
         """The territories with their terms, and the border: which of them the acting role is in. Territories are
         rows; publish_territories() makes the constant that the policies ask from them. Everybody may ask
         admitted_territory(): other schemas can build on the same border.""",
-        "leadprotect acting_role is_member claimed admitted_territory own_border all_territories publish_territories "
-        "is_code unreadable territories territory_vat_rates territory_terms",
+        "leadprotect acting_role is_member claimed admitted_territory own_border all_territories territory_role "
+        "publish_territories is_code unreadable territories territory_vat_rates territory_terms",
     ),
     Subject(
         "Ownership and rules",
@@ -130,8 +130,8 @@ SUBJECTS = (
         "Gate",
         """What holds contract back. gate_conditions() lists each condition and whether it is met, for operators;
         the revisions of contract call require_open_gate(). leadprotect guard keeps its run and its heartbeat here.""",
-        "accepted_conditions accept_condition accepted_share tolerated leaking_views ways_around what_changes "
-        "lead_table_conditions gate_conditions require_open_gate guard_runs guard_beat guard_release",
+        "accepted_conditions accept_condition accepted_share tolerated shell_word leaking_views ways_around "
+        "what_changes lead_table_conditions gate_conditions require_open_gate guard_runs guard_beat guard_release",
     ),
     Subject(
         "Host",

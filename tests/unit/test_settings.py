@@ -102,7 +102,7 @@ GOOD = {
         ("00000000-0000-0000-0000-0000000000ff", "00000000-0000-0000-0000-0000000000FE"),
     ),
     "qualifying_kinds": ("O'Brien's 10 % {call}, a :b :cc:d", ("O'Brien's 10 % {call}", "a :b :cc:d")),
-    "territories": ("AT, LI", ("AT", "LI")),
+    "territories": ('AT, 1, O\'x: ox, "a, ""b"": c" : abc', ("AT", "1", "O'x", 'a, "b": c')),
     "user_guc": ("crm.seller", "crm.seller"),
     "territory_guc": ("crm.market", "crm.market"),
     "correlation_guc": ("crm.sub.request", "crm.sub.request"),
@@ -346,7 +346,36 @@ def test_one_territory_is_enough(text: str) -> None:
     assert parse({"territories": text}).territories == ("DE",)
 
 
-@pytest.mark.parametrize("text", ["", ",", "DE, DE", "DE, de", "D-E", "1A", "A" * 17, "app", "Owner", "O'x", "Ö"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ",",
+        "DE, DE",
+        "DE, de",
+        "D-E",
+        "A" * 17,
+        "app",
+        "Owner",
+        "O'x",
+        "Ö",
+        "DE:",
+        "DE: x y",
+        "DE: ä",
+        "Ö: app",
+        "a: x, b: x",
+        "A, B: a",
+        '"a',
+        '"a" b',
+        "a: b: c",
+        "Ö" * 64 + ": o",
+        "D\nE: de",
+        "app: x",
+        ": x",
+        '"": x',
+        "DE: " + "x" * 17,
+    ],
+)
 def test_a_bad_territory_is_refused(text: str) -> None:
     assert refusal(territories=text).startswith("territories")
 

@@ -61,9 +61,9 @@ def drop_logins(conn: psycopg.Connection[Any]) -> None:
 
 def join(conn: psycopg.Connection[Any], s: Settings) -> None:
     """Give the new version its roles: what a DBA does when the gate asks for it."""
-    codes = conn.execute(f"SELECT code FROM {ident(s.schema)}.territories").fetchall()
-    for office in ("app", *(code for (code,) in codes)):
-        conn.execute(f"GRANT {ident(s.role(office))} TO {ident(NEW)}")
+    found = conn.execute(render("SELECT {schema}.territory_role(code) FROM {schema}.territories", s)).fetchall()
+    for role in (s.role("app"), *(role for (role,) in found)):
+        conn.execute(f"GRANT {ident(role)} TO {ident(NEW)}")
 
 
 def exempted(conn: psycopg.Connection[Any], s: Settings) -> Settings:
