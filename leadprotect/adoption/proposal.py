@@ -7,9 +7,20 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from leadprotect.adoption.survey import HostTable, exempt_logins, read_only, tables_of, values_of
+from leadprotect.adoption.survey import (
+    HostTable,
+    changing,
+    compared,
+    declared,
+    exempt_logins,
+    read_only,
+    tables_of,
+    values_of,
+)
+from leadprotect.database.catalog import relation
 from leadprotect.errors import SettingsError
-from leadprotect.settings import KEYS, Settings
+from leadprotect.preflight.columns import columns_of
+from leadprotect.settings import KEYS, Settings, ident, literal, table
 from leadprotect.settings.codes import as_setting, suffix_of
 
 if TYPE_CHECKING:
@@ -130,6 +141,8 @@ class _Look:
             self._say("activities_table", activities.name, f"refers to {leads.name}, with a user and a time")
             self._activity(leads, activities)
         self._owners_from(leads, owner, activities)
+        self._lead_tables(leads, activities)
+        self._denied_edit(leads)
         self._row_security(leads)
         self._logins(leads)
 
@@ -222,8 +235,9 @@ class _Look:
             column = self._ask("territory_column", question, texts, plausible=False)
         if column is None:
             return
-        self._say("territory_column", column, "called like a territory")
         found = values_of(self.conn, leads, column)
+        if not self._expression(leads, column, found or {}):
+            self._say("territory_column", column, "called like a territory")
         codes = _codes([value for value in found or () if value])
         if "territories" in self.given:
             return
@@ -239,6 +253,31 @@ class _Look:
                 f"{leads.name}.{column} holds {', '.join(map(repr, odd[:5]))}, which can be no code of a territory: "
                 "those leads would be in none that anybody may be admitted to"
             )
+
+    def _expression(self, leads: HostTable, column: str, found: dict[str, int]) -> bool:
+        """What tells the territory where one column alone does not: of another type, or empty where a second speaks."""
+        if "territory_column" in self.given:
+            return False
+        seen = columns_of(self.conn, relation(self.conn, *leads.name.split(".", 1))).get(column)
+        if seen is not None and seen.base not in _TEXTS:
+            expression = seen.as_expression.partition(" = ")[2]
+            self._say("territory_expression", expression, f"{column} is {seen.type}, and its text is wanted")
+            return True
+        for other in _like(leads, _TERRITORIES, _is_text):
+            theirs = {} if other == column else values_of(self.conn, leads, other) or {}
+            # codes of another shape are another thing than the first column's
+            theirs = {code: count for code, count in theirs.items() if code}
+            if not theirs or set(theirs) != set(_codes([*theirs])) or not set(map(len, theirs)) <= set(map(len, found)):
+                continue
+            alone, differ = compared(self.conn, leads, column, other)
+            if alone and not differ:
+                why = f"{column} is empty in {alone:,} of the rows looked at where {other} holds such a code"
+                found |= {code: found.get(code, 0) + count for code, count in theirs.items()}
+                self._say(
+                    "territory_expression", f"coalesce({ident(column)}, {ident(other)})", f"{why}; they never differ"
+                )
+                return True
+        return False
 
     # --- the activities
 
@@ -300,14 +339,28 @@ class _Look:
     def _lead_of(self, leads: HostTable, one: HostTable) -> str | None:
         """The column that names the lead: by its foreign key, or by its name."""
         by_key = [column for column, target in one.refers.items() if target == leads.name]
-        singular = re.sub(r"ies$", "y", re.sub(r"(?<!s)s$", "", leads.plain))
-        named = (r"lead(_id)?", rf"{re.escape(singular)}(_id)?")
-        return next(iter(by_key), None) or _first_of(one, named, _is_id)
+        named = (r"lead(_id)?", rf"{re.escape(_one_of(leads))}(_id)?")
+        return next(iter(by_key), None) or _first_of(one, named, _is_id) or next(iter(self._subjects(one)), None)
+
+    def _subjects(self, one: HostTable) -> dict[str, str]:
+        """Columns with an id of whatever a second one names: the id -> the column that says what it is of."""
+        pairs = {name: re.sub(r"_?id$", lambda end: end[0].replace("id", "type").replace("Id", "Type"), name)
+                 for name in one.columns}  # fmt: skip
+        return {
+            name: says
+            for name, says in pairs.items()
+            if says != name and says in one.columns and _is_text(one.columns[says]) and _is_id(one.columns[name])
+            and name not in one.refers
+        }  # fmt: skip
 
     def _activity(self, leads: HostTable, one: HostTable) -> None:
         lead = self._lead_of(leads, one)
         self._say("activity_id_column", next(iter(one.keys), None), "unique alone")
-        self._say("activity_lead_id_column", lead, "names the lead")
+        if lead in (subjects := self._subjects(one)):
+            self._of_subject(leads, one, lead, subjects[lead])
+        else:
+            self._say("activity_lead_id_column", lead, "names the lead")
+            self._say_condition(None, self._kept(one))
         user = self._column(
             "activity_user_id_column", one, _USERS, lambda column: _is_id(column) and column.name != lead
         )
@@ -320,6 +373,75 @@ class _Look:
         at = self._column("activity_at_column", one, _MOMENTS, lambda column: column.type in _TIMES)
         self._say("activity_at_column", at, "called like when it happened")
         self._kind(one)
+
+    def _of_subject(self, leads: HostTable, one: HostTable, lead: str, says: str) -> None:
+        """An activity of anything: which of them are of leads stands in a second column."""
+        found = values_of(self.conn, one, says) or {}
+        called = (rf"(.*[\\.:/])?{re.escape(_one_of(leads))}s?", r"(.*[\\.:/])?leads?")
+        ranked = sorted((_rank(value, called), value) for value in found)
+        likely = [value for rank, value in ranked if rank < len(called)]
+        if not likely:
+            told = ", ".join(found) or "nothing yet"
+            question = f"which value of {one.name}.{says} means a lead (there is: {told})?"
+            answer = self._ask("activity_condition", question, [_means(says, value) for value in found])
+            self._say_condition(answer, self._kept(one))
+        else:
+            self._say_condition(
+                (_means(says, likely[0]), f"{lead} is the id of whatever {says} names"), self._kept(one)
+            )
+        wanted, kind = self.proposal.settings.get("lead_id_type"), _TYPES.get(one.columns[lead].type)
+        cast = f"{ident(lead)}::{wanted}" if wanted and kind != wanted else lead
+        self._say("activity_lead_id_column", cast, "names the lead" if cast == lead else f"names the lead, as {kind}")
+
+    def _kept(self, one: HostTable) -> tuple[str, str] | None:
+        """What leaves out rows that the host counts as deleted, and why."""
+        for name, column in one.columns.items():
+            if not re.fullmatch(r"(is_)?(deleted|archived|voided|cancell?ed|removed)(_at|_on)?", name, re.IGNORECASE):
+                continue
+            if column.type == "boolean":
+                condition = f"NOT {ident(name)}" if column.required else f"{ident(name)} IS NOT TRUE"
+                return condition, f"{name} says which rows count no more"
+            if column.type in _TIMES:
+                return f"{ident(name)} IS NULL", f"{name} says which rows count no more"
+        return None
+
+    def _say_condition(self, *parts: tuple[str, str] | str | None) -> None:
+        told = [part if isinstance(part, tuple) else (part, "as you said") for part in parts if part]
+        if told:
+            self._say("activity_condition", " AND ".join(one for one, _ in told), "; ".join(why for _, why in told))
+
+    # --- what else holds data of a lead
+
+    def _lead_tables(self, leads: HostTable, activities: HostTable | None) -> None:
+        """Tables whose rows go with their lead: whoever may not see the one may not read the other."""
+        found, why = [], []
+        for one in self._referring(leads):
+            column = next((name for name, target in one.refers.items() if target == leads.name), "")
+            if column not in one.cascades:
+                continue
+            what = f"{one.name} ({column})"
+            if one.kind != "r":
+                self.proposal.remarks.append(
+                    f"{what} holds data of leads and is partitioned: lead_tables can't protect it"
+                )
+            elif column not in one.indexed:
+                index = f"CREATE INDEX CONCURRENTLY ON {table(one.name)} ({ident(column)});"
+                self.proposal.remarks.append(
+                    f"{what} holds data of leads: name it in lead_tables once it has an index: {index}"
+                )
+            else:
+                adds = one is activities or re.search(r"activit|event|log|histor|audit|note|comment", one.plain)
+                found.append(what + (" append" if adds else ""))
+                why.append(one.plain)
+        if found:
+            goes = f"rows of {', '.join(why)} go with their lead (ON DELETE CASCADE)"
+            self._say("lead_tables", ", ".join(found), f"{goes}, so they are seen by whom it is seen by")
+
+    def _denied_edit(self, leads: HostTable) -> None:
+        """Code of several steps goes on after an UPDATE of 0 rows, and ends half done; an error ends it whole."""
+        if found := changing(self.conn, leads):
+            reason = f"{', '.join(found)} changes leads among other steps: with hide it would go on, half done"
+            self._say("denied_edit", "raise", reason)
 
     def _kind(self, one: HostTable) -> None:
         column = self._column("activity_kind_column", one, _KINDS, _is_text)
@@ -356,12 +478,20 @@ class _Look:
             f"{leads.name} has row security of its own (policies: {told}): it goes on deciding, and is narrowed only"
         )
         named = list(dict.fromkeys(name for text in leads.policies.values() for name in _SETTING.findall(text)))
+        claims = declared(self.conn)
         for key, pattern in (
-            ("user_guc", r"user|sub|uid|seller|member"),
+            ("user_guc", r"^sub$|user|uid|seller|member"),
             ("territory_guc", r"territor|region|market|country"),
         ):
             if found := next((name for name in named if re.search(pattern, name)), None):
                 self._say(key, found, "the host's policies read it")
+            elif claim := next(((name, of) for name, of in claims if re.search(pattern, of, re.IGNORECASE)), None):
+                self._say(key, " ->> ".join(claim), "the host's policies, or functions that they call, read it so")
+            elif key == "territory_guc" and claims and "user_guc" in self.proposal.settings:
+                holds = f"users are declared in {claims[0][0]}, and no field of it is called like a territory"
+                self.proposal.remarks.append(
+                    f"{holds}: put one into it, and name it: territory_guc = {claims[0][0]} ->> territory"
+                )
 
     def _logins(self, leads: HostTable) -> None:
         if found := exempt_logins(self.conn, leads):
@@ -373,12 +503,30 @@ class _Look:
 
 def _rank(name: str, patterns: tuple[str, ...]) -> int:
     """Which pattern a name is like: the first one tells most; as many as there are for none."""
-    return next((place for place, one in enumerate(patterns) if re.fullmatch(one, name, re.IGNORECASE)), len(patterns))
+    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)  # as some tools call it: createdAt
+    return next((place for place, one in enumerate(patterns) if re.fullmatch(one, snake, re.IGNORECASE)), len(patterns))
+
+
+def _like(one: HostTable, patterns: tuple[str, ...], fits: Callable[[HostColumn], bool]) -> list[str]:
+    """The columns with a name like one of the patterns, the likeliest first."""
+    named = sorted((_rank(column.name, patterns), column.name) for column in one.columns.values() if fits(column))
+    return [name for rank, name in named if rank < len(patterns)]
+
+
+def _means(column: str, value: str) -> str:
+    """The condition that a column holds a value; a class with its namespace is told by its end."""
+    plain = re.split(r"\\|%", value)[-1]
+    tested = f"right({ident(column)}, {len(plain)})" if plain != value else ident(column)
+    return f"{tested} = {literal(plain)}"
+
+
+def _one_of(leads: HostTable) -> str:
+    """What one row of the table is called."""
+    return re.sub(r"ies$", "y", re.sub(r"(?<!s)s$", "", leads.plain))
 
 
 def _first_of(one: HostTable, patterns: tuple[str, ...], fits: Callable[[HostColumn], bool]) -> str | None:
-    named = sorted((_rank(column.name, patterns), column.name) for column in one.columns.values() if fits(column))
-    return next((name for rank, name in named if rank < len(patterns)), None)
+    return next(iter(_like(one, patterns, fits)), None)
 
 
 def _names_people(table: str | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,12 @@ SELECT n.nspname, c.relname, c.relkind::text, c.relrowsecurity, c.relforcerowsec
         JOIN pg_catalog.pg_namespace AS fn ON fn.oid = f.relnamespace
         JOIN pg_catalog.pg_attribute AS a ON a.attrelid = k.conrelid AND a.attnum = k.conkey[1]
         WHERE k.conrelid = c.oid AND k.contype = 'f' AND pg_catalog.cardinality(k.conkey) = 1),
+       (SELECT pg_catalog.array_agg(a.attname::text) FROM pg_catalog.pg_constraint AS k
+        JOIN pg_catalog.pg_attribute AS a ON a.attrelid = k.conrelid AND a.attnum = k.conkey[1]
+        WHERE k.conrelid = c.oid AND k.contype = 'f' AND pg_catalog.cardinality(k.conkey) = 1 AND k.confdeltype = 'c'),
+       (SELECT pg_catalog.array_agg(a.attname::text) FROM pg_catalog.pg_index AS i
+        JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+        WHERE i.indrelid = c.oid AND i.indpred IS NULL AND i.indisvalid),
        (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(p.polname,
                  pg_catalog.concat_ws(' ', pg_catalog.pg_get_expr(p.polqual, p.polrelid),
                                       pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid))))
@@ -50,6 +57,22 @@ WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND n.nspname !~ '^pg_'
   AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend AS d WHERE d.objid = c.oid AND d.deptype = 'e')
 ORDER BY 1, 2
 """
+
+
+# what policies ask, and what the functions say that they call; not of the server's own, nor of extensions
+_CODE = """
+SELECT pg_catalog.concat_ws(' ', pg_catalog.pg_get_expr(p.polqual, p.polrelid),
+                            pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid))
+FROM pg_catalog.pg_policy AS p
+UNION ALL
+SELECT p.prosrc FROM pg_catalog.pg_proc AS p JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace
+WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND p.prosrc ~ 'current_setting' AND p.prosrc ~ '->>'
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend AS d WHERE d.objid = p.oid AND d.deptype = 'e')
+"""
+_CLAIM = re.compile(
+    r"current_setting\(\s*'(?P<setting>[\w.]+)'[^)]*\)(?:(?!current_setting).){0,60}?->>\s*'(?P<field>\w+)'",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +87,10 @@ class HostColumn:
 
 @dataclass(frozen=True)
 class HostTable:
-    """A table of the host; `keys` are columns unique alone, the primary one first; `refers` tells column -> table."""
+    """A table of the host; `keys` are columns unique alone, the primary one first; `refers` tells column -> table.
+
+    `cascades` are those of `refers` whose rows go with what they refer to, `indexed` columns that an index begins with.
+    """
 
     name: str
     kind: str
@@ -76,6 +102,8 @@ class HostTable:
     columns: dict[str, HostColumn]
     keys: tuple[str, ...]
     refers: dict[str, str]
+    cascades: frozenset[str]
+    indexed: frozenset[str]
     policies: dict[str, str]
 
     @property
@@ -127,8 +155,64 @@ def exempt_logins(conn: psycopg.Connection[Any], of: HostTable) -> list[str]:
     return [name for (name,) in conn.execute(query, (of.owner, table(of.name), table(of.name))).fetchall()]
 
 
+def declared(conn: psycopg.Connection[Any]) -> list[tuple[str, str]]:
+    """The fields of settings in JSON that policies and functions of the host read: (setting, field), each once."""
+    found = [
+        (match["setting"], match["field"])
+        for (text,) in conn.execute(_CODE).fetchall()
+        for match in _CLAIM.finditer(text)
+    ]
+    return list(dict.fromkeys(found))
+
+
+def changing(conn: psycopg.Connection[Any], of: HostTable) -> list[str]:
+    """Functions of the host of several steps, that change rows of the table as whoever calls them."""
+    query = """
+        SELECT p.oid::regprocedure::text FROM pg_catalog.pg_proc AS p
+        JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace
+        JOIN pg_catalog.pg_language AS g ON g.oid = p.prolang
+        WHERE g.lanname = 'plpgsql' AND NOT p.prosecdef AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+          AND p.prosrc ~* %s
+          AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend AS d WHERE d.objid = p.oid AND d.deptype = 'e')
+        ORDER BY 1 LIMIT 5
+        """
+    schema, name = (re.escape(part) for part in of.name.split(".", 1))
+    changes = rf'\m(update|delete\s+from|merge\s+into)\s+(only\s+)?("?{schema}"?\.)?"?{name}"?(\s|;|$)'
+    return [signature for (signature,) in conn.execute(query, (changes,)).fetchall()]
+
+
+def compared(conn: psycopg.Connection[Any], of: HostTable, column: str, other: str) -> tuple[int, int]:
+    """Rows of a sample in which `other` alone says something, and in which both do and differ."""
+    query = (
+        f"SELECT count(*) FILTER (WHERE v = '' AND w <> ''), count(*) FILTER (WHERE v <> '' AND w <> '' AND v <> w) "
+        f"FROM (SELECT coalesce({ident(column)}::text, '') AS v, coalesce({ident(other)}::text, '') AS w "
+        f"FROM {table(of.name)} LIMIT {SAMPLED}) AS s"
+    )
+    try:
+        with conn.transaction():
+            alone, differ = conn.execute(query).fetchall()[0]
+            return alone, differ
+    except psycopg.Error:
+        return 0, 0
+
+
 def _table(*row: Any) -> HostTable:
-    schema, name, kind, secured, forced, owner, estimate, readable, columns, keys, refers, policies = row
+    (
+        schema,
+        name,
+        kind,
+        secured,
+        forced,
+        owner,
+        estimate,
+        readable,
+        columns,
+        keys,
+        refers,
+        cascades,
+        indexed,
+        policies,
+    ) = row
     return HostTable(
         f"{schema}.{name}",
         kind,
@@ -140,5 +224,7 @@ def _table(*row: Any) -> HostTable:
         {column[0]: HostColumn(column[0], column[1], column[2] == "e", column[3]) for column in columns or ()},
         tuple(dict.fromkeys(keys or ())),
         {column: target for target, column in refers or ()},
+        frozenset(cascades or ()),
+        frozenset(indexed or ()),
         dict(policies or ()),
     )

@@ -189,8 +189,8 @@ def _asked(conn: psycopg.Connection[Any], s: Settings) -> dict[str, Any]:
         "name": "".join(f"[{letter}]" if letter not in r"\^]" else f"\\{letter}" for letter in name),
         "forced": bool(forced),
         "exempt": list(s.exempt_roles),
-        "codes": (codes := _codes(conn, s)),
-        "borders": [s.role(code) for code in codes],
+        "codes": [*(borders := _borders(conn, s))],
+        "borders": [*borders.values()],
         "app": s.role("app"),
         "columns": [s.lead_id_column, *territory_columns(s)],
         "looking": [s.role("auditor"), s.role("reader")],
@@ -198,17 +198,19 @@ def _asked(conn: psycopg.Connection[Any], s: Settings) -> dict[str, Any]:
     }
 
 
-def _codes(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
-    """The territories of the database, as this login or as our owner sees them; else those of the settings."""
+def _borders(conn: psycopg.Connection[Any], s: Settings) -> dict[str, str]:
+    """The territories of the database, each with its role, as this login or our owner sees them; else the settings'."""
+    said = {code: s.territory_role(code) for code in s.territories}
     if not relation(conn, s.schema, "territories"):
-        return list(s.territories)
-    query = render("SELECT code FROM {schema}.territories ORDER BY 1", s).encode()
+        return said
+    role_of = "{role_prefix} || coalesce(suffix, lower(code))"
+    query = render(f"SELECT code, {role_of} FROM {{schema}}.territories ORDER BY 1", s).encode()
     for role in ("none", s.role("owner")):
         # a login without any of them sees no row of this table, and no error either
         with suppress(psycopg.errors.InsufficientPrivilege), as_role(conn, role):
-            if found := [code for (code,) in conn.execute(query).fetchall()]:
+            if found := dict(conn.execute(query).fetchall()):
                 return found
-    return list(s.territories)
+    return said
 
 
 def _actors(conn: psycopg.Connection[Any], name: str, asked: dict[str, Any]) -> list[_Actor]:

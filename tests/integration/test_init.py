@@ -19,7 +19,7 @@ from leadprotect.cli import init as asking
 from leadprotect.cli import main
 from leadprotect.settings import Settings, parse
 from leadprotect.settings.files import migrations
-from tests.hosts import SHAPES, Shape
+from tests.hosts import SHAPES, SUPABASE, Shape
 from tests.security.conftest import kept, make_host
 from tests.support.alembic import alembic
 from tests.support.revisions import MIGRATE_HEAD
@@ -114,8 +114,8 @@ def test_of_a_host_that_somebody_else_made_it_tells_what_his_settings_say(
     assert [] == proposal.open
     found = parse(proposal.settings)
     differs = {key for key in TOLD_BY_A_DATABASE if whole(found, key) != whole(host.settings, key)}
-    # that a territory is made of two columns is for its owner to say
-    assert ({"territories", "territory_column"} if host.settings.territory_expression else set()) == differs
+    assert set() == differs
+    assert host.settings.territory_expression == found.territory_expression.replace('"', "")
     forced = host.sql("SELECT relforcerowsecurity FROM pg_class WHERE oid = {leads_name}::regclass")
     assert forced == [found.host_rls == "force"]
     assert shape.row_security == any("row security of its own" in one for one in proposal.remarks)
@@ -313,3 +313,143 @@ def test_what_preflight_would_refuse_is_said_at_once(filled: Database) -> None:
     filled.sql_script("CREATE TABLE public.more () INHERITS ({leads})")
     code, said = init("--yes")
     assert (0, True) == (code, "note: preflight would refuse: leads_table: public.leads shares its rows" in said), said
+
+
+# --- what hangs together: expressions, conditions, tables with data of leads, whom a host's policies ask
+
+
+def proposed(database: Database, script: str) -> dict[str, str]:
+    """What it proposes once the script has run, with the likeliest answers."""
+    database.sql_script(script)
+    with psycopg.connect(database.url, autocommit=True) as conn:
+        return propose(conn, given={}, guess=True).settings
+
+
+@pytest.mark.profiles("pg18")
+def test_a_territory_of_two_columns_is_the_first_that_speaks(filled: Database) -> None:
+    second = "ALTER TABLE {leads} ADD COLUMN country_code varchar(2);"
+    assert "territory_expression" not in proposed(filled, second)
+    found = proposed(filled, "UPDATE {leads} SET country_code = 'AT' WHERE territory IS NULL")
+    assert 'coalesce("territory", "country_code")' == found["territory_expression"]
+    assert {"DE", "CH", "AT"} == {*found["territories"].split(", ")}
+    # where both speak and say other things, the second is no territory
+    assert "territory_expression" not in proposed(filled, "UPDATE {leads} SET country_code = 'FR'")
+
+
+@pytest.mark.profiles("pg18")
+@pytest.mark.parametrize(
+    ("kind", "expression"),
+    [
+        ("char(2)", '"territory"::text'),
+        (
+            "public.land",
+            (
+                "CASE \"territory\" WHEN 'DE' THEN 'DE' WHEN 'CH' THEN 'CH' "
+                "ELSE CASE WHEN \"territory\" IS NOT NULL THEN 'a new label' ELSE NULL END END"
+            ),
+        ),
+    ],
+)
+def test_a_territory_of_another_type_becomes_an_expression_that_upgrades(
+    filled: Database, folder: Path, kind: str, expression: str
+) -> None:
+    filled.sql_script("CREATE TYPE public.land AS ENUM ('DE', 'CH')")
+    filled.sql_script(f"ALTER TABLE {{leads}} ALTER COLUMN territory TYPE {kind} USING territory::{kind}")
+    code, said = init("--yes")
+    assert (0, False) == (code, "preflight would refuse" in said), said
+    assert expression == section(folder / "alembic.ini")["territory_expression"]
+    assert 0 == alembic(filled, "upgrade", MIGRATE_HEAD, cwd=folder).returncode
+
+
+@pytest.mark.profiles("pg18")
+@pytest.mark.parametrize(
+    ("column", "condition"),
+    [
+        ("deleted boolean NOT NULL DEFAULT false", 'NOT "deleted"'),
+        ("is_archived boolean", '"is_archived" IS NOT TRUE'),
+        ("deleted_at timestamptz", '"deleted_at" IS NULL'),
+        ("deleted_by uuid", None),
+    ],
+)
+def test_rows_that_the_host_counts_as_deleted_make_no_owner(
+    filled: Database, column: str, condition: str | None
+) -> None:
+    assert condition == proposed(filled, f"ALTER TABLE {{activities}} ADD COLUMN {column}").get("activity_condition")
+
+
+POLYMORPHIC = """
+    ALTER TABLE {activities} DROP COLUMN lead_id, ADD COLUMN subject_id %s, ADD COLUMN subject_type text;
+    INSERT INTO {activities} (subject_id, subject_type, user_id, kind, created_at)
+    SELECT l.id, 'App\\Models\\Lead', gen_random_uuid(), 'QUALIFIED_CALL', now() FROM {leads} AS l;
+    INSERT INTO {activities} (subject_id, subject_type, user_id, kind, created_at)
+    SELECT gen_random_uuid(), 'App\\Models\\Customer', gen_random_uuid(), 'QUALIFIED_CALL', now() FROM {leads} AS l
+    """
+
+
+@pytest.mark.profiles("pg18")
+@pytest.mark.parametrize(("kind", "column"), [("uuid", "subject_id"), ("text", '"subject_id"::uuid')])
+def test_activities_of_anything_are_those_of_leads_only(filled: Database, folder: Path, kind: str, column: str) -> None:
+    found = proposed(filled, POLYMORPHIC % kind)
+    assert "right(\"subject_type\", 4) = 'Lead'" == found["activity_condition"]
+    assert column == found["activity_lead_id_column"]
+    code, told = init("--yes")
+    assert 0 == code, told
+    done = alembic(filled, "upgrade", MIGRATE_HEAD, cwd=folder)
+    assert 0 == done.returncode, done.stderr
+
+
+@pytest.mark.profiles("pg18")
+def test_tables_whose_rows_go_with_their_lead_are_protected_with_it(filled: Database) -> None:
+    with psycopg.connect(filled.url, autocommit=True) as conn:
+        filled.sql_script("""
+            CREATE TABLE public.contacts (id int, lead_id uuid REFERENCES {leads} ON DELETE CASCADE);
+            CREATE INDEX ON public.contacts (lead_id);
+            CREATE TABLE public.lead_notes (id int, lead_id uuid REFERENCES {leads} ON DELETE CASCADE);
+            CREATE TABLE public.orders (id int, lead_id uuid REFERENCES {leads});
+            """)
+        found = propose(conn, given={}, guess=True)
+    assert "public.activities (lead_id) append, public.contacts (lead_id)" == found.settings["lead_tables"]
+    index = 'CREATE INDEX CONCURRENTLY ON "public"."lead_notes" ("lead_id");'
+    assert [True] == [index in remark for remark in found.remarks if "lead_notes" in remark]
+    assert parse(found.settings).lead_tables[0].append
+
+
+@pytest.mark.profiles("pg18")
+def test_code_of_several_steps_is_to_end_whole_where_it_is_denied(filled: Database) -> None:
+    body = "$$ BEGIN UPDATE leads SET city = 'x'; INSERT INTO activities (kind) VALUES ('x'); END $$"
+    reads = "CREATE FUNCTION public.look() RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM id FROM leads; END $$;"
+    assert "denied_edit" not in proposed(filled, reads)
+    assert (
+        "raise"
+        == proposed(filled, f"CREATE FUNCTION public.win() RETURNS void LANGUAGE plpgsql AS {body}")["denied_edit"]
+    )
+    assert "denied_edit" not in proposed(filled, "ALTER FUNCTION public.win() SECURITY DEFINER")
+
+
+@pytest.mark.profiles("pg18")
+def test_a_user_in_a_json_setting_is_read_where_the_policies_read_him(make_host: Callable[..., Host]) -> None:
+    host = make_host(SUPABASE)
+    with psycopg.connect(host.url, autocommit=True) as conn:
+        found = propose(conn, given={}, guess=True)
+        assert host.settings.user_guc == found.settings["user_guc"]
+        assert [True] == [
+            "territory_guc = request.jwt.claims ->> territory" in one for one in found.remarks if "jwt" in one
+        ]
+        host.sql_script("""
+            CREATE FUNCTION public.my_market() RETURNS text LANGUAGE sql STABLE
+            AS $$ SELECT current_setting('request.jwt.claims', true)::json ->> 'market' $$
+            """)
+        found = propose(conn, given={}, guess=True)
+    assert "request.jwt.claims ->> market" == found.settings["territory_guc"]
+
+
+@pytest.mark.profiles("pg18")
+def test_names_in_camel_case_are_understood(filled: Database) -> None:
+    found = proposed(filled, """
+        ALTER TABLE {activities} RENAME COLUMN created_at TO "createdAt";
+        ALTER TABLE {activities} RENAME COLUMN user_id TO "userId";
+        ALTER TABLE {activities} RENAME COLUMN kind TO "activityType"
+        """)  # fmt: skip
+    assert ["createdAt", "userId", "activityType"] == [
+        found[f"activity_{key}_column"] for key in ("at", "user_id", "kind")
+    ]

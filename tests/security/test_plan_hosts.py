@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 import psycopg
 
+pytestmark = pytest.mark.profiles("pg18", "pg15")
+
 _ATTEMPTS = 5  # as a script for the DBA may uncover the next thing that is missing
 OF_LOGINS = {"logins", "views", "host_code", "lead_tables"}
 """Conditions of the gate that are about who would lose what."""
