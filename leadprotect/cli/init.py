@@ -97,7 +97,9 @@ def _show(proposal: Proposal, written: Written, *, dry_run: bool) -> None:
     if dry_run:
         echo(f"nothing was written; without --dry-run it is {written.file}")
     else:
-        echo(f"written: {written.file}. Next, on a copy: leadprotect rehearse; then: {written.command}")
+        echo(
+            f"written: {written.file}. Next: leadprotect plan; on a copy: leadprotect rehearse; then: {written.command}"
+        )
 
 
 def _line(one: Proposed) -> None:

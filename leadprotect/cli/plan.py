@@ -90,7 +90,8 @@ def _steps(found: DeployPlan) -> None:
     if not found.steps:
         return
     total = f"about {lasting(found.seconds)}" if found.seconds is not None else "not all measured"
-    _title(f"revisions ({total} for those that it would apply)")
+    applied = f"{total} for those that it would apply" if found.applies else "none of them would be applied now"
+    _title(f"revisions ({applied})")
     kinds = groupby(
         found.steps, key=lambda step: step.revision if step.locks else (step.phase, step.revision in found.applies)
     )
@@ -115,7 +116,7 @@ def _step(found: DeployPlan, steps: list[PendingRevision]) -> None:
         _say(f"{lock.mode} on {lock.table}: stops {lock.stops}", "      ")
     if not first.locks:
         echo("      no lock on your tables that stops anybody")
-    if first.how and first.locks and first.phase == "expand" and "measured" in first.how:
+    if "measured" in first.how:
         _say(first.how, "      ")
 
 

@@ -23,7 +23,7 @@ from leadprotect.planning.obstacles import Obstacle, obstacles
 from leadprotect.planning.refusals import refusals
 from leadprotect.planning.steps import PendingRevision, TableSize, steps, touched
 from leadprotect.preflight import standing
-from leadprotect.settings import Settings, current, ident
+from leadprotect.settings import Settings, current, ident, render
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Outcome = Literal["nothing to do", "through", "stops at the gate", "refused"]
+_HANDFUL = 20  # of fewer leads the gate asks for no share with owners
 _CLOSES = {
     "logins": "logins with privileges on the leads would be locked out",
     "lead_tables": "logins with privileges on lead_tables would be locked out",
@@ -206,6 +207,13 @@ def _foreseen(s: Settings, lost: Iterable[Loss], left: Iterable[Estimate]) -> li
             None if s.observation_window == 0 else "wait, or shorten observation_window",
         ),
     ]
+    counted = [estimate for estimate in left if estimate.leads >= _HANDFUL]
+    if s.host_rls != "off" and (few := [one for one in counted if one.assignable < one.leads / 2]):
+        detail = f"at most {few[0].assignable:,} of {few[0].leads:,} leads would have an owner"
+        mends = (
+            "see that activities and qualifying_kinds are those of this host, or answer for it after the migrate step"
+        )
+        found.append(gate.Condition("unowned", met=False, detail=detail, remedy=mends))
     closing: dict[str, list[Loss]] = {}
     for loss in lost:
         if loss.condition:
@@ -223,7 +231,9 @@ def _backfill(conn: psycopg.Connection[Any], s: Settings, unseen: list[str]) -> 
         sizes = {size.name: size.rows or 0 for size in touched(conn, s)}
         leads = sizes.get(s.leads_table, 0)
         most = leads if s.owner_column else min(leads, sum(sizes.get(one.table, 0) for one in s.activities))
-        return [most_of(", ".join(s.territories), leads, most)]
+        query = render("SELECT EXISTS (SELECT FROM {qualifying} AS q)", s)
+        any_qualifies = _asked(conn, lambda: bool(one(conn, query)), "whether any activity makes an owner", unseen)
+        return [most_of(", ".join(s.territories), leads, 0 if any_qualifies is False else most)]
     jobs = _asked(conn, lambda: list_jobs(conn, settings=s), "where the backfill stands", unseen)
     if jobs is None:
         return []

@@ -26,6 +26,7 @@ SAMPLE = 20_000
 BUILDS = "lp_0009_expand_indexes"
 """The only revision whose time grows with the data: it builds indexes on the host's tables."""
 
+_SMALL = 1_000_000  # bytes that are read at once
 _TWICE = 2.0  # CREATE INDEX CONCURRENTLY reads the table twice
 _FULL = 0.9  # https://www.postgresql.org/docs/current/sql-createindex.html: fillfactor of a B-tree
 _PAGE = 8192
@@ -36,7 +37,7 @@ _METADATA_S, _METADATA_WAL, _METADATA_DISK = 0.2, 150_000, 120_000
 
 @dataclass(frozen=True)
 class TableSize:
-    """A table of the host that is touched; `rows` by the catalog, None where nobody has counted them; bytes."""
+    """A table of the host that is touched, in bytes; `rows` as the catalog or the planner says, None if unreadable."""
 
     name: str
     rows: int | None
@@ -81,6 +82,7 @@ class Build:
     sampled: int
     seconds: float | None
     bytes: int
+    why_not: str = ""
 
 
 def steps(
@@ -94,8 +96,8 @@ def steps(
 def touched(conn: psycopg.Connection[Any], s: Settings) -> list[TableSize]:
     """The tables of the host that the settings name, with their sizes; a partitioned one with all its parts."""
     query = """
-        SELECT sum(CASE WHEN c.reltuples >= 0 AND c.relkind = 'r' THEN c.reltuples END)::bigint,
-               sum(pg_table_size(c.oid))::bigint, sum(pg_indexes_size(c.oid))::bigint
+        SELECT sum(pg_relation_size(c.oid))::bigint, sum(pg_table_size(c.oid))::bigint,
+               sum(pg_indexes_size(c.oid))::bigint
         FROM pg_class AS c
         WHERE c.oid IN (SELECT relid FROM pg_partition_tree(%s::oid::regclass) UNION SELECT %s::oid)
         """
@@ -103,9 +105,23 @@ def touched(conn: psycopg.Connection[Any], s: Settings) -> list[TableSize]:
     found = []
     for name in names:
         if oid := relation(conn, *name.split(".", 1)):
-            rows, size, indexes = conn.execute(query, (oid, oid)).fetchall()[0]
-            found.append(TableSize(name, rows, size, indexes))
+            main, size, indexes = conn.execute(query, (oid, oid)).fetchall()[0]
+            found.append(TableSize(name, _rows(conn, name, oid, main) if main else 0, size, indexes))
     return found
+
+
+def _rows(conn: psycopg.Connection[Any], name: str, oid: int, size: int) -> int | None:
+    """As the catalog counts them; of a table that nobody analysed by its pages, and a small one is counted."""
+    if counted := _estimated_rows(conn, oid):
+        return counted
+    try:
+        with conn.transaction():
+            if size <= _SMALL:
+                return int(one(conn, f"SELECT count(*) FROM {table(name)}"))
+            (explained,) = conn.execute(f"EXPLAIN (FORMAT JSON) SELECT FROM {table(name)}".encode()).fetchall()[0]
+            return int(explained[0]["Plan"]["Plan Rows"])
+    except psycopg.Error:
+        return None
 
 
 def _step(s: Settings, revision: str, builds: list[Build]) -> PendingRevision:
@@ -152,7 +168,7 @@ _STOPS = {
 
 def _said(build: Build) -> str:
     if build.seconds is None:
-        return f"{build.index}: not measured, because this login may not read {build.table}"
+        return f"{build.index}: not measured ({build.why_not})"
     if not build.sampled:
         return f"{build.index}: {build.table} is empty"
     return (
@@ -172,8 +188,8 @@ def _builds(conn: psycopg.Connection[Any], s: Settings, unseen: list[str]) -> li
         if oid is None:
             continue
         build = _measured(conn, name, of, oid, keys[name])
-        if build.seconds is None:
-            unseen.append(f"how long an index on {of} takes: GRANT SELECT ON {table(of)} TO {_me(conn)};")
+        if build.why_not:
+            unseen.append(f"how long an index on {of} takes: {build.why_not}")
         found.append(build)
     return found
 
@@ -193,8 +209,10 @@ def _measured(conn: psycopg.Connection[Any], name: str, of: str, oid: int, shape
     try:
         with conn.transaction():
             sampled, kept, width = conn.execute(asked.encode()).fetchall()[0]
-    except psycopg.Error:
-        return Build(name, of, rows, 0, None, 0)
+    except psycopg.errors.InsufficientPrivilege:
+        return Build(name, of, rows, 0, None, 0, f"GRANT SELECT ON {table(of)} TO {_me(conn)};")
+    except psycopg.Error as error:
+        return Build(name, of, rows, 0, None, 0, str(error.diag.message_primary))
     took = time.perf_counter() - began
     if not sampled:
         return Build(name, of, rows, 0, 0.0, _PAGE)

@@ -78,6 +78,21 @@ def test_on_a_fresh_host_every_revision_is_pending_and_contract_waits(host: Data
     assert MIGRATE_HEAD == found.applies[-1]
 
 
+@pytest.mark.profiles("pg18")
+def test_a_kind_that_makes_no_owner_is_foreseen_to_keep_the_gate_closed(make_database: Callable[..., Database]) -> None:
+    found = []
+    for kinds in ("QUALIFIED_CALL", "call"):
+        database = make_database("host", qualifying_kinds=kinds)
+        for _ in range(25):
+            database.activity(database.lead("DE"), database.user(1))
+        foreseen = {one.name for one in planned(database).closed}
+        database.upgrade(MIGRATE_HEAD)
+        asked = {one.name for one in planned(database).closed}
+        found.append((foreseen, asked))
+    # before the backfill nobody owns anything, whatever the kinds
+    assert [({"owners"}, {"owners", "unowned"}), ({"unowned"}, {"unowned"})] == found
+
+
 def test_where_an_upgrade_goes_through_and_where_it_stops_is_what_it_then_does(host: Database) -> None:
     host.activity(host.lead("DE"), host.user(1))
     host.sql("ANALYZE {leads}")
@@ -130,16 +145,6 @@ def test_a_revision_that_this_version_does_not_know_is_refused(database: Databas
     assert ("refused", "unknown") == ((found := planned(database)).outcome, found.phase)
 
 
-@pytest.mark.profiles("pg18")
-@pytest.mark.slow("a plan at every revision")
-def test_wherever_an_upgrade_stopped_it_says_what_is_left(host: Database) -> None:
-    for script in SCRIPTS:
-        host.upgrade(script.revision)
-        found = planned(host)
-        assert phases.pending(script.revision) == tuple(step.revision for step in found.steps)
-        assert ((), ()) == (found.refusals, found.lacking)
-
-
 def test_usage_is_an_error_of_its_own() -> None:
     assert 2 == CliRunner().invoke(main, ["plan", "--jsn"]).exit_code
 
@@ -175,7 +180,7 @@ def test_a_login_whose_sessions_may_not_write_gets_the_same_plan(host: Database)
 
 
 @pytest.mark.profiles("pg18")
-@pytest.mark.slow("every revision, with its locks")
+@pytest.mark.slow("a plan at every revision, with its locks")
 def test_the_locks_that_an_upgrade_takes_are_those_that_were_predicted(make_database: Callable[..., Database]) -> None:
     database = make_database("host", lead_tables=LEAD_TABLES)
     database.sql_script(TABLES)
@@ -188,6 +193,9 @@ def test_the_locks_that_an_upgrade_takes_are_those_that_were_predicted(make_data
         assert said == {
             table: mode for table, mode in taken(database, step.revision, places).items() if mode != "ACCESS SHARE"
         }
+        left = planned(database)
+        assert phases.pending(step.revision) == tuple(later.revision for later in left.steps)
+        assert ((), ()) == (left.refusals, left.lacking)
     assert "ACCESS EXCLUSIVE" == {lock.table: lock.mode for lock in found.steps[-1].locks}["crm.lead contacts"]
 
 
