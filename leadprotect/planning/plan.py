@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import takewhile
@@ -192,7 +193,7 @@ def _foreseen(s: Settings, lost: Iterable[Loss], left: Iterable[Estimate]) -> li
     """The conditions that the catalog alone tells: what they say once the migrate step is there, and nothing else."""
     wants = [estimate for estimate in left if estimate.assignable]
     leads = sum(estimate.assignable for estimate in wants)
-    codes = " ".join(s.territories)
+    codes = shlex.join(s.territories)
     found = [
         gate.Condition(
             "owners",
