@@ -132,7 +132,7 @@ async def can_edit(
 async def explain(
     conn: AnyAsync, lead_id: Any, *, user_id: UUID | str | None = None, territory: str | None = None
 ) -> Decision:
-    """The decision of `can_edit` with its reason; takes and raises the same."""
+    """The decision of `can_edit` with its reason, and whether a standby took it; takes and raises the same."""
     return await call(conn, checks.explain, lead_id, user_id=user_id, territory=territory)
 
 

@@ -31,10 +31,12 @@ class Decision:
 
     `reason` is a code: unprotected (the lead has no territory), no_context, not_found, suspended, owner,
     collaborator, unassigned, not_owner, not_manager, and manager for a change of ownership.
+    `on_standby`: a read replica answered, so it is advice; what it has not replayed yet may say otherwise.
     """
 
     lead_id: Any
     reason: Reason
+    on_standby: bool = False
 
     @property
     def allowed(self) -> bool:

@@ -10,7 +10,7 @@ from leadprotect.access.arguments import as_lead_id, as_lead_ids, check_caller, 
 from leadprotect.access.context import declared, require_order
 from leadprotect.database.bound import per_database
 from leadprotect.database.connection import row, rows
-from leadprotect.decision import Decision
+from leadprotect.decision import ALLOWED, Decision
 from leadprotect.errors import InvalidRequest
 from leadprotect.settings import current, render, type_name
 
@@ -24,6 +24,7 @@ K = TypeVar("K")
 """The ids of leads as the caller has them."""
 
 MAX_PAGE = 1000
+_ON_STANDBY = "pg_catalog.pg_is_in_recovery()"  # asked: a pooler may tell a client what was so before a failover
 
 
 @dataclass(frozen=True)
@@ -52,15 +53,16 @@ def can_edit(
     for an id of the wrong type, `ProtectionUnavailable` when no answer could be had. Source of the
     rule: docs/explanation/decisions.md.
     """
-    return _decide(conn, lead_id, user_id, territory).allowed
+    (reason,) = _decide(conn, lead_id, user_id, territory)
+    return reason in ALLOWED
 
 
 @per_database
 def explain(
     conn: AnyConnection, lead_id: Any, *, user_id: UUID | str | None = None, territory: str | None = None
 ) -> Decision:
-    """The decision of `can_edit` with its reason; takes and raises the same."""
-    return _decide(conn, lead_id, user_id, territory)
+    """The decision of `can_edit` with its reason, and whether a standby took it; takes and raises the same."""
+    return Decision(lead_id, *_decide(conn, lead_id, user_id, territory, f", {_ON_STANDBY}"))
 
 
 @per_database
@@ -97,23 +99,27 @@ def editable_leads(conn: AnyConnection, *, after: Any = None, limit: int = 100) 
         raise InvalidRequest(message)
     require_order(conn)
     s = current()
-    statement = render("SELECT lead, reason FROM {schema}.editable_leads(%s::{lead_type}, %s::integer)", s)
+    listed = f"SELECT lead, reason, {_ON_STANDBY} FROM {{schema}}.editable_leads(%s::{{lead_type}}, %s::integer)"
+    statement = render(listed, s)
     with metrics.timed("list"):
         found = rows(conn, statement, (as_lead_id(after), limit + 1))
     if not found:
         require_context(conn)
-    leads = tuple(Decision(lead, reason) for lead, reason in found[:limit])
+    leads = tuple(Decision(*one) for one in found[:limit])
     return Page(leads, leads[-1].lead_id if len(found) > limit else None)
 
 
-def _decide(conn: AnyConnection, lead_id: Any, user_id: UUID | str | None, territory: str | None) -> Decision:
+def _decide(
+    conn: AnyConnection, lead_id: Any, user_id: UUID | str | None, territory: str | None, more: str = ""
+) -> tuple[Any, ...]:
+    """The reason, and what `more` asks in the same statement."""
     s = current()
     lead = as_lead_id(lead_id)
     require_order(conn)
     with metrics.timed("check"):
         if user_id is None and territory is None:
-            (reason,) = row(conn, render("SELECT {schema}.explain_edit(%s::{lead_type})", s), (lead,))
-            if reason == "no_context":
+            found = row(conn, render("SELECT {schema}.explain_edit(%s::{lead_type})" + more, s), (lead,))
+            if found[0] == "no_context":
                 require_context(conn)
         else:
             if user_id is None or territory is None:
@@ -122,8 +128,8 @@ def _decide(conn: AnyConnection, lead_id: Any, user_id: UUID | str | None, terri
                 territory = outer_territory if territory is None else territory
             check_caller(user_id, territory)
             statement = "SELECT {schema}.decide(%s::{lead_type}, %s::pg_catalog.text, %s::pg_catalog.text)"
-            (reason,) = row(conn, render(statement, s), (lead, str(user_id), territory))
-    return Decision(lead_id, reason)
+            found = row(conn, render(statement + more, s), (lead, str(user_id), territory))
+    return found
 
 
 def require_context(conn: AnyConnection, *, user: bool = True) -> None:

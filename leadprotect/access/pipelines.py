@@ -16,7 +16,7 @@ from leadprotect.access.arguments import as_lead_id, check_caller, check_text
 from leadprotect.access.attempts import attempting, check_action, conclude
 from leadprotect.access.context import declaration, trace_id
 from leadprotect.database.bound import its_settings
-from leadprotect.database.connection import mapped_errors
+from leadprotect.database.connection import mapped_errors, naming_primary
 from leadprotect.database.waiting import wait
 from leadprotect.decision import ALLOWED, Action, Decision
 from leadprotect.errors import ConnectionUnusable, InvalidRequest
@@ -105,8 +105,11 @@ def _asked(context: tuple[str | None, ...], values: tuple[Any, ...]) -> list[tup
 def _conclude(conn: Any, lead_id: Any, found: list[Any], failed: BaseException | None, asked: tuple[Any, ...]) -> None:
     answer = _answer(conn, found)
     if answer is None:
-        with mapped_errors(recording=True):
-            raise failed or InvalidRequest("the block ended the pipeline before anything was asked")
+        try:
+            with mapped_errors(recording=True):
+                raise failed or InvalidRequest("the block ended the pipeline before anything was asked")
+        except ConnectionUnusable as error:
+            raise naming_primary(conn, error) from error.__cause__
     lead, action, note = asked
     reason, *facts = answer
     attempt = denials.attempt(lead, action, reason, note, tuple(facts))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.backfilling.jobs import check_known
+from leadprotect.database import replication
 from leadprotect.database.catalog import relation
 from leadprotect.database.connection import mapped_errors, row, rows
 from leadprotect.errors import BackfillError, InvalidRequest, ProtectionUnavailable
@@ -78,13 +79,12 @@ def _check_login(conn: psycopg.Connection[Any], s: Settings) -> None:
 
 
 def _check_writable(conn: psycopg.Connection[Any]) -> None:
-    standby, read_only = conn.execute(
-        "SELECT pg_catalog.pg_is_in_recovery(), current_setting('transaction_read_only') = 'on'"
-    ).fetchall()[0]
-    if standby:
-        message = "this server is a hot standby, it can't be written to: name the primary in database_url"
+    if standby := replication.standby(conn):
+        named = f", {standby.primary}," if standby.primary else ""
+        message = f"this server is a hot standby, it can't be written to: name the primary{named} in database_url"
         raise BackfillError(message)
-    if read_only:
+    ((read_only,),) = conn.execute("SELECT current_setting('transaction_read_only')").fetchall()
+    if read_only == "on":
         message = "this login's sessions are read-only: ALTER ROLE ... SET default_transaction_read_only = off"
         raise BackfillError(message)
 

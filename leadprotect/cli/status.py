@@ -56,6 +56,9 @@ def _show(found: Status, console: Console) -> None:
         at_head = "applied by a newer version"
     console.print(f"revision  {found.revision or 'none'} ({at_head})")
     console.print(f"phase     {found.phase}")
+    for server in (found.standby, *found.replicas):
+        if server:
+            console.print(f"server    {server}", soft_wrap=True)
     if found.conditions and found.contract_pending:
         console.print(_gate(found))
     else:

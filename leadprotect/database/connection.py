@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
+from leadprotect.database.blockers import sqlstate
 from leadprotect.database.drivers import refuse, require_driver
 from leadprotect.database.opening import LOCK_TIMEOUT_MS, open_connection
 from leadprotect.database.waiting import wait
@@ -28,7 +30,7 @@ from leadprotect.errors import (
     LockUnavailable,
     ProtectionUnavailable,
 )
-from leadprotect.settings import url
+from leadprotect.settings import current, url
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -83,6 +85,7 @@ _REFUSED = "23"
 # what keeps a record from being written: a constraint or a guard of the audit, a full disk, a missing partition
 _UNRECORDED = ("23", "53", "54", "58", "XX", "42P01", "42703", "P0001")
 _NO_PRIVILEGE = "42501"
+_READ_ONLY = "25006"
 _NO_SUCH_NAME = ("3F000", "42883", "42P01")
 _MISSING_INSIDE = "what a function calls is not there (leadprotect doctor looks for the cause)"
 
@@ -112,10 +115,13 @@ def rows(
 
     `recording`: it writes to the audit, so that what keeps it from that is `AuditUnavailable`.
     """
-    with mapped_errors(recording=recording):
-        if owed:
-            _settle(conn)
-        return _execute(conn, statement, params)
+    try:
+        with mapped_errors(recording=recording):
+            if owed:
+                _settle(conn)
+            return _execute(conn, statement, params)
+    except ConnectionUnusable as error:
+        raise naming_primary(conn, error) from error.__cause__
 
 
 def row(conn: AnyConnection, statement: str, params: Sequence[Any] = (), *, recording: bool = False) -> tuple[Any, ...]:
@@ -337,6 +343,23 @@ def _mapped(error: BaseException | None, *, recording: bool) -> LeadProtectError
         hint = diag.message_hint if diag and state.startswith("LP") else None
         return cls(". ".join(filter(None, (f"{text}: {primary}" if primary else text, hint))))
     return ConnectionUnusable(_without_answer(state, primary))
+
+
+def naming_primary(conn: AnyConnection, error: ConnectionUnusable) -> ConnectionUnusable:
+    """The error of a server that can't record, with the one that database_url names, if that is another."""
+    cause = error.__cause__
+    if cause is None or sqlstate(cause) != _READ_ONLY:
+        return error
+    try:
+        given = conninfo_to_dict(url(current()))
+    except (LeadProtectError, psycopg.Error):
+        return error
+    info = driver_connection(conn).info
+    hosts, ports = (str(given.get(key) or "").split(",") for key in ("host", "port"))
+    servers = [(host, (ports[n] if len(ports) > 1 else ports[0]) or "5432") for n, host in enumerate(hosts) if host]
+    if not servers or (info.host, str(info.port)) in servers:
+        return error
+    return ConnectionUnusable(f"{error}; database_url names {', '.join(f'{host}:{port}' for host, port in servers)}")
 
 
 def _without_answer(state: str | None, primary: str | None) -> str:

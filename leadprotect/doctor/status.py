@@ -9,6 +9,7 @@ import psycopg
 
 from leadprotect import phases
 from leadprotect.backfilling.jobs import list_jobs
+from leadprotect.database import replication
 from leadprotect.database.catalog import relation
 from leadprotect.database.connection import driver_connection, rows
 from leadprotect.doctor.examine import DANGERS, examine
@@ -21,6 +22,7 @@ from leadprotect.settings import Settings, current, ident
 if TYPE_CHECKING:
     from leadprotect.backfilled import Job
     from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.replication import Replica, Standby
     from leadprotect.doctor.finding import Symptom
 
 
@@ -56,7 +58,8 @@ class Status:
     `pending` names the revisions still to be applied, in their order; `lacking` what the applied ones
     made and is gone; `dangers` what doctor finds of that level, `not_judged` its checks of that level that this
     login may not ask; `quarantine` maps a table to its estimated rows, None where nobody has counted
-    them yet; `invalid_indexes` are leftovers of cancelled builds.
+    them yet; `invalid_indexes` are leftovers of cancelled builds. `standby` is None on a primary, `replicas` are
+    the standbys of this server.
     """
 
     revision: str | None
@@ -71,6 +74,8 @@ class Status:
     lacking: tuple[str, ...]
     dangers: tuple[Symptom, ...]
     not_judged: tuple[str, ...]
+    standby: Standby | None
+    replicas: tuple[Replica, ...]
 
     @property
     def open_ways(self) -> tuple[gate.Condition, ...]:
@@ -135,6 +140,8 @@ def status(conn: AnyConnection, *, settings: Settings | None = None) -> Status:
         lacking=tuple(standing.lacking(conn, s, phases.through(present))),
         dangers=dangers,
         not_judged=not_judged,
+        standby=replication.standby(conn),
+        replicas=replication.followed_by(conn),
         # asked last: only these read the host's tables, so only they can meet a lock
         backfill=_backfill(conn, s) if "backfill_status" in asked else (),
         conditions=_conditions(conn, s) if "gate_conditions" in asked else (),

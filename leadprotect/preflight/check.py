@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from leadprotect.database import replication
 from leadprotect.database.catalog import one
 from leadprotect.errors import PreflightError
 from leadprotect.preflight.host_tables import host, visibility
@@ -59,8 +60,9 @@ def check_server(conn: psycopg.Connection[Any]) -> None:
 def server_problem(conn: psycopg.Connection[Any]) -> str | None:
     """Why no migration can run on this server, whatever the session may do; None where one can."""
     problem = version_problem(conn.info.server_version)
-    if not problem and one(conn, "SELECT pg_is_in_recovery()"):
-        problem = "this server is a read replica: run the migration on the primary"
+    if not problem and (standby := replication.standby(conn)):
+        named = f", {standby.primary}" if standby.primary else ""
+        problem = f"this server is a read replica: run the migration on the primary{named}"
     return problem
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -51,9 +52,17 @@ def replica(primary: Server) -> Iterator[Server]:
         sockets = f"-c listen_addresses='' -c unix_socket_directories='{home}'"
         run("pg_ctl", "-D", str(data), "-w", "-l", str(home / "log"), "-o", sockets, "start")
         try:
-            yield Server(str(home), primary.programs, primary.major)
+            yield Server(str(home), primary.programs, primary.major, home)
         finally:
-            run("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
+            if (data / "postmaster.pid").exists():  # a test may have stopped it
+                run("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
+
+
+def crash(server: Server) -> None:
+    """End a replica as a power cut would."""
+    os.kill(server.pid, signal.SIGQUIT)
+    while (server.folder / "data/postmaster.pid").exists():
+        time.sleep(0.01)
 
 
 @contextmanager
