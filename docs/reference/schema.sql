@@ -38,7 +38,7 @@
 --    2984  Transition
 --    3306  Backfill and verification
 --    4184  Gate
---    5032  Host
+--    5055  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -83,7 +83,7 @@
 --    try_change_sharing, end_rules, make_rule, revoke_rule, decide_as_manager, require_manager,
 --    in_transition, note_unsettled, note_contextless_write, own_moved_lead, own_named_lead,
 --    forget_lead, own_active_lead, require_transition, chunk_bounds, next_leads, own_leads,
---    leaking_views, ways_around, what_changes, lead_table_conditions, accept_condition,
+--    leaking_views, ways_around, host_code, what_changes, lead_table_conditions, accept_condition,
 --    accepted_share, tolerated, shell_word, require_open_gate, acts_bound, recorded_edit,
 --    audit_edit, audit_edits, audit_truncate, refuse_move, refuse_taken, own_new_lead,
 --    settings_at_contract, acts_bound_on, edit_through, child_edit, child_move, child_leads,
@@ -4314,6 +4314,43 @@ COMMENT ON FUNCTION leadprotect.ways_around(host_rls text, exempt_roles name[]) 
 
 REVOKE ALL ON FUNCTION leadprotect.ways_around(host_rls text, exempt_roles name[]) FROM PUBLIC;
 
+-- function host_code, lp_0014_migrate_ways, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.host_code(target regclass, host_rls text) RETURNS SETOF text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          RETURN QUERY
+          SELECT beside.name FROM pg_class AS l JOIN pg_namespace AS home ON home.oid = l.relnamespace
+          CROSS JOIN LATERAL (
+            SELECT format('trigger %I on %s', t.tgname, t.tgrelid::regclass) AS name, p.prosrc AS text,
+                   CASE WHEN p.prosecdef THEN p.proowner END AS acts_as
+            FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
+            WHERE t.tgrelid NOT IN (l.oid, '"public"."leads"'::regclass) AND NOT t.tgisinternal AND t.tgenabled <> 'D'
+              AND p.pronamespace NOT IN ('"leadprotect"'::regnamespace, 'pg_catalog'::regnamespace)
+            UNION ALL
+            SELECT format('rule %I on %s', r.rulename, r.ev_class::regclass), pg_get_ruledef(r.oid), c.relowner
+            FROM pg_rewrite AS r JOIN pg_class AS c ON c.oid = r.ev_class
+            WHERE r.ev_class <> l.oid AND r.rulename <> '_RETURN') AS beside
+          CROSS JOIN LATERAL (
+            SELECT regexp_replace(replace(lower(beside.text), '"', ''), '[[:space:];(),]+', ' ', 'g') || ' ' AS words) AS plain
+          WHERE l.oid = target AND EXISTS (
+              SELECT FROM unnest(ARRAY['update ', 'update only ', 'delete from ', 'delete from only ', 'merge into ']) AS verb,
+                unnest(ARRAY[lower(l.relname), lower(home.nspname) || '.' || lower(l.relname)]) AS called
+              WHERE strpos(plain.words, verb || regexp_replace(called, '[[:space:];(),]+', ' ', 'g') || ' ') > 0)
+            AND NOT coalesce((
+              SELECT o.rolsuper OR o.rolbypassrls
+                OR host_rls <> 'force' AND NOT l.relforcerowsecurity AND pg_has_role(o.oid, l.relowner, 'USAGE')
+              FROM pg_roles AS o WHERE o.oid = beside.acts_as), false)
+          LIMIT 20;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.host_code(target regclass, host_rls text) IS 'The triggers and rules on other tables that change a table with rights that its row security will bind';
+
+REVOKE ALL ON FUNCTION leadprotect.host_code(target regclass, host_rls text) FROM PUBLIC;
+
 -- function what_changes, lp_0014_migrate_ways, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.what_changes(host_rls text) RETURNS TABLE(condition text, met boolean, detail text, remedy text)
@@ -4349,8 +4386,6 @@ CREATE FUNCTION leadprotect.what_changes(host_rls text) RETURNS TABLE(condition 
               AND a.attname IN ('id', 'territory') AND a.attnum = ANY (i.indkey::smallint[]))) AS key;
           RETURN NEXT;
 
-          -- code that runs beside a statement on another table, with rights that row security binds: it finds 0 rows of
-          -- the leads that whoever runs it may not edit, and nobody is told. A text that is put together at run time is not seen.
           condition := 'host_code';
           SELECT count(*) = 0 OR "leadprotect".accepted_share('host_code') IS NOT NULL,
                  coalesce(string_agg(code.name, ', ' ORDER BY code.name)
@@ -4359,29 +4394,7 @@ CREATE FUNCTION leadprotect.what_changes(host_rls text) RETURNS TABLE(condition 
                    'no trigger or rule on another table changes leads'),
                  'let it run as the owner of the leads (SECURITY DEFINER), or answer for it: alembic -x accept=host_code:1 upgrade head'
           INTO met, detail, remedy
-          FROM (
-            SELECT beside.name FROM pg_class AS l JOIN pg_namespace AS home ON home.oid = l.relnamespace
-            CROSS JOIN LATERAL (
-              SELECT format('trigger %I on %s', t.tgname, t.tgrelid::regclass) AS name, p.prosrc AS text,
-                     CASE WHEN p.prosecdef THEN p.proowner END AS acts_as
-              FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
-              WHERE t.tgrelid <> l.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D'
-                AND p.pronamespace NOT IN ('"leadprotect"'::regnamespace, 'pg_catalog'::regnamespace)
-              UNION ALL
-              SELECT format('rule %I on %s', r.rulename, r.ev_class::regclass), pg_get_ruledef(r.oid), c.relowner
-              FROM pg_rewrite AS r JOIN pg_class AS c ON c.oid = r.ev_class
-              WHERE r.ev_class <> l.oid AND r.rulename <> '_RETURN') AS beside
-            CROSS JOIN LATERAL (
-              SELECT regexp_replace(replace(lower(beside.text), '"', ''), '[[:space:];(),]+', ' ', 'g') || ' ' AS words) AS plain
-            WHERE l.oid = '"public"."leads"'::regclass AND EXISTS (
-                SELECT FROM unnest(ARRAY['update ', 'update only ', 'delete from ', 'delete from only ', 'merge into ']) AS verb,
-                  unnest(ARRAY[lower(l.relname), lower(home.nspname) || '.' || lower(l.relname)]) AS called
-                WHERE strpos(plain.words, verb || regexp_replace(called, '[[:space:];(),]+', ' ', 'g') || ' ') > 0)
-              AND NOT coalesce((
-                SELECT o.rolsuper OR o.rolbypassrls
-                  OR host_rls <> 'force' AND NOT l.relforcerowsecurity AND pg_has_role(o.oid, l.relowner, 'USAGE')
-                FROM pg_roles AS o WHERE o.oid = beside.acts_as), false)
-            LIMIT 20) AS code;
+          FROM "leadprotect".host_code('"public"."leads"'::regclass, host_rls) AS code (name);
           IF met THEN
             remedy := NULL;
           END IF;
@@ -4410,6 +4423,7 @@ CREATE FUNCTION leadprotect.lead_table_conditions(host_rls text, exempt_roles na
           closes text[] := '{}';
           keys text[] := '{}';
           mends text[] := '{}';
+          codes text[] := '{}';
           found record;
         BEGIN
           -- what row security takes from whoever it binds, without a look at his rights
@@ -4491,6 +4505,9 @@ CREATE FUNCTION leadprotect.lead_table_conditions(host_rls text, exempt_roles na
               ways := ways || found.detail;
               closes := closes || found.remedy;
             END LOOP;
+            codes := codes || ARRAY(
+              SELECT format('%s changes rows of %s: of those that whoever runs it may not edit, silently none', code.name, target)
+              FROM "leadprotect".host_code(target, host_rls) AS code (name) ORDER BY 1);
             -- what such a key leaves behind would be everybody's, so the trigger refuses it
             FOR found IN
               SELECT format('%I takes the rows of %s from a lead that is deleted or renumbered: refused after contract, and with it the deletion',
@@ -4523,6 +4540,12 @@ CREATE FUNCTION leadprotect.lead_table_conditions(host_rls text, exempt_roles na
           remedy := CASE WHEN NOT met THEN
             array_to_string(mends, ' ') || ' or answer for it: alembic -x accept=lead_tables_keys:1 upgrade head' END;
           RETURN NEXT;
+          condition := 'lead_tables_code';
+          met := cardinality(codes) = 0 OR "leadprotect".accepted_share('lead_tables_code') IS NOT NULL;
+          detail := coalesce(nullif(array_to_string(codes, ', '), ''), 'no trigger or rule on another table changes rows of lead_tables');
+          remedy := CASE WHEN NOT met THEN 'let it run as the owner of the table (SECURITY DEFINER), or answer for it: '
+            || 'alembic -x accept=lead_tables_code:1 upgrade head' END;
+          RETURN NEXT;
         END
         $_$;
 
@@ -4543,7 +4566,7 @@ CREATE TABLE leadprotect.accepted_conditions (
 ALTER TABLE ONLY leadprotect.accepted_conditions FORCE ROW LEVEL SECURITY;
 
 COMMENT ON TABLE leadprotect.accepted_conditions IS 'What a person accepted of the gate of contract, by alembic -x accept=NAME:SHARE; the newest row of a condition counts';
-COMMENT ON COLUMN leadprotect.accepted_conditions.condition IS 'the condition: unowned, unprotected, host_code or lead_tables_keys';
+COMMENT ON COLUMN leadprotect.accepted_conditions.condition IS 'the condition: unowned, unprotected, host_code, lead_tables_keys or lead_tables_code';
 COMMENT ON COLUMN leadprotect.accepted_conditions.accepted_at IS 'when';
 COMMENT ON COLUMN leadprotect.accepted_conditions.accepted_by IS 'the login that migrated';
 COMMENT ON COLUMN leadprotect.accepted_conditions.share IS 'the share of the leads up to which it holds, 0 to 1';
@@ -4566,8 +4589,8 @@ CREATE FUNCTION leadprotect.accept_condition(condition text, share numeric) RETU
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
         BEGIN
-          IF condition IS NULL OR condition NOT IN ('unowned', 'unprotected', 'host_code', 'lead_tables_keys') THEN
-            RAISE EXCEPTION '% is no condition that can be accepted: unowned, unprotected, host_code and lead_tables_keys are', coalesce(condition, 'NULL')
+          IF condition IS NULL OR condition NOT IN ('unowned', 'unprotected', 'host_code', 'lead_tables_keys', 'lead_tables_code') THEN
+            RAISE EXCEPTION '% is no condition that can be accepted: unowned, unprotected, host_code, lead_tables_keys and lead_tables_code are', coalesce(condition, 'NULL')
               USING ERRCODE = 'LP422';
           ELSIF share IS NULL OR share NOT BETWEEN 0 AND 1 THEN
             RAISE EXCEPTION 'a share is between 0 and 1' USING ERRCODE = 'LP422';

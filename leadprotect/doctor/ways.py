@@ -110,7 +110,7 @@ def view_changed(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
 
 @check("warning", "It runs as its owner, so whoever calls it reads or changes leads past row security.")
 def definer_function(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
-    """A SECURITY DEFINER function of the host that names the leads in its text, and that everybody may call."""
+    """A SECURITY DEFINER function of the host that names leads or lead_tables, and that everybody may call."""
     query = """
         SELECT p.oid::regprocedure::text, pg_get_userbyid(p.proowner)::text
         FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace JOIN pg_roles AS o ON o.oid = p.proowner
@@ -122,13 +122,12 @@ def definer_function(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fau
             SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS acl WHERE acl.grantee = 0)
         ORDER BY 1
         """
-    values = {
-        "leads": present.leads(conn, s),
-        "schema": s.schema,
-        "quarantine": s.quarantine,
-        "name": "".join(f"[{one}]" if one not in r"\^]" else f"\\{one}" for one in s.leads_table.split(".", 1)[1]),
-    }
-    for signature, owner in conn.execute(query, values).fetchall():
+    asked = [(s.leads_table, present.leads(conn, s)), *((child.table, oid) for child, oid in present.children(conn, s))]
+    ours, found = {"schema": s.schema, "quarantine": s.quarantine}, set[tuple[str, str]]()
+    for table_name, oid in asked:
+        plain = "".join(f"[{one}]" if one not in r"\^]" else f"\\{one}" for one in table_name.split(".", 1)[1])
+        found |= {*conn.execute(query, ours | {"leads": oid, "name": plain}).fetchall()}
+    for signature, owner in sorted(found):
         mends = (
             f"ALTER FUNCTION {signature} SECURITY INVOKER;  -- or REVOKE EXECUTE ON FUNCTION {signature} FROM PUBLIC;"
         )

@@ -26,6 +26,7 @@ def upgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {reader}"))
     create_leaking_views()
     create_ways_around()
+    create_host_code()
     create_what_changes()
     create_lead_tables()
     op.execute(sql("SET LOCAL ROLE {owner}"))
@@ -40,6 +41,7 @@ def downgrade() -> None:
         DROP FUNCTION
           {schema}.lead_table_conditions(text, name[], text[]),
           {schema}.what_changes(text),
+          {schema}.host_code(regclass, text),
           {schema}.ways_around(text, name[]),
           {schema}.leaking_views(regclass, text, name[])
         """)
@@ -186,6 +188,51 @@ def create_ways_around() -> None:
     )
 
 
+def create_host_code() -> None:
+    # Code that runs beside a statement on another table, with rights that row security binds: it finds 0 rows of what
+    # whoever runs it may not edit, and nobody is told. A text that is put together at run time is not seen. Who may edit a
+    # lead may edit what hangs on it, so triggers of the leads themselves go on as before.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.host_code(target regclass, host_rls text)
+        RETURNS SETOF text
+        LANGUAGE plpgsql
+        STABLE
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          RETURN QUERY
+          SELECT beside.name FROM pg_class AS l JOIN pg_namespace AS home ON home.oid = l.relnamespace
+          CROSS JOIN LATERAL (
+            SELECT format('trigger %I on %s', t.tgname, t.tgrelid::regclass) AS name, p.prosrc AS text,
+                   CASE WHEN p.prosecdef THEN p.proowner END AS acts_as
+            FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
+            WHERE t.tgrelid NOT IN (l.oid, {leads_name}::regclass) AND NOT t.tgisinternal AND t.tgenabled <> 'D'
+              AND p.pronamespace NOT IN ({schema_name}::regnamespace, 'pg_catalog'::regnamespace)
+            UNION ALL
+            SELECT format('rule %I on %s', r.rulename, r.ev_class::regclass), pg_get_ruledef(r.oid), c.relowner
+            FROM pg_rewrite AS r JOIN pg_class AS c ON c.oid = r.ev_class
+            WHERE r.ev_class <> l.oid AND r.rulename <> '_RETURN') AS beside
+          CROSS JOIN LATERAL (
+            SELECT regexp_replace(replace(lower(beside.text), '"', ''), '[[:space:];(),]+', ' ', 'g') || ' ' AS words) AS plain
+          WHERE l.oid = target AND EXISTS (
+              SELECT FROM unnest(ARRAY['update ', 'update only ', 'delete from ', 'delete from only ', 'merge into ']) AS verb,
+                unnest(ARRAY[lower(l.relname), lower(home.nspname) || '.' || lower(l.relname)]) AS called
+              WHERE strpos(plain.words, verb || regexp_replace(called, '[[:space:];(),]+', ' ', 'g') || ' ') > 0)
+            AND NOT coalesce((
+              SELECT o.rolsuper OR o.rolbypassrls
+                OR host_rls <> 'force' AND NOT l.relforcerowsecurity AND pg_has_role(o.oid, l.relowner, 'USAGE')
+              FROM pg_roles AS o WHERE o.oid = beside.acts_as), false)
+          LIMIT 20;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.host_code(regclass, text) IS
+        'The triggers and rules on other tables that change a table with rights that its row security will bind';
+        REVOKE ALL ON FUNCTION {schema}.host_code(regclass, text) FROM PUBLIC
+        """)
+    )
+
+
 def create_what_changes() -> None:
     # Nothing of this is against the border: it is said before, not met after. Only what would go on without a word,
     # and do nothing, waits for somebody to answer for it.
@@ -226,8 +273,6 @@ def create_what_changes() -> None:
               AND a.attname IN ({lead_id_column_name}, {territory_column_names}) AND a.attnum = ANY (i.indkey::smallint[]))) AS key;
           RETURN NEXT;
 
-          -- code that runs beside a statement on another table, with rights that row security binds: it finds 0 rows of
-          -- the leads that whoever runs it may not edit, and nobody is told. A text that is put together at run time is not seen.
           condition := 'host_code';
           SELECT count(*) = 0 OR {schema}.accepted_share('host_code') IS NOT NULL,
                  coalesce(string_agg(code.name, ', ' ORDER BY code.name)
@@ -236,29 +281,7 @@ def create_what_changes() -> None:
                    'no trigger or rule on another table changes leads'),
                  'let it run as the owner of the leads (SECURITY DEFINER), or answer for it: alembic -x accept=host_code:1 upgrade head'
           INTO met, detail, remedy
-          FROM (
-            SELECT beside.name FROM pg_class AS l JOIN pg_namespace AS home ON home.oid = l.relnamespace
-            CROSS JOIN LATERAL (
-              SELECT format('trigger %I on %s', t.tgname, t.tgrelid::regclass) AS name, p.prosrc AS text,
-                     CASE WHEN p.prosecdef THEN p.proowner END AS acts_as
-              FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
-              WHERE t.tgrelid <> l.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D'
-                AND p.pronamespace NOT IN ({schema_name}::regnamespace, 'pg_catalog'::regnamespace)
-              UNION ALL
-              SELECT format('rule %I on %s', r.rulename, r.ev_class::regclass), pg_get_ruledef(r.oid), c.relowner
-              FROM pg_rewrite AS r JOIN pg_class AS c ON c.oid = r.ev_class
-              WHERE r.ev_class <> l.oid AND r.rulename <> '_RETURN') AS beside
-            CROSS JOIN LATERAL (
-              SELECT regexp_replace(replace(lower(beside.text), '"', ''), '[[:space:];(),]+', ' ', 'g') || ' ' AS words) AS plain
-            WHERE l.oid = {leads_name}::regclass AND EXISTS (
-                SELECT FROM unnest(ARRAY['update ', 'update only ', 'delete from ', 'delete from only ', 'merge into ']) AS verb,
-                  unnest(ARRAY[lower(l.relname), lower(home.nspname) || '.' || lower(l.relname)]) AS called
-                WHERE strpos(plain.words, verb || regexp_replace(called, '[[:space:];(),]+', ' ', 'g') || ' ') > 0)
-              AND NOT coalesce((
-                SELECT o.rolsuper OR o.rolbypassrls
-                  OR host_rls <> 'force' AND NOT l.relforcerowsecurity AND pg_has_role(o.oid, l.relowner, 'USAGE')
-                FROM pg_roles AS o WHERE o.oid = beside.acts_as), false)
-            LIMIT 20) AS code;
+          FROM {schema}.host_code({leads_name}::regclass, host_rls) AS code (name);
           IF met THEN
             remedy := NULL;
           END IF;
@@ -294,6 +317,7 @@ def create_lead_tables() -> None:
           closes text[] := '{}';
           keys text[] := '{}';
           mends text[] := '{}';
+          codes text[] := '{}';
           found record;
         BEGIN
           -- what row security takes from whoever it binds, without a look at his rights
@@ -375,6 +399,9 @@ def create_lead_tables() -> None:
               ways := ways || found.detail;
               closes := closes || found.remedy;
             END LOOP;
+            codes := codes || ARRAY(
+              SELECT format('%s changes rows of %s: of those that whoever runs it may not edit, silently none', code.name, target)
+              FROM {schema}.host_code(target, host_rls) AS code (name) ORDER BY 1);
             -- what such a key leaves behind would be everybody's, so the trigger refuses it
             FOR found IN
               SELECT format('%I takes the rows of %s from a lead that is deleted or renumbered: refused after contract, and with it the deletion',
@@ -406,6 +433,12 @@ def create_lead_tables() -> None:
           detail := coalesce(nullif(array_to_string(keys, ', '), ''), 'no foreign key takes rows of lead_tables out of protection');
           remedy := CASE WHEN NOT met THEN
             array_to_string(mends, ' ') || ' or answer for it: alembic -x accept=lead_tables_keys:1 upgrade head' END;
+          RETURN NEXT;
+          condition := 'lead_tables_code';
+          met := cardinality(codes) = 0 OR {schema}.accepted_share('lead_tables_code') IS NOT NULL;
+          detail := coalesce(nullif(array_to_string(codes, ', '), ''), 'no trigger or rule on another table changes rows of lead_tables');
+          remedy := CASE WHEN NOT met THEN 'let it run as the owner of the table (SECURITY DEFINER), or answer for it: '
+            || 'alembic -x accept=lead_tables_code:1 upgrade head' END;
           RETURN NEXT;
         END
         $body$;

@@ -284,7 +284,54 @@ def test_with_such_a_key_accepted_the_deletion_is_refused_and_nothing_is_opened(
     assert database.sql(f"SELECT lead_id FROM {NOTES}") == [lead]
 
 
+TOUCH = f"""
+    CREATE TABLE crm.calls (lead {{lead_id_type}});
+    CREATE FUNCTION crm.touch() RETURNS trigger LANGUAGE plpgsql AS $body$
+    BEGIN UPDATE {CONTACTS} SET email = 'touched' WHERE "of lead" = NEW.lead; RETURN NEW; END
+    $body$;
+    CREATE TRIGGER touch AFTER INSERT ON crm.calls FOR EACH ROW EXECUTE FUNCTION crm.touch()
+    """
+
+
+def test_code_of_the_host_that_would_change_rows_in_silence_waits_for_somebody_s_word(
+    make_database: Callable[..., Database],
+) -> None:
+    database = with_children(make_database)
+    assert conditions(database)["lead_tables_code"].met
+    database.sql_script(TOUCH)
+    found = conditions(database)["lead_tables_code"]
+    assert not found.met
+    assert found.detail.startswith('trigger touch on crm.calls changes rows of crm."lead contacts"')
+    assert conditions(database)["host_code"].met  # no lead itself is changed
+    for how, met in (("DEFINER", True), ("INVOKER", False)):
+        database.sql(f"ALTER FUNCTION crm.touch() SECURITY {how}")
+        assert conditions(database)["lead_tables_code"].met == met
+    with pytest.raises(CommandError, match="trigger touch on"):
+        database.upgrade("head", contract="require")
+    database.upgrade("head", contract="require", accept="lead_tables_code:1")
+    login = database.profile.login("seller_de")
+    database.sql_script(f'GRANT INSERT ON crm.calls TO "{login}"')
+    lead = database.lead("DE", owner=database.user(1))
+    row = contact(database, lead, "as it was")
+    for seller, seen in ((2, "as it was"), (1, "touched")):  # whom it concerns, and the control
+        with database.acting("seller_de", seller) as conn:
+            database.query(conn, "INSERT INTO crm.calls VALUES (%s)", lead)
+        assert [seen] == database.sql(f"SELECT email FROM {CONTACTS} WHERE id = %s", row)
+
+
 # --- doctor
+
+
+def test_a_function_that_runs_as_the_owner_of_the_rows_is_named(make_database: Callable[..., Database]) -> None:
+    database = contracted(make_database)
+    database.sql_script(f"""
+        CREATE FUNCTION crm.everything() RETURNS SETOF text LANGUAGE sql SECURITY DEFINER
+        AS 'SELECT email FROM {CONTACTS}'
+        """)
+    with database.connect(autocommit=True) as conn:
+        found = examine(conn, settings=database.settings)
+    assert ["function crm.everything()"] == [one.where for one in found.findings if one.check == "definer-function"]
+
 
 DAMAGES = {
     "leads-row-security-off": f"ALTER TABLE {CONTACTS} DISABLE ROW LEVEL SECURITY",
