@@ -38,6 +38,7 @@ class Shape:
     contract leaves as they are: named in exempt_roles, or the owner who is not forced. `grants` says which
     of our roles a DBA gives to whom, `remedies` what he changes about the host before contract.
     `inputs` are territories that another column than the first of the expression says.
+    `org`, `account` and `child_lead` are columns, as SQL writes them.
     `tenant` tells the host who asks; `fill` makes its tenants 1 and 2 with account 1 and 2.
     """
 
@@ -54,6 +55,9 @@ class Shape:
     accounts: str = "public.accounts"
     row_security: bool = True
     inputs: tuple[tuple[str, str], ...] = ()
+    org: str = "org_id"
+    account: str = "account_id"
+    child_lead: str = "lead_id"
 
     def __str__(self) -> str:
         return self.name
@@ -168,6 +172,29 @@ PLAIN = Shape(
     row_security=False,
 )
 
+PRISMA = Shape(
+    "prisma",
+    migrator="prisma",
+    acting=(("prisma", None), ("web_de", None), ("web_ch", None), ("studio", None)),
+    grants={"web_de": ("app", "de"), "web_ch": ("app", "ch")},
+    unbound=frozenset({"prisma", "studio"}),
+    tenant=_nothing,
+    fill="""
+        INSERT INTO public."Org" VALUES (1, 'Alpha'), (2, 'Beta');
+        INSERT INTO public."User" VALUES ('{anna}'), ('{bert}'), ('{zoe}'), ('seller 9');
+        INSERT INTO public."Account" VALUES (1, 1, 'Muster AG'), (2, 2, 'Beispiel AG');
+        """,
+    children=('public."LeadContact"', 'public."LeadNote"'),
+    view='public."LeadList"',
+    accounts='public."Account"',
+    row_security=False,
+    org='"orgId"',
+    account='"accountId"',
+    child_lead='"leadId"',
+)
+
 SHAPES = (DJANGO, SUPABASE, FLYWAY, PLAIN)
-ON_THE_OLDEST = (SUPABASE, FLYWAY)
-"""Tried by day on the oldest server, too: a pool that sets roles, and an application that owns its tables."""
+LIVES = (*SHAPES, PRISMA)
+"""Those whose whole life is tried; what is known of the others from the border's matrix is the same for the last."""
+ON_THE_OLDEST = (SUPABASE, FLYWAY, PRISMA)
+"""Tried by day on the oldest server, too: a pool that sets roles, an application that owns its tables, lead_tables."""

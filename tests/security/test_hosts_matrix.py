@@ -10,7 +10,7 @@ from alembic.util import CommandError
 
 from leadprotect.errors import LeadProtectError
 from leadprotect.migration.territories import add_territory
-from tests.hosts import ANNA, BERT, DJANGO, FLYWAY, PLAIN, SHAPES, SUPABASE, ZOE, Person, Shape
+from tests.hosts import ANNA, BERT, DJANGO, FLYWAY, LIVES, PLAIN, PRISMA, SHAPES, SUPABASE, ZOE, Person, Shape
 from tests.support.hosts import Actor, Host
 from tests.support.matrix import LEADS, SELECT, UPDATE, History, allowed, gained, lost, only, record
 
@@ -136,7 +136,7 @@ def without_our_policies(host: Host) -> None:
 # --- the life of a host
 
 
-@each_shape
+@pytest.mark.parametrize("shape", LIVES, ids=str)
 def test_a_host_lives_through_adoption_and_leaves_as_it_came(make_host: Callable[..., Host], shape: Shape) -> None:
     host = make_host(shape)
     host.remedy()
@@ -153,6 +153,28 @@ def test_a_host_lives_through_adoption_and_leaves_as_it_came(make_host: Callable
         host.downgrade("base")
     host.leave()
     assert difference(before, host.dump()) == []
+
+
+def test_rows_of_a_lead_follow_the_expression_that_tells_its_territory(make_host: Callable[..., Host]) -> None:
+    host = contracted(make_host, PRISMA)
+    for child in PRISMA.children:
+        lead_of = f"c.{PRISMA.child_lead}"
+        rows = f"SELECT c.id, {{territory_of_l}} FROM {child} AS c JOIN {{leads}} AS l ON l.{{lead_id}} = {lead_of}"
+        places = dict(host.sql(rows))
+        [mine] = host.sql(f"SELECT id FROM {child} AS c WHERE {lead_of} = %s", host.owned_by(ANNA, "DE"))
+        with host.acting_for(Actor("web_de", None, ANNA, "DE")) as conn:
+            seen = host.query(conn, f"SELECT id FROM {child}")
+            assert {places[row] for row in seen} == {"DE", None}
+            assert set(seen) == {row for row, place in places.items() if place in {"DE", None}}
+            changed = host.query(conn, f"UPDATE {child} SET {PRISMA.org} = {PRISMA.org} RETURNING id")
+            assert mine in changed
+            assert {places[row] for row in changed} == {"DE", None}
+            assert len(changed) < len(seen)
+    # who moves the lead to another market takes its rows along
+    lead = host.owned_by(ANNA, "DE")
+    host.sql("UPDATE {leads} SET \"marketCode\" = 'CH' WHERE {lead_id} = %s", lead)
+    with host.acting_for(Actor("web_de", None, ANNA, "DE")) as conn:
+        assert host.query(conn, f"SELECT id FROM {PRISMA.children[0]} WHERE {PRISMA.child_lead} = %s", lead) == []
 
 
 def derived(host: Host) -> dict[tuple[Any, str], str]:

@@ -110,11 +110,11 @@ class Host(Database):
 
         Without an owner there is a note only.
         """
-        columns = f"(org_id, account_id, {self.input_of(territory)})"
+        columns = f"({self.shape.org}, {self.shape.account}, {self.input_of(territory)})"
         insert = f"INSERT INTO {{leads}} {columns} VALUES (%s, %s, %s) RETURNING {{lead_id}}"
         lead = self.sql(insert, org, org, territory)[0]
         for child in self.shape.children:
-            self.sql(f"INSERT INTO {child} (org_id, lead_id) VALUES (%s, %s)", org, lead)
+            self.sql(f"INSERT INTO {child} ({self.shape.org}, {self.shape.child_lead}) VALUES (%s, %s)", org, lead)
         at = LONG_AGO + timedelta(hours=hours)
         if owner:
             self.call(lead, org, self.user(9), "call", at)
@@ -129,12 +129,12 @@ class Host(Database):
 
     def call(self, lead: Any, org: int, user: str | None, kind: str, at: datetime) -> None:
         """An activity of the lead."""
-        columns = "org_id, {activity_lead_id}, {activity_user_id}, {activity_kind}, {activity_at}"
+        columns = f"{self.shape.org}, {{activity_lead_id}}, {{activity_user_id}}, {{activity_kind}}, {{activity_at}}"
         self.sql(f"INSERT INTO {{activities}} ({columns}) VALUES (%s, %s, %s, %s, %s)", org, lead, user, kind, at)
 
     def leads(self) -> dict[Any, Lead]:
         """Every lead, as a superuser reads it."""
-        found = self.sql("SELECT {lead_id}, {territory}, org_id FROM {leads} ORDER BY 1")
+        found = self.sql(f"SELECT {{lead_id}}, {{territory}}, {self.shape.org} FROM {{leads}} ORDER BY 1")
         return {row[0]: Lead(*row) for row in found}
 
     def owned_by(self, person: Person, territory: str) -> Any:
