@@ -22,7 +22,7 @@ from leadprotect.migration import gate
 from leadprotect.planning.losses import EVERYBODY, Loss, losses
 from leadprotect.planning.obstacles import Obstacle, obstacles
 from leadprotect.planning.refusals import refusals
-from leadprotect.planning.steps import PendingRevision, TableSize, steps, touched
+from leadprotect.planning.steps import PendingRevision, TableSize, spare_patience, steps, touched
 from leadprotect.preflight import standing
 from leadprotect.settings import Settings, current, ident, render
 
@@ -121,8 +121,8 @@ def _plan(conn: psycopg.Connection[Any], s: Settings) -> DeployPlan:
     conditions = asked if asked is not None else _foreseen(s, lost, left)
     outcome, applies = _outcome(refused.problems, pending, conditions)
     closed = [condition.name for condition in conditions if not condition.met]
-    # where it is refused, what is in the way is asked for the time after
-    taken = [step for step in pending if step.revision in applies or outcome == "refused"]
+    # where none would be applied, what is in the way is asked for the time after
+    taken = [step for step in pending if step.revision in applies] or pending
     who, database, server = conn.execute("SELECT current_user::text, current_database()::text, version()").fetchall()[0]
     return DeployPlan(
         outcome=outcome,
@@ -167,6 +167,8 @@ def _asked(conn: psycopg.Connection[Any], ask: Callable[[], T], what: str, unsee
         with conn.transaction():
             return ask()
     except (LeadProtectError, psycopg.Error) as error:
+        # ours hides the server's own
+        spare_patience(conn, error.__cause__ if isinstance(error.__cause__, psycopg.Error) else error)
         said = error.diag.message_primary if isinstance(error, psycopg.Error) else str(error)
         unseen.append(f"{what}: {said}")
         return None

@@ -95,19 +95,39 @@ def steps(
 
 def touched(conn: psycopg.Connection[Any], s: Settings) -> list[TableSize]:
     """The tables of the host that the settings name, with their sizes; a partitioned one with all its parts."""
+    names = dict.fromkeys((*s.host_tables, *(child.table for child in s.lead_tables)))
+    found = ((name, relation(conn, *name.split(".", 1))) for name in names)
+    return [_size(conn, name, oid) for name, oid in found if oid]
+
+
+def _size(conn: psycopg.Connection[Any], name: str, oid: int) -> TableSize:
+    """As the server measures it, or as the catalog has it where somebody holds the table."""
     query = """
         SELECT sum(pg_relation_size(c.oid))::bigint, sum(pg_table_size(c.oid))::bigint,
                sum(pg_indexes_size(c.oid))::bigint
         FROM pg_class AS c
         WHERE c.oid IN (SELECT relid FROM pg_partition_tree(%s::oid::regclass) UNION SELECT %s::oid)
         """
-    names = dict.fromkeys((*s.host_tables, *(child.table for child in s.lead_tables)))
-    found = []
-    for name in names:
-        if oid := relation(conn, *name.split(".", 1)):
+    noted = """
+        SELECT sum(c.relpages)::bigint * current_setting('block_size')::bigint, (
+          SELECT coalesce(sum(i.relpages), 0)::bigint * current_setting('block_size')::bigint
+          FROM pg_index AS k JOIN pg_class AS i ON i.oid = k.indexrelid WHERE k.indrelid = %s)
+        FROM pg_class AS c WHERE c.oid = %s
+        """
+    try:
+        with conn.transaction():
             main, size, indexes = conn.execute(query, (oid, oid)).fetchall()[0]
-            found.append(TableSize(name, _rows(conn, name, oid, main) if main else 0, size, indexes))
-    return found
+    except psycopg.errors.LockNotAvailable as error:
+        spare_patience(conn, error)
+        size, indexes = conn.execute(noted, (oid, oid)).fetchall()[0]
+        return TableSize(name, _estimated_rows(conn, oid), size, indexes)
+    return TableSize(name, _rows(conn, name, oid, main) if main else 0, size, indexes)
+
+
+def spare_patience(conn: psycopg.Connection[Any], error: Exception) -> None:
+    """Whoever waited once for somebody's lock does not wait again for it with the next question."""
+    if isinstance(error, psycopg.errors.LockNotAvailable):
+        conn.execute("SET LOCAL lock_timeout = '20ms'")
 
 
 def _rows(conn: psycopg.Connection[Any], name: str, oid: int, size: int) -> int | None:
@@ -120,7 +140,8 @@ def _rows(conn: psycopg.Connection[Any], name: str, oid: int, size: int) -> int 
                 return int(one(conn, f"SELECT count(*) FROM {table(name)}"))
             (explained,) = conn.execute(f"EXPLAIN (FORMAT JSON) SELECT FROM {table(name)}".encode()).fetchall()[0]
             return int(explained[0]["Plan"]["Plan Rows"])
-    except psycopg.Error:
+    except psycopg.Error as error:
+        spare_patience(conn, error)
         return None
 
 
@@ -212,6 +233,7 @@ def _measured(conn: psycopg.Connection[Any], name: str, of: str, oid: int, shape
     except psycopg.errors.InsufficientPrivilege:
         return Build(name, of, rows, 0, None, 0, f"GRANT SELECT ON {table(of)} TO {_me(conn)};")
     except psycopg.Error as error:
+        spare_patience(conn, error)
         return Build(name, of, rows, 0, None, 0, str(error.diag.message_primary))
     took = time.perf_counter() - began
     if not sampled:

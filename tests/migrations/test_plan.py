@@ -355,6 +355,36 @@ def test_a_session_that_holds_a_table_is_named_with_what_ends_it(host: Database)
     assert (found.age or 0) > 0
 
 
+def test_a_table_that_somebody_holds_whole_keeps_no_plan_from_being_made(
+    make_database: Callable[..., Database],
+) -> None:
+    for phase in ("host", "expanded"):
+        database = make_database(phase)
+        database.lead("DE")
+        with database.connect() as holder, database.connect() as conn:
+            database.query(holder, "LOCK TABLE {leads} IN ACCESS EXCLUSIVE MODE")
+            conn.execute("SET lock_timeout = '100ms'")
+            conn.commit()
+            found = plan_deploy(conn, settings=database.settings)
+            pid = holder.info.backend_pid
+        assert [("lock", pid)] == [(one.kind, one.pid) for one in found.obstacles]
+        assert [True] == list({"lock timeout" in line or "a lock" in line for line in found.unseen if "lock" in line})
+
+
+def test_a_job_of_pg_cron_that_sets_no_context_is_named(host: Database) -> None:
+    login = planted(host)
+    leads = host.settings.leads_table
+    host.sql_script("CREATE SCHEMA cron; CREATE TABLE cron.job "
+                    "(jobid bigint, username text, command text, active boolean, database text)")  # fmt: skip
+    for number, command in enumerate([f"UPDATE {leads} SET city = 'x'", "SELECT 1",
+                                      f"SELECT set_context('a', 'DE'); SELECT FROM {leads}"], start=1):  # fmt: skip
+        host.sql("INSERT INTO cron.job VALUES (%s, %s, %s, true, %s)", number, login, command, host.name)
+    (found,) = [loss for loss in planned(host).losses if loss.kind == "jobs"]
+    assert (login, f"exempt_roles = {login}") == (found.login, found.remedy)
+    assert "job 1 of pg_cron" in found.what
+    assert "'x'" not in found.what
+
+
 def test_a_reader_is_in_the_way_of_contract_alone(make_database: Callable[..., Database]) -> None:
     for phase, expected in (("host", []), ("expanded", ["lock"])):
         database = make_database(phase)
