@@ -173,8 +173,9 @@ def losses(conn: psycopg.Connection[Any], s: Settings, unseen: list[str]) -> lis
             loss for actor in _actors(conn, child.table, asked) for loss in _of_child(s, child.table, actor, asked)
         ]
     found += _views(conn, s)
-    found += _queues(conn, s, asked, unseen)
-    found += _jobs(conn, s, asked, unseen)
+    bound = {actor.login for actor in actors if asked["forced"] or not actor.owns}
+    found += _queues(conn, s, asked, bound, unseen)
+    found += _jobs(conn, s, asked, bound, unseen)
     found += _host_code(conn, s, asked)
     return found + list(_for_everybody(conn, s))
 
@@ -302,7 +303,9 @@ def _views(conn: psycopg.Connection[Any], s: Settings) -> list[Loss]:
     ]
 
 
-def _queues(conn: psycopg.Connection[Any], s: Settings, asked: dict[str, Any], unseen: list[str]) -> list[Loss]:
+def _queues(
+    conn: psycopg.Connection[Any], s: Settings, asked: dict[str, Any], bound: set[str], unseen: list[str]
+) -> list[Loss]:
     what = "locks only leads that its user may edit, and leaves the others out without a word"
     claimed = "SELECT l.{lead_id} FROM {leads} AS l WHERE {schema}.can_edit_lead(l.{lead_id})"
     claims = render(claimed + " LIMIT 1 FOR UPDATE SKIP LOCKED;", s)
@@ -311,9 +314,11 @@ def _queues(conn: psycopg.Connection[Any], s: Settings, asked: dict[str, Any], u
         for function, _ in conn.execute(_QUEUES, asked).fetchall()
     ]
     for login, query, calls in _sent(conn, asked, "skip\\s+locked", unseen):
-        found.append(Loss("queues", login, f"{calls:,} times: {redact(query)}: it {what}", claims))
+        if login in bound:
+            found.append(Loss("queues", login, f"{redact(query)} (sent {calls:,} times): it {what}", claims))
     for login, query, calls in _sent(conn, asked, "^\\s*copy\\M.*\\mfrom\\M", []):
-        found.append(Loss("copy", login, f"{calls:,} times: {redact(query)}: refused (0A000) after contract", None))
+        if login in bound:
+            found.append(Loss("copy", login, f"{redact(query)} (sent {calls:,} times): refused (0A000)", None))
     return found
 
 
@@ -341,7 +346,9 @@ def _sent(
     return found
 
 
-def _jobs(conn: psycopg.Connection[Any], s: Settings, asked: dict[str, Any], unseen: list[str]) -> list[Loss]:
+def _jobs(
+    conn: psycopg.Connection[Any], s: Settings, asked: dict[str, Any], bound: set[str], unseen: list[str]
+) -> list[Loss]:
     if relation(conn, "cron", "job") is None:
         return []
     try:
@@ -352,7 +359,6 @@ def _jobs(conn: psycopg.Connection[Any], s: Settings, asked: dict[str, Any], uns
             f"jobs of pg_cron: GRANT USAGE ON SCHEMA cron TO {_me(conn)}; GRANT SELECT ON cron.job TO {_me(conn)};"
         )
         return []
-    bound = {actor.login for actor in _actors(conn, s.leads_table, asked) if asked["forced"] or not actor.owns}
     return [
         Loss(
             "jobs",
