@@ -155,6 +155,7 @@ def test_every_entry_point_decides_as_the_oracle_does(database: Database) -> Non
                 "can_edit_lead": {lead: lead in allowed for lead in expected},
                 "editable_leads": listed,
                 "v_lead_protection": {lead: (reason, lead in allowed) for lead, reason in visible.items()},
+                "protection_page": {lead: (reason, lead in allowed) for lead, reason in visible.items()},
                 "record_edit_attempt": {lead: lead in allowed for lead in expected},
                 "allow_edit": expected,
                 "allow_edits": expected,
@@ -215,6 +216,7 @@ def answers(database: Database, conn: psycopg.Connection[Any], leads: list[Any])
     (at_once,) = database.query(conn, together, leads)
     among = "SELECT lead, reason FROM {schema}.editable_among(%s::" + database.settings.lead_id_type + "[])"
     view = database.query(conn, "SELECT lead, reason, can_edit FROM {schema}.v_lead_protection")
+    page = database.query(conn, "SELECT lead, reason, can_edit FROM {schema}.protection_page(NULL, 100)")
     return {
         "explain_edit": {row[0]: row[1] for row in rows},
         "can_edit_lead": {row[0]: row[2] for row in rows},
@@ -225,4 +227,5 @@ def answers(database: Database, conn: psycopg.Connection[Any], leads: list[Any])
         "editable_among": dict(database.query(conn, among, leads)),
         "editable_leads": dict(database.query(conn, "SELECT lead, reason FROM {schema}.editable_leads(NULL, 100)")),
         "v_lead_protection": {lead: (reason, can_edit) for lead, reason, can_edit in view},
+        "protection_page": {lead: (reason, can_edit) for lead, reason, can_edit in page},
     }

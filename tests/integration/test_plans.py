@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -85,9 +85,12 @@ def test_every_check_probes_indexes_and_scans_no_table(large: Database) -> None:
             f"SELECT {{schema}}.record_edit_attempt('{lead}')",
             f"SELECT * FROM {{schema}}.v_lead_protection WHERE lead = '{lead}'",
             f"SELECT * FROM {{schema}}.v_lead_protection WHERE lead = ANY (ARRAY({page}))",
+            f"SELECT * FROM {{schema}}.protection_page('{lead}', 50)",
+            "SELECT * FROM {schema}.protection_page(NULL, 50)",
         ):
             found = plans(large, query, user)
             assert "Index" in found, query
+            assert "Merge" not in found, query
             # two rows of legal terms are no table to speak of
             scanned = set(re.findall(r"Seq Scan on (\w+)", found)) - {"territories"}
             assert scanned == set(), f"{query}\n{found}"
@@ -130,3 +133,18 @@ def test_an_edit_of_many_leads_probes_one_month_whatever_its_statistics_say(data
     month = "{schema}.lead_access_audit AS e"
     probe = f"EXPLAIN SELECT FROM {month} WHERE e.lead_id = gen_random_uuid() AND e.at >= now() LIMIT 1"
     assert "Seq Scan on lead_access_audit" in "\n".join(database.sql(probe))
+
+
+def test_pages_of_the_view_hold_each_lead_of_the_territory_once_in_the_order_of_their_ids(database: Database) -> None:
+    leads = [database.lead(territory, owner=database.user(1)) for territory in ("DE", "DE", "CH", "DE", "DE", "DE")]
+    database.lead(None)
+    whole = "SELECT lead, reason FROM {schema}.v_lead_protection ORDER BY lead"
+    with database.connect("seller_de") as conn:
+        database.context(conn, database.user(1), "DE")
+        found: list[Any] = []
+        last = None
+        while page := database.query(conn, "SELECT lead, reason FROM {schema}.protection_page(%s, 2)", last):
+            found += page
+            last = page[-1][0]
+        assert len(leads) - 1 == len(found)
+        assert found == database.query(conn, whole)

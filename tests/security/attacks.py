@@ -496,6 +496,22 @@ OURS = [
         hosts=True,
     ),
     Attack(
+        "read a page of the view in another territory",
+        (TO_CH, "SELECT * FROM {schema}.protection_page(NULL, 50)"),
+        MEMBERS,
+        hosts=True,
+    ),
+    Attack(
+        "tell the rows of a page of the view by a function in WHERE",
+        (LEAK, "SELECT 1 FROM {schema}.protection_page(NULL, 50) AS p WHERE pg_temp.leak(p.territory)"),
+        VIEW_OPEN + "; CREATE OR REPLACE FUNCTION {schema}.protection_page(after {lead_id_type}, page_size integer) "
+        "RETURNS TABLE (lead {lead_id_type}, territory text, owner {user_id_type}, can_edit boolean, reason text) "
+        "LANGUAGE sql STABLE AS "
+        "$$ SELECT l.{lead_id}::{lead_id_type}, {territory_of_l}::text, NULL::{user_id_type}, false, '' FROM {leads} AS l $$",
+        tells="leak CH",
+        hosts=True,
+    ),
+    Attack(
         "read the view as somebody who made it his own",
         ("CREATE TEMP VIEW mine AS TABLE {schema}.v_lead_protection", TO_CH, "TABLE mine"),
         MEMBERS,

@@ -46,6 +46,7 @@ CALLERS = {
     "explain_edit": EVERYBODY,
     "editable_among": EVERYBODY,
     "has_rules": EVERYBODY,
+    "protection_page": EVERYBODY,
     "editable_leads": {"app", "manager"},
     "record_edit_attempt": {"app", "manager"},
     "record_denial": {"app", "manager"},

@@ -90,7 +90,8 @@ SUBJECTS = (
         """May the user in context edit this lead, and why? Read decision() first: the others bring it the
         context, or answer for many leads at once. None of them writes.""",
         "parse_user context claiming set_context host_lead protected_leads in_force begins decision decide "
-        "editable_among editable_leads can_edit_lead explain_edit has_rules v_lead_protection",
+        "editable_among editable_leads can_edit_lead explain_edit has_rules v_lead_protection "
+        "protection_page",
     ),
     Subject(
         "Attempts and audit",
