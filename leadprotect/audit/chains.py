@@ -116,9 +116,9 @@ def recorded(conn: AnyConnection, fields: str, source: str) -> str:
 
 def months(conn: AnyConnection, territory: str | None) -> list[str]:
     """Months that rows may be of, whether there are any: those of the partitions, and of rows that lie elsewhere."""
-    bounds = _bounds(conn)
-    ends = ["-infinity", *(high for _, high in bounds)]
-    between = [(low, high) for low, high in zip(ends, [*(low for low, _ in bounds), None], strict=True) if low != high]
+    parts = bounds(conn)
+    ends = ["-infinity", *(high for _, high in parts)]
+    between = [(low, high) for low, high in zip(ends, [*(low for low, _ in parts), None], strict=True) if low != high]
     outside = " OR ".join(["a.at >= %s::timestamptz AND a.at < %s::timestamptz"] * (len(between) - 1))
     outside = f"({outside or 'false'} OR a.at >= %s::timestamptz)"
     month = "date_trunc('month', a.at AT TIME ZONE 'Etc/UTC')::date::text"
@@ -135,11 +135,11 @@ def months(conn: AnyConnection, territory: str | None) -> list[str]:
         ORDER BY 1
         """
     times = [time for pair in between for time in pair if time is not None]
-    lows, highs = [low for low, _ in bounds], [high for _, high in bounds]
+    lows, highs = [low for low, _ in parts], [high for _, high in parts]
     return [month for (month,) in rows(conn, query, (territory, *times, lows, highs))]
 
 
-def _bounds(conn: AnyConnection) -> list[tuple[str, str]]:
+def bounds(conn: AnyConnection) -> list[tuple[str, str]]:
     """From when to when the partitions reach, the oldest first; what is between and around them lies in the default."""
     query = """
         SELECT b.low::timestamptz::text, b.high::timestamptz::text

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from leadprotect.access.arguments import as_lead_id, as_user_id
 from leadprotect.access.context import declaring
+from leadprotect.audit.chains import bounds
 from leadprotect.audit.reach import listing_reach, without_role
 from leadprotect.database.connection import own_names, rows
 from leadprotect.errors import InvalidRequest
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from leadprotect.database.connection import AnyConnection
 
 MAX_ATTEMPTS = 10_000
+
+_EVER = ("-infinity", "infinity")
 
 
 @dataclass(frozen=True)
@@ -131,18 +134,35 @@ def attempts(
           AND (%s::text IS NULL OR a.user_id = {schema}.parse_user(%s))
           AND (%s::text IS NULL OR a.outcome::text = %s)
           AND a.at >= coalesce(%s::timestamptz, '-infinity') AND a.at < coalesce(%s::timestamptz, 'infinity')
+          AND a.at >= %s::timestamptz AND a.at < %s::timestamptz
         ORDER BY a.at DESC, a.id DESC LIMIT %s
         """
     lead, user = as_lead_id(lead_id), None if user_id is None else as_user_id(user_id)
-    filters = (lead, lead, user, user, outcome, outcome, since, until, limit)
+    filters = (lead, lead, user, user, outcome, outcome, since, until)
     found: list[Recorded] = []
     with own_names(conn):
         reach = listing_reach(conn, territories)
+        parts = [_EVER] if lead is not None else _newest_first(conn)
         for code in reach.inside:
             with declaring(conn, "", code or ""):
-                found += [Recorded(*attempt) for attempt in rows(conn, render(query, current()), (code, *filters))]
+                mine: list[Recorded] = []
+                for part in parts:
+                    values = (code, *filters, *part, limit - len(mine))
+                    mine += [Recorded(*attempt) for attempt in rows(conn, render(query, current()), values)]
+                    if len(mine) == limit:
+                        break
+            found += mine
     found.sort(key=lambda attempt: (attempt.at, attempt.id), reverse=True)
     return Attempts(tuple(found[:limit]), reach.left_out)
+
+
+def _newest_first(conn: AnyConnection) -> list[tuple[str, str]]:
+    """The time in parts, the newest first: each partition, and what lies in none, before, between and behind them.
+
+    There is no index by time, which each attempt would pay for: so the newest are looked for where they are.
+    """
+    ends = list(dict.fromkeys(bound for part in bounds(conn) for bound in part))  # one's end is the next one's begin
+    return [*zip(["-infinity", *ends], [*ends, "infinity"], strict=True)][::-1]
 
 
 def _check_zone(name: str, time: datetime | None) -> None:
