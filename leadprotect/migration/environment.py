@@ -342,7 +342,9 @@ def _plan(
 
     def remaining(_heads: Any, _migration: Any) -> Iterator[Any]:
         while left:
-            if _is_contract(left[0]) and not _may_contract(guard, settings, options, left[0]):
+            # each asks again in its own transaction, and the gate reads every activity
+            first = _is_contract(left[0]) and not (taken and _is_contract(taken[-1]))
+            if first and not _may_contract(guard, settings, options, left[0]):
                 return
             held()
             lost.step_begins()

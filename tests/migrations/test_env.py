@@ -16,6 +16,7 @@ from alembic import command
 from alembic.util import CommandError
 from sqlalchemy import Engine, create_engine, event, pool
 
+from leadprotect.migration import gate
 from tests.support.alembic import COMMAND, alembic, started, until, waiting
 from tests.support.database import ROOT
 from tests.support.revisions import CONTRACT, HEAD, NAMED, REVISIONS, SCRIPTS
@@ -360,6 +361,30 @@ def test_the_gate_is_asked_again_inside_the_transaction(
         upgrade_with(host, engine, contract=contract)
         assert "the gate of contract is closed: 1 leads in DE" in caplog.text
     assert host.revision() == MIGRATE
+
+
+@ONE_SERVER
+def test_the_gate_is_asked_once_before_the_first_contract_revision_and_then_in_the_transaction_of_each(
+    host: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    before = gate.conditions
+
+    def outside(*given: Any, **more: Any) -> Any:
+        asked.append("outside")
+        return before(*given, **more)
+
+    monkeypatch.setattr(gate, "conditions", outside)
+    engine = engine_of(host)
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def inside(_conn: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "require_open_gate(" in statement and "CREATE" not in statement:
+            asked.append("inside")
+
+    upgrade_with(host, engine)
+    assert ["outside", *["inside"] * len(REVISIONS[REVISIONS.index(CONTRACT) :])] == asked
+    assert host.revision() == HEAD
 
 
 # --- every deploy, and the other commands
