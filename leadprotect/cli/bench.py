@@ -12,8 +12,9 @@ from leadprotect.cli.console import Console
 from leadprotect.cli.interrupts import tidied_when_killed
 from leadprotect.lab import servers
 from leadprotect.lab.bench import report
-from leadprotect.lab.bench.access import measure_access
+from leadprotect.lab.bench.access import Access, measure_access
 from leadprotect.lab.bench.backfill import measure_backfill
+from leadprotect.lab.bench.scale import measure_scale
 from leadprotect.lab.commands import require_packages
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ UNPUBLISHED = Path("build/benchmarks")
 SECONDS = click.option(
     "--seconds", type=click.IntRange(min=1), default=5, show_default=True, help="Of each pgbench run."
 )
+BLOCKS = click.option(
+    "--blocks", type=click.IntRange(min=2), default=20, show_default=True, help="Of calls, of each statement.",
+)  # fmt: skip
 SCALE = click.option("--scale", type=click.FloatRange(min=0.001), default=1.0, help="Times so many.  [default: 1]")
 ROUNDS = click.option(
     "--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Every mode runs so often."
@@ -60,12 +64,13 @@ def bench_group() -> None:
 @bench_group.command("access")
 @_leads(10_000)
 @SECONDS
+@BLOCKS
 @_kept
 @tidied_when_killed()
-def access_command(leads: int, seconds: int, *, folder: Path | None, publish: bool, as_json: bool) -> None:
-    """Access checks against SELECT 1, a plain INSERT and the unprotected query."""
+def access_command(leads: int, seconds: int, blocks: int, *, folder: Path | None, publish: bool, as_json: bool) -> None:
+    """What checks, lists, assertions, edits and the border cost the server: CPU of the backend, as ratios."""
     place = _ready(folder, publish=publish)
-    _tell(_access(leads, seconds, place, Console(stderr=as_json)), as_json=as_json)
+    _tell(_access(leads, seconds, blocks, place, Console(stderr=as_json)), as_json=as_json)
 
 
 @bench_group.command("backfill")
@@ -82,20 +87,49 @@ def backfill_command(
     _tell(_backfill(leads, scale, rounds, place, Console(stderr=as_json)), as_json=as_json)
 
 
+@bench_group.command("scale")
+@click.option(
+    "--leads", "counts", type=click.IntRange(min=10_000), multiple=True, default=(100_000, 1_000_000),
+    help="May be given several times.  [default: 100000, 1000000]",
+)  # fmt: skip
+@BLOCKS
+@_kept
+@tidied_when_killed()
+def scale_command(counts: tuple[int, ...], blocks: int, *, folder: Path | None, publish: bool, as_json: bool) -> None:
+    """What each part costs as the leads grow: migration, checks, edits and the audit."""
+    place = _ready(folder, publish=publish)
+    console, leads = Console(stderr=as_json), sorted(set(counts))
+    with servers.embedded(servers.SIZED) as server:
+        measured = measure_scale(server, leads, blocks=blocks, say=console.print)
+    console.print(report.scale_table(leads, measured))
+    found = report.save_scale(leads, measured, place)
+    console.print(f"numbers and page are in {place}")
+    _tell(found, as_json=as_json)
+
+
 @bench_group.command("all")
 @_leads(10_000)
 @SECONDS
+@BLOCKS
 @SCALE
 @ROUNDS
 @_kept
 @tidied_when_killed()
 def all_command(
-    leads: int, seconds: int, scale: float, rounds: int, *, folder: Path | None, publish: bool, as_json: bool
+    leads: int,
+    seconds: int,
+    blocks: int,
+    scale: float,
+    rounds: int,
+    *,
+    folder: Path | None,
+    publish: bool,
+    as_json: bool,
 ) -> None:
     """Both, the access checks first."""
     place = _ready(folder, publish=publish)
     console = Console(stderr=as_json)
-    found = {"access": _access(leads, seconds, place, console)}
+    found = {"access": _access(leads, seconds, blocks, place, console)}
     found["backfill"] = _backfill(leads, scale, rounds, place, console)
     _tell(found, as_json=as_json)
 
@@ -110,18 +144,18 @@ def _ready(folder: Path | None, *, publish: bool) -> Path:
     return report.PUBLISHED if publish else folder or UNPUBLISHED
 
 
-def _access(leads: int, seconds: int, folder: Path, console: Console) -> dict[str, Any]:
-    lines, latencies = [], {}
+def _access(leads: int, seconds: int, blocks: int, folder: Path, console: Console) -> dict[str, Any]:
+    measured = Access([], [])
     starts = [servers.system(major, servers.SIZED) for major in servers.installed()]
     for start in (*starts, servers.embedded(servers.SIZED)):
         with start as server:
-            found, times = measure_access(server, leads=leads, seconds=seconds, say=console.print)
-            lines += found
-            latencies[f"PostgreSQL {server.major}"] = times
-    for table in report.access_tables(lines):
+            found = measure_access(server, leads=leads, seconds=seconds, blocks=blocks, say=console.print)
+        measured.lines.extend(found.lines)
+        measured.clients.extend(found.clients)
+    for table in report.access_tables(measured):
         console.print(table)
     before = report.previous("access", folder)
-    now = report.save_access(lines, latencies, folder, leads=leads)
+    now = report.save_access(measured, folder, leads=leads)
     _compare(report.access_ratios(before), report.access_ratios(now), before, now, console)
     console.print(f"plot and numbers are in {folder}")
     return now

@@ -108,7 +108,7 @@ A_VERDICT = {("plan",), ("purge",), ("doctor",), ("redteam",), ("gate", "check")
 """Their exit code is the answer: before contract, to a superuser, and without a Prometheus, not 0."""
 OF_A_CHAIN = {"new", "next", "validate"}
 """They ask files, not the database."""
-MEASURED_FOR_MINUTES = {("bench", "access"), ("bench", "backfill"), ("bench", "all")}
+MEASURED_FOR_MINUTES = {("bench", "access"), ("bench", "backfill"), ("bench", "scale"), ("bench", "all")}
 OF_AN_OPERATOR = {("audit", "partitions"), ("audit", "seal"), ("audit", "detach")}
 TELL_A_TIME = {
     ("backfill", "pause"),

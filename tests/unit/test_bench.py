@@ -12,9 +12,11 @@ from rich.console import Console
 from leadprotect.cli import main
 from leadprotect.errors import InvalidRequest
 from leadprotect.lab.bench import report
-from leadprotect.lab.bench.access import Line
+from leadprotect.lab.bench.access import Access, Line
 from leadprotect.lab.bench.backfill import Measured, check_disk, medians
+from leadprotect.lab.bench.clock import ratio
 from leadprotect.lab.bench.report import backfill_table
+from leadprotect.lab.bench.scale import Growth
 from tests.support.commands import members
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ def test_the_table_is_readable_in_80_columns() -> None:
 NUMBERS = {
     "machine": {"measured_at": "2026-11-25", "cores": "2"},
     "leads": 1_000_000,
-    "lines": [{"server": "PostgreSQL 18", "what": "a check", "measured": 2.0}],
+    "lines": [{"server": "PostgreSQL 18", "what": "a check", "base": "SELECT 1", "measured": 2.0}],
     "summary": [{"mode": "no backfill", "ratio": None}, {"mode": "leadprotect, 1 worker", "ratio": 0.96}],
 }
 
@@ -66,7 +68,7 @@ def test_a_run_is_compared_with_what_was_published(tmp_path: Path, monkeypatch: 
     assert {"leads": 5} == report.previous("access", tmp_path / "mine")
     write(tmp_path / report.PUBLISHED, NUMBERS)
     assert NUMBERS == report.previous("access", tmp_path / "mine")
-    assert {"PostgreSQL 18: a check": 2.0} == report.access_ratios(NUMBERS)
+    assert {"PostgreSQL 18: a check / SELECT 1": 2.0} == report.access_ratios(NUMBERS)
     assert {"leadprotect, 1 worker": 0.96} == report.backfill_ratios(NUMBERS)
 
 
@@ -91,7 +93,7 @@ def test_what_may_differ_though_nothing_has_changed_is_said() -> None:
     assert "before, another machine measured: 2" == other
 
 
-@pytest.mark.parametrize("part", ["access", "backfill", "all"])
+@pytest.mark.parametrize("part", ["access", "backfill", "scale", "all"])
 @pytest.mark.parametrize("more", [["--publish", "--output", "x"], ["--output", str(report.PUBLISHED)]], ids=" ".join)
 def test_published_figures_are_written_over_by_who_asks_for_it_alone(part: str, more: list[str]) -> None:
     ran = CliRunner().invoke(main, ["bench", part, *more])
@@ -104,3 +106,42 @@ def test_one_set_of_options_serves_both_parts() -> None:
         return {option.name or "" for option in members(members(main)["bench"])[part].params}  # type: ignore[arg-type]
 
     assert options("all") == options("access") | options("backfill")
+
+
+# --- ratios and growth
+
+
+def test_a_ratio_is_that_of_each_round_and_its_quartiles() -> None:
+    found = ratio([2.0, 30.0, 4.0, 9.0, 8.0], [1.0, 10.0, 1.0, 1.0, 1.0])
+    assert (3.0, 4.0, 8.0) == (found.low, found.median, found.high)
+
+
+def test_what_a_service_sees_has_a_table_of_its_own_in_80_columns() -> None:
+    one = Line("PostgreSQL 18", "can_edit_lead, own lead", "two rows joined", 1.5, 1.65, 30.0, 1.4, 1.6)
+    other = Line("PostgreSQL 18", "acting_as and can_edit", "SELECT 1, psycopg", 9.0, 8.0, 120.0, 8.5, 9.5)
+    console = Console(width=80, record=True)
+    for table in report.access_tables(Access([one], [other])):
+        console.print(table)
+    backend, client = console.export_text().split("CPU of client and backend")
+    assert "1.40-1.60" in backend
+    assert "missed" not in backend
+    assert "8.50-9.50" in client
+    assert "missed" in client
+
+
+def test_ten_times_as_many_leads_are_reckoned_from_the_last_step() -> None:
+    linear = Growth("gate", "s", (0.1, 1.0), linear=True)
+    flat = Growth("check", "us", (20.0, 30.0), linear=False)
+    assert 10.0 == linear.reckoned(10, 10)
+    assert 45.0 == pytest.approx(flat.reckoned(10, 10))
+
+
+def test_what_grows_faster_than_the_leads_is_named(tmp_path: Path) -> None:
+    well, worse = Growth("gate", "s", (0.1, 1.0), linear=True), Growth("seal", "s", (0.1, 1.3), linear=True)
+    rate = Growth("verify", "rows/s", (10.0, 200_000.0), linear=False, figure=100_000.0, more=True)
+    report.save_scale([100_000, 1_000_000], [well, worse, rate], tmp_path)
+    page = (tmp_path / "scale.md").read_text(encoding="utf-8")
+    assert "Faster than the leads grew: seal." in page
+    assert "--leads 100000 --leads 1000000" in page
+    report.save_scale([100_000, 1_000_000], [well], tmp_path)
+    assert "Nothing grew faster" in (tmp_path / "scale.md").read_text(encoding="utf-8")

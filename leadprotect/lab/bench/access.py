@@ -1,33 +1,40 @@
-"""What an access check costs: against SELECT 1, a plain INSERT and the unprotected query, in one run."""
+"""What access checks cost the server: against the same rows read plainly, a protection by hand, and SELECT 1.
+
+Every ratio is one of CPU time of the backend within one run; see `clock`. What a service sees is measured apart.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import statistics
 import subprocess
 import tempfile
-import time
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import psycopg
+from sqlalchemy import create_engine, pool
 
 import leadprotect
-from leadprotect import aio, phases
+from leadprotect import phases
+from leadprotect.lab.bench.clock import Case, measured, ratio
 from leadprotect.lab.commands import isolated, run_alembic
 from leadprotect.lab.data import LEAD_ID, USER_ID, generate_host, generated_lead, generated_user
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from leadprotect.lab.bench.clock import Cost
     from leadprotect.lab.servers import Server
 
 SCRIPTS = Path(__file__).parent / "pgbench"
+ORIGINAL = Path(__file__).parent / "original.sql"
 LOGIN = "bench_seller_de"
-USER = generated_user(0)
-"""Owner of every hundredth lead."""
+USER, SHARING = generated_user(0), generated_user(1)
+"""Owners of every hundredth lead; the second one shares a lead of somebody else."""
 
 # here lead n belongs to user n modulo 100
 ASSIGNMENTS = f"""
@@ -41,36 +48,47 @@ PLAIN_LOG = """
     ALTER TABLE public.plain_log ALTER login DROP DEFAULT, ADD PRIMARY KEY (lead_id, at, id);
     ALTER TABLE public.plain_log ALTER id SET DEFAULT nextval('leadprotect.lead_access_audit_id_seq');
     """
-READS = """
-    DO $do$
-    DECLARE
-      wanted uuid;
-    BEGIN
-      FOREACH wanted IN ARRAY string_to_array('{ids}', ',')::uuid[] LOOP
-        PERFORM l.company FROM public.leads AS l WHERE l.id = wanted;
-      END LOOP;
-    END
-    $do$
+# analysed and never vacuumed, of few users: by the statistics, the first row is near
+HOSTILE = f"""
+    ALTER TABLE leadprotect.lead_protection_rules SET (autovacuum_enabled = off);
+    INSERT INTO leadprotect.lead_protection_rules (user_id, territory, protection, lead_id)
+    SELECT {USER_ID.format(n="100 + n % 97")}, 'DE', 'COLLABORATOR', {LEAD_ID.format(n="'rule ' || n")}
+    FROM generate_series(1, 50000) AS n;
+    ANALYZE leadprotect.lead_protection_rules;
     """
-
-# what is measured, by which script, against what and its script, and the figure to reach
-PGBENCHED = (
-    ("can_edit_lead, prepared, 10 clients", "lead_check", "SELECT 1", "select_1", 1.5),
-    ("the same rows read by primary key", "lead_read", "SELECT 1", "select_1", None),
-    ("assert_edit_and_audit, 8 clients", "lead_assert", "plain INSERT", "plain_insert", 1.3),
-)
+INSERT = """
+    INSERT INTO public.plain_log (lead_id, user_id, login, role, territory, action, outcome, reason, transaction_id)
+    VALUES (%s::uuid, '00000000-0000-4000-8000-000000000000', session_user, current_user,
+            'DE', 'EDIT', 'ALLOW', 'owner', pg_current_xact_id())
+    """
+JOIN = """
+    SELECT a.user_id FROM public.leads AS l
+    LEFT JOIN leadprotect.user_lead_assignments AS a ON a.lead_id = l.id AND a.territory = l.territory
+    WHERE l.id = %s::uuid
+    """
+ROW = "SELECT l.territory FROM public.leads AS l WHERE l.id = %s::uuid"
+CHECK = "SELECT leadprotect.can_edit_lead(%s::uuid)"
+ORIGINAL_CHECK = "SELECT original.can_edit_lead(%s::uuid)"
+FLAT = "SELECT count(*) FROM public.leads WHERE territory = 'DE'"
 
 
 @dataclass(frozen=True)
 class Line:
-    """One comparison: `measured` times `base`; `figure` is the ratio to reach, None where none is set."""
+    """One comparison: `measured` times `base`, between its quartiles `low` and `high`.
+
+    `figure` is the ratio to reach, None where none is set; `microseconds` of CPU, or those of the p95 of pgbench;
+    `p50` is what a client waits for, in microseconds, where that was measured.
+    """
 
     server: str
     what: str
     base: str
     measured: float
     figure: float | None
-    milliseconds: float
+    microseconds: float
+    low: float = 0.0
+    high: float = 0.0
+    p50: float = 0.0
 
     @property
     def reached(self) -> bool:
@@ -78,43 +96,94 @@ class Line:
         return self.figure is None or round(self.measured, 2) <= self.figure
 
 
-def measure_access(
-    server: Server, *, leads: int, seconds: int, say: Callable[[str], None]
-) -> tuple[list[Line], dict[str, list[float]]]:
-    """Generate `leads` on `server`, measure for `seconds` per pgbench run; ratios of p95, and latencies in ms."""
+@dataclass(frozen=True)
+class Access:
+    """What the server spends, and what a service sees of it."""
+
+    lines: list[Line]
+    clients: list[Line]
+
+
+def measure_access(server: Server, *, leads: int, seconds: int, blocks: int, say: Callable[[str], None]) -> Access:
+    """Generate `leads` on `server`, and measure each statement in `blocks` blocks, pgbench for `seconds` a run."""
     name = f"PostgreSQL {server.major}"
     url = server.create_database("bench_access")
+    bench = Bench(server, name, leads, blocks)
     with isolated(server.folder, database_url=url, observation_window=0):
         say(f"{name}: generating {leads:,} leads")
         prepare_access(server, url, leads)
-        latencies: dict[str, list[float]] = {}
-        say(f"{name}: pgbench, 10 clients")
-        for script in ("select_1", "lead_read", "lead_check") * 2:
-            latencies.setdefault(script, []).extend(pgbench(server, script, leads, seconds, clients=10))
-        say(f"{name}: pgbench, 8 clients that write")
-        for script in ("plain_insert", "lead_assert") * 2:
-            latencies.setdefault(script, []).extend(pgbench(server, script, leads, seconds, clients=8))
-        lines = [
-            compare(name, what, base, latencies[script], latencies[base_script], figure)
-            for what, script, base, base_script, figure in PGBENCHED
-        ]
+        say(f"{name}: pgbench, 8 clients that commit")
+        lines = committed(bench, seconds)
+        for said, part in {
+            "checks": checks,
+            "lists": lists,
+            "the view": view,
+            "assertions": assertions,
+            "edits": edits,
+        }.items():
+            say(f"{name}: {said}")
+            lines += part(bench)
         say(f"{name}: from Python")
-        with psycopg.connect(server.url("bench_access", LOGIN), autocommit=True) as conn:
-            conn.execute(
-                "SELECT set_config('app.user_id', %s, false), set_config('app.territory', 'DE', false)", (USER,)
-            )
-            lines += python_path(conn, name, leads)
-            lines += compare_view(conn, name, leads)
-        lines += service_path(server, name, leads)
+        clients = services(bench)
         say(f"{name}: the border")
-        lines += border(server, name, "NULL allowed", count_figure=None)
+        lines += border(bench, "NULL allowed", count_figure=None)
         without_null(server, url)
-        lines += border(server, name, "NOT NULL", count_figure=None)
-        with psycopg.connect(url, autocommit=True) as conn:
-            conn.execute("CREATE INDEX ON public.leads (territory)")
-            conn.execute("VACUUM (ANALYZE) public.leads")
-        lines += border(server, name, "NOT NULL and indexed", count_figure=1.10)
-    return lines, latencies
+        lines += border(bench, "NOT NULL", count_figure=1.10)
+    return Access(lines, clients)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where it is measured, how many leads there are, and how many blocks each statement has."""
+
+    server: Server
+    name: str
+    leads: int
+    blocks: int
+
+    @contextmanager
+    def connections(self, user: str = USER, login: str = LOGIN) -> Iterator[Callable[[], psycopg.Connection[Any]]]:
+        """Makes connections that prepare every statement, with `user` in context; each is one backend's whole life."""
+        with ExitStack() as stack:
+
+            def connect() -> psycopg.Connection[Any]:
+                conn = psycopg.connect(self.server.url("bench_access", login), autocommit=True, prepare_threshold=0)
+                stack.enter_context(conn)
+                for setting in ("max_parallel_workers_per_gather = 0", "synchronous_commit = off", "jit = off"):
+                    conn.execute(f"SET {setting}")
+                conn.execute(
+                    "SELECT set_config('app.user_id', %s, false), set_config('app.territory', 'DE', false)", (user,)
+                )
+                return conn
+
+            yield connect
+
+    def cost(self, cases: dict[str, Case], *, blocks: int = 0) -> dict[str, list[float]]:
+        """Microseconds of the backend a call, for each round."""
+        found = measured(cases, rounds=blocks or self.blocks)
+        return {name: [cost.backend for cost in costs] for name, costs in found.items()}
+
+    def line(self, what: str, base: str, of: list[float], than: list[float], figure: float | None) -> Line:
+        """A comparison of two."""
+        found = ratio(of, than)
+        return Line(self.name, what, base, found.median, figure, statistics.median(of), found.low, found.high)
+
+    @property
+    def own(self) -> list[str]:
+        """Leads of `USER` in DE."""
+        return [generated_lead(n) for n in range(0, self.leads, 100)]
+
+    def figure(self, newer: float, older: float) -> float:
+        """Of PostgreSQL 18, and of those that plan a function in SQL for each call."""
+        return newer if self.server.major >= 18 else older  # noqa: PLR2004
+
+
+def asking(conn: psycopg.Connection[Any], statement: str, values: list[Any] | None = None) -> Callable[[int], object]:
+    """A call that asks about another one of `values` each time."""
+    if values is None:
+        return lambda _: conn.execute(statement).fetchall()
+    # next to each other in a list would be next to each other in the table
+    return lambda n: conn.execute(statement, (values[n * 7919 % len(values)],)).fetchall()
 
 
 def prepare_access(server: Server, url: str, leads: int) -> None:
@@ -126,34 +195,218 @@ def prepare_access(server: Server, url: str, leads: int) -> None:
         run_alembic(server.folder, "-x", "contract=hold", "upgrade", "head")
         conn.execute(ASSIGNMENTS.replace("{leads}", str(leads)))
         conn.execute(PLAIN_LOG)
+        conn.execute(ORIGINAL.read_text(encoding="utf-8"))
         conn.execute(f"GRANT leadprotect_app, leadprotect_de TO {LOGIN}")
-        conn.execute(f"GRANT SELECT ON public.leads TO {LOGIN}; GRANT INSERT ON public.plain_log TO {LOGIN}")
-        conn.execute(f"GRANT USAGE ON SCHEMA leadprotect TO {LOGIN}")
+        conn.execute(f"GRANT SELECT, UPDATE ON public.leads, public.plain_leads TO {LOGIN}")
+        conn.execute(f"GRANT INSERT ON public.plain_log TO {LOGIN}; GRANT USAGE ON SCHEMA leadprotect TO {LOGIN}")
         conn.execute(f"GRANT USAGE ON SEQUENCE leadprotect.lead_access_audit_id_seq TO {LOGIN}")
         conn.execute("VACUUM (ANALYZE)")
         run_alembic(server.folder, "upgrade", "head")
         conn.execute("CHECKPOINT")
 
 
-def pgbench(server: Server, script: str, leads: int, seconds: int, *, clients: int) -> list[float]:
+def checks(bench: Bench) -> list[Line]:
+    """One lead: plain reads, the protection by hand, ours; of an owner who shares, and with many rules of few."""
+    share = generated_lead(2)
+    with (
+        bench.connections(login="postgres") as free,
+        bench.connections() as bound,
+        bench.connections(SHARING) as sharing,
+        psycopg.connect(bench.server.url("bench_access"), autocommit=True) as owner,
+    ):
+        owner.execute(
+            "INSERT INTO leadprotect.lead_protection_rules (user_id, territory, protection, lead_id) "
+            "VALUES (%s, 'DE', 'COLLABORATOR', %s)",
+            (SHARING, share),
+        )
+        foreign = [generated_lead(n) for n in range(3, bench.leads, 100)]
+        shared = [generated_lead(n) for n in range(1, bench.leads, 100)]
+
+        def cases() -> dict[str, Case]:
+            asked = {
+                "select": (bound(), "SELECT 1", None),
+                "row": (free(), ROW, bench.own),
+                "join": (free(), JOIN, bench.own),
+                "original": (bound(), ORIGINAL_CHECK, bench.own),
+                "own": (bound(), CHECK, bench.own),
+                "foreign": (bound(), CHECK, foreign),
+                "sharing": (sharing(), CHECK, shared),
+            }
+            return {name: Case(given[0], asking(*given)) for name, given in asked.items()}
+
+        lines = _checked(bench, bench.cost(cases()), "")
+        owner.execute(HOSTILE)
+        lines += _checked(bench, bench.cost(cases()), ", 50,000 rules never vacuumed")
+        for statement in ("TRUNCATE", "VACUUM ANALYZE"):
+            owner.execute(f"{statement} leadprotect.lead_protection_rules")
+    return lines
+
+
+def _checked(bench: Bench, cost: dict[str, list[float]], when: str) -> list[Line]:
+    select, join, original = cost["select"], cost["join"], cost["original"]
+    own = f"can_edit_lead, own lead{when}"
+    lines = [
+        bench.line(own, "two rows joined", cost["own"], join, 1.65),
+        bench.line(own, "protection by hand", cost["own"], original, bench.figure(1.2, 0.4)),
+        bench.line(own, "SELECT 1", cost["own"], select, None),
+        bench.line(f"can_edit_lead, own lead of who shares{when}", "two rows joined", cost["sharing"], join, 1.65),
+        bench.line(f"can_edit_lead, lead of a colleague{when}", "two rows joined", cost["foreign"], join, None),
+    ]
+    if not when:
+        lines += [
+            bench.line("one row by key", "SELECT 1", cost["row"], select, None),
+            bench.line("two rows by key, joined", "SELECT 1", join, select, None),
+            bench.line("protection by hand", "SELECT 1", original, select, None),
+        ]
+    return lines
+
+
+def lists(bench: Bench) -> list[Line]:
+    """1,000 leads at once and a page of the own ones against one check; the floor is the same 1,000 read by key."""
+    thousands = [
+        [UUID(generated_lead((n * 7919 + step * 13) % bench.leads)) for n in range(1000)] for step in range(10)
+    ]
+    with bench.connections() as bound, bench.connections(login="postgres") as free:
+        cost = bench.cost(
+            {
+                "check": Case(one := bound(), asking(one, CHECK, bench.own)),
+                "page": Case(
+                    two := bound(), asking(two, "SELECT * FROM leadprotect.editable_leads(%s::uuid, 50)", bench.own)
+                ),
+                "many": Case(
+                    three := bound(),
+                    asking(three, "SELECT * FROM leadprotect.editable_among(%b::uuid[])", thousands),
+                    10,
+                ),
+                "floor": Case(
+                    four := free(),
+                    asking(four, "SELECT count(territory) FROM public.leads WHERE id = ANY (%b::uuid[])", thousands),
+                    10,
+                ),
+            }
+        )
+    return [
+        bench.line("editable_leads, a page of 50", "one check", cost["page"], cost["check"], 4.5),
+        bench.line("can_edit_many of 1,000 leads", "one check", cost["many"], cost["check"], 10.0),
+        bench.line("the same 1,000 leads read by key", "one check", cost["floor"], cost["check"], None),
+    ]
+
+
+def view(bench: Bench) -> list[Line]:
+    """One lead and a page of v_lead_protection against one check, and its count against the count of the leads."""
+    some = bench.own
+    asked = {
+        "check": CHECK,
+        "one": "SELECT * FROM leadprotect.v_lead_protection WHERE lead = %s::uuid",
+        "page": "SELECT * FROM leadprotect.protection_page(%s::uuid, 50)",
+        "sorted": "SELECT * FROM leadprotect.v_lead_protection WHERE lead > %s::uuid ORDER BY lead LIMIT 50",
+    }
+    with bench.connections() as bound:
+        few = {"sorted": 1}
+        cost = bench.cost(
+            {
+                name: Case(conn := bound(), asking(conn, statement, some), few.get(name, 20))
+                for name, statement in asked.items()
+            }
+        )
+        counted = bench.cost(
+            {
+                "view": Case(conn := bound(), asking(conn, "SELECT count(*) FROM leadprotect.v_lead_protection"), 1),
+                "leads": Case(conn := bound(), asking(conn, "SELECT count(*) FROM public.leads"), 1),
+            },
+            blocks=10,
+        )
+    return [
+        bench.line("v_lead_protection, one lead", "one check", cost["one"], cost["check"], 2.0),
+        bench.line("v_lead_protection, protection_page of 50", "one check", cost["page"], cost["check"], 10.0),
+        bench.line("v_lead_protection, ORDER BY lead LIMIT 50", "one check", cost["sorted"], cost["check"], None),
+        bench.line("v_lead_protection, a count", "count of leads", counted["view"], counted["leads"], None),
+    ]
+
+
+def assertions(bench: Bench) -> list[Line]:
+    """An assertion with its record against an INSERT, and the one by hand; commits wait for no disk."""
+    asked = {
+        "insert": INSERT,
+        "original": "SELECT original.assert_edit(%s::uuid)",
+        "ours": "SELECT leadprotect.assert_edit_and_audit(%s::uuid)",
+    }
+    with bench.connections() as bound:
+        cost = bench.cost(
+            {name: Case(conn := bound(), asking_to(conn, statement, bench.own)) for name, statement in asked.items()}
+        )
+    return [
+        bench.line("assert_edit_and_audit", "plain INSERT", cost["ours"], cost["insert"], 4.0),
+        bench.line(
+            "assert_edit_and_audit", "assertion by hand", cost["ours"], cost["original"], bench.figure(1.25, 2.5)
+        ),
+    ]
+
+
+def asking_to(conn: psycopg.Connection[Any], statement: str, values: list[Any]) -> Callable[[int], object]:
+    """A call that does something about another one of `values` each time, whatever it answers."""
+    return lambda n: conn.execute(statement, (values[n * 7919 % len(values)],))
+
+
+def edits(bench: Bench) -> list[Line]:
+    """UPDATE of own leads against the same UPDATE of a table that nothing protects; each is rolled back."""
+    ids = [[UUID(lead) for lead in bench.own[:10_000]]]
+    by_key = "UPDATE public.{} SET company = company WHERE id = %s::uuid"
+    by_ids = "UPDATE public.{} SET company = company WHERE id = ANY (%b::uuid[])"
+    by_like = "UPDATE public.{} SET company = company WHERE company LIKE %s::text"
+    lines: list[Line] = []
+    for what, statement, values, figure, calls in (
+        ("UPDATE of one own lead by key", by_key, bench.own, 5.5, 20),
+        (f"UPDATE of {len(ids[0]):,} own leads by ids", by_ids, ids, 2.5, 1),
+        ("UPDATE with LIKE, which finds none", by_like, ["nobody%"], 25.0, 1),
+    ):
+        with bench.connections() as bound:
+            cost = bench.cost(
+                {
+                    table: Case(conn := bound(), undone(conn, statement.format(table), values), calls)
+                    for table in ("plain_leads", "leads")
+                },
+                blocks=bench.blocks if calls > 1 else min(bench.blocks, 6),
+            )
+        lines.append(bench.line(what, "unprotected", cost["leads"], cost["plain_leads"], figure))
+    return lines
+
+
+def undone(conn: psycopg.Connection[Any], statement: str, values: list[Any]) -> Callable[[int], object]:
+    """`asking_to` in a transaction that is rolled back."""
+
+    def call(number: int) -> None:
+        conn.execute("BEGIN")
+        conn.execute(statement, (values[number * 7919 % len(values)],))
+        conn.execute("ROLLBACK")
+
+    return call
+
+
+def committed(bench: Bench, seconds: int) -> list[Line]:
+    """Assertions of 8 clients that commit, by their 95th percentiles: here the disk counts, too."""
+    latencies: dict[str, list[float]] = {}
+    ratios: list[float] = []
+    for _ in range(3):
+        found = {script: pgbench(bench, script, seconds, clients=8) for script in ("plain_insert", "lead_assert")}
+        p95 = {script: statistics.quantiles(times, n=20)[18] for script, times in found.items()}
+        ratios.append(p95["lead_assert"] / p95["plain_insert"])
+        for script, times in found.items():
+            latencies.setdefault(script, []).extend(times)
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    p95_us = statistics.quantiles(latencies["lead_assert"], n=20)[18] * 1000
+    return [Line(bench.name, "the same committed by 8 clients, p95", "plain INSERT", middle, 1.9, p95_us, low, high)]
+
+
+def pgbench(bench: Bench, script: str, seconds: int, *, clients: int) -> list[float]:
     """Latencies in milliseconds of one run."""
+    server = bench.server
     with tempfile.TemporaryDirectory(dir=server.folder) as folder:
-        user = "postgres" if script == "lead_read" else LOGIN
-        arguments = ["-n", "-M", "prepared", "-c", str(clients), "-j", "2", "-T", str(seconds), "-D", f"leads={leads}"]
-        log = ["--log", "--log-prefix", f"{folder}/log", "--sampling-rate", "0.2"]
+        arguments = ["-n", "-M", "prepared", "-c", str(clients), "-j", "2", "-T", str(seconds)]
+        arguments += ["-D", f"leads={bench.leads}", "--log", "--log-prefix", f"{folder}/log", "--sampling-rate", "0.2"]
+        arguments += ["-f", str(SCRIPTS / f"{script}.sql"), "-h", server.host, "-U", LOGIN, "bench_access"]
         subprocess.run(  # noqa: S603 - our own program, no shell
-            [
-                server.programs / "pgbench",
-                *arguments,
-                *log,
-                "-f",
-                SCRIPTS / f"{script}.sql",
-                "-h",
-                server.host,
-                "-U",
-                user,
-                "bench_access",
-            ],
+            [server.programs / "pgbench", *arguments],
             check=True,
             capture_output=True,
             env=os.environ | {"PGOPTIONS": f"-c app.user_id={USER} -c app.territory=DE"},
@@ -162,141 +415,98 @@ def pgbench(server: Server, script: str, leads: int, seconds: int, *, clients: i
     return [int(entry.split()[2]) / 1000 for text in found for entry in text.splitlines()]
 
 
-def python_path(conn: psycopg.Connection[Any], name: str, leads: int) -> list[Line]:
-    """The library's calls against SELECT 1 through the same driver, interleaved."""
-    mine = [generated_lead(number) for number in range(0, leads, 100)]
-    some = [generated_lead(number * 7919 % leads) for number in range(1000)]
-    with conn.transaction(), leadprotect.acting_as(conn, USER, "DE"):
-        one = interleave(
-            {
-                "select": lambda _: conn.execute("SELECT 1").fetchone(),
-                "check": lambda n: leadprotect.can_edit(conn, mine[n % len(mine)], user_id=USER, territory="DE"),
-            },
-            rounds=3000,
-        )
-        more = interleave(
-            {
-                "check": lambda n: leadprotect.can_edit(conn, mine[n % len(mine)]),
-                "many": lambda _: leadprotect.can_edit_many(conn, some),
-                "list": lambda n: leadprotect.editable_leads(conn, after=mine[n % 9] if n % 2 else None, limit=50),
-            },
-            rounds=200,
-        )
+def services(bench: Bench) -> list[Line]:
+    """What a service sees, with the context as it declares it: CPU of client and backend, beside `SELECT 1` there."""
+    with bench.connections() as bound:
+        conn = bound()
+        found = _services(bench, "psycopg", conn, conn, conn.execute, {"prepare": True})
+        engine = create_engine("postgresql+psycopg://", creator=bound, poolclass=pool.StaticPool)
+        with engine.connect() as core:
+            driver: Any = core.connection.driver_connection
+            driver.autocommit = False
+            found += _services(bench, "SQLAlchemy", core, driver, core.exec_driver_sql, {})
+    return found
+
+
+def _services(
+    bench: Bench, through: str, conn: Any, driver: psycopg.Connection[Any], execute: Any, how: dict[str, Any]
+) -> list[Line]:
+    own = bench.own
+
+    def acting(number: int) -> None:
+        with leadprotect.acting_as(conn, USER, "DE"):
+            leadprotect.can_edit(conn, own[number * 7919 % len(own)])
+
+    calls: dict[str, Callable[[int], object]] = {
+        "select": lambda _: execute("SELECT 1", **how).fetchall(),
+        "can_edit": lambda n: leadprotect.can_edit(conn, own[n * 7919 % len(own)], user_id=USER, territory="DE"),
+        "acting": acting,
+        "many": lambda n: leadprotect.can_edit_many(conn, own[n % 7 : n % 7 + 1000]),
+        "list": lambda n: leadprotect.editable_leads(conn, after=own[n % len(own)], limit=50),
+    }
+    few = {"many": 5, "list": 20}
+    cases = {name: Case(driver, call, few.get(name, 50)) for name, call in calls.items()}
+    listing = {name: cases.pop(name) for name in few}
+    with _transaction(conn):
+        found = measured(cases, rounds=bench.blocks)
+        with leadprotect.acting_as(conn, USER, "DE"):
+            found_inside = measured(listing | {"select": cases["select"]}, rounds=bench.blocks)
+    selects = {name: (found_inside if name in few else found)["select"] for name in calls}
+    found |= {name: found_inside[name] for name in few}
     return [
-        compare(
-            name, "leadprotect.can_edit, context included", "SELECT 1 in psycopg", one["check"], one["select"], 2.0
-        ),
-        compare(name, "can_edit_many of 1,000 leads", "one can_edit", more["many"], more["check"], 20.0),
-        compare(name, "editable_leads(limit=50)", "one can_edit", more["list"], more["check"], 2.0),
+        _client_line(bench, what, f"SELECT 1, {through}", found[name], selects[name], figure)
+        for name, what, figure in (
+            ("select", "SELECT 1", None),
+            ("can_edit", "can_edit, user and territory named", None),
+            ("acting", "acting_as and can_edit", 8.0 if through == "psycopg" else None),
+            ("many", "can_edit_many of 1,000 own leads", None),
+            ("list", "editable_leads(limit=50)", None),
+        )
     ]
 
 
-def service_path(server: Server, name: str, leads: int) -> list[Line]:
-    """An edit in one pipeline against its UPDATE alone, and a check that is awaited against one that is not."""
-    mine = [generated_lead(number) for number in range(0, leads, 100)]
-    update = "UPDATE public.leads SET company = company WHERE id = %s"
-    declare = "SELECT leadprotect.set_context(%s::text, 'DE'::text)"
-    url = server.url("bench_access", LOGIN)
-    with psycopg.connect(server.url("bench_access"), autocommit=True) as owner:
-        owner.execute(f"GRANT UPDATE ON public.leads TO {LOGIN}")
-
-    def alone(n: int) -> None:
-        conn.execute(declare, (USER,))
-        conn.execute(update, (mine[n % len(mine)],))
-        conn.commit()
-
-    def piped(n: int) -> None:
-        with leadprotect.editing(conn, mine[n % len(mine)], USER, "DE"):
-            conn.execute(update, (mine[n % len(mine)],))
-
-    with psycopg.connect(url) as conn, asyncio.Runner() as loop:
-        edits = interleave({"with": piped, "without": alone}, rounds=500)
-        waiting = loop.run(psycopg.AsyncConnection.connect(url))
-        given = {"user_id": USER, "territory": "DE"}
-        checks = interleave(
-            {
-                "with": lambda n: loop.run(_each(aio.can_edit, waiting, mine[n % len(mine)], given)),
-                "without": lambda n: [leadprotect.can_edit(conn, mine[n % len(mine)], **given) for _ in range(20)],
-            },
-            rounds=100,
-        )
-        loop.run(waiting.close())
-    return [
-        median(name, "an edit in one pipeline: context, assertion, UPDATE, commit", edits, 1.5),
-        median(name, "20 aio.can_edit, against leadprotect.can_edit", checks, 1.1),
-    ]
+@contextmanager
+def _transaction(conn: Any) -> Iterator[None]:
+    with conn.transaction() if isinstance(conn, psycopg.Connection) else conn.begin():
+        yield
 
 
-async def _each(check: Any, conn: Any, lead: object, given: dict[str, str]) -> None:
-    for _ in range(20):
-        await check(conn, lead, **given)
+def _client_line(
+    bench: Bench, what: str, base: str, costs: list[Cost], select: list[Cost], figure: float | None
+) -> Line:
+    both = [cost.both for cost in costs]
+    found, used = ratio(both, [cost.both for cost in select]), statistics.median(both)
+    p50 = statistics.median(cost.wall for cost in costs)
+    return Line(bench.name, what, base, found.median, figure, used, found.low, found.high, p50)
 
 
-def compare_view(conn: psycopg.Connection[Any], name: str, leads: int) -> list[Line]:
-    """v_lead_protection for one lead and a page against a check, and its count against the count of the leads."""
-    one = "SELECT * FROM leadprotect.v_lead_protection WHERE lead = %s"
-    page = (
-        "SELECT * FROM leadprotect.v_lead_protection WHERE lead = ANY (ARRAY("
-        "SELECT id FROM public.leads WHERE id > %s ORDER BY id LIMIT 50)) ORDER BY lead"
-    )
-    found = interleave(
-        {
-            "check": lambda n: leadprotect.can_edit(conn, generated_lead(n * 200)),
-            "one": lambda n: conn.execute(one, (generated_lead(n * 200),)).fetchall(),
-            "page": lambda n: conn.execute(page, (generated_lead(n * 200),)).fetchall(),
-        },
-        rounds=min(200, leads // 200),
-    )
-    counted = interleave(
-        {
-            "view": lambda _: conn.execute("SELECT count(*) FROM leadprotect.v_lead_protection").fetchone(),
-            "leads": lambda _: conn.execute("SELECT count(*) FROM public.leads").fetchone(),
-        },
-        rounds=20,
-    )
-    return [
-        compare(name, "v_lead_protection, one lead", "one can_edit", found["one"], found["check"], None),
-        compare(name, "v_lead_protection, a page of 50", "one can_edit", found["page"], found["check"], None),
-        compare(name, "v_lead_protection, a count", "count of leads", counted["view"], counted["leads"], None),
-    ]
-
-
-def border(server: Server, name: str, kind: str, *, count_figure: float | None) -> list[Line]:
+def border(bench: Bench, kind: str, *, count_figure: float | None) -> list[Line]:
     """A count of a territory and reads by primary key, against the same without row-level security.
 
-    `kind` says what the territory of a lead may be. A read is a prepared statement of a client, and once more a
-    statement in a loop of the server, where no client is measured. The floor of a count is one more comparison with
-    a setting in the statement itself. Medians of interleaved runs.
+    `kind` says what the territory of a lead may be. The floor of a count is one more comparison with a setting in
+    the statement itself.
     """
-    with (
-        psycopg.connect(server.url("bench_access", LOGIN), autocommit=True) as bound,
-        psycopg.connect(server.url("bench_access"), autocommit=True) as free,
-    ):
-        some = free.execute("SELECT id::text FROM public.leads WHERE territory = 'DE' LIMIT 1000").fetchall()
-        for conn in (bound, free):
-            conn.execute("SET max_parallel_workers_per_gather = 0; SELECT set_config('app.territory', 'DE', false)")
-        counting = "SELECT count(*) FROM public.leads WHERE territory = 'DE'"
-        floor = counting + " AND territory = (SELECT current_setting('app.territory'))"
-        loop = READS.replace("{ids}", ",".join(lead for (lead,) in some))
-        one = "SELECT company FROM public.leads WHERE id = %s::uuid"
-
-        def call(conn: psycopg.Connection[Any], statement: str) -> Callable[[int], object]:
-            return lambda _: conn.execute(statement)
-
-        def reading(conn: psycopg.Connection[Any]) -> Callable[[int], object]:
-            return lambda n: conn.execute(one, some[n % len(some)], prepare=True).fetchone()
-
-        counted = interleave(
-            {"with": call(bound, counting), "without": call(free, counting), "floor": call(free, floor)}, rounds=15
+    floor = f"{FLAT} AND territory = (SELECT current_setting('app.territory'))"
+    one = "SELECT company FROM public.leads WHERE id = %s::uuid"
+    with bench.connections() as bound, bench.connections(login="postgres") as free:
+        counted = bench.cost(
+            {
+                "with": Case(conn := bound(), asking(conn, FLAT), 1),
+                "without": Case(conn := free(), asking(conn, FLAT), 1),
+                "floor": Case(conn := free(), asking(conn, floor), 1),
+            },
+            blocks=max(bench.blocks, 10),
         )
-        read = interleave({"with": reading(bound), "without": reading(free)}, rounds=2000)
-        looped = interleave({"with": call(bound, loop), "without": call(free, loop)}, rounds=40)
-    lowest = {"with": counted["floor"], "without": counted["without"]}
+        read = bench.cost(
+            {
+                "with": Case(conn := bound(), asking(conn, one, bench.own)),
+                "without": Case(conn := free(), asking(conn, one, bench.own)),
+            }
+        )
     return [
-        median(name, f"count of a territory, {kind}, with row-level security", counted, count_figure),
-        median(name, f"the floor of that: one comparison more, {kind}", lowest, None),
-        median(name, f"a lead read by primary key, {kind}, with row-level security", read, 1.3),
-        median(name, f"1,000 such reads in a loop of the server, {kind}", looped, None),
+        bench.line(f"count of a territory, {kind}", "without RLS", counted["with"], counted["without"], count_figure),
+        bench.line(f"the same with one comparison, {kind}", "without it", counted["floor"], counted["without"], None),
+        bench.line(f"a lead read by key, {kind}", "without RLS", read["with"], read["without"], None),
     ]
 
 
@@ -308,28 +518,6 @@ def without_null(server: Server, url: str) -> None:
         conn.execute("ALTER TABLE public.leads ALTER territory SET NOT NULL")
         conn.execute("VACUUM (ANALYZE) public.leads")
     run_alembic(server.folder, "-x", "contract=require", "upgrade", "head")
-
-
-def interleave(calls: dict[str, Callable[[int], object]], *, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each call, all of them in every round; the first tenth warms up."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds):
-        for name, call in calls.items():
-            begin = time.perf_counter()
-            call(number)
-            times[name].append((time.perf_counter() - begin) * 1000)
-    return {name: values[rounds // 10 :] for name, values in times.items()}
-
-
-def median(server: str, what: str, times: dict[str, list[float]], figure: float | None) -> Line:
-    """Compare two medians, of what was measured with row-level security and without it."""
-    bound, free = (statistics.median(times[key]) for key in ("with", "without"))
-    return Line(server, what, "without it", bound / free, figure, bound)
-
-
-def compare(
-    server: str, what: str, base: str, times: list[float], base_times: list[float], figure: float | None
-) -> Line:
-    """Compare two 95th percentiles."""
-    p95, base_p95 = (statistics.quantiles(values, n=20)[18] for values in (times, base_times))
-    return Line(server, what, base, p95 / base_p95, figure, p95)
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute("CREATE INDEX ON public.leads (territory)")
+        conn.execute("VACUUM (ANALYZE) public.leads")

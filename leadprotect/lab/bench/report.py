@@ -21,11 +21,26 @@ from leadprotect.lab.traffic import RATE
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from leadprotect.lab.bench.access import Line
+    from leadprotect.lab.bench.access import Access, Line
+    from leadprotect.lab.bench.scale import Growth
 
 
 PUBLISHED = Path("docs/benchmarks")
 """The figures that the documentation shows, in a checkout."""
+
+SCALE_PAGE = """# Cost as it grows
+
+`leadprotect bench scale COMMAND`: leads with five activities each, and a row of the audit for each lead that
+has a territory, on the embedded PostgreSQL with 2 GB of shared buffers. Measured with: MACHINE.
+
+Microseconds are CPU of the backend for one call; seconds are time on the wall of a machine that others share. The
+last column of numbers was not measured: what grows with the leads is taken ten times, what does not grow with them as
+it changed in the last step.
+
+TABLE
+
+VERDICT
+"""
 
 P99_MS = 10.0
 """What the live writes must stay below."""
@@ -41,26 +56,38 @@ def machine() -> dict[str, str]:
     }
 
 
-def access_tables(lines: list[Line]) -> list[Table]:
-    """One for each server, readable in 80 columns."""
-    shown = []
-    for server in dict.fromkeys(line.server for line in lines):
-        one = Table("what", "against", "ratio", "figure", "p95 ms", title=server, title_justify="left")
-        for line in lines:
-            if line.server == server:
-                figure = "" if line.figure is None else f"<= {line.figure:g}" + ("" if line.reached else " missed")
-                one.add_row(line.what, line.base, f"{line.measured:.2f}", figure, f"{line.milliseconds:.3f}")
-        shown.append(one)
+def access_tables(measured: Access) -> list[Table]:
+    """One for each server, and one of what a service sees there, readable in 80 columns."""
+    return [
+        table
+        for server in dict.fromkeys(line.server for line in measured.lines)
+        for table in (
+            _ratios(f"{server}: CPU of the backend", measured.lines, server),
+            _ratios(f"{server}: CPU of client and backend, as a service calls", measured.clients, server),
+        )
+    ]
+
+
+def _ratios(title: str, lines: list[Line], server: str) -> Table:
+    waited = any(line.p50 for line in lines)
+    heads = ("what", "against", "ratio", "quartiles", "figure", "us", *(["p50 us"] if waited else []))
+    shown = Table(*heads, title=title, title_justify="left")
+    for line in lines:
+        if line.server == server:
+            p50 = [f"{line.p50:,.0f}"] if waited else []
+            figure = "" if line.figure is None else f"{line.figure:g}" + ("" if line.reached else " missed")
+            spread = f"{line.low:.2f}-{line.high:.2f}"
+            shown.add_row(
+                line.what, line.base, f"{line.measured:.2f}", spread, figure, f"{line.microseconds:,.1f}", *p50
+            )
     return shown
 
 
-def save_access(
-    lines: list[Line], latencies: dict[str, dict[str, list[float]]], folder: Path, *, leads: int
-) -> dict[str, Any]:
+def save_access(measured: Access, folder: Path, *, leads: int) -> dict[str, Any]:
     """Write access.json and access.png; returns the numbers."""
-    numbers = {"leads": leads, "lines": [dataclasses.asdict(line) for line in lines]}
+    numbers = {"leads": leads, **{key: [*map(dataclasses.asdict, lines)] for key, lines in vars(measured).items()}}
     written = _write_numbers(numbers, folder / "access.json")
-    chart_access(latencies, folder / "access.png")
+    chart_access(measured.lines, folder / "access.png")
     return written
 
 
@@ -74,7 +101,8 @@ def previous(name: str, folder: Path) -> dict[str, Any]:
 
 def access_ratios(numbers: dict[str, Any]) -> dict[str, float]:
     """What was measured -> its ratio."""
-    return {f"{line['server']}: {line['what']}": line["measured"] for line in numbers.get("lines", ())}
+    lines = (*numbers.get("lines", ()), *numbers.get("clients", ()))
+    return {f"{line['server']}: {line['what']} / {line['base']}": line["measured"] for line in lines}
 
 
 def backfill_ratios(numbers: dict[str, Any]) -> dict[str, float]:
@@ -105,18 +133,84 @@ def unlike(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return found
 
 
-def chart_access(latencies: dict[str, dict[str, list[float]]], path: Path) -> None:
-    """The share of calls that took at most so many milliseconds, one panel per server; needs the extra report."""
-    with _figure(path, 1, len(latencies), figsize=(5 * len(latencies), 4), sharey=True) as (panels,):
-        for panel, (server, scripts) in zip(panels, latencies.items(), strict=True):
-            for script, times in scripts.items():
-                ordered = sorted(times)
-                panel.plot(ordered, [(n + 1) / len(ordered) for n in range(len(ordered))], label=script)
-            panel.set(xscale="log", title=server, xlabel="milliseconds", ylim=(0, 1))
-            panel.axvline(50, color="grey", linestyle=":", label="objective of the service")
-            panel.grid(alpha=0.3)
-            panel.legend(fontsize="small", loc="lower right")
-        panels[0].set_ylabel("share of calls")
+def chart_access(lines: list[Line], path: Path) -> None:
+    """Each ratio with its quartiles and its figure, one panel per server; needs the extra report."""
+    servers = list(dict.fromkeys(line.server for line in lines))
+    longest = max(sum(line.server == server for line in lines) for server in servers)
+    with _figure(path, 1, len(servers), figsize=(9 * len(servers), 0.3 * longest + 1)) as (panels,):
+        for panel, server in zip(panels, servers, strict=True):
+            shown = [line for line in lines if line.server == server][::-1]
+            at = range(len(shown))
+            spread = [
+                [max(line.measured - line.low, 0) for line in shown],
+                [max(line.high - line.measured, 0) for line in shown],
+            ]
+            colours = ["tab:blue" if line.reached else "tab:orange" for line in shown]
+            panel.barh(at, [line.measured for line in shown], xerr=spread, color=colours)
+            panel.scatter(
+                [line.figure or float("nan") for line in shown], at, marker="|", s=120, color="black", zorder=3
+            )
+            panel.set(xscale="log", title=f"{server}: times the base, | the figure", yticks=at)
+            panel.set_yticklabels([f"{line.what} / {line.base}" for line in shown], fontsize="small")
+            panel.grid(axis="x", alpha=0.3)
+
+
+def scale_table(counts: list[int], measured: list[Growth]) -> Table:
+    """What each part costs at each number of leads, and at ten times the most as it grew."""
+    shown = Table("what", *(f"{count:,}" for count in counts), f"{counts[-1] * 10:,}, reckoned", "", title="Scale")
+    for row in _scaled(counts, measured):
+        shown.add_row(*row)
+    return shown
+
+
+def _scaled(counts: list[int], measured: list[Growth]) -> list[list[str]]:
+    last = counts[-1] / counts[-2] if len(counts) > 1 else 1.0
+    return [
+        [
+            f"{one.what}, {one.unit}",
+            *(_short(value) for value in one.values),
+            _short(one.reckoned(10, last)),
+            _verdict(one),
+        ]
+        for one in measured
+    ]
+
+
+def faster_than_the_leads(counts: list[int], measured: list[Growth]) -> list[str]:
+    """What costs more for each lead the more there are, by a quarter and more; the clock on the wall sways by less."""
+    last = counts[-1] / counts[-2] if len(counts) > 1 else 1.0
+    return [one.what for one in measured if not one.more and one.step() > 1.25 * last]
+
+
+def _verdict(one: Growth) -> str:
+    if one.figure is None:
+        return ""
+    reached = one.values[-1] >= one.figure if one.more else one.values[-1] <= one.figure
+    return f"{'>=' if one.more else '<='} {_short(one.figure)}" + ("" if reached else ", missed")
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"  # noqa: PLR2004
+
+
+def save_scale(counts: list[int], measured: list[Growth], folder: Path) -> dict[str, Any]:
+    """Write scale.json, and scale.md, the page of the documentation; returns the numbers."""
+    numbers = {"leads": counts, "parts": [*map(dataclasses.asdict, measured)]}
+    written = _write_numbers(numbers, folder / "scale.json")
+    heads = ["what", *(f"{count:,}" for count in counts), f"{counts[-1] * 10:,}, reckoned", "figure"]
+    rows = [heads, ["---"] * len(heads), *_scaled(counts, measured)]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    said = {"COMMAND": " ".join(f"--leads {count}" for count in counts), "TABLE": table}
+    faster = faster_than_the_leads(counts, measured)
+    said["VERDICT"] = (
+        f"Faster than the leads grew: {', '.join(faster)}." if faster else "Nothing grew faster than the leads."
+    )
+    said["MACHINE"] = ", ".join(f"{key} {value}" for key, value in written["machine"].items())
+    page = SCALE_PAGE
+    for name, value in said.items():
+        page = page.replace(name, value)
+    (folder / "scale.md").write_text(page, encoding="utf-8")
+    return written
 
 
 def backfill_table(measured: list[Measured]) -> Table:

@@ -1,0 +1,55 @@
+-- What the checks are measured against beside a plain read: a protection as it is written by hand, with a decision in
+-- one SQL function that runs with its owner's rights, and an assertion that asks it and writes a row. It knows owners
+-- alone: no rules, no membership, no locks, no denial that lasts.
+CREATE SCHEMA original;
+GRANT USAGE ON SCHEMA original TO PUBLIC;
+CREATE TABLE original.assignments (
+  lead_id uuid NOT NULL REFERENCES public.leads (id) ON DELETE CASCADE,
+  territory text NOT NULL,
+  user_id uuid NOT NULL,
+  PRIMARY KEY (lead_id, territory)
+);
+CREATE INDEX ON original.assignments (user_id, territory);
+CREATE TABLE original.audit (
+  id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+  lead_id uuid NOT NULL REFERENCES public.leads (id) ON DELETE CASCADE,
+  user_id uuid,
+  territory text,
+  action text NOT NULL,
+  allowed boolean NOT NULL,
+  at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX ON original.audit (lead_id, at);
+CREATE INDEX ON original.audit (user_id, at);
+CREATE FUNCTION original.can_edit_lead(lead uuid)
+RETURNS boolean
+LANGUAGE sql
+STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+  SELECT EXISTS (
+    SELECT FROM original.assignments AS a JOIN public.leads AS l ON l.id = a.lead_id AND l.territory = a.territory
+    WHERE a.lead_id = lead AND a.territory = current_setting('app.territory', true)
+      AND a.user_id = nullif(current_setting('app.user_id', true), '')::uuid)
+$$;
+CREATE FUNCTION original.assert_edit(lead uuid)
+RETURNS void
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  allowed boolean := original.can_edit_lead(lead);
+BEGIN
+  INSERT INTO original.audit (lead_id, user_id, territory, action, allowed)
+  VALUES (lead, nullif(current_setting('app.user_id', true), '')::uuid, current_setting('app.territory', true), 'EDIT', allowed);
+  IF NOT allowed THEN
+    RAISE EXCEPTION 'not allowed';
+  END IF;
+END
+$$;
+INSERT INTO original.assignments (lead_id, territory, user_id)
+SELECT a.lead_id, a.territory, a.user_id FROM leadprotect.user_lead_assignments AS a WHERE a.user_id IS NOT NULL;
+-- the leads without protection, for what an edit costs by itself
+CREATE TABLE public.plain_leads (LIKE public.leads INCLUDING ALL);
+INSERT INTO public.plain_leads SELECT * FROM public.leads;
