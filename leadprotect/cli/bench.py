@@ -14,6 +14,7 @@ from leadprotect.lab import servers
 from leadprotect.lab.bench import report
 from leadprotect.lab.bench.access import Access, measure_access
 from leadprotect.lab.bench.backfill import measure_backfill
+from leadprotect.lab.bench.instructions import there as counting
 from leadprotect.lab.bench.scale import measure_scale
 from leadprotect.lab.commands import require_packages
 
@@ -27,6 +28,9 @@ SECONDS = click.option(
 )
 BLOCKS = click.option(
     "--blocks", type=click.IntRange(min=2), default=20, show_default=True, help="Of calls, of each statement.",
+)  # fmt: skip
+INSTRUCTIONS = click.option(
+    "--instructions", is_flag=True, help="Of a check, too, by valgrind: minutes for each server.",
 )  # fmt: skip
 SCALE = click.option("--scale", type=click.FloatRange(min=0.001), default=1.0, help="Times so many.  [default: 1]")
 ROUNDS = click.option(
@@ -65,12 +69,16 @@ def bench_group() -> None:
 @_leads(10_000)
 @SECONDS
 @BLOCKS
+@INSTRUCTIONS
 @_kept
 @tidied_when_killed()
-def access_command(leads: int, seconds: int, blocks: int, *, folder: Path | None, publish: bool, as_json: bool) -> None:
+def access_command(
+    leads: int, seconds: int, blocks: int, *, instructions: bool, folder: Path | None, publish: bool, as_json: bool
+) -> None:
     """What checks, lists, assertions, edits and the border cost the server: CPU of the backend, as ratios."""
     place = _ready(folder, publish=publish)
-    _tell(_access(leads, seconds, blocks, place, Console(stderr=as_json)), as_json=as_json)
+    found = _access(leads, seconds, blocks, place, Console(stderr=as_json), instructions=instructions)
+    _tell(found, as_json=as_json)
 
 
 @bench_group.command("backfill")
@@ -111,6 +119,7 @@ def scale_command(counts: tuple[int, ...], blocks: int, *, folder: Path | None, 
 @_leads(10_000)
 @SECONDS
 @BLOCKS
+@INSTRUCTIONS
 @SCALE
 @ROUNDS
 @_kept
@@ -122,6 +131,7 @@ def all_command(
     scale: float,
     rounds: int,
     *,
+    instructions: bool,
     folder: Path | None,
     publish: bool,
     as_json: bool,
@@ -129,7 +139,7 @@ def all_command(
     """Both, the access checks first."""
     place = _ready(folder, publish=publish)
     console = Console(stderr=as_json)
-    found = {"access": _access(leads, seconds, blocks, place, console)}
+    found = {"access": _access(leads, seconds, blocks, place, console, instructions=instructions)}
     found["backfill"] = _backfill(leads, scale, rounds, place, console)
     _tell(found, as_json=as_json)
 
@@ -144,14 +154,21 @@ def _ready(folder: Path | None, *, publish: bool) -> Path:
     return report.PUBLISHED if publish else folder or UNPUBLISHED
 
 
-def _access(leads: int, seconds: int, blocks: int, folder: Path, console: Console) -> dict[str, Any]:
-    measured = Access([], [])
+def _access(
+    leads: int, seconds: int, blocks: int, folder: Path, console: Console, *, instructions: bool
+) -> dict[str, Any]:
+    if instructions and not counting():
+        raise click.UsageError("--instructions: valgrind is not installed")
+    measured = Access([], [], [])
     starts = [servers.system(major, servers.SIZED) for major in servers.installed()]
     for start in (*starts, servers.embedded(servers.SIZED)):
         with start as server:
-            found = measure_access(server, leads=leads, seconds=seconds, blocks=blocks, say=console.print)
+            found = measure_access(
+                server, leads=leads, seconds=seconds, blocks=blocks, count=instructions, say=console.print
+            )
         measured.lines.extend(found.lines)
         measured.clients.extend(found.clients)
+        measured.counts.extend(found.counts)
     for table in report.access_tables(measured):
         console.print(table)
     before = report.previous("access", folder)

@@ -186,9 +186,7 @@ def _new_folder(stack: ExitStack, place: Path, account: str | None) -> Path:
 
 def _run(folder: Path, account: str | None, *command: str | Path) -> None:
     """Out of reach of Ctrl-C, which a terminal sends to every process of a group."""
-    who: dict[str, Any] = (
-        {"user": account, "group": pwd.getpwnam(account).pw_gid, "extra_groups": ()} if account else {}
-    )
+    who = _as(account)
     with (folder / "said").open("a+b") as said:
         done = subprocess.run(  # noqa: S603 - PostgreSQL's own programs, no shell
             command, check=False, cwd=folder, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
@@ -199,6 +197,21 @@ def _run(folder: Path, account: str | None, *command: str | Path) -> None:
                 if path.exists()]  # fmt: skip
         told = "\n".join("".join(logs).splitlines()[-10:])
         raise LeadProtectError(f"{Path(command[0]).name} ended with exit code {done.returncode}:\n{told}")
+
+
+def _as(account: str | None) -> dict[str, Any]:
+    return {"user": account, "group": pwd.getpwnam(account).pw_gid, "extra_groups": ()} if account else {}
+
+
+def account(server: Server) -> dict[str, Any]:
+    """Arguments of `subprocess.run` that let a program touch the server's files."""
+    return _as(pwd.getpwuid(server.folder.stat().st_uid).pw_name if os.geteuid() == 0 else None)
+
+
+def stop(server: Server) -> None:
+    """End it before its block does, so that its files are at rest."""
+    who = account(server).get("user")
+    _run(server.folder, who, server.programs / "pg_ctl", "-D", str(server.folder / "data"), "-m", "fast", "stop")
 
 
 def _stop(run: Any, data: Path) -> None:

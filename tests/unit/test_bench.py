@@ -120,7 +120,7 @@ def test_what_a_service_sees_has_a_table_of_its_own_in_80_columns() -> None:
     one = Line("PostgreSQL 18", "can_edit_lead, own lead", "two rows joined", 1.5, 1.65, 30.0, 1.4, 1.6)
     other = Line("PostgreSQL 18", "acting_as and can_edit", "SELECT 1, psycopg", 9.0, 8.0, 120.0, 8.5, 9.5)
     console = Console(width=80, record=True)
-    for table in report.access_tables(Access([one], [other])):
+    for table in report.access_tables(Access([one], [other], [])):
         console.print(table)
     backend, client = console.export_text().split("CPU of client and backend")
     assert "1.40-1.60" in backend

@@ -21,6 +21,7 @@ from sqlalchemy import create_engine, pool
 import leadprotect
 from leadprotect import phases
 from leadprotect.lab.bench.clock import Case, measured, ratio
+from leadprotect.lab.bench.instructions import counted
 from leadprotect.lab.commands import isolated, run_alembic
 from leadprotect.lab.data import LEAD_ID, USER_ID, generate_host, generated_lead, generated_user
 
@@ -97,15 +98,31 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Count:
+    """Instructions of one call, times those of `SELECT 1`."""
+
+    server: str
+    what: str
+    instructions: float
+    times: float
+
+
+@dataclass(frozen=True)
 class Access:
-    """What the server spends, and what a service sees of it."""
+    """What the server spends, what a service sees of it, and instructions where they were counted."""
 
     lines: list[Line]
     clients: list[Line]
+    counts: list[Count]
 
 
-def measure_access(server: Server, *, leads: int, seconds: int, blocks: int, say: Callable[[str], None]) -> Access:
-    """Generate `leads` on `server`, and measure each statement in `blocks` blocks, pgbench for `seconds` a run."""
+def measure_access(
+    server: Server, *, leads: int, seconds: int, blocks: int, count: bool, say: Callable[[str], None]
+) -> Access:
+    """Generate `leads` on `server`, and measure each statement in `blocks` blocks, pgbench for `seconds` a run.
+
+    With `count` the instructions, too, by valgrind; the server is stopped for that.
+    """
     name = f"PostgreSQL {server.major}"
     url = server.create_database("bench_access")
     bench = Bench(server, name, leads, blocks)
@@ -129,7 +146,27 @@ def measure_access(server: Server, *, leads: int, seconds: int, blocks: int, say
         lines += border(bench, "NULL allowed", count_figure=None)
         without_null(server, url)
         lines += border(bench, "NOT NULL", count_figure=1.10)
-    return Access(lines, clients)
+        if count:
+            say(f"{name}: instructions")
+    return Access(lines, clients, counts(bench) if count else [])
+
+
+def counts(bench: Bench) -> list[Count]:
+    """Instructions of a check and of what it is compared with."""
+    lead = f"'{bench.own[0]}'"
+    bound = [
+        f"SELECT set_config('app.user_id', '{USER}', false), set_config('app.territory', 'DE', false)",
+        f"SET ROLE {LOGIN}",
+    ]
+    asked = {
+        "SELECT 1": ["SELECT 1"],
+        "one row by key": [ROW.replace("%s", lead)],
+        "two rows by key, joined": [" ".join(JOIN.replace("%s", lead).split())],
+        "protection by hand": [*bound, ORIGINAL_CHECK.replace("%s", lead)],
+        "can_edit_lead, own lead": [*bound, CHECK.replace("%s", lead)],
+    }
+    found = counted(bench.server, "bench_access", asked)
+    return [Count(bench.name, what, number, number / found["SELECT 1"]) for what, number in found.items()]
 
 
 @dataclass(frozen=True)

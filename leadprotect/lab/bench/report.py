@@ -58,7 +58,7 @@ def machine() -> dict[str, str]:
 
 def access_tables(measured: Access) -> list[Table]:
     """One for each server, and one of what a service sees there, readable in 80 columns."""
-    return [
+    shown = [
         table
         for server in dict.fromkeys(line.server for line in measured.lines)
         for table in (
@@ -66,6 +66,12 @@ def access_tables(measured: Access) -> list[Table]:
             _ratios(f"{server}: CPU of client and backend, as a service calls", measured.clients, server),
         )
     ]
+    if measured.counts:
+        counts = Table("server", "what", "instructions", "times SELECT 1", title="Instructions", title_justify="left")
+        for one in measured.counts:
+            counts.add_row(one.server, one.what, f"{one.instructions:,.0f}", f"{one.times:.2f}")
+        shown.append(counts)
+    return shown
 
 
 def _ratios(title: str, lines: list[Line], server: str) -> Table:
