@@ -30,15 +30,15 @@
 -- Contents, with the line:
 --
 --      43  Who calls which function
---      92  Territories and the border
---     395  Ownership and rules
---    1169  Decision
---    1588  Attempts and audit
---    2525  Seals
---    2984  Transition
---    3306  Backfill and verification
---    4184  Gate
---    5055  Host
+--      93  Territories and the border
+--     396  Ownership and rules
+--    1170  Decision
+--    1624  Attempts and audit
+--    2561  Seals
+--    3020  Transition
+--    3342  Backfill and verification
+--    4220  Gate
+--    5091  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -51,20 +51,21 @@
 --    acting_role, is_member, parse_user, context, claiming, set_context, decide, editable_among,
 --    editable_leads, can_edit_lead, explain_edit, record_denial, record_edit_attempt, allow_edit,
 --    allow_edits, assert_edit_and_audit, change_owner, change_owners, change_sharing, claim_lead,
---    release_lead, share_lead, unshare_lead, territory_terms, has_rules, lead_shares, change_rule
+--    release_lead, share_lead, unshare_lead, territory_terms, has_rules, protection_page,
+--    lead_shares, change_rule
 --
 -- leadprotect_manager
 --    acting_role, is_member, who_could_edit, parse_user, context, claiming, set_context, decide,
 --    editable_among, editable_leads, can_edit_lead, explain_edit, record_denial,
 --    record_edit_attempt, allow_edit, allow_edits, assert_edit_and_audit, change_owner,
 --    change_owners, change_sharing, claim_lead, release_lead, assign_lead, transfer_lead,
---    share_lead, unshare_lead, territory_terms, has_rules, lead_shares, grant_protection,
---    revoke_protection, change_rule
+--    share_lead, unshare_lead, territory_terms, has_rules, protection_page, lead_shares,
+--    grant_protection, revoke_protection, change_rule
 --
 -- leadprotect_auditor
 --    acting_role, is_member, audit_partitions, who_could_edit, audit_origin, audit_number_gaps,
 --    note_anchor, parse_user, context, claiming, set_context, decide, editable_among,
---    can_edit_lead, explain_edit, proved_denials, territory_terms, has_rules
+--    can_edit_lead, explain_edit, proved_denials, territory_terms, has_rules, protection_page
 --
 -- leadprotect_operator
 --    acting_role, unreadable, audit_partitions, create_audit_partitions, seal_audit,
@@ -1584,6 +1585,41 @@ COMMENT ON COLUMN leadprotect.v_lead_protection.reason IS 'reason code of the de
 GRANT SELECT ON TABLE leadprotect.v_lead_protection TO leadprotect_app;
 GRANT SELECT ON TABLE leadprotect.v_lead_protection TO leadprotect_auditor;
 GRANT SELECT ON TABLE leadprotect.v_lead_protection TO leadprotect_manager;
+
+-- function protection_page, lp_0007_expand_ownership
+
+CREATE FUNCTION leadprotect.protection_page(after uuid, page_size integer) RETURNS TABLE(lead uuid, territory text, owner uuid, can_edit boolean, reason text)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    AS $$
+        #variable_conflict use_variable
+        DECLARE
+          here text := "leadprotect".admitted_territory();
+          page uuid[];
+        BEGIN
+          IF after IS NULL THEN
+            page := ARRAY(SELECT l."id" FROM "public"."leads" AS l WHERE l."territory" = here
+                          ORDER BY l."id" LIMIT page_size);
+          ELSE
+            page := ARRAY(SELECT l."id" FROM "public"."leads" AS l WHERE l."id" > after AND l."territory" = here
+                          ORDER BY l."id" LIMIT page_size);
+          END IF;
+          RETURN QUERY
+            SELECT v.lead::uuid, v.territory, v.owner, v.can_edit, v.reason
+            FROM "leadprotect".v_lead_protection AS v WHERE v.lead = ANY (page) ORDER BY v.lead;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.protection_page(after uuid, page_size integer) IS 'A page of v_lead_protection in the order of the leads'' ids, after the one named (NULL: the first page)';
+
+REVOKE ALL ON FUNCTION leadprotect.protection_page(after uuid, page_size integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.protection_page(after uuid, page_size integer) TO leadprotect_app;
+GRANT ALL ON FUNCTION leadprotect.protection_page(after uuid, page_size integer) TO leadprotect_auditor;
+GRANT ALL ON FUNCTION leadprotect.protection_page(after uuid, page_size integer) TO leadprotect_manager;
 
 -- =================================================================================================
 -- Attempts and audit
