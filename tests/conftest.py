@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 NUMBERS = itertools.count(1)
+STEPPING = {"owners_from": "column, activities", "owner_column": "seller"}
 QUICK = {None, PROFILES[0].name}
 """Where --quick runs a test: the embedded server, or none."""
 
@@ -176,7 +177,10 @@ def make_database(
     templates: dict[tuple[str, str], str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Callable[..., Database]]:
-    """A function that makes a database of a phase: empty, host, expanded (migrate head) or head."""
+    """A function that makes a database of a phase: empty, host, expanded (migrate head), head, or stepping.
+
+    The last is a head whose leads have a column for the owner.
+    """
     server = running(profile.major)
     with ExitStack() as stack:
 
@@ -187,7 +191,7 @@ def make_database(
             janitor = janitor_of(server, name, templates[profile.name, phase])
             janitor.init()
             stack.callback(janitor.drop)
-            database = Database(server, profile, name, overrides)
+            database = Database(server, profile, name, (STEPPING if phase == "stepping" else {}) | overrides)
             use(database, monkeypatch)
             return database
 
@@ -225,16 +229,18 @@ def use(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
 def make_template(server: servers.Server, profile: Profile, phase: str, monkeypatch: pytest.MonkeyPatch) -> str:
     name = f"template_{profile.name}_{phase}"
     janitor_of(server, name, None).init()
-    database = Database(server, profile, name)
+    database = Database(server, profile, name, dict(STEPPING) if phase == "stepping" else {})
     if phase != "empty":
         database.create_host_tables()
+    if phase == "stepping":
+        database.sql("ALTER TABLE {leads} ADD seller {user_id_type}")
     with monkeypatch.context() as patch:
         use(database, patch)
         if phase == "expanded":
             database.upgrade(MIGRATE_HEAD)
-        elif phase == "head":
+        elif phase in {"head", "stepping"}:
             database.upgrade("head")
-    if phase in {"expanded", "head"}:
+    if phase in {"expanded", "head", "stepping"}:
         database.create_logins()
     return name
 

@@ -90,7 +90,8 @@ def check_startup(conn: AnyConnection, *, force: Collection[str] = ()) -> None:
 
 
 def _values(s: Settings) -> tuple[object, ...]:
-    triggers = [s.role(HOST_TRIGGERS[name]) for name in ("audit_edit", "audit_edits", "audit_truncate", "refuse_move")]
+    updates = "audit_stepped" if s.owner_column else "audit_edits"
+    triggers = [s.role(HOST_TRIGGERS[name]) for name in ("audit_edit", updates, "audit_truncate", "refuse_move")]
     offices = [s.role(name) for name in OFFICES]
     return (
         *s.leads_table.split(".", 1), s.role(""), s.schema, s.role("border"), triggers, s.role("app"), offices

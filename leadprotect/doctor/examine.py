@@ -103,6 +103,7 @@ CHECKS: tuple[Check, ...] = (
     facts.host_table_changed,
     facts.setting_not_applied,
     facts.territory_list_stale,
+    facts.owner_column_differs,
     versions.server_version,
     versions.log_too_quiet,
     versions.upgrade_pending,

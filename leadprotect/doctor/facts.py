@@ -10,7 +10,7 @@ from leadprotect.errors import ProtectionUnavailable, SettingsError
 from leadprotect.preflight.applied import differences
 from leadprotect.preflight.host_tables import host
 from leadprotect.preflight.installed import check_installed
-from leadprotect.settings import Settings, ident, render, table
+from leadprotect.settings import Settings, ident, literal, render, table
 from leadprotect.settings.sources import qualifies
 
 if TYPE_CHECKING:
@@ -54,6 +54,23 @@ def territory_list_stale(conn: psycopg.Connection[Any], s: Settings) -> Iterator
     for code, role, named in known:
         if named != role:
             yield Fault("territory_role(text)", f"it says {named} is the role of {code}, the table {role}", mends)
+
+
+@check("warning", "Whoever reads the column takes somebody else for the owner, who edits the lead.", needs="enforced")
+def owner_column_differs(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """Leads whose own column names somebody else than their owner, after contract, when the two are one."""
+    if not s.owner_column:
+        return
+    query = render(
+        "SELECT t.code, (SELECT count(*) FROM {schema}.owner_column_differs(t.code)) "
+        "FROM unnest({schema}.all_territories()) AS t (code) ORDER BY 1",
+        s,
+    )
+    for code, leads in conn.execute(query.encode()).fetchall():
+        if leads:
+            what = f"{leads:,} leads of {code} name somebody else than their owner in {s.owner_column}"
+            mends = f"SELECT {ident(s.schema)}.settle_owner_column({literal(code)});  -- until it answers 0"
+            yield Fault(s.leads_table, what, mends)
 
 
 @check("warning", "Whoever wrote it there is owner from that day on, and no later activity beats it.")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _DEFAULTS = Settings()
 _CHILD = LeadTable("public.lead_contacts", "lead_id")
+_OWNER_COLUMN = "seller"  # of the hosts that shipped.json was taken from
 _TYPE = r'(?:timestamp with(?:out)? time zone|character varying|double precision|"(?:[^"]|"")+"|\w+)'
 _TOKEN = re.compile(
     r"E?'(?:[^']|'')*'"
@@ -107,7 +108,8 @@ def _names(s: Settings, child: LeadTable | None = None) -> dict[str, str]:
     pairs = [(getattr(s, key), getattr(_DEFAULTS, key)) for key in KEYS if key.endswith(("_column", "_guc", "_type"))]
     for key in ("leads_table", "activities_table"):  # further tables of activities bear names of the host in no text
         pairs += zip(getattr(s, key).split(".", 1), getattr(_DEFAULTS, key).split(".", 1), strict=True)
-    pairs = [pair for pair in pairs if pair[0]]  # no column where the territory is an expression
+    pairs = [pair for pair in pairs if all(pair)]  # no column where the territory is an expression
+    pairs += [(s.owner_column, _OWNER_COLUMN)] if s.owner_column else []
     pairs += [(s.role(office), _DEFAULTS.role(office)) for office in ("", *OFFICES)]
     pairs += [(s.schema, _DEFAULTS.schema), (s.quarantine, _DEFAULTS.quarantine)]
     if child:

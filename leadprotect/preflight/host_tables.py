@@ -47,7 +47,7 @@ def host(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
     found += _relatives(conn, s)
     if s.territory_expression and relation(conn, *s.leads_table.split(".", 1)):
         found += _expression(conn, s)
-    if found:
+    if found := found or _unwritable(conn, s):
         return found
     unique = """
         SELECT count(*) FROM pg_index AS i JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
@@ -63,6 +63,20 @@ def host(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
             + render("ALTER TABLE {leads} ALTER COLUMN {lead_id} SET NOT NULL", s)
         )
     return found + _unindexed(conn, s)
+
+
+def _unwritable(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
+    """What keeps contract from writing the owner into the lead's own column."""
+    if not s.owner_column:
+        return []
+    where = f"owner_column: {s.leads_table}.{s.owner_column}"
+    found = []
+    if s.owner_column in territory_columns(s):
+        found.append(f"{where} is read by territory_expression: a lead would move with its owner; name another column")
+    query = "SELECT attgenerated <> '' OR attidentity <> '' FROM pg_attribute WHERE attrelid = %s AND attname = %s"
+    if one(conn, query, relation(conn, *s.leads_table.split(".", 1)), s.owner_column):
+        found.append(f"{where} is generated, and contract writes owners there: name a column that can be written")
+    return found
 
 
 def _expression(conn: psycopg.Connection[Any], s: Settings) -> list[str]:

@@ -40,8 +40,12 @@ HOST_TRIGGERS = {
     "refuse_taken": "refuse_taken",
     "own_new": "own_new",
     "own_named": "own_named",
+    "audit_stepped": "audit_stepped",
+    "follow_new": "follow_new",
+    "follow_column": "follow_column",
+    "hide_column": "hide_column",
 }
-HOST_POLICIES = ("border", "rows", "update", "delete", "members_update", "members_delete")
+HOST_POLICIES = ("border", "rows", "update", "named_update", "delete", "members_update", "members_delete", "step")
 # the same on a table that holds data of leads
 CHILD_TRIGGERS = {
     "child_edit": "child_edit",
@@ -185,6 +189,9 @@ def names(settings: Settings) -> Mapping[str, str]:
         # the same condition as a policy of the host for our reader has it in the catalog
         "inside_reader": literal(f"(CURRENT_USER = {literal(s.role('reader'))}::name)"),
         "inside_quoted": inside(s).replace("'", "''"),
+        # who writes the host's column as our function, and is nobody who took its role
+        "by_hand": f"(CURRENT_USER <> {literal(s.role('reader'))}::name "
+        f"OR pg_catalog.current_setting('role') = {literal(s.role('reader'))})",
         "unbound": ", ".join(literal(role) for role in (s.role("owner"), s.role("reader"), *s.exempt_roles)),
         # what stands for the whole territory where a column of leads may not be NULL
         "nil_lead": literal(NIL_LEADS[s.lead_id_type]),
@@ -195,6 +202,7 @@ def names(settings: Settings) -> Mapping[str, str]:
         "leads_index_path": ident(host_schema, f"ix_{s.schema}_leads"),
         "activities_index_path": ident(activities_schema, f"ix_{s.schema}_activities"),
         **{trigger: ident(s.role(suffix)) for trigger, suffix in HOST_TRIGGERS.items()},
+        "follow_column_name": literal(s.role("follow_column")),
         **{f"{policy}_policy": ident(s.role(policy)) for policy in HOST_POLICIES},
         **{trigger: ident(s.role(suffix)) for trigger, suffix in CHILD_TRIGGERS.items()},
         **{f"{policy}_policy": ident(s.role(policy)) for policy in CHILD_POLICIES},
@@ -227,9 +235,10 @@ def context_of(settings: Settings, given: str | None = None) -> dict[str, str]:
 
 def unmade(settings: Settings) -> set[str]:
     """Of these policies and triggers, what is not made with the settings."""
-    raising = {"update", "delete"} if settings.denied_edit == "raise" else set()
-    named = set() if settings.owner_column else {"own_named"}
-    return raising | named | ({"own_new"} if settings.owner_on_insert == "none" else set())
+    raising = {"update", "named_update", "delete", "hide_column"} if settings.denied_edit == "raise" else set()
+    step = {"own_named", "audit_stepped", "follow_new", "follow_column", "hide_column", "named_update", "step"}
+    other = {"audit_edits", "update"} if settings.owner_column else step
+    return raising | other | ({"own_new"} if settings.owner_on_insert == "none" else set())
 
 
 def territory_of(settings: Settings) -> dict[str, str]:

@@ -58,6 +58,7 @@ def derivation(s: Settings) -> dict[str, str]:
         "named_first": "true" if s.owners_from[0] == "column" else "false",
         "named_old": _named(s, "OLD"),
         "named_new": _named(s, "NEW"),
+        **_column_in_step(s),
         "named_columns": ", ".join(map(ident, filter(None, [s.lead_id_column, s.owner_column]))),
         "source_triggers": ", ".join(
             [
@@ -176,9 +177,17 @@ def _named(s: Settings, row: str) -> str:
     return f"{row}.{ident(s.owner_column)}" if s.owner_column else "NULL::text"
 
 
-def _names_one(s: Settings) -> str:
+def _column_in_step(s: Settings) -> dict[str, str]:
+    """The column, and the user that it names in a row, for what keeps it in step: never called where there is none."""
+    return {"owner_column_here": ident(s.owner_column or s.lead_id_column)} | {
+        f"owner_in_{row}": f"(CASE WHEN {_names_one(s, alias)} THEN {_named(s, alias)}::{s.user_id_type} END)"
+        for row, alias in {"new": "NEW", "l": "l"}.items()
+    }
+
+
+def _names_one(s: Settings, alias: str = "v") -> str:
     """Whether the column names an owner: nobody else by an empty text, and no user who never owns."""
-    column = _named(s, "v")
+    column = _named(s, alias)
     excluded = f" AND {column}::{s.user_id_type} NOT IN ({', '.join(map(literal, s.excluded_users))})"
     return f"{column}::text <> ''{excluded if s.excluded_users else ''}"
 

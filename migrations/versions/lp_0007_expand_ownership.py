@@ -109,6 +109,8 @@ def create_ownership() -> None:
           author {user_id_type} := {schema}.parse_user({declared_user});
           manager boolean := {schema}.is_manager() AND change <> 'claim';
           here text := {schema}.lead_for_ownership(lead, manager);
+          -- in the order in which an UPDATE of the lead takes its locks
+          held boolean := {named} AND here IS NOT NULL AND {schema}.hold_lead(lead);
           standing {schema}.user_lead_assignments;
           decision text;
         BEGIN
@@ -167,6 +169,9 @@ def create_ownership() -> None:
             WHERE change <> 'claim' OR a.user_id IS NULL OR a.user_id = excluded.user_id;
           IF NOT FOUND THEN
             RETURN 'not_owner';
+          END IF;
+          IF held THEN
+            PERFORM {schema}.write_owner_column(lead, here, new_owner);
           END IF;
           decision := CASE decision WHEN 'manager' THEN decision ELSE 'owner' END;
           PERFORM {schema}.write_audit(

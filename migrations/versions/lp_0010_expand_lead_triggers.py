@@ -30,6 +30,9 @@ def upgrade() -> None:
     create_note_function()
     create_owner_of_moved_lead()
     create_owner_of_named_lead()
+    create_step()
+    create_hiding()
+    create_differences()
     create_forget_function()
     op.execute("RESET ROLE")
     create_triggers()
@@ -53,6 +56,10 @@ def downgrade() -> None:
         DROP FUNCTION
           {schema}.forget_lead(),
           {schema}.own_moved_lead(),
+          {schema}.settle_owner_column(text, integer),
+          {schema}.owner_column_differs(text),
+          {schema}.hide_owner_column(),
+          {schema}.follow_owner_column(),
           {schema}.own_named_lead(),
           {schema}.note_contextless_write(),
           {schema}.note_unsettled({lead_id_type}),
@@ -303,6 +310,194 @@ def create_owner_of_named_lead() -> None:
         COMMENT ON FUNCTION {schema}.own_named_lead() IS
         'Trigger of the transition: who stands in the lead''s own column becomes its owner at once';
         REVOKE ALL ON FUNCTION {schema}.own_named_lead() FROM PUBLIC
+        """)
+    )
+
+
+def create_step() -> None:
+    # From contract on: the host's own column and the owner are one. Who writes the column changes the owner, by
+    # the decision of our functions, and whoever may not is denied. The edit of the same row is decided before, by
+    # who owned the lead then; who may take or give the lead in this statement may edit it in this statement.
+    # Our own write of the column fires nothing of this. Maintenance is followed, and recorded as that.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.follow_owner_column()
+        RETURNS trigger
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        DECLARE
+          author {user_id_type} := {schema}.parse_user({declared_user});
+          here text := (SELECT t.code FROM {schema}.territories AS t WHERE t.code = {territory_of_new});
+          named {user_id_type} := {owner_in_new};
+          standing {user_id_type};
+          was record;
+          reason text;
+          basis text;
+          edited boolean;
+          change text;
+        BEGIN
+          IF here IS NULL THEN
+            RETURN NULL;
+          END IF;
+          SELECT a.user_id INTO standing FROM {schema}.user_lead_assignments AS a
+            WHERE a.lead_id = NEW.{lead_id} AND a.territory = here;
+          IF TG_OP = 'UPDATE' AND NEW.{owner_column_here} IS NOT DISTINCT FROM OLD.{owner_column_here}
+            AND (NOT {outside_old} OR named IS NULL)
+          THEN
+            -- it came from elsewhere, and is whose it is here
+            PERFORM {schema}.write_owner_column(NEW.{lead_id}, here, standing);
+            RETURN NULL;
+          END IF;
+          change := CASE WHEN named IS NOT DISTINCT FROM standing THEN NULL WHEN named IS NULL THEN 'release'
+                         WHEN named = author AND NOT {schema}.is_manager() THEN 'claim' ELSE 'assign' END;
+          IF NOT {schema}.acts_bound() THEN
+            IF change IS NOT NULL THEN
+              INSERT INTO {schema}.user_lead_assignments AS a (lead_id, territory, user_id, assigned_at, assigned_by, source)
+              VALUES (NEW.{lead_id}, here, named, clock_timestamp(), author, change)
+              ON CONFLICT (lead_id, territory) DO UPDATE
+                SET user_id = excluded.user_id, assigned_at = excluded.assigned_at, assigned_by = excluded.assigned_by,
+                    source = excluded.source, activity_at = NULL, activity_id = NULL, activity_source = NULL;
+              PERFORM {schema}.write_audit(
+                NEW.{lead_id}, CASE change WHEN 'release' THEN 'UNASSIGN' ELSE 'ASSIGN' END::{schema}.lead_action, 'maintenance',
+                concat_ws('; ', 'by ' || {owner_column_name}, change || coalesce(' to ' || named, '')), 'not bound by row security', here);
+            END IF;
+            RETURN NULL;
+          END IF;
+          IF TG_OP = 'UPDATE' AND NOT {outside_old} THEN
+            was := NEW;
+            was.{owner_column_here} := OLD.{owner_column_here};
+            edited := change IS NULL OR was OPERATOR(pg_catalog.*<>) OLD;
+            SELECT d.reason, d.basis INTO reason, basis FROM {schema}.decide_locked(NEW.{lead_id}) AS d;
+            IF edited AND reason NOT IN ('owner', 'collaborator')
+              AND NOT coalesce(change = 'claim' AND reason = 'unassigned'
+                OR change IS NOT NULL AND {schema}.is_manager() AND author IS NOT NULL AND reason IN ('unassigned', 'not_owner'), false)
+            THEN
+              PERFORM {schema}.deny(NEW.{lead_id}, 'EDIT', reason, 'update without assertion');
+            END IF;
+          END IF;
+          IF change IS NOT NULL THEN
+            PERFORM {schema}.require(
+              NEW.{lead_id}, CASE change WHEN 'release' THEN 'UNASSIGN' ELSE 'ASSIGN' END::{schema}.lead_action,
+              {schema}.try_change_owner(NEW.{lead_id}, change, named, 'by ' || {owner_column_name}), 'by ' || {owner_column_name});
+          END IF;
+          IF edited AND NOT EXISTS (SELECT FROM {schema}.recorded_edit(NEW.{lead_id}, author)) THEN
+            PERFORM {schema}.write_audit(
+              NEW.{lead_id}, 'EDIT', CASE WHEN reason IN ('owner', 'collaborator') THEN reason WHEN change = 'claim' THEN 'owner' ELSE 'manager' END,
+              'update without assertion', CASE WHEN reason = 'unassigned' AND change = 'claim' THEN 'assignment' ELSE basis END);
+          END IF;
+          RETURN NULL;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.follow_owner_column() IS
+        'Trigger of contract: who writes the lead''s own column changes its owner, where he may';
+        REVOKE ALL ON FUNCTION {schema}.follow_owner_column() FROM PUBLIC
+        """)
+    )
+
+
+def create_hiding() -> None:
+    # The policy lets managers to every lead, and everybody to those that nobody owns, because it can't see what the
+    # statement writes. Where a denied edit changes no row, this one leaves such a lead alone; the decision itself,
+    # under locks, is follow_owner_column()'s and audit_edits()'.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.hide_owner_column()
+        RETURNS trigger
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        DECLARE
+          same boolean := NEW.{owner_column_here} IS NOT DISTINCT FROM OLD.{owner_column_here};
+          author {user_id_type};
+          named {user_id_type} := {owner_in_new};
+          standing {user_id_type};
+          reason text;
+        BEGIN
+          IF same AND OLD.{owner_column_here}::text = {declared_user} OR NOT {schema}.acts_bound() THEN
+            RETURN NEW;
+          END IF;
+          reason := {schema}.explain_edit(OLD.{lead_id});
+          IF same THEN
+            RETURN CASE WHEN reason IN ('owner', 'collaborator') THEN NEW END;
+          END IF;
+          author := {schema}.parse_user({declared_user});
+          SELECT a.user_id INTO standing FROM {schema}.user_lead_assignments AS a
+            WHERE a.lead_id = OLD.{lead_id} AND a.territory = {territory_of_old};
+          RETURN CASE WHEN CASE
+            WHEN named IS NOT DISTINCT FROM standing THEN reason IN ('owner', 'collaborator')
+            WHEN {schema}.is_manager() THEN author IS NOT NULL OR coalesce({declared_user}, '') = ''
+            WHEN named IS NULL THEN reason = 'owner'
+            WHEN named = author THEN standing IS NULL AND reason IN ('unassigned', 'collaborator')
+            ELSE false END THEN NEW END;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.hide_owner_column() IS
+        'Trigger of contract where denied_edit = hide: leaves a lead alone that the caller may neither edit nor give to somebody';
+        REVOKE ALL ON FUNCTION {schema}.hide_owner_column() FROM PUBLIC
+        """)
+    )
+
+
+def create_differences() -> None:
+    op.execute(sql("GRANT CREATE ON SCHEMA {schema} TO {reader}"))
+    op.execute(sql("SET LOCAL ROLE {reader}"))
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.owner_column_differs(here text)
+        RETURNS TABLE (lead_id {lead_id_type}, owner {user_id_type})
+        LANGUAGE plpgsql
+        STABLE SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        #variable_conflict use_column
+        BEGIN
+          RETURN QUERY
+          SELECT l.{lead_id}::{lead_id_type}, a.user_id
+          FROM {leads} AS l LEFT JOIN {schema}.user_lead_assignments AS a ON a.lead_id = l.{lead_id} AND a.territory = here
+          WHERE {named} AND {territory_of_l} = here AND {owner_in_l} IS DISTINCT FROM a.user_id;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.owner_column_differs(text) IS
+        'Leads of the territory whose own column names somebody else than their owner, and the owner; none where there is no owner_column';
+        REVOKE ALL ON FUNCTION {schema}.owner_column_differs(text) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.owner_column_differs(text) TO {owner}, {operator}
+        """)
+    )
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    op.execute(sql("REVOKE CREATE ON SCHEMA {schema} FROM {reader}"))
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.settle_owner_column(here text, leads integer DEFAULT 1000)
+        RETURNS bigint
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        DECLARE
+          found record;
+          written bigint := 0;
+        BEGIN
+          FOR found IN SELECT d.lead_id, d.owner FROM {schema}.owner_column_differs(here) AS d ORDER BY 1 LIMIT leads LOOP
+            PERFORM {schema}.hold_lead(found.lead_id);
+            -- who owns it under the lock
+            PERFORM {schema}.write_owner_column(found.lead_id, here, (
+              SELECT a.user_id FROM {schema}.user_lead_assignments AS a WHERE a.lead_id = found.lead_id AND a.territory = here));
+            written := written + 1;
+          END LOOP;
+          RETURN written;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.settle_owner_column(text, integer) IS
+        'After contract: writes the owner into the lead''s own column where it names somebody else; how many leads there were';
+        REVOKE ALL ON FUNCTION {schema}.settle_owner_column(text, integer) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.settle_owner_column(text, integer) TO {operator}
         """)
     )
 

@@ -467,6 +467,17 @@ def create_gate() -> None:
           FROM {schema}.tolerated('unowned', several, leads, 'of the territories have no owner, so nobody could edit them before he claims one') AS t;
           RETURN NEXT;
 
+          IF {named} THEN
+            condition := 'owner_column';
+            SELECT count(d.lead_id) INTO several FROM {schema}.territories AS t, {schema}.owner_column_differs(t.code) AS d;
+            met := true;
+            detail := CASE several WHEN 0 THEN format('%s names the owner of every lead, and will be written with him', {owner_column_name})
+              ELSE format('%s leads name somebody else in %s than their owner, who counts from contract on; it is written with the next change, or then by SELECT %s.settle_owner_column(...)',
+                          several, {owner_column_name}, {schema_name}) END;
+            remedy := NULL;
+            RETURN NEXT;
+          END IF;
+
           condition := 'contextless_writes';
           SELECT count(*) = 0,
                  coalesce(string_agg(format('login %I wrote to %s without a context at %s', late.login, late.host_table,
@@ -494,15 +505,17 @@ def create_gate() -> None:
               SELECT h.oid FROM pg_roles AS h
               WHERE h.rolname <> ALL (ARRAY[{offices}]::name[]) AND (
                 has_table_privilege(h.oid, {leads_name}::regclass, 'SELECT, INSERT, UPDATE, DELETE')
-                OR has_any_column_privilege(h.oid, {leads_name}::regclass, 'INSERT, UPDATE')
-                -- what contract lets an auditor read for v_lead_protection makes no service of him, and what our
-                -- reader reads none of whoever migrates, be it another database of this server
+                OR has_any_column_privilege(h.oid, {leads_name}::regclass, 'INSERT')
+                -- what contract lets an auditor read for v_lead_protection makes no service of him, and what our reader
+                -- reads, and writes where the host keeps owners, none of whoever migrates, be it another database of this server
                 OR EXISTS (
                   SELECT FROM pg_attribute AS a
                   WHERE a.attrelid = {leads_name}::regclass AND a.attnum > 0 AND NOT a.attisdropped
-                    AND has_column_privilege(h.oid, a.attrelid, a.attnum, 'SELECT')
-                    AND NOT (a.attname IN ({lead_id_column_name}, {territory_column_names})
-                      AND (pg_has_role(h.oid, {auditor_name}, 'USAGE') OR pg_has_role(h.oid, {reader_name}, 'USAGE')))))),
+                    AND (has_column_privilege(h.oid, a.attrelid, a.attnum, 'UPDATE')
+                        AND NOT (a.attname = {owner_column_name} AND pg_has_role(h.oid, {reader_name}, 'USAGE'))
+                      OR has_column_privilege(h.oid, a.attrelid, a.attnum, 'SELECT')
+                        AND NOT (a.attname IN ({lead_id_column_name}, {territory_column_names})
+                          AND (pg_has_role(h.oid, {auditor_name}, 'USAGE') OR pg_has_role(h.oid, {reader_name}, 'USAGE'))))))),
             borders AS MATERIALIZED (
               SELECT b.oid FROM {schema}.territories AS t JOIN pg_roles AS b ON b.rolname = {schema}.territory_role(t.code)),
             -- whom a login can act as: itself, and each role that SET ROLE lets it choose

@@ -196,6 +196,7 @@ def create_edit_audit() -> None:
             SELECT l.{lead_id}::{lead_id_type} FROM edited AS l WHERE NOT {outside_l} ORDER BY 1);
           bound boolean := {schema}.acts_bound();
           own {lead_id_type}[];
+          given {lead_id_type}[];
           lead {lead_id_type};
           reason text;
           basis text;
@@ -217,6 +218,14 @@ def create_edit_audit() -> None:
             LEFT JOIN {schema}.editable_among(leads) AS e ON e.lead = l.{lead_id} AND e.reason <> 'unprotected'
             LEFT JOIN LATERAL {schema}.recorded_edit(l.{lead_id}, author) AS r (id) ON true
             WHERE (NOT bound OR {outside_l}) AND r.id IS NULL;
+          END IF;
+          IF bound AND {named} THEN
+            -- follow_owner_column() decided those whose owner was written; grouped, which stays linear for many
+            given := ARRAY(
+              SELECT u.{lead_id} FROM (SELECT e.{lead_id}, e.{owner_column_here} AS named FROM edited AS e
+                                       UNION ALL SELECT s.{lead_id}, s.{owner_column_here} FROM stepped AS s) AS u
+              GROUP BY u.{lead_id} HAVING min(u.named::text) IS DISTINCT FROM max(u.named::text) OR count(u.named) = 1);
+            leads := ARRAY(SELECT unnest(leads) EXCEPT SELECT unnest(given) ORDER BY 1);
           END IF;
           IF NOT bound OR cardinality(leads) = 0 THEN
             RETURN NULL;
@@ -358,6 +367,9 @@ def create_owner_of_new_lead() -> None:
           ON CONFLICT (lead_id, territory) DO NOTHING;
           IF FOUND THEN
             PERFORM {schema}.write_audit(NEW.{lead_id}, 'ASSIGN', 'owner', 'creator to ' || author);
+            IF {named} THEN
+              PERFORM {schema}.write_owner_column(NEW.{lead_id}, {territory_of_new}::text, author);
+            END IF;
           END IF;
           RETURN NULL;
         END
@@ -452,15 +464,35 @@ def enforce() -> None:
           -- the decision itself; a new row is bound by the border and by refuse_move. To raise is the trigger's:
           -- a policy is asked about rows, too, that the statement does not mean
           IF {denied_edit} = 'hide' THEN
-            CREATE POLICY {update_policy} ON {leads} AS RESTRICTIVE FOR UPDATE TO {app}
-              USING ({outside_here} OR (SELECT current_user = ANY (ARRAY[{unbound}]::name[]))
-                -- who has no rule edits what he owns, and nothing else: hashed or looked up for many leads at once
-                OR CASE WHEN (SELECT {schema}.has_rules()) THEN {schema}.can_edit_lead({lead_id})
-                  ELSE EXISTS (
+            IF {named} THEN
+              -- who may give a lead to somebody comes to it; hide_owner_column() sees what he writes
+              CREATE POLICY {named_update_policy} ON {leads} AS RESTRICTIVE FOR UPDATE TO {app}
+                USING ({outside_here} OR (SELECT current_user = ANY (ARRAY[{unbound}]::name[]))
+                  OR (SELECT pg_catalog.pg_has_role({manager_name}, 'USAGE'))
+                  OR NOT EXISTS (
                     SELECT FROM {schema}.user_lead_assignments AS a
                     WHERE a.lead_id = {leads}.{lead_id} AND a.territory = (SELECT {schema}.admitted_territory())
-                      AND a.user_id = (SELECT {schema}.parse_user({declared_user}))) END)
-              WITH CHECK (true);
+                      AND a.user_id IS NOT NULL)
+                  OR CASE WHEN (SELECT {schema}.has_rules()) THEN {schema}.can_edit_lead({lead_id})
+                    ELSE EXISTS (
+                      SELECT FROM {schema}.user_lead_assignments AS a
+                      WHERE a.lead_id = {leads}.{lead_id} AND a.territory = (SELECT {schema}.admitted_territory())
+                        AND a.user_id = (SELECT {schema}.parse_user({declared_user}))) END)
+                WITH CHECK (true);
+              CREATE TRIGGER {hide_column} BEFORE UPDATE ON {leads}
+                FOR EACH ROW WHEN ({by_hand} AND NOT {outside_old}) EXECUTE FUNCTION {schema}.hide_owner_column();
+              ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {hide_column};
+            ELSE
+              CREATE POLICY {update_policy} ON {leads} AS RESTRICTIVE FOR UPDATE TO {app}
+                USING ({outside_here} OR (SELECT current_user = ANY (ARRAY[{unbound}]::name[]))
+                  -- who has no rule edits what he owns, and nothing else: hashed or looked up for many leads at once
+                  OR CASE WHEN (SELECT {schema}.has_rules()) THEN {schema}.can_edit_lead({lead_id})
+                    ELSE EXISTS (
+                      SELECT FROM {schema}.user_lead_assignments AS a
+                      WHERE a.lead_id = {leads}.{lead_id} AND a.territory = (SELECT {schema}.admitted_territory())
+                        AND a.user_id = (SELECT {schema}.parse_user({declared_user}))) END)
+                WITH CHECK (true);
+            END IF;
             CREATE POLICY {delete_policy} ON {leads} AS RESTRICTIVE FOR DELETE TO {app}
               USING ({outside_here} OR (SELECT current_user = ANY (ARRAY[{unbound}]::name[]))
                 OR {schema}.can_edit_lead({lead_id}));
@@ -483,8 +515,28 @@ def enforce() -> None:
           -- trigger of the host may change what the statement does not name
           CREATE TRIGGER {audit_edit} BEFORE UPDATE OR DELETE ON {leads}
             FOR EACH ROW EXECUTE FUNCTION {schema}.audit_edit();
-          CREATE TRIGGER {audit_edits} AFTER UPDATE ON {leads} REFERENCING OLD TABLE AS edited
-            FOR EACH STATEMENT EXECUTE FUNCTION {schema}.audit_edits();
+          IF NOT {named} THEN
+            CREATE TRIGGER {audit_edits} AFTER UPDATE ON {leads} REFERENCING OLD TABLE AS edited
+              FOR EACH STATEMENT EXECUTE FUNCTION {schema}.audit_edits();
+            ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {audit_edits};
+          ELSE
+            -- the host's own column and the owner are one from here on; what our functions write there is no edit
+            CREATE TRIGGER {audit_stepped} AFTER UPDATE ON {leads} REFERENCING OLD TABLE AS edited NEW TABLE AS stepped
+              FOR EACH STATEMENT WHEN {by_hand} EXECUTE FUNCTION {schema}.audit_edits();
+            CREATE TRIGGER {follow_new} AFTER INSERT ON {leads}
+              FOR EACH ROW WHEN (NOT {outside_new}) EXECUTE FUNCTION {schema}.follow_owner_column();
+            CREATE TRIGGER {follow_column} AFTER UPDATE ON {leads}
+              FOR EACH ROW WHEN ({by_hand} AND NOT {outside_new}
+                AND (NEW.{owner_column_here} IS DISTINCT FROM OLD.{owner_column_here} OR NEW.{lead_id} IS DISTINCT FROM OLD.{lead_id}
+                  OR {territory_of_new} IS DISTINCT FROM {territory_of_old}))
+              EXECUTE FUNCTION {schema}.follow_owner_column();
+            ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {audit_stepped};
+            ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {follow_new};
+            ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {follow_column};
+            CREATE POLICY {step_policy} ON {leads} FOR UPDATE TO {reader}
+              USING ((SELECT current_user = {reader_name}::name)) WITH CHECK ((SELECT current_user = {reader_name}::name));
+            GRANT UPDATE ({owner_column_here}) ON {leads} TO {reader};
+          END IF;
           CREATE TRIGGER {audit_truncate} BEFORE TRUNCATE ON {leads}
             FOR EACH STATEMENT EXECUTE FUNCTION {schema}.audit_truncate();
           CREATE TRIGGER {refuse_move} AFTER UPDATE ON {leads}
@@ -494,7 +546,6 @@ def enforce() -> None:
           CREATE TRIGGER {refuse_taken} BEFORE INSERT ON {leads}
             FOR EACH ROW EXECUTE FUNCTION {schema}.refuse_taken();
           ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {audit_edit};
-          ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {audit_edits};
           ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {audit_truncate};
           ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {refuse_move};
           ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {refuse_taken};
@@ -545,7 +596,8 @@ def open_again() -> None:
           FOR ours IN
             SELECT t.tgname FROM pg_catalog.pg_trigger AS t JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid
             WHERE t.tgrelid = {leads_name}::regclass AND p.pronamespace = {schema_name}::regnamespace
-              AND p.proname IN ('audit_edit', 'audit_edits', 'audit_truncate', 'refuse_move', 'refuse_taken', 'own_new_lead')
+              AND p.proname IN ('audit_edit', 'audit_edits', 'audit_truncate', 'refuse_move', 'refuse_taken', 'own_new_lead',
+                'follow_owner_column', 'hide_owner_column')
           LOOP
             EXECUTE pg_catalog.format('DROP TRIGGER %I ON {leads}', ours);
           END LOOP;
@@ -555,6 +607,13 @@ def open_again() -> None:
               AND NOT a.attisdropped
           LOOP
             EXECUTE pg_catalog.format('REVOKE SELECT (%I) ON {leads} FROM {auditor}', readable);
+          END LOOP;
+          FOR readable IN
+            SELECT a.attname FROM pg_catalog.pg_attribute AS a, pg_catalog.aclexplode(a.attacl) AS g
+            WHERE a.attrelid = {leads_name}::regclass AND g.privilege_type = 'UPDATE'
+              AND g.grantee = pg_catalog.to_regrole(pg_catalog.quote_ident({reader_name})) AND NOT a.attisdropped
+          LOOP
+            EXECUTE pg_catalog.format('REVOKE UPDATE (%I) ON {leads} FROM {reader}', readable);
           END LOOP;
           IF NOT before_contract.enabled THEN
             ALTER TABLE {leads} DISABLE ROW LEVEL SECURITY;

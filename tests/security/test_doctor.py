@@ -23,7 +23,7 @@ from tests.hosts import DJANGO, FLYWAY, PLAIN, SHAPES, SUPABASE, Shape
 from tests.support.database import Database
 from tests.support.hosts import Host
 from tests.support.revisions import MIGRATE_HEAD, REVISIONS
-from tests.support.shipped import MORE, prepared, written
+from tests.support.shipped import MORE, STANDS, prepared, written
 from tests.support.topology import pooler, replica
 
 KNOWN = {check.name: check for check in CHECKS}
@@ -473,6 +473,7 @@ def test_every_check_has_a_planted_fault() -> None:
         "activities-in-future",
         "kind-without-activities",
         "admin-option-alone",
+        "owner-column-differs",
         "server-version",
         "upgrade-pending",
     }
@@ -536,9 +537,7 @@ def test_an_upgrade_that_stopped_between_any_two_revisions_is_sound_and_says_wha
 @pytest.mark.profiles("pg18")
 def test_what_ships_is_what_the_revisions_make(make_database: Callable[..., Database]) -> None:
     databases = [make_database("empty", **overrides) for overrides in MORE.values()]
-    for database, revision, required in zip(
-        databases, ("head", "head", MIGRATE_HEAD), (False, True, False), strict=True
-    ):
+    for database, (revision, required) in zip(databases, STANDS.values(), strict=True):
         prepared(database, revision, required=required)
     assert json.loads(FILE.read_text()) == json.loads(written(*databases)), "run `make shipped`"
 

@@ -78,6 +78,8 @@ CALLERS = {
     "who_could_edit": {"auditor", "manager"},
     "unowned_leads": {"operator"},
     "unowned_count": {"operator"},
+    "owner_column_differs": {"operator"},
+    "settle_owner_column": {"operator"},
     "unreadable": {"operator"},
     "gate_conditions": {"operator"},
     "guard_beat": {"operator"},

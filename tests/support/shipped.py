@@ -17,8 +17,12 @@ MORE: dict[str, dict[str, str]] = {
     "a": {"lead_tables": "public.lead_contacts (lead_id)"},
     "b": {"owner_on_insert": "creator"},
     "c": {"owners_from": "activities, column", "owner_column": "seller"},
+    "d": {"owners_from": "column, activities", "owner_column": "seller"},
 }
 """Settings with which something is made that the defaults leave out."""
+
+STANDS = {"a": ("head", False), "b": ("head", True), "c": (MIGRATE_HEAD, False), "d": ("head", False)}
+"""How far each of them goes, and whether its territory is NOT NULL."""
 
 
 def written(*databases: Database) -> str:
@@ -60,7 +64,7 @@ def main() -> None:
     with embedded() as server:
         defaults = Profile("shipped", server.major)
         databases = []
-        for name, revision, required in (("a", "head", False), ("b", "head", True), ("c", MIGRATE_HEAD, False)):
+        for name, (revision, required) in STANDS.items():
             Database(server, defaults, "postgres").sql(f"CREATE DATABASE shipped_{name}")
             # a trigger that the defaults leave out is made with the others
             database = Database(server, defaults, f"shipped_{name}", MORE[name])
