@@ -73,13 +73,20 @@ def ini_file(environ: Mapping[str, str] = os.environ) -> Path:
     return Path(named or "alembic.ini")
 
 
-def write_ini(folder: Path, **settings: object) -> Path:
-    """Write an alembic.ini for our revisions into `folder`, with these settings in its section [leadprotect]."""
+def write_ini(folder: Path, sections: Mapping[str, Mapping[str, str]] | None = None, /, **settings: object) -> Path:
+    """Write an alembic.ini for our revisions into `folder`, with these settings in its section [leadprotect].
+
+    `sections` are others to write, by their whole names.
+    """
 
     def escaped(value: object) -> str:
         return str(value).replace("%", "%%")  # a percent sign would begin a name
 
-    lines = "".join(f"{key} = {escaped(value)}\n" for key, value in settings.items())
+    def written(given: Mapping[str, object]) -> str:
+        return "".join(f"{key} = {escaped(value)}\n" for key, value in given.items())
+
     file = folder / "alembic.ini"
-    file.write_text(_INI.format(migrations=escaped(migrations()), settings=lines), encoding="utf-8")
+    text = _INI.format(migrations=escaped(migrations()), settings=written(settings))
+    more = "".join(f"\n[{name}]\n{written(given)}" for name, given in (sections or {}).items())
+    file.write_text(text + more, encoding="utf-8")
     return file

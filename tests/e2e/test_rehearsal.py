@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import pytest
 from click.testing import CliRunner
@@ -20,17 +21,19 @@ from leadprotect.lab.rehearsal import Rehearsal, report
 from leadprotect.lab.rehearsal import host as host_side
 from leadprotect.lab.rehearsal import rehearse as rehearse_here
 from leadprotect.lab.rehearsal.host import NEW, OLD
+from leadprotect.lab.rehearsal.run import Plan
 from leadprotect.lab.rehearsal.safety import looks_like_production
 from leadprotect.lab.rehearsal.steps import Revision, Step, note
 from leadprotect.lab.rehearsal.watching import Sample
 from leadprotect.lab.traffic import MIXES, Application, Done, Shift, outcome, service_session
-from leadprotect.settings import load
+from leadprotect.settings import load, parse
 from tests.support.browser import opened
 from tests.support.database import ROOT
 from tests.support.revisions import HEAD, REVISIONS
 from tests.support.topology import pooler, replica
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.support.database import Database
@@ -137,12 +140,41 @@ def test_the_traffic_fits_a_host_of_any_names_and_types(expanded: Database) -> N
         assert [] == conn.execute("SELECT rolname FROM pg_roles WHERE rolname = ANY (%s)", ([OLD, NEW],)).fetchall()
 
 
+EVERY_KIND: list[dict[str, str]] = [
+    {},
+    {"activity_kind_column": "", "lead_tables": "crm.notes (lead_id) append", "excluded_users": str(UUID(int=9))},
+    {"owners_from": "column", "owner_column": "seller", "territory_expression": "coalesce(region, 'DE')"},
+]
+
+
 @pytest.mark.profiles("pg18")
-def test_the_settings_of_a_rehearsal_reach_its_commands(host: Database) -> None:
+@pytest.mark.parametrize("given", EVERY_KIND, ids=str)
+def test_the_settings_of_a_rehearsal_reach_its_commands(host: Database, tmp_path: Path, given: dict[str, str]) -> None:
+    sections = {"calls": {"table": "crm.calls", "kind_column": "", "condition": "note LIKE '50%'"}}
+    read = parse({"database_url": host.url} | given, {} if "owner_column" in given else sections)
     with host.connect() as conn:
-        s = host_side.exempted(conn, host.settings)
+        s = host_side.exempted(conn, read)
     assert (0, True) == (s.observation_window, OLD in s.exempt_roles)
-    assert s == load(environ=host_side.environment(s))
+    assert s == load(environ=host_side.environment(s, tmp_path))
+
+
+@pytest.mark.profiles("pg18")
+@pytest.mark.timeout(300)
+def test_a_host_whose_owners_stand_in_a_column_alone_is_rehearsed(
+    make_database: Callable[..., Database],
+) -> None:
+    database = make_database("host", owners_from="column", owner_column="seller")
+    database.sql("DROP TABLE {activities}")
+    database.sql("ALTER TABLE {leads} ADD seller {user_id_type}")
+    for number in range(60):
+        query = "INSERT INTO {leads} ({lead_id}, {territory}, seller) VALUES (%s, 'DE', %s)"
+        database.sql(query, database.new_id(), database.user(number % 7))
+    plan = Plan(rate=40, max_stall=60, writer=0.3, reader=0.5)
+    done = rehearse_here(database.settings, plan=plan, told_twice=True)
+    assert [] == done.failures
+    assert ("upgrade", 0) == (done.steps[0].title, done.activities)
+    assert {"old", "new"} == {one.version for one in done.done}
+    assert {"ok", "denied", "unavailable"} >= {one.outcome for one in done.done}
 
 
 # --- what it refuses

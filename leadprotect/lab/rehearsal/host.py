@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -11,9 +11,14 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from leadprotect.errors import SettingsError
 from leadprotect.lab.traffic import Statements
 from leadprotect.settings import Settings, ident, literal, parse, render, table
+from leadprotect.settings.activities import ACTIVITY_KEYS
+from leadprotect.settings.files import CONFIG, write_ini
+from leadprotect.settings.load import KEYS
 from leadprotect.settings.names import territory_columns
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import psycopg
 
 OLD, NEW = "leadprotect_rehearsal_old", "leadprotect_rehearsal_new"
@@ -38,8 +43,8 @@ def make_logins(conn: psycopg.Connection[Any], s: Settings) -> dict[str, str]:
     """Create both logins with the host's privileges and a password for this run; login -> conninfo."""
     found = {}
     drop_logins(conn)
-    schemas = ", ".join(ident(name) for name in {t.split(".", 1)[0] for t in (s.leads_table, s.activities_table)})
-    tables = f"{table(s.leads_table)}, {table(s.activities_table)}"
+    schemas = ", ".join(ident(name) for name in {t.split(".", 1)[0] for t in s.host_tables})
+    tables = ", ".join(map(table, s.host_tables))
     for login in (OLD, NEW):
         password = secrets.token_hex(16)
         conn.execute(f"CREATE ROLE {ident(login)} LOGIN PASSWORD {literal(password)}")
@@ -80,25 +85,45 @@ def exempted(conn: psycopg.Connection[Any], s: Settings) -> Settings:
     return replace(s, observation_window=0, exempt_roles=tuple(name for name in names if _can_be_named(name)))
 
 
-def environment(s: Settings) -> dict[str, str]:
-    """The settings as variables for a command of ours."""
-    texts = {key: ", ".join(value) if isinstance(value, tuple) else str(value) for key, value in asdict(s).items()}
-    return {f"LEADPROTECT_{key.upper()}": text for key, text in texts.items() if text}
+def environment(s: Settings, folder: Path) -> dict[str, str]:
+    """The settings for a command of ours: in an ini file in `folder`, but the address, which may hold a password."""
+    usual = Settings()
+    given = {key: getattr(s, key) for key in KEYS if getattr(s, key) != getattr(usual, key)}
+    if s.territory_expression:
+        del given["territory_column"]
+    address = given.pop("database_url", "")
+    sections = {
+        f"leadprotect.activities.{one.name}": {key: _text(getattr(one, key)) for key in ACTIVITY_KEYS}
+        for one in s.further_activities
+    }
+    ini = write_ini(folder, sections, **{key: _text(value) for key, value in given.items()})
+    return {CONFIG: str(ini)} | ({"LEADPROTECT_DATABASE_URL": address} if address else {})
+
+
+def _text(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def statements(conn: psycopg.Connection[Any], s: Settings) -> Statements:
     """Statements for the host's tables as they are: a column that may be written, an activity that may be repeated."""
     leads, lead = table(s.leads_table), ident(s.lead_id_column)
     column = ident(_column(conn, s))
-    values = {name: ident(name) for name in _columns(conn, s)}
-    values[s.activity_at_column] = "clock_timestamp()"
-    activities, activity = table(s.activities_table), ident(s.activity_id_column)
     return Statements(
         read=f"SELECT {column} FROM {leads} WHERE {lead} = %s::{s.lead_id_type}",
         page=f"SELECT {lead}, {column} FROM {leads} WHERE {lead} > %s::{s.lead_id_type} ORDER BY {lead} LIMIT 20",
         edit=f"UPDATE {leads} SET {column} = {column} WHERE {lead} = %s::{s.lead_id_type}",
-        act=f"INSERT INTO {activities} ({', '.join(map(ident, values))}) "
-        f"SELECT {', '.join(values.values())} FROM {activities} WHERE {activity} = %s::{_type(conn, s)}",
+        act=_repeated(conn, s) if s.activities else "",
+    )
+
+
+def _repeated(conn: psycopg.Connection[Any], s: Settings) -> str:
+    """An activity like an earlier one, of this moment."""
+    values = {name: ident(name) for name in _columns(conn, s)}
+    values[s.activity_at_column] = "clock_timestamp()"
+    activities, activity = table(s.activities_table), ident(s.activity_id_column)
+    return (
+        f"INSERT INTO {activities} ({', '.join(map(ident, values))}) "
+        f"SELECT {', '.join(values.values())} FROM {activities} WHERE {activity} = %s::{_type(conn, s)}"
     )
 
 
@@ -110,15 +135,20 @@ def sample(conn: psycopg.Connection[Any], s: Settings) -> Work:
         f"{_tablesample(conn, s.leads_table)} WHERE {territory} = ANY (%s) LIMIT {SAMPLED}",
         (list(s.territories),),
     ).fetchall()
-    activities = conn.execute(
-        f"SELECT {ident(s.activity_id_column)}::text FROM {table(s.activities_table)} "
-        f"{_tablesample(conn, s.activities_table)} LIMIT {SAMPLED}"
-    ).fetchall()
+    # none where owners come from a column alone
+    activities = [
+        activity
+        for source in s.activities[:1]
+        for (activity,) in conn.execute(
+            f"SELECT {ident(source.id_column)}::text FROM {table(source.table)} "
+            f"{_tablesample(conn, source.table)} LIMIT {SAMPLED}"
+        ).fetchall()
+    ]
     if len(leads) < _FEWEST:
         raise SettingsError(
             f"{s.leads_table} has {len(leads)} leads of {', '.join(s.territories)}: too few to rehearse with"
         )
-    return Work([(lead, territory) for lead, territory in leads], [activity for (activity,) in activities])
+    return Work([(lead, territory) for lead, territory in leads], activities)
 
 
 def _tablesample(conn: psycopg.Connection[Any], name: str) -> str:
@@ -136,7 +166,7 @@ def _column(conn: psycopg.Connection[Any], s: Settings) -> str:
           AND NOT EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = a.attrelid AND a.attnum = ANY (i.indkey))
         ORDER BY a.attnum LIMIT 1
         """,
-        (table(s.leads_table), [s.lead_id_column, *territory_columns(s)]),
+        (table(s.leads_table), [s.lead_id_column, s.owner_column, *territory_columns(s)]),
     ).fetchone()
     return str(found[0]) if found else territory_columns(s)[0]
 

@@ -25,7 +25,7 @@ from leadprotect.migration import gate
 from leadprotect.preflight import check
 from leadprotect.preflight.version_table import revision
 from leadprotect.settings import Settings, current, ident, literal, table
-from leadprotect.settings.files import migrations, write_ini
+from leadprotect.settings.files import migrations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -103,11 +103,10 @@ def _rehearse(settings: Settings, plan: Plan, say: Callable[[str], None], *, tol
 
 
 def _begin(conn: psycopg.Connection[Any], s: Settings, given: Settings, plan: Plan) -> Rehearsal:
-    tables = (table(s.leads_table), table(s.activities_table))
-    counts = [conn.execute(f"SELECT count(*) FROM {name}").fetchall()[0][0] for name in tables]
+    counts = [conn.execute(f"SELECT count(*) FROM {table(name)}").fetchall()[0][0] for name in s.host_tables]
     server = f"PostgreSQL {(conn.info.parameter_status('server_version') or '').split()[0]}"
     rehearsal = Rehearsal(
-        database=conn.info.dbname, server=server, leads=counts[0], activities=counts[1],
+        database=conn.info.dbname, server=server, leads=counts[0], activities=sum(counts[1:]),
         budget=plan.max_stall, allowed=plan.max_errors, writer=plan.writer, reader=plan.reader,
     )  # fmt: skip
     others = [name for name in s.exempt_roles if name not in (*given.exempt_roles, host.OLD)]
@@ -133,14 +132,15 @@ def _perform(
     long = LongTransactions(s, sql.edit, held[0], migrating=sampler.migrating, writer=plan.writer, reader=plan.reader)
     work = replace(work, leads=others)
 
-    def deploy(version: str) -> AbstractContextManager[None]:
-        conninfo = logins[host.LOGINS[version]]
-        app = Application(version, conninfo, plan.rate / 2, sql, work.leads, work.activities)
-        return _deployed(app, s, rehearsal)
-
     rehearsal.began = time.time()
     with tempfile.TemporaryDirectory(prefix="leadprotect-rehearsal-") as folder, ExitStack() as running:
         runner = _Runner(Path(folder), s, rehearsal, plan.lock_budget, say)
+
+        def deploy(version: str) -> AbstractContextManager[None]:
+            conninfo = logins[host.LOGINS[version]]
+            app = Application(version, conninfo, plan.rate / 2, sql, work.leads, work.activities)
+            return _deployed(app, runner.environment, rehearsal)
+
         running.enter_context(_threads(sampler, long))
         try:
             running.enter_context(deploy("old"))
@@ -180,10 +180,9 @@ class _Runner:
         self, folder: Path, s: Settings, rehearsal: Rehearsal, lock_budget: str, say: Callable[[str], None]
     ) -> None:
         self.folder, self.rehearsal, self.lock_budget, self.say = folder, rehearsal, lock_budget, say
-        self.environment = inherited(host.environment(s))
+        self.environment = inherited(host.environment(s, folder))
         self.territories = s.territories
         self.head = ScriptDirectory(str(migrations())).get_current_head()
-        write_ini(folder)
 
     def alembic(self, title: str, *arguments: str) -> None:
         self._run(title, ("alembic", "-x", f"lock_budget={self.lock_budget}", *arguments))
@@ -201,9 +200,9 @@ class _Runner:
 
 
 @contextmanager
-def _deployed(app: Application, s: Settings, rehearsal: Rehearsal) -> Iterator[None]:
+def _deployed(app: Application, environment: dict[str, str], rehearsal: Rehearsal) -> Iterator[None]:
     """One version of the application at work; what it did is added at the end."""
-    with live_traffic(app, inherited(host.environment(s))) as served:
+    with live_traffic(app, environment) as served:
         yield
     rehearsal.done += served.done
     if served.code:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.opening import open_connection
+from leadprotect.errors import ProtectionUnavailable
 from leadprotect.preflight.version_table import revision
 from leadprotect.settings import Settings, ident, table, url
 
@@ -66,7 +67,8 @@ class Sampler(threading.Thread):
             GROUP BY 1, 2, 3
             """
         s = self.settings
-        names = {"leads": table(s.leads_table), "activities": table(s.activities_table), "strong": list(STRONG)}
+        activities = table(s.activities[0].table) if s.activities else None
+        names = {"leads": table(s.leads_table), "activities": activities, "strong": list(STRONG)}
         with open_connection(partial(url, self.settings), application="rehearsal") as conn:
             following = time.monotonic()
             while not self.ended.wait(max(following - time.monotonic(), 0)):
@@ -77,7 +79,10 @@ class Sampler(threading.Thread):
                     self.migrating.set()
                 else:
                     self.migrating.clear()
-                present = revision(conn, s)
+                try:
+                    present = revision(conn, s)
+                except ProtectionUnavailable:
+                    present = None  # its table went away between the question and the answer
                 if not self.versions or self.versions[-1][1] != present:
                     self.versions.append((time.time(), present))
 
@@ -121,5 +126,6 @@ class LongTransactions(threading.Thread):
         # it keeps its snapshot, like a report that runs for long
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         s = self.settings
-        for name, column in ((s.leads_table, s.lead_id_column), (s.activities_table, s.activity_id_column)):
+        sources = [(one.table, one.id_column) for one in s.activities]
+        for name, column in [(s.leads_table, s.lead_id_column), *sources]:
             conn.execute(f"SELECT {ident(column)} FROM {table(name)} LIMIT 1")
