@@ -17,6 +17,21 @@ if TYPE_CHECKING:
     from leadprotect.settings.load import Settings
 
 
+_REFUSE_PARTITIONS = """
+DO $do$
+DECLARE
+  parted text := (
+    SELECT pg_catalog.string_agg(c.oid::regclass::text, ', ') FROM pg_catalog.pg_class AS c
+    WHERE c.oid = ANY (ARRAY[NAMES]::regclass[]) AND c.relkind = 'p');
+BEGIN
+  IF parted IS NOT NULL THEN
+    RAISE EXCEPTION '% is partitioned: a script can''t build its index CONCURRENTLY; nothing was touched', parted
+      USING ERRCODE = 'feature_not_supported', HINT = 'Run alembic on the database itself, without --sql.';
+  END IF;
+END
+$do$"""
+
+
 @dataclass(frozen=True)
 class SourceTable:
     """A source, for a revision; `first`: of several that read one table, what is once on a table is its."""
@@ -88,6 +103,7 @@ def derivation(s: Settings) -> dict[str, str]:
                 ),
             ]
         ),
+        "refuse_partitions": _REFUSE_PARTITIONS.replace("NAMES", ", ".join(literal(table(one)) for one in _tables(s))),
         "source_index_shapes": "".join(_index_shape(s, one) for one in s.activities),
         "source_indexes": ", ".join(_source(s, one)["source_index_path_name"] for one in s.activities),
         "derivation": literal(fingerprint(s)),

@@ -27,6 +27,7 @@ locks: dict[str, dict[str, str]] = {"upgrade": {}, "downgrade": {}}
 
 def upgrade() -> None:
     require_transactions()
+    refuse_partitions()
     create_roles()
     create_schema()
     op.execute(sql("SET LOCAL ROLE {owner}"))
@@ -56,6 +57,12 @@ def require_transactions() -> None:
             "leadprotect's revisions need a transaction each, and this env.py makes one for all; nothing was touched. "
             "Write transaction_per_migration=True into the calls of context.configure() in your env.py"
         )
+
+
+def refuse_partitions() -> None:
+    # A script is written without the database, and can't name the partitions that an index needs one by one.
+    if op.get_context().as_sql:
+        op.execute(sql("{refuse_partitions}"))
 
 
 def create_roles() -> None:

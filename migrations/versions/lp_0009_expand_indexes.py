@@ -37,6 +37,7 @@ locks = {
 
 def upgrade() -> None:
     require_transactions()
+    refuse_partitions()
     with op.get_context().autocommit_block():
         wait_for_long_transactions()
         refuse_strangers()
@@ -61,6 +62,12 @@ def require_transactions() -> None:
             "leadprotect's revisions need a transaction each, and this env.py makes one for all; nothing was touched. "
             "Write transaction_per_migration=True into the calls of context.configure() in your env.py"
         )
+
+
+def refuse_partitions() -> None:
+    # A script is written without the database, and can't name the partitions that an index needs one by one.
+    if op.get_context().as_sql:
+        op.execute(sql("{refuse_partitions}"))
 
 
 def wait_for_long_transactions() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -244,3 +245,18 @@ def test_a_script_of_the_way_down_drops_the_index_of_a_partitioned_table_too(sev
     assert [None] == several.sql(
         "SELECT to_regclass('crm.\"' || %s || '\"')", f"ix_{several.settings.schema}_activities_calls"
     )
+
+
+@pytest.mark.parametrize("base", ["base", "expand_rules"])
+def test_a_script_refuses_a_partitioned_table_before_it_touches_anything(several: Database, base: str) -> None:
+    if base != "base":
+        several.upgrade(NAMED[base])
+    before = several.revision()
+    script = several.script("upgrade", f"{NAMED.get(base, base)}:head")
+
+    command = [str(several.server.programs / "psql"), "-Xq", "-d", several.url, "-f", "-"]
+    done = subprocess.run(command, input=script, capture_output=True, text=True, check=False)
+
+    assert (3, True) == (done.returncode, "calls is partitioned" in done.stderr)
+    assert before == several.revision()
+    assert [] == several.sql("SELECT FROM pg_class WHERE relname ~ '^ix_.*_(leads|activities)'")
