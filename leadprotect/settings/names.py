@@ -199,6 +199,7 @@ def names(settings: Settings) -> Mapping[str, str]:
         # without a window nobody reads the notes, and they must not grow with every write either
         "note_interval": f"interval '{min(60, s.observation_window / 100) or 60} seconds'",
         **{index: ident(f"ix_{s.schema}_{suffix}") for index, suffix in HOST_INDEXES.items()},
+        "leads_index_name": literal(f"ix_{s.schema}_leads"),
         "leads_index_path": ident(host_schema, f"ix_{s.schema}_leads"),
         "activities_index_path": ident(activities_schema, f"ix_{s.schema}_activities"),
         **{trigger: ident(s.role(suffix)) for trigger, suffix in HOST_TRIGGERS.items()},

@@ -27,6 +27,7 @@ def upgrade() -> None:
     create_leaking_views()
     create_ways_around()
     create_host_code()
+    create_lost_searches()
     create_what_changes()
     create_lead_tables()
     op.execute(sql("SET LOCAL ROLE {owner}"))
@@ -41,6 +42,7 @@ def downgrade() -> None:
         DROP FUNCTION
           {schema}.lead_table_conditions(text, name[], text[]),
           {schema}.what_changes(text),
+          {schema}.lost_searches(),
           {schema}.host_code(regclass, text),
           {schema}.ways_around(text, name[]),
           {schema}.leaking_views(regclass, text, name[])
@@ -233,6 +235,65 @@ def create_host_code() -> None:
     )
 
 
+def create_lost_searches() -> None:
+    # An expression is computed, or compared by operators, of which none is leakproof. What it gives can be kept in a
+    # column where its own equality is leakproof; for anything else a function asks, and draws the border itself.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.lost_searches()
+        RETURNS TABLE (index text, remedy text)
+        LANGUAGE plpgsql
+        STABLE
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          RETURN QUERY
+          SELECT i.indexrelid::regclass::text,
+            CASE WHEN i.indexprs IS NOT NULL AND kept.leakproof THEN
+              format('ALTER TABLE %s ADD COLUMN %I %s GENERATED ALWAYS AS (%s) STORED; CREATE INDEX CONCURRENTLY ON %1$s (%2$I); '
+                     '/* it rewrites the table, then ask WHERE %2$I = ... */',
+                     i.indrelid::regclass, left(c.relname, 59) || '_key', key.type, key.text)
+            ELSE
+              format('CREATE FUNCTION %1$s(wanted %2$s) RETURNS SETOF %3$s LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp '
+                     'AS $$ BEGIN RETURN QUERY SELECT l.* FROM %3$s AS l WHERE %4$s OPERATOR(%5$s) wanted AND (%6$s OR %7$s = %8$s.admitted_territory()); END $$; '
+                     'REVOKE ALL ON FUNCTION %1$s(%2$s) FROM PUBLIC; GRANT EXECUTE ON FUNCTION %1$s(%2$s) TO %9$I; '
+                     '/* as the owner of the leads, then ask FROM %1$s(...) */',
+                     format('%I.%I', n.nspname, left('leads_by_' || c.relname, 63)), asked.type, i.indrelid::regclass, key.text, asked.operator,
+                     $outside${outside_l}$outside$, $territory${territory_of_l}$territory$, {schema_name}, {app_name})
+            END
+          FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
+          JOIN pg_opclass AS k ON k.oid = i.indclass[0]
+          JOIN pg_attribute AS a ON a.attrelid = i.indexrelid AND a.attnum = 1
+          -- what it is computed from, where it is computed at all, in brackets as an operator needs them
+          CROSS JOIN LATERAL (
+            SELECT CASE WHEN i.indkey[0] = 0 THEN '(' || pg_get_indexdef(i.indexrelid, 1, false) || ')'
+                     ELSE 'l.' || pg_get_indexdef(i.indexrelid, 1, false) END AS text,
+                   format_type(CASE WHEN i.indkey[0] = 0 THEN a.atttypid ELSE
+                     (SELECT h.atttypid FROM pg_attribute AS h WHERE h.attrelid = i.indrelid AND h.attnum = i.indkey[0]) END, NULL) AS type) AS key
+          CROSS JOIN LATERAL (
+            SELECT coalesce(bool_or(f.proleakproof), false) AS leakproof
+            FROM pg_amop AS o JOIN pg_operator AS p ON p.oid = o.amopopr JOIN pg_proc AS f ON f.oid = p.oprcode
+            WHERE o.amopfamily = k.opcfamily AND o.amoplefttype = k.opcintype AND p.oprname = '=') AS kept
+          -- contains and matches are what people search by; else the first that the index knows
+          LEFT JOIN LATERAL (
+            SELECT format('%s.%s', quote_ident(s.nspname), p.oprname) AS operator,
+                   CASE WHEN o.amoprighttype IN ('anyarray'::regtype, 'anyelement'::regtype, 'anyrange'::regtype) THEN key.type
+                     ELSE format_type(o.amoprighttype, NULL) END AS type
+            FROM pg_amop AS o JOIN pg_operator AS p ON p.oid = o.amopopr JOIN pg_namespace AS s ON s.oid = p.oprnamespace
+            WHERE o.amopfamily = k.opcfamily AND o.amoppurpose = 's' AND p.oprresult = 'boolean'::regtype
+            ORDER BY p.oprname NOT IN ('@>', '@@', '~~', '%', '='), o.amoplefttype <> k.opcintype, o.amopstrategy LIMIT 1) AS asked ON true
+          WHERE i.indrelid = {leads_name}::regclass AND i.indisvalid AND c.relname <> {leads_index_name} AND (i.indexprs IS NOT NULL OR NOT EXISTS (
+            SELECT FROM pg_amop AS o JOIN pg_operator AS p ON p.oid = o.amopopr JOIN pg_proc AS f ON f.oid = p.oprcode
+            WHERE o.amopfamily = k.opcfamily AND o.amoplefttype = k.opcintype AND f.proleakproof));
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.lost_searches() IS
+        'Indexes of the leads that row security takes from whom it binds, because what they compare may tell of hidden rows; and what gives each search back';
+        REVOKE ALL ON FUNCTION {schema}.lost_searches() FROM PUBLIC
+        """)
+    )
+
+
 def create_what_changes() -> None:
     # Nothing of this is against the border: it is said before, not met after. Only what would go on without a word,
     # and do nothing, waits for somebody to answer for it.
@@ -249,16 +310,12 @@ def create_what_changes() -> None:
           met := true;
           SELECT coalesce(string_agg(format('%s can''t be used by whom row security binds', slow.index), ', ' ORDER BY slow.index)
                    || ': what it compares may tell of rows that are hidden',
-                   'row security leaves every index of ' || {leads_label} || ' to searches')
-          INTO detail
-          FROM (
-            -- an expression is computed, or compared by operators, of which none is leakproof
-            SELECT i.indexrelid::regclass::text AS index FROM pg_index AS i
-            WHERE i.indrelid = {leads_name}::regclass AND i.indisvalid AND (i.indexprs IS NOT NULL OR NOT EXISTS (
-              SELECT FROM pg_opclass AS c JOIN pg_amop AS o ON o.amopfamily = c.opcfamily AND o.amoplefttype = c.opcintype
-              JOIN pg_operator AS p ON p.oid = o.amopopr JOIN pg_proc AS f ON f.oid = p.oprcode
-              WHERE c.oid = i.indclass[0] AND f.proleakproof))) AS slow;
+                   'row security leaves every index of ' || {leads_label} || ' to searches'),
+                 string_agg(slow.remedy, E'\\n' ORDER BY slow.index)
+          INTO detail, remedy
+          FROM {schema}.lost_searches() AS slow;
           RETURN NEXT;
+          remedy := NULL;
 
           -- INSERT ... ON CONFLICT looks past row security at the row that has the value already
           condition := 'unique_keys';

@@ -505,10 +505,31 @@ def test_indexes_that_row_security_takes_from_searches_are_named(watched: Databa
     assert "leaves every index" in asked(watched)["searches"].detail  # = of a text tells nothing
     watched.sql("CREATE INDEX by_lower_city ON {leads} (lower(city))")
     watched.sql("CREATE INDEX by_words ON {leads} USING gin (to_tsvector('simple', company))")
-    detail = asked(watched)["searches"].detail
-    assert "by_lower_city" in detail
-    assert "by_words" in detail
+    watched.sql("ALTER TABLE {leads} ADD tags text[]")
+    watched.sql("CREATE INDEX by_tags ON {leads} USING gin (tags)")
+    found = asked(watched)["searches"]
+    assert all(name in found.detail for name in ("by_lower_city", "by_words", "by_tags"))
     assert is_open(watched)
+
+
+def test_what_gives_a_search_back_is_ready_to_paste_and_draws_the_border(watched: Database) -> None:
+    watched.sql("ALTER TABLE {leads} ADD tags text[]")
+    watched.sql("CREATE INDEX by_lower_city ON {leads} (lower(city))")
+    watched.sql("CREATE INDEX by_words ON {leads} USING gin (to_tsvector('simple', company))")
+    watched.sql("CREATE INDEX by_tags ON {leads} USING gin (tags)")
+    for remedy in str(asked(watched)["searches"].remedy).splitlines():
+        for statement in remedy.split("; ") if remedy.startswith("ALTER") else [remedy]:
+            watched.sql(statement)
+    german, swiss = watched.lead("DE"), watched.lead("CH")
+    watched.sql("UPDATE {leads} SET city = 'Bern', tags = ARRAY['vip']")
+    schema = watched.settings.leads_table.split(".", 1)[0]
+    with watched.acting("seller_de", 1) as conn:
+        key = "SELECT {lead_id} FROM {leads} WHERE by_lower_city_key = 'bern' ORDER BY 1"
+        assert [german, swiss] == watched.query(conn, key)  # before contract nothing is hidden
+        tagged = f"SELECT {{lead_id}} FROM {schema}.leads_by_by_tags(ARRAY['vip'])"
+        assert [german] == watched.query(conn, tagged)
+        spoken = f"SELECT {{lead_id}} FROM {schema}.leads_by_by_words('muster')"
+        assert [german] == watched.query(conn, spoken)
 
 
 TOUCH = """
