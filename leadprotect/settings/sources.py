@@ -65,6 +65,7 @@ def derivation(s: Settings) -> dict[str, str]:
     return own | {
         "qualifying": _qualifying(s),
         "derived_owner": _derived_owner(s),
+        "derived_owners": _derived_owners(s),
         "read_activity": "\n".join(_read_activity(s, one) for one in s.activities),
         "host_names": ", ".join(literal(table(name)) for name in s.host_tables),
         "host_schemas": ", ".join(sorted({literal(name.split(".", 1)[0]) for name in s.host_tables})),
@@ -188,6 +189,19 @@ def _derived_owner(s: Settings) -> str:
     )
 
 
+def _derived_owners(s: Settings) -> str:
+    """The same for each of ``derived_owners.leads``; a column alone is read for all at once, by the index of the ids."""
+    if s.activities:
+        columns = "wanted.lead_id, newest.user_id, newest.at, newest.id, newest.source"
+        wanted = "unnest(derived_owners.leads) AS wanted (lead_id)"
+        return f"SELECT {columns} FROM {wanted}, LATERAL {_derived_owner(s)} AS newest"
+    lead = f"v.{ident(s.lead_id_column)}"
+    return (
+        f"SELECT {lead}::{s.lead_id_type}, {_named(s, 'v')}::{s.user_id_type}, "
+        f"NULL::timestamptz, NULL::text, NULL::text FROM {table(s.leads_table)} AS v WHERE {lead} = ANY (derived_owners.leads) AND {_names_one(s)}"
+    )
+
+
 def _named(s: Settings, row: str) -> str:
     """The owner that the lead's own column names; NULL where there is no such column."""
     return f"{row}.{ident(s.owner_column)}" if s.owner_column else "NULL::text"
@@ -205,7 +219,9 @@ def _names_one(s: Settings, alias: str = "v") -> str:
     """Whether the column names an owner: nobody else by an empty text, and no user who never owns."""
     column = _named(s, alias)
     excluded = f" AND {column}::{s.user_id_type} NOT IN ({', '.join(map(literal, s.excluded_users))})"
-    return f"{column}::text <> ''{excluded if s.excluded_users else ''}"
+    # only a text can be empty
+    someone = f"{column}::text <> ''" if s.user_id_type == "text" else f"{column} IS NOT NULL"
+    return someone + (excluded if s.excluded_users else "")
 
 
 def _read_activity(s: Settings, one: Activities) -> str:

@@ -390,8 +390,7 @@ def create_readers() -> None:
         #variable_conflict use_column
         BEGIN
           RETURN QUERY
-          SELECT wanted.lead_id, newest.user_id, newest.at, newest.id, newest.source
-          FROM unnest(derived_owners.leads) AS wanted (lead_id), LATERAL {derived_owner} AS newest;
+          {derived_owners};
         END
         $body$;
         COMMENT ON FUNCTION {schema}.derived_owners({lead_id_type}[]) IS
