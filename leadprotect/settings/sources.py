@@ -190,7 +190,7 @@ def _derived_owner(s: Settings) -> str:
 
 
 def _derived_owners(s: Settings) -> str:
-    """The same for each of ``derived_owners.leads``; a column alone is read for all at once, by the index of the ids."""
+    """The same for each of ``derived_owners.leads``; a column alone is read for all at once, by their index."""
     if s.activities:
         columns = "wanted.lead_id, newest.user_id, newest.at, newest.id, newest.source"
         wanted = "unnest(derived_owners.leads) AS wanted (lead_id)"
@@ -198,7 +198,8 @@ def _derived_owners(s: Settings) -> str:
     lead = f"v.{ident(s.lead_id_column)}"
     return (
         f"SELECT {lead}::{s.lead_id_type}, {_named(s, 'v')}::{s.user_id_type}, "
-        f"NULL::timestamptz, NULL::text, NULL::text FROM {table(s.leads_table)} AS v WHERE {lead} = ANY (derived_owners.leads) AND {_names_one(s)}"
+        "NULL::timestamptz, NULL::text, NULL::text "
+        f"FROM {table(s.leads_table)} AS v WHERE {lead} = ANY (derived_owners.leads) AND {_names_one(s)}"
     )
 
 

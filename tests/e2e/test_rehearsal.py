@@ -144,6 +144,7 @@ EVERY_KIND: list[dict[str, str]] = [
     {},
     {"activity_kind_column": "", "lead_tables": "crm.notes (lead_id) append", "excluded_users": str(UUID(int=9))},
     {"owners_from": "column", "owner_column": "seller", "territory_expression": "coalesce(region, 'DE')"},
+    {"territories": 'North America: na, "Zurich, city": zh'},
 ]
 
 

@@ -12,6 +12,7 @@ from leadprotect.errors import SettingsError
 from leadprotect.lab.traffic import Statements
 from leadprotect.settings import Settings, ident, literal, parse, render, table
 from leadprotect.settings.activities import ACTIVITY_KEYS
+from leadprotect.settings.codes import as_setting
 from leadprotect.settings.files import CONFIG, write_ini
 from leadprotect.settings.load import KEYS
 from leadprotect.settings.names import territory_columns
@@ -91,6 +92,8 @@ def environment(s: Settings, folder: Path) -> dict[str, str]:
     given = {key: getattr(s, key) for key in KEYS if getattr(s, key) != getattr(usual, key)}
     if s.territory_expression:
         del given["territory_column"]
+    if s.territory_suffixes:
+        given["territories"] = tuple(as_setting(*one) for one in s.territory_suffixes)
     address = given.pop("database_url", "")
     sections = {
         f"leadprotect.activities.{one.name}": {key: _text(getattr(one, key)) for key in ACTIVITY_KEYS}
