@@ -30,15 +30,15 @@
 -- Contents, with the line:
 --
 --      43  Who calls which function
---      93  Territories and the border
---     396  Ownership and rules
---    1170  Decision
---    1624  Attempts and audit
---    2561  Seals
---    3020  Transition
---    3342  Backfill and verification
---    4220  Gate
---    5091  Host
+--      95  Territories and the border
+--     398  Ownership and rules
+--    1177  Decision
+--    1631  Attempts and audit
+--    2568  Seals
+--    3027  Transition
+--    3348  Backfill and verification
+--    4226  Gate
+--    5158  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -69,22 +69,24 @@
 --
 -- leadprotect_operator
 --    acting_role, unreadable, audit_partitions, create_audit_partitions, seal_audit,
---    detach_audit_month, territory_terms, backfill_settings, backfill_start, backfill_claim,
---    backfill_slice, backfill_release, backfill_defer, backfill_retry, backfill_settle,
---    backfill_finish, backfill_request, unowned_leads, backfill_stale, backfill_estimate,
---    backfill_sample, backfill_outside, unowned_count, backfill_counts, backfill_report,
---    backfill_status, guard_beat, guard_release, gate_conditions
+--    detach_audit_month, territory_terms, owner_column_differs, settle_owner_column,
+--    backfill_settings, backfill_start, backfill_claim, backfill_slice, backfill_release,
+--    backfill_defer, backfill_retry, backfill_settle, backfill_finish, backfill_request,
+--    unowned_leads, backfill_stale, backfill_estimate, backfill_sample, backfill_outside,
+--    unowned_count, backfill_counts, backfill_report, backfill_status, guard_beat, guard_release,
+--    gate_conditions
 --
 -- nobody: they serve policies, triggers, revisions and the functions above
---    publish_territories, keep_assignment, end_lead_rules, host_lead, protected_leads,
---    derived_owners, refuse_change, secure_audit_table, add_audit_partition, clear_audit_default,
---    audit_settled_until, sealed_numbers, append_audit_seal, is_code, in_force, begins, decision,
---    require_fresh_rules, decide_locked, bounded, write_audit, denial_proof, draw_denial, deny,
---    answered, require, try_edit, lead_for_ownership, is_manager, try_change_owner,
---    try_change_sharing, end_rules, make_rule, revoke_rule, decide_as_manager, require_manager,
---    in_transition, note_unsettled, note_contextless_write, own_moved_lead, own_named_lead,
---    forget_lead, own_active_lead, require_transition, chunk_bounds, next_leads, own_leads,
---    leaking_views, ways_around, host_code, what_changes, lead_table_conditions, accept_condition,
+--    publish_territories, keep_assignment, end_lead_rules, host_lead, protected_leads, hold_lead,
+--    write_owner_column, derived_owners, refuse_change, secure_audit_table, add_audit_partition,
+--    clear_audit_default, audit_settled_until, sealed_numbers, append_audit_seal, is_code,
+--    in_force, begins, decision, require_fresh_rules, decide_locked, bounded, write_audit,
+--    denial_proof, draw_denial, deny, answered, require, try_edit, lead_for_ownership, is_manager,
+--    try_change_owner, try_change_sharing, end_rules, make_rule, revoke_rule, decide_as_manager,
+--    require_manager, in_transition, note_unsettled, note_contextless_write, own_moved_lead,
+--    own_named_lead, follow_owner_column, hide_owner_column, forget_lead, own_active_lead,
+--    require_transition, chunk_bounds, next_leads, own_leads, leaking_views, ways_around,
+--    host_code, lost_searches, what_changes, lead_table_conditions, accept_condition,
 --    accepted_share, tolerated, shell_word, require_open_gate, acts_bound, recorded_edit,
 --    audit_edit, audit_edits, audit_truncate, refuse_move, refuse_taken, own_new_lead,
 --    settings_at_contract, acts_bound_on, edit_through, child_edit, child_move, child_leads,
@@ -347,7 +349,7 @@ CREATE FUNCTION leadprotect.unreadable() RETURNS TABLE(host regclass, detail tex
               JOIN pg_roles AS r ON r.oid = acl.grantee
               WHERE c.oid = host AND r.rolname <> ALL (ARRAY['leadprotect_app', 'leadprotect_auditor', 'leadprotect_manager', 'leadprotect_operator', 'leadprotect_owner', 'leadprotect_reader']::name[])) AS used
             WHERE p.polrelid = host AND p.polcmd IN ('r', '*') AND p.polroles = '{0}'
-              AND p.polname <> ALL (ARRAY['leadprotect_border', 'leadprotect_rows', 'leadprotect_update', 'leadprotect_delete', 'leadprotect_members_update', 'leadprotect_members_delete', 'leadprotect_child_border', 'leadprotect_child_rows', 'leadprotect_child_insert', 'leadprotect_child_update', 'leadprotect_child_delete']::name[]);
+              AND p.polname <> ALL (ARRAY['leadprotect_border', 'leadprotect_rows', 'leadprotect_update', 'leadprotect_named_update', 'leadprotect_delete', 'leadprotect_members_update', 'leadprotect_members_delete', 'leadprotect_step', 'leadprotect_child_border', 'leadprotect_child_rows', 'leadprotect_child_insert', 'leadprotect_child_update', 'leadprotect_child_delete']::name[]);
             RETURN NEXT;
           END LOOP;
         END
@@ -635,6 +637,8 @@ CREATE FUNCTION leadprotect.try_change_owner(lead uuid, change text, new_owner u
           author uuid := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
           manager boolean := "leadprotect".is_manager() AND change <> 'claim';
           here text := "leadprotect".lead_for_ownership(lead, manager);
+          -- in the order in which an UPDATE of the lead takes its locks
+          held boolean := false AND here IS NOT NULL AND "leadprotect".hold_lead(lead);
           standing "leadprotect".user_lead_assignments;
           decision text;
         BEGIN
@@ -693,6 +697,9 @@ CREATE FUNCTION leadprotect.try_change_owner(lead uuid, change text, new_owner u
             WHERE change <> 'claim' OR a.user_id IS NULL OR a.user_id = excluded.user_id;
           IF NOT FOUND THEN
             RETURN 'not_owner';
+          END IF;
+          IF held THEN
+            PERFORM "leadprotect".write_owner_column(lead, here, new_owner);
           END IF;
           decision := CASE decision WHEN 'manager' THEN decision ELSE 'owner' END;
           PERFORM "leadprotect".write_audit(
@@ -3040,8 +3047,7 @@ CREATE FUNCTION leadprotect.derived_owners(leads uuid[]) RETURNS TABLE(lead_id u
         #variable_conflict use_column
         BEGIN
           RETURN QUERY
-          SELECT wanted.lead_id, newest.user_id, newest.at, newest.id, newest.source
-          FROM unnest(derived_owners.leads) AS wanted (lead_id), LATERAL (SELECT v."user_id"::uuid AS user_id, v."created_at" AS at, v."id" AS id, NULL::text AS source FROM "public"."activities" AS v WHERE v."lead_id" = wanted.lead_id AND v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL AND (v."created_at" <= pg_catalog.clock_timestamp()) IS NOT FALSE ORDER BY v."created_at" DESC NULLS LAST, v."id" DESC LIMIT 1) AS newest;
+          SELECT wanted.lead_id, newest.user_id, newest.at, newest.id, newest.source FROM unnest(derived_owners.leads) AS wanted (lead_id), LATERAL (SELECT v."user_id"::uuid AS user_id, v."created_at" AS at, v."id" AS id, NULL::text AS source FROM "public"."activities" AS v WHERE v."lead_id" = wanted.lead_id AND v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL AND (v."created_at" <= pg_catalog.clock_timestamp()) IS NOT FALSE ORDER BY v."created_at" DESC NULLS LAST, v."id" DESC LIMIT 1) AS newest;
         END
         $$;
 
@@ -4387,6 +4393,58 @@ COMMENT ON FUNCTION leadprotect.host_code(target regclass, host_rls text) IS 'Th
 
 REVOKE ALL ON FUNCTION leadprotect.host_code(target regclass, host_rls text) FROM PUBLIC;
 
+-- function lost_searches, lp_0014_migrate_ways, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.lost_searches() RETURNS TABLE(index text, remedy text)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+        BEGIN
+          RETURN QUERY
+          SELECT i.indexrelid::regclass::text,
+            CASE WHEN i.indexprs IS NOT NULL AND kept.leakproof THEN
+              format('ALTER TABLE %s ADD COLUMN %I %s GENERATED ALWAYS AS (%s) STORED; CREATE INDEX CONCURRENTLY ON %1$s (%2$I); '
+                     '/* it rewrites the table, then ask WHERE %2$I = ... */',
+                     i.indrelid::regclass, left(c.relname, 59) || '_key', key.type, key.text)
+            ELSE
+              format('CREATE FUNCTION %1$s(wanted %2$s) RETURNS SETOF %3$s LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp '
+                     'AS $$ BEGIN RETURN QUERY SELECT l.* FROM %3$s AS l WHERE %4$s OPERATOR(%5$s) wanted AND (%6$s OR %7$s = %8$s.admitted_territory()); END $$; '
+                     'REVOKE ALL ON FUNCTION %1$s(%2$s) FROM PUBLIC; GRANT EXECUTE ON FUNCTION %1$s(%2$s) TO %9$I; '
+                     '/* as the owner of the leads, then ask FROM %1$s(...) */',
+                     format('%I.%I', n.nspname, left('leads_by_' || c.relname, 63)), asked.type, i.indrelid::regclass, key.text, asked.operator,
+                     $outside$(l."territory" IS NULL OR l."territory" = '')$outside$, $territory$l."territory"$territory$, '"leadprotect"', 'leadprotect_app')
+            END
+          FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
+          JOIN pg_opclass AS k ON k.oid = i.indclass[0]
+          JOIN pg_attribute AS a ON a.attrelid = i.indexrelid AND a.attnum = 1
+          -- what it is computed from, where it is computed at all, in brackets as an operator needs them
+          CROSS JOIN LATERAL (
+            SELECT CASE WHEN i.indkey[0] = 0 THEN '(' || pg_get_indexdef(i.indexrelid, 1, false) || ')'
+                     ELSE 'l.' || pg_get_indexdef(i.indexrelid, 1, false) END AS text,
+                   format_type(CASE WHEN i.indkey[0] = 0 THEN a.atttypid ELSE
+                     (SELECT h.atttypid FROM pg_attribute AS h WHERE h.attrelid = i.indrelid AND h.attnum = i.indkey[0]) END, NULL) AS type) AS key
+          CROSS JOIN LATERAL (
+            SELECT coalesce(bool_or(f.proleakproof), false) AS leakproof
+            FROM pg_amop AS o JOIN pg_operator AS p ON p.oid = o.amopopr JOIN pg_proc AS f ON f.oid = p.oprcode
+            WHERE o.amopfamily = k.opcfamily AND o.amoplefttype = k.opcintype AND p.oprname = '=') AS kept
+          -- contains and matches are what people search by; else the first that the index knows
+          LEFT JOIN LATERAL (
+            SELECT format('%s.%s', quote_ident(s.nspname), p.oprname) AS operator,
+                   CASE WHEN o.amoprighttype IN ('anyarray'::regtype, 'anyelement'::regtype, 'anyrange'::regtype) THEN key.type
+                     ELSE format_type(o.amoprighttype, NULL) END AS type
+            FROM pg_amop AS o JOIN pg_operator AS p ON p.oid = o.amopopr JOIN pg_namespace AS s ON s.oid = p.oprnamespace
+            WHERE o.amopfamily = k.opcfamily AND o.amoppurpose = 's' AND p.oprresult = 'boolean'::regtype
+            ORDER BY p.oprname NOT IN ('@>', '@@', '~~', '%', '='), o.amoplefttype <> k.opcintype, o.amopstrategy LIMIT 1) AS asked ON true
+          WHERE i.indrelid = '"public"."leads"'::regclass AND i.indisvalid AND c.relname <> 'ix_leadprotect_leads' AND (i.indexprs IS NOT NULL OR NOT EXISTS (
+            SELECT FROM pg_amop AS o JOIN pg_operator AS p ON p.oid = o.amopopr JOIN pg_proc AS f ON f.oid = p.oprcode
+            WHERE o.amopfamily = k.opcfamily AND o.amoplefttype = k.opcintype AND f.proleakproof));
+        END
+        $_$;
+
+COMMENT ON FUNCTION leadprotect.lost_searches() IS 'Indexes of the leads that row security takes from whom it binds, because what they compare may tell of hidden rows; and what gives each search back';
+
+REVOKE ALL ON FUNCTION leadprotect.lost_searches() FROM PUBLIC;
+
 -- function what_changes, lp_0014_migrate_ways, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.what_changes(host_rls text) RETURNS TABLE(condition text, met boolean, detail text, remedy text)
@@ -4398,16 +4456,12 @@ CREATE FUNCTION leadprotect.what_changes(host_rls text) RETURNS TABLE(condition 
           met := true;
           SELECT coalesce(string_agg(format('%s can''t be used by whom row security binds', slow.index), ', ' ORDER BY slow.index)
                    || ': what it compares may tell of rows that are hidden',
-                   'row security leaves every index of ' || 'public.leads' || ' to searches')
-          INTO detail
-          FROM (
-            -- an expression is computed, or compared by operators, of which none is leakproof
-            SELECT i.indexrelid::regclass::text AS index FROM pg_index AS i
-            WHERE i.indrelid = '"public"."leads"'::regclass AND i.indisvalid AND (i.indexprs IS NOT NULL OR NOT EXISTS (
-              SELECT FROM pg_opclass AS c JOIN pg_amop AS o ON o.amopfamily = c.opcfamily AND o.amoplefttype = c.opcintype
-              JOIN pg_operator AS p ON p.oid = o.amopopr JOIN pg_proc AS f ON f.oid = p.oprcode
-              WHERE c.oid = i.indclass[0] AND f.proleakproof))) AS slow;
+                   'row security leaves every index of ' || 'public.leads' || ' to searches'),
+                 string_agg(slow.remedy, E'\n' ORDER BY slow.index)
+          INTO detail, remedy
+          FROM "leadprotect".lost_searches() AS slow;
           RETURN NEXT;
+          remedy := NULL;
 
           -- INSERT ... ON CONFLICT looks past row security at the row that has the value already
           condition := 'unique_keys';
@@ -4812,7 +4866,7 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
               SELECT bool_or(q.polpermissive AND q.condition IN ('true', '(CURRENT_USER = ''leadprotect_reader''::name)')) AS opened,
                      string_agg(quote_ident(q.polname), ', ' ORDER BY q.polname)
                        FILTER (WHERE NOT q.polpermissive AND q.condition <> 'true'
-                         AND q.polname <> ALL (ARRAY['leadprotect_border', 'leadprotect_rows', 'leadprotect_update', 'leadprotect_delete', 'leadprotect_members_update', 'leadprotect_members_delete', 'leadprotect_child_border', 'leadprotect_child_rows', 'leadprotect_child_insert', 'leadprotect_child_update', 'leadprotect_child_delete']::name[])) AS binding
+                         AND q.polname <> ALL (ARRAY['leadprotect_border', 'leadprotect_rows', 'leadprotect_update', 'leadprotect_named_update', 'leadprotect_delete', 'leadprotect_members_update', 'leadprotect_members_delete', 'leadprotect_step', 'leadprotect_child_border', 'leadprotect_child_rows', 'leadprotect_child_insert', 'leadprotect_child_update', 'leadprotect_child_delete']::name[])) AS binding
               FROM (
                 SELECT polname, polpermissive, pg_get_expr(polqual, polrelid) AS condition FROM pg_policy
                 WHERE polrelid = c.oid AND polcmd IN ('r', '*') AND EXISTS (
@@ -4956,6 +5010,17 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
           FROM "leadprotect".tolerated('unowned', several, leads, 'of the territories have no owner, so nobody could edit them before he claims one') AS t;
           RETURN NEXT;
 
+          IF false THEN
+            condition := 'owner_column';
+            SELECT count(d.lead_id) INTO several FROM "leadprotect".territories AS t, "leadprotect".owner_column_differs(t.code) AS d;
+            met := true;
+            detail := CASE several WHEN 0 THEN format('%s names the owner of every lead, and will be written with him', '')
+              ELSE format('%s leads name somebody else in %s than their owner, who counts from contract on; it is written with the next change, or then by SELECT %s.settle_owner_column(...)',
+                          several, '', '"leadprotect"') END;
+            remedy := NULL;
+            RETURN NEXT;
+          END IF;
+
           condition := 'contextless_writes';
           SELECT count(*) = 0,
                  coalesce(string_agg(format('login %I wrote to %s without a context at %s', late.login, late.host_table,
@@ -4983,15 +5048,17 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
               SELECT h.oid FROM pg_roles AS h
               WHERE h.rolname <> ALL (ARRAY['leadprotect_app', 'leadprotect_auditor', 'leadprotect_manager', 'leadprotect_operator', 'leadprotect_owner', 'leadprotect_reader']::name[]) AND (
                 has_table_privilege(h.oid, '"public"."leads"'::regclass, 'SELECT, INSERT, UPDATE, DELETE')
-                OR has_any_column_privilege(h.oid, '"public"."leads"'::regclass, 'INSERT, UPDATE')
-                -- what contract lets an auditor read for v_lead_protection makes no service of him, and what our
-                -- reader reads none of whoever migrates, be it another database of this server
+                OR has_any_column_privilege(h.oid, '"public"."leads"'::regclass, 'INSERT')
+                -- what contract lets an auditor read for v_lead_protection makes no service of him, and what our reader
+                -- reads, and writes where the host keeps owners, none of whoever migrates, be it another database of this server
                 OR EXISTS (
                   SELECT FROM pg_attribute AS a
                   WHERE a.attrelid = '"public"."leads"'::regclass AND a.attnum > 0 AND NOT a.attisdropped
-                    AND has_column_privilege(h.oid, a.attrelid, a.attnum, 'SELECT')
-                    AND NOT (a.attname IN ('id', 'territory')
-                      AND (pg_has_role(h.oid, 'leadprotect_auditor', 'USAGE') OR pg_has_role(h.oid, 'leadprotect_reader', 'USAGE')))))),
+                    AND (has_column_privilege(h.oid, a.attrelid, a.attnum, 'UPDATE')
+                        AND NOT (a.attname = '' AND pg_has_role(h.oid, 'leadprotect_reader', 'USAGE'))
+                      OR has_column_privilege(h.oid, a.attrelid, a.attnum, 'SELECT')
+                        AND NOT (a.attname IN ('id', 'territory')
+                          AND (pg_has_role(h.oid, 'leadprotect_auditor', 'USAGE') OR pg_has_role(h.oid, 'leadprotect_reader', 'USAGE'))))))),
             borders AS MATERIALIZED (
               SELECT b.oid FROM "leadprotect".territories AS t JOIN pg_roles AS b ON b.rolname = "leadprotect".territory_role(t.code)),
             -- whom a login can act as: itself, and each role that SET ROLE lets it choose
@@ -5142,6 +5209,218 @@ CREATE POLICY lp_operator ON leadprotect.revision_undo FOR SELECT TO leadprotect
 
 GRANT SELECT ON TABLE leadprotect.revision_undo TO leadprotect_operator;
 
+-- function hold_lead, lp_0002_expand_assignments, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.hold_lead(lead uuid) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        #variable_conflict use_variable
+        BEGIN
+          IF NOT EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = '"public"."leads"'::regclass AND t.tgname = 'leadprotect_follow_column') THEN
+            RETURN false;
+          END IF;
+          PERFORM FROM "public"."leads" AS l WHERE l."id" = lead FOR NO KEY UPDATE;
+          RETURN true;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.hold_lead(lead uuid) IS 'Locks a lead whose column will be written, before anything else of it; false: the column is not in step yet';
+
+REVOKE ALL ON FUNCTION leadprotect.hold_lead(lead uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.hold_lead(lead uuid) TO leadprotect_owner;
+
+-- function write_owner_column, lp_0002_expand_assignments, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.write_owner_column(lead uuid, here text, new_owner uuid) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        #variable_conflict use_variable
+        DECLARE
+          wanted "public"."leads"."id"%TYPE := new_owner;
+        BEGIN
+          IF NOT "leadprotect".hold_lead(lead) THEN
+            RETURN;
+          END IF;
+          UPDATE "public"."leads" AS l SET "id" = wanted
+          WHERE l."id" = lead AND l."territory" = here AND (CASE WHEN NULL::text IS NOT NULL THEN NULL::text::uuid END) IS DISTINCT FROM new_owner;
+          IF EXISTS (
+            SELECT FROM "public"."leads" AS l
+            WHERE l."id" = lead AND l."territory" = here AND (CASE WHEN NULL::text IS NOT NULL THEN NULL::text::uuid END) IS DISTINCT FROM new_owner)
+          THEN
+            RAISE EXCEPTION 'column % of % does not take the owner', '', '"public"."leads"'
+              USING ERRCODE = 'LP422', DETAIL = 'A policy, a trigger or a rule of the host kept or changed it, or excluded_users names him.';
+          END IF;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.write_owner_column(lead uuid, here text, new_owner uuid) IS 'Writes the owner of a lead into the host''s own column for it, from contract on';
+
+REVOKE ALL ON FUNCTION leadprotect.write_owner_column(lead uuid, here text, new_owner uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.write_owner_column(lead uuid, here text, new_owner uuid) TO leadprotect_owner;
+
+-- function follow_owner_column, lp_0010_expand_lead_triggers
+
+CREATE FUNCTION leadprotect.follow_owner_column() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    AS $$
+        DECLARE
+          author uuid := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
+          here text := (SELECT t.code FROM "leadprotect".territories AS t WHERE t.code = NEW."territory");
+          named uuid := (CASE WHEN NULL::text IS NOT NULL THEN NULL::text::uuid END);
+          standing uuid;
+          was record;
+          reason text;
+          basis text;
+          edited boolean;
+          change text;
+        BEGIN
+          IF here IS NULL THEN
+            RETURN NULL;
+          END IF;
+          SELECT a.user_id INTO standing FROM "leadprotect".user_lead_assignments AS a
+            WHERE a.lead_id = NEW."id" AND a.territory = here;
+          IF TG_OP = 'UPDATE' AND NEW."id" IS NOT DISTINCT FROM OLD."id"
+            AND (NOT (OLD."territory" IS NULL OR OLD."territory" = '') OR named IS NULL)
+          THEN
+            -- it came from elsewhere, and is whose it is here
+            PERFORM "leadprotect".write_owner_column(NEW."id", here, standing);
+            RETURN NULL;
+          END IF;
+          change := CASE WHEN named IS NOT DISTINCT FROM standing THEN NULL WHEN named IS NULL THEN 'release'
+                         WHEN named = author AND NOT "leadprotect".is_manager() THEN 'claim' ELSE 'assign' END;
+          IF NOT "leadprotect".acts_bound() THEN
+            IF change IS NOT NULL THEN
+              INSERT INTO "leadprotect".user_lead_assignments AS a (lead_id, territory, user_id, assigned_at, assigned_by, source)
+              VALUES (NEW."id", here, named, clock_timestamp(), author, change)
+              ON CONFLICT (lead_id, territory) DO UPDATE
+                SET user_id = excluded.user_id, assigned_at = excluded.assigned_at, assigned_by = excluded.assigned_by,
+                    source = excluded.source, activity_at = NULL, activity_id = NULL, activity_source = NULL;
+              PERFORM "leadprotect".write_audit(
+                NEW."id", CASE change WHEN 'release' THEN 'UNASSIGN' ELSE 'ASSIGN' END::"leadprotect".lead_action, 'maintenance',
+                concat_ws('; ', 'by ' || '', change || coalesce(' to ' || named, '')), 'not bound by row security', here);
+            END IF;
+            RETURN NULL;
+          END IF;
+          IF TG_OP = 'UPDATE' AND NOT (OLD."territory" IS NULL OR OLD."territory" = '') THEN
+            was := NEW;
+            was."id" := OLD."id";
+            edited := change IS NULL OR was OPERATOR(pg_catalog.*<>) OLD;
+            SELECT d.reason, d.basis INTO reason, basis FROM "leadprotect".decide_locked(NEW."id") AS d;
+            IF edited AND reason NOT IN ('owner', 'collaborator')
+              AND NOT coalesce(change = 'claim' AND reason = 'unassigned'
+                OR change IS NOT NULL AND "leadprotect".is_manager() AND author IS NOT NULL AND reason IN ('unassigned', 'not_owner'), false)
+            THEN
+              PERFORM "leadprotect".deny(NEW."id", 'EDIT', reason, 'update without assertion');
+            END IF;
+          END IF;
+          IF change IS NOT NULL THEN
+            PERFORM "leadprotect".require(
+              NEW."id", CASE change WHEN 'release' THEN 'UNASSIGN' ELSE 'ASSIGN' END::"leadprotect".lead_action,
+              "leadprotect".try_change_owner(NEW."id", change, named, 'by ' || ''), 'by ' || '');
+          END IF;
+          IF edited AND NOT EXISTS (SELECT FROM "leadprotect".recorded_edit(NEW."id", author)) THEN
+            PERFORM "leadprotect".write_audit(
+              NEW."id", 'EDIT', CASE WHEN reason IN ('owner', 'collaborator') THEN reason WHEN change = 'claim' THEN 'owner' ELSE 'manager' END,
+              'update without assertion', CASE WHEN reason = 'unassigned' AND change = 'claim' THEN 'assignment' ELSE basis END);
+          END IF;
+          RETURN NULL;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.follow_owner_column() IS 'Trigger of contract: who writes the lead''s own column changes its owner, where he may';
+
+REVOKE ALL ON FUNCTION leadprotect.follow_owner_column() FROM PUBLIC;
+
+-- function hide_owner_column, lp_0010_expand_lead_triggers
+
+CREATE FUNCTION leadprotect.hide_owner_column() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    AS $$
+        DECLARE
+          same boolean := NEW."id" IS NOT DISTINCT FROM OLD."id";
+          author uuid;
+          named uuid := (CASE WHEN NULL::text IS NOT NULL THEN NULL::text::uuid END);
+          standing uuid;
+          reason text;
+        BEGIN
+          IF same AND OLD."id"::text = pg_catalog.current_setting('app.user_id', true) OR NOT "leadprotect".acts_bound() THEN
+            RETURN NEW;
+          END IF;
+          reason := "leadprotect".explain_edit(OLD."id");
+          IF same THEN
+            RETURN CASE WHEN reason IN ('owner', 'collaborator') THEN NEW END;
+          END IF;
+          author := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
+          SELECT a.user_id INTO standing FROM "leadprotect".user_lead_assignments AS a
+            WHERE a.lead_id = OLD."id" AND a.territory = OLD."territory";
+          RETURN CASE WHEN CASE
+            WHEN named IS NOT DISTINCT FROM standing THEN reason IN ('owner', 'collaborator')
+            WHEN "leadprotect".is_manager() THEN author IS NOT NULL OR coalesce(pg_catalog.current_setting('app.user_id', true), '') = ''
+            WHEN named IS NULL THEN reason = 'owner'
+            WHEN named = author THEN standing IS NULL AND reason IN ('unassigned', 'collaborator')
+            ELSE false END THEN NEW END;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.hide_owner_column() IS 'Trigger of contract where denied_edit = hide: leaves a lead alone that the caller may neither edit nor give to somebody';
+
+REVOKE ALL ON FUNCTION leadprotect.hide_owner_column() FROM PUBLIC;
+
+-- function owner_column_differs, lp_0010_expand_lead_triggers, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.owner_column_differs(here text) RETURNS TABLE(lead_id uuid, owner uuid)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    AS $$
+        #variable_conflict use_column
+        BEGIN
+          RETURN QUERY
+          SELECT l."id"::uuid, a.user_id
+          FROM "public"."leads" AS l LEFT JOIN "leadprotect".user_lead_assignments AS a ON a.lead_id = l."id" AND a.territory = here
+          WHERE false AND l."territory" = here AND (CASE WHEN NULL::text IS NOT NULL THEN NULL::text::uuid END) IS DISTINCT FROM a.user_id;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.owner_column_differs(here text) IS 'Leads of the territory whose own column names somebody else than their owner, and the owner; none where there is no owner_column';
+
+REVOKE ALL ON FUNCTION leadprotect.owner_column_differs(here text) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.owner_column_differs(here text) TO leadprotect_owner;
+GRANT ALL ON FUNCTION leadprotect.owner_column_differs(here text) TO leadprotect_operator;
+
+-- function settle_owner_column, lp_0010_expand_lead_triggers
+
+CREATE FUNCTION leadprotect.settle_owner_column(here text, leads integer DEFAULT 1000) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    AS $$
+        DECLARE
+          found record;
+          written bigint := 0;
+        BEGIN
+          FOR found IN SELECT d.lead_id, d.owner FROM "leadprotect".owner_column_differs(here) AS d ORDER BY 1 LIMIT leads LOOP
+            PERFORM "leadprotect".hold_lead(found.lead_id);
+            -- who owns it under the lock
+            PERFORM "leadprotect".write_owner_column(found.lead_id, here, (
+              SELECT a.user_id FROM "leadprotect".user_lead_assignments AS a WHERE a.lead_id = found.lead_id AND a.territory = here));
+            written := written + 1;
+          END LOOP;
+          RETURN written;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.settle_owner_column(here text, leads integer) IS 'After contract: writes the owner into the lead''s own column where it names somebody else; how many leads there were';
+
+REVOKE ALL ON FUNCTION leadprotect.settle_owner_column(here text, leads integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.settle_owner_column(here text, leads integer) TO leadprotect_operator;
+
 -- function forget_lead, lp_0010_expand_lead_triggers
 
 CREATE FUNCTION leadprotect.forget_lead() RETURNS trigger
@@ -5285,6 +5564,7 @@ CREATE FUNCTION leadprotect.audit_edits() RETURNS trigger
             SELECT l."id"::uuid FROM edited AS l WHERE NOT (l."territory" IS NULL OR l."territory" = '') ORDER BY 1);
           bound boolean := "leadprotect".acts_bound();
           own uuid[];
+          given uuid[];
           lead uuid;
           reason text;
           basis text;
@@ -5306,6 +5586,14 @@ CREATE FUNCTION leadprotect.audit_edits() RETURNS trigger
             LEFT JOIN "leadprotect".editable_among(leads) AS e ON e.lead = l."id" AND e.reason <> 'unprotected'
             LEFT JOIN LATERAL "leadprotect".recorded_edit(l."id", author) AS r (id) ON true
             WHERE (NOT bound OR (l."territory" IS NULL OR l."territory" = '')) AND r.id IS NULL;
+          END IF;
+          IF bound AND false THEN
+            -- follow_owner_column() decided those whose owner was written; grouped, which stays linear for many
+            given := ARRAY(
+              SELECT u."id" FROM (SELECT e."id", e."id" AS named FROM edited AS e
+                                       UNION ALL SELECT s."id", s."id" FROM stepped AS s) AS u
+              GROUP BY u."id" HAVING min(u.named::text) IS DISTINCT FROM max(u.named::text) OR count(u.named) = 1);
+            leads := ARRAY(SELECT unnest(leads) EXCEPT SELECT unnest(given) ORDER BY 1);
           END IF;
           IF NOT bound OR cardinality(leads) = 0 THEN
             RETURN NULL;
@@ -5427,6 +5715,9 @@ CREATE FUNCTION leadprotect.own_new_lead() RETURNS trigger
           ON CONFLICT (lead_id, territory) DO NOTHING;
           IF FOUND THEN
             PERFORM "leadprotect".write_audit(NEW."id", 'ASSIGN', 'owner', 'creator to ' || author);
+            IF false THEN
+              PERFORM "leadprotect".write_owner_column(NEW."id", NEW."territory"::text, author);
+            END IF;
           END IF;
           RETURN NULL;
         END
