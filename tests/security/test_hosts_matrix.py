@@ -228,6 +228,46 @@ def test_an_operator_who_may_not_use_the_host_s_schema_runs_the_backfill(make_ho
     assert owners(host) == derived(host)
 
 
+TENANTS = {
+    "territory_expression": "territory || ' of ' || org_id::text",
+    "territories": "DE of 1: de, DE of 2: de2, CH of 1: ch, CH of 2: ch2",
+}
+
+
+def learned(host: Host, place: str, lead: Any) -> tuple[str, bool]:
+    """What our functions tell a member of tenant 1 about a lead: the reason, and whether its owner is named."""
+    with host.acting_for(Actor("authenticator", "authenticated_de", ANNA, place)) as conn:
+        [reason] = host.query(conn, "SELECT {schema}.explain_edit(%s)", lead)
+        listed = host.query(conn, "SELECT lead_id FROM {schema}.user_lead_assignments")
+        return reason, lead in listed
+
+
+@pytest.mark.profiles("pg18")
+def test_tenants_with_territories_of_their_own_learn_nothing_of_each_other(make_host: Callable[..., Host]) -> None:
+    host = make_host(SUPABASE, **TENANTS)
+    host.remedy()
+    host.expand()
+    host.grant()
+    host.backfill()
+    host.contract()
+    own, foreign = host.owned_by(ANNA, "DE of 1"), host.owned_by(ZOE, "DE of 2")
+    assert learned(host, "DE of 1", own) == ("owner", True)
+    assert learned(host, "DE of 1", foreign) == ("not_found", False)
+    assert learned(host, "DE of 2", foreign) == ("not_found", False)
+    nobodys = host.host_lead(2, "DE", None)
+    with (
+        host.acting_for(Actor("authenticator", "authenticated_de", ANNA, "DE of 1")) as conn,
+        pytest.raises(psycopg.Error, match="not_found"),
+    ):
+        host.query(conn, "SELECT {schema}.claim_lead(%s)", nobodys)
+
+
+@pytest.mark.profiles("pg18")
+def test_control_tenants_of_one_territory_learn_who_owns_each_other_s_leads(make_host: Callable[..., Host]) -> None:
+    host = contracted(make_host, SUPABASE)
+    assert learned(host, "DE", host.owned_by(ZOE, "DE")) == ("not_owner", True)
+
+
 # --- who acts
 
 
