@@ -3,8 +3,8 @@
 Why: everything that later revisions, services and auditors stand on. Nothing of the host changes
 but two grants: leadprotect_reader may read the id and territory of leads, and of activities the
 columns from which owners are derived. It owns the functions that read the host's tables and can
-write nothing, so code of the host that such a read runs has nothing to gain; leadprotect_owner owns
-everything else and can't read the host's tables.
+write nothing of ours, so code of the host that such a read runs has nothing to gain; leadprotect_owner
+owns everything else and can't read the host's tables.
 
 Locks on host tables: none beyond ACCESS SHARE, which every SELECT takes (GRANT, since PostgreSQL 18).
 

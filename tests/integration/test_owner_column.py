@@ -7,9 +7,11 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from alembic.util import CommandError
 
 from leadprotect.backfilling.run import backfill
 from leadprotect.backfilling.verify import verify_owners
+from leadprotect.migration import gate
 from tests.support.leads import owners
 from tests.support.profiles import NIGHTLY
 from tests.support.revisions import HEAD, MIGRATE_HEAD
@@ -115,6 +117,43 @@ def test_a_host_without_activities_needs_none(named: Database) -> None:
     (result,) = backfill(named.url, ["DE"])
 
     assert (1, named.user(1)) == (result.assigned, named.owner(lead))
+
+
+@pytest.mark.profiles("pg18")
+@pytest.mark.parametrize("named", ["column"], indirect=True)
+def test_a_column_that_contract_could_not_write_is_refused_before_anything_is_touched(named: Database) -> None:
+    named.sql("ALTER TABLE {leads} DROP seller, ADD seller {user_id_type} GENERATED ALWAYS AS (NULL) STORED")
+    with pytest.raises(CommandError, match="seller is generated, and contract writes owners there"):
+        named.upgrade()
+    assert named.revision() is None
+
+
+@pytest.mark.profiles("pg18")
+def test_a_column_that_moves_the_lead_is_refused(make_database: Callable[..., Database]) -> None:
+    expression = "coalesce(territory, seller::text)"
+    database = make_database("host", owners_from="column", owner_column="seller", territory_expression=expression)
+    database.sql("ALTER TABLE public.leads ADD seller uuid")
+    with pytest.raises(CommandError, match="a lead would move with its owner"):
+        database.upgrade()
+    assert database.revision() is None
+
+
+@pytest.mark.parametrize("named", ["column, activities"], indirect=True)
+def test_the_gate_says_how_many_leads_name_somebody_else(named: Database) -> None:
+    lead = named.new_id()
+    named.sql("INSERT INTO {leads} ({lead_id}, {territory}, seller) VALUES (%s, 'DE', %s)", lead, named.user(1))
+    named.upgrade(MIGRATE_HEAD)
+    backfill(named.url, ["DE"])
+    assert "names the owner of every lead" in said(named)
+    named.sql("UPDATE {schema}.user_lead_assignments SET user_id = %s, source = 'assign'", named.user(2))
+    assert "1 leads name somebody else in seller than their owner" in said(named)
+
+
+def said(database: Database) -> str:
+    with database.connect() as conn:
+        (found,) = (one for one in gate.conditions(conn) if one.name == "owner_column")
+    assert found.met
+    return found.detail
 
 
 @pytest.mark.parametrize("named", ["column, activities"], indirect=True)

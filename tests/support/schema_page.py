@@ -44,7 +44,8 @@ border as the policy lp_border, restrictive and for everybody. Nobody writes but
 those that do are SECURITY DEFINER, and lp_inside opens the tables to their owner only inside of them.
 That is leadprotect_owner: it owns what is here, and cannot read the host's tables. Where a heading says
 "owner leadprotect_reader", the function is owned by a role that reads the columns of the host which are
-granted in the last part, and writes nothing. Neither of the two has a login.
+granted in the last part, and writes nothing (where a setting names the host's own column for the owner,
+that column, from contract on). Neither of the two has a login.
 
 What is left out. The months of lead_access_audit: each is a partition like lead_access_audit_default,
 which stands here as their example, with the same policies and the same trigger. The owners, except in
