@@ -16,7 +16,8 @@
 -- those that do are SECURITY DEFINER, and lp_inside opens the tables to their owner only inside of them.
 -- That is leadprotect_owner: it owns what is here, and cannot read the host's tables. Where a heading says
 -- "owner leadprotect_reader", the function is owned by a role that reads the columns of the host which are
--- granted in the last part, and writes nothing. Neither of the two has a login.
+-- granted in the last part, and writes nothing (where a setting names the host's own column for the owner,
+-- that column, from contract on). Neither of the two has a login.
 --
 -- What is left out. The months of lead_access_audit: each is a partition like lead_access_audit_default,
 -- which stands here as their example, with the same policies and the same trigger. The owners, except in
@@ -29,16 +30,16 @@
 --
 -- Contents, with the line:
 --
---      43  Who calls which function
---      95  Territories and the border
---     398  Ownership and rules
---    1177  Decision
---    1631  Attempts and audit
---    2568  Seals
---    3027  Transition
---    3348  Backfill and verification
---    4226  Gate
---    5158  Host
+--      44  Who calls which function
+--      96  Territories and the border
+--     399  Ownership and rules
+--    1178  Decision
+--    1632  Attempts and audit
+--    2569  Seals
+--    3028  Transition
+--    3349  Backfill and verification
+--    4227  Gate
+--    5159  Host
 
 -- =================================================================================================
 -- Who calls which function
