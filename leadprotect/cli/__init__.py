@@ -11,12 +11,14 @@ import os
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
 from leadprotect.cli.interrupts import Killed
 from leadprotect.cli.terminal import echo, plain
 from leadprotect.errors import LeadProtectError
+from leadprotect.settings.databases import ON
 from leadprotect.settings.files import CONFIG
 
 COMMANDS = {
@@ -77,6 +79,8 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         try:
+            if ctx.params["fleet"]:
+                _on_all(ctx)
             return super().invoke(ctx)
         except LeadProtectError as error:
             raise click.ClickException(plain(str(error))) from None
@@ -85,20 +89,42 @@ class _Commands(click.Group):
             sys.exit(stopped.code if isinstance(stopped, Killed) else 130)
 
 
+def _on_all(ctx: click.Context) -> NoReturn:
+    """Hand the words after ``--fleet`` on as they stand: each database gets them in a process of its own."""
+    from leadprotect.cli.fleet import run_fleet  # noqa: PLC0415 - help needs no driver
+
+    if ctx.params["on"]:
+        raise click.UsageError("--on means one database, and --fleet all of them")
+    command = [*ctx._protected_args, *ctx.args]  # noqa: SLF001 - a group's own words, which it is about to resolve
+    _choose(ctx.params["config"], None)
+    run_fleet(command, workers=ctx.params["workers"])
+
+
+def _choose(config: Path | None, on: str | None) -> None:
+    """Let the library read that file and mean that database, wherever a setting is asked for."""
+    given = {CONFIG: config and str(config.absolute()), ON: on}
+    if any(given.values()):
+        from leadprotect.settings import current  # noqa: PLC0415 - help needs no driver
+
+        os.environ.update({name: value for name, value in given.items() if value})
+        current.cache_clear()
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="leadprotect", prog_name="leadprotect")
 @click.option(
     "-c", "--config", type=click.Path(path_type=Path), help="Ini file instead of alembic.ini or LEADPROTECT_CONFIG."
 )
-def main(config: Path | None) -> None:
+@click.option("--on", metavar="CODE", help="The database of this territory, of those in [leadprotect.databases].")
+@click.option("--fleet", is_flag=True, help="Run the command on every database, and `upgrade` and `downgrade`, too.")
+@click.option("--workers", type=click.IntRange(1), help="With --fleet: databases at once.  [default: 8]")
+def main(config: Path | None, on: str | None, *, fleet: bool, workers: int | None) -> None:
     """Protect leads row by row: backfill, status, audit and rollback.
 
     The database and all settings come from alembic.ini in this folder and the environment
     (DATABASE_URL, LEADPROTECT_<KEY>).
     """
-    if config:
-        from leadprotect.settings import current  # noqa: PLC0415 - help needs no driver
-
-        os.environ[CONFIG] = str(config.absolute())  # the library reads it wherever a setting is asked for
-        current.cache_clear()
+    if workers and not fleet:
+        raise click.UsageError("--workers is how many databases of --fleet are served at once")
+    _choose(config, on)
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s")

@@ -22,6 +22,11 @@ def url(settings: Settings) -> str:
     what it raised or returned is never repeated, since it may hold the password.
     """
     given = settings.database_url
+    if not given and settings.databases:
+        codes = ", ".join(one.territories[0] for one in settings.databases)
+        raise SettingsError(
+            f"which database is not said: --on or LEADPROTECT_ON with one of {codes}, or --fleet for all"
+        )
     if not given:
         raise SettingsError("database_url is missing: set DATABASE_URL or the key in [leadprotect]")
     return _answered(given) if is_callable(given) else given

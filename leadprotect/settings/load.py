@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING
 from leadprotect.errors import SettingsError
 from leadprotect.settings.activities import ACTIVITY_KEYS, KINDS, Activities
 from leadprotect.settings.codes import OFFICES, territories_of
+from leadprotect.settings.databases import ON, TerritoryDatabase, databases_of
+from leadprotect.settings.databases import SECTION as DATABASES
 from leadprotect.settings.files import CONFIG, ini_file
 from leadprotect.settings.values import LeadTable, check_users, of_setting, read, source_name
 
@@ -81,6 +83,7 @@ class Settings:
     lead_tables: tuple[LeadTable, ...] = ()
     territories: tuple[str, ...] = ("DE", "CH")
     territory_suffixes: tuple[tuple[str, str], ...] = field(default=(), metadata={"sections": True})
+    databases: tuple[TerritoryDatabase, ...] = field(default=(), metadata={"sections": True}, repr=False)
     user_guc: str = "app.user_id"
     territory_guc: str = "app.territory"
     correlation_guc: str = "app.correlation_id"
@@ -153,12 +156,12 @@ def load(config: Config | None = None, *, environ: Mapping[str, str] = os.enviro
     Raises `SettingsError`, naming the key, for an unknown key or a bad value. No database is asked.
     """
     if config is None:
-        given, sections = _from_files(environ)
+        given, sections, databases = _from_files(environ)
     else:
         toml = getattr(config, "toml_file_name", None)
-        given, sections = _read_both(Path(toml) if toml else None, config.file_config)
+        given, sections, databases = _read_both(Path(toml) if toml else None, config.file_config)
     for name, value in environ.items():
-        if name.startswith(ENVIRONMENT_PREFIX) and name != CONFIG:
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in {CONFIG, ON}:
             key = name.removeprefix(ENVIRONMENT_PREFIX).lower()
             if key in KEYS:
                 given[key] = value
@@ -168,7 +171,22 @@ def load(config: Config | None = None, *, environ: Mapping[str, str] = os.enviro
         _warn_once(links)
     if url := environ.get(ENVIRONMENT_PREFIX + "DATABASE_URL") or environ.get("DATABASE_URL"):
         given["database_url"] = url
-    return parse(given, sections)
+    return narrowed(parse(given, sections, databases), environ)
+
+
+def narrowed(settings: Settings, environ: Mapping[str, str]) -> Settings:
+    """The settings of the one database that the environment names by a territory; all of them without it.
+
+    Raises `SettingsError` for a territory that no database holds.
+    """
+    code = environ.get(ON)
+    if not code:
+        return settings
+    for one in settings.databases:
+        if code in one.territories:
+            return replace(settings, database_url=one.url, territories=one.territories, databases=(one,))
+    held = ", ".join(code for one in settings.databases for code in one.territories)
+    raise SettingsError(f"--on or {ON}: {code!r} is in no database of [{DATABASES}]; those are of {held or 'nobody'}")
 
 
 @lru_cache(maxsize=1)
@@ -180,7 +198,7 @@ def _warn_once(links: tuple[str, ...]) -> None:
 def given_address(environ: Mapping[str, str] = os.environ) -> str:
     """The URL of the environment or of the ini file, whatever else that holds; empty where there is none."""
     named = environ.get(ENVIRONMENT_PREFIX + "DATABASE_URL") or environ.get("DATABASE_URL")
-    given, _ = _from_files(environ)
+    given, _, _ = _from_files(environ)
     return named or given.get("database_url", "")
 
 
@@ -228,10 +246,14 @@ def _acting_with(settings: Settings) -> Iterator[None]:
         _bound.reset(token)
 
 
-def parse(given: Mapping[str, str], activities: Mapping[str, Mapping[str, str]] | None = None) -> Settings:
+def parse(
+    given: Mapping[str, str],
+    activities: Mapping[str, Mapping[str, str]] | None = None,
+    databases: Mapping[str, str] | None = None,
+) -> Settings:
     """Turn key-value text into `Settings`; raises `SettingsError` naming the key.
 
-    `activities` holds the sections of further tables of activities, by their names.
+    `activities` holds the sections of further tables of activities, by their names, `databases` the URLs by territory.
     """
     unknown = sorted(set(given) - set(KEYS))
     if unknown:
@@ -248,7 +270,8 @@ def parse(given: Mapping[str, str], activities: Mapping[str, Mapping[str, str]] 
         values["territory_suffixes"] = territories_of(texts["territories"])
     settings = Settings(**values)  # type: ignore[arg-type]
     further = tuple(_further(name, section) for name, section in (activities or {}).items())
-    settings = replace(settings, further_activities=further)
+    held = databases_of(settings.territory_suffixes, settings.territories, databases or {})
+    settings = replace(settings, further_activities=further, databases=held)
     _check_together(settings)
     return settings
 
@@ -314,7 +337,7 @@ def _sources(parser: configparser.ConfigParser) -> list[str]:
 
 
 def _section(parser: configparser.ConfigParser, section: str) -> dict[str, str]:
-    known = KEYS if section == SECTION else ACTIVITY_KEYS
+    known = {SECTION: KEYS, DATABASES: ()}.get(section, ACTIVITY_KEYS)
     try:
         found = parser.items(section) if parser.has_section(section) else []
         url = parser.get("alembic", "sqlalchemy.url", fallback="") if section == SECTION else ""
@@ -326,29 +349,31 @@ def _section(parser: configparser.ConfigParser, section: str) -> dict[str, str]:
     return {"database_url": url} | ours if _POSTGRES.match(url) else ours
 
 
-def _from_files(environ: Mapping[str, str]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+Given = tuple[dict[str, str], dict[str, dict[str, str]], dict[str, str]]
+"""The settings as text, those of further activities by their names, and the databases by territory."""
+
+
+def _from_files(environ: Mapping[str, str]) -> Given:
     file = ini_file(environ)
     return _read_both(file.parent / "pyproject.toml", _parsed(file))
 
 
-def _read_both(
-    toml: Path | None, parser: configparser.ConfigParser
-) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-    """What pyproject.toml and the ini file give, the ini file first: the settings, and those of further activities."""
-    given, sections = _from_toml(toml) if toml else ({}, {})
+def _read_both(toml: Path | None, parser: configparser.ConfigParser) -> Given:
+    """What pyproject.toml and the ini file give, the ini file first."""
+    given, sections, databases = _from_toml(toml) if toml else ({}, {}, {})
     further = {name.removeprefix(SOURCES): _section(parser, name) for name in _sources(parser)}
-    return given | _section(parser, SECTION), sections | further
+    return given | _section(parser, SECTION), sections | further, databases | _section(parser, DATABASES)
 
 
-def _from_toml(path: Path) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+def _from_toml(path: Path) -> Given:
     """``[tool.leadprotect]`` of pyproject.toml, where Alembic reads ``[tool.alembic]``: a list is one with commas."""
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} can't be read: {error}") from None
     ours = dict(found.get("tool", {}).get(SECTION, {}))
-    further = ours.pop("activities", {})
-    return _texts(ours), {name: _texts(given) for name, given in further.items()}
+    further, databases = ours.pop("activities", {}), ours.pop("databases", {})
+    return _texts(ours), {name: _texts(given) for name, given in further.items()}, _texts(databases)
 
 
 def _texts(given: Mapping[str, object]) -> dict[str, str]:

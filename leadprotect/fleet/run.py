@@ -1,0 +1,182 @@
+"""Runs a command once for each database, in a process of its own, so that none can hold or break another."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from leadprotect.errors import InvalidRequest, SettingsError
+from leadprotect.settings.databases import ON, SECTION
+from leadprotect.settings.files import ini_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from leadprotect.settings import Settings
+    from leadprotect.settings.databases import TerritoryDatabase
+
+WORKERS = 8
+"""Databases at once, if nothing else is said: each is a process here, and some sessions there."""
+
+ALEMBIC = ("upgrade", "downgrade", "current")
+COMMANDS = (
+    *ALEMBIC, "apply", "audit", "backfill", "doctor", "gate", "pin", "plan", "rollback", "shadow", "status", "territory"
+)  # fmt: skip
+"""What can be run on every database; anything else is about one, or about none."""
+
+_WORST_LAST = {
+    "gate": (0, 10, 30, 20),  # rolling back is worse than not knowing
+    "plan": (0, 3, 1),
+}
+_OF_ALEMBIC = 255  # its own for every error
+_STOP_S = 30.0
+
+
+@dataclass(frozen=True)
+class DatabaseRun:
+    """What the command did on one database; `output` is its JSON where it was asked for, else its lines.
+
+    `errors` are its lines on stderr; `seconds` from its start to its end.
+    """
+
+    territories: tuple[str, ...]
+    exit_code: int
+    seconds: float
+    output: Any
+    errors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FleetRun:
+    """A command on all databases; `exit_code` is the worst of theirs."""
+
+    command: tuple[str, ...]
+    databases: tuple[DatabaseRun, ...]
+    exit_code: int
+
+
+def run_on_all(
+    settings: Settings,
+    command: Sequence[str],
+    *,
+    workers: int = WORKERS,
+    tell: Callable[[str, str], None] | None = None,
+) -> FleetRun:
+    """Run `command` on each database of the settings, at most `workers` at once, and wait for all of them.
+
+    One that can't be reached ends with its own error, and the others go on; so the same command again does what is
+    left. `tell` gets each line as it comes, with the name of the database. Raises `SettingsError` without databases,
+    `InvalidRequest` for a command that is about one of them.
+    """
+    if not settings.databases:
+        raise SettingsError(f"--fleet: there is no section [{SECTION}]; write into it: DE = postgresql://...")
+    if not command or command[0] not in COMMANDS:
+        said = repr(command[0]) if command else "nothing"
+        raise InvalidRequest(f"--fleet runs {', '.join(COMMANDS)}, not {said}; for one database: --on DE COMMAND")
+    parts = [(one, part) for one in settings.databases if (part := _part(settings, one, command)) is not None]
+    processes = _Processes()
+    with ThreadPoolExecutor(min(workers, len(parts)), "leadprotect-fleet") as pool:
+        started = [pool.submit(processes.run, one, part, tell) for one, part in parts]
+        try:
+            found = tuple(each.result() for each in started)
+        except BaseException:
+            processes.stop()
+            raise
+    return FleetRun(tuple(command), found, worst(command[0], [one.exit_code for one in found]))
+
+
+def worst(command: str, codes: Sequence[int]) -> int:
+    """The exit code that tells most of what went wrong."""
+    order = _WORST_LAST.get(command, ())
+    return max(codes, key=lambda code: (order.index(code) if code in order else len(order), code))
+
+
+def _part(settings: Settings, one: TerritoryDatabase, command: Sequence[str]) -> list[str] | None:
+    """The command for one database: of territories that it names, those that are there; None if none is."""
+    if command[0] != "backfill":
+        return list(command)
+    named = [word for word in command if word in settings.territories]
+    if not named:
+        return list(command)
+    rest = [word for word in command if word not in named]
+    here = [code for code in named if code in one.territories]
+    return [*rest, *here] if here else None
+
+
+class _Processes:
+    """The processes that run now; one stop ends them all."""
+
+    def __init__(self) -> None:
+        self._running: list[subprocess.Popen[str]] = []
+        self._stopped = False
+        self._lock = threading.Lock()
+
+    def run(self, one: TerritoryDatabase, command: list[str], tell: Callable[[str, str], None] | None) -> DatabaseRun:
+        """Run the command with the settings of one database, and read what it says as it comes."""
+        program = ["alembic", "-c", str(ini_file())] if command[0] in ALEMBIC else ["leadprotect"]
+        began = time.monotonic()
+        with self._lock:
+            if self._stopped:
+                return DatabaseRun(one.territories, 128 + signal.SIGTERM, 0.0, (), ("not begun",))
+            process = subprocess.Popen(  # noqa: S603 - our own program, no shell
+                [sys.executable, "-m", *program, *command],
+                env=os.environ | {ON: one.territories[0], "PYTHONUNBUFFERED": "1"},
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
+                start_new_session=True,  # Ctrl-C of a terminal reaches us alone, and we stop all of them alike
+            )  # fmt: skip
+            self._running.append(process)
+        said: dict[str, list[str]] = {"stdout": [], "stderr": []}
+
+        def read(name: str) -> None:
+            for line in getattr(process, name):
+                said[name].append(line.rstrip("\n"))
+                if tell:
+                    tell(one.name, line.rstrip("\n"))
+
+        readers = [threading.Thread(target=read, args=(name,), daemon=True) for name in said]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        code = process.wait()
+        seconds = time.monotonic() - began
+        output = _parsed(said["stdout"]) if "--json" in command else tuple(said["stdout"])
+        if code == _OF_ALEMBIC and command[0] in ALEMBIC:
+            code = 1
+        exit_code = code if code >= 0 else 128 - code
+        return DatabaseRun(one.territories, exit_code, seconds, output, tuple(said["stderr"]))
+
+    def stop(self) -> None:
+        """End them as a plain kill would, which each tidies up after; what doesn't end is killed."""
+        with self._lock:
+            self._stopped = True
+            running = [one for one in self._running if one.poll() is None]
+        for one in running:
+            one.terminate()
+        until = time.monotonic() + _STOP_S
+        for one in running:
+            try:
+                one.wait(max(until - time.monotonic(), 0))
+            except subprocess.TimeoutExpired:
+                one.kill()
+
+
+def _parsed(lines: list[str]) -> Any:
+    """One JSON value, or one for each line; lines as they stand where it is neither."""
+    text = "\n".join(lines)
+    try:
+        return json.loads(text) if text.strip() else None
+    except ValueError:
+        pass
+    try:
+        return [json.loads(line) for line in lines if line.strip()]
+    except ValueError:
+        return tuple(lines)

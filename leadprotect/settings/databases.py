@@ -1,0 +1,60 @@
+"""Databases by territory: which one holds which."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from leadprotect.errors import SettingsError
+from leadprotect.settings.values import read
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+ON = "LEADPROTECT_ON"
+"""The environment variable that names a territory, whose database is meant; the command line sets it from ``--on``."""
+
+SECTION = "leadprotect.databases"
+
+
+@dataclass(frozen=True)
+class TerritoryDatabase:
+    """One database, by what connects to it, and the territories that it holds, in the order of the settings."""
+
+    url: str = field(repr=False)  # it may hold a password
+    territories: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """How it is called: by its territories."""
+        return "+".join(self.territories)
+
+
+def databases_of(
+    suffixes: Sequence[tuple[str, str]], territories: Sequence[str], given: Mapping[str, str]
+) -> tuple[TerritoryDatabase, ...]:
+    """The databases of section ``[leadprotect.databases]``, which hold all of `territories`; none without it.
+
+    Its keys are codes, or the suffixes of their roles, in any case: a file of ini has no other. Territories with
+    one URL share a database. Raises `SettingsError` for a name that is no territory, for a URL that is none, and
+    for a territory without a database.
+    """
+    if not given:
+        return ()
+    ends = dict(suffixes)
+    known = {name.lower(): code for code in territories for name in (ends.get(code, code), code)}
+    urls: dict[str, str] = {}
+    for name, text in given.items():
+        code = known.get(name.lower())
+        if code is None:
+            raise SettingsError(f"[{SECTION}]: {name!r} is none of territories: {', '.join(territories)}")
+        try:
+            urls[code] = str(read("database_url", text.strip()))
+        except SettingsError as error:
+            raise SettingsError(f"[{SECTION}] {code}: {error}") from None
+    if missing := [code for code in territories if not urls.get(code)]:
+        raise SettingsError(f"[{SECTION}] names no database of {', '.join(missing)}: {missing[0]} = postgresql://...")
+    shared: dict[str, list[str]] = {}
+    for code in territories:
+        shared.setdefault(urls[code], []).append(code)
+    return tuple(TerritoryDatabase(url, tuple(codes)) for url, codes in shared.items())

@@ -1,0 +1,206 @@
+"""One command on every database of the settings: each in a process of its own, and again what is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+from leadprotect.errors import InvalidRequest, SettingsError
+from leadprotect.fleet.run import run_on_all, worst
+from leadprotect.settings import load, parse
+from leadprotect.settings.databases import ON
+from leadprotect.settings.files import CONFIG, write_ini
+from leadprotect.settings.load import narrowed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.support.database import Database
+
+DEAD = "postgresql://postgres@/crm?host=/nowhere"
+
+
+def ini(folder: Path, **urls: str) -> Path:
+    file = write_ini(folder, territories="DE, CH, AT", observation_window="0")
+    section = "\n".join(f"{code} = {url.replace('%', '%%')}" for code, url in urls.items())
+    file.write_text(f"{file.read_text(encoding='utf-8')}\n[leadprotect.databases]\n{section}\n", encoding="utf-8")
+    return file
+
+
+def command(file: Path, *words: str) -> dict[str, Any]:
+    clean = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
+    return {"args": [sys.executable, "-m", "leadprotect", "-c", str(file), *words], "env": clean}
+
+
+def fleet(file: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(**command(file, "--fleet", *words), capture_output=True, text=True, check=False, timeout=120)
+
+
+def rows(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
+    assert done.stdout, done.stderr
+    found = json.loads(done.stdout)
+    assert done.returncode == found["exit_code"]
+    return {" ".join(one["territories"]): one for one in found["databases"]}
+
+
+@pytest.fixture
+def two(make_database: Callable[..., Database], monkeypatch: pytest.MonkeyPatch) -> tuple[Database, Database]:
+    """Two hosts that nothing protects yet."""
+    made = make_database("host"), make_database("host")
+    monkeypatch.delenv("DATABASE_URL")
+    return made
+
+
+@pytest.mark.slow("the whole life of two databases")
+@pytest.mark.profiles("pg18")
+def test_the_whole_life_on_two_databases_one_of_which_is_dead_at_first(
+    two: tuple[Database, Database], tmp_path: Path
+) -> None:
+    here, there = two
+    for database, code in ((here, "DE"), (here, "AT"), (there, "CH")):
+        for number in range(3):
+            database.activity(database.lead(code), database.user(number))
+    broken = ini(tmp_path, DE=here.url, AT=here.url, CH=DEAD)
+
+    done = fleet(broken, "upgrade", "head")
+    assert done.returncode == 1
+    assert "CH    | ERROR" in done.stdout.replace("FAILED", "ERROR"), done.stdout
+    assert "no connection to the database" in done.stdout
+    assert here.sql("SELECT array_agg(code ORDER BY code) FROM {schema}.territories") == [["AT", "DE"]]
+
+    file = ini(tmp_path, DE=here.url, AT=here.url, CH=there.url)
+    assert fleet(file, "upgrade", "head").returncode == 0
+    assert there.sql("SELECT code FROM {schema}.territories") == ["CH"]
+    waits = rows(fleet(file, "plan", "--json"))
+    assert {3} == {one["exit_code"] for one in waits.values()}
+
+    assert fleet(file, "backfill", "DE", "CH").returncode == 0
+    assert {("DE", 3), ("AT", 0)} == {*here.sql(OWNED)}
+    assert [("CH", 3)] == there.sql(OWNED)
+    assert fleet(file, "backfill", "--all").returncode == 0
+    assert {("DE", 3), ("AT", 3)} == {*here.sql(OWNED)}
+
+    assert fleet(file, "upgrade", "head").returncode == 0
+    states = rows(fleet(file, "status", "--json"))
+    assert {"DE AT", "CH"} == {*states}
+    assert {"contract"} == {one["output"]["phase"] for one in states.values()}
+    assert fleet(file, "doctor").returncode == 0
+
+    there.sql("ALTER TABLE {leads} DISABLE ROW LEVEL SECURITY")
+    judged = rows(fleet(file, "doctor", "--json"))
+    assert {"DE AT": 0, "CH": 1} == {name: one["exit_code"] for name, one in judged.items()}
+    there.sql("ALTER TABLE {leads} ENABLE ROW LEVEL SECURITY")
+
+    assert fleet(file, "downgrade", "base").returncode == 0
+    assert [None, None] == [one.sql("SELECT to_regclass('leadprotect.territories')::text")[0] for one in two]
+
+
+OWNED = (
+    "SELECT t.code, (SELECT count(*)::int FROM {schema}.user_lead_assignments AS a WHERE a.territory = t.code) "
+    "FROM {schema}.territories AS t"
+)
+
+
+@pytest.mark.profiles("pg18")
+def test_a_plain_kill_ends_what_runs_on_every_database(two: tuple[Database, Database], tmp_path: Path) -> None:
+    here, there = two
+    file = ini(tmp_path, DE=here.url, AT=here.url, CH=there.url)
+    with here.connect() as first, there.connect() as second:
+        for database, conn in ((here, first), (there, second)):
+            database.query(conn, "LOCK TABLE {leads} IN ACCESS EXCLUSIVE MODE")
+        running = command(file, "--fleet", "upgrade", "head")
+        waiting = (
+            "SELECT FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database WHERE NOT granted AND datname = %s"
+        )
+        with subprocess.Popen(**running, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            for database in two:
+                while not here.sql(waiting.replace("SELECT FROM", "SELECT 1 FROM"), database.name):
+                    assert process.poll() is None
+                    time.sleep(0.02)
+            process.send_signal(signal.SIGTERM)
+            said, _ = process.communicate(timeout=60)
+        assert process.returncode == 143, said
+    gone = (
+        "SELECT count(*)::int FROM pg_stat_activity WHERE application_name LIKE 'leadprotect%%' AND datname = ANY (%s)"
+    )
+    while here.sql(gone, [one.name for one in two]) != [0]:
+        time.sleep(0.02)
+
+
+@pytest.mark.profiles("pg18")
+def test_one_database_is_named_by_a_territory(
+    two: tuple[Database, Database], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = two
+    file = ini(tmp_path, DE=here.url, AT=here.url, CH=there.url)
+    done = subprocess.run(
+        **command(file, "--on", "CH", "status", "--json"), capture_output=True, text=True, check=False
+    )
+    assert json.loads(done.stdout)["phase"] == "none"
+    none = subprocess.run(**command(file, "status"), capture_output=True, text=True, check=False)
+    assert none.returncode == 1
+    assert "which database is not said: --on or LEADPROTECT_ON with one of DE, CH, or --fleet for all" in none.stderr
+    monkeypatch.setenv(ON, "AT")
+    monkeypatch.setenv(CONFIG, str(file))
+    found = load()
+    assert (("DE", "AT"), here.url) == (found.territories, found.database_url)
+    with psycopg.connect(found.database_url) as conn:
+        assert conn.info.dbname == here.name
+
+
+# --- what needs no database
+
+
+GIVEN = {"territories": 'DE, CH, "North America, all": na'}
+URLS = {"de": "postgresql://a/x", "CH": "postgresql://b/x", "na": "postgresql://a/x"}
+
+
+def test_territories_with_one_url_share_a_database() -> None:
+    found = parse(GIVEN, {}, URLS).databases
+    assert [("DE", "North America, all"), ("CH",)] == [one.territories for one in found]
+    assert narrowed(parse(GIVEN, {}, URLS), {ON: "CH"}).database_url == "postgresql://b/x"
+    assert "postgresql" not in repr(parse(GIVEN, {}, URLS))
+
+
+@pytest.mark.parametrize(
+    ("urls", "said"),
+    [
+        ({"DE": "postgresql://a/x"}, r"names no database of CH, North America, all: CH = postgresql://"),
+        (URLS | {"FR": "postgresql://c/x"}, r"'FR' is none of territories: DE, CH, North America, all"),
+        (URLS | {"CH": "mysql://geheim@c/x"}, r"\[leadprotect.databases\] CH: database_url"),
+    ],
+)
+def test_a_section_that_can_t_be_meant_is_refused_by_name(urls: dict[str, str], said: str) -> None:
+    with pytest.raises(SettingsError, match=said) as refused:
+        parse(GIVEN, {}, urls)
+    assert "geheim" not in str(refused.value)
+
+
+def test_a_territory_that_no_database_holds_is_refused() -> None:
+    with pytest.raises(SettingsError, match="'FR' is in no database"):
+        narrowed(parse(GIVEN, {}, URLS), {ON: "FR"})
+
+
+def test_a_command_about_one_database_is_refused_for_all() -> None:
+    with pytest.raises(InvalidRequest, match=r"--fleet runs upgrade, .* not 'demo'"):
+        run_on_all(parse(GIVEN, {}, URLS), ["demo"])
+    with pytest.raises(SettingsError, match="there is no section"):
+        run_on_all(parse(GIVEN), ["status"])
+
+
+@pytest.mark.parametrize(
+    ("command", "codes", "expected"),
+    [("status", [0, 1, 0], 1), ("gate", [0, 30, 20, 10], 20), ("plan", [3, 1, 0], 1), ("plan", [0, 3], 3),
+     ("doctor", [0, 2, 1], 2), ("gate", [0, 143, 20], 143)],
+)  # fmt: skip
+def test_the_worst_exit_code_is_that_of_all(command: str, codes: list[int], expected: int) -> None:
+    assert expected == worst(command, codes)
