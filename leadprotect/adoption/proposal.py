@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from leadprotect.adoption.survey import (
     HostTable,
     changing,
+    claims_read,
     compared,
-    declared,
     exempt_logins,
     read_only,
     tables_of,
@@ -478,7 +478,7 @@ class _Look:
             f"{leads.name} has row security of its own (policies: {told}): it goes on deciding, and is narrowed only"
         )
         named = list(dict.fromkeys(name for text in leads.policies.values() for name in _SETTING.findall(text)))
-        claims = declared(self.conn)
+        claims = claims_read(self.conn)
         for key, pattern in (
             ("user_guc", r"^sub$|user|uid|seller|member"),
             ("territory_guc", r"territor|region|market|country"),

@@ -155,7 +155,7 @@ def exempt_logins(conn: psycopg.Connection[Any], of: HostTable) -> list[str]:
     return [name for (name,) in conn.execute(query, (of.owner, table(of.name), table(of.name))).fetchall()]
 
 
-def declared(conn: psycopg.Connection[Any]) -> list[tuple[str, str]]:
+def claims_read(conn: psycopg.Connection[Any]) -> list[tuple[str, str]]:
     """The fields of settings in JSON that policies and functions of the host read: (setting, field), each once."""
     found = [
         (match["setting"], match["field"])
