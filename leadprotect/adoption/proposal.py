@@ -44,7 +44,7 @@ _LEADS = (
 _ASIDE = r"history|log|audit|tag|source|status|stage|score|import|view|type|contact|note|file|activit|event"
 _TERRITORIES = (
     r"territor(y|ies)(_code)?", r".*territor(y|ies).*",
-    r"market|region|gebiet|land|country_code|country|.*_(region|market|country)",
+    r"(market|region|gebiet|land|country)(_code|_id|_key)?|.*_(region|market|country)(_code)?",
 )  # fmt: skip
 _ACTIVITIES = (
     r".*activit(y|ies).*", r".*(interaction|engagement|touch(es|point)?s?).*",

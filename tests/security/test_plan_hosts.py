@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from leadprotect.planning.plan import DeployPlan, plan_deploy
-from tests.hosts import FLYWAY, PLAIN, SHAPES, Shape
+from tests.hosts import FLYWAY, LIVES, PLAIN, Shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +33,7 @@ def closed(found: DeployPlan) -> set[str]:
 
 
 @pytest.mark.slow("hosts from their first table to the gate")
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", LIVES, ids=str)
 def test_what_it_says_before_the_first_deploy_is_what_the_gate_says_after_it(
     make_host: Callable[..., Host], shape: Shape
 ) -> None:
