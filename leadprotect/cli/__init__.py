@@ -46,6 +46,7 @@ COMMANDS = {
     "rollback": "Go back to the last safe revision, verify it, and print the timeline.",
     "rules": "Who may edit besides the owner, and who is suspended.",
     "scripts": "Write a load for pgbench and assertions for psql, with leads of your database, into a folder.",
+    "shadow": "Note before contract what it would deny, while nothing is denied.",
     "status": "Show verdict, revision, gate, backfill, quarantine and what is in the way; reads only.",
     "territory": "Territories of the protected leads.",
     "validate": "Hold the chain of revisions against every rule.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import UTC
 
 import click
 from rich.table import Table
@@ -65,6 +66,9 @@ def _show(found: Status, console: Console) -> None:
         for c in (*found.open_ways, *found.to_look_at):
             console.print(f"{c.name}: {c.detail}; {c.remedy}", soft_wrap=True)
     _dangers(found, console)
+    if found.shadow:
+        since = f"{found.shadow.started_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+        console.print(f"shadow    runs since {since}: leadprotect shadow report", soft_wrap=True)
     if found.backfill:
         console.print(_jobs(found))
     if found.quarantine:

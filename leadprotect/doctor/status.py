@@ -15,6 +15,7 @@ from leadprotect.database.connection import driver_connection, rows
 from leadprotect.doctor.examine import DANGERS, examine
 from leadprotect.errors import LockUnavailable
 from leadprotect.migration import gate
+from leadprotect.migration.shadow import Shadow, shadow
 from leadprotect.preflight import standing
 from leadprotect.preflight.version_table import revision
 from leadprotect.settings import Settings, current, ident
@@ -59,7 +60,7 @@ class Status:
     made and is gone; `dangers` what doctor finds of that level, `not_judged` its checks of that level that this
     login may not ask; `quarantine` maps a table to its estimated rows, None where nobody has counted
     them yet; `invalid_indexes` are leftovers of cancelled builds. `standby` is None on a primary, `replicas` are
-    the standbys of this server.
+    the standbys of this server; `shadow` is the one that runs.
     """
 
     revision: str | None
@@ -76,6 +77,7 @@ class Status:
     not_judged: tuple[str, ...]
     standby: Standby | None
     replicas: tuple[Replica, ...]
+    shadow: Shadow | None
 
     @property
     def open_ways(self) -> tuple[gate.Condition, ...]:
@@ -142,6 +144,7 @@ def status(conn: AnyConnection, *, settings: Settings | None = None) -> Status:
         not_judged=not_judged,
         standby=replication.standby(conn),
         replicas=replication.followed_by(conn),
+        shadow=_shadow(conn, s) if "shadow_run" in asked else None,
         # asked last: only these read the host's tables, so only they can meet a lock
         backfill=_backfill(conn, s) if "backfill_status" in asked else (),
         conditions=_conditions(conn, s) if "gate_conditions" in asked else (),
@@ -158,6 +161,11 @@ def _dangers(conn: AnyConnection, s: Settings) -> tuple[tuple[Symptom, ...], tup
         tuple(one for one in found.findings if one.level == "danger"),
         tuple(one.check for one in found.not_judged),
     )
+
+
+def _shadow(conn: AnyConnection, s: Settings) -> Shadow | None:
+    found = shadow(conn, settings=s)
+    return found if found and found.ended_at is None else None
 
 
 def _functions(conn: AnyConnection, s: Settings) -> set[str]:

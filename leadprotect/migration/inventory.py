@@ -13,8 +13,8 @@ from leadprotect.settings.names import HOST_POLICIES
 if TYPE_CHECKING:
     import psycopg
 
-# the host decides what these hold: it deletes leads, and a backfill settles what it noted
-_MAY_SHRINK = ("user_lead_assignments", "unsettled_leads", "contextless_writes")
+# the host decides what these hold: it deletes leads, a backfill settles what it noted, notes of a shadow are added up
+_MAY_SHRINK = ("user_lead_assignments", "unsettled_leads", "contextless_writes", "shadow_notes")
 # says how to go back from what is applied, and goes with it
 _UNDO = "revision_undo"
 _TRANSIENT = "backfill_"

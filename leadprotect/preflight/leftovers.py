@@ -37,7 +37,12 @@ _KEPT = (
         "audit_anchors": "anchored_at anchored_by",
     },
     {"denial_secret": "secret"},
-    {"contextless_writes": "id login at host_table with_context", "unsettled_leads": "id lead_id"},
+    {
+        "contextless_writes": "id login at host_table with_context",
+        "unsettled_leads": "id lead_id",
+        "shadow_runs": "started_at started_by host_rls exempt_roles ended_at",
+        "shadow_notes": "id login role application kind host_table reason first_at last_at times",
+    },
     {
         "backfill_jobs": (
             "territory registered_at started_at ended_at finished_at request request_reason next_lead exhausted "

@@ -13,6 +13,8 @@ from leadprotect.settings.names import (
     CHILD_TRIGGERS,
     HOST_POLICIES,
     ROLE_COMMENT,
+    SHADOW_CHILD_TRIGGERS,
+    SHADOW_TRIGGERS,
     host_indexes,
     trigger_names,
 )
@@ -205,6 +207,9 @@ def taken_triggers(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
     names = {
         "tables": [relation(conn, *name.split(".", 1)) for name in hosts],
         "schema": ident(s.schema),
-        "triggers": [*trigger_names(s), *(s.role(name) for name in CHILD_TRIGGERS.values())],
+        "triggers": [
+            *trigger_names(s),
+            *(s.role(name) for name in (*CHILD_TRIGGERS.values(), *SHADOW_TRIGGERS, *SHADOW_CHILD_TRIGGERS)),
+        ],
     }
     return [name for (name,) in conn.execute(query, names).fetchall()]

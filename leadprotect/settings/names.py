@@ -54,6 +54,10 @@ CHILD_TRIGGERS = {
     "child_truncate": "child_truncate",
 }
 CHILD_POLICIES = ("child_border", "child_rows", "child_insert", "child_update", "child_delete")
+# what a shadow puts on leads and on a table of theirs, until it is stopped or contract comes: in the order of names
+# they fire before what makes another owner in the transition
+SHADOW_TRIGGERS = ("observe_edits", "observe_inserts", "observe_moves", "observe_deletes", "observe_truncate")
+SHADOW_CHILD_TRIGGERS = ("observe_rows", "observe_truncate")
 HOST_INDEXES = {"leads_index": "leads", "activities_index": "activities"}
 
 AT_CONTRACT = ("exempt_roles", "host_rls", "denied_edit", "owner_on_insert", "lead_tables")
@@ -207,6 +211,7 @@ def names(settings: Settings) -> Mapping[str, str]:
         **{f"{policy}_policy": ident(s.role(policy)) for policy in HOST_POLICIES},
         **{trigger: ident(s.role(suffix)) for trigger, suffix in CHILD_TRIGGERS.items()},
         **{f"{policy}_policy": ident(s.role(policy)) for policy in CHILD_POLICIES},
+        **{trigger: ident(s.role(trigger)) for trigger in (*SHADOW_TRIGGERS, *SHADOW_CHILD_TRIGGERS)},
         "child_policies": ", ".join(literal(s.role(policy)) for policy in CHILD_POLICIES),
         "lead_tables": _child_list(s.lead_tables),
         "host_policies": ", ".join(literal(s.role(policy)) for policy in (*HOST_POLICIES, *CHILD_POLICIES)),

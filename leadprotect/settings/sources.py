@@ -75,6 +75,8 @@ def derivation(s: Settings) -> dict[str, str]:
         "named_old": _named(s, "OLD"),
         "named_new": _named(s, "NEW"),
         **_column_in_step(s),
+        "named_before": _named(s, "l"),
+        "named_after": _named(s, "c"),
         "named_columns": ", ".join(map(ident, filter(None, [s.lead_id_column, s.owner_column]))),
         "source_triggers": ", ".join(
             [

@@ -31,6 +31,7 @@ def upgrade() -> None:
     create()
     enforce()
     end_transition()
+    end_shadow()
 
 
 def downgrade() -> None:
@@ -566,6 +567,27 @@ def end_transition() -> None:
         DROP TRIGGER {note_writes} ON {leads};
         DROP TRIGGER {transition_territory} ON {leads};
         DROP TRIGGER IF EXISTS {own_named} ON {leads}
+        """)
+    )
+
+
+def end_shadow() -> None:
+    # Here it would note what is denied already. A trigger is the shadow's by the function that it calls.
+    op.execute(
+        sql("""
+        DO $do$
+        DECLARE
+          ours name;
+        BEGIN
+          FOR ours IN
+            SELECT t.tgname FROM pg_catalog.pg_trigger AS t JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid
+            WHERE t.tgrelid = {leads_name}::regclass AND p.pronamespace = {schema_name}::regnamespace
+              AND pg_catalog.starts_with(p.proname, 'shadow_')
+          LOOP
+            EXECUTE pg_catalog.format('DROP TRIGGER %I ON {leads}', ours);
+          END LOOP;
+        END
+        $do$
         """)
     )
 

@@ -31,6 +31,7 @@ def upgrade() -> None:
     ask_gate()
     create()
     enforce()
+    end_shadow()
 
 
 def downgrade() -> None:
@@ -407,6 +408,29 @@ def create_triggers(child: LeadTable) -> None:
         """,
             child,
         )
+    )
+
+
+def end_shadow() -> None:
+    # Whatever the settings say now: a trigger is the shadow's by the function that it calls.
+    op.execute(
+        sql("""
+        DO $do$
+        DECLARE
+          ours record;
+        BEGIN
+          FOR ours IN
+            SELECT t.tgname, t.tgrelid::regclass AS host FROM pg_catalog.pg_trigger AS t JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid
+            WHERE p.pronamespace = {schema_name}::regnamespace AND pg_catalog.starts_with(p.proname, 'shadow_')
+          LOOP
+            EXECUTE pg_catalog.format('DROP TRIGGER %I ON %s', ours.tgname, ours.host);
+          END LOOP;
+        END
+        $do$;
+        SET LOCAL ROLE {owner};
+        UPDATE {schema}.shadow_runs SET ended_at = pg_catalog.clock_timestamp() WHERE ended_at IS NULL;
+        RESET ROLE
+        """)
     )
 
 

@@ -82,6 +82,10 @@ CALLERS = {
     "settle_owner_column": {"operator"},
     "unreadable": {"operator"},
     "gate_conditions": {"operator"},
+    "shadow_run": {"operator"},
+    "shadow_noted": {"operator"},
+    "shadow_saw": {"operator"},
+    "shadow_fold": {"operator"},
     "guard_beat": {"operator"},
     "guard_release": {"operator"},
 }

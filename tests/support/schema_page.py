@@ -123,6 +123,14 @@ SUBJECTS = (
         "own_moved_lead own_active_lead own_named_lead derived_owners",
     ),
     Subject(
+        "Shadow",
+        """Before contract nothing is denied; what would be is noted here while somebody lets it: `leadprotect shadow`
+        puts the triggers on leads and lead_tables, and takes them away. A statement is decided as contract will, and
+        nothing that goes wrong in that reaches it. Operators read the sums.""",
+        "shadow_runs shadow_notes shadow_note shadow_failed shadow_saw shadow_run shadow_noted shadow_fold "
+        "shadow_binds shadow_reason shadow_border shadow_edits shadow_inserts shadow_lead shadow_rows shadow_truncate",
+    ),
+    Subject(
         "Backfill and verification",
         """Owners for the leads that were there before us. Operators call these functions, mostly through `leadprotect
         backfill`: a job per territory, cut into chunks that workers lease. Verification counts what is left.""",
@@ -133,7 +141,8 @@ SUBJECTS = (
         """What holds contract back. gate_conditions() lists each condition and whether it is met, for operators;
         the revisions of contract call require_open_gate(). leadprotect guard keeps its run and its heartbeat here.""",
         "accepted_conditions accept_condition accepted_share tolerated shell_word leaking_views ways_around host_code "
-        "lost_searches what_changes lead_table_conditions gate_conditions require_open_gate guard_runs guard_beat "
+        "lost_searches what_changes lead_table_conditions shadow_condition gate_conditions require_open_gate "
+        "guard_runs guard_beat "
         "guard_release",
     ),
     Subject(
