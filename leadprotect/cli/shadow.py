@@ -18,10 +18,9 @@ from leadprotect.migration.shadow import (
     WouldBeDenied,
     fold,
     shadow_report,
-    start_shadow,
-    stop_shadow,
     watch_shadow,
 )
+from leadprotect.migration.shadowing import start_shadow, stop_shadow
 from leadprotect.settings import current, duration
 
 if TYPE_CHECKING:

@@ -69,6 +69,7 @@ CHECKS: tuple[Check, ...] = (
     guards.lead_trigger_missing,
     guards.lead_trigger_off,
     guards.lead_trigger_changed,
+    guards.shadow_left_over,
     ways.definer_view,
     ways.materialised_view,
     ways.view_changed,

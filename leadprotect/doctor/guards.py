@@ -8,6 +8,7 @@ from leadprotect.doctor import present
 from leadprotect.doctor.finding import Fault, check
 from leadprotect.doctor.shipped import known, shipped, shipped_script, trigger_statement
 from leadprotect.doctor.versions import applied
+from leadprotect.migration.shadow import lacking_triggers, shadow, standing_on
 from leadprotect.settings import Settings, ident, literal, table
 from leadprotect.settings.names import CHILD_TRIGGERS, HOST_TRIGGERS, trigger_names, unmade
 from leadprotect.settings.sources import suffix
@@ -109,6 +110,22 @@ def lead_trigger_changed(conn: psycopg.Connection[Any], s: Settings) -> Iterator
                 drop = f"DROP TRIGGER {ident(trigger.name)} ON {table(child.table)};"
                 mends = f"{drop} {_on_child(text, s, child.table, name)}"
                 yield Fault(child.table, f"trigger {trigger.name} is not as shipped", mends)
+
+
+@check("warning", "What is done there is not noted, or is decided twice.", needs="schema")
+def shadow_left_over(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A shadow that still runs after contract, or that was started or stopped by half."""
+    run, standing = shadow(conn, settings=s), standing_on(conn, s)
+    runs = run is not None and run.ended_at is None
+    if present.enforced(conn, s):
+        for host in standing or ([s.schema] if runs else []):
+            yield Fault(host, "a shadow runs after contract", "leadprotect shadow stop")
+    elif runs:
+        for lost in lacking_triggers(conn, s):
+            yield Fault(lost, "a trigger of the shadow that runs is missing or off", "leadprotect shadow start")
+    else:
+        for host in standing:
+            yield Fault(host, "a shadow was started or stopped by half", "leadprotect shadow stop")
 
 
 def _on_child(text: str, s: Settings, host: str, name: str) -> str | None:

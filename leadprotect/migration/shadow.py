@@ -9,17 +9,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.catalog import relation
 from leadprotect.database.connection import connect, mapped_errors, rows
 from leadprotect.errors import InvalidRequest
-from leadprotect.migration import steps
-from leadprotect.migration.rollback import alembic_config
-from leadprotect.preflight import check
-from leadprotect.preflight.names_taken import taken_triggers
-from leadprotect.settings import LeadTable, Settings, current, ident, load, render, table
+from leadprotect.settings import LeadTable, Settings, current, ident, render
 from leadprotect.settings.names import SHADOW_CHILD_TRIGGERS, SHADOW_TRIGGERS
 
 if TYPE_CHECKING:
@@ -27,7 +22,6 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     import psycopg
-    from alembic.config import Config
 
     from leadprotect.database.connection import AnyConnection
 
@@ -106,9 +100,6 @@ _LOGINS = """
     """
 
 
-_ENDED = "UPDATE {schema}.shadow_runs SET ended_at = clock_timestamp() WHERE ended_at IS NULL"
-
-
 @dataclass(frozen=True)
 class Shadow:
     """A shadow: when it was started and by whom; `ended_at` is None while it runs."""
@@ -169,44 +160,6 @@ class ShadowReport:
     def locked_out(self) -> tuple[WouldBeDenied, ...]:
         """Those that no user of the login could do."""
         return tuple(one for one in self.denied if one.locks_out)
-
-
-def start_shadow(*, config: Config | None = None, lock_budget: str | None = None) -> Shadow:
-    """Note from now on what contract would deny; nothing is done where that runs, and what a kill left is completed.
-
-    One step for each table, with the timeout and the retries of a migration. Raises `InvalidRequest` before the
-    revisions that it needs, after contract, with host_rls = off, and where the login does not own a table;
-    `LockUnavailable` where a table could not be locked in time: the same call goes on.
-    """
-    s = load(config or alembic_config())
-    with mapped_errors(), steps.in_steps(s, lock_budget=lock_budget) as at:
-        check.check_server(at.guard)
-        _require_startable(at.guard, s)
-        run = _run(at.guard, s)
-        wanted = dict(_statements(s))
-        gone = [name for name in _standing(at.guard, s) if name not in wanted]
-        for name in [*gone, *wanted]:
-            at.step(partial(_make, s=s, name=name, wanted=wanted.get(name, {})))
-        if run is None or run.ended_at is not None or not _as_started(at.guard, s):
-            at.step(partial(_begin, s=s))
-        found = _run(at.guard, s)
-    assert found is not None  # noqa: S101 - just made
-    return found
-
-
-def stop_shadow(*, config: Config | None = None, lock_budget: str | None = None) -> Shadow | None:
-    """Take the triggers away; what they noted stays until the next start. None where none was ever started.
-
-    Whatever the settings say now. One step for each table, as `start_shadow` does it.
-    """
-    s = load(config or alembic_config())
-    with mapped_errors(), steps.in_steps(s, lock_budget=lock_budget) as at:
-        check.check_server(at.guard)
-        for name in _standing(at.guard, s):
-            at.step(partial(_make, s=s, name=name, wanted={}))
-        if _known(at.guard, s):
-            at.step(partial(_end, s=s))
-        return _run(at.guard, s)
 
 
 def shadow(conn: AnyConnection, *, settings: Settings | None = None) -> Shadow | None:
@@ -305,21 +258,21 @@ def watched(s: Settings) -> tuple[str, ...]:
 
 def lacking_triggers(conn: AnyConnection, s: Settings) -> list[str]:
     """The triggers that a running shadow has no more, or that do not fire; as ``trigger on table``."""
-    standing = _standing(conn, s)
+    present = standing(conn, s)
     return [
         f"{s.role(trigger)} on {host}"
-        for host, wanted in _statements(s)
+        for host, wanted in statements(s)
         for trigger in wanted
-        if standing.get(host, {}).get(s.role(trigger)) != "A"
+        if present.get(host, {}).get(s.role(trigger)) != "A"
     ]
 
 
 def standing_on(conn: AnyConnection, s: Settings) -> list[str]:
     """The tables of the host on which triggers of a shadow stand."""
-    return list(_standing(conn, s))
+    return list(standing(conn, s))
 
 
-def _statements(s: Settings) -> Iterator[tuple[str, dict[str, str]]]:
+def statements(s: Settings) -> Iterator[tuple[str, dict[str, str]]]:
     """For each table what makes its triggers, by their names."""
     yield s.leads_table, {name: render(_ON_LEADS[name], s) for name in SHADOW_TRIGGERS}
     for child in s.lead_tables:
@@ -330,7 +283,7 @@ def _on_child(name: str, s: Settings, child: LeadTable) -> str:
     return render(_ON_CHILD[name].replace("KIND", "'append'" if child.append else "'edit'"), s, child)
 
 
-def _standing(conn: AnyConnection, s: Settings) -> dict[str, dict[str, str]]:
+def standing(conn: AnyConnection, s: Settings) -> dict[str, dict[str, str]]:
     """Table -> names of the triggers of a shadow on it, with how they fire."""
     found: dict[str, dict[str, str]] = {}
     for schema, name, trigger, enabled in rows(conn, _STANDING, (ident(s.schema),)):
@@ -338,102 +291,19 @@ def _standing(conn: AnyConnection, s: Settings) -> dict[str, dict[str, str]]:
     return found
 
 
-def _known(conn: AnyConnection, s: Settings) -> bool:
-    query = "SELECT pg_catalog.to_regprocedure(%s) IS NOT NULL AND pg_catalog.to_regprocedure(%s) IS NOT NULL"
-    return rows(conn, query, (render("{schema}.shadow_run()", s), render("{schema}.shadow_binds(regclass)", s))) == [
-        (True,)
-    ]
+def known(conn: AnyConnection, s: Settings) -> bool:
+    """Whether the revisions that a shadow needs are applied."""
+    wanted = [render(one, s) for one in ("{schema}.shadow_run()", "{schema}.shadow_binds(regclass)")]
+    query = "SELECT bool_and(to_regprocedure(name) IS NOT NULL) FROM pg_catalog.unnest(%s::text[]) AS name"
+    return rows(conn, query, (wanted,)) == [(True,)]
 
 
 def _run(conn: AnyConnection, s: Settings) -> Shadow | None:
-    if not _known(conn, s):
+    if not known(conn, s):
         return None
     query = "SELECT started_at, started_by::text, ended_at FROM {schema}.shadow_run()"
     found = rows(conn, render(query, s))
     return Shadow(*found[0]) if found else None
-
-
-def _as_started(conn: AnyConnection, s: Settings) -> bool:
-    """Whether the settings are those with which it was started."""
-    query = "SELECT host_rls, exempt_roles::text[] FROM {schema}.shadow_run()"
-    return [(kept, sorted(exempt)) for kept, exempt in rows(conn, render(query, s))] == [
-        (s.host_rls, sorted(s.exempt_roles))
-    ]
-
-
-def _require_startable(conn: psycopg.Connection[Any], s: Settings) -> None:
-    if relation(conn, s.schema, "host_row_security") is not None:
-        raise InvalidRequest("contract is in force: what it denies stands in the audit, nothing is to be foreseen")
-    if not _known(conn, s):
-        raise InvalidRequest("a shadow needs the revisions before contract: alembic upgrade head")
-    if s.host_rls == "off":
-        raise InvalidRequest("with host_rls = off contract leaves the leads alone: nothing would be denied")
-    if taken := taken_triggers(conn, s):
-        raise InvalidRequest(f"trigger {', '.join(taken)} of the host has a name of leadprotect's: rename it")
-    for name in watched(s):
-        _require_owned(conn, name)
-    for child in s.lead_tables:
-        _require_column(conn, child)
-
-
-def _require_owned(conn: psycopg.Connection[Any], name: str) -> None:
-    query = """
-        SELECT pg_catalog.pg_get_userbyid(c.relowner)::text, current_user::text,
-               pg_catalog.pg_has_role(c.relowner, 'USAGE')
-        FROM pg_catalog.pg_class AS c WHERE c.oid = %s
-        """
-    found = rows(conn, query, (relation(conn, *name.split(".", 1)),))
-    if not found:
-        raise InvalidRequest(f"there is no table {name}: correct leads_table or lead_tables")
-    owner, me, owns = found[0]
-    if not owns:
-        raise InvalidRequest(
-            f"{me} does not own {name}, and only its owner puts a trigger on it: run this as the login that migrates, "
-            f"or GRANT {ident(owner)} TO {ident(me)};"
-        )
-
-
-def _require_column(conn: psycopg.Connection[Any], child: LeadTable) -> None:
-    query = "SELECT FROM pg_catalog.pg_attribute WHERE attrelid = %s AND attname = %s AND NOT attisdropped"
-    if not rows(conn, query, (relation(conn, *child.table.split(".", 1)), child.column)):
-        raise InvalidRequest(f"{child.table} has no column {child.column}: correct lead_tables")
-
-
-def _make(conn: psycopg.Connection[Any], s: Settings, name: str, wanted: dict[str, str]) -> None:
-    """Bring the triggers of one table to `wanted`, and lock it only where one differs."""
-    standing = _standing(conn, s).get(name, {})
-    host = table(name)
-    ours = {s.role(trigger): statement for trigger, statement in wanted.items()}
-    for trigger, enabled in standing.items():
-        if trigger not in ours or enabled != "A":
-            conn.execute(f"DROP TRIGGER {ident(trigger)} ON {host}".encode())
-    for trigger, statement in ours.items():
-        if standing.get(trigger) != "A":
-            conn.execute(statement.encode())
-            conn.execute(f"ALTER TABLE {host} ENABLE ALWAYS TRIGGER {ident(trigger)}".encode())
-
-
-def _begin(conn: psycopg.Connection[Any], s: Settings) -> None:
-    """From here on all of it is noted; what an earlier one noted is forgotten."""
-    conn.execute(render("SET LOCAL ROLE {owner}", s).encode())
-    conn.execute(
-        render("UPDATE {schema}.shadow_runs SET ended_at = clock_timestamp() WHERE ended_at IS NULL", s).encode()
-    )
-    conn.execute(
-        render("INSERT INTO {schema}.shadow_runs (host_rls, exempt_roles) VALUES (%s, %s::name[])", s).encode(),
-        (s.host_rls, list(s.exempt_roles)),
-    )
-    fold(conn, s)
-    conn.execute("RESET ROLE")
-
-
-def _end(conn: psycopg.Connection[Any], s: Settings) -> None:
-    conn.execute(render("SET LOCAL ROLE {owner}", s).encode())
-    conn.execute(
-        render("UPDATE {schema}.shadow_runs SET ended_at = clock_timestamp() WHERE ended_at IS NULL", s).encode()
-    )
-    fold(conn, s)
-    conn.execute("RESET ROLE")
 
 
 def _memberships(conn: AnyConnection, s: Settings, logins: list[str]) -> dict[str, tuple[bool, bool]]:

@@ -17,6 +17,7 @@ from leadprotect.database.catalog import one, relation
 from leadprotect.database.connection import as_role
 from leadprotect.doctor.keys import index_not_leakproof
 from leadprotect.doctor.ways import foreign_key_action, host_before_trigger, once_enforced
+from leadprotect.migration.shadow import shadow_report
 from leadprotect.settings import Settings, ident, render, table
 from leadprotect.settings.names import territory_columns
 
@@ -159,6 +160,21 @@ _JOBS = """
     WHERE j.active AND j.database = current_database() AND j.command ~* ('\\m' || %(name)s || '\\M')
       AND j.username::text <> ALL (%(exempt)s) ORDER BY 1 LIMIT 20
     """
+
+
+def noted(conn: psycopg.Connection[Any], s: Settings) -> list[Loss]:
+    """What a shadow saw logins do that contract will deny; nothing where none was started."""
+    found = shadow_report(conn, settings=s)
+    return [
+        Loss(
+            "edits",
+            one.login,
+            f"a shadow saw {one.kind} of {one.host_table} as {one.role}, {one.times:,} times or more: {one.reason}",
+            one.remedy,
+            "shadow" if one.locks_out else None,
+        )
+        for one in (found.denied if found else ())
+    ]
 
 
 def losses(conn: psycopg.Connection[Any], s: Settings, unseen: list[str]) -> list[Loss]:

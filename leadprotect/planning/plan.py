@@ -19,7 +19,7 @@ from leadprotect.database.modes import MODES, in_sql
 from leadprotect.doctor.versions import named_revision
 from leadprotect.errors import LeadProtectError, PreflightError, ProtectionUnavailable
 from leadprotect.migration import gate
-from leadprotect.planning.losses import EVERYBODY, Loss, losses
+from leadprotect.planning.losses import EVERYBODY, Loss, losses, noted
 from leadprotect.planning.obstacles import Obstacle, obstacles
 from leadprotect.planning.refusals import refusals
 from leadprotect.planning.steps import PendingRevision, TableSize, spare_patience, steps, touched
@@ -116,6 +116,7 @@ def _plan(conn: psycopg.Connection[Any], s: Settings) -> DeployPlan:
     pending = steps(conn, s, waiting, unseen)
     contracts = any(step.asks_gate for step in pending)
     lost = _asked(conn, lambda: losses(conn, s, unseen), "who would lose what", unseen) or [] if contracts else []
+    lost += _asked(conn, lambda: noted(conn, s), "what a shadow noted", unseen) or [] if contracts else []
     left = _backfill(conn, s, unseen) if contracts else []
     asked = _gate(conn, s, unseen) if contracts else []
     conditions = asked if asked is not None else _foreseen(s, lost, left)

@@ -349,6 +349,10 @@ def create_shadow_triggers() -> None:
                 reason := 'copy';
               ELSIF TG_OP = 'INSERT' AND TG_ARGV[1] = 'append' THEN
                 reason := (SELECT {schema}.shadow_border(l.territory) FROM {schema}.host_lead(after) AS l (territory));
+              -- who may not ask for the decision meets its name in the policies, whichever row he means
+              ELSIF pg_trigger_depth() = 1 AND NOT pg_has_role({schema}.acting_role(), {app_name}, 'USAGE') THEN
+                reason := CASE WHEN coalesce({declared_user}, '') = '' OR coalesce({declared_territory}, '') = ''
+                  THEN 'no_context' ELSE 'not_member' END;
               -- a lead that is gone took its rows along: its deletion was decided
               ELSIF before IS NOT NULL AND (pg_trigger_depth() = 1 OR EXISTS (SELECT FROM {schema}.host_lead(before))) THEN
                 reason := coalesce({schema}.shadow_reason(before), CASE

@@ -103,8 +103,12 @@ ASKED = {
     ("purge",): ["--left"],
     ("init",): ["--dry-run", "--force", "--yes", "--set", "qualifying_kinds=call"],
     ("validate",): ["--static"],
+    ("shadow", "start"): [],
+    ("shadow", "watch"): ["--for", "0s"],
+    ("shadow", "report"): [],
+    ("shadow", "stop"): [],
 }
-A_VERDICT = {("plan",), ("purge",), ("doctor",), ("redteam",), ("gate", "check"), ("guard",)}
+A_VERDICT = {("shadow", "report"), ("plan",), ("purge",), ("doctor",), ("redteam",), ("gate", "check"), ("guard",)}
 """Their exit code is the answer: before contract, to a superuser, and without a Prometheus, not 0."""
 OF_A_CHAIN = {"new", "next", "validate"}
 """They ask files, not the database."""
@@ -123,6 +127,9 @@ TELL_A_TIME = {
     ("rules", "list"),
     ("gate", "check"),
     ("guard",),
+    ("shadow", "start"),
+    ("shadow", "report"),
+    ("shadow", "stop"),
 }
 
 
@@ -150,6 +157,8 @@ def test_every_time_in_json_is_rfc_3339_with_a_zone(
     now = datetime.now(UTC).isoformat()
     if command[0] == "territory":
         assert 0 == CliRunner().invoke(main, ["territory", "add", "XX"]).exit_code
+    if command[0] == "shadow":
+        assert 0 == CliRunner().invoke(main, ["shadow", "start"]).exit_code
     if command[0] == "audit" and command not in OF_AN_OPERATOR:
         monkeypatch.setenv("DATABASE_URL", expanded.login_url("auditor_both"))
         settings.current.cache_clear()

@@ -209,6 +209,21 @@ PLANTED = [
     ),
     Planted("lead-trigger-missing", "DROP TRIGGER {refuse_taken} ON {leads}", "refuse_taken"),
     Planted("lead-trigger-missing", "DROP TRIGGER {audit_truncate} ON {leads}"),
+    Planted(
+        "shadow-left-over",
+        "CREATE TRIGGER {observe_truncate} BEFORE TRUNCATE ON {leads} FOR EACH STATEMENT "
+        "EXECUTE FUNCTION {schema}.shadow_truncate()",
+        "after contract",
+        level="warning",
+        mends="DROP TRIGGER {observe_truncate} ON {leads}",
+    ),
+    Planted(
+        "shadow-left-over",
+        "INSERT INTO {schema}.shadow_runs (host_rls, exempt_roles) VALUES ('enforce', '{}')",
+        "after contract",
+        level="warning",
+        mends="UPDATE {schema}.shadow_runs SET ended_at = now()",
+    ),
     Planted("lead-trigger-off", "ALTER TABLE {leads} DISABLE TRIGGER {refuse_move}", "disabled"),
     Planted("lead-trigger-off", "ALTER TABLE {leads} ENABLE TRIGGER {forget}", "silent"),
     Planted(
