@@ -261,7 +261,7 @@ def lacking_triggers(conn: AnyConnection, s: Settings) -> list[str]:
     present = standing(conn, s)
     return [
         f"{s.role(trigger)} on {host}"
-        for host, wanted in statements(s)
+        for host, wanted in wanted_triggers(s)
         for trigger in wanted
         if present.get(host, {}).get(s.role(trigger)) != "A"
     ]
@@ -272,7 +272,7 @@ def standing_on(conn: AnyConnection, s: Settings) -> list[str]:
     return list(standing(conn, s))
 
 
-def statements(s: Settings) -> Iterator[tuple[str, dict[str, str]]]:
+def wanted_triggers(s: Settings) -> Iterator[tuple[str, dict[str, str]]]:
     """For each table what makes its triggers, by their names."""
     yield s.leads_table, {name: render(_ON_LEADS[name], s) for name in SHADOW_TRIGGERS}
     for child in s.lead_tables:
@@ -291,7 +291,7 @@ def standing(conn: AnyConnection, s: Settings) -> dict[str, dict[str, str]]:
     return found
 
 
-def known(conn: AnyConnection, s: Settings) -> bool:
+def foreseeable(conn: AnyConnection, s: Settings) -> bool:
     """Whether the revisions that a shadow needs are applied."""
     wanted = [render(one, s) for one in ("{schema}.shadow_run()", "{schema}.shadow_binds(regclass)")]
     query = "SELECT bool_and(to_regprocedure(name) IS NOT NULL) FROM pg_catalog.unnest(%s::text[]) AS name"
@@ -299,7 +299,7 @@ def known(conn: AnyConnection, s: Settings) -> bool:
 
 
 def _run(conn: AnyConnection, s: Settings) -> Shadow | None:
-    if not known(conn, s):
+    if not foreseeable(conn, s):
         return None
     query = "SELECT started_at, started_by::text, ended_at FROM {schema}.shadow_run()"
     found = rows(conn, render(query, s))

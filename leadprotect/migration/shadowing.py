@@ -10,7 +10,7 @@ from leadprotect.database.connection import mapped_errors, rows
 from leadprotect.errors import InvalidRequest
 from leadprotect.migration import steps
 from leadprotect.migration.rollback import alembic_config
-from leadprotect.migration.shadow import Shadow, fold, known, shadow, standing, statements, watched
+from leadprotect.migration.shadow import Shadow, fold, foreseeable, shadow, standing, wanted_triggers, watched
 from leadprotect.preflight import check
 from leadprotect.preflight.names_taken import taken_triggers
 from leadprotect.settings import LeadTable, Settings, ident, load, render, table
@@ -36,7 +36,7 @@ def start_shadow(*, config: Config | None = None, lock_budget: str | None = None
         check.check_server(at.guard)
         _require_startable(at.guard, s)
         run = shadow(at.guard, settings=s)
-        wanted = dict(statements(s))
+        wanted = dict(wanted_triggers(s))
         gone = [name for name in standing(at.guard, s) if name not in wanted]
         for name in [*gone, *wanted]:
             at.step(partial(_make, s=s, name=name, wanted=wanted.get(name, {})))
@@ -57,7 +57,7 @@ def stop_shadow(*, config: Config | None = None, lock_budget: str | None = None)
         check.check_server(at.guard)
         for name in standing(at.guard, s):
             at.step(partial(_make, s=s, name=name, wanted={}))
-        if known(at.guard, s):
+        if foreseeable(at.guard, s):
             at.step(partial(_end, s=s))
         return shadow(at.guard, settings=s)
 
@@ -73,7 +73,7 @@ def _as_started(conn: AnyConnection, s: Settings) -> bool:
 def _require_startable(conn: psycopg.Connection[Any], s: Settings) -> None:
     if relation(conn, s.schema, "host_row_security") is not None:
         raise InvalidRequest("contract is in force: what it denies stands in the audit, nothing is to be foreseen")
-    if not known(conn, s):
+    if not foreseeable(conn, s):
         raise InvalidRequest("a shadow needs the revisions before contract: alembic upgrade head")
     if s.host_rls == "off":
         raise InvalidRequest("with host_rls = off contract leaves the leads alone: nothing would be denied")
