@@ -40,7 +40,7 @@ WAIVED = {
         "rights of our functions and of offices; the border narrows by territory, which it takes for no tenant",
     ),
     "SEC007": (
-        r"leadprotect\.(accepted_conditions|contextless_writes|denial_secret|guard_runs|host_row_security|audit_anchors|lead_table_row_security|revision_undo|shadow_runs|territories|unsettled_leads)",
+        r"leadprotect\.(accepted_conditions|contextless_writes|denial_secret|guard_runs|host_row_security|audit_anchors|lead_table_row_security|revision_undo|shadow_notes|shadow_runs|territories|unsettled_leads)",
         "tables without a territory: there is no border to draw",
     ),
     "SEC008": (
