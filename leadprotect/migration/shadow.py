@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from leadprotect.database.connection import AnyConnection
 
-MEANT = ("not_owner", "unassigned", "suspended")
+MEANT = ("not_owner", "unassigned", "suspended", "not_manager")
 """Reasons of a denial that is what protection is for: it depends on who asks for which lead."""
 
 SAMPLE_S = 0.2
@@ -351,5 +351,6 @@ def _remedy(s: Settings, role: str, reason: str, *, member: bool) -> str:
         "truncate": f"let the owner of the table do it; for maintenance {exempt}",
         "not_judged": "the server's log says why: leadprotect shadow could not judge",
         "unassigned": "meant; let somebody claim the lead, or assign it: leadprotect owner assign",
+        "not_manager": "meant; a manager gives leads to others: leadprotect owner transfer",
         "suspended": "meant; the user has a rule that lets him see only: leadprotect rules list",
     }.get(reason, "meant; share the lead with him, or transfer it: leadprotect owner transfer")

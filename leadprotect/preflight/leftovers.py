@@ -40,6 +40,8 @@ _KEPT = (
     {
         "contextless_writes": "id login at host_table with_context",
         "unsettled_leads": "id lead_id",
+    },
+    {
         "shadow_runs": "started_at started_by host_rls exempt_roles ended_at",
         "shadow_notes": "id login role application kind host_table reason first_at last_at times",
     },

@@ -2,8 +2,7 @@
 
 Why: between expand and contract the old and the new version of the application run side by side.
 A lead that changes its territory has no owner there until a newer activity or a hand decides; a deleted
-lead takes its assignments and rules along; and contract must know whether anybody still writes without saying who he is, and, where a shadow
-is started later, what it would have denied.
+lead takes its assignments and rules along; and contract must know whether anybody still writes without saying who he is.
 
 Locks on host tables: SHARE ROW EXCLUSIVE on leads, for milliseconds (CREATE TRIGGER). On the way
 down ACCESS EXCLUSIVE on leads, for milliseconds (DROP TRIGGER).
@@ -26,8 +25,6 @@ locks = {"upgrade": {"leads": "ShareRowExclusiveLock"}, "downgrade": {"leads": "
 def upgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
     create_notes()
-    create_shadow_tables()
-    create_shadow_notes()
     create_transition_check()
     create_unsettled()
     create_note_function()
@@ -57,12 +54,6 @@ def downgrade() -> None:
     op.execute(
         sql("""
         DROP FUNCTION
-          {schema}.shadow_fold(),
-          {schema}.shadow_run(),
-          {schema}.shadow_noted(),
-          {schema}.shadow_saw(name, text, text, bigint, timestamptz, timestamptz),
-          {schema}.shadow_failed(text, regclass, text),
-          {schema}.shadow_note(text, regclass, text),
           {schema}.forget_lead(),
           {schema}.own_moved_lead(),
           {schema}.settle_owner_column(text, integer),
@@ -79,9 +70,7 @@ def downgrade() -> None:
         sql("""
         REVOKE ALL ON {schema}.unsettled_leads, {schema}.contextless_writes FROM {reader};
         ALTER TABLE {schema}.unsettled_leads SET SCHEMA {quarantine};
-        ALTER TABLE {schema}.contextless_writes SET SCHEMA {quarantine};
-        ALTER TABLE {schema}.shadow_runs SET SCHEMA {quarantine};
-        ALTER TABLE {schema}.shadow_notes SET SCHEMA {quarantine}
+        ALTER TABLE {schema}.contextless_writes SET SCHEMA {quarantine}
         """)
     )
     op.execute("RESET ROLE")
@@ -119,197 +108,6 @@ def create_notes() -> None:
         DROP POLICY IF EXISTS lp_inside ON {schema}.contextless_writes;
         CREATE POLICY lp_inside ON {schema}.contextless_writes TO {owner}, {reader} USING ({inside}) WITH CHECK ({inside});
         GRANT SELECT ON {schema}.contextless_writes TO {reader}
-        """)
-    )
-
-
-def create_shadow_tables() -> None:
-    # Append-only and without a unique key on what is counted, as writers of the host must never wait for each other here.
-    op.execute(
-        sql("""
-        DO $do$
-        BEGIN
-          IF pg_catalog.to_regclass('{quarantine}.shadow_notes') IS NOT NULL THEN
-            ALTER TABLE {quarantine}.shadow_runs SET SCHEMA {schema};
-            ALTER TABLE {quarantine}.shadow_notes SET SCHEMA {schema};
-          ELSE
-            CREATE TABLE {schema}.shadow_runs (
-              started_at timestamptz PRIMARY KEY DEFAULT pg_catalog.clock_timestamp(),
-              started_by name NOT NULL DEFAULT session_user,
-              host_rls text NOT NULL,
-              exempt_roles name[] NOT NULL,
-              ended_at timestamptz
-            );
-            CREATE TABLE {schema}.shadow_notes (
-              id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
-              login name NOT NULL DEFAULT session_user,
-              role name NOT NULL,
-              application text NOT NULL,
-              kind text NOT NULL,
-              host_table text NOT NULL,
-              reason text NOT NULL,
-              first_at timestamptz NOT NULL,
-              last_at timestamptz NOT NULL,
-              times bigint NOT NULL
-            );
-            CREATE INDEX ix_shadow_notes_last ON {schema}.shadow_notes (last_at);
-          END IF;
-        END
-        $do$;
-        COMMENT ON TABLE {schema}.shadow_runs IS 'When a shadow ran before contract: statements are decided and noted, none is denied';
-        COMMENT ON COLUMN {schema}.shadow_runs.started_at IS 'from when all of it was noted';
-        COMMENT ON COLUMN {schema}.shadow_runs.started_by IS 'session_user';
-        COMMENT ON COLUMN {schema}.shadow_runs.host_rls IS 'the setting that contract was expected to have';
-        COMMENT ON COLUMN {schema}.shadow_runs.exempt_roles IS 'the setting that contract was expected to have';
-        COMMENT ON COLUMN {schema}.shadow_runs.ended_at IS 'when it was stopped, or contract came; NULL: it runs';
-        COMMENT ON TABLE {schema}.shadow_notes IS
-        'What contract would have denied, and who was seen reading: at most three notes of a kind and minute, added up by the hour';
-        COMMENT ON COLUMN {schema}.shadow_notes.id IS 'no meaning';
-        COMMENT ON COLUMN {schema}.shadow_notes.login IS 'session_user';
-        COMMENT ON COLUMN {schema}.shadow_notes.role IS 'who acted: the role that SET ROLE chose, or the login';
-        COMMENT ON COLUMN {schema}.shadow_notes.application IS 'application_name, its first 60 characters';
-        COMMENT ON COLUMN {schema}.shadow_notes.kind IS 'INSERT, UPDATE, DELETE, TRUNCATE, COPY, or SELECT for who was seen reading';
-        COMMENT ON COLUMN {schema}.shadow_notes.host_table IS 'the table of the host';
-        COMMENT ON COLUMN {schema}.shadow_notes.reason IS
-        'a reason of the decision, or not_member, moved, copy, truncate, not_judged (the decision failed), read';
-        COMMENT ON COLUMN {schema}.shadow_notes.first_at IS 'the first of them';
-        COMMENT ON COLUMN {schema}.shadow_notes.last_at IS 'the last of them';
-        COMMENT ON COLUMN {schema}.shadow_notes.times IS 'how many statements, or rows of a table of lead_tables, at least';
-        ALTER TABLE {schema}.shadow_runs ENABLE ROW LEVEL SECURITY;
-        ALTER TABLE {schema}.shadow_runs FORCE ROW LEVEL SECURITY;
-        ALTER TABLE {schema}.shadow_notes ENABLE ROW LEVEL SECURITY;
-        ALTER TABLE {schema}.shadow_notes FORCE ROW LEVEL SECURITY;
-        DROP POLICY IF EXISTS lp_inside ON {schema}.shadow_runs;
-        DROP POLICY IF EXISTS lp_inside ON {schema}.shadow_notes;
-        CREATE POLICY lp_inside ON {schema}.shadow_runs TO {owner} USING ({inside}) WITH CHECK ({inside});
-        CREATE POLICY lp_inside ON {schema}.shadow_notes TO {owner} USING ({inside}) WITH CHECK ({inside})
-        """)
-    )
-
-
-def create_shadow_notes() -> None:
-    # A session keeps what it has counted in a setting of its own, which rolls back as its notes do, and leaves a note
-    # a minute: no row is updated, so nobody waits and a long snapshot costs nothing. Under SERIALIZABLE the notes of
-    # others are not looked at, for that could fail a transaction of the host.
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.shadow_note(kind text, target regclass, reason text)
-        RETURNS void
-        LANGUAGE plpgsql
-        SET search_path = pg_catalog, pg_temp
-        AS $body$
-        #variable_conflict use_variable
-        DECLARE
-          acts name := {schema}.acting_role();
-          host text := target::text;
-          now timestamptz := clock_timestamp();
-          counter text := 'leadprotect.shadow_'
-            || to_hex(hashtextextended(concat_ws(' ', current_database(), session_user, acts, kind, host, reason), 0));
-          kept text[] := string_to_array(nullif(current_setting(counter, true), ''), ' ');
-          times bigint := coalesce(kept[2]::bigint, 0) + 1;
-        BEGIN
-          IF reason IS NULL THEN
-            RETURN;
-          ELSIF kept[1]::numeric > extract(epoch FROM now) - 60
-            OR current_setting('transaction_isolation') <> 'serializable' AND (
-              SELECT count(*) FROM {schema}.shadow_notes AS n
-              WHERE n.last_at > now - interval '1 minute' AND n.login = session_user AND n.role = acts
-                AND n.kind = kind AND n.host_table = host AND n.reason = reason) >= 3
-          THEN
-            PERFORM set_config(counter, concat_ws(' ', coalesce(kept[1], '0'), times), false);
-            RETURN;
-          END IF;
-          INSERT INTO {schema}.shadow_notes (role, application, kind, host_table, reason, first_at, last_at, times)
-          VALUES (acts, coalesce({schema}.bounded(left(current_setting('application_name'), 60)), ''), kind, host, reason,
-                  coalesce(to_timestamp(nullif(kept[1], '0')::float8), now), now, times);
-          PERFORM set_config(counter, concat_ws(' ', extract(epoch FROM now), 0), false);
-        END
-        $body$;
-        COMMENT ON FUNCTION {schema}.shadow_note(text, regclass, text) IS
-        'Notes what contract would have denied: nothing where there is no reason, a row for a session, a kind and a minute at the most';
-        REVOKE ALL ON FUNCTION {schema}.shadow_note(text, regclass, text) FROM PUBLIC;
-        CREATE FUNCTION {schema}.shadow_failed(kind text, target regclass, why text)
-        RETURNS void
-        LANGUAGE plpgsql
-        SET search_path = pg_catalog, pg_temp
-        AS $body$
-        BEGIN
-          PERFORM {schema}.shadow_note(kind, target, 'not_judged');
-          RAISE LOG 'leadprotect shadow could not judge % of %: %', kind, target, why;
-        EXCEPTION WHEN OTHERS THEN
-          RAISE LOG 'leadprotect shadow could not note % of %: %', kind, target, SQLERRM;
-        END
-        $body$;
-        COMMENT ON FUNCTION {schema}.shadow_failed(text, regclass, text) IS
-        'Notes that a statement could not be judged, and tells the server''s log why; never fails itself';
-        REVOKE ALL ON FUNCTION {schema}.shadow_failed(text, regclass, text) FROM PUBLIC
-        """)
-    )
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.shadow_saw(
-          login name, application text, host_table text, times bigint, first_at timestamptz, last_at timestamptz)
-        RETURNS void
-        LANGUAGE sql
-        SECURITY DEFINER
-        SET search_path = pg_catalog, pg_temp
-        BEGIN ATOMIC
-          INSERT INTO {schema}.shadow_notes (login, role, application, kind, host_table, reason, first_at, last_at, times)
-          VALUES (shadow_saw.login, shadow_saw.login, pg_catalog.left(shadow_saw.application, 60), 'SELECT', shadow_saw.host_table,
-                  'read', shadow_saw.first_at, shadow_saw.last_at, shadow_saw.times);
-        END;
-        COMMENT ON FUNCTION {schema}.shadow_saw(name, text, text, bigint, timestamptz, timestamptz) IS
-        'Notes that a login was seen reading a table of the host, so many times';
-        REVOKE ALL ON FUNCTION {schema}.shadow_saw(name, text, text, bigint, timestamptz, timestamptz) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.shadow_saw(name, text, text, bigint, timestamptz, timestamptz) TO {owner}, {operator};
-        CREATE FUNCTION {schema}.shadow_run()
-        RETURNS SETOF {schema}.shadow_runs
-        LANGUAGE sql
-        STABLE SECURITY DEFINER
-        SET search_path = pg_catalog, pg_temp
-        BEGIN ATOMIC
-          SELECT r.* FROM {schema}.shadow_runs AS r ORDER BY r.started_at DESC LIMIT 1;
-        END;
-        COMMENT ON FUNCTION {schema}.shadow_run() IS 'The last shadow that was started; none where none ever was';
-        REVOKE ALL ON FUNCTION {schema}.shadow_run() FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.shadow_run() TO {owner}, {operator};
-        CREATE FUNCTION {schema}.shadow_noted()
-        RETURNS TABLE (login name, role name, applications text[], kind text, host_table text, reason text,
-                       first_at timestamptz, last_at timestamptz, times bigint)
-        LANGUAGE sql
-        STABLE SECURITY DEFINER
-        SET search_path = pg_catalog, pg_temp
-        BEGIN ATOMIC
-          SELECT n.login, n.role, pg_catalog.array_agg(DISTINCT n.application), n.kind, n.host_table, n.reason,
-                 pg_catalog.min(n.first_at), pg_catalog.max(n.last_at), pg_catalog.sum(n.times)::bigint
-          FROM {schema}.shadow_notes AS n
-          WHERE n.last_at >= (SELECT pg_catalog.max(r.started_at) FROM {schema}.shadow_runs AS r)
-          GROUP BY n.login, n.role, n.kind, n.host_table, n.reason;
-        END;
-        COMMENT ON FUNCTION {schema}.shadow_noted() IS 'What was noted since the last start, added up';
-        REVOKE ALL ON FUNCTION {schema}.shadow_noted() FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.shadow_noted() TO {owner}, {operator};
-        CREATE FUNCTION {schema}.shadow_fold()
-        RETURNS void
-        LANGUAGE sql
-        SECURITY DEFINER
-        SET search_path = pg_catalog, pg_temp
-        BEGIN ATOMIC
-          WITH gone AS (
-            DELETE FROM {schema}.shadow_notes AS n
-            WHERE n.last_at < pg_catalog.date_trunc('hour', pg_catalog.clock_timestamp()) RETURNING n.*)
-          INSERT INTO {schema}.shadow_notes (login, role, application, kind, host_table, reason, first_at, last_at, times)
-          SELECT g.login, g.role, g.application, g.kind, g.host_table, g.reason, pg_catalog.min(g.first_at), pg_catalog.max(g.last_at),
-                 pg_catalog.sum(g.times)
-          FROM gone AS g
-          GROUP BY g.login, g.role, g.application, g.kind, g.host_table, g.reason, pg_catalog.date_trunc('hour', g.last_at);
-          DELETE FROM {schema}.shadow_notes AS n
-          WHERE n.last_at < (SELECT pg_catalog.max(r.started_at) FROM {schema}.shadow_runs AS r);
-        END;
-        COMMENT ON FUNCTION {schema}.shadow_fold() IS
-        'Adds up the notes of each hour that is over, and forgets those from before the last start';
-        REVOKE ALL ON FUNCTION {schema}.shadow_fold() FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.shadow_fold() TO {owner}, {operator}
         """)
     )
 

@@ -539,7 +539,7 @@ def create_shadow_condition() -> None:
           FROM (
             SELECT n.login, string_agg(DISTINCT n.kind, ', ') AS kinds, string_agg(DISTINCT n.reason, ', ') AS reasons
             FROM {schema}.shadow_notes AS n
-            WHERE n.reason NOT IN ('read', 'owner', 'not_owner', 'unassigned', 'suspended') AND n.last_at >= started
+            WHERE n.reason NOT IN ('read', 'owner', 'not_owner', 'unassigned', 'suspended', 'not_manager') AND n.last_at >= started
               AND (observation_window = interval '0' OR n.last_at > clock_timestamp() - observation_window)
               AND n.login <> ALL (exempt_roles) AND n.role <> ALL (exempt_roles)
             GROUP BY n.login ORDER BY n.login LIMIT 20) AS denied;

@@ -182,10 +182,12 @@ def test_who_gives_the_lead_away_in_its_own_column_is_decided_as_the_owner_that_
     start(database)
     with database.acting("seller_de", 1) as conn:
         database.query(conn, "UPDATE {leads} SET city = %s WHERE {lead_id} = %s", database.user(2), lead)
-    assert set() == denied(database)
+    assert {("seller_de", "UPDATE", "not_manager")} == denied(database)
+    with database.acting("seller_de", 2) as conn:
+        database.query(conn, "UPDATE {leads} SET city = NULL WHERE {lead_id} = %s", lead)
     with database.acting("seller_de", 1) as conn:
         database.query(conn, "UPDATE {leads} SET city = %s WHERE {lead_id} = %s", database.user(1), lead)
-    assert {("seller_de", "UPDATE", "not_owner")} == denied(database)
+    assert {("seller_de", "UPDATE", "not_manager")} == denied(database), "given back by the owner, and claimed"
 
 
 @ONE_SERVER
