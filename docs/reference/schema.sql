@@ -30,16 +30,17 @@
 --
 -- Contents, with the line:
 --
---      44  Who calls which function
---      96  Territories and the border
---     399  Ownership and rules
---    1178  Decision
---    1632  Attempts and audit
---    2569  Seals
---    3028  Transition
---    3349  Backfill and verification
---    4227  Gate
---    5159  Host
+--      45  Who calls which function
+--      98  Territories and the border
+--     401  Ownership and rules
+--    1180  Decision
+--    1634  Attempts and audit
+--    2571  Seals
+--    3030  Transition
+--    3351  Shadow
+--    3841  Backfill and verification
+--    4719  Gate
+--    5693  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -70,12 +71,12 @@
 --
 -- leadprotect_operator
 --    acting_role, unreadable, audit_partitions, create_audit_partitions, seal_audit,
---    detach_audit_month, territory_terms, owner_column_differs, settle_owner_column,
---    backfill_settings, backfill_start, backfill_claim, backfill_slice, backfill_release,
---    backfill_defer, backfill_retry, backfill_settle, backfill_finish, backfill_request,
---    unowned_leads, backfill_stale, backfill_estimate, backfill_sample, backfill_outside,
---    unowned_count, backfill_counts, backfill_report, backfill_status, guard_beat, guard_release,
---    gate_conditions
+--    detach_audit_month, territory_terms, owner_column_differs, settle_owner_column, shadow_saw,
+--    shadow_run, shadow_noted, shadow_fold, backfill_settings, backfill_start, backfill_claim,
+--    backfill_slice, backfill_release, backfill_defer, backfill_retry, backfill_settle,
+--    backfill_finish, backfill_request, unowned_leads, backfill_stale, backfill_estimate,
+--    backfill_sample, backfill_outside, unowned_count, backfill_counts, backfill_report,
+--    backfill_status, guard_beat, guard_release, gate_conditions
 --
 -- nobody: they serve policies, triggers, revisions and the functions above
 --    publish_territories, keep_assignment, end_lead_rules, host_lead, protected_leads, hold_lead,
@@ -86,12 +87,13 @@
 --    try_change_owner, try_change_sharing, end_rules, make_rule, revoke_rule, decide_as_manager,
 --    require_manager, in_transition, note_unsettled, note_contextless_write, own_moved_lead,
 --    own_named_lead, follow_owner_column, hide_owner_column, forget_lead, own_active_lead,
---    require_transition, chunk_bounds, next_leads, own_leads, leaking_views, ways_around,
---    host_code, lost_searches, what_changes, lead_table_conditions, accept_condition,
---    accepted_share, tolerated, shell_word, require_open_gate, acts_bound, recorded_edit,
---    audit_edit, audit_edits, audit_truncate, refuse_move, refuse_taken, own_new_lead,
---    settings_at_contract, acts_bound_on, edit_through, child_edit, child_move, child_leads,
---    child_truncate
+--    shadow_note, shadow_failed, shadow_binds, shadow_reason, shadow_border, shadow_edits,
+--    shadow_inserts, shadow_lead, shadow_rows, shadow_truncate, require_transition, chunk_bounds,
+--    next_leads, own_leads, leaking_views, ways_around, host_code, lost_searches, what_changes,
+--    lead_table_conditions, shadow_condition, accept_condition, accepted_share, tolerated,
+--    shell_word, require_open_gate, acts_bound, recorded_edit, audit_edit, audit_edits,
+--    audit_truncate, refuse_move, refuse_taken, own_new_lead, settings_at_contract, acts_bound_on,
+--    edit_through, child_edit, child_move, child_leads, child_truncate
 
 -- =================================================================================================
 -- Territories and the border
@@ -3347,6 +3349,496 @@ COMMENT ON FUNCTION leadprotect.require_transition() IS 'Raises where activities
 REVOKE ALL ON FUNCTION leadprotect.require_transition() FROM PUBLIC;
 
 -- =================================================================================================
+-- Shadow
+--
+-- Before contract nothing is denied; what would be is noted here while somebody lets it:
+-- `leadprotect shadow` puts the triggers on leads and lead_tables, and takes them away. A statement
+-- is decided as contract will, and nothing that goes wrong in that reaches it. Operators read the
+-- sums.
+-- =================================================================================================
+
+-- table shadow_runs, lp_0011_expand_activity_triggers
+
+CREATE TABLE leadprotect.shadow_runs (
+    started_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    started_by name DEFAULT SESSION_USER NOT NULL,
+    host_rls text NOT NULL,
+    exempt_roles name[] NOT NULL,
+    ended_at timestamp with time zone
+);
+
+ALTER TABLE ONLY leadprotect.shadow_runs FORCE ROW LEVEL SECURITY;
+
+COMMENT ON TABLE leadprotect.shadow_runs IS 'When a shadow ran before contract: statements are decided and noted, none is denied';
+COMMENT ON COLUMN leadprotect.shadow_runs.started_at IS 'from when all of it was noted';
+COMMENT ON COLUMN leadprotect.shadow_runs.started_by IS 'session_user';
+COMMENT ON COLUMN leadprotect.shadow_runs.host_rls IS 'the setting that contract was expected to have';
+COMMENT ON COLUMN leadprotect.shadow_runs.exempt_roles IS 'the setting that contract was expected to have';
+COMMENT ON COLUMN leadprotect.shadow_runs.ended_at IS 'when it was stopped, or contract came; NULL: it runs';
+
+ALTER TABLE ONLY leadprotect.shadow_runs
+    ADD CONSTRAINT shadow_runs_pkey PRIMARY KEY (started_at);
+
+ALTER TABLE leadprotect.shadow_runs ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY lp_inside ON leadprotect.shadow_runs TO leadprotect_owner USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+
+-- table shadow_notes, lp_0011_expand_activity_triggers
+
+CREATE TABLE leadprotect.shadow_notes (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    login name DEFAULT SESSION_USER NOT NULL,
+    role name NOT NULL,
+    application text NOT NULL,
+    kind text NOT NULL,
+    host_table text NOT NULL,
+    reason text NOT NULL,
+    first_at timestamp with time zone NOT NULL,
+    last_at timestamp with time zone NOT NULL,
+    times bigint NOT NULL
+);
+
+ALTER TABLE ONLY leadprotect.shadow_notes FORCE ROW LEVEL SECURITY;
+
+COMMENT ON TABLE leadprotect.shadow_notes IS 'What contract would have denied, and who was seen reading: at most three notes of a kind and minute, added up by the hour';
+COMMENT ON COLUMN leadprotect.shadow_notes.id IS 'no meaning';
+COMMENT ON COLUMN leadprotect.shadow_notes.login IS 'session_user';
+COMMENT ON COLUMN leadprotect.shadow_notes.role IS 'who acted: the role that SET ROLE chose, or the login';
+COMMENT ON COLUMN leadprotect.shadow_notes.application IS 'application_name, its first 60 characters';
+COMMENT ON COLUMN leadprotect.shadow_notes.kind IS 'INSERT, UPDATE, DELETE, TRUNCATE, COPY, or SELECT for who was seen reading';
+COMMENT ON COLUMN leadprotect.shadow_notes.host_table IS 'the table of the host';
+COMMENT ON COLUMN leadprotect.shadow_notes.reason IS 'a reason of the decision, or not_member, moved, copy, truncate, not_judged (the decision failed), read';
+COMMENT ON COLUMN leadprotect.shadow_notes.first_at IS 'the first of them';
+COMMENT ON COLUMN leadprotect.shadow_notes.last_at IS 'the last of them';
+COMMENT ON COLUMN leadprotect.shadow_notes.times IS 'how many statements, or rows of a table of lead_tables, at least';
+
+ALTER TABLE ONLY leadprotect.shadow_notes
+    ADD CONSTRAINT shadow_notes_pkey PRIMARY KEY (id);
+
+CREATE INDEX ix_shadow_notes_last ON leadprotect.shadow_notes USING btree (last_at);
+
+ALTER TABLE leadprotect.shadow_notes ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY lp_inside ON leadprotect.shadow_notes TO leadprotect_owner USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+
+-- function shadow_note, lp_0011_expand_activity_triggers
+
+CREATE FUNCTION leadprotect.shadow_note(kind text, target regclass, reason text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        #variable_conflict use_variable
+        DECLARE
+          acts name := "leadprotect".acting_role();
+          host text := target::text;
+          now timestamptz := clock_timestamp();
+          counter text := 'leadprotect.shadow_'
+            || to_hex(hashtextextended(concat_ws(' ', current_database(), session_user, acts, kind, host, reason), 0));
+          kept text[] := string_to_array(nullif(current_setting(counter, true), ''), ' ');
+          times bigint := coalesce(kept[2]::bigint, 0) + 1;
+        BEGIN
+          IF reason IS NULL THEN
+            RETURN;
+          ELSIF kept[1]::numeric > extract(epoch FROM now) - 60
+            OR current_setting('transaction_isolation') <> 'serializable' AND (
+              SELECT count(*) FROM "leadprotect".shadow_notes AS n
+              WHERE n.last_at > now - interval '1 minute' AND n.login = session_user AND n.role = acts
+                AND n.kind = kind AND n.host_table = host AND n.reason = reason) >= 3
+          THEN
+            PERFORM set_config(counter, concat_ws(' ', coalesce(kept[1], '0'), times), false);
+            RETURN;
+          END IF;
+          INSERT INTO "leadprotect".shadow_notes (role, application, kind, host_table, reason, first_at, last_at, times)
+          VALUES (acts, coalesce("leadprotect".bounded(left(current_setting('application_name'), 60)), ''), kind, host, reason,
+                  coalesce(to_timestamp(nullif(kept[1], '0')::float8), now), now, times);
+          PERFORM set_config(counter, concat_ws(' ', extract(epoch FROM now), 0), false);
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.shadow_note(kind text, target regclass, reason text) IS 'Notes what contract would have denied: nothing where there is no reason, a row for a session, a kind and a minute at the most';
+
+REVOKE ALL ON FUNCTION leadprotect.shadow_note(kind text, target regclass, reason text) FROM PUBLIC;
+
+-- function shadow_failed, lp_0011_expand_activity_triggers
+
+CREATE FUNCTION leadprotect.shadow_failed(kind text, target regclass, why text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          PERFORM "leadprotect".shadow_note(kind, target, 'not_judged');
+          RAISE LOG 'leadprotect shadow could not judge % of %: %', kind, target, why;
+        EXCEPTION WHEN OTHERS THEN
+          RAISE LOG 'leadprotect shadow could not note % of %: %', kind, target, SQLERRM;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.shadow_failed(kind text, target regclass, why text) IS 'Notes that a statement could not be judged, and tells the server''s log why; never fails itself';
+
+REVOKE ALL ON FUNCTION leadprotect.shadow_failed(kind text, target regclass, why text) FROM PUBLIC;
+
+-- function shadow_saw, lp_0011_expand_activity_triggers
+
+CREATE FUNCTION leadprotect.shadow_saw(login name, application text, host_table text, times bigint, first_at timestamp with time zone, last_at timestamp with time zone) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    BEGIN ATOMIC
+ INSERT INTO leadprotect.shadow_notes (login, role, application, kind, host_table, reason, first_at, last_at, times)
+   VALUES (shadow_saw.login, shadow_saw.login, "left"(shadow_saw.application, 60), 'SELECT'::text, shadow_saw.host_table, 'read'::text, shadow_saw.first_at, shadow_saw.last_at, shadow_saw.times);
+END;
+
+COMMENT ON FUNCTION leadprotect.shadow_saw(login name, application text, host_table text, times bigint, first_at timestamp with time zone, last_at timestamp with time zone) IS 'Notes that a login was seen reading a table of the host, so many times';
+
+REVOKE ALL ON FUNCTION leadprotect.shadow_saw(login name, application text, host_table text, times bigint, first_at timestamp with time zone, last_at timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.shadow_saw(login name, application text, host_table text, times bigint, first_at timestamp with time zone, last_at timestamp with time zone) TO leadprotect_operator;
+
+-- function shadow_run, lp_0011_expand_activity_triggers
+
+CREATE FUNCTION leadprotect.shadow_run() RETURNS SETOF leadprotect.shadow_runs
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    BEGIN ATOMIC
+ SELECT r.started_at,
+     r.started_by,
+     r.host_rls,
+     r.exempt_roles,
+     r.ended_at
+    FROM leadprotect.shadow_runs r
+   ORDER BY r.started_at DESC
+  LIMIT 1;
+END;
+
+COMMENT ON FUNCTION leadprotect.shadow_run() IS 'The last shadow that was started; none where none ever was';
+
+REVOKE ALL ON FUNCTION leadprotect.shadow_run() FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.shadow_run() TO leadprotect_operator;
+
+-- function shadow_noted, lp_0011_expand_activity_triggers
+
+CREATE FUNCTION leadprotect.shadow_noted() RETURNS TABLE(login name, role name, applications text[], kind text, host_table text, reason text, first_at timestamp with time zone, last_at timestamp with time zone, times bigint)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    BEGIN ATOMIC
+ SELECT n.login,
+     n.role,
+     array_agg(DISTINCT n.application) AS array_agg,
+     n.kind,
+     n.host_table,
+     n.reason,
+     min(n.first_at) AS min,
+     max(n.last_at) AS max,
+     (sum(n.times))::bigint AS sum
+    FROM leadprotect.shadow_notes n
+   WHERE (n.last_at >= ( SELECT max(r.started_at) AS max
+            FROM leadprotect.shadow_runs r))
+   GROUP BY n.login, n.role, n.kind, n.host_table, n.reason;
+END;
+
+COMMENT ON FUNCTION leadprotect.shadow_noted() IS 'What was noted since the last start, added up';
+
+REVOKE ALL ON FUNCTION leadprotect.shadow_noted() FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.shadow_noted() TO leadprotect_operator;
+
+-- function shadow_fold, lp_0011_expand_activity_triggers
+
+CREATE FUNCTION leadprotect.shadow_fold() RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    BEGIN ATOMIC
+ WITH gone AS (
+          DELETE FROM leadprotect.shadow_notes n
+           WHERE (n.last_at < date_trunc('hour'::text, clock_timestamp()))
+           RETURNING n.id,
+             n.login,
+             n.role,
+             n.application,
+             n.kind,
+             n.host_table,
+             n.reason,
+             n.first_at,
+             n.last_at,
+             n.times
+         )
+  INSERT INTO leadprotect.shadow_notes (login, role, application, kind, host_table, reason, first_at, last_at, times)  SELECT g.login,
+             g.role,
+             g.application,
+             g.kind,
+             g.host_table,
+             g.reason,
+             min(g.first_at) AS min,
+             max(g.last_at) AS max,
+             sum(g.times) AS sum
+            FROM gone g
+           GROUP BY g.login, g.role, g.application, g.kind, g.host_table, g.reason, (date_trunc('hour'::text, g.last_at));
+ DELETE FROM leadprotect.shadow_notes n
+   WHERE (n.last_at < ( SELECT max(r.started_at) AS max
+            FROM leadprotect.shadow_runs r));
+END;
+
+COMMENT ON FUNCTION leadprotect.shadow_fold() IS 'Adds up the notes of each hour that is over, and forgets those from before the last start';
+
+REVOKE ALL ON FUNCTION leadprotect.shadow_fold() FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.shadow_fold() TO leadprotect_operator;
+
+-- function shadow_binds, lp_0011_expand_activity_triggers
+
+CREATE FUNCTION leadprotect.shadow_binds(target regclass) RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          RETURN (
+            SELECT bool_and(NOT (r.rolsuper OR r.rolbypassrls OR r.rolname = ANY (run.exempt_roles)
+              OR NOT (run.host_rls = 'force' OR c.relforcerowsecurity) AND pg_has_role(r.oid, c.relowner, 'USAGE')))
+            FROM (SELECT s.* FROM "leadprotect".shadow_runs AS s ORDER BY s.started_at DESC LIMIT 1) AS run, pg_roles AS r, pg_class AS c
+            WHERE r.rolname = "leadprotect".acting_role() AND c.oid IN ('"public"."leads"'::regclass, target));
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.shadow_binds(target regclass) IS 'Whether contract will bind the acting role on leads, or on a table of lead_tables; NULL where no shadow was started';
+
+REVOKE ALL ON FUNCTION leadprotect.shadow_binds(target regclass) FROM PUBLIC;
+
+-- function shadow_reason, lp_0011_expand_activity_triggers
+
+CREATE FUNCTION leadprotect.shadow_reason(lead uuid) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        DECLARE
+          reason text := "leadprotect".explain_edit(lead);
+        BEGIN
+          RETURN CASE
+            WHEN reason = 'unprotected' THEN NULL
+            WHEN reason IN ('owner', 'collaborator') THEN
+              CASE WHEN NOT pg_has_role("leadprotect".acting_role(), 'leadprotect_app', 'USAGE') THEN 'not_member' END
+            WHEN reason = 'not_found' AND NOT "leadprotect".is_member(pg_catalog.current_setting('app.territory', true)) THEN 'not_member'
+            ELSE reason END;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.shadow_reason(lead uuid) IS 'Why contract would deny an edit of the lead to whoever acts; NULL where it would not';
+
+REVOKE ALL ON FUNCTION leadprotect.shadow_reason(lead uuid) FROM PUBLIC;
+
+-- function shadow_border, lp_0011_expand_activity_triggers
+
+CREATE FUNCTION leadprotect.shadow_border(territory text) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          RETURN CASE
+            WHEN coalesce(territory, '') = '' OR territory = "leadprotect".admitted_territory() THEN NULL
+            WHEN coalesce(pg_catalog.current_setting('app.territory', true), '') = '' THEN 'no_context'
+            WHEN NOT "leadprotect".is_member(pg_catalog.current_setting('app.territory', true)) THEN 'not_member'
+            ELSE 'not_found' END;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.shadow_border(territory text) IS 'Why contract would refuse whoever acts a new row of this territory; NULL where it would not';
+
+REVOKE ALL ON FUNCTION leadprotect.shadow_border(territory text) FROM PUBLIC;
+
+-- function shadow_edits, lp_0011_expand_activity_triggers
+
+CREATE FUNCTION leadprotect.shadow_edits() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $$
+        #variable_conflict use_variable
+        DECLARE
+          leads uuid[];
+          reason text;
+        BEGIN
+          IF "leadprotect".shadow_binds(TG_RELID) THEN
+            -- where the column of the owner was changed shadow_lead() has decided, before that made another owner
+            IF false THEN
+              leads := ARRAY(
+                SELECT l."id"::uuid FROM edited AS l LEFT JOIN changed AS c ON c."id" = l."id"
+                WHERE NOT (l."territory" IS NULL OR l."territory" = '') AND NULL::text IS NOT DISTINCT FROM NULL::text);
+            ELSE
+              leads := ARRAY(SELECT l."id"::uuid FROM edited AS l WHERE NOT (l."territory" IS NULL OR l."territory" = ''));
+            END IF;
+            FOR reason IN
+              SELECT DISTINCT "leadprotect".shadow_reason(few.lead) FROM (
+                SELECT unnest(leads) AS lead EXCEPT
+                SELECT e.lead FROM "leadprotect".editable_among(leads) AS e
+                WHERE cardinality(leads) > 1 AND pg_has_role("leadprotect".acting_role(), 'leadprotect_app', 'USAGE') LIMIT 100) AS few
+            LOOP
+              PERFORM "leadprotect".shadow_note(TG_OP, TG_RELID, reason);
+            END LOOP;
+          END IF;
+          RETURN NULL;
+        EXCEPTION WHEN OTHERS THEN
+          PERFORM "leadprotect".shadow_failed(TG_OP, TG_RELID, SQLERRM);
+          RETURN NULL;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.shadow_edits() IS 'Trigger of a shadow: notes an UPDATE of leads that contract would deny';
+
+REVOKE ALL ON FUNCTION leadprotect.shadow_edits() FROM PUBLIC;
+
+-- function shadow_inserts, lp_0011_expand_activity_triggers
+
+CREATE FUNCTION leadprotect.shadow_inserts() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    AS $$
+        DECLARE
+          reason text;
+        BEGIN
+          IF "leadprotect".shadow_binds(TG_RELID) THEN
+            IF current_query() ~* '^\s*copy\M' THEN
+              PERFORM "leadprotect".shadow_note('COPY', TG_RELID, 'copy');
+            ELSE
+              FOR reason IN
+                SELECT DISTINCT "leadprotect".shadow_border(l.territory)
+                FROM (SELECT DISTINCT l."territory"::text AS territory FROM made AS l) AS l
+              LOOP
+                PERFORM "leadprotect".shadow_note(TG_OP, TG_RELID, reason);
+              END LOOP;
+            END IF;
+          END IF;
+          RETURN NULL;
+        EXCEPTION WHEN OTHERS THEN
+          PERFORM "leadprotect".shadow_failed(TG_OP, TG_RELID, SQLERRM);
+          RETURN NULL;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.shadow_inserts() IS 'Trigger of a shadow: notes new leads that contract would refuse, and COPY';
+
+REVOKE ALL ON FUNCTION leadprotect.shadow_inserts() FROM PUBLIC;
+
+-- function shadow_lead, lp_0011_expand_activity_triggers
+
+CREATE FUNCTION leadprotect.shadow_lead() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    AS $$
+        DECLARE
+          reason text;
+          standing uuid;
+        BEGIN
+          BEGIN
+            IF "leadprotect".shadow_binds(TG_RELID) THEN
+              IF NOT (OLD."territory" IS NULL OR OLD."territory" = '') THEN
+                reason := "leadprotect".shadow_reason(OLD."id");
+                -- who writes the column of the owner changes the owner, by the decision about that
+                IF TG_OP = 'UPDATE' AND NULL::text IS DISTINCT FROM NULL::text
+                  AND coalesce(reason, '') NOT IN ('no_context', 'not_found', 'not_member', 'suspended')
+                THEN
+                  SELECT a.user_id INTO standing FROM "leadprotect".user_lead_assignments AS a
+                    WHERE a.lead_id = OLD."id" AND a.territory = OLD."territory"::text;
+                  reason := CASE
+                    WHEN (CASE WHEN NULL::text IS NOT NULL THEN NULL::text::uuid END) IS NOT DISTINCT FROM standing THEN reason
+                    WHEN "leadprotect".is_manager() THEN NULL
+                    WHEN (CASE WHEN NULL::text IS NOT NULL THEN NULL::text::uuid END) IS NULL THEN CASE WHEN "leadprotect".explain_edit(OLD."id") <> 'owner' THEN 'not_owner' END
+                    WHEN (CASE WHEN NULL::text IS NOT NULL THEN NULL::text::uuid END) = "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true)) THEN CASE WHEN standing IS NOT NULL THEN 'not_owner' END
+                    ELSE 'not_manager' END;
+                END IF;
+                PERFORM "leadprotect".shadow_note(TG_OP, TG_RELID, reason);
+              END IF;
+              IF TG_OP = 'UPDATE' THEN
+                PERFORM "leadprotect".shadow_note(TG_OP, TG_RELID, CASE
+                  WHEN (OLD."territory" IS NULL OR OLD."territory" = '') THEN "leadprotect".shadow_border(NEW."territory"::text)
+                  WHEN NEW."territory" IS DISTINCT FROM OLD."territory" OR NEW."id" IS DISTINCT FROM OLD."id" THEN 'moved' END);
+              END IF;
+            END IF;
+          EXCEPTION WHEN OTHERS THEN
+            PERFORM "leadprotect".shadow_failed(TG_OP, TG_RELID, SQLERRM);
+          END;
+          RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.shadow_lead() IS 'Trigger of a shadow: notes a DELETE of a lead that contract would deny, and a change of its id, territory or owner';
+
+REVOKE ALL ON FUNCTION leadprotect.shadow_lead() FROM PUBLIC;
+
+-- function shadow_rows, lp_0011_expand_activity_triggers
+
+CREATE FUNCTION leadprotect.shadow_rows() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    AS $_$
+        DECLARE
+          kind text := TG_OP;
+          before uuid;
+          after uuid;
+          reason text;
+        BEGIN
+          BEGIN
+            IF "leadprotect".shadow_binds(TG_RELID) THEN
+              IF TG_OP <> 'INSERT' THEN
+                EXECUTE format('SELECT ($1).%I', TG_ARGV[0]) INTO before USING OLD;
+              END IF;
+              IF TG_OP <> 'DELETE' THEN
+                EXECUTE format('SELECT ($1).%I', TG_ARGV[0]) INTO after USING NEW;
+              END IF;
+              IF TG_OP = 'INSERT' AND current_query() ~* '^\s*copy\M' THEN
+                kind := 'COPY';
+                reason := 'copy';
+              ELSIF TG_OP = 'INSERT' AND TG_ARGV[1] = 'append' THEN
+                reason := (SELECT "leadprotect".shadow_border(l.territory) FROM "leadprotect".host_lead(after) AS l (territory));
+              -- who may not ask for the decision meets its name in the policies, whichever row he means
+              ELSIF pg_trigger_depth() = 1 AND NOT pg_has_role("leadprotect".acting_role(), 'leadprotect_app', 'USAGE') THEN
+                reason := CASE WHEN coalesce(pg_catalog.current_setting('app.user_id', true), '') = '' OR coalesce(pg_catalog.current_setting('app.territory', true), '') = ''
+                  THEN 'no_context' ELSE 'not_member' END;
+              -- a lead that is gone took its rows along: its deletion was decided
+              ELSIF before IS NOT NULL AND (pg_trigger_depth() = 1 OR EXISTS (SELECT FROM "leadprotect".host_lead(before))) THEN
+                reason := coalesce("leadprotect".shadow_reason(before), CASE
+                  WHEN TG_OP = 'UPDATE' AND NOT EXISTS (SELECT FROM "leadprotect".host_lead(before) AS l (territory) WHERE l.territory IS NULL)
+                    AND NOT EXISTS (SELECT FROM "leadprotect".host_lead(after) AS l (territory) WHERE l.territory IS NOT NULL) THEN 'moved' END);
+              END IF;
+              IF reason IS NULL AND after IS DISTINCT FROM before AND after IS NOT NULL AND TG_ARGV[1] <> 'append' THEN
+                reason := "leadprotect".shadow_reason(after);
+              END IF;
+              PERFORM "leadprotect".shadow_note(kind, TG_RELID, reason);
+            END IF;
+          EXCEPTION WHEN OTHERS THEN
+            PERFORM "leadprotect".shadow_failed(TG_OP, TG_RELID, SQLERRM);
+          END;
+          RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
+        END
+        $_$;
+
+COMMENT ON FUNCTION leadprotect.shadow_rows() IS 'Trigger of a shadow: notes changes of lead_tables that contract would deny';
+
+REVOKE ALL ON FUNCTION leadprotect.shadow_rows() FROM PUBLIC;
+
+-- function shadow_truncate, lp_0011_expand_activity_triggers
+
+CREATE FUNCTION leadprotect.shadow_truncate() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    AS $$
+        BEGIN
+          IF "leadprotect".shadow_binds(TG_RELID) THEN
+            PERFORM "leadprotect".shadow_note(TG_OP, TG_RELID, 'truncate');
+          END IF;
+          RETURN NULL;
+        EXCEPTION WHEN OTHERS THEN
+          PERFORM "leadprotect".shadow_failed(TG_OP, TG_RELID, SQLERRM);
+          RETURN NULL;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.shadow_truncate() IS 'Trigger of a shadow: notes a TRUNCATE that contract would refuse';
+
+REVOKE ALL ON FUNCTION leadprotect.shadow_truncate() FROM PUBLIC;
+
+-- =================================================================================================
 -- Backfill and verification
 --
 -- Owners for the leads that were there before us. Operators call these functions, mostly through
@@ -4644,6 +5136,47 @@ COMMENT ON FUNCTION leadprotect.lead_table_conditions(host_rls text, exempt_role
 
 REVOKE ALL ON FUNCTION leadprotect.lead_table_conditions(host_rls text, exempt_roles name[], lead_tables text[]) FROM PUBLIC;
 
+-- function shadow_condition, lp_0014_migrate_ways
+
+CREATE FUNCTION leadprotect.shadow_condition(observation_window interval, exempt_roles name[]) RETURNS TABLE(condition text, met boolean, detail text, remedy text)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    AS $$
+        DECLARE
+          started timestamptz := (SELECT max(r.started_at) FROM "leadprotect".shadow_runs AS r);
+        BEGIN
+          IF started IS NULL THEN
+            RETURN;
+          END IF;
+          condition := 'shadow';
+          SELECT count(*) = 0 OR "leadprotect".accepted_share('shadow') IS NOT NULL,
+                 coalesce(string_agg(format('login %I would have been denied %s (%s)', denied.login, denied.kinds, denied.reasons), ', '
+                            ORDER BY denied.login) || CASE WHEN "leadprotect".accepted_share('shadow') IS NOT NULL THEN '; accepted' ELSE '' END,
+                          format('since %s the shadow saw no login that contract would lock out',
+                            to_char(started AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'))),
+                 'see leadprotect shadow report, and begin anew when that is mended: leadprotect shadow stop, leadprotect shadow start; '
+                   'or answer for it: alembic -x accept=shadow:1 upgrade head'
+          INTO met, detail, remedy
+          FROM (
+            SELECT n.login, string_agg(DISTINCT n.kind, ', ') AS kinds, string_agg(DISTINCT n.reason, ', ') AS reasons
+            FROM "leadprotect".shadow_notes AS n
+            WHERE n.reason NOT IN ('read', 'owner', 'not_owner', 'unassigned', 'suspended', 'not_manager') AND n.last_at >= started
+              AND (observation_window = interval '0' OR n.last_at > clock_timestamp() - observation_window)
+              AND n.login <> ALL (exempt_roles) AND n.role <> ALL (exempt_roles)
+            GROUP BY n.login ORDER BY n.login LIMIT 20) AS denied;
+          IF met THEN
+            remedy := NULL;
+          END IF;
+          RETURN NEXT;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.shadow_condition(observation_window interval, exempt_roles name[]) IS 'The condition of the gate about a shadow: whom contract would lock out by what was noted; no row where none was started';
+
+REVOKE ALL ON FUNCTION leadprotect.shadow_condition(observation_window interval, exempt_roles name[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.shadow_condition(observation_window interval, exempt_roles name[]) TO leadprotect_reader;
+
 -- table accepted_conditions, lp_0015_migrate_gate
 
 CREATE TABLE leadprotect.accepted_conditions (
@@ -4657,7 +5190,7 @@ CREATE TABLE leadprotect.accepted_conditions (
 ALTER TABLE ONLY leadprotect.accepted_conditions FORCE ROW LEVEL SECURITY;
 
 COMMENT ON TABLE leadprotect.accepted_conditions IS 'What a person accepted of the gate of contract, by alembic -x accept=NAME:SHARE; the newest row of a condition counts';
-COMMENT ON COLUMN leadprotect.accepted_conditions.condition IS 'the condition: unowned, unprotected, host_code, lead_tables_keys or lead_tables_code';
+COMMENT ON COLUMN leadprotect.accepted_conditions.condition IS 'the condition: unowned, unprotected, host_code, lead_tables_keys, lead_tables_code or shadow';
 COMMENT ON COLUMN leadprotect.accepted_conditions.accepted_at IS 'when';
 COMMENT ON COLUMN leadprotect.accepted_conditions.accepted_by IS 'the login that migrated';
 COMMENT ON COLUMN leadprotect.accepted_conditions.share IS 'the share of the leads up to which it holds, 0 to 1';
@@ -4680,8 +5213,8 @@ CREATE FUNCTION leadprotect.accept_condition(condition text, share numeric) RETU
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
         BEGIN
-          IF condition IS NULL OR condition NOT IN ('unowned', 'unprotected', 'host_code', 'lead_tables_keys', 'lead_tables_code') THEN
-            RAISE EXCEPTION '% is no condition that can be accepted: unowned, unprotected, host_code, lead_tables_keys and lead_tables_code are', coalesce(condition, 'NULL')
+          IF condition IS NULL OR condition NOT IN ('unowned', 'unprotected', 'host_code', 'lead_tables_keys', 'lead_tables_code', 'shadow') THEN
+            RAISE EXCEPTION '% is no condition that can be accepted: unowned, unprotected, host_code, lead_tables_keys, lead_tables_code and shadow are', coalesce(condition, 'NULL')
               USING ERRCODE = 'LP422';
           ELSIF share IS NULL OR share NOT BETWEEN 0 AND 1 THEN
             RAISE EXCEPTION 'a share is between 0 and 1' USING ERRCODE = 'LP422';
@@ -5124,6 +5657,7 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
           RETURN QUERY SELECT * FROM "leadprotect".ways_around(host_rls, exempt_roles);
           RETURN QUERY SELECT * FROM "leadprotect".what_changes(host_rls);
           RETURN QUERY SELECT * FROM "leadprotect".lead_table_conditions(host_rls, exempt_roles, lead_tables);
+          RETURN QUERY SELECT * FROM "leadprotect".shadow_condition(observation_window, exempt_roles);
         END
         $_$;
 
