@@ -66,9 +66,7 @@ def _show(found: Status, console: Console) -> None:
         for c in (*found.open_ways, *found.to_look_at):
             console.print(f"{c.name}: {c.detail}; {c.remedy}", soft_wrap=True)
     _dangers(found, console)
-    if found.shadow:
-        since = f"{found.shadow.started_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
-        console.print(f"shadow    runs since {since}: leadprotect shadow report", soft_wrap=True)
+    _shadow(found, console)
     if found.backfill:
         console.print(_jobs(found))
     if found.quarantine:
@@ -82,6 +80,12 @@ def _show(found: Status, console: Console) -> None:
         console.print(
             f"pid {session.pid} ({session.application}) waits {session.seconds:.1f} s for a lock, blocked by {by}"
         )
+
+
+def _shadow(found: Status, console: Console) -> None:
+    if found.shadow:
+        since = f"{found.shadow.started_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+        console.print(f"shadow    runs since {since}: leadprotect shadow report", soft_wrap=True)
 
 
 def _dangers(found: Status, console: Console) -> None:
