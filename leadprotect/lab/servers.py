@@ -208,7 +208,7 @@ def account(server: Server) -> dict[str, Any]:
     return _as(pwd.getpwuid(server.folder.stat().st_uid).pw_name if os.geteuid() == 0 else None)
 
 
-def stop(server: Server) -> None:
+def stop_for_good(server: Server) -> None:
     """End it before its block does, so that its files are at rest."""
     who = account(server).get("user")
     _run(server.folder, who, server.programs / "pg_ctl", "-D", str(server.folder / "data"), "-m", "fast", "stop")

@@ -211,3 +211,26 @@ def test_an_id_of_the_wrong_type_is_refused(database: Database) -> None:
         listed(database, lead_id="x")
     with pytest.raises(InvalidRequest, match="user_id: 'x'"):
         listed(database, user_id="x")
+
+
+def test_the_newest_attempts_are_looked_for_in_no_month_before_theirs(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lead = database.lead("DE", owner=database.user(ANNA))
+    with database.acting("seller_de", ANNA) as conn:
+        leadprotect.assert_edit(conn, lead)
+    asked: list[Any] = []
+    rows = history.rows
+
+    def told(conn: Any, statement: str, params: Any = (), **more: Any) -> Any:
+        asked.append(params)
+        return rows(conn, statement, params, **more)
+
+    monkeypatch.setattr(history, "rows", told)
+    with database.connect("auditor_both") as conn:
+        newest = history.attempts(conn, limit=1, territories=["DE"]).attempts
+        assert [lead] == [one.lead_id for one in newest]
+        assert not any("-infinity" in params for params in asked)
+        # control: who asks for more than this month has is answered from the others, too
+        history.attempts(conn, limit=2, territories=["DE"])
+        assert any("-infinity" in params for params in asked)

@@ -40,6 +40,7 @@ UNPINNED = {
     "lab/demo/server.py": "a server of our own, on which nobody else is",
     "lab/bench/access.py": "a server of our own, on which nobody else is",
     "lab/bench/backfill.py": "a server of our own, on which nobody else is",
+    "lab/bench/scale.py": "a server of our own, on which nobody else is",
     "testing.py": "a server of the tests' own, and on it a service as its tests have it",
 }
 PINS = {"open_connection", "pin", "pin_session"}

@@ -21,7 +21,7 @@ from sqlalchemy import create_engine, pool
 import leadprotect
 from leadprotect import phases
 from leadprotect.lab.bench.clock import Case, measured, ratio
-from leadprotect.lab.bench.instructions import counted
+from leadprotect.lab.bench.instructions import instructions_of
 from leadprotect.lab.commands import isolated, run_alembic
 from leadprotect.lab.data import LEAD_ID, USER_ID, generate_host, generated_lead, generated_user
 
@@ -148,10 +148,10 @@ def measure_access(
         lines += border(bench, "NOT NULL", count_figure=1.10)
         if count:
             say(f"{name}: instructions")
-    return Access(lines, clients, counts(bench) if count else [])
+    return Access(lines, clients, instruction_counts(bench) if count else [])
 
 
-def counts(bench: Bench) -> list[Count]:
+def instruction_counts(bench: Bench) -> list[Count]:
     """Instructions of a check and of what it is compared with."""
     lead = f"'{bench.own[0]}'"
     bound = [
@@ -165,7 +165,7 @@ def counts(bench: Bench) -> list[Count]:
         "protection by hand": [*bound, ORIGINAL_CHECK.replace("%s", lead)],
         "can_edit_lead, own lead": [*bound, CHECK.replace("%s", lead)],
     }
-    found = counted(bench.server, "bench_access", asked)
+    found = instructions_of(bench.server, "bench_access", asked)
     return [Count(bench.name, what, number, number / found["SELECT 1"]) for what, number in found.items()]
 
 

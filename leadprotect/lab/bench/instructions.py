@@ -25,12 +25,12 @@ def there() -> bool:
     return shutil.which("valgrind") is not None
 
 
-def counted(server: Server, database: str, statements: dict[str, list[str]]) -> dict[str, float]:
+def instructions_of(server: Server, database: str, statements: dict[str, list[str]]) -> dict[str, float]:
     """Instructions of a call of the last statement of each list, after the others; the server is stopped for good.
 
     Source: https://valgrind.org/docs/manual/cg-manual.html.
     """
-    servers.stop(server)
+    servers.stop_for_good(server)
     found: dict[str, float] = {}
     for name, (*before, statement) in statements.items():
         many, few = (_run(server, database, [*before, *_calls(statement, calls)]) for calls in (MANY, FEW))
