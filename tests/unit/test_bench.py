@@ -133,7 +133,9 @@ def test_ten_times_as_many_leads_are_reckoned_from_the_last_step() -> None:
     linear = Growth("gate", "s", (0.1, 1.0), linear=True)
     flat = Growth("check", "us", (20.0, 30.0), linear=False)
     assert 10.0 == linear.reckoned(10, 10)
-    assert 45.0 == pytest.approx(flat.reckoned(10, 10))
+    assert [40.0, 50.0] == [pytest.approx(flat.reckoned(times, 10)) for times in (10, 100)]
+    rate = Growth("seal", "rows/s", (200.0, 100.0), linear=False, more=True)
+    assert 1 / 0.015 == pytest.approx(rate.reckoned(10, 10))
 
 
 def test_what_grows_faster_than_the_leads_is_named(tmp_path: Path) -> None:

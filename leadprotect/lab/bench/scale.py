@@ -63,10 +63,17 @@ class Growth:
         return self.values[-1] / self.values[-2] if len(self.values) > 1 and self.values[-2] else 1.0
 
     def reckoned(self, times: float, last: float) -> float:
-        """At `times` as many leads: as it grew in the `last` step of so many times."""
+        """At `times` as many leads, where the last number of them was `last` times the one before.
+
+        What does not grow with them grows as a tree and the misses of a cache do: by as much for each such step.
+        """
         if self.linear:
             return self.values[-1] * times
-        return float(self.values[-1] * self.step() ** (log10(times) / log10(last) if last > 1 else 1))
+        if last <= 1:
+            return self.values[-1]
+        costs = [1 / value if self.more else value for value in self.values[-2:]]
+        cost = costs[-1] + max(costs[-1] - costs[0], 0.0) * log10(times) / log10(last)
+        return 1 / cost if self.more else cost
 
 
 @dataclass(frozen=True)
