@@ -9,6 +9,7 @@ import pytest
 
 import leadprotect
 from leadprotect.audit import history
+from leadprotect.database.connection import rows
 from leadprotect.errors import InvalidRequest, ProtectionUnavailable
 from tests.support.database import Database
 
@@ -220,7 +221,6 @@ def test_the_newest_attempts_are_looked_for_in_no_month_before_theirs(
     with database.acting("seller_de", ANNA) as conn:
         leadprotect.assert_edit(conn, lead)
     asked: list[Any] = []
-    rows = history.rows
 
     def told(conn: Any, statement: str, params: Any = (), **more: Any) -> Any:
         asked.append(params)

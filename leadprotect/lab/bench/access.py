@@ -375,7 +375,7 @@ def assertions(bench: Bench) -> list[Line]:
     return [
         bench.line("assert_edit_and_audit", "plain INSERT", cost["ours"], cost["insert"], 4.0),
         bench.line(
-            "assert_edit_and_audit", "assertion by hand", cost["ours"], cost["original"], bench.figure(1.25, 2.5)
+            "assert_edit_and_audit", "assertion by hand", cost["ours"], cost["original"], bench.figure(0.8, 0.4)
         ),
     ]
 
