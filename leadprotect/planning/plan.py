@@ -38,6 +38,7 @@ _CLOSES = {
     "logins": "logins with privileges on the leads would be locked out",
     "lead_tables": "logins with privileges on lead_tables would be locked out",
     "views": "a view shows leads past row security to logins",
+    "shadow": "a shadow saw logins do what no user of theirs could do after contract",
     "host_code": "code of the host changes leads, and would find none, for logins",
 }
 EXIT: dict[Outcome, int] = {"nothing to do": 0, "through": 0, "stops at the gate": 3, "refused": 1}
