@@ -142,8 +142,8 @@ def test_what_grows_faster_than_the_leads_is_named(tmp_path: Path) -> None:
     well, worse = Growth("gate", "s", (0.1, 1.0), linear=True), Growth("seal", "s", (0.1, 1.3), linear=True)
     rate = Growth("verify", "rows/s", (10.0, 200_000.0), linear=False, figure=100_000.0, more=True)
     report.save_scale([100_000, 1_000_000], [well, worse, rate], tmp_path)
-    page = (tmp_path / "scale.md").read_text(encoding="utf-8")
+    page = (tmp_path / "scale").with_suffix(".md").read_text(encoding="utf-8")
     assert "Faster than the leads grew: seal." in page
     assert "--leads 100000 --leads 1000000" in page
     report.save_scale([100_000, 1_000_000], [well], tmp_path)
-    assert "Nothing grew faster" in (tmp_path / "scale.md").read_text(encoding="utf-8")
+    assert "Nothing grew faster" in (tmp_path / "scale").with_suffix(".md").read_text(encoding="utf-8")

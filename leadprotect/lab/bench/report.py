@@ -208,7 +208,7 @@ def _short(value: float) -> str:
 
 
 def save_scale(counts: list[int], measured: list[Growth], folder: Path) -> dict[str, Any]:
-    """Write scale.json, and scale.md, the page of the documentation; returns the numbers."""
+    """Write scale.json, and the page of the documentation beside it; returns the numbers."""
     numbers = {"leads": counts, "parts": [*map(dataclasses.asdict, measured)]}
     written = _write_numbers(numbers, folder / "scale.json")
     heads = _heads(counts)
@@ -223,7 +223,7 @@ def save_scale(counts: list[int], measured: list[Growth], folder: Path) -> dict[
     page = SCALE_PAGE
     for name, value in said.items():
         page = page.replace(name, value)
-    (folder / "scale.md").write_text(page, encoding="utf-8")
+    (folder / "scale").with_suffix(".md").write_text(page, encoding="utf-8")
     return written
 
 
