@@ -253,6 +253,7 @@ def create_rule_end() -> None:
         RETURNS void
         LANGUAGE plpgsql
         SET search_path = pg_catalog, pg_temp
+        SET enable_seqscan = off
         AS $body$
         BEGIN
           DELETE FROM {schema}.lead_protection_rules AS r
@@ -283,6 +284,7 @@ def create_readers() -> None:
         LANGUAGE plpgsql
         STABLE SECURITY DEFINER ROWS 1
         SET search_path = pg_catalog, pg_temp
+        SET enable_seqscan = off
         AS $body$
         #variable_conflict use_variable
         BEGIN

@@ -271,9 +271,11 @@ def create_decision() -> None:
         REVOKE ALL ON FUNCTION {schema}.decision({lead_id_type}, {user_id_type}, text) FROM PUBLIC
         """)
     )
-    # Who has no rule at all, the most of all callers, is answered by two probes and not five. In
-    # PL/pgSQL because its plans last for the session; a body in SQL is planned anew in every call
-    # before PostgreSQL 18. The cost is honest, so that a page of the view is not made of all leads.
+    # One read decides for whoever has no rule, and for an owner whom none suspends: lead, assignment and the
+    # strongest rule of the caller, which is the last by the order of the type. In PL/pgSQL because its plans
+    # last for the session; a body in SQL is planned anew in every call before PostgreSQL 18. Without scans:
+    # a plan that was made while a table was small outlives it, and statistics may say that a row is near.
+    # The cost is honest, so that a page of the view is not made of all leads.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.decide(lead {lead_id_type}, declared_user text, declared_territory text)
@@ -281,21 +283,23 @@ def create_decision() -> None:
         LANGUAGE plpgsql
         STABLE PARALLEL SAFE SECURITY DEFINER COST 1000
         SET search_path = pg_catalog, pg_temp
+        SET enable_seqscan = off
         AS $body$
         #variable_conflict use_variable
         DECLARE
           caller {user_id_type} := {schema}.parse_user(declared_user);
           owner {user_id_type};
-          has_rules boolean;
+          strongest {schema}.protection_type;
         BEGIN
           IF caller IS NULL OR declared_territory IS NULL THEN
             RETURN CASE WHEN EXISTS (SELECT FROM {leads} AS l WHERE l.{lead_id} = lead AND {outside_l})
               THEN 'unprotected' ELSE 'no_context' END;
           END IF;
-          SELECT a.user_id, EXISTS (
-            SELECT FROM {schema}.lead_protection_rules AS r
-            WHERE r.user_id = caller AND r.territory = declared_territory)
-          INTO owner, has_rules
+          SELECT a.user_id, (
+            SELECT r.protection FROM {schema}.lead_protection_rules AS r
+            WHERE r.user_id = caller AND r.territory = declared_territory
+            ORDER BY r.protection DESC LIMIT 1)
+          INTO owner, strongest
           FROM {leads} AS l
           LEFT JOIN {schema}.user_lead_assignments AS a ON a.lead_id = lead AND a.territory = declared_territory
           WHERE l.{lead_id} = lead AND {territory_of_l} = declared_territory;
@@ -303,8 +307,10 @@ def create_decision() -> None:
             -- what can't be a code is no context; asked last, because who finds his lead declared one
             RETURN CASE WHEN EXISTS (SELECT FROM {leads} AS l WHERE l.{lead_id} = lead AND {outside_l}) THEN 'unprotected'
               WHEN {schema}.is_code(declared_territory) THEN 'not_found' ELSE 'no_context' END;
-          ELSIF has_rules THEN
-            RETURN (SELECT d.reason FROM {schema}.decision(lead, caller, declared_territory) AS d);
+          ELSIF strongest IS NOT NULL THEN
+            IF strongest = 'VIEW_ONLY' OR strongest = 'COLLABORATOR' AND owner IS DISTINCT FROM caller THEN
+              RETURN (SELECT d.reason FROM {schema}.decision(lead, caller, declared_territory) AS d);
+            END IF;
           END IF;
           RETURN CASE WHEN owner IS NULL THEN 'unassigned' WHEN owner = caller THEN 'owner' ELSE 'not_owner' END;
         END
@@ -327,32 +333,38 @@ def create_lists() -> None:
         LANGUAGE plpgsql
         STABLE PARALLEL SAFE SECURITY DEFINER
         SET search_path = pg_catalog, pg_temp
+        SET enable_seqscan = off
         AS $body$
         #variable_conflict use_variable
         DECLARE
           here text := {declared_territory};
           caller {user_id_type} := {schema}.parse_user({declared_user});
-          found integer;
+          strongest {schema}.protection_type;
+          own integer := 0;
+          found integer := 0;
         BEGIN
-          IF caller IS NULL OR here IS NULL OR NOT {schema}.is_member(here) THEN
-            found := 0;
-          ELSIF EXISTS (
-            SELECT FROM {schema}.lead_protection_rules AS r WHERE r.user_id = caller AND r.territory = here)
-          THEN
-            RETURN QUERY
-              SELECT asked.lead, d.reason
-              FROM unnest(leads) AS asked (lead), LATERAL {schema}.decision(asked.lead, caller, here) AS d
-              WHERE d.reason IN ('owner', 'collaborator');
-            GET DIAGNOSTICS found = ROW_COUNT;
-          ELSE
-            RETURN QUERY
-              SELECT a.lead_id, 'owner'
-              FROM {schema}.user_lead_assignments AS a
-              JOIN {leads} AS l ON l.{lead_id} = a.lead_id AND {territory_of_l} = here
-              WHERE a.user_id = caller AND a.territory = here AND a.lead_id = ANY (leads);
-            GET DIAGNOSTICS found = ROW_COUNT;
+          IF caller IS NOT NULL AND {schema}.is_member(here) THEN
+            strongest := (
+              SELECT r.protection FROM {schema}.lead_protection_rules AS r
+              WHERE r.user_id = caller AND r.territory = here
+              ORDER BY r.protection DESC LIMIT 1);
+            IF strongest IS DISTINCT FROM 'VIEW_ONLY' THEN
+              RETURN QUERY
+                SELECT a.lead_id, 'owner'
+                FROM {schema}.user_lead_assignments AS a
+                JOIN {leads} AS l ON l.{lead_id} = a.lead_id AND {territory_of_l} = here
+                WHERE a.user_id = caller AND a.territory = here AND a.lead_id = ANY (leads);
+              GET DIAGNOSTICS own = ROW_COUNT;
+            END IF;
+            IF strongest IN ('VIEW_ONLY', 'COLLABORATOR') AND own < cardinality(leads) THEN
+              RETURN QUERY
+                SELECT asked.lead, d.reason
+                FROM unnest(leads) AS asked (lead), LATERAL {schema}.decision(asked.lead, caller, here) AS d
+                WHERE d.reason = 'collaborator' OR d.reason = 'owner' AND strongest = 'VIEW_ONLY';
+              GET DIAGNOSTICS found = ROW_COUNT;
+            END IF;
           END IF;
-          IF found < cardinality(leads) THEN
+          IF own + found < cardinality(leads) THEN
             RETURN QUERY
               SELECT l.{lead_id}::{lead_id_type}, 'unprotected' FROM {leads} AS l
               WHERE l.{lead_id} = ANY (leads) AND {outside_l};

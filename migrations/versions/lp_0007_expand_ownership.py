@@ -104,6 +104,7 @@ def create_ownership() -> None:
         RETURNS text
         LANGUAGE plpgsql
         SET search_path = pg_catalog, pg_temp
+        SET enable_seqscan = off
         AS $body$
         DECLARE
           author {user_id_type} := {schema}.parse_user({declared_user});
@@ -257,6 +258,7 @@ def create_ownership() -> None:
         RETURNS text
         LANGUAGE plpgsql
         SET search_path = pg_catalog, pg_temp
+        SET enable_seqscan = off
         AS $body$
         DECLARE
           author {user_id_type} := {schema}.parse_user({declared_user});
@@ -341,6 +343,7 @@ def create_ownership() -> None:
         RETURNS integer
         LANGUAGE plpgsql
         SET search_path = pg_catalog, pg_temp
+        SET enable_seqscan = off
         AS $body$
         DECLARE
           ended integer;
@@ -518,6 +521,7 @@ def create_view() -> None:
         LANGUAGE plpgsql
         STABLE PARALLEL SAFE SECURITY DEFINER
         SET search_path = pg_catalog, pg_temp
+        SET enable_seqscan = off
         AS $body$
         BEGIN
           RETURN EXISTS (

@@ -204,6 +204,7 @@ def create_note_function() -> None:
         SECURITY DEFINER
         SET search_path = pg_catalog, pg_temp
         SET row_security = on
+        SET enable_seqscan = off
         AS $body$
         DECLARE
           -- a territory that nobody knows is none: row security will admit it nowhere

@@ -137,8 +137,8 @@ def create_edit_audit() -> None:
         SET enable_seqscan = off
         AS $body$
         DECLARE
-          author {user_id_type} := {schema}.parse_user({declared_user});
-          remark text := lower(TG_OP) || ' without assertion';
+          author {user_id_type};
+          remark text;
           reason text;
           basis text;
           here text;
@@ -147,6 +147,8 @@ def create_edit_audit() -> None:
           IF TG_OP = 'UPDATE' AND current_setting('session_replication_role') <> 'replica' THEN
             RETURN NEW;
           END IF;
+          author := {schema}.parse_user({declared_user});
+          remark := lower(TG_OP) || ' without assertion';
           IF {outside_old} THEN
             reason := 'unprotected';
           ELSIF {schema}.acts_bound() THEN
@@ -190,21 +192,42 @@ def create_edit_audit() -> None:
         AS $body$
         #variable_conflict use_variable
         DECLARE
-          author {user_id_type} := {schema}.parse_user({declared_user});
+          declared_user text := {declared_user};
+          author {user_id_type};
           here text := {declared_territory};
           remark text := 'update without assertion';
-          leads {lead_id_type}[] := ARRAY(
-            SELECT l.{lead_id}::{lead_id_type} FROM edited AS l WHERE NOT {outside_l} ORDER BY 1);
-          bound boolean := {schema}.acts_bound();
+          leads {lead_id_type}[];
+          outside boolean;
+          bound boolean;
           own {lead_id_type}[];
           given {lead_id_type}[];
           lead {lead_id_type};
           reason text;
           basis text;
         BEGIN
+          SELECT coalesce(array_agg(l.{lead_id}::{lead_id_type} ORDER BY l.{lead_id}) FILTER (WHERE NOT {outside_l}), '{}'),
+                 count(*) FILTER (WHERE {outside_l}) > 0
+          INTO leads, outside FROM edited AS l;
+          -- the owner's plain case first, one lead of his: the same locks, decision and row as below
+          IF NOT outside AND cardinality(leads) = 1 AND current_setting('transaction_isolation') = 'read committed' THEN
+            lead := leads[1];
+            SELECT a.user_id INTO author FROM {schema}.user_lead_assignments AS a
+              WHERE a.lead_id = lead AND a.territory = here AND a.user_id::text = declared_user AND {schema}.is_member(here)
+              FOR SHARE;
+            IF FOUND AND {schema}.decide(lead, declared_user, here) = 'owner' THEN
+              INSERT INTO {schema}.lead_access_audit
+                (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
+              SELECT lead, author, {schema}.acting_role(), here, 'EDIT', 'ALLOW', 'owner', remark,
+                     CASE WHEN {declared_correlation} <> '' THEN {schema}.bounded({declared_correlation}) END, 'assignment'
+              WHERE NOT EXISTS (SELECT FROM {schema}.recorded_edit(lead, author));
+              RETURN NULL;
+            END IF;
+          END IF;
+          author := {schema}.parse_user(declared_user);
+          bound := {schema}.acts_bound();
           -- outside protection everybody edits, and maintenance everywhere: what was declared and can't be stored
           -- as it is stays in the note
-          IF NOT bound OR EXISTS (SELECT FROM edited AS l WHERE {outside_l}) THEN
+          IF NOT bound OR outside THEN
             INSERT INTO {schema}.lead_access_audit
               (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
             SELECT l.{lead_id}, author, (SELECT {schema}.acting_role()), CASE WHEN NOT {outside_l} THEN {territory_of_l}::text END,
@@ -213,7 +236,7 @@ def create_edit_audit() -> None:
                      CASE WHEN author IS NULL AND {declared_user} <> '' THEN format('declared user %L', left({declared_user}, 100)) END,
                      CASE WHEN here <> '' AND NOT EXISTS (SELECT FROM {schema}.territories AS t WHERE t.code = here) THEN
                        format('declared territory %L', left(here, 100)) END))),
-                   (SELECT {schema}.bounded(current_setting({correlation_guc}, true))),
+                   (SELECT {schema}.bounded({declared_correlation})),
                    CASE WHEN NOT {outside_l} THEN CASE e.reason WHEN 'owner' THEN 'assignment' ELSE 'not bound by row security' END END
             FROM edited AS l
             LEFT JOIN {schema}.editable_among(leads) AS e ON e.lead = l.{lead_id} AND e.reason <> 'unprotected'
@@ -239,7 +262,7 @@ def create_edit_audit() -> None:
           INSERT INTO {schema}.lead_access_audit
             (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
           SELECT o.lead, author, (SELECT {schema}.acting_role()), here, 'EDIT', 'ALLOW', 'owner', remark,
-                 (SELECT {schema}.bounded(current_setting({correlation_guc}, true))), 'assignment'
+                 (SELECT {schema}.bounded({declared_correlation})), 'assignment'
           FROM unnest(own) AS o (lead) LEFT JOIN LATERAL {schema}.recorded_edit(o.lead, author) AS r (id) ON true
           WHERE r.id IS NULL;
           IF cardinality(own) = cardinality(leads) THEN

@@ -290,7 +290,7 @@ def create_truncate_trigger() -> None:
             (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
           SELECT l.lead_id, {schema}.parse_user({declared_user}), {schema}.acting_role(),
                  l.territory, 'EDIT', 'ALLOW', 'maintenance', format('truncate of %s without assertion', TG_RELID::regclass),
-                 {schema}.bounded(current_setting({correlation_guc}, true)), 'not bound by row security'
+                 {schema}.bounded({declared_correlation}), 'not bound by row security'
           FROM {schema}.protected_leads() AS l
           JOIN {schema}.child_leads(TG_RELID, TG_ARGV[0]::name) AS c (lead) ON c.lead = l.lead_id;
           RETURN NULL;

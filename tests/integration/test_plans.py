@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    import psycopg
+
     from tests.support.database import Database
 
 pytestmark = pytest.mark.slow("it fills tables until the planner takes them seriously")
@@ -41,15 +43,29 @@ def large(database: Database) -> Database:
     return database
 
 
+MANY_RULES = (
+    "INSERT INTO {schema}.lead_protection_rules (user_id, territory, protection, lead_id) "
+    "SELECT ('00000000-0000-4000-8000-' || (100000000000 + n % 97))::uuid, 'DE', 'COLLABORATOR', "
+    "('a0000000-0000-4000-8000-' || (100000000000 + n))::uuid FROM generate_series(1, 50000) AS n"
+)
+
+
 def hostile(database: Database) -> None:
     """Rules that were analysed and never vacuumed, of few users: by the statistics, the first row is near."""
     database.sql("TRUNCATE {schema}.lead_protection_rules")
-    database.sql(
-        "INSERT INTO {schema}.lead_protection_rules (user_id, territory, protection, lead_id) "
-        "SELECT ('00000000-0000-4000-8000-' || (100000000000 + n % 97))::uuid, 'DE', 'COLLABORATOR', "
-        "('a0000000-0000-4000-8000-' || (100000000000 + n))::uuid FROM generate_series(1, 50000) AS n"
-    )
+    database.sql(MANY_RULES)
     database.sql("ANALYZE {schema}.lead_protection_rules")
+
+
+def explain_everything(conn: psycopg.Connection[Any]) -> None:
+    """Let the transaction report the plan of every statement, also of those inside functions."""
+    conn.execute("LOAD 'auto_explain'")
+    for setting, value in {
+        "auto_explain.log_min_duration": "0",
+        "auto_explain.log_nested_statements": "on",
+        "auto_explain.log_level": "notice",
+    }.items():
+        conn.execute("SELECT set_config(%s, %s, true)", (setting, value))
 
 
 def plans(database: Database, query: str, user: str) -> str:
@@ -57,13 +73,7 @@ def plans(database: Database, query: str, user: str) -> str:
     seen: list[str] = []
     with database.connect() as conn:
         conn.add_notice_handler(lambda notice: seen.append(notice.message_primary or ""))
-        conn.execute("LOAD 'auto_explain'")
-        for setting, value in {
-            "auto_explain.log_min_duration": "0",
-            "auto_explain.log_nested_statements": "on",
-            "auto_explain.log_level": "notice",
-        }.items():
-            conn.execute("SELECT set_config(%s, %s, true)", (setting, value))
+        explain_everything(conn)
         conn.execute(f'SET LOCAL SESSION AUTHORIZATION "{database.profile.login("seller_de")}"')
         database.context(conn, user, "DE")
         seen.clear()
@@ -101,6 +111,8 @@ def test_every_check_probes_indexes_and_scans_no_table(large: Database) -> None:
             f"SELECT {{schema}}.can_edit_lead('{lead}')",
             f"SELECT * FROM {{schema}}.editable_among(ARRAY['{lead}']::uuid[])",
             f"SELECT {{schema}}.record_edit_attempt('{lead}')",
+            f"SELECT {{schema}}.allow_edit('{lead}')",
+            f"UPDATE {{leads}} SET city = 'Bern' WHERE {{lead_id}} = '{lead}'",
             "SELECT * FROM {schema}.editable_leads(NULL, 50)",
             f"SELECT * FROM {{schema}}.v_lead_protection WHERE lead = '{lead}'",
         ):
@@ -113,9 +125,28 @@ def test_every_check_probes_indexes_and_scans_no_table(large: Database) -> None:
     assert "Seq Scan on lead_protection_rules" in found
 
 
+@pytest.mark.parametrize("planned", ["auto", "force_custom_plan", "force_generic_plan"])
 @pytest.mark.profiles("pg18", "pg15")
-def test_an_edit_of_many_leads_probes_one_month_whatever_its_statistics_say(database: Database) -> None:
+def test_a_plan_that_was_made_while_a_table_was_empty_scans_it_at_no_time(database: Database, planned: str) -> None:
     owner = database.user(1)
+    lead = many_own_leads(database, owner)
+    with database.connect(autocommit=True) as conn:
+        conn.execute(database.text("VACUUM ANALYZE {schema}.lead_protection_rules, {schema}.lead_access_audit"))
+    queries = (
+        f"SELECT {{schema}}.can_edit_lead('{lead}')",
+        f"SELECT * FROM {{schema}}.editable_among(ARRAY['{lead}']::uuid[])",
+        f"SELECT {{schema}}.assert_edit_and_audit('{lead}')",
+        f"UPDATE {{leads}} SET city = 'Bern' WHERE {{lead_id}} = '{lead}'",
+    )
+    ours = {"lead_protection_rules", "user_lead_assignments", "lead_access_audit"}
+    assert set() == ours & scanned_as_it_fills(database, queries, owner, planned)
+    # control: without its index the same check scans, and this test sees it
+    database.sql("ALTER TABLE {schema}.lead_protection_rules DROP CONSTRAINT ix_lpr_user")
+    assert "lead_protection_rules" in scanned_as_it_fills(database, queries[:1], owner, "force_generic_plan")
+
+
+def many_own_leads(database: Database, owner: str) -> Any:
+    """Two thousand leads of DE that all belong to `owner`; one of them."""
     database.sql(
         "INSERT INTO {leads} ({lead_id}, {territory}) SELECT gen_random_uuid(), 'DE' FROM generate_series(1, 2000)"
     )
@@ -124,6 +155,35 @@ def test_an_edit_of_many_leads_probes_one_month_whatever_its_statistics_say(data
         "SELECT {lead_id}, 'DE', %s, 'assign' FROM {leads}",
         owner,
     )
+    return database.sql("SELECT {lead_id} FROM {leads} LIMIT 1")[0]
+
+
+def scanned_as_it_fills(database: Database, queries: tuple[str, ...], user: str, planned: str) -> set[str]:
+    """The tables that the queries scan after 50,000 rules were made in the session that had planned them before."""
+    seen: list[str] = []
+    with database.connect() as conn:
+        conn.add_notice_handler(lambda notice: seen.append(notice.message_primary or ""))
+        explain_everything(conn)
+        conn.execute("SELECT set_config('plan_cache_mode', %s, true)", (planned,))
+        for turn in range(2):
+            conn.execute(f'SET LOCAL SESSION AUTHORIZATION "{database.profile.login("seller_de")}"')
+            database.context(conn, user, "DE")
+            seen.clear()
+            for query in queries * (1 if turn else 7):
+                conn.execute(database.text(query))
+            conn.execute("RESET SESSION AUTHORIZATION")
+            if not turn:
+                database.query(conn, MANY_RULES)
+        conn.rollback()
+    found = "\n".join(seen)
+    assert "Index" in found
+    return set(re.findall(r"Seq Scan on (\w+)", found))
+
+
+@pytest.mark.profiles("pg18", "pg15")
+def test_an_edit_of_many_leads_probes_one_month_whatever_its_statistics_say(database: Database) -> None:
+    owner = database.user(1)
+    many_own_leads(database, owner)
     with database.connect(autocommit=True) as conn:
         conn.execute(database.text("VACUUM ANALYZE {schema}.lead_access_audit"))  # by the statistics it has no row
     found = plans(database, "UPDATE {leads} SET city = 'Bern'", owner)
