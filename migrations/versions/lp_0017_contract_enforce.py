@@ -152,9 +152,15 @@ def create_edit_audit() -> None:
           IF {outside_old} THEN
             reason := 'unprotected';
           ELSIF {schema}.acts_bound() THEN
-            SELECT d.reason, d.basis INTO reason, basis FROM {schema}.decide_locked(OLD.{lead_id}) AS d;
-            IF reason NOT IN ('owner', 'collaborator') THEN
+            IF TG_OP = 'DELETE' THEN
+              reason := {schema}.try_edit(OLD.{lead_id}, 'EDIT', remark);
+            ELSE
+              SELECT d.reason, d.basis INTO reason, basis FROM {schema}.decide_locked(OLD.{lead_id}) AS d;
+            END IF;
+            IF reason IS NULL OR reason NOT IN ('owner', 'collaborator') THEN
               PERFORM {schema}.deny(OLD.{lead_id}, 'EDIT', reason, remark);
+            ELSIF TG_OP = 'DELETE' THEN
+              RETURN OLD; -- and it has its row
             END IF;
           ELSE
             reason := {schema}.explain_edit(OLD.{lead_id});
@@ -519,7 +525,11 @@ def enforce() -> None:
             END IF;
             CREATE POLICY {delete_policy} ON {leads} AS RESTRICTIVE FOR DELETE TO {app}
               USING ({outside_here} OR (SELECT current_user = ANY (ARRAY[{unbound}]::name[]))
-                OR {schema}.can_edit_lead({lead_id}));
+                OR CASE WHEN (SELECT {schema}.has_rules()) THEN {schema}.can_edit_lead({lead_id})
+                  ELSE EXISTS (
+                    SELECT FROM {schema}.user_lead_assignments AS a
+                    WHERE a.lead_id = {leads}.{lead_id} AND a.territory = (SELECT {schema}.admitted_territory())
+                      AND a.user_id = (SELECT {schema}.parse_user({declared_user}))) END);
           END IF;
           -- who may not ask for the decision may not edit
           CREATE POLICY {members_update_policy} ON {leads} AS RESTRICTIVE FOR UPDATE
