@@ -33,14 +33,14 @@
 --      45  Who calls which function
 --      98  Territories and the border
 --     401  Ownership and rules
---    1180  Decision
---    1634  Attempts and audit
---    2571  Seals
---    3030  Transition
---    3351  Shadow
---    3841  Backfill and verification
---    4719  Gate
---    5693  Host
+--    1184  Decision
+--    1650  Attempts and audit
+--    2612  Seals
+--    3071  Transition
+--    3393  Shadow
+--    3883  Backfill and verification
+--    4761  Gate
+--    5735  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -590,6 +590,7 @@ GRANT SELECT ON TABLE leadprotect.lead_protection_rules TO leadprotect_auditor;
 CREATE FUNCTION leadprotect.end_lead_rules(lead uuid, of_owner uuid DEFAULT NULL::uuid) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
     AS $$
         BEGIN
           DELETE FROM "leadprotect".lead_protection_rules AS r
@@ -635,6 +636,7 @@ REVOKE ALL ON FUNCTION leadprotect.is_manager() FROM PUBLIC;
 CREATE FUNCTION leadprotect.try_change_owner(lead uuid, change text, new_owner uuid, note text) RETURNS text
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
     AS $$
         DECLARE
           author uuid := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
@@ -777,6 +779,7 @@ GRANT ALL ON FUNCTION leadprotect.change_owners(leads uuid[], change text, new_o
 CREATE FUNCTION leadprotect.try_change_sharing(lead uuid, change text, with_user uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) RETURNS text
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
     AS $$
         DECLARE
           author uuid := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
@@ -855,6 +858,7 @@ GRANT ALL ON FUNCTION leadprotect.change_sharing(lead uuid, change text, with_us
 CREATE FUNCTION leadprotect.end_rules(of_user uuid, here text, kind leadprotect.protection_type, lead uuid) RETURNS integer
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
     AS $$
         DECLARE
           ended integer;
@@ -1189,6 +1193,7 @@ REVOKE ALL ON FUNCTION leadprotect.require_manager(here text, lead uuid, action 
 CREATE FUNCTION leadprotect.host_lead(lead uuid) RETURNS SETOF text
     LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 1
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
     AS $$
         #variable_conflict use_variable
         BEGIN
@@ -1358,21 +1363,23 @@ REVOKE ALL ON FUNCTION leadprotect.decision(lead uuid, caller uuid, here text) F
 CREATE FUNCTION leadprotect.decide(lead uuid, declared_user text, declared_territory text) RETURNS text
     LANGUAGE plpgsql STABLE SECURITY DEFINER COST 1000 PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
     AS $$
         #variable_conflict use_variable
         DECLARE
           caller uuid := "leadprotect".parse_user(declared_user);
           owner uuid;
-          has_rules boolean;
+          strongest "leadprotect".protection_type;
         BEGIN
           IF caller IS NULL OR declared_territory IS NULL THEN
             RETURN CASE WHEN EXISTS (SELECT FROM "public"."leads" AS l WHERE l."id" = lead AND (l."territory" IS NULL OR l."territory" = ''))
               THEN 'unprotected' ELSE 'no_context' END;
           END IF;
-          SELECT a.user_id, EXISTS (
-            SELECT FROM "leadprotect".lead_protection_rules AS r
-            WHERE r.user_id = caller AND r.territory = declared_territory)
-          INTO owner, has_rules
+          SELECT a.user_id, (
+            SELECT r.protection FROM "leadprotect".lead_protection_rules AS r
+            WHERE r.user_id = caller AND r.territory = declared_territory
+            ORDER BY r.protection DESC LIMIT 1)
+          INTO owner, strongest
           FROM "public"."leads" AS l
           LEFT JOIN "leadprotect".user_lead_assignments AS a ON a.lead_id = lead AND a.territory = declared_territory
           WHERE l."id" = lead AND l."territory" = declared_territory;
@@ -1380,8 +1387,10 @@ CREATE FUNCTION leadprotect.decide(lead uuid, declared_user text, declared_terri
             -- what can't be a code is no context; asked last, because who finds his lead declared one
             RETURN CASE WHEN EXISTS (SELECT FROM "public"."leads" AS l WHERE l."id" = lead AND (l."territory" IS NULL OR l."territory" = '')) THEN 'unprotected'
               WHEN "leadprotect".is_code(declared_territory) THEN 'not_found' ELSE 'no_context' END;
-          ELSIF has_rules THEN
-            RETURN (SELECT d.reason FROM "leadprotect".decision(lead, caller, declared_territory) AS d);
+          ELSIF strongest IS NOT NULL THEN
+            IF strongest = 'VIEW_ONLY' OR strongest = 'COLLABORATOR' AND owner IS DISTINCT FROM caller THEN
+              RETURN (SELECT d.reason FROM "leadprotect".decision(lead, caller, declared_territory) AS d);
+            END IF;
           END IF;
           RETURN CASE WHEN owner IS NULL THEN 'unassigned' WHEN owner = caller THEN 'owner' ELSE 'not_owner' END;
         END
@@ -1400,32 +1409,38 @@ GRANT ALL ON FUNCTION leadprotect.decide(lead uuid, declared_user text, declared
 CREATE FUNCTION leadprotect.editable_among(leads uuid[]) RETURNS TABLE(lead uuid, reason text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
     AS $$
         #variable_conflict use_variable
         DECLARE
           here text := pg_catalog.current_setting('app.territory', true);
           caller uuid := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
-          found integer;
+          strongest "leadprotect".protection_type;
+          own integer := 0;
+          found integer := 0;
         BEGIN
-          IF caller IS NULL OR here IS NULL OR NOT "leadprotect".is_member(here) THEN
-            found := 0;
-          ELSIF EXISTS (
-            SELECT FROM "leadprotect".lead_protection_rules AS r WHERE r.user_id = caller AND r.territory = here)
-          THEN
-            RETURN QUERY
-              SELECT asked.lead, d.reason
-              FROM unnest(leads) AS asked (lead), LATERAL "leadprotect".decision(asked.lead, caller, here) AS d
-              WHERE d.reason IN ('owner', 'collaborator');
-            GET DIAGNOSTICS found = ROW_COUNT;
-          ELSE
-            RETURN QUERY
-              SELECT a.lead_id, 'owner'
-              FROM "leadprotect".user_lead_assignments AS a
-              JOIN "public"."leads" AS l ON l."id" = a.lead_id AND l."territory" = here
-              WHERE a.user_id = caller AND a.territory = here AND a.lead_id = ANY (leads);
-            GET DIAGNOSTICS found = ROW_COUNT;
+          IF caller IS NOT NULL AND "leadprotect".is_member(here) THEN
+            strongest := (
+              SELECT r.protection FROM "leadprotect".lead_protection_rules AS r
+              WHERE r.user_id = caller AND r.territory = here
+              ORDER BY r.protection DESC LIMIT 1);
+            IF strongest IS DISTINCT FROM 'VIEW_ONLY' THEN
+              RETURN QUERY
+                SELECT a.lead_id, 'owner'
+                FROM "leadprotect".user_lead_assignments AS a
+                JOIN "public"."leads" AS l ON l."id" = a.lead_id AND l."territory" = here
+                WHERE a.user_id = caller AND a.territory = here AND a.lead_id = ANY (leads);
+              GET DIAGNOSTICS own = ROW_COUNT;
+            END IF;
+            IF strongest IN ('VIEW_ONLY', 'COLLABORATOR') AND own < cardinality(leads) THEN
+              RETURN QUERY
+                SELECT asked.lead, d.reason
+                FROM unnest(leads) AS asked (lead), LATERAL "leadprotect".decision(asked.lead, caller, here) AS d
+                WHERE d.reason = 'collaborator' OR d.reason = 'owner' AND strongest = 'VIEW_ONLY';
+              GET DIAGNOSTICS found = ROW_COUNT;
+            END IF;
           END IF;
-          IF found < cardinality(leads) THEN
+          IF own + found < cardinality(leads) THEN
             RETURN QUERY
               SELECT l."id"::uuid, 'unprotected' FROM "public"."leads" AS l
               WHERE l."id" = ANY (leads) AND (l."territory" IS NULL OR l."territory" = '');
@@ -1547,6 +1562,7 @@ GRANT ALL ON FUNCTION leadprotect.explain_edit(lead uuid, OUT reason text) TO le
 CREATE FUNCTION leadprotect.has_rules() RETURNS boolean
     LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
     AS $$
         BEGIN
           RETURN EXISTS (
@@ -2139,12 +2155,15 @@ REVOKE ALL ON FUNCTION leadprotect.require_fresh_rules() FROM PUBLIC;
 CREATE FUNCTION leadprotect.decide_locked(lead uuid, OUT reason text, OUT basis text) RETURNS record
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
     AS $$
         DECLARE
           caller uuid := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
           here text := pg_catalog.current_setting('app.territory', true);
         BEGIN
-          PERFORM "leadprotect".require_fresh_rules();
+          IF current_setting('transaction_isolation') <> 'read committed' THEN
+            PERFORM "leadprotect".require_fresh_rules();
+          END IF;
           PERFORM FROM "leadprotect".user_lead_assignments AS a
             WHERE a.lead_id = lead AND a.territory = here AND a.user_id = caller AND "leadprotect".is_member(here) FOR SHARE;
           reason := "leadprotect".explain_edit(lead);
@@ -2270,8 +2289,8 @@ CREATE FUNCTION leadprotect.write_audit(lead uuid, action leadprotect.lead_actio
             CASE WHEN decision IN ('owner', 'collaborator', 'manager', 'maintenance', 'unprotected')
               THEN 'ALLOW'::"leadprotect".lead_access_outcome ELSE 'DENY'::"leadprotect".lead_access_outcome END,
             recorded,
-            "leadprotect".bounded(remark),
-            "leadprotect".bounded(pg_catalog.current_setting('app.correlation_id', true)),
+            CASE WHEN remark <> '' THEN "leadprotect".bounded(remark) END,
+            CASE WHEN pg_catalog.current_setting('app.correlation_id', true) <> '' THEN "leadprotect".bounded(pg_catalog.current_setting('app.correlation_id', true)) END,
             CASE decision WHEN 'owner' THEN 'assignment' WHEN 'manager' THEN 'role ' || 'leadprotect_manager'
               ELSE basis END);
         END
@@ -2385,6 +2404,7 @@ CREATE FUNCTION leadprotect.record_denial(lead uuid, action leadprotect.lead_act
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'on'
+    SET enable_seqscan TO 'off'
     AS $$
         DECLARE
           number bigint := CASE WHEN ticket ~ '^[0-9]{1,18} ' THEN split_part(ticket, ' ', 1)::bigint END;
@@ -2485,10 +2505,29 @@ GRANT ALL ON FUNCTION leadprotect.record_edit_attempt(lead uuid, action leadprot
 CREATE FUNCTION leadprotect.try_edit(lead uuid, action leadprotect.lead_action, note text) RETURNS text
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
     AS $$
+        #variable_conflict use_variable
         DECLARE
+          declared_user text := pg_catalog.current_setting('app.user_id', true);
+          here text := pg_catalog.current_setting('app.territory', true);
+          caller uuid;
           decided record;
         BEGIN
+          IF current_setting('transaction_isolation') = 'read committed' THEN
+            SELECT a.user_id INTO caller FROM "leadprotect".user_lead_assignments AS a
+              WHERE a.lead_id = lead AND a.territory = here AND a.user_id::text = declared_user AND "leadprotect".is_member(here)
+              FOR SHARE;
+            IF FOUND AND "leadprotect".decide(lead, declared_user, here) = 'owner' THEN
+              INSERT INTO "leadprotect".lead_access_audit
+                (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
+              VALUES (lead, caller, "leadprotect".acting_role(), here, coalesce(action, 'EDIT'), 'ALLOW', 'owner',
+                      CASE WHEN note <> '' THEN "leadprotect".bounded(note) END,
+                      CASE WHEN pg_catalog.current_setting('app.correlation_id', true) <> '' THEN "leadprotect".bounded(pg_catalog.current_setting('app.correlation_id', true)) END,
+                      'assignment');
+              RETURN 'owner';
+            END IF;
+          END IF;
           SELECT d.reason, d.basis INTO decided FROM "leadprotect".decide_locked(lead) AS d;
           IF decided.reason IN ('owner', 'collaborator', 'unprotected') THEN
             PERFORM "leadprotect".write_audit(lead, action, decided.reason, note, decided.basis);
@@ -2557,7 +2596,9 @@ CREATE FUNCTION leadprotect.assert_edit_and_audit(lead uuid, action leadprotect.
         DECLARE
           decision text := "leadprotect".try_edit(lead, action, note);
         BEGIN
-          PERFORM "leadprotect".require(lead, action, decision, note);
+          IF decision IS DISTINCT FROM 'owner' THEN
+            PERFORM "leadprotect".require(lead, action, decision, note);
+          END IF;
           RETURN decision;
         END
         $$;
@@ -3162,6 +3203,7 @@ CREATE FUNCTION leadprotect.note_contextless_write() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'on'
+    SET enable_seqscan TO 'off'
     AS $$
         DECLARE
           -- a territory that nobody knows is none: row security will admit it nowhere
@@ -6044,8 +6086,8 @@ CREATE FUNCTION leadprotect.audit_edit() RETURNS trigger
     SET enable_seqscan TO 'off'
     AS $$
         DECLARE
-          author uuid := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
-          remark text := lower(TG_OP) || ' without assertion';
+          author uuid;
+          remark text;
           reason text;
           basis text;
           here text;
@@ -6054,12 +6096,20 @@ CREATE FUNCTION leadprotect.audit_edit() RETURNS trigger
           IF TG_OP = 'UPDATE' AND current_setting('session_replication_role') <> 'replica' THEN
             RETURN NEW;
           END IF;
+          author := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
+          remark := lower(TG_OP) || ' without assertion';
           IF (OLD."territory" IS NULL OR OLD."territory" = '') THEN
             reason := 'unprotected';
           ELSIF "leadprotect".acts_bound() THEN
-            SELECT d.reason, d.basis INTO reason, basis FROM "leadprotect".decide_locked(OLD."id") AS d;
-            IF reason NOT IN ('owner', 'collaborator') THEN
+            IF TG_OP = 'DELETE' THEN
+              reason := "leadprotect".try_edit(OLD."id", 'EDIT', remark);
+            ELSE
+              SELECT d.reason, d.basis INTO reason, basis FROM "leadprotect".decide_locked(OLD."id") AS d;
+            END IF;
+            IF reason IS NULL OR reason NOT IN ('owner', 'collaborator') THEN
               PERFORM "leadprotect".deny(OLD."id", 'EDIT', reason, remark);
+            ELSIF TG_OP = 'DELETE' THEN
+              RETURN OLD; -- and it has its row
             END IF;
           ELSE
             reason := "leadprotect".explain_edit(OLD."id");
@@ -6092,21 +6142,42 @@ CREATE FUNCTION leadprotect.audit_edits() RETURNS trigger
     AS $$
         #variable_conflict use_variable
         DECLARE
-          author uuid := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
+          declared_user text := pg_catalog.current_setting('app.user_id', true);
+          author uuid;
           here text := pg_catalog.current_setting('app.territory', true);
           remark text := 'update without assertion';
-          leads uuid[] := ARRAY(
-            SELECT l."id"::uuid FROM edited AS l WHERE NOT (l."territory" IS NULL OR l."territory" = '') ORDER BY 1);
-          bound boolean := "leadprotect".acts_bound();
+          leads uuid[];
+          outside boolean;
+          bound boolean;
           own uuid[];
           given uuid[];
           lead uuid;
           reason text;
           basis text;
         BEGIN
+          SELECT coalesce(array_agg(l."id"::uuid ORDER BY l."id") FILTER (WHERE NOT (l."territory" IS NULL OR l."territory" = '')), '{}'),
+                 count(*) FILTER (WHERE (l."territory" IS NULL OR l."territory" = '')) > 0
+          INTO leads, outside FROM edited AS l;
+          -- the owner's plain case first, one lead of his: the same locks, decision and row as below
+          IF NOT outside AND cardinality(leads) = 1 AND current_setting('transaction_isolation') = 'read committed' THEN
+            lead := leads[1];
+            SELECT a.user_id INTO author FROM "leadprotect".user_lead_assignments AS a
+              WHERE a.lead_id = lead AND a.territory = here AND a.user_id::text = declared_user AND "leadprotect".is_member(here)
+              FOR SHARE;
+            IF FOUND AND "leadprotect".decide(lead, declared_user, here) = 'owner' THEN
+              INSERT INTO "leadprotect".lead_access_audit
+                (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
+              SELECT lead, author, "leadprotect".acting_role(), here, 'EDIT', 'ALLOW', 'owner', remark,
+                     CASE WHEN pg_catalog.current_setting('app.correlation_id', true) <> '' THEN "leadprotect".bounded(pg_catalog.current_setting('app.correlation_id', true)) END, 'assignment'
+              WHERE NOT EXISTS (SELECT FROM "leadprotect".recorded_edit(lead, author));
+              RETURN NULL;
+            END IF;
+          END IF;
+          author := "leadprotect".parse_user(declared_user);
+          bound := "leadprotect".acts_bound();
           -- outside protection everybody edits, and maintenance everywhere: what was declared and can't be stored
           -- as it is stays in the note
-          IF NOT bound OR EXISTS (SELECT FROM edited AS l WHERE (l."territory" IS NULL OR l."territory" = '')) THEN
+          IF NOT bound OR outside THEN
             INSERT INTO "leadprotect".lead_access_audit
               (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
             SELECT l."id", author, (SELECT "leadprotect".acting_role()), CASE WHEN NOT (l."territory" IS NULL OR l."territory" = '') THEN l."territory"::text END,
@@ -6115,7 +6186,7 @@ CREATE FUNCTION leadprotect.audit_edits() RETURNS trigger
                      CASE WHEN author IS NULL AND pg_catalog.current_setting('app.user_id', true) <> '' THEN format('declared user %L', left(pg_catalog.current_setting('app.user_id', true), 100)) END,
                      CASE WHEN here <> '' AND NOT EXISTS (SELECT FROM "leadprotect".territories AS t WHERE t.code = here) THEN
                        format('declared territory %L', left(here, 100)) END))),
-                   (SELECT "leadprotect".bounded(current_setting('app.correlation_id', true))),
+                   (SELECT "leadprotect".bounded(pg_catalog.current_setting('app.correlation_id', true))),
                    CASE WHEN NOT (l."territory" IS NULL OR l."territory" = '') THEN CASE e.reason WHEN 'owner' THEN 'assignment' ELSE 'not bound by row security' END END
             FROM edited AS l
             LEFT JOIN "leadprotect".editable_among(leads) AS e ON e.lead = l."id" AND e.reason <> 'unprotected'
@@ -6141,7 +6212,7 @@ CREATE FUNCTION leadprotect.audit_edits() RETURNS trigger
           INSERT INTO "leadprotect".lead_access_audit
             (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
           SELECT o.lead, author, (SELECT "leadprotect".acting_role()), here, 'EDIT', 'ALLOW', 'owner', remark,
-                 (SELECT "leadprotect".bounded(current_setting('app.correlation_id', true))), 'assignment'
+                 (SELECT "leadprotect".bounded(pg_catalog.current_setting('app.correlation_id', true))), 'assignment'
           FROM unnest(own) AS o (lead) LEFT JOIN LATERAL "leadprotect".recorded_edit(o.lead, author) AS r (id) ON true
           WHERE r.id IS NULL;
           IF cardinality(own) = cardinality(leads) THEN
@@ -6323,7 +6394,13 @@ END)) WITH CHECK (true);
 
 -- policy leadprotect_delete on public.leads, lp_0017_contract_enforce
 
-CREATE POLICY leadprotect_delete ON public.leads AS RESTRICTIVE FOR DELETE TO leadprotect_app USING (((territory IS NULL) OR ((territory)::text = ''::text) OR ( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR leadprotect.can_edit_lead(id)));
+CREATE POLICY leadprotect_delete ON public.leads AS RESTRICTIVE FOR DELETE TO leadprotect_app USING (((territory IS NULL) OR ((territory)::text = ''::text) OR ( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR
+CASE
+    WHEN ( SELECT leadprotect.has_rules() AS has_rules) THEN leadprotect.can_edit_lead(id)
+    ELSE (EXISTS ( SELECT
+       FROM leadprotect.user_lead_assignments a
+      WHERE ((a.lead_id = leads.id) AND (a.territory = ( SELECT leadprotect.admitted_territory() AS admitted_territory)) AND (a.user_id = ( SELECT leadprotect.parse_user(current_setting('app.user_id'::text, true)) AS parse_user)))))
+END));
 
 -- policy leadprotect_members_update on public.leads, lp_0017_contract_enforce
 
@@ -6539,7 +6616,7 @@ CREATE FUNCTION leadprotect.child_truncate() RETURNS trigger
             (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
           SELECT l.lead_id, "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true)), "leadprotect".acting_role(),
                  l.territory, 'EDIT', 'ALLOW', 'maintenance', format('truncate of %s without assertion', TG_RELID::regclass),
-                 "leadprotect".bounded(current_setting('app.correlation_id', true)), 'not bound by row security'
+                 "leadprotect".bounded(pg_catalog.current_setting('app.correlation_id', true)), 'not bound by row security'
           FROM "leadprotect".protected_leads() AS l
           JOIN "leadprotect".child_leads(TG_RELID, TG_ARGV[0]::name) AS c (lead) ON c.lead = l.lead_id;
           RETURN NULL;
