@@ -31,7 +31,7 @@ demo: $(DEMO) ## protect 20,000 leads in an embedded PostgreSQL and tell the sto
 # the tests run commands by name, squawk for one
 test: export PATH := $(CURDIR)/$(BIN):$(PATH)
 test: $(DEV) ## run the whole suite; ends with the number of tests passed
-	@.ci/packages chromium pgbouncer libtap-parser-sourcehandler-pgtap-perl prometheus prometheus-postgres-exporter
+	@.ci/packages chromium pgbouncer libtap-parser-sourcehandler-pgtap-perl prometheus prometheus-postgres-exporter tmux
 	@$(BIN)/python -m pytest -n auto --dist loadgroup
 
 quick: export PATH := $(CURDIR)/$(BIN):$(PATH)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 NUMBERS = itertools.count(1)
 STEPPING = {"owners_from": "column, activities", "owner_column": "seller"}
-QUICK = {None, PROFILES[0].name}
+QUICK = {None, PROFILES[0].name, "screens"}
 """Where --quick runs a test: the embedded server, or none."""
 
 

@@ -51,7 +51,7 @@ def as_lead_ids(lead_ids: Iterable[Any]) -> tuple[str, dict[Any, Any]]:
 def as_user_id(user_id: Any) -> str:
     """The id of a user as text of the setting user_id_type; raises `InvalidRequest` if it can't be one."""
     if user_id is None or user_id == "":
-        message = "user_id is missing"
+        message = "user_id is missing; pass the user who asks"
         raise InvalidRequest(message)
     if isinstance(user_id, UUID):
         return str(user_id)
@@ -79,7 +79,7 @@ def check_text(name: str, value: Any) -> None:
         message = f"{name}: {value!r} is not a text"
         raise InvalidRequest(message)
     if found := _UNSENDABLE.search(value):
-        message = f"{name}: holds {found[0]!r}, which PostgreSQL can't store"
+        message = f"{name}: holds {found[0]!r}, which PostgreSQL can't store; leave it out"
         raise InvalidRequest(message)
 
 

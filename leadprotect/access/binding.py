@@ -60,7 +60,7 @@ def bind(target: Bindable, provider: Provider, *, missing: Literal["raise", "emp
     if missing not in ("raise", "empty"):
         raise InvalidRequest(f"missing: {missing!r} is not one of raise, empty")
     if not callable(provider) and not isinstance(provider, ContextVar):
-        raise InvalidRequest(f"provider: {provider!r} is neither a function nor a contextvar")
+        raise InvalidRequest(f"provider: {provider!r} is neither a function nor a contextvar; give one of them")
     key = getattr(target, "sync_engine", target)
     if key in _bound:
         raise InvalidRequest("target: it is bound already; call what bind returned before it is bound anew")
@@ -125,7 +125,9 @@ class _Binding:
         try:
             user_id, territory, correlation_id = Context(*given)
         except TypeError:
-            raise InvalidRequest(f"provider: {type(given).__name__} is no (user_id, territory)") from None
+            raise InvalidRequest(
+                f"provider: {type(given).__name__} is no (user_id, territory); return such a pair"
+            ) from None
         check_caller(user_id, territory)
         correlation = str(correlation_id) if correlation_id else trace_id()
         check_text("correlation_id", correlation)

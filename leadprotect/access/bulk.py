@@ -96,7 +96,7 @@ def transfer_all(
     """
     old, new = as_user_id(from_user), as_user_id(to_user)
     if old == new:
-        raise InvalidRequest("from_user and to_user are the same user")
+        raise InvalidRequest("from_user and to_user are the same user; name another one")
     if limit is not None and (type(limit) is not int or limit < 1):
         raise InvalidRequest(f"limit: {limit!r} is not a whole number above 0")
     total = min(_owned(conn, old), limit or sys.maxsize)

@@ -133,7 +133,8 @@ def _within_time(conn: AnyConnection, write: Callable[[], None]) -> None:
     except AuditUnavailable:
         raise
     except (LeadProtectError, psycopg.Error) as error:
-        message = f"the denial could not be recorded ({type(error).__name__}: {error}), so no answer is given"
+        what = f"{type(error).__name__}: {error}"
+        message = f"the denial could not be recorded ({what}), so no answer is given: deny, and try again"
         raise AuditUnavailable(message) from error
 
 

@@ -33,7 +33,10 @@ _GUARD = (
 )
 
 _ATTEMPT = 1
-_HIDDEN = "a statement of the block failed and its error was caught there, so nothing was committed"
+_HIDDEN = (
+    "a statement of the block failed and its error was caught there, so nothing was committed; run it again, and let "
+    "the error out"
+)
 
 
 @contextmanager

@@ -38,6 +38,6 @@ def territory(conn: AnyConnection, code: str, on: date | None = None) -> Territo
     call = "SELECT * FROM {schema}.territory_terms(%s::pg_catalog.text, coalesce(%s::pg_catalog.date, current_date))"
     found = rows(conn, render(call, current()), (code, on))
     if not found:
-        message = f"territory: there is no {code!r}"
+        message = f"territory: there is no {code!r}; leadprotect territory list shows all"
         raise InvalidRequest(message)
     return Territory(*found[0])

@@ -98,7 +98,7 @@ class Caller:
         conn: psycopg.Connection[Any] = checked_out.driver_connection  # type: ignore[assignment]
         checked_out.detach()
         if conn is self.driver:
-            raise AuditUnavailable("the engine has but the connection of the caller")
+            raise AuditUnavailable("the engine has but the connection of the caller: give its pool one more")
         if self.settings.audit_url:  # it tells where, the engine with what
             password = conn.info.password
             conn.close()
@@ -111,7 +111,7 @@ class Caller:
     def _by_settings(self) -> psycopg.Connection[Any]:
         given = psycopg.conninfo.conninfo_to_dict(url(self.settings))
         if given.get("user") != self.parameters.get("user"):
-            raise AuditUnavailable("database_url is of another login")
+            raise AuditUnavailable("database_url is of another login: correct it")
         return self._connected(str(given.get("password") or "") or None)
 
 
@@ -148,7 +148,9 @@ class Way:
         Raises `AuditUnavailable` when none is free or can be opened by `deadline` (monotonic).
         """
         if not self._slots.acquire(timeout=max(deadline - time.monotonic(), 0)):
-            raise AuditUnavailable("the denial could not be recorded, so no answer is given: too many at once")
+            raise AuditUnavailable(
+                "the denial could not be recorded, so no answer is given: too many at once; try again in a moment"
+            )
         try:
             conn, lasts = self._usable() or self._opened(caller, deadline)
             try:

@@ -54,7 +54,7 @@ def export(
     `ProtectionUnavailable` for other logins, and for one that holds the role of no territory.
     """
     if any(time is not None and time.tzinfo is None for time in (since, until)):
-        message = "since and until need a time zone: 9 o'clock is another moment in another place"
+        message = "since and until need a time zone, such as +01:00: 9 o'clock is another moment in another place"
         raise InvalidRequest(message)
     with own_names(conn):
         reach = listing_reach(conn, territories)

@@ -94,7 +94,8 @@ def who_could_edit(conn: AnyConnection, lead_id: Any, at: datetime) -> Rights:
     left_out = without_role(conn)
     if not found:
         more = f"; {', '.join(left_out)} left out: it does not hold their roles" if left_out else ""
-        message = f"nothing is known of lead {lead_id} in the territories that this login may read{more}"
+        here = f"nothing is known of lead {lead_id} in the territories that this login may read{more}"
+        message = f"{here}; look at its id, or ask as a member of its territory"
         raise InvalidRequest(message)
     return Rights(tuple(Right(*right) for right in found), left_out)
 

@@ -125,7 +125,8 @@ def _records(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         except (ValueError, KeyError, TypeError, AttributeError):
             lacking = {"type"}
         if lacking:
-            message = f"line {number}: this is no line of an export with seals; it lacks {', '.join(sorted(lacking))}"
+            lacks = f"this is no line of an export with seals; it lacks {', '.join(sorted(lacking))}"
+            message = f"line {number}: {lacks}; write it anew with --sealed"
             raise InvalidRequest(message)
         yield record
 

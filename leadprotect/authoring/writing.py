@@ -216,7 +216,7 @@ def _move(one: RevisionFile, after: str, below: str) -> Moved:
     source = re.sub(r"(?m)^Revises: .*$", f"Revises: {below}", "".join(lines))
     file = one.file.with_name(f"{after}.py")
     if file.exists() and file != one.file:
-        raise ChainError(f"{file} is there already; nothing more was moved")
+        raise ChainError(f"{file} is there already; nothing more was moved: take it away, and run the same again")
     file.write_text(source, encoding="utf-8")
     if file != one.file:
         one.file.unlink()

@@ -17,6 +17,7 @@ from leadprotect.settings import render
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from leadprotect.backfilling.progress import Watch
     from leadprotect.backfilling.worker import Run
 
 NAMED = 20
@@ -29,21 +30,27 @@ _LONGEST_PAUSE_S = 5.0
 
 
 def retry_deferred(
-    run: Run, side: psycopg.Connection[Any], victim: psycopg.Connection[Any], patience: float
+    run: Run, side: psycopg.Connection[Any], victim: psycopg.Connection[Any], patience: float, watch: Watch
 ) -> list[Locked]:
     """Try the deferred leads again for at most `patience` seconds after the last success."""
     last, pause = time.monotonic(), _FIRST_PAUSE_S
     while True:
         left = done = paused = 0
+        holders = ""
         for territory, lead in _deferred(run, side):
             ready = run.throttle.proceed(territory, run.stopping)
             if run.stopping.is_set():
                 return []
-            assigned = ready and _try(run, victim, territory, lead)
+            if ready and not holders:  # of the first that is held, as of all: they mostly are one transaction's
+                assigned, holders = _seen(run, side, victim, territory, lead)
+            else:
+                assigned = ready and _try(run, victim, territory, lead)
             left, done, paused = left + (not assigned), done + assigned, paused + (not ready)
         if not left:
+            run.waiting = None
             return []
-        run.waiting = f"{left - paused:,} leads are locked by others" if left > paused else None
+        run.waiting = f"{left - paused:,} leads are locked by {holders}" if left > paused else None
+        watch()
         if done or paused:
             last = time.monotonic()
         if time.monotonic() - last >= patience:
@@ -53,7 +60,7 @@ def retry_deferred(
 
 
 def settle_noted(
-    run: Run, side: psycopg.Connection[Any], victim: psycopg.Connection[Any], patience: float
+    run: Run, side: psycopg.Connection[Any], victim: psycopg.Connection[Any], patience: float, watch: Watch
 ) -> str | None:
     """Look again at leads that changed under a slice; says who is in the way if that can't be done.
 
@@ -61,7 +68,7 @@ def settle_noted(
     it. Its note is there when it has ended, so those that run now are waited for, `patience` seconds.
     """
     while not run.stopping.is_set():
-        if waiting := _writers_left(run, side, patience):
+        if waiting := _writers_left(run, side, patience, watch):
             return f"transactions that changed leads or activities during the backfill are still open: {waiting}"
         changed = 0
         for lead in _noted(run, side):
@@ -103,23 +110,31 @@ def _still_locked(run: Run, side: psycopg.Connection[Any], victim: psycopg.Conne
     for number, (territory, lead) in enumerate(_deferred(run, side)):
         if number == NAMED:
             break
-        who: list[str] = []
-        tried = threading.Event()
-
-        def look(who: list[str] = who, tried: threading.Event = tried) -> None:
-            while not tried.wait(_SAMPLE_S):
-                who[:] = [str(blocker) for blocker in blockers.blockers(side, victim.info.backend_pid)] or who
-
-        watcher = threading.Thread(target=look)
-        watcher.start()
-        try:
-            assigned = _try(run, victim, territory, lead)
-        finally:
-            tried.set()
-            watcher.join()
+        assigned, holders = _seen(run, side, victim, territory, lead)
         if not assigned:
-            found.append(Locked(territory, lead, "; ".join(who) or "a session that is gone already"))
+            found.append(Locked(territory, lead, holders))
     return found
+
+
+def _seen(
+    run: Run, side: psycopg.Connection[Any], victim: psycopg.Connection[Any], territory: str, lead: Any
+) -> tuple[bool, str]:
+    """Whether the lead got its owner; else who held it while that was tried."""
+    who: list[str] = []
+    tried = threading.Event()
+
+    def look() -> None:
+        while not tried.wait(_SAMPLE_S):
+            who[:] = [str(blocker) for blocker in blockers.blockers(side, victim.info.backend_pid)] or who
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        assigned = _try(run, victim, territory, lead)
+    finally:
+        tried.set()
+        watcher.join()
+    return assigned, "" if assigned else "; ".join(who) or "a session that is gone already"
 
 
 def _writers(run: Run, side: psycopg.Connection[Any]) -> dict[str, int]:
@@ -141,7 +156,7 @@ def _writers(run: Run, side: psycopg.Connection[Any]) -> dict[str, int]:
     return dict(found.fetchall())
 
 
-def _writers_left(run: Run, side: psycopg.Connection[Any], patience: float) -> str | None:
+def _writers_left(run: Run, side: psycopg.Connection[Any], patience: float, watch: Watch) -> str | None:
     began = time.monotonic()
     waited_for = _writers(run, side)
     while not run.stopping.is_set():
@@ -149,9 +164,11 @@ def _writers_left(run: Run, side: psycopg.Connection[Any], patience: float) -> s
         waited_for = {name: pid for name, pid in waited_for.items() if name in now}
         if not waited_for:
             return None
-        run.waiting = f"waiting for {len(waited_for)} transactions that change leads or activities"
+        those = ", ".join(f"pid {pid}" if pid else "a prepared transaction" for pid in waited_for.values())
+        run.waiting = f"waiting for transactions that change leads or activities: {those}"
+        watch()
         if time.monotonic() - began >= patience:
-            return ", ".join(f"pid {pid}" if pid else "a prepared transaction" for pid in waited_for.values())
+            return those
         run.stopping.wait(0.05)
     return None
 

@@ -78,6 +78,8 @@ class Watch:
         )
         row = side.do(lambda conn: conn.execute(query, (list(run.territories),)).fetchone())
         self._total: int = row[0] if row else 0
+        # a run that goes on is not as fast as if it had done all
+        self._before = side.do(lambda conn: counts(run, conn, list(run.territories)))[0]
 
     def __call__(self, *, done: bool = False) -> None:
         """Tell, but not more than once a second; `done` is told at once."""
@@ -96,7 +98,7 @@ class Watch:
                 deferred,
                 total=scanned if done else max(self._total, scanned),
                 seconds=seconds,
-                rate=scanned / seconds if done else self._meter.rate(seconds, scanned),
+                rate=(scanned - self._before) / seconds if done else self._meter.rate(seconds, scanned),
                 slice_rows=run.slice_rows,
                 factor=1.0 if done else verdict.factor,
                 reason=None if done else _reason(verdict, run.waiting),

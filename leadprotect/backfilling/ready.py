@@ -85,8 +85,8 @@ def _check_writable(conn: psycopg.Connection[Any]) -> None:
         raise BackfillError(message)
     ((read_only,),) = conn.execute("SELECT current_setting('transaction_read_only')").fetchall()
     if read_only == "on":
-        message = "this login's sessions are read-only: ALTER ROLE ... SET default_transaction_read_only = off"
-        raise BackfillError(message)
+        off = f"ALTER ROLE {ident(conn.info.user)} SET default_transaction_read_only = off;"
+        raise BackfillError(f"this login's sessions are read-only: {off}")
 
 
 def check_settings(conn: AnyConnection, s: Settings) -> None:

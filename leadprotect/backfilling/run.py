@@ -157,7 +157,7 @@ def _run(run: Run, side: Session, workers: int, patience: float, on_progress: Wa
     run.throttle.start()
     try:
         _work(run, workers, watch)
-        locked, unsettled = side.do(lambda conn: _close(run, conn, patience))
+        locked, unsettled = side.do(lambda conn: _close(run, conn, patience, watch))
         if run.stopping.is_set():
             raise BackfillStopped(f"stopped from another shell ({run.throttle.stop_asked}); the same command goes on")
     finally:
@@ -185,9 +185,10 @@ def _start(run: Run, conn: psycopg.Connection[Any]) -> None:
         conn.execute(render("SELECT {schema}.backfill_start(%s, %s)", run.settings), (code, fingerprint(run.settings)))
 
 
-def _close(run: Run, conn: psycopg.Connection[Any], patience: float) -> tuple[list[Locked], str | None]:
+def _close(run: Run, conn: psycopg.Connection[Any], patience: float, watch: Watch) -> tuple[list[Locked], str | None]:
     with run.connect() as victim:
-        return ending.retry_deferred(run, conn, victim, patience), ending.settle_noted(run, conn, victim, patience)
+        locked = ending.retry_deferred(run, conn, victim, patience, watch)
+        return locked, ending.settle_noted(run, conn, victim, patience, watch)
 
 
 def _finish(run: Run, conn: psycopg.Connection[Any]) -> None:

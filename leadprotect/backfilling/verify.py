@@ -122,7 +122,7 @@ def derived(conn: AnyConnection, s: Settings) -> bool:
 
 def _check(conn: AnyConnection, territories: Sequence[str], s: Settings) -> None:
     if isinstance(territories, str):
-        message = "territories is a list of codes, not one text"
+        message = "territories must be a list of codes, not one text"
         raise InvalidRequest(message)
     known = rows(conn, render("SELECT territory FROM {schema}.backfill_jobs", s))
     check_known(territories, [code for (code,) in known])

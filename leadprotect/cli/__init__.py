@@ -11,12 +11,12 @@ import os
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, Any, NoReturn
 
 import click
 
-from leadprotect.cli.interrupts import Killed
-from leadprotect.cli.terminal import echo, plain
+from leadprotect.cli.interrupts import Killed, tidied_when_killed
+from leadprotect.cli.terminal import echo
 from leadprotect.errors import LeadProtectError
 from leadprotect.settings.databases import ON
 from leadprotect.settings.files import CONFIG
@@ -57,6 +57,25 @@ A module is loaded when its command is asked for: one that needs a driver or Ale
 """
 
 
+class _Refused(click.ClickException):
+    """One of our errors: what is wrong, and what to run on a line of its own."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        del file
+        echo(f"Error: {self.format_message()}", err=True)
+
+
+class _Misused(click.UsageError):
+    """Wrong usage, told as click does, on a terminal of any width."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        del file
+        if self.ctx is not None:
+            click.echo(self.ctx.get_usage(), err=True)
+            click.echo(f"Try '{self.ctx.command_path} --help' for help.\n", err=True)
+        echo(f"Error: {self.format_message()}", err=True)
+
+
 class _Commands(click.Group):
     """Turns our errors into one line on stderr: a user's mistake never shows a stack trace."""
 
@@ -80,14 +99,39 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         try:
-            if ctx.params["fleet"]:
-                _on_all(ctx)
-            return super().invoke(ctx)
+            with tidied_when_killed():
+                if ctx.params["fleet"]:
+                    _on_all(ctx)
+                return super().invoke(ctx)
         except LeadProtectError as error:
-            raise click.ClickException(plain(str(error))) from None
-        except KeyboardInterrupt as stopped:
+            raise _Refused(str(error)) from None
+        except click.UsageError as error:
+            raise _Misused(error.format_message(), error.ctx) from None
+        except (KeyboardInterrupt, click.Abort) as ended:
+            stopped = ended.__context__ if isinstance(ended, click.Abort) else ended
+            if not isinstance(stopped, KeyboardInterrupt):  # nobody is there to be asked
+                raise
             echo("stopped", err=True)
             sys.exit(stopped.code if isinstance(stopped, Killed) else 130)
+        except Exception as error:
+            if (told := _of_the_database(error)) is None:
+                raise
+            raise _Refused(told) from None
+
+
+def _of_the_database(error: Exception) -> str | None:
+    """What a server's error means that no command was ready for; None of any other error."""
+    if "psycopg" not in sys.modules:  # then none of it can have been raised
+        return None
+    from leadprotect.database.connection import mapped_errors, of_driver  # noqa: PLC0415 - help needs no driver
+
+    if not of_driver(error):
+        return None
+    try:
+        with mapped_errors():
+            raise error
+    except LeadProtectError as ours:
+        return str(ours)
 
 
 def _on_all(ctx: click.Context) -> NoReturn:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from leadprotect.access.arguments import as_user_id
 from leadprotect.access.context import acting_as, declaring
+from leadprotect.cli.complete import territories_like
 from leadprotect.database.catalog import territory_role
-from leadprotect.database.connection import row
+from leadprotect.database.connection import connect, mapped_errors, row
+from leadprotect.database.opening import LOCK_TIMEOUT_MS
 from leadprotect.errors import InvalidRequest, LeadAccessDenied, LeadProtectError, ProtectionUnavailable
 from leadprotect.settings import current, ident, render
 
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
 
     import psycopg
 
-TERRITORY = click.option("--territory", required=True, metavar="CODE", help="Where; its role must be the login's.")
+_NO_PRIVILEGE = "42501"
+TERRITORY = click.option(
+    "--territory", required=True, metavar="CODE", shell_complete=territories_like,
+    help="Where; its role must be the login's.",
+)  # fmt: skip
 NOTE = click.option("--note", help="Recorded with it, at most 1 kB.")
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Do it, show it, and roll back; what is denied is recorded.")
 _ACTOR = click.option("--as", "actor", required=True, metavar="USER", help="Who does it: recorded beside the login.")
@@ -37,12 +42,28 @@ def changes(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
+def session(office: str, *, lock_timeout: int = LOCK_TIMEOUT_MS) -> Iterator[psycopg.Connection[Any]]:
+    """A connection for what only holders of `office` may ask; whom it is denied to is told what a DBA can run.
+
+    `lock_timeout` in milliseconds.
+    """
+    with connect(current(), lock_timeout=lock_timeout) as conn:
+        try:
+            with mapped_errors():
+                yield conn
+        except ProtectionUnavailable as error:
+            if getattr(error.__cause__, "sqlstate", None) != _NO_PRIVILEGE:
+                raise
+            raise ProtectionUnavailable(f"{error}. {_grants(conn, current().role(office))}") from error
+
+
+@contextmanager
 def transaction(conn: psycopg.Connection[Any], actor: str, territory: str, *, dry_run: bool = False) -> Iterator[None]:
     """One transaction of `actor` in `territory`, rolled back at the end of a dry run."""
     try:
         user = as_user_id(actor)
     except InvalidRequest as error:
-        raise InvalidRequest(f"--as: {error}") from None
+        raise click.BadParameter(str(error), param_hint="--as") from None
     try:
         with conn.transaction(force_rollback=dry_run), acting_as(conn, user, territory):
             _require_territory(conn, territory)
@@ -75,19 +96,6 @@ def _require_territory(conn: psycopg.Connection[Any], territory: str) -> None:
         )
 
 
-def moment(name: str, text: str | None) -> datetime | None:
-    """A time of the command line; raises `InvalidRequest` for what is none, or has no zone."""
-    if text is None:
-        return None
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise InvalidRequest(f"{name}: {text!r} is no time such as 2026-12-24T18:00+01:00") from None
-    if at.tzinfo is None:
-        raise InvalidRequest(f"{name}: {text!r} needs a zone, such as {text}Z or {text}+01:00")
-    return at
-
-
 _REASONS = {
     "suspended": "whom --as names is suspended there: leadprotect rules revoke USER VIEW_ONLY",
     "unassigned": "nobody owns it: leadprotect owner assign",
@@ -103,4 +111,4 @@ def _remedy(conn: psycopg.Connection[Any], denied: LeadAccessDenied, territory: 
 
 
 def _grants(conn: psycopg.Connection[Any], role: str) -> str:
-    return f"A DBA can run: GRANT {ident(role)} TO {ident(conn.info.user)}"
+    return f"A DBA can run: GRANT {ident(role)} TO {ident(conn.info.user)};"

@@ -6,8 +6,8 @@ import sys
 
 import click
 
-from leadprotect.cli import output
-from leadprotect.cli.terminal import echo
+from leadprotect.cli import output, words
+from leadprotect.cli.terminal import echo, told, verbatim
 from leadprotect.migration.apply import Applied, apply
 
 
@@ -15,9 +15,7 @@ from leadprotect.migration.apply import Applied, apply
 @click.option("--dry-run", is_flag=True, help="Show what would be changed and the SQL for it; change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text; changes only with --yes.")
-@click.option(
-    "--lock-budget", metavar="DURATION", help="How long to wait for locks in all, such as 5min.  [default: 60s]"
-)
+@words.lock_budget()
 def apply_command(*, dry_run: bool, yes: bool, as_json: bool, lock_budget: str | None) -> None:
     """Bring settings that were changed after contract into the database, after showing them.
 
@@ -45,6 +43,6 @@ def _show(found: Applied, *, sql: bool) -> None:
     for change in found.changes:
         echo(str(change))
     for condition in found.refused:
-        echo(f"refused: {condition.detail}" + (f"; {condition.remedy}" if condition.remedy else ""))
+        told(condition.name, condition.detail, condition.remedy, verdict="refused:")
     if sql and found.changes:
-        echo("\nBEGIN;\n" + "\n".join(f"{statement};" for statement in found.statements) + "\nCOMMIT;")
+        verbatim("\nBEGIN;\n" + "\n".join(f"{statement};" for statement in found.statements) + "\nCOMMIT;")

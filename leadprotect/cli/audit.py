@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
-from rich.table import Table
 
 from leadprotect.audit import anchors, export, history, partitions, proof, seals, verification
 from leadprotect.cli import output
-from leadprotect.cli.console import Console
-from leadprotect.cli.terminal import echo
-from leadprotect.database.connection import connect
+from leadprotect.cli.acting import session
+from leadprotect.cli.complete import territories_like
+from leadprotect.cli.terminal import echo, show_table
+from leadprotect.cli.words import TIME
 from leadprotect.errors import ConnectionUnusable, InvalidRequest, LeadProtectError
-from leadprotect.settings import current
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,19 +26,6 @@ if TYPE_CHECKING:
 EXIT_CODES = {"intact": 0, "tampered": 1, "not judged": 2}
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 FILE = click.File("r", encoding="utf-8")
-
-
-class _Time(click.ParamType[datetime]):
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        try:
-            time = datetime.fromisoformat(value)
-        except ValueError:
-            self.fail(f"{value!r} is not a time such as 2026-03-01T09:00+01:00", param, ctx)
-        if time.tzinfo is None:
-            self.fail(f"{value!r} needs a time zone, as in 2026-03-01T09:00+01:00 or 2026-03-01T08:00Z", param, ctx)
-        return time
 
 
 class _Month(click.ParamType[date]):
@@ -52,13 +38,14 @@ class _Month(click.ParamType[date]):
             self.fail(f"{value!r} is not a month such as 2026-03", param, ctx)
 
 
-TIME, MONTH = _Time(), _Month()
+MONTH = _Month()
 SINCE = click.option("--since", type=TIME, help="From this time on, such as 2026-03-01T00:00Z.")
 UNTIL = click.option("--until", type=TIME, help="Before this time.")
 TERRITORY = click.option(
     "--territory",
     "territories",
     multiple=True,
+    shell_complete=territories_like,
     help="This territory alone ('': rows without one); may be repeated.  [default: all that the login may read]",
 )
 
@@ -80,7 +67,7 @@ def audit_group() -> None:
 @JSON
 def partitions_command(*, ahead: int, max_moved: int, as_json: bool) -> None:
     """Make the partitions of the coming months, and tidy the default one."""
-    with connect(current()) as conn:
+    with session("operator") as conn:
         created = partitions.create_partitions(conn, ahead=ahead, max_moved=max_moved)
     if as_json:
         click.echo(output.as_json({"created": created}))
@@ -92,7 +79,7 @@ def partitions_command(*, ahead: int, max_moved: int, as_json: bool) -> None:
 @JSON
 def seal_command(*, as_json: bool) -> None:
     """Seal what was recorded, and print the newest hash of each chain: keep them elsewhere, too."""
-    with connect(current()) as conn:
+    with session("operator") as conn:
         for head in seals.seal(conn):
             if as_json:
                 click.echo(output.event("sealed", head))
@@ -105,7 +92,7 @@ def seal_command(*, as_json: bool) -> None:
 @JSON
 def detach_command(*, before: date, as_json: bool) -> None:
     """Detach sealed months from the audit; no row is deleted, and the tables stay guarded."""
-    with connect(current()) as conn:
+    with session("operator") as conn:
         found = False
         for gone in partitions.detach(conn, before):
             found = True
@@ -131,7 +118,7 @@ def anchor_command(*, file: Path | None, url: str | None, territories: tuple[str
     """
     if not (file or url):
         raise click.UsageError("name a place: --output FILE or --to URL")
-    with connect(current()) as conn:
+    with session("auditor") as conn:
         with conn.transaction():
             made = anchors.anchor(conn, territories=territories or None)
         if file:
@@ -185,7 +172,7 @@ def _verified(
     *, against: TextIO | None, anchor: str | None, log: TextIO | None, territories: tuple[str, ...]
 ) -> verification.Verification:
     exported = proof.known_seals(against) if against else None
-    with connect(current()) as conn, conn.transaction():
+    with session("auditor") as conn, conn.transaction():
         known = anchors.kept(conn, anchor) if anchor else set()
         for one in anchors.of_this_audit(conn, [exported], against.name) if exported and against else ():
             known |= one.seals
@@ -200,7 +187,7 @@ def _verified(
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="A file.  [default: stdout]")
 def export_command(*, output: Path | None, territories: tuple[str, ...], **how: Any) -> None:
     """Write the rows of a period as JSON lines; says on stderr which territories it leaves out."""
-    with connect(current()) as conn, conn.transaction(), _whole(output) as out:
+    with session("auditor") as conn, conn.transaction(), _whole(output) as out:
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         written = export.export(conn, out, territories=territories or None, **how)
     echo(f"{written.rows:,} rows written", err=True)
@@ -213,10 +200,10 @@ def export_command(*, output: Path | None, territories: tuple[str, ...], **how: 
 @JSON
 def who_command(lead: str, *, at: datetime, as_json: bool) -> None:
     """Show who could edit LEAD at a time, and why; says on stderr which territories it leaves out."""
-    with connect(current()) as conn:
+    with session("auditor") as conn:
         found = history.who_could_edit(conn, lead, at)
     header = ("territory", "user", "could edit", "reason", "since (UTC)", "until (UTC)", "because of")
-    table = [
+    lines = [
         (
             r.territory,
             r.user_id or "nobody",
@@ -228,7 +215,7 @@ def who_command(lead: str, *, at: datetime, as_json: bool) -> None:
         )
         for r in found.rights
     ]
-    _show(header, table, found, as_json=as_json)
+    _show(header, lines, found, as_json=as_json)
 
 
 @audit_group.command("list")
@@ -244,14 +231,14 @@ def attempts_command(
     *, lead: str | None, user: str | None, territories: tuple[str, ...], as_json: bool, **filters: Any
 ) -> None:
     """List attempts, the newest first; says on stderr which territories it leaves out."""
-    with connect(current()) as conn, conn.transaction():
+    with session("auditor") as conn, conn.transaction():
         found = history.attempts(conn, lead_id=lead, user_id=user, territories=territories or None, **filters)
     header = ("number", "time (UTC)", "lead", "user", "login", "territory", "action", "outcome", "reason", "note")
-    table = [
+    lines = [
         (a.id, _utc(a.at), a.lead_id, a.user_id, a.login, a.territory, a.action, a.outcome, a.reason, a.note)
         for a in found.attempts
     ]
-    _show(header, table, found, as_json=as_json)
+    _show(header, lines, found, as_json=as_json)
 
 
 @contextmanager
@@ -290,8 +277,8 @@ def _of_database(found: verification.Verification) -> Iterator[str]:
             f"{_named(chain.territory)}: {state}; {chain.seals:,} seals, {chain.rows:,} sealed rows as they were, "
             f"{chain.pending:,} to be sealed"
         )
-        for month, table in chain.retired.items():
-            yield f"  {month} was detached as {table}, which is gone: check its archive with --file"
+        for month, archive in chain.retired.items():
+            yield f"  {month} was detached as {archive}, which is gone: check its archive with --file"
     yield from _findings(found.findings)
     if found.explained:
         yield f"{found.explained:,} numbers without a row stand in the log as denials that were raised"
@@ -323,16 +310,10 @@ def _utc(time: datetime | None) -> str:
 
 
 def _show(
-    header: Sequence[str], table: Sequence[Sequence[object]], found: history.Attempts | history.Rights, *, as_json: bool
+    header: Sequence[str], lines: Sequence[Sequence[object]], found: history.Attempts | history.Rights, *, as_json: bool
 ) -> None:
     if as_json:
         click.echo(output.as_json(found, indent=2))
         return
-    shown = Table(*header, box=None)
-    for line in table:
-        shown.add_row(*("" if cell is None else str(cell) for cell in line))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 250  # a file or a pipe has no width; a wrapped id can't be searched for
-    console.print(shown)
+    show_table(header, lines)
     _say_left_out(found.left_out)

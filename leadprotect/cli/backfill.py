@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -15,14 +14,15 @@ from leadprotect.backfilling import jobs
 from leadprotect.backfilling.run import BATCH_SIZE, LARGEST_BATCH, PATIENCE_S, backfill
 from leadprotect.backfilling.signals import Limits
 from leadprotect.backfilling.verify import folder_problem, report_ownerless, verify_owners
+from leadprotect.cli.acting import session
 from leadprotect.cli.complete import territories_like
 from leadprotect.cli.console import Console
+from leadprotect.cli.interrupts import Killed
 from leadprotect.cli.output import event
 from leadprotect.cli.progress import Bar, Lines
-from leadprotect.cli.terminal import echo, plain
-from leadprotect.database.connection import connect
+from leadprotect.cli.terminal import echo
+from leadprotect.cli.words import Duration
 from leadprotect.errors import BackfillIncomplete, BackfillStopped, LeadProtectError
-from leadprotect.settings import current
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from leadprotect.backfilling.progress import Progress
 
 INCOMPLETE, STOPPED, FAILED, INTERRUPTED = 3, 4, 5, 130
+"""Exit codes; the last one by Ctrl-C."""
+
 DEFAULTS = Limits()
 TERRITORIES = click.argument(
     "territories", nargs=-1, metavar="[TERRITORY]...", shell_complete=territories_like
@@ -76,10 +78,10 @@ def backfill_group() -> None:
     "--report", type=click.Path(dir_okay=False, writable=True, path_type=Path), help="CSV of ownerless leads."
 )
 @click.option("--json", "as_json", is_flag=True, help="JSON lines on stdout instead of text.")
-@click.option("--patience", type=click.FloatRange(min=0), default=PATIENCE_S, show_default=True,
-              help="Seconds to wait at the end for leads that somebody holds.")  # fmt: skip
-@click.option("--max-replica-lag", type=click.FloatRange(min=0.1), default=DEFAULTS.replica_lag, show_default=True,
-              help="Hold when a replica is so many seconds behind.")  # fmt: skip
+@click.option("--patience", type=Duration(), default=f"{PATIENCE_S:g}s", show_default=True,
+              help="How long to wait at the end for leads that somebody holds.")  # fmt: skip
+@click.option("--max-replica-lag", type=Duration(least=0.1), default=f"{DEFAULTS.replica_lag:g}s", show_default=True,
+              help="Hold when a replica is so far behind.")  # fmt: skip
 @click.option("--max-lock-waits", type=click.IntRange(min=1), default=DEFAULTS.lock_waits, show_default=True,
               help="Hold when so many sessions wait for locks.")  # fmt: skip
 @click.option("--max-wal-rate", type=click.FloatRange(min=1), default=128, show_default=True,
@@ -97,7 +99,7 @@ def run_command(
 
     Exit codes: 0 complete; 1 refused, nothing was written; 2 wrong usage; 3 incomplete, leads are
     missing their owner; 4 stopped by `leadprotect backfill stop`; 5 failed midway, what was done
-    stays; 130 ended by Ctrl-C or SIGTERM.
+    stays; 130 ended by Ctrl-C, 143 by SIGTERM, after the current slices.
     """
     if bool(territories) == everywhere:
         raise click.UsageError("name territories, or --all: leadprotect backfill DE CH")
@@ -108,13 +110,16 @@ def run_command(
     elif options.pop("dry_run"):
         estimates = backfill(None, territories, dry_run=True)
         for estimate in estimates:
-            click.echo(event("estimate", estimate) if as_json else plain(_estimated(estimate)))
+            if as_json:
+                click.echo(event("estimate", estimate))
+            else:
+                echo(_estimated(estimate))
     else:
         _run(territories, options, as_json=as_json, report=report)
 
 
 def _every_territory() -> tuple[str, ...]:
-    with connect(current()) as conn:
+    with session("operator") as conn:
         return tuple(job.territory for job in jobs.list_jobs(conn, ()))
 
 
@@ -132,7 +137,7 @@ def _check_options(*, report: Path | None, verify: bool, dry_run: bool, **_other
 @JSON
 def backfill_status_command(territories: tuple[str, ...], *, as_json: bool) -> None:
     """Show where the backfill stands."""
-    with connect(current()) as conn:
+    with session("operator") as conn:
         _say_jobs(jobs.list_jobs(conn, territories), as_json=as_json)
 
 
@@ -142,7 +147,7 @@ def backfill_status_command(territories: tuple[str, ...], *, as_json: bool) -> N
 @JSON
 def pause_command(territories: tuple[str, ...], *, reason: str | None, as_json: bool) -> None:
     """Hold it after the current slice, on every machine."""
-    with connect(current()) as conn:
+    with session("operator") as conn:
         _say_jobs(jobs.pause(conn, territories, reason=reason), as_json=as_json)
 
 
@@ -151,7 +156,7 @@ def pause_command(territories: tuple[str, ...], *, reason: str | None, as_json: 
 @JSON
 def resume_command(territories: tuple[str, ...], *, as_json: bool) -> None:
     """Take back a pause or a stop."""
-    with connect(current()) as conn:
+    with session("operator") as conn:
         _say_jobs(jobs.resume(conn, territories), as_json=as_json)
 
 
@@ -161,7 +166,7 @@ def resume_command(territories: tuple[str, ...], *, as_json: bool) -> None:
 @JSON
 def stop_command(territories: tuple[str, ...], *, reason: str | None, as_json: bool) -> None:
     """End it after the current slice, on every machine; the same command goes on later."""
-    with connect(current()) as conn:
+    with session("operator") as conn:
         _say_jobs(jobs.stop(conn, territories, reason=reason), as_json=as_json)
 
 
@@ -173,7 +178,6 @@ def _run(territories: tuple[str, ...], options: dict[str, Any], *, as_json: bool
         archive_queue=options["max_archive_queue"],
         condition=options["hold_unless"],
     )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     again = f"leadprotect backfill {shlex.join(territories)}"
     console = Console(stderr=True)
     told: list[Progress] = []
@@ -187,9 +191,9 @@ def _run(territories: tuple[str, ...], options: dict[str, Any], *, as_json: bool
                 None, territories, batch_size=options["batch_size"], workers=options["workers"],
                 patience=options["patience"], limits=limits, on_progress=partial(_tell, watcher, told),
             )  # fmt: skip
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as ended:
         echo(f"ended after the current slice; nothing is lost, go on with: {again}", err=True)
-        sys.exit(INTERRUPTED)
+        sys.exit(ended.code if isinstance(ended, Killed) else INTERRUPTED)
     except BackfillStopped as error:
         echo(f"Stopped: {error}: {again}", err=True)
         sys.exit(STOPPED)
@@ -226,13 +230,13 @@ def _say_results(
     if not as_json and results and results[0].without_territory:
         echo(f"{results[0].without_territory:,} leads have no territory: they are outside protection")
     if report:
-        with connect(current(), lock_timeout=0) as conn:
+        with session("operator", lock_timeout=0) as conn:
             written = report_ownerless(conn, territories, report)
         echo(f"{written:,} leads without an owner are listed in {report}", err=True)
 
 
 def _say_verified(territories: tuple[str, ...], *, as_json: bool, report: Path | None) -> None:
-    with connect(current(), lock_timeout=0) as conn:
+    with session("operator", lock_timeout=0) as conn:
         found = verify_owners(conn, territories)
         if report:
             report_ownerless(conn, territories, report)

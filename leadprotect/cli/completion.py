@@ -18,5 +18,5 @@ def completion_command(ctx: click.Context, shell: str) -> None:
     """
     kind = get_completion_class(shell)
     if kind is None:
-        raise click.UsageError(f"{shell} is no shell that can be served")
+        raise click.UsageError(f"{shell} is no shell that can be served; use bash, zsh or fish")
     click.echo(kind(ctx.find_root().command, {}, "leadprotect", "_LEADPROTECT_COMPLETE").source())

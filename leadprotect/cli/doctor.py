@@ -7,7 +7,7 @@ import sys
 import click
 
 from leadprotect.cli import output
-from leadprotect.cli.terminal import echo
+from leadprotect.cli.terminal import echo, verbatim
 from leadprotect.database.connection import connect, mapped_errors
 from leadprotect.doctor.examine import Diagnosis, examine
 from leadprotect.errors import LeadProtectError
@@ -31,7 +31,10 @@ def doctor_command(*, as_json: bool) -> None:
         with connect(s, lock_timeout=_LOCK_TIMEOUT_MS) as conn, mapped_errors():
             found = examine(conn, settings=s)
     except LeadProtectError as error:
-        echo(output.as_json({"verdict": "not judged", "reason": str(error)}) if as_json else f"not judged: {error}")
+        if as_json:
+            click.echo(output.as_json({"verdict": "not judged", "reason": str(error)}))
+        else:
+            echo(f"not judged: {error}")
         sys.exit(EXIT["not judged"])
     if as_json:
         click.echo(output.as_json(found, indent=2))
@@ -46,7 +49,7 @@ def _show(found: Diagnosis, s: Settings) -> None:
         echo(f"\n{one.level}  {one.check}  {one.where}\n  {one.what}\n  why: {one.why}")
         if one.mends:
             echo("  mends:")
-            echo("\n".join(f"    {line}" for line in one.mends.splitlines()))
+            verbatim("\n".join(f"    {line}" for line in one.mends.splitlines()))
     if found.not_judged:
         echo("\nnot judged:")
     for other in found.not_judged:

@@ -9,13 +9,14 @@ from pathlib import Path
 import click
 
 from leadprotect.cli import output
-from leadprotect.cli.terminal import echo
+from leadprotect.cli.terminal import echo, verbatim
+from leadprotect.cli.words import Duration
 from leadprotect.errors import InvalidRequest
 from leadprotect.gates.check import Gates, evaluate
 from leadprotect.gates.measures import PRESETS, preset
 from leadprotect.gates.rules import dashboard, exporter_queries, rendered
 from leadprotect.gates.verdict import EXIT, Evaluation, Verdict
-from leadprotect.settings import current, duration, url
+from leadprotect.settings import current, url
 
 
 class _Gate(click.Group):
@@ -57,23 +58,19 @@ def _show(found: Evaluation) -> None:
     for one in found.answers:
         value, threshold = _number(one.value), _number(one.threshold)
         why = "" if one.verdict is Verdict.PROCEED and one.value is not None else f"; {one.why}"
-        echo(f"\n{one.verdict:<8}  {one.name}: value {value}, threshold {threshold}{why}\n          {one.query}")
+        echo(f"\n{one.verdict:<8}  {one.name}: value {value}, threshold {threshold}{why}")
+        verbatim(f"          {one.query}")
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def _span(_: click.Context, option: click.Parameter, text: str | None) -> float | None:
-    """A duration of the settings: 1m, 90s, 250ms, or a number of seconds."""
-    return None if text is None else duration(f"--{(option.name or '').replace('_', '-')}", text)
-
-
 @gate_group.command("render")
 @click.option("--preset", "preset_name", default="micrometer", show_default=True, help=f"{', '.join(PRESETS)}.")
 @click.option("-o", "--output", "folder", type=click.Path(path_type=Path), required=True, help="Folder to write into.")
 @click.option("--service", help="Label of all series and alerts; as prometheus_service, which is the default.")
-@click.option("--slo-p95", callback=_span, help="What 95 of 100 requests may take; default: slo_p95 of the settings.")
+@click.option("--slo-p95", type=Duration(), help="What 95 of 100 requests may take; default: slo_p95 of the settings.")
 @click.option("--metric", help="Histogram of the requests, without _bucket.")
 @click.option("--requests", help="Counter of the requests by status; default: the metric's _count.")
 @click.option("--routes", help="Histogram by route; default: the metric.")
@@ -85,16 +82,17 @@ def _span(_: click.Context, option: click.Parameter, text: str | None) -> float 
 @click.option("--postgres", help='Matchers of postgres_exporter\'s metrics, such as job="postgres".')
 @click.option("--exporter", help="Version of postgres_exporter; before 0.17 it can't say who waits for locks.")
 @click.option("--denials/--no-denials", default=None, help="Whether the service counts what leadprotect decides.")
-@click.option("--window", callback=_span, help="What a rate looks back to; at least four times --every.")
-@click.option("--every", callback=_span, help="How often the rules are judged.")
-@click.option("--latency-for", callback=_span, help="How long the latency must be too high.")
-@click.option("--errors-for", callback=_span, help="How long there must be too many errors.")
+@click.option("--window", type=Duration(), help="What a rate looks back to; at least four times --every.")
+@click.option("--every", type=Duration(), help="How often the rules are judged.")
+@click.option("--latency-for", type=Duration(), help="How long the latency must be too high.")
+@click.option("--errors-for", type=Duration(), help="How long there must be too many errors.")
 @click.option("--errors", type=float, help="Share of requests that may fail.")
 @click.option("--traffic-floor", type=float, help="Requests a second below which nothing is judged.")
 @click.option("--lock-waits", type=float, help="Sessions that may wait for locks.")
 @click.option("--replica-lag", type=float, help="Bytes that a replica may be behind.")
 @click.option("--runbooks", help="Where the runbook pages are: a URL or a folder.")
-def render_command(*, preset_name: str, folder: Path, **given: object) -> None:
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the files' names.")
+def render_command(*, preset_name: str, folder: Path, as_json: bool, **given: object) -> None:
     """Write rules for Prometheus, with the tests that `promtool test rules` runs over them.
 
     Beside them: queries for postgres_exporter, which tell phase and backfill, and a dashboard for Grafana.
@@ -102,8 +100,12 @@ def render_command(*, preset_name: str, folder: Path, **given: object) -> None:
     """
     s = current()
     given = {"service": s.prometheus_service, "slo_p95": s.slo_p95} | {k: v for k, v in given.items() if v is not None}
-    wanted = preset(preset_name, **given)
-    files = rendered(wanted) | {
+    try:
+        wanted = preset(preset_name, **given)
+        rules = rendered(wanted)
+    except InvalidRequest as error:
+        raise click.UsageError(str(error)) from None
+    files = rules | {
         f"{wanted.service}_queries.yaml": exporter_queries(s),
         f"{wanted.service}_dashboard.json": dashboard(),
     }
@@ -112,6 +114,11 @@ def render_command(*, preset_name: str, folder: Path, **given: object) -> None:
         for name, text in files.items():
             (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise InvalidRequest(f"--output: {folder} can't be written to ({error.strerror})") from None
-    for name in files:
-        echo(str(folder / name))
+        said = f"{folder} can't be written to ({error.strerror}); name another folder"
+        raise click.BadParameter(said, param_hint="--output") from None
+    written = [folder / name for name in files]
+    if as_json:
+        click.echo(output.as_json({"preset": preset_name, "service": wanted.service, "files": written}))
+        return
+    for file in written:
+        verbatim(str(file))

@@ -15,12 +15,13 @@ import click
 from leadprotect.cli.interrupts import SIGNALS
 from leadprotect.cli.output import event
 from leadprotect.cli.terminal import echo
+from leadprotect.cli.words import Duration
 from leadprotect.errors import InvalidRequest, LockUnavailable
 from leadprotect.gates import report, rollout
 from leadprotect.gates.check import Gates, evaluate
 from leadprotect.gates.guard import Guard, Told
 from leadprotect.gates.machine import OnRollback, Patience
-from leadprotect.settings import current, duration, load, url
+from leadprotect.settings import current, load, url
 from leadprotect.settings.files import CONFIG
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from leadprotect.settings import Settings
 
 ANOTHER = 11
-LONGEST = {"interval": "15s", "bake": "7 days", "blind": "7 days", "longest_pause": "7 days"}
 ANSWERS = [str(one) for one in OnRollback]
 _SHORTEST_S = 1.0
 
@@ -40,12 +40,36 @@ _SHORTEST_S = 1.0
 @click.option("--dry-run", is_flag=True, help="Ask the gates and say what would be done; run and change nothing.")
 @click.option("--on-rollback", type=click.Choice(ANSWERS), default=ANSWERS[0], show_default=True,
               help="What to do when a gate says ROLLBACK: go back; pause; or cancel what runs, and pause.")  # fmt: skip
-@click.option("--interval", default="6s", show_default=True, help="How often the gates are asked, 1s to 15s.")
-@click.option("--bake", default="11min", show_default=True, help="How long to watch after the last step.")
+@click.option(
+    "--interval",
+    type=Duration(least=_SHORTEST_S, longest="15s"),
+    default="6s",
+    show_default=True,
+    help="How often the gates are asked, 1s to 15s.",
+)
+@click.option(
+    "--bake",
+    type=Duration(longest="7 days"),
+    default="11min",
+    show_default=True,
+    help="How long to watch after the last step.",
+)
 @click.option("--resume-after", type=click.IntRange(min=1), default=3, show_default=True,
               help="Good answers in a row before a paused rollout goes on.")  # fmt: skip
-@click.option("--blind", default="10min", show_default=True, help="How long the gates may be unknown, in all.")
-@click.option("--longest-pause", default="1h", show_default=True, help="How long one pause may last.")
+@click.option(
+    "--blind",
+    type=Duration(longest="7 days"),
+    default="10min",
+    show_default=True,
+    help="How long the gates may be unknown, in all.",
+)
+@click.option(
+    "--longest-pause",
+    type=Duration(longest="7 days"),
+    default="1h",
+    show_default=True,
+    help="How long one pause may last.",
+)
 @click.option("--flaps", type=click.IntRange(min=0), default=5, show_default=True, help="How many pauses there may be.")
 @click.option("--report", "file", type=click.Path(dir_okay=False, writable=True, path_type=Path),
               help="A page of the run, written anew while it goes on.")  # fmt: skip
@@ -76,7 +100,7 @@ def guard_command(command: tuple[str, ...], *, file: Path | None, serve: str | N
         tell(Told.now("guard", f"the page is at {server.url}"))
     made = Guard(
         guarded, settings, ask=partial(_ask, settings), tell=tell, show=partial(_show, server, file),
-        dry_run=options.pop("dry_run"), interval=_seconds("interval", options.pop("interval"), least=_SHORTEST_S),
+        dry_run=options.pop("dry_run"), interval=options.pop("interval"),
         patience=_patience(**options),
     )  # fmt: skip
     _listen(made)
@@ -102,17 +126,7 @@ def _settings(guarded: rollout.Rollout) -> Settings:
 
 
 def _patience(**options: Any) -> Patience:
-    given: dict[str, Any] = {n: _seconds(n, value) if n in LONGEST else value for n, value in options.items()}
-    given["on_rollback"] = OnRollback(options["on_rollback"])
-    return Patience(**given)
-
-
-def _seconds(name: str, text: str, *, least: float = 0.0) -> float:
-    option = "--" + name.replace("_", "-")
-    found = duration(option, text, longest=LONGEST[name])
-    if found < least:
-        raise click.UsageError(f"{option}: {text} is shorter than {least:g} s")
-    return found
+    return Patience(**options | {"on_rollback": OnRollback(options["on_rollback"])})
 
 
 def _ask(settings: Settings, before: Evaluation | None) -> Evaluation:

@@ -10,7 +10,7 @@ import click
 from leadprotect.adoption.ini import Written, compose
 from leadprotect.adoption.proposal import Open, Proposal, Proposed, propose
 from leadprotect.cli import output
-from leadprotect.cli.terminal import echo
+from leadprotect.cli.terminal import echo, verbatim
 from leadprotect.database.connection import connect
 from leadprotect.errors import SettingsError
 from leadprotect.preflight.host_tables import host
@@ -88,7 +88,7 @@ def _unanswered(those: list[Open]) -> str:
 
 def _show(proposal: Proposal, written: Written, *, dry_run: bool) -> None:
     if dry_run:
-        echo(written.text.rstrip("\n"))
+        verbatim(written.text.rstrip("\n"))
     else:
         for one in proposal.proposed:
             _line(one)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,9 @@ class Killed(KeyboardInterrupt):
 @contextmanager
 def tidied_when_killed() -> Iterator[None]:
     """Raise `Killed` at the first signal, and let no other one disturb what is tidied up then."""
+    if threading.current_thread() is not threading.main_thread():  # only that one hears of signals
+        yield
+        return
     # what is ignored, as nohup does it, stays ignored
     before = {number: handler for number in SIGNALS if (handler := signal.getsignal(number)) is not signal.SIG_IGN}
 

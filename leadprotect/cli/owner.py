@@ -16,7 +16,7 @@ from leadprotect.cli import output
 from leadprotect.cli.acting import TERRITORY, changes, reading, transaction
 from leadprotect.cli.terminal import echo
 from leadprotect.database.connection import connect
-from leadprotect.errors import InvalidRequest, LeadProtectError
+from leadprotect.errors import LeadProtectError
 from leadprotect.settings import current
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _leads(given: tuple[str, ...], file: Path | None) -> list[str]:
     try:
         text = "" if file is None else sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"--file: {file} can't be read: {error}") from None
+        raise click.BadParameter(f"{file} can't be read: {error}", param_hint="--file") from None
     lines = (line.strip() for line in text.splitlines())
     leads = list(dict.fromkeys([*given, *(line for line in lines if line and not line.startswith("#"))]))
     if not leads:

@@ -6,37 +6,53 @@ import re
 import time
 from typing import TYPE_CHECKING, Self, TextIO
 
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as RichProgress
+from rich.text import Text
 
 from leadprotect.cli.output import event
 from leadprotect.cli.terminal import plain
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
 
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
     from leadprotect.backfilling.progress import Progress
 
 
 LINE_EVERY_S = 10.0
+_ROOM_FOR_NAMES = 20
+
+
+class _TwoLines(RichProgress):
+    """The bar on one line; below it how fast it goes, or why it waits and for whom."""
+
+    note = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield Text(self.note)
+
+
+class _Counts(ProgressColumn):
+    """Leads that are done, of how many."""
+
+    def render(self, task: Task) -> Text:
+        whole = "?" if task.total is None else f"{task.total:,.0f}"
+        return Text(f"{task.completed:,.0f}/{whole}")
 
 
 class Bar:
     """A progress bar for a terminal."""
 
     def __init__(self, console: Console) -> None:
-        self._bar = RichProgress(
-            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-            console=console,
-        )  # fmt: skip
-        self._task = self._bar.add_task("", total=None, note="")
+        self._bar = _TwoLines(TextColumn("{task.description}", markup=False), BarColumn(), _Counts(), console=console)
+        self._task = self._bar.add_task("", total=None)
 
     def __enter__(self) -> Self:
-        """Show the bar."""
-        self._bar.start()
+        """Nothing yet: what is refused has no bar."""
         return self
 
     def __exit__(
@@ -47,9 +63,10 @@ class Bar:
 
     def __call__(self, progress: Progress) -> None:
         """Draw the state."""
-        name = " ".join(progress.territories)
+        self._bar.start()
+        self._bar.note = plain(_note(progress))
         self._bar.update(
-            self._task, description=name, completed=progress.scanned, total=progress.total, note=plain(_note(progress))
+            self._task, description=_names(progress.territories), completed=progress.scanned, total=progress.total
         )
 
 
@@ -86,6 +103,12 @@ class Lines:
         print(line, file=self._stream, flush=True)
 
 
+def _names(territories: tuple[str, ...]) -> str:
+    """As many as leave room for a bar on a narrow terminal."""
+    named = " ".join(territories)
+    return named if len(named) <= _ROOM_FOR_NAMES else f"{territories[0]} +{len(territories) - 1}"
+
+
 def _situation(progress: Progress) -> object:
     """Whether it holds or is slowed, and why: without the numbers, which are others every second."""
     return progress.factor == 0, progress.factor < 1, re.sub(r"[\d.,]+", "", progress.reason or "")
@@ -97,7 +120,7 @@ def _counts(progress: Progress) -> str:
 
 
 def _note(progress: Progress) -> str:
-    if progress.reason and progress.factor == 0:
+    if progress.reason and not (progress.factor and progress.rate):
         return f"waiting: {progress.reason}"
     parts = [f"{progress.rate:,.0f}/s"]
     if progress.eta is not None and not progress.done:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import sys
 
 import click
-from rich.table import Table
 
 from leadprotect.cli import output
-from leadprotect.cli.console import Console
-from leadprotect.cli.terminal import echo
+from leadprotect.cli.terminal import echo, show_table, verbatim
 from leadprotect.database.connection import connect
 from leadprotect.errors import RollbackError
 from leadprotect.migration.leaving import Left, left_by_hand
@@ -61,13 +59,11 @@ def _list(found: list[Left]) -> None:
         echo(f"  {one.what}")
     echo("")
     for one in found:
-        echo(one.statement)
+        verbatim(one.statement)
 
 
 def _show(found: Quarantine) -> None:
     """The tables with their rows."""
-    made = Table("table", title=f"{found.schema}, {found.bytes / 1e6:,.1f} MB", title_justify="left")
-    made.add_column("rows", justify="right")
-    for name, rows in found.rows.items():
-        made.add_row(name, "not counted" if rows is None else f"{rows:,}")
-    Console().print(made)
+    echo(f"{found.schema}, {found.bytes / 1e6:,.1f} MB")
+    counted = [(name, "not counted" if rows is None else f"{rows:,}") for name, rows in found.rows.items()]
+    show_table(("table", "rows"), counted, numbers=["rows"])

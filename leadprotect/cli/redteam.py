@@ -6,10 +6,9 @@ import sys
 from dataclasses import replace
 
 import click
-from rich.table import Table
 
 from leadprotect.cli import output
-from leadprotect.cli.console import Console
+from leadprotect.cli.terminal import show_table, told
 from leadprotect.database.connection import connect
 from leadprotect.migration.redteam import Tried, redteam
 from leadprotect.settings import current
@@ -34,13 +33,16 @@ def redteam_command(*, database_url: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(output.as_json(found, indent=2))
     else:
-        _show(found, Console())
+        _show(found)
     verdicts = {way.verdict for way in found}
     sys.exit(OPEN if "open" in verdicts else NOT_TRIED if "not tried" in verdicts else 0)
 
 
-def _show(found: tuple[Tried, ...], console: Console) -> None:
-    table = Table("way", "verdict", "what came", "what to do")
+def _show(found: tuple[Tried, ...]) -> None:
+    """What is open or was not tried first, each with what to do; below it what is held."""
     for way in found:
-        table.add_row(way.name, way.verdict, way.detail, way.remedy)
-    console.print(table)
+        if way.verdict != "held":
+            told(way.name, way.detail, way.remedy, verdict=way.verdict)
+    held = [(way.name, way.verdict, way.detail) for way in found if way.verdict == "held"]
+    if held:
+        show_table(("way", "verdict", "what came"), held, folds=["way", "what came"])

@@ -3,37 +3,57 @@
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
-from rich.table import Table
 
-from leadprotect.cli.console import Console
+from leadprotect.cli import output
 from leadprotect.cli.interrupts import tidied_when_killed
-from leadprotect.cli.terminal import echo
+from leadprotect.cli.terminal import echo, show_table
+from leadprotect.cli.words import Duration, DurationText
 from leadprotect.lab.rehearsal import Plan, Rehearsal, rehearse, report
 from leadprotect.lab.traffic import RATE
-from leadprotect.settings import duration
-
-# a number alone is seconds, and whoever writes --max-stall 250 means milliseconds
-LONGEST = {"max_stall": "1min", "writer": "1h", "reader": "1h"}
 
 
 @click.command("rehearse")
 @click.option("--leads", type=click.IntRange(min=100), help="Generate so many on a server of our own instead.")
 @click.option("--report", "file", type=click.Path(dir_okay=False, writable=True, path_type=Path),
               default="rehearsal.html", show_default=True, help="Where to write the report.")  # fmt: skip
-@click.option("--max-stall", default="250ms", show_default=True, help="How long one transaction may take.")
+# a number alone is seconds, and whoever writes --max-stall 250 means milliseconds
+@click.option(
+    "--max-stall",
+    type=Duration(longest="1min"),
+    default="250ms",
+    show_default=True,
+    help="How long one transaction may take.",
+)
 @click.option("--max-errors", type=click.IntRange(min=0), default=0, show_default=True, help="How many may fail.")
 @click.option("--rate", type=click.FloatRange(min=1), default=RATE, show_default=True, help="Transactions a second.")
-@click.option("--writer", default="3s", show_default=True, help="A write transaction of this length is in the way.")
-@click.option("--reader", default="8s", show_default=True, help="A read transaction of this length is in the way.")
-@click.option("--lock-budget", default="2min", show_default=True, help="As in alembic -x lock_budget=2min.")
+@click.option(
+    "--writer",
+    type=Duration(longest="1h"),
+    default="3s",
+    show_default=True,
+    help="A write transaction of this length is in the way.",
+)
+@click.option(
+    "--reader",
+    type=Duration(longest="1h"),
+    default="8s",
+    show_default=True,
+    help="A read transaction of this length is in the way.",
+)
+@click.option(
+    "--lock-budget", type=DurationText(), default="2min", show_default=True, help="As in alembic -x lock_budget=2min."
+)
 @click.option("--this-is-a-copy", "copy", is_flag=True, help="The database is a restored copy.")
 @click.option("--its-rows-may-change", "change", is_flag=True, help="And nobody needs its rows as they are.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object at the end instead of a table.")
 @tidied_when_killed()
-def rehearse_command(leads: int | None, file: Path, *, copy: bool, change: bool, **given: str | float) -> None:
+def rehearse_command(leads: int | None, file: Path, *, copy: bool, change: bool, as_json: bool, **given: Any) -> None:
     """Run the whole migration under live traffic, and report every stall.
 
     Upgrade, backfill, contract, downgrade and upgrade again, while an old and a new version of the
@@ -45,26 +65,39 @@ def rehearse_command(leads: int | None, file: Path, *, copy: bool, change: bool,
 
     Exit codes: 0 passed, 1 refused or failed; the report says why.
     """
-    durations = {name: duration(_option(name), str(given[name]), longest=longest) for name, longest in LONGEST.items()}
-    duration(_option("lock_budget"), str(given["lock_budget"]))
-    plan = Plan(**(given | durations))  # type: ignore[arg-type] # click has checked them
+    plan = Plan(**given)
     file.parent.mkdir(parents=True, exist_ok=True)
     done = rehearse(leads=leads, plan=plan, told_twice=copy and change, say=partial(echo, err=True))
     report.write_report(done, file)
-    _show(done)
-    echo(f"report: {file}")
+    if as_json:
+        click.echo(output.as_json(_told(done) | {"report": file}, indent=2))
+    else:
+        _show(done)
+        echo(f"report: {file}")
     sys.exit(1 if done.verdict() else 0)
 
 
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def _told(done: Rehearsal) -> dict[str, object]:
+    """What a program is told; durations in seconds."""
+    against = done.verdict()
+    return {
+        "passed": not against,
+        "against": against,
+        "database": done.database,
+        "server": done.server,
+        "leads": done.leads,
+        "activities": done.activities,
+        "began": datetime.fromtimestamp(done.began, UTC),
+        "ended": datetime.fromtimestamp(done.ended, UTC),
+        "figures": done.figures(),
+        "steps": [{"title": one.title, "seconds": one.ended - one.began} for one in done.steps],
+        "notes": done.notes,
+    }
 
 
 def _show(done: Rehearsal) -> None:
     """The figures and the verdict."""
-    figures = Table("figure", "measured", "at most")
-    for figure in report.told_figures(done):
-        figures.add_row(figure["name"], figure["value"], figure["limit"])
-    Console().print(figures)
+    figures = [(one["name"], one["value"], one["limit"]) for one in report.told_figures(done)]
+    show_table(("figure", "measured", "at most"), figures, numbers=["measured", "at most"], folds=["figure"])
     against = done.verdict()
     echo("passed" if not against else "FAILED: " + "; ".join(against))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from leadprotect.cli import output
-from leadprotect.cli.terminal import echo
+from leadprotect.cli.terminal import echo, verbatim
 from leadprotect.database.connection import connect, mapped_errors
 from leadprotect.doctor.repair import plan, repair
 from leadprotect.settings import current
@@ -45,7 +45,7 @@ def repair_command(*, yes: bool, as_json: bool) -> None:
             _name(todo.others, "only a DBA can judge")
             return
         _name(todo.own, "to be repaired")
-        echo("\n" + "\n".join(todo.statements) + "\n")
+        verbatim("\n" + "\n".join(todo.statements) + "\n")
         if not (yes or click.confirm("Run this SQL?")):
             echo("nothing was changed")
             sys.exit(1)

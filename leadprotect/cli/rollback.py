@@ -5,12 +5,10 @@ from __future__ import annotations
 import sys
 
 import click
-from rich.table import Table
 
-from leadprotect.cli import output
+from leadprotect.cli import output, words
 from leadprotect.cli.complete import revisions_like
-from leadprotect.cli.console import Console
-from leadprotect.cli.terminal import echo
+from leadprotect.cli.terminal import echo, show_table, verbatim
 from leadprotect.database.connection import connect, mapped_errors
 from leadprotect.migration import psql
 from leadprotect.migration.rollback import SAFE, Event, Rollback, rollback
@@ -29,9 +27,7 @@ NOT_VERIFIED = 3
     help="A revision below, or base.",
     shell_complete=revisions_like,
 )
-@click.option(
-    "--lock-budget", metavar="DURATION", help="How long to wait for locks in all, such as 5min.  [default: 60s]"
-)
+@words.lock_budget()
 @click.option("--sql", "as_sql", is_flag=True, help="Print a script for psql instead, and change nothing.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object at the end instead of a timeline.")
 def rollback_command(target: str, *, lock_budget: str | None, as_sql: bool, as_json: bool) -> None:
@@ -48,7 +44,7 @@ def rollback_command(target: str, *, lock_budget: str | None, as_sql: bool, as_j
     """
     if as_sql:
         with connect(current()) as conn, mapped_errors():
-            echo(psql.psql_script(conn, current(), target).rstrip("\n"))
+            verbatim(psql.psql_script(conn, current(), target).rstrip("\n"))
         return
     done = rollback(target, lock_budget=lock_budget, on_event=_silent if as_json else _show)
     if as_json:
@@ -58,7 +54,7 @@ def rollback_command(target: str, *, lock_budget: str | None, as_sql: bool, as_j
         echo(f"nothing to undo: the database stands at {done.after or 'the base'}")
         return
     echo(f"{'':<12}  {done.seconds:5.2f} s  in all, from {done.before} to {done.after or 'the base'}")
-    Console().print(_counts(done))
+    _counts(done)
     for problem in done.problems:
         echo(f"NOT AS IT MUST BE: {problem}", err=True)
     if done.problems:
@@ -87,12 +83,12 @@ def _show(event: Event) -> None:
     echo(f"{event.at:%H:%M:%S.%f}"[:12] + f"  {event.seconds:5.2f} s  {event.what}")
 
 
-def _counts(done: Rollback) -> Table:
+def _counts(done: Rollback) -> None:
     """The tables with their rows before and after."""
-    made = Table("table", title="Rows", title_justify="left")
-    made.add_column("before", justify="right")
-    made.add_column("after", justify="right")
-    for name, pair in done.rows.items():
-        if any(pair):
-            made.add_row(name, *("-" if rows is None else f"{rows:,}" for rows in pair))
-    return made
+    echo("\nRows")
+    lines = [
+        (name, *("-" if rows is None else f"{rows:,}" for rows in pair))
+        for name, pair in done.rows.items()
+        if any(pair)
+    ]
+    show_table(("table", "before", "after"), lines, numbers=["before", "after"])

@@ -9,8 +9,9 @@ import click
 
 from leadprotect.access.protections import LeadRule, grant, revoke, rules, suspend
 from leadprotect.cli import output
-from leadprotect.cli.acting import TERRITORY, changes, moment, reading, transaction
+from leadprotect.cli.acting import TERRITORY, changes, reading, transaction
 from leadprotect.cli.terminal import echo
+from leadprotect.cli.words import TIME
 from leadprotect.database.connection import connect
 from leadprotect.decision import PROTECTIONS
 from leadprotect.settings import current
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 PROTECTION = click.argument("protection", type=click.Choice(PROTECTIONS))
 LEAD = click.option("--lead", metavar="ID", help="For this lead only.  [default: the whole territory]")
-UNTIL = click.option("--until", metavar="TIME", help="Its end, with a zone.  [default: open]")
+UNTIL = click.option("--until", type=TIME, help="Its end, with a zone.  [default: open]")
 
 
 @click.group("rules")
@@ -52,18 +53,17 @@ def list_command(*, territory: str, user: str | None, lead: str | None, ended: b
 @PROTECTION
 @changes
 @LEAD
-@click.option("--from", "begin", metavar="TIME", help="Its begin, with a zone.  [default: now]")
+@click.option("--from", "begin", type=TIME, help="Its begin, with a zone.  [default: now]")
 @UNTIL
 def grant_command(
     user: str, protection: Protection, *, territory: str, actor: str, note: str | None, dry_run: bool,
-    as_json: bool, lead: str | None, begin: str | None, until: str | None,
+    as_json: bool, lead: str | None, begin: datetime | None, until: datetime | None,
 ) -> None:  # fmt: skip
     """Make a rule: COLLABORATOR may edit, VIEW_ONLY suspends, SOLE_OWNER shuts out collaborators of the territory."""
-    dates = moment("--from", begin), moment("--until", until)
     with connect(current()) as conn, transaction(conn, actor, territory, dry_run=dry_run):
-        grant(conn, user, protection, lead_id=lead, effective_from=dates[0], effective_to=dates[1], note=note)
-    told = {"granted": protection, "user": user, "lead": lead, "territory": territory, "until": dates[1]}
-    said = f"{user} has the rule {protection} {_where(lead, territory)}{_end(dates[1])}"
+        grant(conn, user, protection, lead_id=lead, effective_from=begin, effective_to=until, note=note)
+    told = {"granted": protection, "user": user, "lead": lead, "territory": territory, "until": until}
+    said = f"{user} has the rule {protection} {_where(lead, territory)}{_end(until)}"
     _say(said, told, dry_run=dry_run, as_json=as_json)
 
 
@@ -116,14 +116,13 @@ def suspend_command(
     dry_run: bool,
     as_json: bool,
     lead: str | None,
-    until: str | None,
+    until: datetime | None,
 ) -> None:
     """Let a user edit nothing from now on; he keeps what he owns. Ended by: rules revoke USER VIEW_ONLY."""
-    end = moment("--until", until)
     with connect(current()) as conn, transaction(conn, actor, territory, dry_run=dry_run):
-        suspend(conn, user, lead_id=lead, effective_to=end, note=note)
-    told = {"suspended": user, "lead": lead, "territory": territory, "until": end}
-    _say(f"{user} is suspended {_where(lead, territory)}{_end(end)}", told, dry_run=dry_run, as_json=as_json)
+        suspend(conn, user, lead_id=lead, effective_to=until, note=note)
+    told = {"suspended": user, "lead": lead, "territory": territory, "until": until}
+    _say(f"{user} is suspended {_where(lead, territory)}{_end(until)}", told, dry_run=dry_run, as_json=as_json)
 
 
 def _say(done: str, told: Mapping[str, object], *, dry_run: bool, as_json: bool) -> None:

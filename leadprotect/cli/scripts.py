@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from leadprotect.cli import output
-from leadprotect.cli.terminal import echo
+from leadprotect.cli.complete import territories_like
+from leadprotect.cli.terminal import echo, verbatim
 from leadprotect.database.connection import connect
 from leadprotect.lab.scripts import write_scripts
 from leadprotect.settings import current
@@ -15,7 +16,10 @@ from leadprotect.settings import current
 
 @click.command("scripts")
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--territory", metavar="CODE", help="Whose leads.  [default: the one with most owners]")
+@click.option(
+    "--territory", metavar="CODE", shell_complete=territories_like,
+    help="Whose leads.  [default: the one with most owners]",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Write over files that are there.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
 def scripts_command(folder: Path, *, territory: str | None, force: bool, as_json: bool) -> None:
@@ -31,4 +35,4 @@ def scripts_command(folder: Path, *, territory: str | None, force: bool, as_json
         return
     echo(f"{made.leads} leads of {made.territory}, each with its owner. Run them:")
     for command in made.commands:
-        echo(f"  {command}")
+        verbatim(f"  {command}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from leadprotect.cli import output
+from leadprotect.cli import output, words
 from leadprotect.cli.terminal import echo
 from leadprotect.database.connection import connect
 from leadprotect.migration.shadow import (
@@ -21,7 +21,7 @@ from leadprotect.migration.shadow import (
     watch_shadow,
 )
 from leadprotect.migration.shadowing import start_shadow, stop_shadow
-from leadprotect.settings import current, duration
+from leadprotect.settings import current
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 LOCKED_OUT, NEVER = 1, 2
 
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
-BUDGET = click.option(
-    "--lock-budget", metavar="DURATION", help="How long to wait for locks in all, such as 5min.  [default: 60s]"
-)
+BUDGET = words.lock_budget()
 _SEES = {
     "nothing": "would see no lead that has a territory",
     "everything": "goes on seeing everything",
@@ -61,11 +59,11 @@ def shadow_start_command(*, lock_budget: str | None, as_json: bool) -> None:
 
 
 @shadow_group.command("watch")
-@click.option("--for", "how_long", metavar="DURATION", default="10min", show_default=True, help="How long to look.")
+@click.option("--for", "seconds", type=words.Duration(), default="10min", show_default=True, help="How long to look.")
 @JSON
-def shadow_watch_command(*, how_long: str, as_json: bool) -> None:
+def shadow_watch_command(*, seconds: float, as_json: bool) -> None:
     """Look who reads leads and lead_tables, five times a second, and note it; Ctrl-C keeps what was seen."""
-    seen = watch_shadow(seconds=duration("--for", how_long))
+    seen = watch_shadow(seconds=seconds)
     if as_json:
         click.echo(output.as_json({"logins": seen}))
         return

@@ -7,11 +7,9 @@ import time
 from datetime import UTC
 
 import click
-from rich.table import Table
 
 from leadprotect.cli import output
-from leadprotect.cli.console import Console
-from leadprotect.cli.terminal import echo
+from leadprotect.cli.terminal import echo, remedy, show_table, told
 from leadprotect.database.connection import connect
 from leadprotect.doctor.status import Status, status
 from leadprotect.settings import current
@@ -30,13 +28,12 @@ def status_command(*, as_json: bool, ready: bool, watch: bool) -> None:
     """
     if watch and (as_json or ready):
         raise click.UsageError("--watch shows tables: leave out --json and --ready")
-    console = Console()
     with connect(current()) as conn:
         conn.execute("SET lock_timeout = '2s'")  # it is asked when something is in the way
         found = status(conn)
         while watch:
-            console.clear()
-            _show(found, console)
+            click.clear()
+            _show(found)
             time.sleep(WATCH_EVERY_S)
             found = status(conn)
     if ready:
@@ -45,72 +42,86 @@ def status_command(*, as_json: bool, ready: bool, watch: bool) -> None:
         more = {"verdict": found.verdict, "sound": found.sound, "ready": found.ready}
         click.echo(output.as_json(more | output.fields_of(found), indent=2))
     else:
-        _show(found, console)
+        _show(found)
     sys.exit(0 if (found.ready if ready else found.sound) else 1)
 
 
-def _show(found: Status, console: Console) -> None:
-    """Print the tables, under the verdict."""
-    console.print(found.verdict, soft_wrap=True)
+def _show(found: Status) -> None:
+    """Print what there is, under the verdict."""
+    echo(found.verdict)
     at_head = "the head" if found.revision == found.head else f"head is {found.head}"
     if found.phase == "unknown":
         at_head = "applied by a newer version"
-    console.print(f"revision  {found.revision or 'none'} ({at_head})")
-    console.print(f"phase     {found.phase}")
+    echo(f"revision  {found.revision or 'none'} ({at_head})")
+    echo(f"phase     {found.phase}")
     for server in (found.standby, *found.replicas):
         if server:
-            console.print(f"server    {server}", soft_wrap=True)
+            echo(f"server    {server}")
     if found.conditions and found.contract_pending:
-        console.print(_gate(found))
+        _gate(found)
     else:
-        for c in (*found.open_ways, *found.to_look_at):
-            console.print(f"{c.name}: {c.detail}; {c.remedy}", soft_wrap=True)
-    _dangers(found, console)
-    _shadow(found, console)
+        for one in (*found.open_ways, *found.to_look_at):
+            echo(f"{one.name}: {one.detail}")
+            remedy(one.remedy)
+    _dangers(found)
+    _shadow(found)
     if found.backfill:
-        console.print(_jobs(found))
+        _jobs(found)
     if found.quarantine:
-        kept = ", ".join(f"{name} ({_rows(rows)})" for name, rows in found.quarantine.items())
-        console.print(f"quarantine: {kept}")
-        console.print("  alembic upgrade head takes it back, leadprotect purge deletes it")
+        echo("\nquarantine: alembic upgrade head takes it back, leadprotect purge deletes it")
+        show_table(("table", "rows"), [(name, _rows(rows)) for name, rows in found.quarantine.items()])
     for index in found.invalid_indexes:
-        console.print(f"invalid index {index}: alembic upgrade head rebuilds ours")
+        echo(f"invalid index {index}: rebuilt, where it is ours, by alembic upgrade head")
     for session in found.waiting:
         by = ", ".join(map(str, session.blocked_by)) or "nobody any more"
-        console.print(
-            f"pid {session.pid} ({session.application}) waits {session.seconds:.1f} s for a lock, blocked by {by}"
-        )
+        echo(f"pid {session.pid} ({session.application}) waits {session.seconds:.1f} s for a lock, blocked by {by}")
 
 
-def _shadow(found: Status, console: Console) -> None:
+def _shadow(found: Status) -> None:
     if found.shadow:
         since = f"{found.shadow.started_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
-        console.print(f"shadow    runs since {since}: leadprotect shadow report", soft_wrap=True)
+        echo(f"shadow    runs since {since}: leadprotect shadow report")
 
 
-def _dangers(found: Status, console: Console) -> None:
+def _dangers(found: Status) -> None:
     for one in found.dangers:
-        console.print(f"danger  {one.check}  {one.where}: {one.what}", soft_wrap=True)
+        echo(f"danger  {one.check}  {one.where}: {one.what}")
     if found.dangers:
-        console.print("  leadprotect doctor says why each matters, and what mends it")
+        echo("  why each matters, and what mends it, says: leadprotect doctor")
     if found.not_judged:
-        unseen = ", ".join(found.not_judged)
-        console.print(f"not judged, because this login may not read what they ask: {unseen}", soft_wrap=True)
+        echo(f"not judged, because this login may not read what they ask: {', '.join(found.not_judged)}")
 
 
-def _gate(found: Status) -> Table:
-    table = Table("condition", "holds", "detail", "what to run", title="Gate of contract", title_justify="left")
-    for c in found.conditions:
-        table.add_row(c.name, "yes" if c.met else "no", c.detail, c.remedy or "")
-    return table
+def _gate(found: Status) -> None:
+    """What does not hold first, each with what to run; below it what holds."""
+    echo("\nGate of contract")
+    for one in found.conditions:
+        if not one.met:
+            told(one.name, one.detail, one.remedy)
+    show_table(
+        ("holds", "condition", "detail"),
+        [("yes", one.name, one.detail) for one in found.conditions if one.met],
+        folds=["detail"],
+    )
 
 
-def _jobs(found: Status) -> Table:
-    table = Table("territory", "state", "scanned", "assigned", "deferred", title="Backfill", title_justify="left")
-    for job in found.backfill:
-        state = job.state + (f": {job.request_reason}" if job.request_reason else "")
-        table.add_row(job.territory, state, f"{job.scanned:,}", f"{job.assigned:,}", f"{job.deferred:,}")
-    return table
+def _jobs(found: Status) -> None:
+    echo("\nBackfill")
+    show_table(
+        ("territory", "state", "scanned", "assigned", "deferred"),
+        [
+            (
+                job.territory,
+                job.state + (f": {job.request_reason}" if job.request_reason else ""),
+                f"{job.scanned:,}",
+                f"{job.assigned:,}",
+                f"{job.deferred:,}",
+            )
+            for job in found.backfill
+        ],
+        numbers=("scanned", "assigned", "deferred"),
+        folds=["state"],
+    )
 
 
 def _rows(estimate: int | None) -> str:

@@ -7,15 +7,12 @@ import shlex
 from decimal import Decimal, InvalidOperation
 
 import click
-from rich.table import Table
 
 from leadprotect.cli import output
 from leadprotect.cli.complete import territories_like
-from leadprotect.cli.console import Console
-from leadprotect.cli.terminal import echo
+from leadprotect.cli.terminal import echo, show_table
 from leadprotect.database.catalog import territory_role
 from leadprotect.database.connection import connect
-from leadprotect.errors import InvalidRequest
 from leadprotect.migration.territories import (
     ListedTerritory,
     add_territory,
@@ -56,7 +53,7 @@ def add_command(
 ) -> None:
     """Add a territory: its role, its policies and its rows, in one transaction."""
     if currency and not re.fullmatch(r"[A-Z]{3}", currency):
-        raise InvalidRequest(f"--currency: {currency!r} is not an ISO 4217 code such as EUR")
+        raise click.BadParameter(f"{currency!r} is not an ISO 4217 code such as EUR", param_hint="--currency")
     with connect(current()) as conn:
         terms = {"name": name, "currency": currency, "legal_framework": legal_framework}
         add_territory(conn, code, suffix=suffix, vat_rate=_rate(vat), **terms)
@@ -76,7 +73,7 @@ def territory_list_command(*, as_json: bool) -> None:
     if as_json:
         click.echo(output.as_json({"territories": found}, indent=2))
     else:
-        Console().print(_table(found))
+        _show(found)
 
 
 @territory_group.command("rename")
@@ -125,12 +122,17 @@ def _rate(vat: str | None) -> Decimal | None:
             return rate
     except InvalidOperation:  # no number, or NaN, which compares with none
         pass
-    raise InvalidRequest(f"--vat: {vat!r} is not a percentage such as 20 or 8.1")
+    raise click.BadParameter(f"{vat!r} is not a percentage such as 20 or 8.1", param_hint="--vat")
 
 
-def _table(found: list[ListedTerritory]) -> Table:
-    shown = Table("code", "name", "currency", "law", "VAT", "role", "held by")
-    for one in found:
-        rate = "" if one.vat_rate is None else f"{one.vat_rate:f} %"
-        shown.add_row(one.code, one.name, one.currency, one.legal_framework, rate, one.role, ", ".join(one.members))
-    return shown
+def _show(found: list[ListedTerritory]) -> None:
+    if not found:
+        echo("no territory that this login may see: it needs one of leadprotect's roles (leadprotect roles)")
+        return
+    header = ("code", "name", "currency", "law", "VAT", "role", "held by")
+    rates = ["" if one.vat_rate is None else f"{one.vat_rate:f} %" for one in found]
+    lines = [
+        (one.code, one.name, one.currency, one.legal_framework, rate, one.role, ", ".join(one.members))
+        for one, rate in zip(found, rates, strict=True)
+    ]
+    show_table(header, lines, numbers=["VAT"], folds=["held by"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -46,17 +47,27 @@ if TYPE_CHECKING:
     AnyConnection = Connection | Session | psycopg.Connection[Any]
     Waiter = Callable[[Callable[[], Awaitable[Any]]], Any]
 
-_NO_TEXT = "the database holds text that is no UTF-8, as one in SQL_ASCII can: an answer can't be read"
+_ABSENT = "leadprotect is not installed in this database, or was rolled back; what brings it is: alembic upgrade head"
+_NO_VALUE = (
+    "a value is not of the type that the settings name for it (lead_id_type, user_id_type), or is no time that there is"
+)
+_NO_TEXT = (
+    "the database holds text that is no UTF-8, as one in SQL_ASCII can: an answer can't be read; convert it to UTF8"
+)
 # class of SQLSTATE -> our class; https://www.postgresql.org/docs/current/errcodes-appendix.html
 _CLASSES: dict[str, tuple[type[LeadProtectError], str]] = {
-    "3F000": (ProtectionUnavailable, "leadprotect is not installed in this database, or was rolled back"),
+    "3F000": (ProtectionUnavailable, _ABSENT),
     "42703": (
         ProtectionUnavailable,
         "a column that leadprotect reads has another name, or is gone; leadprotect pin status says which",
     ),
-    "42883": (ProtectionUnavailable, "leadprotect is not installed in this database, or was rolled back"),
-    "42P01": (ProtectionUnavailable, "leadprotect is not installed in this database, or was rolled back"),
-    "42501": (ProtectionUnavailable, "the login lacks the role for this call"),
+    "42883": (ProtectionUnavailable, _ABSENT),
+    "42P01": (ProtectionUnavailable, _ABSENT),
+    "42501": (ProtectionUnavailable, "the login lacks the role for this call; leadprotect roles shows who holds which"),
+    "22003": (InvalidRequest, _NO_VALUE),
+    "22007": (InvalidRequest, _NO_VALUE),
+    "22008": (InvalidRequest, _NO_VALUE),
+    "22P02": (InvalidRequest, _NO_VALUE),
     "25006": (ConnectionUnusable, "this is a read replica, or a read-only transaction; recording needs the primary"),
     "22021": (ConnectionUnusable, _NO_TEXT),
     "22P05": (ConnectionUnusable, "the answer is not in the connection's client_encoding; use UTF8"),
@@ -69,13 +80,20 @@ _CLASSES: dict[str, tuple[type[LeadProtectError], str]] = {
 }
 # what a user can cause otherwise, and what helps
 _CAUSED = {
+    "26000": "a prepared statement is gone, as behind a pooler of transactions; use a pool in session mode",
+    "40002": "a constraint refused it at commit; look at what was changed, and try again",
     "53100": "the server's disk is full; free some of it, and try again",
     "53200": "the server is out of memory; try again with less at once",
     "53300": "the server has no connection left; end one, or raise max_connections",
+    "53400": "a limit of the server's configuration is reached; raise it, or try again with less at once",
+    "55000": "the object is not in a state for this; try again, or ask leadprotect doctor",
+    "55006": "the object is in use by another session; end that, or try again",
     "57014": "the statement was cancelled, by statement_timeout or by somebody; raise that, or try again",
     "57P01": "the server ended the session; connect anew",
     "57P02": "the server has crashed and comes back; connect anew",
+    "57P04": "the database was dropped; correct DATABASE_URL",
     "57P03": "the server is starting or shutting down; try again in a moment",
+    "25P04": "the transaction was longer than transaction_timeout; raise that, or do less in one",
     "57P05": "the session was idle for longer than idle_session_timeout; connect anew",
     "25P03": "the transaction was idle for longer than idle_in_transaction_session_timeout; connect anew",
 }
@@ -104,8 +122,28 @@ def connect(settings: Settings, *, lock_timeout: int = LOCK_TIMEOUT_MS) -> psyco
     try:
         return open_connection(lambda: url(settings), application="leadprotect", lock_timeout=lock_timeout)
     except psycopg.OperationalError as error:  # names host, port and user, never the password
-        message = f"no connection to the database: {error}"
-        raise ConnectionUnusable(message) from None
+        raise ConnectionUnusable(
+            f"no connection to the database: {' '.join(str(error).split())}\n{_unreached(error)}"
+        ) from None
+
+
+def _unreached(error: psycopg.OperationalError) -> str:
+    """What to do about it; libpq tells no SQLSTATE of a connection that was never made, and the text is not parsed."""
+    failed = error.pgconn
+    if failed is None:
+        return "correct database_url: it names no server that could be asked"
+    given = (
+        (flag, value.decode())
+        for flag, value in zip("hpUd", (failed.host, failed.port, failed.user, failed.db), strict=True)
+        if value
+    )
+    same = " ".join(f"-{flag} {shlex.quote(value)}" for flag, value in given)
+    cause = "start the server, or correct host, port, name and login in DATABASE_URL"
+    if failed.needs_password:
+        cause = "it asks for a password: set PGPASSWORD, or write it into ~/.pgpass"
+    elif failed.used_password:
+        cause = "correct the password in ~/.pgpass, PGPASSWORD or DATABASE_URL"
+    return f"{cause}; what tries the same: psql {same}"
 
 
 def rows(
@@ -333,7 +371,8 @@ def _mapped(error: BaseException | None, *, recording: bool) -> LeadProtectError
     diag = error.diag if isinstance(error, psycopg.Error) else None
     primary = diag.message_primary if diag else None
     if recording and state and _keeps_from_recording(state, diag):
-        message = f"the attempt could not be recorded (SQLSTATE {state}: {primary}), so no answer is given"
+        what = f"SQLSTATE {state}: {primary}"
+        message = f"the attempt could not be recorded ({what}), so no answer is given: deny, and try again"
         return AuditUnavailable(message)
     if state in _CLASSES:
         cls, text = _CLASSES[state]
@@ -341,6 +380,8 @@ def _mapped(error: BaseException | None, *, recording: bool) -> LeadProtectError
             text = _MISSING_INSIDE
         # what to do stands in the hints of our own errors
         hint = diag.message_hint if diag and state.startswith("LP") else None
+        if cls is InvalidRequest and not state.startswith("LP"):
+            primary = None  # it repeats the value
         return cls(". ".join(filter(None, (f"{text}: {primary}" if primary else text, hint))))
     return ConnectionUnusable(_without_answer(state, primary))
 

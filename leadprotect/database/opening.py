@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from leadprotect.errors import PreflightError
+from leadprotect.settings.quoting import ident
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,7 +129,9 @@ def pin(
     try:
         found = conn.execute(f"SELECT {_PID}, {settings}, {_ORIGIN.format(foreign=foreign)}", prepare=False).fetchone()
     except psycopg.errors.InsufficientPrivilege:
-        raise PreflightError([_REPLICA], ["ALTER ROLE ... RESET session_replication_role;"]) from None
+        raise PreflightError(
+            [_REPLICA], [f"ALTER ROLE {ident(conn.info.user)} RESET session_replication_role;"]
+        ) from None
     return found is not None and found[0] == mine
 
 

@@ -45,7 +45,9 @@ def territory_list_stale(conn: psycopg.Connection[Any], s: Settings) -> Iterator
         """
     known = conn.execute(render(query, s).encode()).fetchall()
     if not known:  # there is one at least
-        raise ProtectionUnavailable("row security hides the territories from this login")
+        raise ProtectionUnavailable(
+            "row security hides the territories from this login; ask as a member of a territory, or as the owner"
+        )
     row = conn.execute(render("SELECT {schema}.all_territories()", s).encode()).fetchone()
     listed, codes = sorted(row[0] if row else ()), sorted(code for code, _, _ in known)
     mends = f"SELECT {ident(s.schema)}.publish_territories();"

@@ -92,7 +92,7 @@ def check_measures(measures: Measures) -> None:
     """Raise `InvalidRequest`, naming the option, where a value can't stand in a rule or makes it blind."""
     for name, shape in SHAPES.items():
         if not re.fullmatch(shape, getattr(measures, name)):
-            raise InvalidRequest(f"--{_option(name)}: {getattr(measures, name)!r} can't stand in a rule")
+            raise InvalidRequest(f"--{_option(name)}: {getattr(measures, name)!r} can't stand in a rule; write another")
     for name in ("slo_p95", "unit", "every", "traffic_floor", "lock_waits", "replica_lag"):
         if not 0 < getattr(measures, name) < 1e15:  # noqa: PLR2004 - a number that Prometheus compares exactly
             raise InvalidRequest(f"--{_option(name)}: {getattr(measures, name):g} is not above 0")

@@ -35,7 +35,9 @@ def labels(option: str, matchers: str) -> dict[str, str]:
         if how == "=~":
             found[name] = _taken(text)
             if not found[name]:
-                raise InvalidRequest(f"--{option}: no value that {name}=~{text!r} takes is to be seen in it")
+                raise InvalidRequest(
+                    f"--{option}: no value that {name}=~{text!r} takes is to be seen in it; write one into the pattern"
+                )
     return found
 
 

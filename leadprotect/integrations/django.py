@@ -110,7 +110,7 @@ def connection() -> psycopg.Connection[Any]:
     """
     django = connections[_alias()]
     if not django.in_atomic_block:
-        raise ContextMissing("outside of transaction.atomic() nothing would last to the next statement")
+        raise ContextMissing("outside of transaction.atomic() nothing would last to the next statement: call it inside")
     return _declared(django)
 
 

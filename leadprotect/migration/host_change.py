@@ -46,6 +46,10 @@ _KEPT = """
     """
 
 
+_NO_PROGRAM = 127
+"""As a shell says that there is no such program."""
+
+
 @dataclass(frozen=True)
 class Changed:
     """The revision that stands again, what the command returned, and whether a killed run was resumed."""
@@ -77,19 +81,34 @@ def host_change(
         if head is None or head not in phases.chain():
             raise InvalidRequest(f"{head or 'nothing'} is applied: there is no hold of this version to take away")
         away = _away(at.guard, s)
-        if not away:
-            _take(at, alembic, s, head)
-            tell("taken away: the tables of the host are free, and the leads are closed")
-        returned = run_for_host(command) if command else None
-        put = load(alembic)
-        _put_back(at, alembic, put, head)
+        try:
+            if not away:
+                _take(at, alembic, s, head)
+                tell("taken away: the tables of the host are free, and the leads are closed")
+            returned = run_for_host(command) if command else None
+            _put_back(at, alembic, load(alembic), head)
+        except KeyboardInterrupt:
+            if _away(at.guard, s):
+                tell("stopped; everything is put back first")
+                _put_back(at, alembic, load(alembic), head)
+            raise
     tell(f"put back: {head} stands again")
     return Changed(head, returned, away)
 
 
 def run_for_host(command: Sequence[str]) -> int:
-    """The host's own migration, on connections of its own."""
-    return subprocess.run([*command], check=False).returncode  # noqa: S603 - what the operator has typed
+    """The host's own migration, on connections of its own; ended where we are stopped."""
+    try:
+        process = subprocess.Popen([*command])  # noqa: S603 - what the operator has typed
+    except OSError:
+        return _NO_PROGRAM
+    with process:
+        try:
+            return process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
 
 
 def _away(conn: psycopg.Connection[Any], s: Settings) -> bool:

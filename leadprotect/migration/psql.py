@@ -70,7 +70,9 @@ def _path(kept: dict[str, Undo], present: str | None, target: str) -> list[Undo]
         if name is None:
             raise InvalidRequest(f"--to {target}: not below {present or 'the base'}, which is applied")
         if name not in kept:
-            raise InvalidRequest(f"{name} left no way down: it was applied by the env.py of a host")
+            raise InvalidRequest(
+                f"{name} left no way down: it was applied by the env.py of a host; go back with alembic downgrade"
+            )
         found.append(kept[name])
         name = kept[name].down_revision
     return found

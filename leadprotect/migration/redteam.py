@@ -47,7 +47,7 @@ def redteam(conn: psycopg.Connection[Any], *, settings: Settings | None = None) 
     s = settings or current()
     leads = relation(conn, *s.leads_table.split(".", 1))
     if leads is None:
-        raise PreflightError([f"there is no table {s.leads_table} (setting leads_table)"])
+        raise PreflightError([f"there is no table {s.leads_table} (setting leads_table); correct it"])
     team = _Team(conn, s, leads)
     if team.unbound():
         why = f"row security does not bind {team.login}: it owns the leads, is a superuser, or has BYPASSRLS"

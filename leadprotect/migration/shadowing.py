@@ -72,11 +72,11 @@ def _as_started(conn: AnyConnection, s: Settings) -> bool:
 
 def _require_startable(conn: psycopg.Connection[Any], s: Settings) -> None:
     if relation(conn, s.schema, "host_row_security") is not None:
-        raise InvalidRequest("contract is in force: what it denies stands in the audit, nothing is to be foreseen")
+        raise InvalidRequest("contract is in force: what it denies stands in the audit: leadprotect audit list")
     if not foreseeable(conn, s):
         raise InvalidRequest("a shadow needs the revisions before contract: alembic upgrade head")
     if s.host_rls == "off":
-        raise InvalidRequest("with host_rls = off contract leaves the leads alone: nothing would be denied")
+        raise InvalidRequest("with host_rls = off contract leaves the leads alone: set it to enforce")
     if taken := taken_triggers(conn, s):
         raise InvalidRequest(f"trigger {', '.join(taken)} of the host has a name of leadprotect's: rename it")
     for name in watched(s):

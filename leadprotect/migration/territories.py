@@ -76,7 +76,7 @@ def remove_territory(conn: psycopg.Connection[Any], code: str) -> None:
         known = [one for (one,) in rows(conn, render("SELECT code FROM {schema}.territories ORDER BY 1", s))]
         _require_known(code, known)
         if len(known) == 1:
-            raise InvalidRequest(f"territory: {code} is the last one, and leads need one to be in")
+            raise InvalidRequest(f"territory: {code} is the last one, and leads need one to be in; add another first")
         _require_unnamed(conn, s, code, "removed")
         _delete(conn, s, code)
         conn.execute(render("SELECT {schema}.publish_territories()", s))
@@ -218,7 +218,7 @@ def _require_new(conn: psycopg.Connection[Any], s: Settings, code: str, suffix: 
         message += f" as {found[0][0]!r}: two that differ in case alone would have one role"
         if found[0][0].lower() != code.lower():
             message = f"territory: {found[0][0]!r} has the role {s.role(suffix)} already; give {code!r} another suffix"
-    raise InvalidRequest(message)
+    raise InvalidRequest(f"{message}; leadprotect territory list shows it")
 
 
 def _check_spelling(conn: psycopg.Connection[Any], s: Settings, code: str) -> None:

@@ -72,7 +72,8 @@ def read_versions(conn: AnyConnection, s: Settings, *, ours: bool) -> tuple[str,
     found = tuple(version for (version,) in rows(conn, f"SELECT version_num FROM {name}"))
     strange = [version for version in found if not _REVISION.fullmatch(version)]
     if ours and strange:
-        raise PreflightError([f"{_label(s)} holds {strange[0]!r}, which names no revision: somebody else wrote it"])
+        wrote = "somebody else wrote it; put back what was applied"
+        raise PreflightError([f"{_label(s)} holds {strange[0]!r}, which names no revision: {wrote}"])
     return found
 
 

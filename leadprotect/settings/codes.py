@@ -23,7 +23,7 @@ def suffix_of(code: str, given: str | None = None) -> str:
     Raises `SettingsError` for a text that is no code, and where the suffix is missing or no plain word.
     """
     if found := _CONTROL.search(code):
-        raise SettingsError(f"territories: {code!r} contains {found[0]!r}, which no code holds")
+        raise SettingsError(f"territories: {code!r} contains {found[0]!r}, which no code holds; leave it out")
     if not code or len(code) > LONGEST:
         raise SettingsError(f"territories: {code!r} is not a code of 1 to {LONGEST} characters")
     suffix = code.lower() if given is None else given

@@ -48,7 +48,7 @@ def split(key: str, expression: str) -> list[tuple[str, str]]:
         else:
             parts.append((kind, text))
     if not columns(parts):
-        raise SettingsError(f"{key}: {expression!r} names no column of the lead")
+        raise SettingsError(f"{key}: {expression!r} names no column of the lead; name one")
     return parts
 
 

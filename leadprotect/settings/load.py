@@ -280,7 +280,7 @@ def _check_tables(s: Settings) -> None:
     tables = [("leads_table", s.leads_table), *((one.key("table"), one.table) for one in s.activities)]
     tables += [("lead_tables", one.table) for one in s.lead_tables]
     if ("lead_tables", s.leads_table) in tables:
-        raise SettingsError(f"lead_tables names {s.leads_table}, which holds the leads themselves")
+        raise SettingsError(f"lead_tables names {s.leads_table}, which holds the leads themselves; leave it out")
     for key, name in tables:
         if name.split(".", 1)[0] in {s.schema, s.quarantine}:
             raise SettingsError(f"schema: {s.schema!r} holds {key} ({name}); leadprotect needs a schema of its own")

@@ -81,9 +81,13 @@ def check_users(kind: str, users: tuple[str, ...]) -> None:
     """Raise `SettingsError` where an excluded user is none of the type of users."""
     for user in users:
         if kind == "uuid" and not _UUID.fullmatch(user):
-            raise SettingsError(f"excluded_users: {user!r} is no uuid, which user_id_type says")
+            raise SettingsError(
+                f"excluded_users: {user!r} is no uuid, which user_id_type says; write ids as the data has them"
+            )
         if kind in {"bigint", "integer"} and not re.fullmatch(r"-?[0-9]{1,18}", user):
-            raise SettingsError(f"excluded_users: {user!r} is no number, which user_id_type says")
+            raise SettingsError(
+                f"excluded_users: {user!r} is no number, which user_id_type says; write ids as the data has them"
+            )
 
 
 def is_callable(text: str) -> bool:
@@ -165,14 +169,15 @@ def _prometheus_url(text: str) -> str:
 
 def _file(key: str, text: str) -> str:
     if re.search(r"[\x00-\x1f\x7f]", text):
-        raise SettingsError(f"{key}: {text!r} is no path of a file")
+        raise SettingsError(f"{key}: {text!r} is no path of a file; write one")
     return text
 
 
 def _prometheus_user(text: str) -> str:
     if re.search(r"[:\x00-\x1f\x7f]", text):
         raise SettingsError(
-            f"prometheus_user: {text!r} holds a colon or a control character, which basic auth can't carry"
+            f"prometheus_user: {text!r} holds a colon or a control character, which basic auth can't carry; "
+            "leave it out"
         )
     return text
 
@@ -193,7 +198,7 @@ def _slo_p95(text: str) -> float:
 def _window(text: str) -> int:
     seconds = duration("observation_window", text)
     if not seconds.is_integer():
-        raise SettingsError(f"observation_window: {text!r} is no whole number of seconds")
+        raise SettingsError(f"observation_window: {text!r} is no whole number of seconds; write 7 days")
     return int(seconds)
 
 
@@ -202,7 +207,7 @@ def _list(key: str, text: str) -> tuple[str, ...]:
     if not parts:
         raise SettingsError(f"{key} is empty; write the values separated by commas")
     if len(set(parts)) < len(parts):
-        raise SettingsError(f"{key} names a value twice: {text}")
+        raise SettingsError(f"{key} names a value twice, leave one out: {text}")
     return parts
 
 
@@ -215,7 +220,9 @@ def _kinds(text: str) -> tuple[str, ...]:
     for kind in kinds:
         # a backslash means another thing under standard_conforming_strings = off
         if found := re.search(r"[\\\x00-\x1f\x7f\ud800-\udfff]|\$\w*\$", kind):
-            raise SettingsError(f"qualifying_kinds: {kind!r} contains {found[0]!r}, which a revision can't hold")
+            raise SettingsError(
+                f"qualifying_kinds: {kind!r} contains {found[0]!r}, which a revision can't hold; leave it out"
+            )
     return kinds
 
 
@@ -223,7 +230,9 @@ def _users(text: str) -> tuple[str, ...]:
     users = _list("excluded_users", text) if text else ()
     for user in users:
         if found := re.search(r"[\\\x00-\x1f\x7f\ud800-\udfff]|\$\w*\$", user):
-            raise SettingsError(f"excluded_users: {user!r} contains {found[0]!r}, which a revision can't hold")
+            raise SettingsError(
+                f"excluded_users: {user!r} contains {found[0]!r}, which a revision can't hold; leave it out"
+            )
     return users
 
 
@@ -279,7 +288,9 @@ def _exempt(text: str) -> tuple[str, ...]:
         _name("exempt_roles", role)
         # PostgreSQL takes them for PUBLIC and for no role at all, also when they are quoted
         if role in {"public", "none"} or role.startswith("pg_"):
-            raise SettingsError(f"exempt_roles: {role!r} is not a login of yours")
+            raise SettingsError(
+                f"exempt_roles: {role!r} is not a login of yours; name logins that may keep their privileges"
+            )
     return roles
 
 
@@ -296,7 +307,7 @@ def _lead_tables(text: str) -> tuple[LeadTable, ...]:
         found.append(LeadTable(_table("lead_tables", table), _name("lead_tables", column), append=bool(match[3])))
     for one in found:
         if [other.table for other in found].count(one.table) > 1:
-            raise SettingsError(f"lead_tables names {one.table} twice")
+            raise SettingsError(f"lead_tables names {one.table} twice; leave one out")
     return tuple(found)
 
 
@@ -316,7 +327,9 @@ def _guc(key: str, text: str) -> str:
     if "->>" in text:
         name, field = of_setting(text)
         if key == "correlation_guc":
-            raise SettingsError(f"{key}: {text!r} is a field of JSON; a correlation id has a setting of its own")
+            raise SettingsError(
+                f"{key}: {text!r} is a field of JSON; a correlation id has a setting of its own: name one"
+            )
         if field is None or not _FIELD.fullmatch(field):
             raise SettingsError(f"{key}: {text!r} names no field; write request.jwt.claims ->> sub")
         return f"{_guc(key, name)} ->> {field}"
@@ -334,7 +347,7 @@ def _table(key: str, text: str) -> str:
 
 def _schema(text: str) -> str:
     if "." in text or "$" in text:
-        raise SettingsError(f"schema: {text!r} contains a dot or a dollar sign")
+        raise SettingsError(f"schema: {text!r} contains a dot or a dollar sign; use letters, digits and _")
     if text.startswith("pg_") or text in {"information_schema", "public"}:
         raise SettingsError(f"schema: {text!r} is not leadprotect's alone; choose a name that nothing else uses")
     return _name("schema", text)

@@ -51,6 +51,8 @@ def test_territories_come_from_the_database(expanded: Database) -> None:
     assert ["CH", "DE"] == completed("leadprotect backfill run ")
     assert ["DE"] == completed("leadprotect backfill run d")
     assert ["CH", "DE"] == completed("leadprotect territory remove ")
+    for command in ("owner show", "rules list", "audit list", "scripts x"):
+        assert ["CH", "DE"] == completed(f"leadprotect {command} --territory ")
 
 
 def test_a_database_that_does_not_answer_completes_nothing_and_says_nothing() -> None:

@@ -20,6 +20,7 @@ from leadprotect.settings.files import CONFIG
 from tests.support.auditing import record, seal
 from tests.support.chains import Project
 from tests.support.commands import members
+from tests.support.database import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from tests.support.database import Database
 
+PAGE = ROOT / "docs/reference/json.md"
 RFC_3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 LOOKS_LIKE_A_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
 
@@ -51,6 +53,36 @@ def texts(value: Any) -> Iterator[str]:
         yield value
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from texts(inner)
+
+
+def keys(value: Any, path: str = "") -> Iterator[str]:
+    """Paths of all keys: findings[].check; what a list holds is one thing."""
+    if isinstance(value, list):
+        for inner in value:
+            yield from keys(inner, f"{path}[]")
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield f"{path}.{name}".lstrip(".")
+            yield from keys(inner, f"{path}.{name}".lstrip("."))
+
+
+def documented() -> dict[str, set[str]]:
+    """What the page of reference says of each command: its keys, without the sign of a list at their end."""
+    found: dict[str, set[str]] = {}
+    for section in PAGE.read_text(encoding="utf-8").split("\n## ")[1:]:
+        title, _, rows = section.partition("\n")
+        keys_here = {key.removesuffix("[]") for key in re.findall(r"^\| `([^`]+)` \|", rows, re.MULTILINE)}
+        found |= dict.fromkeys(re.findall(r"`([^`]+)`", title), keys_here)
+    return found
+
+
+def undocumented(command: str, told: list[Any]) -> set[str]:
+    """Keys that the command told and the page does not name; * in it stands for any name."""
+    known = documented().get(command, set())
+    patterns = [re.compile(re.escape(key).replace(r"\*", r"[^.]+")) for key in known]
+    said = {key.removesuffix("[]") for answer in told for key in keys(answer)}
+    parents = {key.rpartition(".")[0].removesuffix("[]") for key in known}
+    return {key for key in said - parents if not any(pattern.fullmatch(key) for pattern in patterns)}
 
 
 def answers(printed: str) -> list[Any]:
@@ -88,6 +120,9 @@ ASKED = {
     ("backfill", "pause"): [],
     ("backfill", "resume"): [],
     ("backfill", "stop"): [],
+    ("roles",): [],
+    ("gate", "render"): ["--output", "{folder}/gate"],
+    ("host-change",): ["--", "true"],
     ("audit", "partitions"): [],
     ("audit", "seal"): [],
     ("audit", "detach"): ["--before", "2020-01"],
@@ -112,7 +147,9 @@ A_VERDICT = {("shadow", "report"), ("plan",), ("purge",), ("doctor",), ("redteam
 """Their exit code is the answer: before contract, to a superuser, and without a Prometheus, not 0."""
 OF_A_CHAIN = {"new", "next", "validate"}
 """They ask files, not the database."""
-MEASURED_FOR_MINUTES = {("bench", "access"), ("bench", "backfill"), ("bench", "scale"), ("bench", "all")}
+MEASURED_FOR_MINUTES = {
+    ("bench", "access"), ("bench", "backfill"), ("bench", "scale"), ("bench", "all"), ("demo",), ("rehearse",)
+}  # fmt: skip
 OF_AN_OPERATOR = {("audit", "partitions"), ("audit", "seal"), ("audit", "detach")}
 TELL_A_TIME = {
     ("backfill", "pause"),
@@ -131,6 +168,13 @@ TELL_A_TIME = {
     ("shadow", "report"),
     ("shadow", "stop"),
 }
+
+
+def test_the_page_of_json_has_a_section_for_each_command_and_no_other() -> None:
+    commands_with_json = {" ".join(path) for path in commands(main)}
+    missing = sorted(commands_with_json - set(documented()))
+    assert [] == missing, f"docs/reference/json.md: add a section `## \\`{missing[0]}\\`` with a row a key"
+    assert set() == set(documented()) - commands_with_json
 
 
 def test_no_command_that_answers_in_json_is_forgotten() -> None:
@@ -166,6 +210,7 @@ def test_every_time_in_json_is_rfc_3339_with_a_zone(
     arguments = [argument.format(**words) for argument in ASKED[command]]
     told = CliRunner().invoke(main, [*command, "--json", *arguments], catch_exceptions=False)
     assert told.exit_code in ({0, 1, 2, 3, 30} if command in A_VERDICT else {0}), told.output
+    assert set() == undocumented(" ".join(command), answers(told.stdout))
     times = [text for answer in answers(told.stdout) for text in texts(answer) if LOOKS_LIKE_A_TIME.match(text)]
     assert [] == [time for time in times if not RFC_3339.fullmatch(time)]
     assert (command in TELL_A_TIME) == bool(times)

@@ -174,11 +174,11 @@ def test_what_a_seller_may_not_look_up_is_named_with_what_helps(database: Databa
     [
         ("owner release", 2, "name a lead"),
         ("owner release nonsense", 1, "lead_id: 'nonsense'"),
-        ("owner release --file nowhere", 1, "--file: nowhere can't be read"),
+        ("owner release --file nowhere", 2, "--file: nowhere can't be read"),
         ("owner transfer x --all-of u --to v", 2, "--all-of names the leads itself"),
-        ("rules suspend u --until tomorrow", 1, "--until: 'tomorrow' is no time such as"),
-        ("rules suspend u --until 2099-01-01", 1, "needs a zone"),
-        ("rules suspend u --as nobody", 1, "--as: user_id: 'nobody' is not of type uuid"),
+        ("rules suspend u --until tomorrow", 2, "'--until': 'tomorrow' is not a time such as"),
+        ("rules suspend u --until 2099-01-01", 2, "needs a time zone"),
+        ("rules suspend u --as nobody", 2, "--as: user_id: 'nobody' is not of type uuid"),
         ("rules grant u OWNER", 2, "'OWNER' is not one of"),
     ],
 )

@@ -69,7 +69,9 @@ PROFILES = [
     *(OLDEST if NIGHTLY else []),
     Profile("other_names", MAJORS[0], OTHER_NAMES),
 ]
-EXTRA = [Profile("text_ids", 18, TEXT_IDS), *OLDEST]
+# roles are the whole server's: what a screen shows of them must be nobody else's
+SCREENS = {"schema": "lead_screens"}
+EXTRA = [Profile("text_ids", 18, TEXT_IDS), Profile("screens", 18, SCREENS), *OLDEST]
 """Only where a test names them."""
 
 # {lead_id_type} and its kin are filled in by leadprotect.settings.render

@@ -447,7 +447,10 @@ def test_a_bad_choice_of_owners_is_refused(given: dict[str, str], expected: str)
 
 
 def test_an_excluded_user_is_of_the_type_of_users() -> None:
-    assert refusal(excluded_users="system") == "excluded_users: 'system' is no uuid, which user_id_type says"
+    assert (
+        refusal(excluded_users="system")
+        == "excluded_users: 'system' is no uuid, which user_id_type says; write ids as the data has them"
+    )
     assert ("system", "import") == parse({"excluded_users": "system, import", "user_id_type": "text"}).excluded_users
 
 

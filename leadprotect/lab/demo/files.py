@@ -89,9 +89,11 @@ def copy_files(conn: psycopg.Connection[Any], leads: Path, activities: Path | No
     _copy(conn, leads, "leads", LEADS)
     conn.execute(_LEADS)
     if conn.execute("SELECT FROM public.leads LIMIT 1").rowcount == 0:
-        raise InvalidRequest(f"{leads}: no lead follows the header")
+        raise InvalidRequest(f"{leads}: no lead follows the header; add a line for each")
     if conn.execute("SELECT FROM public.leads WHERE territory IS NOT NULL LIMIT 1").rowcount == 0:
-        raise InvalidRequest(f"{leads}, column territory: no lead has one, so there is nothing to protect")
+        raise InvalidRequest(
+            f"{leads}, column territory: no lead has one, so there is nothing to protect; name DE or CH for some"
+        )
     if activities is not None:
         _copy(conn, activities, "activities", ACTIVITIES)
         conn.execute(_ACTIVITIES)
@@ -119,10 +121,10 @@ def _header(path: Path, line: bytes, columns: dict[str, str], optional: dict[str
     try:
         header = next(csv.reader([line.decode("utf-8-sig")]), [])
     except UnicodeDecodeError:
-        raise InvalidRequest(f"{path}, line 1: it is not UTF-8 text") from None
+        raise InvalidRequest(f"{path}, line 1: it is not UTF-8 text; save it as that") from None
     for column in columns:
         if header.count(column) > 1:
-            raise InvalidRequest(f"{path}, line 1, column {column}: twice in the header")
+            raise InvalidRequest(f"{path}, line 1, column {column}: twice in the header; leave one out")
         if column not in header and column not in optional:
             found = ", ".join(header) or "nothing"
             raise InvalidRequest(

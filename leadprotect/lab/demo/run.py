@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.lab.commands import foreign_settings, isolated
@@ -27,7 +28,19 @@ GRANT SELECT ON public.users TO seller_de, seller_ch
 """
 
 
-def run_demo(console: Console, fill: Callable[[psycopg.Connection[Any]], None], *, keep: bool = False) -> None:
+@dataclass(frozen=True)
+class Shown:
+    """What a demo came to: rows, seconds, and the URL of the server where it goes on."""
+
+    leads: int
+    activities: int
+    owners: int
+    attempts: int
+    seconds: float
+    database_url: str | None
+
+
+def run_demo(console: Console, fill: Callable[[psycopg.Connection[Any]], None], *, keep: bool = False) -> Shown:
     """Start a server, have `fill` load its tables, migrate, backfill, tell the story, and end the server again.
 
     With `keep` the server stays after a story that went well. Raises `LeadProtectError`.
@@ -42,6 +55,13 @@ def run_demo(console: Console, fill: Callable[[psycopg.Connection[Any]], None], 
             story.introduce(demo, time.perf_counter() - began, _load(demo, fill))
             story.tell(demo)
             story.say_what_next(demo, time.perf_counter() - began, keep=keep)
+            return _shown(demo, time.perf_counter() - began, keep=keep)
+
+
+def _shown(demo: Demo, seconds: float, *, keep: bool) -> Shown:
+    leads, activities = demo.sql("SELECT (SELECT count(*) FROM leads), (SELECT count(*) FROM activities)")[0]
+    owners, attempts = story.rows_kept(demo, "leadprotect").values()
+    return Shown(leads, activities, owners, attempts, seconds, demo.url() if keep else None)
 
 
 def _load(demo: Demo, fill: Callable[[psycopg.Connection[Any]], None]) -> float:

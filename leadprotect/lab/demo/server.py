@@ -61,8 +61,9 @@ class Demo:
             elif not re.match(r"INFO +\[alembic", line):  # what Alembic says about itself
                 self.console.print(line, style="yellow", markup=False)
 
-        # a progress bar needs the terminal itself
-        code = run_to_end(command, folder=self.server.folder, heard=heard if command[0] == "alembic" else None)
+        # a progress bar needs the terminal itself; where the story goes to stderr, stdout is a program's
+        itself = command[0] != "alembic" and not self.console.stderr
+        code = run_to_end(command, folder=self.server.folder, heard=None if itself else heard)
         if code:
             raise LeadProtectError(f"{' '.join(command)} ended with exit code {code}")
         counted = f"{len(steps)} revisions, " if brief else ""

@@ -164,7 +164,7 @@ def rollback_and_back(demo: Demo) -> None:
         kept.add_row(name, *(f"{counted[name]:,}" for counted in (before, quarantine, after)))
     demo.console.print(kept)
     if not before == quarantine == after:
-        message = "the rollback lost rows, see above"
+        message = "the rollback lost rows, see above; run it again with --keep and look at them"
         raise leadprotect.LeadProtectError(message)
 
 

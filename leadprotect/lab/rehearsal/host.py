@@ -149,7 +149,8 @@ def sample(conn: psycopg.Connection[Any], s: Settings) -> Work:
     ]
     if len(leads) < _FEWEST:
         raise SettingsError(
-            f"{s.leads_table} has {len(leads)} leads of {', '.join(s.territories)}: too few to rehearse with"
+            f"{s.leads_table} has {len(leads)} leads of {', '.join(s.territories)}: too few to rehearse with; "
+            "generate some with --leads"
         )
     return Work([(lead, territory) for lead, territory in leads], activities)
 
