@@ -20,10 +20,10 @@ export PYTEST_XDIST_AUTO_NUM_WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONL
 DEMO := .venv/demo.stamp
 DEV := .venv/dev.stamp
 
-.PHONY: help demo test quick lint aio schema shipped policies doctor rules docs bench lock clean
+.PHONY: help demo test quick lint aio schema shipped policies doctor rules docs release-check pictures bench lock clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile
 
 demo: $(DEMO) ## protect 20,000 leads in an embedded PostgreSQL and tell the story (ARGS="--keep")
 	@$(BIN)/leadprotect demo $(ARGS)
@@ -68,6 +68,13 @@ schema: $(DEV) ## write docs/reference/schema.sql anew, from a database at head
 
 docs: $(DEV) ## build the documentation into docs/_build/html
 	@$(BIN)/sphinx-build -W --keep-going --quiet -b html docs docs/_build/html
+
+release-check: export PATH := $(CURDIR)/$(BIN):$(PATH)
+release-check: $(DEV) ## build, compare and install what would be published, and run the demo and the how-tos from it
+	@$(BIN)/python -m tests.support.release
+
+pictures: $(DEV) ## draw docs/images/*.svg and write docs/reference/objects.md anew, from a database at head
+	@$(BIN)/python -m tests.support.pictures
 
 bench: $(DEV) ## measure access checks and backfill with a million leads, and compare (ARGS="--leads 100000", or --publish)
 	@$(BIN)/leadprotect bench all $(ARGS)

@@ -17,7 +17,10 @@ _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
 def as_text(report: Report) -> str:
     """A paragraph for each finding: where, what, and what to do."""
-    lines = [f"{_here(one.file)}:{one.line}: {one.rule}: {one.problem}\n    {one.solution}" for one in report.problems]
+    lines = [
+        f"{seen_from_here(one.file)}:{one.line}: {one.rule}: {one.problem}\n    {one.solution}"
+        for one in report.problems
+    ]
     lines += [f"not judged: {rule}: {why}" for rule, why in report.not_judged.items()]
     count = len(report.problems)
     found = "nothing is wrong" if not count else "1 problem" if count == 1 else f"{count} problems"
@@ -58,7 +61,7 @@ def _holds(rule: str) -> str:
 
 
 def _result(one: Problem) -> dict[str, Any]:
-    place = {"artifactLocation": {"uri": _here(one.file)}, "region": {"startLine": one.line}}
+    place = {"artifactLocation": {"uri": seen_from_here(one.file)}, "region": {"startLine": one.line}}
     return {
         "ruleId": one.rule,
         "level": "error",
@@ -68,7 +71,7 @@ def _result(one: Problem) -> dict[str, Any]:
 
 
 def _annotation(one: Problem) -> str:
-    where = f"file={_escaped(_here(one.file), value=True)},line={one.line},title={one.rule}"
+    where = f"file={_escaped(seen_from_here(one.file), value=True)},line={one.line},title={one.rule}"
     return f"::error {where}::{_escaped(f'{one.problem}; {one.solution}')}"
 
 
@@ -77,7 +80,7 @@ def _escaped(text: str, *, value: bool = False) -> str:
     return text.replace(":", "%3A").replace(",", "%2C") if value else text
 
 
-def _here(file: Path) -> str:
+def seen_from_here(file: Path) -> str:
     """From the current folder, as whoever checks it out names it."""
     here = Path.cwd()
     return file.relative_to(here).as_posix() if file.is_relative_to(here) else file.as_posix()

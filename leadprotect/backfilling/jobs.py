@@ -6,8 +6,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.backfilled import Job
-from leadprotect.database.connection import rows
-from leadprotect.errors import InvalidRequest
+from leadprotect.database.connection import row, rows
+from leadprotect.errors import BackfillError, InvalidRequest
 from leadprotect.settings import Settings, current, ident, render
 
 if TYPE_CHECKING:
@@ -45,6 +45,16 @@ def stop(
 ) -> list[Job]:
     """End the running backfill of `territories` (none: of all) after its current slices."""
     return _request(conn, territories, "stop", reason, settings)
+
+
+def known_territories(conn: AnyConnection, s: Settings) -> list[str]:
+    """The codes that have a job. Raises `BackfillError` with the grant for a login that sees none of them."""
+    known = rows(conn, render("SELECT territory FROM {schema}.backfill_jobs ORDER BY 1", s))
+    if not known:  # each territory has its job, from the migration on
+        (login,) = row(conn, "SELECT current_user::text")
+        grant = render("GRANT {operator} TO", s)
+        raise BackfillError(f"login {login} sees no territory of the backfill. A DBA can run: {grant} {ident(login)};")
+    return [code for (code,) in known]
 
 
 def check_known(wanted: Sequence[str], known: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from leadprotect.backfilling.jobs import check_known
+from leadprotect.backfilling.jobs import check_known, known_territories
 from leadprotect.database import replication
 from leadprotect.database.catalog import relation
 from leadprotect.database.connection import mapped_errors, row, rows
@@ -31,8 +31,7 @@ def check_ready(conn: psycopg.Connection[Any], s: Settings, territories: tuple[s
     with mapped_errors():
         check_installed(conn, s, applied=False)
         _check_login(conn, s)
-        known = conn.execute(render("SELECT territory FROM {schema}.backfill_jobs", s)).fetchall()
-        check_known(territories, [code for (code,) in known])
+        check_known(territories, known_territories(conn, s))
         if not read_only:
             _check_writable(conn)
         check_settings(conn, s)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.backfilled import Estimate, Verified
-from leadprotect.backfilling.jobs import check_known
+from leadprotect.backfilling.jobs import check_known, known_territories
 from leadprotect.backfilling.ready import check_settings, missing_index
 from leadprotect.database.connection import driver_connection, mapped_errors, row, rows
 from leadprotect.errors import InvalidRequest
@@ -124,8 +124,7 @@ def _check(conn: AnyConnection, territories: Sequence[str], s: Settings) -> None
     if isinstance(territories, str):
         message = "territories must be a list of codes, not one text"
         raise InvalidRequest(message)
-    known = rows(conn, render("SELECT territory FROM {schema}.backfill_jobs", s))
-    check_known(territories, [code for (code,) in known])
+    check_known(territories, known_territories(conn, s))
     check_settings(conn, s)
     check_visible(conn, s)
 

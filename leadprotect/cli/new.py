@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from leadprotect.authoring.reports import seen_from_here
 from leadprotect.authoring.writing import Made, Moved, new_revision, rebase
 from leadprotect.cli import output
 from leadprotect.cli.terminal import echo
@@ -48,7 +49,7 @@ def _say_made(made: Made, *, as_json: bool) -> None:
     if as_json:
         click.echo(output.as_json(made))
         return
-    echo(f"{made.file}")
+    echo(seen_from_here(made.file))
     echo(f"follows {made.below or 'nothing: it is the first'}; fill it in, then run: leadprotect validate")
 
 

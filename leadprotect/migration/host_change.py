@@ -86,11 +86,13 @@ def host_change(
                 _take(at, alembic, s, head)
                 tell("taken away: the tables of the host are free, and the leads are closed")
             returned = run_for_host(command) if command else None
-            _put_back(at, alembic, load(alembic), head)
+            again = config or alembic_config()  # one of Alembic's reads its file once
+            _put_back(at, again, load(again), head)
         except KeyboardInterrupt:
             if _away(at.guard, s):
                 tell("stopped; everything is put back first")
-                _put_back(at, alembic, load(alembic), head)
+                again = config or alembic_config()
+                _put_back(at, again, load(again), head)
             raise
     tell(f"put back: {head} stands again")
     return Changed(head, returned, away)

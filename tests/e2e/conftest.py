@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from tests.migrations.test_next_release import CONTRACT_AGAIN, EXPAND, PLANTED
 from tests.support.database import ROOT
 from tests.support.revisions import HEAD
 
+LENT = ("alembic", "pytest")
+"""What a user would have on his PATH beside ours."""
+
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -25,7 +29,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of a fresh environment with the wheel; what it depends on is lent by this one."""
+    """The Python of a fresh environment with the wheel; what it depends on is lent by this one.
+
+    `make release-check` brings one that nothing is lent to.
+    """
+    if given := os.environ.get("RELEASED_PYTHON"):
+        return Path(given)
     return installed(wheel, tmp_path_factory.mktemp("installed"))
 
 
@@ -66,4 +75,8 @@ def installed(wheel: Path, folder: Path) -> Path:
     site = subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True)
     # a folder that a .pth file names lends its packages, but not the .pth of the editable install
     Path(site.strip(), "lent.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
+    for name in LENT:
+        command = python.with_name(name)
+        command.write_text(f'#!/bin/sh\nexec {python} -m {name} "$@"\n', encoding="utf-8")
+        command.chmod(0o755)
     return python
