@@ -20,7 +20,7 @@ export PYTEST_XDIST_AUTO_NUM_WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONL
 DEMO := .venv/demo.stamp
 DEV := .venv/dev.stamp
 
-.PHONY: help demo test quick lint aio schema shipped policies doctor rules docs release-check pictures bench lock clean
+.PHONY: help demo test quick lint aio schema shipped policies doctor rules docs readme release-check pictures tutorial bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile
@@ -69,12 +69,19 @@ schema: $(DEV) ## write docs/reference/schema.sql anew, from a database at head
 docs: $(DEV) ## build the documentation into docs/_build/html
 	@$(BIN)/sphinx-build -W --keep-going --quiet -b html docs docs/_build/html
 
+readme: $(DEV) ## write docs/package.md anew: the README as a package index shows it
+	@$(BIN)/python -m tests.support.readme
+
 release-check: export PATH := $(CURDIR)/$(BIN):$(PATH)
 release-check: $(DEV) ## build, compare and install what would be published, and run the demo and the how-tos from it
 	@$(BIN)/python -m tests.support.release
 
 pictures: $(DEV) ## draw docs/images/*.svg and write docs/reference/objects.md anew, from a database at head
 	@$(BIN)/python -m tests.support.pictures
+
+tutorial: export PATH := $(CURDIR)/$(BIN):$(PATH)
+tutorial: $(DEV) ## play the tutorial in a kept demo, and write its answers into the page and docs/images/terminal.svg
+	@$(BIN)/python -m tests.support.tutorial
 
 bench: $(DEV) ## measure access checks and backfill with a million leads, and compare (ARGS="--leads 100000", or --publish)
 	@$(BIN)/leadprotect bench all $(ARGS)

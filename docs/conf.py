@@ -8,7 +8,7 @@ copyright = "2026, leadprotect contributors"  # noqa: A001 - Sphinx calls it so
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 source_suffix = [".md"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "package.md"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 autodoc_typehints = "description"

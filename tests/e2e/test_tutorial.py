@@ -2,54 +2,57 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from leadprotect.cli.demo import LEADS
+from leadprotect.lab.demo import data
+from tests.support.pages import Block, not_said
+from tests.support.tutorial import IMAGE, PAGE, answer, kept_demo, terminal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.slow("it does everything that a newcomer does")
 
-PAGE = Path(__file__).parents[2] / "docs/tutorial/index.md"
 BLOCK = re.compile(r"^```(console|python|text)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
 def shell() -> Iterator[str]:
     """The lines that a kept demo prints for copying: a folder, an URL and a PATH."""
-    command = [sys.executable, "-m", "leadprotect", "demo", "--scale", "0.02", "--keep"]
-    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    lines = [line.strip() for line in told.splitlines()]
-    end = next(line for line in lines if line.startswith("kill -INT ")).split("#", maxsplit=1)[0]
-    try:
-        yield "\n".join(line for line in lines if line.startswith(("cd ", "export ")))
-    finally:
-        subprocess.run(["sh", "-c", end], check=True)
+    with kept_demo(0.02) as lines:
+        yield lines
 
 
 def test_the_tutorial_runs_from_the_first_line_to_the_last(shell: str) -> None:
     outputs: list[str] = []
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("LEADPROTECT_")}
-    for kind, block in BLOCK.findall(PAGE.read_text()):
+    for kind, block in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
         if kind == "text":
             assert outputs[-1] == block
-            continue
-        if kind == "python":
-            script = f"{shell}\n{sys.executable} - <<'END'\n{block}END\n"
+        elif kind == "python":
+            outputs.append(answer(shell, f"{sys.executable} - <<'END'\n{block}END\n"))
         else:
-            script = shell + "\n" + "\n".join(line.removeprefix("$ ") for line in block.splitlines())
-        done = subprocess.run(
-            ["sh", "-ec", script], check=False, capture_output=True, text=True, env=environment, timeout=120
-        )
-        assert done.returncode == 0, f"{block}\n{done.stdout}{done.stderr}"
-        outputs.append(done.stdout)
-    before, after, forged, audit, again = (outputs[number] for number in (1, 4, 5, 7, 8))
+            for command, shown in Block("tutorial", 0, kind, block).commands:
+                outputs.append(answer(shell, command))
+                assert shown
+                assert [] == not_said(shown, outputs[-1]), command
+    before, after, forged, audit, again = (outputs[number] for number in (2, 7, 9, 11, 13))
     assert ("CH" in before, "CH |" in after.split("(2 rows)")[0], "CH" in again) == (True, False, True)
     assert re.search(r"^ +0$", forged, re.MULTILINE)
     assert "seller_de | EDIT   | DENY    | not_owner" in audit
+
+
+def test_the_figures_are_those_of_the_demo() -> None:
+    seen = data.invent(LEADS).leads()
+    germany = sum(lead[1] == "DE" for lead in seen)
+    page = PAGE.read_text(encoding="utf-8")
+    assert f" DE        | {germany}\n" in page
+    assert f"DE: {germany:,} leads scanned" in page
+
+
+def test_the_picture_of_a_terminal_shows_what_the_page_shows() -> None:
+    assert terminal() == IMAGE.read_text(encoding="utf-8"), "run `make tutorial`"

@@ -22,6 +22,7 @@ _VARIES = (
     (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "<id>"),
     (r"\b[0-9a-f]{4,}\.\.\.|\b[0-9a-f]{64}\b", "<hash>"),
     (r"\d[\d.,:]*", "<number>"),
+    (r" WITH INHERIT TRUE, SET TRUE", ""),  # from PostgreSQL 16 on
     (r"\s+", " "),
 )
 

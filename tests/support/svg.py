@@ -27,6 +27,7 @@ svg {
 .head { fill: var(--dim) }
 text { font: 12px ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; fill: var(--ink) }
 text.title { font-weight: 700; font-size: 14px }
+text.typed { font-weight: 700; fill: var(--mark) }
 text.dim { fill: var(--dim) }
 text.part { font-weight: 700; font-size: 15px; fill: var(--mark) }
 """
