@@ -20,7 +20,7 @@ export PYTEST_XDIST_AUTO_NUM_WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONL
 DEMO := .venv/demo.stamp
 DEV := .venv/dev.stamp
 
-.PHONY: help demo test quick lint aio schema shipped policies doctor rules docs readme release-check pictures tutorial bench lock clean
+.PHONY: help demo test quick lint aio schema shipped policies doctor rules docs readme options release-check pictures tutorial bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile
@@ -63,7 +63,7 @@ doctor: $(DEV) ## write docs/reference/doctor.md anew, from the checks
 rules: $(DEV) ## write leadprotect/gates/rules and the dashboard anew, from their templates
 	@$(BIN)/python -m tests.support.rules
 
-schema: $(DEV) ## write docs/reference/schema.sql anew, from a database at head
+schema: $(DEV) pictures ## write docs/reference/schema.sql anew, and the pictures, from a database at head
 	@$(BIN)/python -m tests.support.schema_page
 
 docs: $(DEV) ## build the documentation into docs/_build/html
@@ -75,6 +75,9 @@ readme: $(DEV) ## write docs/package.md anew: the README as a package index show
 release-check: export PATH := $(CURDIR)/$(BIN):$(PATH)
 release-check: $(DEV) ## build, compare and install what would be published, and run the demo and the how-tos from it
 	@$(BIN)/python -m tests.support.release
+
+options: $(DEV) ## write docs/reference/options.md anew, from the commands
+	@$(BIN)/python -m tests.support.cli_page
 
 pictures: $(DEV) ## draw docs/images/*.svg and write docs/reference/objects.md anew, from a database at head
 	@$(BIN)/python -m tests.support.pictures

@@ -12,8 +12,11 @@ import pytest
 import leadprotect
 from leadprotect import errors
 from leadprotect.cli import main
+from leadprotect.decision import ALLOWED, DENIALS
+from leadprotect.metrics import KINDS
 from leadprotect.settings import KEYS
 from tests.security.attacks import ATTACKS as TABLE
+from tests.support import cli_page
 from tests.support.doctor_page import PAGE, page
 from tests.support.house import MODULES, defined
 
@@ -35,6 +38,20 @@ def test_every_command_is_documented(command: str) -> None:
 
 def test_the_page_of_doctor_is_current() -> None:
     assert page() == PAGE.read_text(encoding="utf-8"), "run `make doctor`"
+
+
+def test_the_page_of_options_is_current() -> None:
+    assert cli_page.page() == cli_page.PAGE.read_text(encoding="utf-8"), "run `make options`"
+
+
+@pytest.mark.parametrize("metric", ["lead_access_assert_allow_total", "lead_access_assert_deny_total", *KINDS])
+def test_every_metric_and_kind_of_call_is_documented(metric: str) -> None:
+    assert f"`{metric}`" in (REFERENCE / "python.md").read_text()
+
+
+@pytest.mark.parametrize("reason", [*ALLOWED, *DENIALS])
+def test_every_reason_is_documented(reason: str) -> None:
+    assert f"`{reason}`" in (ROOT / "docs/explanation/decisions.md").read_text()
 
 
 @pytest.mark.parametrize("name", leadprotect.__all__)
