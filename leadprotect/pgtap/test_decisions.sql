@@ -130,7 +130,7 @@ END $$;
 SELECT is(pg_temp.declared(usr, place), reason, reason || ': ' || what)
 FROM (VALUES (NULL, pg_temp.setting('home'), 'no_context', 'no user'), ('', pg_temp.setting('home'), 'no_context', 'an empty user'),
              (pg_temp.me(1), NULL, 'no_context', 'no territory'), (pg_temp.me(1), '', 'no_context', 'an empty territory'),
-             (pg_temp.me(1), 'a b', 'no_context', 'a territory that can be none'),
+             (pg_temp.me(1), repeat('a', 64), 'no_context', 'a territory that can be none'),
              (pg_temp.me(1), 'XX', 'not_found', 'a territory that nobody knows'),
              (pg_temp.me(1), 'app', 'not_found', 'an office as a territory'),
              (pg_temp.me(1), pg_temp.setting('abroad'), 'not_found', 'a territory that he does not hold'),
