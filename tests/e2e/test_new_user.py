@@ -95,7 +95,11 @@ NO_SEARCH = """
     ALTER TABLE leads DROP COLUMN email_key;
     DROP INDEX leads_company_idx;
 """
-A_COPY = "CREATE EXTENSION pgtap; CREATE DATABASE a_copy TEMPLATE crm; DROP EXTENSION pgtap"
+A_COPY = """
+    CREATE EXTENSION pgtap;
+    CREATE DATABASE a_copy TEMPLATE crm;
+    DROP EXTENSION pgtap;
+"""
 POOL = """
     CREATE ROLE authenticated NOLOGIN;
     CREATE ROLE service_role NOLOGIN BYPASSRLS;
@@ -210,6 +214,7 @@ ELSEWHERE = {
 
 NOT_RUN = {
     ("README", 0): "the demo and this suite: integration/test_demo.py",
+    ("gate-a-rollout", 1): "ten seconds of promtool: unit/test_gate_rules.py does",
     ("gate-a-rollout", 2): "names somebody's Prometheus",
     ("gate-a-rollout", 3): "asks a Prometheus that has watched a service: integration/test_gates.py does",
     ("guard-a-rollout", 0): "waits eleven minutes for a Prometheus: e2e/test_guard.py does, with shorter windows",
