@@ -148,15 +148,15 @@ LIFE = (
     Step(BEFORE_CONTRACT),
     # his own revisions
     Step("write-a-revision", (0,), prepared="mkdir project && cd project", chain=OF_HIS_OWN),
-    Step("write-a-revision", (1,), prepared=TWO_BRANCHES),
+    Step("write-a-revision", (1,), prepared=TWO_BRANCHES, afterwards="cd ~"),
     Step(
         "validate-revisions-in-ci",
         (0,),
-        prepared="mkdir ../other && cd ../other",
+        prepared="mkdir other && cd other",
         chain=(*OF_HIS_OWN, "crm_0003_expand_add_at", VISITS),
         by_night=True,
     ),
-    Step("validate-revisions-in-ci", (1,), prepared=f"rm -f mig/versions/{VISITS}.py", afterwards="cd ~"),
+    Step("validate-revisions-in-ci", (1,), prepared=f"rm mig/versions/{VISITS}.py", afterwards="cd ~", by_night=True),
     # contract
     Step("deploy-to-production", (6, 7)),
     Step("attack-your-own-database", login="crm_service"),
@@ -198,7 +198,7 @@ LIFE = (
         sql=TENANTS,
         afterwards="alembic upgrade head",
     ),
-    Step("adopt-a-host-with-row-security", (3, 4, 5), sql=GATEWAY),
+    Step("adopt-a-host-with-row-security", (3, 4, 5, 6), sql=GATEWAY),
 )
 
 THE_WAY = {

@@ -272,12 +272,12 @@ def short(roles: Iterable[str]) -> str:
 
 
 MADE: dict[str, Callable[[Catalog], str]] = {
-    "images/phases.svg": lambda _: phases_picture(),
-    "images/tables.svg": tables_picture,
-    "images/roles.svg": roles_picture,
-    "reference/objects.md": page,
+    "docs/images/phases.svg": lambda _: phases_picture(),
+    "docs/images/tables.svg": tables_picture,
+    "docs/images/roles.svg": roles_picture,
+    "docs/reference/objects.md": page,
 }
-"""File below docs -> what writes it."""
+"""File -> what writes it."""
 
 
 def main() -> None:
@@ -286,7 +286,7 @@ def main() -> None:
         Database(server, defaults, "postgres").sql("CREATE DATABASE pictures")
         catalog = read(prepared(Database(server, defaults, "pictures"), "head", required=False))
     for name, write in MADE.items():
-        (ROOT / "docs" / name).write_text(write(catalog), encoding="utf-8")
+        (ROOT / name).write_text(write(catalog), encoding="utf-8")
 
 
 if __name__ == "__main__":
