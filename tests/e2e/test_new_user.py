@@ -161,7 +161,7 @@ LIFE = (
     Step("deploy-to-production", (6, 7, 8)),
     Step("attack-your-own-database", login="crm_service"),
     Step("run-the-pgtap-suite", (0,), sql=A_COPY, extension="pgtap"),
-    Step("run-the-pgtap-suite", (2,), afterwards="cd ~", extension="pgtap"),
+    Step("run-the-pgtap-suite", (2,), after_sql="DROP DATABASE a_copy", afterwards="cd ~", extension="pgtap"),
     Step("run-the-pgtap-suite", (3,), login="crm_service"),
     Step("use-with-postgrest-and-supabase", (1, 2, 3, 4), sql=POOL, after_sql=NO_POOL),
     Step(
