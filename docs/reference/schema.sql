@@ -368,7 +368,7 @@ GRANT ALL ON FUNCTION leadprotect.unreadable() TO leadprotect_operator;
 
 CREATE FUNCTION leadprotect.is_code(territory text) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN (((length(territory) >= 1) AND (length(territory) <= 63)) AND (territory !~ '[[:cntrl:]]'::text));
+    RETURN ((length(territory) >= 1) AND (length(territory) <= 63) AND (territory !~ '[[:cntrl:]]'::text));
 
 COMMENT ON FUNCTION leadprotect.is_code(territory text) IS 'Whether this can be the code of a territory; anything else is malformed';
 
@@ -4947,7 +4947,7 @@ CREATE FUNCTION leadprotect.lost_searches() RETURNS TABLE(index text, remedy tex
                      'REVOKE ALL ON FUNCTION %1$s(%2$s) FROM PUBLIC; GRANT EXECUTE ON FUNCTION %1$s(%2$s) TO %9$I; '
                      '/* as the owner of the leads, then ask FROM %1$s(...) */',
                      format('%I.%I', n.nspname, left('leads_by_' || c.relname, 63)), asked.type, i.indrelid::regclass, key.text, asked.operator,
-                     $outside$(l."territory" IS NULL OR l."territory" = '')$outside$, $territory$l."territory"$territory$, '"leadprotect"', 'leadprotect_app')
+                     $outside$ (l."territory" IS NULL OR l."territory" = '')$outside$, $territory$ l."territory"$territory$, '"leadprotect"', 'leadprotect_app')
             END
           FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
           JOIN pg_opclass AS k ON k.oid = i.indclass[0]

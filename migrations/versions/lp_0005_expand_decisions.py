@@ -177,6 +177,7 @@ def create_context() -> None:
     )
 
 
+# no BETWEEN: beside an AND, a restored dump has it in other brackets
 def create_code_check() -> None:
     op.execute(
         sql("""
@@ -184,7 +185,7 @@ def create_code_check() -> None:
         RETURNS boolean
         LANGUAGE sql
         IMMUTABLE PARALLEL SAFE
-        RETURN pg_catalog.length(territory) BETWEEN 1 AND 63 AND territory !~ '[[:cntrl:]]';
+        RETURN pg_catalog.length(territory) >= 1 AND pg_catalog.length(territory) <= 63 AND territory !~ '[[:cntrl:]]';
         COMMENT ON FUNCTION {schema}.is_code(text) IS
         'Whether this can be the code of a territory; anything else is malformed';
         REVOKE ALL ON FUNCTION {schema}.is_code(text) FROM PUBLIC;

@@ -262,7 +262,7 @@ def create_lost_searches() -> None:
                      'REVOKE ALL ON FUNCTION %1$s(%2$s) FROM PUBLIC; GRANT EXECUTE ON FUNCTION %1$s(%2$s) TO %9$I; '
                      '/* as the owner of the leads, then ask FROM %1$s(...) */',
                      format('%I.%I', n.nspname, left('leads_by_' || c.relname, 63)), asked.type, i.indrelid::regclass, key.text, asked.operator,
-                     $outside${outside_l}$outside$, $territory${territory_of_l}$territory$, {schema_name}, {app_name})
+                     $outside$ {outside_l}$outside$, $territory$ {territory_of_l}$territory$, {schema_name}, {app_name})
             END
           FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
           JOIN pg_opclass AS k ON k.oid = i.indclass[0]
