@@ -6150,7 +6150,7 @@ CREATE FUNCTION leadprotect.audit_edits() RETURNS trigger
           outside boolean;
           bound boolean;
           own uuid[];
-          given uuid[];
+          given uuid[] := '{}';
           lead uuid;
           reason text;
           basis text;
@@ -6158,8 +6158,16 @@ CREATE FUNCTION leadprotect.audit_edits() RETURNS trigger
           SELECT coalesce(array_agg(l."id"::uuid ORDER BY l."id") FILTER (WHERE NOT (l."territory" IS NULL OR l."territory" = '')), '{}'),
                  count(*) FILTER (WHERE (l."territory" IS NULL OR l."territory" = '')) > 0
           INTO leads, outside FROM edited AS l;
+          IF false THEN
+            -- follow_owner_column() decided those whose owner was written; grouped, which stays linear for many
+            given := ARRAY(
+              SELECT u."id" FROM (SELECT e."id", e."id" AS named FROM edited AS e
+                                       UNION ALL SELECT s."id", s."id" FROM stepped AS s) AS u
+              GROUP BY u."id" HAVING min(u.named::text) IS DISTINCT FROM max(u.named::text) OR count(u.named) = 1);
+          END IF;
           -- the owner's plain case first, one lead of his: the same locks, decision and row as below
-          IF NOT outside AND cardinality(leads) = 1 AND current_setting('transaction_isolation') = 'read committed' THEN
+          IF NOT outside AND cardinality(leads) = 1 AND cardinality(given) = 0
+            AND current_setting('transaction_isolation') = 'read committed' THEN
             lead := leads[1];
             SELECT a.user_id INTO author FROM "leadprotect".user_lead_assignments AS a
               WHERE a.lead_id = lead AND a.territory = here AND a.user_id::text = declared_user AND "leadprotect".is_member(here)
@@ -6194,11 +6202,6 @@ CREATE FUNCTION leadprotect.audit_edits() RETURNS trigger
             WHERE (NOT bound OR (l."territory" IS NULL OR l."territory" = '')) AND r.id IS NULL;
           END IF;
           IF bound AND false THEN
-            -- follow_owner_column() decided those whose owner was written; grouped, which stays linear for many
-            given := ARRAY(
-              SELECT u."id" FROM (SELECT e."id", e."id" AS named FROM edited AS e
-                                       UNION ALL SELECT s."id", s."id" FROM stepped AS s) AS u
-              GROUP BY u."id" HAVING min(u.named::text) IS DISTINCT FROM max(u.named::text) OR count(u.named) = 1);
             leads := ARRAY(SELECT unnest(leads) EXCEPT SELECT unnest(given) ORDER BY 1);
           END IF;
           IF NOT bound OR cardinality(leads) = 0 THEN

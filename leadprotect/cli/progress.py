@@ -120,7 +120,7 @@ def _counts(progress: Progress) -> str:
 
 
 def _note(progress: Progress) -> str:
-    if progress.reason and not (progress.factor and progress.rate):
+    if progress.reason and (progress.factor == 0 or (progress.factor == 1 and not progress.rate)):
         return f"waiting: {progress.reason}"
     parts = [f"{progress.rate:,.0f}/s"]
     if progress.eta is not None and not progress.done:

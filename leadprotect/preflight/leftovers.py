@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 # what the revisions of today take back: table -> its columns, for each revision that moves tables
 _KEPT = (
     {
-        "territories": "code name currency legal_framework",
+        "territories": "code name currency legal_framework suffix",
         "territory_vat_rates": "territory rate valid_from valid_to",
     },
     {

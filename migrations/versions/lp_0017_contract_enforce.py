@@ -206,7 +206,7 @@ def create_edit_audit() -> None:
           outside boolean;
           bound boolean;
           own {lead_id_type}[];
-          given {lead_id_type}[];
+          given {lead_id_type}[] := '{}';
           lead {lead_id_type};
           reason text;
           basis text;
@@ -214,8 +214,16 @@ def create_edit_audit() -> None:
           SELECT coalesce(array_agg(l.{lead_id}::{lead_id_type} ORDER BY l.{lead_id}) FILTER (WHERE NOT {outside_l}), '{}'),
                  count(*) FILTER (WHERE {outside_l}) > 0
           INTO leads, outside FROM edited AS l;
+          IF {named} THEN
+            -- follow_owner_column() decided those whose owner was written; grouped, which stays linear for many
+            given := ARRAY(
+              SELECT u.{lead_id} FROM (SELECT e.{lead_id}, e.{owner_column_here} AS named FROM edited AS e
+                                       UNION ALL SELECT s.{lead_id}, s.{owner_column_here} FROM stepped AS s) AS u
+              GROUP BY u.{lead_id} HAVING min(u.named::text) IS DISTINCT FROM max(u.named::text) OR count(u.named) = 1);
+          END IF;
           -- the owner's plain case first, one lead of his: the same locks, decision and row as below
-          IF NOT outside AND cardinality(leads) = 1 AND current_setting('transaction_isolation') = 'read committed' THEN
+          IF NOT outside AND cardinality(leads) = 1 AND cardinality(given) = 0
+            AND current_setting('transaction_isolation') = 'read committed' THEN
             lead := leads[1];
             SELECT a.user_id INTO author FROM {schema}.user_lead_assignments AS a
               WHERE a.lead_id = lead AND a.territory = here AND a.user_id::text = declared_user AND {schema}.is_member(here)
@@ -250,11 +258,6 @@ def create_edit_audit() -> None:
             WHERE (NOT bound OR {outside_l}) AND r.id IS NULL;
           END IF;
           IF bound AND {named} THEN
-            -- follow_owner_column() decided those whose owner was written; grouped, which stays linear for many
-            given := ARRAY(
-              SELECT u.{lead_id} FROM (SELECT e.{lead_id}, e.{owner_column_here} AS named FROM edited AS e
-                                       UNION ALL SELECT s.{lead_id}, s.{owner_column_here} FROM stepped AS s) AS u
-              GROUP BY u.{lead_id} HAVING min(u.named::text) IS DISTINCT FROM max(u.named::text) OR count(u.named) = 1);
             leads := ARRAY(SELECT unnest(leads) EXCEPT SELECT unnest(given) ORDER BY 1);
           END IF;
           IF NOT bound OR cardinality(leads) = 0 THEN

@@ -178,8 +178,9 @@ def test_an_error_answers_with_its_status(database: Database, monkeypatch: pytes
         with monkeypatch.context() as patch:
             patch.setattr("leadprotect.access.denials.record_denials", unrecorded)
             told.append(await client.put(f"/leads/{other}", params={"company": "Neu"}, headers=who))
-        database.sql(database.text("REVOKE ALL ON FUNCTION {schema}.set_context(text, text, text) FROM {app}"))
-        told.append(await client.get("/leads", headers=who))
+        attempt = "{schema}.allow_edit({lead_type}, {schema}.lead_action, text)"
+        database.sql(f"REVOKE ALL ON FUNCTION {attempt} FROM {{app}}")
+        told.append(await client.put(f"/leads/{mine}", params={"company": "Neu"}, headers=who))
         return [(answer.status_code, answer.json()) for answer in told]
 
     with example("fastapi_service", database, monkeypatch) as service:

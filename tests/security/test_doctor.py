@@ -627,6 +627,7 @@ def test_a_login_without_rights_is_told_what_it_could_not_ask_and_all_that_it_co
         "seals-old",
         "chain-short",
         "anchor-missing",
+        "shadow-left-over",
     }
     assert hidden | {"host-unreadable", "leads-unprotected", "leads-unowned"} == {
         one.check for one in diagnosis.not_judged
