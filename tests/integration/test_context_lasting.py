@@ -304,13 +304,13 @@ def test_a_block_inside_one_of_the_same_context_sends_nothing(database: Database
 
 
 @KINDS
-@pytest.mark.parametrize("sql", ["SELECT set_config('app.user_id', 'x', true)", "SET LOCAL app.user_id = 'x'"])
+@pytest.mark.parametrize("sql", ["SELECT set_config('{}', 'x', true)", "SET LOCAL {} = 'x'"])
 def test_a_block_of_the_same_context_sets_it_again_where_a_statement_may_have_set_another(
     database: Database, kind: str, sql: str
 ) -> None:
     with database.engine("seller_de") as engine, made(engine, kind) as conn:
         with leadprotect.acting_as(conn, database.user(1), "DE"):
-            conn.execute(text(sql))
+            conn.execute(text(sql.format(database.settings.user_guc)))
             with leadprotect.acting_as(conn, database.user(1), "DE"):
                 assert user(conn) == database.user(1)
             assert user(conn) == "x"

@@ -167,8 +167,11 @@ def test_a_bad_leads_file_is_refused_with_its_line_and_column(
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("id,territory\n", ": no lead follows the header"),
-        (f"id,territory\n{ONE},\n", ", column territory: no lead has one, so there is nothing to protect"),
+        ("id,territory\n", ": no lead follows the header; add a line for each"),
+        (
+            f"id,territory\n{ONE},\n",
+            ", column territory: no lead has one, so there is nothing to protect; name DE or CH for some",
+        ),
     ],
 )
 def test_a_file_without_a_lead_to_protect_is_refused(

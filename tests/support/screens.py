@@ -34,7 +34,9 @@ class Terminal:
 
     def tmux(self, *arguments: str) -> str:
         command = [program("tmux", "tmux"), "-S", str(self.socket), "-f", "/dev/null", *arguments]
-        plain = os.environ | {"TERM": "xterm-256color", "LC_ALL": "C.UTF-8"}
+        # a worker of pytest-xdist says how wide the terminal of its master is
+        inherited = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES"}}
+        plain = inherited | {"TERM": "xterm-256color", "LC_ALL": "C.UTF-8"}
         return subprocess.run(command, check=True, capture_output=True, text=True, env=plain).stdout
 
     def run(self, command: str) -> None:
