@@ -40,7 +40,10 @@ def change(file: Path, old: str, new: str) -> None:
 
 def test_what_would_be_released_is_whole(wheel: Path, copy: Path) -> None:
     assert [] == release.of_the_files(ROOT)
-    assert [] == release.of_the_archives(ROOT, wheel.parent)
+    # a log that whoever tests it has there is told, and is no fault of the project
+    theirs = tuple(f": {name} is no file of the project" for name in release.lying_about(ROOT))
+    told = release.of_the_archives(ROOT, wheel.parent)
+    assert [] == [one for one in told if not one.endswith(theirs)]
     assert [] == release.of_the_files(copy)
 
 

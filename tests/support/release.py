@@ -93,6 +93,12 @@ def files(root: Path) -> set[str]:
     }
 
 
+def lying_about(root: Path) -> list[str]:
+    """What stands in a checkout, and neither Git nor its list of what to ignore knows."""
+    command = ["git", "ls-files", "--others", "--exclude-standard"]
+    return subprocess.check_output(command, cwd=root, text=True).splitlines()
+
+
 def build(root: Path, folder: Path) -> None:
     """Both archives, the wheel from the sdist; nothing is fetched."""
     command: list[str | Path] = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, root]
