@@ -8,7 +8,7 @@ from html import escape
 LINE, PAD, WIDE = 17, 12, 7.0
 """Pixels: a line of small text, the room inside a box, and one letter of it."""
 
-STYLE = """
+SHEET = """
 svg {
   --ground: #ffffff; --box: #f6f8fa; --edge: #8c959f; --ink: #1f2328; --dim: #59636e; --mark: #0969da; --stop: #9a6700;
 }
@@ -67,7 +67,7 @@ class Picture:
         return "\n".join([
             f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">',
             f"<title>{escape(self.title)}</title>",
-            f"<style>{STYLE}</style>",
+            f"<style>{SHEET}</style>",
             f'<defs>{head}<path class="head" d="M0,0 L8,4 L0,8 z"/></marker></defs>',
             f'<rect class="ground" width="{self.width}" height="{self.height}" rx="8"/>',
             *self.parts,
