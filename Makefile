@@ -7,9 +7,22 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url \
-	--custom-compile-command "make lock" pyproject.toml
+	--custom-compile-command "make lock"
+
+# uv takes seconds where pip takes a minute or more, and checks the same hashes. It reads none of pip's settings, so
+# whoever named an index or a proxy there is served by pip; and so is who can't have uv, or reaches no index with it.
+OWN_INDEX := $(PIP) config list | grep -Eq '\.(index-url|no-index|proxy)='
+define install
+	@echo "installing $<"
+	@! $(OWN_INDEX) && $(PIP) install -qq --only-binary :all: --require-hashes -r requirements-uv.lock \
+	&& $(UV) --require-hashes -r $< && $(UV) --no-deps --no-build-isolation -e . \
+	|| { echo "installing $< by pip: it takes longer"; \
+	$(PIP) install -qq --require-hashes -r $< && $(PIP) install -qq --no-deps --no-build-isolation -e .; }
+	@touch $@
+endef
 
 # a suite that starts hundreds of commands must not compile the package for each of them
 unexport PYTHONDONTWRITEBYTECODE
@@ -90,8 +103,9 @@ bench: $(DEV) ## measure access checks and backfill with a million leads, and co
 	@$(BIN)/leadprotect bench all $(ARGS)
 
 lock: $(DEV) ## write the lock files anew from the ranges in pyproject.toml
-	@$(COMPILE) --extra demo --extra django --extra fastapi --extra flask --extra gates --extra report --extra testing --group dev --upgrade -o requirements.lock
-	@$(COMPILE) --extra demo --group build --constraint requirements.lock -o requirements-demo.lock
+	@$(COMPILE) pyproject.toml --extra demo --extra django --extra fastapi --extra flask --extra gates --extra report --extra testing --group dev --upgrade -o requirements.lock
+	@$(COMPILE) pyproject.toml --extra demo --group build --constraint requirements.lock -o requirements-demo.lock
+	@$(COMPILE) --group install --constraint requirements.lock -o requirements-uv.lock
 
 clean: ## remove .venv and everything that was built
 	@rm -rf .venv dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -103,14 +117,8 @@ clean: ## remove .venv and everything that was built
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 # the demo needs no test tools: it installs in a fraction of the time
-$(DEMO): requirements-demo.lock pyproject.toml | .venv
-	@echo "installing requirements-demo.lock"
-	@$(PIP) install --require-hashes -r requirements-demo.lock
-	@$(PIP) install --no-deps --no-build-isolation -e .
-	@touch $@
+$(DEMO): requirements-demo.lock requirements-uv.lock pyproject.toml | .venv
+	$(install)
 
-$(DEV): requirements.lock pyproject.toml | .venv
-	@echo "installing requirements.lock"
-	@$(PIP) install --require-hashes -r requirements.lock
-	@$(PIP) install --no-deps --no-build-isolation -e .
-	@touch $@
+$(DEV): requirements.lock requirements-uv.lock pyproject.toml | .venv
+	$(install)

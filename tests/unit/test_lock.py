@@ -10,7 +10,7 @@ from packaging.utils import canonicalize_name
 
 from tests.support.database import ROOT
 
-LOCKS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("requirements.lock", "requirements-demo.lock")}
+LOCKS = {path.name: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("requirements*.lock"))}
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
 GROUPS: dict[str, list[Any]] = PROJECT["dependency-groups"]
@@ -29,10 +29,14 @@ def locked(lock: str) -> dict[str, set[str]]:
 
 
 EVERYTHING = ranges(PROJECT["project"]["dependencies"], *EXTRAS.values(), *GROUPS.values())
-DEMO = ranges(PROJECT["project"]["dependencies"], EXTRAS["demo"], GROUPS["build"])
+WANTED = {
+    "requirements.lock": EVERYTHING,
+    "requirements-demo.lock": ranges(PROJECT["project"]["dependencies"], EXTRAS["demo"], GROUPS["build"]),
+    "requirements-uv.lock": ranges(GROUPS["install"]),
+}
 
 
-@pytest.mark.parametrize(("lock", "wanted"), [("requirements.lock", EVERYTHING), ("requirements-demo.lock", DEMO)])
+@pytest.mark.parametrize(("lock", "wanted"), WANTED.items())
 def test_every_range_holds_what_is_locked(lock: str, wanted: list[Requirement]) -> None:
     versions = locked(lock)
     names = {requirement.name: versions.get(canonicalize_name(requirement.name), {"missing"}) for requirement in wanted}
@@ -42,11 +46,10 @@ def test_every_range_holds_what_is_locked(lock: str, wanted: list[Requirement]) 
     assert ([], []) == (outside, [name for name, found in names.items() if found == {"missing"}])
 
 
-def test_the_demo_installs_what_the_tests_install() -> None:
+@pytest.mark.parametrize("lock", ["requirements-demo.lock", "requirements-uv.lock"])
+def test_a_smaller_lock_holds_what_the_tests_install(lock: str) -> None:
     everything = locked("requirements.lock")
-    assert {} == {
-        name: found for name, found in locked("requirements-demo.lock").items() if not found <= everything[name]
-    }
+    assert {} == {name: found for name, found in locked(lock).items() if not found <= everything[name]}
 
 
 @pytest.mark.parametrize("lock", LOCKS)
