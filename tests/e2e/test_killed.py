@@ -58,7 +58,7 @@ def wait_for(folder: Path, text: str, process: subprocess.Popen[str]) -> str:
 
 
 def killed(folder: Path, command: tuple[str, ...], number: int, *, at: str, wait: float, group: bool) -> str:
-    """Kill the command when `at` runs, and return what it said; whatever goes on 5 s later fails the test."""
+    """Kill the command when `at` runs, and return what it said; whatever goes on a minute later fails the test."""
     with subprocess.Popen(
         [sys.executable, "-m", "leadprotect", *command],
         cwd=folder, env=os.environ | {"TMPDIR": str(folder)}, text=True, start_new_session=True,
@@ -71,7 +71,7 @@ def killed(folder: Path, command: tuple[str, ...], number: int, *, at: str, wait
         _, said = process.communicate(timeout=60)
     assert 128 + number == process.returncode, said
     assert data, "no server was there to be left"
-    until = time.monotonic() + 5
+    until = time.monotonic() + 60
     while (left := running(folder)) and time.monotonic() < until:
         time.sleep(0.05)
     assert ({}, [], []) == (
@@ -139,12 +139,12 @@ def test_traffic_does_not_outlive_a_command_that_could_not_tidy_up(folder: Path)
         time.sleep(2)
         process.kill()
         _, said = process.communicate(timeout=60)
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while any("lab.traffic" in line for line in running(folder).values()) and time.monotonic() < until:
         time.sleep(0.1)
     (postgres,) = [pid for pid, line in running(folder).items() if "/data" in line]
     psutil.Process(postgres).send_signal(signal.SIGQUIT)
-    psutil.wait_procs([psutil.Process(postgres)], timeout=10)
+    psutil.wait_procs([psutil.Process(postgres)], timeout=60)
     assert ({}, "") == (running(folder), said)
 
 
@@ -165,7 +165,7 @@ def test_a_server_that_is_kept_stays_only_after_a_block_that_ends_well(*, ends_w
     if ends_well:
         pid = server.pid
         psutil.Process(pid).send_signal(signal.SIGQUIT)
-        psutil.wait_procs([psutil.Process(pid)], timeout=10)
+        psutil.wait_procs([psutil.Process(pid)], timeout=60)
         shutil.rmtree(server.folder)
 
 

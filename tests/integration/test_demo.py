@@ -211,7 +211,7 @@ def test_a_stopped_demo_ends_its_server(
             demo.send_signal(number)
         demo.stdout.read()
     assert code == demo.returncode
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while postgres_of(folder) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert ([], []) == (made_in(folder), postgres_of(folder))

@@ -159,9 +159,9 @@ def test_denials_never_wait_for_the_caller_s_own_pool(database: Database) -> Non
     with ConnectionPool(database.login_url("seller_de"), min_size=2, max_size=2, open=True) as pool:
 
         def attempt(number: int) -> str:
-            with pool.connection(timeout=30) as conn, leadprotect.acting_as(conn, database.user(1), "DE"):
+            with pool.connection(timeout=120) as conn, leadprotect.acting_as(conn, database.user(1), "DE"):
                 if number < 2:
-                    together.wait(timeout=30)
+                    together.wait(timeout=120)
                 return denied(conn, lead)
 
         with ThreadPoolExecutor(8) as threads:

@@ -56,7 +56,7 @@ def test_of_two_claims_at_the_same_moment_one_wins(database: Database) -> None:
         reasons: list[str] = []
         for lead in leads:
             with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(number), "DE"):
-                together.wait(timeout=30)
+                together.wait(timeout=120)
                 try:
                     reasons.append(leadprotect.claim(conn, lead).reason)
                 except leadprotect.LeadAccessDenied as error:
@@ -184,7 +184,7 @@ def test_an_assertion_that_waited_for_a_transfer_is_decided_after_it(database: D
         waiting = thread.submit(edit)
         wait_for_a_waiter(database)
         manager.commit()
-        assert waiting.result(timeout=30) == "not_owner"
+        assert waiting.result(timeout=120) == "not_owner"
 
 
 def test_an_assertion_that_waited_for_a_revocation_is_decided_after_it(database: Database) -> None:
@@ -201,7 +201,7 @@ def test_an_assertion_that_waited_for_a_revocation_is_decided_after_it(database:
         waiting = thread.submit(edit)
         wait_for_a_waiter(database)
         owner.commit()
-        assert waiting.result(timeout=30) == "not_owner"
+        assert waiting.result(timeout=120) == "not_owner"
 
 
 def wait_for_a_waiter(database: Database) -> None:

@@ -486,7 +486,7 @@ def test_a_downgrade_pauses_a_running_backfill_which_ends_with_one_clear_error(e
             done = rollback("base")
             assert () == done.problems
             assert "paused the backfill of DE" in [event.what for event in done.timeline]
-        messages = process.communicate(timeout=30)[1]
+        messages = process.communicate(timeout=120)[1]
     assert 5 == process.returncode, messages  # failed midway: what was done stays
     errors = [line for line in messages.splitlines() if line.startswith("Error")]
     assert 1 == len(errors)

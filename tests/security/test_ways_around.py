@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 EDIT = "UPDATE {leads} SET city = 'Bern' WHERE {lead_id} = %s"
 DELETE = "DELETE FROM {leads} WHERE {lead_id} = %s"
-SOON = timedelta(seconds=1)
+SOON = timedelta(seconds=3)
 
 
 def tried(database: Database, statement: str, *params: Any, user: int = 1, login: str = "seller_de") -> bool:
@@ -492,7 +492,7 @@ def test_a_planned_activity_makes_the_owner_when_its_time_has_come(expanded: Dat
     expanded.activity(lead, expanded.user(1), at=datetime.now(UTC) + SOON)
     assert expanded.owner(lead) is None
     assert "owners" not in closed(expanded)
-    time.sleep(1.5 * SOON.total_seconds())
+    time.sleep(SOON.total_seconds())
     assert "owners" in closed(expanded)
     leadprotect.backfill(expanded.url, ["DE", "CH"], settings=expanded.settings)
     assert expanded.owner(lead) == expanded.user(1)

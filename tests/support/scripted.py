@@ -42,6 +42,11 @@ class Process:
     process: subprocess.Popen[str]
     file: Path | None = None
     lines: list[str] = field(default_factory=list)
+    reader: threading.Thread = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.reader = threading.Thread(target=self.read, daemon=True)
+        self.reader.start()
 
     def read(self) -> None:
         for line in self.process.stderr or ():
@@ -58,7 +63,7 @@ class Process:
         beside.write_text(verdict)
         beside.replace(self.file)
 
-    def until(self, text: str, *, times: int = 1, seconds: float = 60) -> None:
+    def until(self, text: str, *, times: int = 1, seconds: float = 120) -> None:
         """Wait until it has said so, so many times."""
         end = time.monotonic() + seconds
         while self.said.count(text) < times:
@@ -70,9 +75,9 @@ class Process:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
-    def ended(self, *, seconds: float = 60) -> int:
+    def ended(self, *, seconds: float = 120) -> int:
         code = self.process.wait(seconds)
-        time.sleep(0.2)  # the last lines are on their way
+        self.reader.join(seconds)  # the last lines are on their way
         return code
 
 
@@ -84,14 +89,12 @@ def running(words: list[str], environment: dict[str, str], file: Path | None = N
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     found = Process(process, file)
-    reader = threading.Thread(target=found.read, daemon=True)
-    reader.start()
     with process:
         try:
             yield found
         finally:
             found.kill()
-            reader.join(5)
+            found.reader.join(60)
 
 
 @contextmanager
