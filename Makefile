@@ -33,7 +33,7 @@ export PYTEST_XDIST_AUTO_NUM_WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONL
 DEMO := .venv/demo.stamp
 DEV := .venv/dev.stamp
 
-.PHONY: help demo test quick lint aio schema shipped policies doctor rules docs readme options release-check pictures tutorial bench lock clean
+.PHONY: help demo test quick lint aio schema shipped policies doctor rules docs readme options release release-check pictures tutorial bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile
@@ -88,6 +88,10 @@ readme: $(DEV) ## write docs/package.md anew: the README as a package index show
 release-check: export PATH := $(CURDIR)/$(BIN):$(PATH)
 release-check: $(DEV) ## build, compare and install what would be published, and run the demo and the how-tos from it
 	@$(BIN)/python -m tests.support.release
+
+release: $(DEV) ## make the checkout a version: number, changelog, frozen revisions (VERSION=0.1.0)
+	@test -n "$(VERSION)" || { echo "release: which version? make release VERSION=0.1.0" >&2; exit 1; }
+	@$(BIN)/python -m tests.support.release $(VERSION)
 
 options: $(DEV) ## write docs/reference/options.md anew, from the commands
 	@$(BIN)/python -m tests.support.cli_page

@@ -77,6 +77,21 @@ def test_a_revision_that_nobody_froze_is_no_release(copy: Path) -> None:
     assert [] == release.of_the_files(copy)
 
 
+def test_one_command_makes_a_checkout_the_next_version(copy: Path) -> None:
+    """What was not released yet has a version and a day; an edit of what is frozen now is found."""
+    (copy / "migrations/released.json").unlink()
+    change(copy / "CHANGELOG.md", "## [1.0.0] - 2026-12-01\n", "## [Unreleased]\n\n- better\n")
+    written = ["pyproject.toml", "CHANGELOG.md", "migrations/released.json"]
+    for _ in range(2):
+        assert written == release.set_version(copy, "1.1.0", "2026-12-24")
+    assert "## [Unreleased]\n\n## [1.1.0] - 2026-12-24\n\n- better\n" in (copy / "CHANGELOG.md").read_text("utf-8")
+    assert ("1.1.0", []) == (release.version(copy), release.of_the_files(copy))
+    change(copy / f"migrations/versions/{HEAD}.py", "\n", "\n# better now\n")
+    assert 1 == len(release.of_the_files(copy))
+    assert ["pyproject.toml"] == release.set_version(copy, "1.2.0.dev0", "2026-12-24")
+    assert "1.2.0.dev0" == release.version(copy)
+
+
 def test_files_that_an_archive_lacks_or_has_too_much_are_named(copy: Path, tmp_path: Path) -> None:
     excluded = (
         '[tool.hatch.build.targets.sdist]\nexclude = ["docs/how-to/roll-back.md"]\n\n[tool.hatch.build.targets.wheel]\n'

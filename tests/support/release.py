@@ -1,5 +1,7 @@
 """Whether what would be published is whole, and does from a wheel what the pages say (`make release-check`).
 
+`make release VERSION=X.Y.Z` writes what makes a checkout that version, and nothing but files.
+
 What the files tell comes first: changelog, version, frozen revisions. Then both archives are built and compared with
 the files of the checkout. Then the wheel is installed in an environment that holds nothing else but the locked
 packages, and the demo and every how-to, pgTAP's too, are run from it.
@@ -16,14 +18,18 @@ import tempfile
 import tomllib
 import venv
 import zipfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
 from leadprotect.authoring.chain import read_chain
 from leadprotect.authoring.rules.released import MANIFEST, read_manifest, released
+from leadprotect.authoring.validate import freeze
 from tests.support.database import ROOT
 
+VERSION = re.compile(r'^version = "[^"]*"$', re.MULTILINE)
+UNRELEASED = "## [Unreleased]\n"
 HEADING = re.compile(r"^## \[([^\]]+)\](?: - (\d{4}-\d\d-\d\d))?$", re.MULTILINE)
 MADE = {"PKG-INFO"}
 """What a build adds to the files of the checkout."""
@@ -44,7 +50,7 @@ def of_the_changelog(root: Path) -> list[str]:
     text, wanted = (root / "CHANGELOG.md").read_text(encoding="utf-8"), version(root)
     days = dict(HEADING.findall(text))
     if ".dev" in wanted:
-        written = text.partition("## [Unreleased]\n")[2].partition("\n## [")[0]
+        written = text.partition(UNRELEASED)[2].partition("\n## [")[0]
         return [] if "\n- " in written else ["CHANGELOG.md: [Unreleased] names no change: write what a user notices"]
     if wanted not in days:
         return [f"CHANGELOG.md: no section for {wanted}: write `## [{wanted}] - YYYY-MM-DD` above its changes"]
@@ -59,6 +65,22 @@ def of_the_revisions(root: Path) -> list[str]:
     if loose and ".dev" not in version(root):
         found.append(f"migrations/{MANIFEST}: {', '.join(loose)}: not frozen: leadprotect validate --release")
     return found
+
+
+def set_version(root: Path, number: str, day: str) -> list[str]:
+    """Make the checkout this version: a release takes what was not released yet, and freezes; returns the files."""
+    project, changelog = root / "pyproject.toml", root / "CHANGELOG.md"
+    project.write_text(
+        VERSION.sub(f'version = "{number}"', project.read_text(encoding="utf-8"), count=1), encoding="utf-8"
+    )
+    if ".dev" in number:
+        return [project.name]
+    text = changelog.read_text(encoding="utf-8")
+    if number not in dict(HEADING.findall(text)):
+        heading = f"{UNRELEASED}\n## [{number}] - {day}\n"
+        changelog.write_text(text.replace(UNRELEASED, heading, 1), encoding="utf-8")
+    manifest = freeze(ini=root / "alembic.ini")
+    return [project.name, changelog.name, str(manifest.relative_to(root))]
 
 
 def of_the_archives(root: Path, dist: Path) -> list[str]:
@@ -143,15 +165,20 @@ def of_the_installed(python: Path) -> list[str]:
             text=True,
             check=False,
         )
-        said = done.stdout + done.stderr
-        if done.returncode or (name == "version" and not said.strip().endswith(f" {version(ROOT)}")):
-            found.append(f"{name}, from the installed wheel:\n{said}")
+        said = done.stdout.strip()
+        if done.returncode or (name == "version" and not said.endswith(f" {version(ROOT)}")):
+            found.append(f"{name}, from the installed wheel:\n{said}\n{done.stderr}")
+        elif name == "demo":
+            tell("demo: told to its end")
         else:
-            tell(f"{name}: {said.strip().splitlines()[-1]}")
+            tell(f"{name}: {said.splitlines()[-1]}")
     return found
 
 
-def main() -> None:
+def main(*asked: str) -> None:
+    if asked:
+        tell(f"wrote {', '.join(set_version(ROOT, asked[0], f'{datetime.now(UTC):%Y-%m-%d}'))}: read them, and commit")
+        return
     found = of_the_files(ROOT)
     with tempfile.TemporaryDirectory(prefix="leadprotect-release-") as folder:
         dist = Path(folder, "dist")
@@ -173,4 +200,4 @@ def tell(line: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
