@@ -13,6 +13,7 @@ import yaml
 from click.testing import CliRunner
 
 from leadprotect.authoring import validate as validation
+from leadprotect.authoring.chain import read_chain
 from leadprotect.authoring.reports import as_github, as_sarif, as_text
 from leadprotect.authoring.rules import released
 from leadprotect.authoring.validate import OF_FILES, ON_A_SERVER, validate
@@ -238,8 +239,10 @@ def test_a_chain_with_a_problem_is_not_frozen(project: Project) -> None:
         validation.freeze(ini=project.ini)
 
 
-def test_our_own_revisions_are_not_frozen_before_the_first_release() -> None:
-    assert {} == json.loads((ROOT / "migrations" / released.MANIFEST).read_text(encoding="utf-8"))
+def test_our_own_revisions_are_as_they_were_released_and_frozen_all_together() -> None:
+    chain = read_chain(ini=ROOT / "alembic.ini")
+    frozen = [*released.read_manifest(chain)]
+    assert ([], [one.id for one in chain.revisions[: len(frozen)]]) == ([*released.released(chain)], frozen)
 
 
 # --- how it is said
