@@ -35,6 +35,7 @@ pytestmark = [
     pytest.mark.timeout(600),
 ]
 
+LONG = NIGHTLY or "RELEASED_PYTHON" in os.environ
 BEFORE_CONTRACT = "every other page"
 LEAVING = "leave-without-a-trace"
 
@@ -206,7 +207,7 @@ THE_WAY = {
     "start-with-init", "install-without-superuser", "plan-a-deploy", "deploy-to-production", "run-the-backfill",
     "find-leads-without-an-owner", "run-the-pgtap-suite", "roll-back", LEAVING,
 }  # fmt: skip
-"""What is followed by day on another server than the newest, beside every page that nobody placed."""
+"""What is followed on another server than the newest, beside every page that nobody placed; and by day."""
 
 ELSEWHERE = {
     "cover-a-holiday": "integration/test_howtos.py",
@@ -361,8 +362,10 @@ class Life:
 
 @pytest.fixture(params=[18, *(major for major in servers.installed()[:1] if major != 18)])
 def life(request: pytest.FixtureRequest, python: Path, tmp_path: Path) -> Iterator[Life]:
-    """A server of its own, so that roles, too, are those of nobody."""
+    """A server of its own, so that roles, too, are those of nobody; by day the newest alone."""
     major: int = request.param
+    if major != 18 and not LONG:
+        pytest.skip("by night, and before a release")
     start = servers.embedded() if major not in servers.installed() else servers.system(major)
     with start as server:
         server.create_database("crm")
@@ -387,14 +390,15 @@ def steps(*, whole: bool = True) -> Iterator[Step]:
     placed = {step.page for step in LIFE}
     for step in LIFE:
         if step.page == BEFORE_CONTRACT:
-            yield from (Step(page) for page in pages() if page not in placed | {*ELSEWHERE})
+            beside = pages() if LONG else []
+            yield from (Step(page) for page in beside if page not in placed | {*ELSEWHERE})
         elif (whole and (NIGHTLY or not step.by_night)) or step.page in THE_WAY:
             yield step
 
 
-@pytest.mark.skipif(not NIGHTLY and "RELEASED_PYTHON" not in os.environ, reason="by night, and before a release")
-def test_a_newcomer_follows_every_how_to_from_init_to_leaving(life: Life) -> None:
-    whole = NIGHTLY or life.server.major not in servers.installed()
+def test_a_newcomer_follows_the_how_tos_from_init_to_leaving(life: Life) -> None:
+    """By day the way alone, by night and before a release every page."""
+    whole = NIGHTLY or (LONG and life.server.major not in servers.installed())
     before = "\n".join(dumped(life.server))
     for step in steps(whole=whole):
         life.follow(step)
