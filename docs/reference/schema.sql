@@ -31,16 +31,16 @@
 -- Contents, with the line:
 --
 --      45  Who calls which function
---      98  Territories and the border
---     401  Ownership and rules
---    1184  Decision
---    1650  Attempts and audit
---    2612  Seals
---    3071  Transition
---    3393  Shadow
---    3883  Backfill and verification
---    4761  Gate
---    5735  Host
+--      99  Territories and the border
+--     402  Ownership and rules
+--    1185  Decision
+--    1651  Attempts and audit
+--    2613  Seals
+--    3072  Transition
+--    3412  Shadow
+--    3902  Backfill and verification
+--    4781  Gate
+--    5755  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -80,20 +80,21 @@
 --
 -- nobody: they serve policies, triggers, revisions and the functions above
 --    publish_territories, keep_assignment, end_lead_rules, host_lead, protected_leads, hold_lead,
---    write_owner_column, derived_owners, refuse_change, secure_audit_table, add_audit_partition,
---    clear_audit_default, audit_settled_until, sealed_numbers, append_audit_seal, is_code,
---    in_force, begins, decision, require_fresh_rules, decide_locked, bounded, write_audit,
---    denial_proof, draw_denial, deny, answered, require, try_edit, lead_for_ownership, is_manager,
---    try_change_owner, try_change_sharing, end_rules, make_rule, revoke_rule, decide_as_manager,
---    require_manager, in_transition, note_unsettled, note_contextless_write, own_moved_lead,
---    own_named_lead, follow_owner_column, hide_owner_column, forget_lead, own_active_lead,
---    shadow_note, shadow_failed, shadow_binds, shadow_reason, shadow_border, shadow_edits,
---    shadow_inserts, shadow_lead, shadow_rows, shadow_truncate, require_transition, chunk_bounds,
---    next_leads, own_leads, leaking_views, ways_around, host_code, lost_searches, what_changes,
---    lead_table_conditions, shadow_condition, accept_condition, accepted_share, tolerated,
---    shell_word, require_open_gate, acts_bound, recorded_edit, audit_edit, audit_edits,
---    audit_truncate, refuse_move, refuse_taken, own_new_lead, settings_at_contract, acts_bound_on,
---    edit_through, child_edit, child_move, child_leads, child_truncate
+--    write_owner_column, derived_owners, earlier_activity, refuse_change, secure_audit_table,
+--    add_audit_partition, clear_audit_default, audit_settled_until, sealed_numbers,
+--    append_audit_seal, is_code, in_force, begins, decision, require_fresh_rules, decide_locked,
+--    bounded, write_audit, denial_proof, draw_denial, deny, answered, require, try_edit,
+--    lead_for_ownership, is_manager, try_change_owner, try_change_sharing, end_rules, make_rule,
+--    revoke_rule, decide_as_manager, require_manager, in_transition, note_unsettled,
+--    note_contextless_write, own_moved_lead, own_named_lead, follow_owner_column,
+--    hide_owner_column, forget_lead, own_active_lead, shadow_note, shadow_failed, shadow_binds,
+--    shadow_reason, shadow_border, shadow_edits, shadow_inserts, shadow_lead, shadow_rows,
+--    shadow_truncate, require_transition, chunk_bounds, next_leads, own_leads, leaking_views,
+--    ways_around, host_code, lost_searches, what_changes, lead_table_conditions, shadow_condition,
+--    accept_condition, accepted_share, tolerated, shell_word, require_open_gate, acts_bound,
+--    recorded_edit, audit_edit, audit_edits, audit_truncate, refuse_move, refuse_taken,
+--    own_new_lead, settings_at_contract, acts_bound_on, edit_through, child_edit, child_move,
+--    child_leads, child_truncate
 
 -- =================================================================================================
 -- Territories and the border
@@ -3100,6 +3101,24 @@ COMMENT ON FUNCTION leadprotect.derived_owners(leads uuid[]) IS 'For each lead i
 REVOKE ALL ON FUNCTION leadprotect.derived_owners(leads uuid[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.derived_owners(leads uuid[]) TO leadprotect_owner;
 
+-- function earlier_activity, lp_0002_expand_assignments
+
+CREATE FUNCTION leadprotect.earlier_activity(of_source text, one text, other text) RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          IF of_source IS NOT DISTINCT FROM NULL THEN
+            DECLARE this "public"."activities"."id"%TYPE := one; that "public"."activities"."id"%TYPE := other; BEGIN RETURN this < that; END;
+          END IF;
+          RETURN one < other;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.earlier_activity(of_source text, one text, other text) IS 'Whether the first of two activities of one table and time is the lower one';
+
+REVOKE ALL ON FUNCTION leadprotect.earlier_activity(of_source text, one text, other text) FROM PUBLIC;
+
 -- table contextless_writes, lp_0010_expand_lead_triggers
 
 CREATE TABLE leadprotect.contextless_writes (
@@ -3324,7 +3343,7 @@ CREATE FUNCTION leadprotect.own_active_lead() RETURNS trigger
           IF TG_OP = 'UPDATE' AND was IS NOT DISTINCT FROM fresh THEN
             RETURN NULL;
           END IF;
-          IF was.user_id IS NOT NULL THEN
+          IF was.lead_id IS NOT NULL THEN
             PERFORM FROM "leadprotect".user_lead_assignments AS a
               WHERE a.lead_id = was.lead_id AND a.source IN ('backfill', 'activity')
                 AND a.activity_id = was.activity_id AND a.activity_source IS NOT DISTINCT FROM was.activity_source FOR UPDATE;
@@ -3362,7 +3381,7 @@ CREATE FUNCTION leadprotect.own_active_lead() RETURNS trigger
                   OR a.activity_at IS NOT DISTINCT FROM excluded.activity_at
                      AND (a.activity_id IS NULL OR coalesce(a.activity_source, '') > coalesce(excluded.activity_source, '')
                        OR a.activity_source IS NOT DISTINCT FROM excluded.activity_source
-                          AND a.activity_id < excluded.activity_id));
+                          AND "leadprotect".earlier_activity(a.activity_source, a.activity_id::text, excluded.activity_id::text)));
           END IF;
           RETURN NULL;
         END
@@ -4126,7 +4145,8 @@ CREATE FUNCTION leadprotect.own_leads(here text, leads uuid[]) RETURNS integer
                      OR a.activity_at < seen.at
                      OR a.activity_at IS NOT DISTINCT FROM seen.at
                         AND (coalesce(a.activity_source, '') > coalesce(seen.of_source, '')
-                          OR a.activity_source IS NOT DISTINCT FROM seen.of_source AND a.activity_id < seen.id))
+                          OR a.activity_source IS NOT DISTINCT FROM seen.of_source
+                             AND "leadprotect".earlier_activity(a.activity_source, a.activity_id::text, seen.id::text)))
                 OR a.source <> 'moved' AND a.user_id IS NOT DISTINCT FROM seen.old_user
                    AND a.activity_at IS NOT DISTINCT FROM seen.old_at
                    AND a.activity_id IS NOT DISTINCT FROM seen.old_id

@@ -11,7 +11,7 @@ from leadprotect.preflight.applied import differences
 from leadprotect.preflight.host_tables import host
 from leadprotect.preflight.installed import check_installed
 from leadprotect.settings import Settings, ident, literal, render, table
-from leadprotect.settings.sources import qualifies
+from leadprotect.settings.sources import column_sql, qualifies
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,10 +81,10 @@ def activities_in_future(conn: psycopg.Connection[Any], s: Settings) -> Iterator
     if present.enforced(conn, s):
         return
     standing = present.host_tables(conn, s)
-    for one in (source for source in s.activities if source.table in standing):
-        at = ident(one.at_column)
-        where = f"FROM {table(one.table)} AS v WHERE v.{at} > now() AND {qualifies(s, one)}"
-        row = conn.execute(f"SELECT count(*), max(v.{at})::text {where}".encode()).fetchone()
+    for one in (source for source in s.activities if source.stands_on in standing):
+        at = column_sql(one.at_column)
+        where = f"FROM {table(one.table)} AS v WHERE {at} > now() AND {qualifies(s, one)}"
+        row = conn.execute(f"SELECT count(*), max({at})::text {where}".encode()).fetchone()
         if row and row[0]:
             what = f"{row[0]:,} qualifying activities are in the future, the last at {row[1]}"
             yield Fault(one.table, what, f"SELECT * {where};  -- and correct them")
@@ -96,7 +96,7 @@ def kind_without_activities(conn: psycopg.Connection[Any], s: Settings) -> Itera
     if present.enforced(conn, s):
         return
     standing = present.host_tables(conn, s)
-    for one in (source for source in s.activities if source.table in standing and source.kind_column):
+    for one in (source for source in s.activities if source.stands_on in standing and source.kind_column):
         kind = ident(one.kind_column)
         query = f"SELECT DISTINCT {kind}::text FROM {table(one.table)} WHERE {kind} IS NOT NULL"
         known = {name for (name,) in conn.execute(query.encode()).fetchall()}

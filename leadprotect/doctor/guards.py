@@ -142,7 +142,7 @@ def _expected(s: Settings, revision: str, host: str, *, enforced: bool) -> list[
         s.role(name)
         for one in s.activities
         for name in ("note_writes", f"transition{suffix(one)}")
-        if one.table == host and "lp_0011" <= at < "lp_0017"
+        if one.stands_on == host and "lp_0011" <= at < "lp_0017"
     ]
     if host != s.leads_table:
         return list(dict.fromkeys(of_activities))

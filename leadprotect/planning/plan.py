@@ -235,7 +235,7 @@ def _backfill(conn: psycopg.Connection[Any], s: Settings, unseen: list[str]) -> 
     if not _has_function(conn, s, "backfill_sample"):
         sizes = {size.name: size.rows or 0 for size in touched(conn, s)}
         leads = sizes.get(s.leads_table, 0)
-        most = leads if s.owner_column else min(leads, sum(sizes.get(one.table, 0) for one in s.activities))
+        most = leads if s.owner_column else min(leads, sum(sizes.get(one.stands_on, 0) for one in s.activities))
         query = render("SELECT EXISTS (SELECT FROM {qualifying} AS q)", s)
         any_qualifies = _asked(conn, lambda: bool(one(conn, query)), "whether any activity makes an owner", unseen)
         return [most_of(", ".join(s.territories), leads, 0 if any_qualifies is False else most)]

@@ -15,7 +15,7 @@ from leadprotect.database.catalog import one, relation
 from leadprotect.database.modes import in_sql
 from leadprotect.settings import Settings, ident, render, table
 from leadprotect.settings.names import host_indexes
-from leadprotect.settings.sources import qualifies
+from leadprotect.settings.sources import column_sql, qualifies
 
 if TYPE_CHECKING:
     from leadprotect.settings.activities import Activities
@@ -170,7 +170,7 @@ def _step(s: Settings, revision: str, builds: list[Build]) -> PendingRevision:
 
 def _locks(s: Settings, declared: dict[str, Any]) -> list[Lock]:
     """As the revision declares them, for the tables of these settings."""
-    activities = list(dict.fromkeys(one.table for one in s.activities))
+    activities = list(dict.fromkeys(one.stands_on for one in s.activities))
     of = {"leads": [s.leads_table], "activities": activities}
     modes: dict[str, str] = {}
     for key, mode in declared["locks"]["upgrade"].items():
@@ -259,8 +259,10 @@ def _leads_keys(s: Settings) -> tuple[list[str], str]:
 
 def _activities_keys(s: Settings, source: Activities) -> tuple[list[str], str]:
     lead = render(f"{{source_lead__{source.name}}}", s)
+    if source.base_table:
+        return [lead, column_sql(source.id_column)], "true"
     columns = (source.at_column, source.id_column, source.user_id_column)
-    return [lead, *(f"v.{ident(column)}" for column in columns)], qualifies(s, source)
+    return [lead, *map(column_sql, columns)], qualifies(s, source)
 
 
 def _me(conn: psycopg.Connection[Any]) -> str:

@@ -20,6 +20,23 @@ _TIMES = ("timestamp with time zone", "timestamp without time zone", "date")
 # what a server says of an expression that no index takes: https://www.postgresql.org/docs/current/errcodes-appendix.html
 _NO_INDEX = ("42P17", "0A000")
 
+# the tables that a view reads, those of the views below it included, and who reads them
+BELOW = """
+    WITH RECURSIVE below AS (
+      SELECT %s::oid AS view
+      UNION SELECT d.refobjid FROM below AS b JOIN pg_catalog.pg_rewrite AS r ON r.ev_class = b.view
+      JOIN pg_catalog.pg_depend AS d ON d.classid = 'pg_catalog.pg_rewrite'::regclass AND d.objid = r.oid
+        AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid <> r.ev_class)
+    SELECT DISTINCT pg_catalog.pg_get_userbyid(v.relowner)::text, n.nspname::text, c.relname::text
+    FROM below AS b JOIN pg_catalog.pg_class AS v ON v.oid = b.view AND v.relkind = 'v'
+    JOIN pg_catalog.pg_rewrite AS r ON r.ev_class = v.oid
+    JOIN pg_catalog.pg_depend AS d ON d.classid = 'pg_catalog.pg_rewrite'::regclass AND d.objid = r.oid
+      AND d.refclassid = 'pg_catalog.pg_class'::regclass
+    JOIN pg_catalog.pg_class AS c ON c.oid = d.refobjid AND c.relkind IN ('r', 'p')
+    JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    ORDER BY 2, 3
+    """
+
 
 def activities(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
     """Findings about the tables of activities: kind of table, columns, types, kinds, conditions."""
@@ -35,15 +52,56 @@ def _columns(conn: psycopg.Connection[Any], s: Settings, source: Activities) -> 
     kind = one(conn, "SELECT relkind::text FROM pg_class WHERE oid = %s", oid)
     if kind is None:
         return [f"{source.key('table')}: there is no table {source.table}"]
-    if kind == "v":
+    if kind == "v" and not source.base_table:
         return [
             (
                 f"{source.key('table')}: {source.table} is a view, on which no index and no trigger can stand: "
-                f"name the table that it reads, and what the view leaves out as {source.key('condition')}"
+                f"name the table whose rows it shows: {source.key('base_table')} = {_shown(conn, oid) or 'schema.name'}"
             )
         ]
+    if source.base_table:
+        return _view(conn, s, source, kind) or _fitting(conn, s, source, oid)
     if kind not in "rp":
         return [f"{source.key('table')}: {source.table} is no table that an index can be built on (relkind {kind!r})"]
+    return _fitting(conn, s, source, oid)
+
+
+def _shown(conn: psycopg.Connection[Any], view: int | None) -> str | None:
+    """The table that a view shows, where it reads but one."""
+    tables = {f"{schema}.{name}" for _, schema, name in conn.execute(BELOW, (view,)).fetchall()}
+    return tables.pop() if len(tables) == 1 else None
+
+
+def _view(conn: psycopg.Connection[Any], s: Settings, source: Activities, kind: str) -> list[str]:
+    """A view that is read, above the table on which trigger and index stand: ids and leads are the table's."""
+    key, where = source.key("base_table"), source.base_table
+    if kind != "v":
+        return [f"{key}: {source.table} is no view: leave {key} out"]
+    view, base = (relation(conn, *name.split(".", 1)) for name in (source.table, where))
+    standing = one(conn, "SELECT relkind::text FROM pg_class WHERE oid = %s", base)
+    if standing is None or standing not in "rp":
+        return [f"{key}: there is no table {where} that an index and a trigger can stand on"]
+    if one(conn, "SELECT 'security_invoker=true' = ANY (reloptions) FROM pg_class WHERE oid = %s", view):
+        return [
+            (
+                f"{source.key('table')}: {source.table} reads as whoever asks (security_invoker), and "
+                f"{s.role('reader')} may not read {where}: name the table itself, and a condition"
+            )
+        ]
+    if where not in {f"{schema}.{name}" for _, schema, name in conn.execute(BELOW, (view,)).fetchall()}:
+        return [f"{key}: {source.table} does not read {where}"]
+    found, there = columns_of(conn, base), columns_of(conn, view)
+    for field in ("id_column", "lead_id_column"):
+        name = getattr(source, field)
+        if name not in found:
+            return [f"{source.key(field)}: {where} has no column {name}, by which a row is found in {source.table}"]
+        if name in there and found[name].base != there[name].base:
+            kinds = f"{found[name].base}, and in {source.table} {there[name].base}"
+            return [f"{source.key(field)}: {where}.{name} is {kinds}: a row of the one must be found in the other"]
+    return []
+
+
+def _fitting(conn: psycopg.Connection[Any], s: Settings, source: Activities, oid: int | None) -> list[str]:
     columns = columns_of(conn, oid)
     found = []
     allowed: dict[str, tuple[tuple[str, ...] | None, str]] = {
@@ -72,11 +130,11 @@ def _relatives(conn: psycopg.Connection[Any], source: Activities) -> list[str]:
         SELECT i.inhrelid::regclass::text FROM pg_inherits AS i JOIN pg_class AS p ON p.oid = i.inhparent
         WHERE p.oid = %s AND p.relkind <> 'p' ORDER BY 1
         """
-    found = conn.execute(query, (relation(conn, *source.table.split(".", 1)),)).fetchall()
+    found = conn.execute(query, (relation(conn, *source.stands_on.split(".", 1)),)).fetchall()
     return [
         (
-            f"{source.key('table')}: {source.table} shares its rows by inheritance with "
-            f"{', '.join(name for (name,) in found)}, "
+            f"{source.key('base_table' if source.base_table else 'table')}: {source.stands_on} shares its rows by "
+            f"inheritance with {', '.join(name for (name,) in found)}, "
             "where they would not be seen: ALTER TABLE ... NO INHERIT ..."
         )
     ] * bool(found)
@@ -160,12 +218,20 @@ def _expressions(conn: psycopg.Connection[Any], s: Settings, source: Activities)
         )
     if is_expression(source.lead_id_column):
         asked = f"SELECT ({source.lead_id_column}) FROM {table(source.table)} AS v"
-        found += _refused(conn, source, "lead_id_column", asked, of_type=IDS[s.lead_id_type])
+        found += _refused(conn, source, "lead_id_column", asked, "lead_id_type", of_type=IDS[s.lead_id_type])
+    if is_expression(source.at_column):
+        asked, key = f"SELECT ({source.at_column}) FROM {table(source.table)} AS v", source.key("at_column")
+        found += _refused(conn, source, "at_column", asked, key, of_type=_TIMES[:1])
     return found or _unindexable(conn, source)
 
 
 def _refused(
-    conn: psycopg.Connection[Any], source: Activities, field: str, asked: str, of_type: tuple[str, ...] = ()
+    conn: psycopg.Connection[Any],
+    source: Activities,
+    field: str,
+    asked: str,
+    type_key: str = "",
+    of_type: tuple[str, ...] = (),
 ) -> list[str]:
     """Why the server does not take it: to prepare is to parse, nothing is planned and no function is called."""
     said = getattr(source, field)
@@ -184,7 +250,7 @@ def _refused(
         conn.execute("DEALLOCATE leadprotect_check")
         kind = one(conn, "SELECT format_type(%s, NULL)", oid) if of_type else None
     if of_type and kind not in of_type:
-        return [f"lead_id_type: {said!r} of {source.table} is {kind}, expected {' or '.join(of_type)}"]
+        return [f"{type_key}: {said!r} of {source.table} is {kind}, expected {' or '.join(of_type)}"]
     return []
 
 
@@ -194,11 +260,10 @@ def _unindexable(conn: psycopg.Connection[Any], source: Activities) -> list[str]
         SELECT has_database_privilege(current_database(), 'TEMP') AND current_setting('transaction_read_only') = 'off'
           AND NOT pg_is_in_recovery()
         """
-    said = {field: getattr(source, field) for field in ("condition", "lead_id_column")}
+    said = {field: getattr(source, field) for field in ("condition", "lead_id_column", "at_column")}
     asked = {
         "condition": f"({ident(source.id_column)}) WHERE ({said['condition']})" if said["condition"] else "",
-        "lead_id_column": f"(({said['lead_id_column']}))" if is_expression(said["lead_id_column"]) else "",
-    }
+    } | {field: f"(({said[field]}))" if is_expression(said[field]) else "" for field in ("lead_id_column", "at_column")}
     if not any(asked.values()) or not one(conn, able):
         return []
     for field, shape in asked.items():
@@ -220,19 +285,23 @@ def _unindexable(conn: psycopg.Connection[Any], source: Activities) -> list[str]
 
 
 def _alike(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
-    """Of several tables one activity is the newest: their times and ids are compared with each other."""
-    first, *others = s.activities
+    """Of several tables one activity is the newest: their times are compared, and no catalog tells a zone."""
+    named = {source: columns_of(conn, relation(conn, *source.table.split(".", 1))) for source in s.activities}
+    times = {source: columns[source.at_column] for source, columns in named.items() if source.at_column in columns}
+    zoned = len(times) < len(named) or any(time.base == _TIMES[0] for time in times.values())
     found = []
-    kinds = [columns_of(conn, relation(conn, *source.table.split(".", 1))) for source in s.activities]
-    for source, types in zip(others, kinds[1:], strict=True):
-        for field in ("at_column", "id_column"):
-            here, there = types[getattr(source, field)].base, kinds[0][getattr(first, field)].base
-            if here != there:
-                found.append(
-                    f"{source.key(field)}: {source.table}.{getattr(source, field)} is {here}, and "
-                    f"{first.table}.{getattr(first, field)} is {there}; of several tables they must be of one type: "
-                    "add a generated column of that type to one of them, and name it"
-                )
+    for source, time in times.items() if len(named) > 1 else ():
+        key, name, where = source.key("at_column"), ident(source.at_column), f"{source.table}.{source.at_column}"
+        moment = {_TIMES[0]: f"{name}::timestamptz", "date": f"({name}::timestamp AT TIME ZONE 'UTC')"}
+        local = f"({name} AT TIME ZONE 'UTC')"
+        written = f"{key} = {moment.get(time.base, local)}"
+        if time.type != time.base:
+            found.append(f"{key}: {where} is {time.type}, a domain; of several tables times are compared: {written}")
+        elif zoned and time.base != _TIMES[0]:
+            found.append(
+                f"{key}: {where} is {time.base}, and another table has {_TIMES[0]}; "
+                f"say in which zone it is written: {written}"
+            )
     return found
 
 

@@ -9,7 +9,7 @@ import psycopg
 from leadprotect.database.catalog import one, relation
 from leadprotect.database.connection import row, rows
 from leadprotect.errors import PreflightError
-from leadprotect.preflight.activities import activities
+from leadprotect.preflight.activities import BELOW, activities
 from leadprotect.preflight.columns import IDS, TEXTS, columns_of, unfit
 from leadprotect.settings import ident, literal, render, table
 from leadprotect.settings.names import CHILD_POLICIES, HOST_POLICIES, territory_columns
@@ -186,7 +186,9 @@ def visibility(conn: AnyConnection, s: Settings, statements: list[str]) -> list[
     reader = s.role("reader")
     inside = f"(CURRENT_USER = {literal(reader)}::name)"
     ours = [s.role(policy) for policy in (*HOST_POLICIES, *CHILD_POLICIES)]
-    for host, key in s.host_tables.items():
+    views = [(one.table, one.base_table, one.key("table")) for one in s.activities if one.base_table]
+    read = {host: key for host, key in s.host_tables.items() if host not in {base for _, base, _ in views}}
+    for host, key in read.items():
         for opened, binding in rows(conn, _QUERY, (reader, inside, ours, *host.split(".", 1))):
             if not opened:
                 found.append(
@@ -204,7 +206,23 @@ def visibility(conn: AnyConnection, s: Settings, statements: list[str]) -> list[
                 f"ALTER POLICY {ident(policy)} ON {table(host)} TO the roles of your application"
                 for policy in binding
             ]
+    for view, _, key in views:
+        found += _narrowed(conn, view, key)
     return found or _unreadable(conn, s, statements)
+
+
+def _narrowed(conn: AnyConnection, view: str, key: str) -> list[str]:
+    """A view reads as its owner, and what row security hides from him no derivation sees."""
+    found = []
+    for owner, schema, name in rows(conn, BELOW, (relation(conn, *view.split(".", 1)),)):
+        for opened, binding in rows(conn, _QUERY, (owner, "true", [], schema, name)):
+            if binding or not opened:
+                found.append(
+                    f"{key}: {view} reads {schema}.{name} as its owner {owner}, from whom row-level security "
+                    "hides rows: leads without an owner would look like none. Name the table itself and a condition, "
+                    f"or give {view} an owner that sees every row"
+                )
+    return found
 
 
 def _unreadable(conn: AnyConnection, s: Settings, statements: list[str]) -> list[str]:

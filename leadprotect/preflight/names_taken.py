@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from leadprotect.database.catalog import one, relation
 from leadprotect.preflight.rights import missing_role
 from leadprotect.settings import Settings, ident, literal, render
-from leadprotect.settings.activities import is_expression
 from leadprotect.settings.names import (
     CHILD_POLICIES,
     CHILD_TRIGGERS,
@@ -18,6 +17,7 @@ from leadprotect.settings.names import (
     host_indexes,
     trigger_names,
 )
+from leadprotect.settings.sources import indexed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -157,13 +157,11 @@ def _indexes(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
               LEFT JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.number ORDER BY k.place))
         """
     found = []
-    wanted: list[list[str | None]] = [[s.territory_column or None, s.lead_id_column]]
-    for source in s.activities:
-        named = (source.lead_id_column, source.at_column, source.id_column, source.user_id_column)
-        wanted.append([None if is_expression(column) else column for column in named])
-    for (index, table), columns in zip(host_indexes(s).items(), wanted, strict=True):
+    wanted: list[tuple[bool, list[str | None]]] = [(True, [s.territory_column or None, s.lead_id_column])]
+    wanted += [(bool(source.base_table), [*indexed(source)]) for source in s.activities]
+    for (index, table), (whole, columns) in zip(host_indexes(s).items(), wanted, strict=True):
         schema, host = table.split(".", 1)
-        oid, whole = relation(conn, schema, index), table == s.leads_table
+        oid = relation(conn, schema, index)
         if oid and not one(conn, query, oid, relation(conn, schema, host), whole, columns):
             found.append(f"{schema}.{index} exists and is not the index of leadprotect: rename it")
     return found

@@ -109,11 +109,13 @@ def _schemas(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) 
     found = []
     me, ours = str(one(conn, "SELECT current_user")), [s.role(office) for office in _HOLDS]
     keys = {child.table.split(".", 1)[0]: "lead_tables" for child in s.lead_tables}
-    keys |= {name.split(".", 1)[0]: key for name, key in reversed(s.host_tables.items())}
+    keys |= {source.table.split(".", 1)[0]: source.key("table") for source in s.activities}
+    indexed = {name.split(".", 1)[0]: key for name, key in reversed(s.host_tables.items())}
+    keys |= indexed
     for schema, key in keys.items():
         if not one(conn, "SELECT to_regnamespace(%s)::oid", ident(schema)):
             continue
-        if key != "lead_tables" and not one(conn, "SELECT has_schema_privilege(%s, 'CREATE')", schema):
+        if schema in indexed and not one(conn, "SELECT has_schema_privilege(%s, 'CREATE')", schema):
             found.append(f"{key}: role {me} may not create an index in schema {schema}")
             statements.append(f"GRANT CREATE ON SCHEMA {ident(schema)} TO {ident(me)};")
         reaches = (

@@ -22,6 +22,7 @@ class Activities:
 
     name: str = ""
     table: str = "public.activities"
+    base_table: str = ""
     id_column: str = "id"
     lead_id_column: str = "lead_id"
     user_id_column: str = "user_id"
@@ -37,6 +38,11 @@ class Activities:
         return {"table": "activities_table", "qualifying_kinds": field}.get(field, f"activity_{field}")
 
     @property
+    def stands_on(self) -> str:
+        """The table with the trigger and the index: what is read, or what the view that is read shows."""
+        return self.base_table or self.table
+
+    @property
     def columns(self) -> dict[str, str]:
         """Field -> column, of those that name one."""
         named = {field: str(getattr(self, field)) for field in COLUMNS if getattr(self, field)}
@@ -45,7 +51,7 @@ class Activities:
     @property
     def words(self) -> tuple[str, ...]:
         """Every word of the source's expressions: those that are columns it reads, beside `columns`."""
-        said = [self.condition, self.lead_id_column if is_expression(self.lead_id_column) else ""]
+        said = [self.condition, *(text for text in (self.lead_id_column, self.at_column) if is_expression(text))]
         return tuple(sorted({word for text in said for word in words(text)}))
 
 

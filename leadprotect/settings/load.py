@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leadprotect.errors import SettingsError
-from leadprotect.settings.activities import ACTIVITY_KEYS, KINDS, Activities
+from leadprotect.settings.activities import ACTIVITY_KEYS, KINDS, Activities, is_expression
 from leadprotect.settings.codes import OFFICES, territories_of
 from leadprotect.settings.databases import ON, TerritoryDatabase, databases_of
 from leadprotect.settings.databases import SECTION as DATABASES
@@ -71,6 +71,7 @@ class Settings:
     owners_from: tuple[str, ...] = ("activities",)
     owner_column: str = ""
     activities_table: str = "public.activities"
+    activity_base_table: str = ""
     activity_id_column: str = "id"
     activity_lead_id_column: str = "lead_id"
     activity_user_id_column: str = "user_id"
@@ -138,7 +139,7 @@ class Settings:
         """Each table of the host that we put something on -> the key that names it; the leads come first."""
         named = {self.leads_table: "leads_table"}
         for one in self.activities:
-            named.setdefault(one.table, one.key("table"))
+            named.setdefault(one.stands_on, one.key("base_table" if one.base_table else "table"))
         return named
 
     @property
@@ -278,6 +279,7 @@ def parse(
 
 def _check_tables(s: Settings) -> None:
     tables = [("leads_table", s.leads_table), *((one.key("table"), one.table) for one in s.activities)]
+    tables += [(one.key("base_table"), one.base_table) for one in s.activities if one.base_table]
     tables += [("lead_tables", one.table) for one in s.lead_tables]
     if ("lead_tables", s.leads_table) in tables:
         raise SettingsError(f"lead_tables names {s.leads_table}, which holds the leads themselves; leave it out")
@@ -305,6 +307,12 @@ def _check_together(s: Settings) -> None:
         for first, second in combinations(columns, 2):
             if columns[first] == columns[second]:
                 raise SettingsError(f"{first} and {second} name the same column: {columns[first]}")
+    for source in s.activities:
+        if source.base_table and is_expression(source.lead_id_column):
+            raise SettingsError(
+                f"{source.key('lead_id_column')}: a view gives it a name, and its base table has a column of that "
+                f"name; write that instead of {source.lead_id_column!r}"
+            )
     check_users(s.user_id_type, s.excluded_users)
     gucs = {"user_guc": s.user_guc, "territory_guc": s.territory_guc, "correlation_guc": s.correlation_guc}
     for (key, one), (_, other) in combinations(gucs.items(), 2):

@@ -85,7 +85,7 @@ def trigger_names(s: Settings) -> dict[str, str]:
 def host_indexes(s: Settings) -> dict[str, str]:
     """Name of an index of ours on the host, unquoted -> the table that it is on, ``schema.name``."""
     return {f"ix_{s.schema}_leads": s.leads_table} | {
-        f"ix_{s.schema}_activities{suffix(one)}": one.table for one in s.activities
+        f"ix_{s.schema}_activities{suffix(one)}": one.stands_on for one in s.activities
     }
 
 

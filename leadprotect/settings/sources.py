@@ -55,8 +55,8 @@ def suffix(activities: Activities) -> str:
 
 def filled(s: Settings) -> list[SourceTable]:
     """The sources of the settings, for a revision."""
-    known = [one.table for one in s.activities]
-    return [SourceTable(one.name, one.table not in known[:place]) for place, one in enumerate(s.activities)]
+    known = [one.stands_on for one in s.activities]
+    return [SourceTable(one.name, one.stands_on not in known[:place]) for place, one in enumerate(s.activities)]
 
 
 def derivation(s: Settings) -> dict[str, str]:
@@ -67,9 +67,22 @@ def derivation(s: Settings) -> dict[str, str]:
         "derived_owner": _derived_owner(s),
         "derived_owners": _derived_owners(s),
         "read_activity": "\n".join(_read_activity(s, one) for one in s.activities),
-        "host_names": ", ".join(literal(table(name)) for name in s.host_tables),
-        "host_schemas": ", ".join(sorted({literal(name.split(".", 1)[0]) for name in s.host_tables})),
-        "first_source_name": literal(table(s.activities[0].table)) if s.activities else "NULL",
+        "host_names": ", ".join(
+            literal(table(name)) for name in dict.fromkeys([s.leads_table, *(one.table for one in s.activities)])
+        ),
+        "host_schemas": ", ".join(
+            sorted({literal(name.split(".", 1)[0]) for name in [*s.host_tables, *(one.table for one in s.activities)]})
+        ),
+        "source_times": ", ".join(
+            f"({literal(table(one.table))}, {'NULL' if is_expression(one.at_column) else literal(one.at_column)})"
+            for one in s.activities
+        )
+        or "(NULL, NULL)",
+        # ids of several tables are of several types, and each is compared with those of its own table alone
+        "source_id": f"{literal(table(s.activities[0].table))}, {literal(s.activities[0].id_column)}"
+        if len(s.activities) == 1
+        else "NULL, NULL",
+        "compare_activities": "\n          ".join(_compare(one) for one in s.activities),
         "named": "true" if s.owner_column else "false",
         "named_first": "true" if s.owners_from[0] == "column" else "false",
         "named_old": _named(s, "OLD"),
@@ -83,7 +96,7 @@ def derivation(s: Settings) -> dict[str, str]:
                 *(
                     line
                     for one in s.activities
-                    for line in _triggers(s, one.table, ("own_active_lead", f"transition{suffix(one)}"))
+                    for line in _triggers(s, one.stands_on, ("own_active_lead", f"transition{suffix(one)}"))
                 ),
                 *(_triggers(s, s.leads_table, ("own_named_lead", "own_named")) if s.owner_column else []),
             ]
@@ -102,7 +115,7 @@ def derivation(s: Settings) -> dict[str, str]:
                 *(
                     line
                     for one in s.activities
-                    for line in _triggers(s, one.table, ("own_active_lead", f"transition{suffix(one)}"))
+                    for line in _triggers(s, one.stands_on, ("own_active_lead", f"transition{suffix(one)}"))
                 ),
             ]
         ),
@@ -123,7 +136,8 @@ def fingerprint(s: Settings) -> str:
         for part in (
             *([f"[{one.name}]"] if one.name else []),
             table(one.table),
-            *(_value(getattr(one, field), "") for field in COLUMNS if getattr(one, field)),
+            *([f"on {table(one.base_table)}"] if one.base_table else []),
+            *(column_sql(getattr(one, field), "") for field in COLUMNS if getattr(one, field)),
             *([one.condition] if one.condition else []),
             *([", ".join(sorted(one.qualifying_kinds))] if one.kind_column else []),
         )
@@ -135,10 +149,10 @@ def fingerprint(s: Settings) -> str:
 
 def qualifies(s: Settings, one: Activities, alias: str = "v", *, indexed: bool = False) -> str:
     """The condition on a row of the source, its time aside; of `indexed`, what its index is built for."""
-    user = _value(one.user_id_column, alias)
+    user = column_sql(one.user_id_column, alias)
     parts = [f"({one.condition})"] if one.condition else []
     if one.kind_column:
-        parts.append(f"{_value(one.kind_column, alias)} IN ({', '.join(map(literal, one.qualifying_kinds))})")
+        parts.append(f"{column_sql(one.kind_column, alias)} IN ({', '.join(map(literal, one.qualifying_kinds))})")
     parts.append(f"{user} IS NOT NULL")
     if s.excluded_users and not indexed:
         parts.append(f"{user}::{s.user_id_type} NOT IN ({', '.join(map(literal, s.excluded_users))})")
@@ -147,7 +161,7 @@ def qualifies(s: Settings, one: Activities, alias: str = "v", *, indexed: bool =
 
 def _current(s: Settings, one: Activities) -> str:
     """The condition on a row that makes an owner now: nobody dates himself in front of all others."""
-    return f"{qualifies(s, one)} AND ({_value(one.at_column, 'v')} <= pg_catalog.clock_timestamp()) IS NOT FALSE"
+    return f"{qualifies(s, one)} AND ({column_sql(one.at_column, 'v')} <= pg_catalog.clock_timestamp()) IS NOT FALSE"
 
 
 def _qualifying(s: Settings) -> str:
@@ -166,11 +180,11 @@ def _qualifying(s: Settings) -> str:
 def _derived_owner(s: Settings) -> str:
     """The row that makes the owner of ``wanted.lead_id``, if any: user_id, at, id, source."""
     asked = [
-        f"SELECT {_value(one.user_id_column, 'v')}::{s.user_id_type} AS user_id, "
-        f"{_value(one.at_column, 'v')} AS at, {_value(one.id_column, 'v')} AS id, "
+        f"SELECT {column_sql(one.user_id_column, 'v')}::{s.user_id_type} AS user_id, "
+        f"{column_sql(one.at_column, 'v')} AS at, {_id(s, one, 'v')} AS id, "
         f"{literal(one.name) if one.name else 'NULL'}::text AS source "
         f"FROM {table(one.table)} AS v WHERE {_lead(one, 'v')} = wanted.lead_id AND {_current(s, one)} "
-        f"ORDER BY {_value(one.at_column, 'v')} DESC NULLS LAST, {_value(one.id_column, 'v')} DESC LIMIT 1"
+        f"ORDER BY {column_sql(one.at_column, 'v')} DESC NULLS LAST, {column_sql(one.id_column, 'v')} DESC LIMIT 1"
         for one in s.activities
     ]
     if s.owner_column:
@@ -229,42 +243,63 @@ def _names_one(s: Settings, alias: str = "v") -> str:
 
 def _read_activity(s: Settings, one: Activities) -> str:
     """For the trigger: what the derivation reads of the row before and after, nothing where it does not qualify."""
+    fields = ("lead_id", "user_id", "activity_at", "activity_id")
 
-    def read(row: str, into: str) -> str:
-        values = (one.user_id_column, one.at_column, one.id_column)
-        fields = ("lead_id", "user_id", "activity_at", "activity_id")
+    def taken(row: str, into: str) -> str:
+        if one.base_table:
+            return shown(row, into)
+        values = [
+            _lead(one, "v"),
+            column_sql(one.user_id_column, "v"),
+            column_sql(one.at_column, "v"),
+            _id(s, one, "v"),
+        ]
         return (
-            f"SELECT {', '.join([_lead(one, 'v'), *(_value(value, 'v') for value in values)])} "
+            f"SELECT {', '.join(values)} "
             f"INTO {', '.join(f'{into}.{field}' for field in fields)} "
             f"FROM (SELECT {row}.*) AS v WHERE {qualifies(s, one)};"
         )
 
+    def shown(row: str, into: str) -> str:
+        # a view shows what the row is now: it counts where it makes the owner, and may have before
+        if row == "OLD":
+            return f"was.lead_id := {_lead(one, 'OLD')}; was.activity_id := {_id(s, one, 'OLD')};"
+        return (
+            f"SELECT {', '.join(f'd.{field}' for field in fields)} "
+            f"INTO {', '.join(f'{into}.{field}' for field in fields)} "
+            f"FROM {ident(s.schema)}.derived_owners(ARRAY[{_lead(one, 'NEW')}]) AS d "
+            f"WHERE d.activity_source IS NOT DISTINCT FROM TG_ARGV[0] AND d.activity_id = {_id(s, one, 'NEW')};"
+        )
+
     return (
         f"IF TG_ARGV[0] IS NOT DISTINCT FROM {literal(one.name) if one.name else 'NULL'} THEN\n"
-        f"            IF TG_OP <> 'INSERT' THEN\n              {read('OLD', 'was')}\n            END IF;\n"
-        f"            IF TG_OP <> 'DELETE' THEN\n              {read('NEW', 'fresh')}\n            END IF;\n"
+        f"            IF TG_OP <> 'INSERT' THEN\n              {taken('OLD', 'was')}\n            END IF;\n"
+        f"            IF TG_OP <> 'DELETE' THEN\n              {taken('NEW', 'fresh')}\n            END IF;\n"
         "          END IF;"
     )
 
 
 def _source(s: Settings, one: Activities) -> dict[str, str]:
-    schema = one.table.split(".", 1)[0]
+    schema = one.stands_on.split(".", 1)[0]
     index = f"ix_{s.schema}_activities{suffix(one)}"
     keys = (
         _lead(one, ""),
-        f"{ident(one.at_column)} DESC NULLS LAST",
+        f"{column_sql(one.at_column, '')} DESC NULLS LAST",
         f"{ident(one.id_column)} DESC",
     )
     shape = f"({', '.join(keys)}) INCLUDE ({ident(one.user_id_column)}) WHERE {qualifies(s, one, '', indexed=True)}"
-    columns = (one.lead_id_column, one.at_column, one.id_column, one.user_id_column)
+    if one.base_table:
+        shape = f"({keys[0]}, {keys[2]})"
     return {
-        "source_table": table(one.table),
+        "source_table": table(one.stands_on),
+        "source_read": table(one.table),
         # every row that belongs to a lead, whether it qualifies or not
         "source_rows": f"SELECT FROM {table(one.table)} AS v WHERE {f'({one.condition})' if one.condition else 'true'}",
         "source_columns": ", ".join(ident(column) for column in one.columns.values()),
         "source_words": f"ARRAY[{', '.join(map(literal, one.words))}]::text[]",
         "source_lead": _lead(one, "v"),
-        "source_name": literal(table(one.table)),
+        "source_name": literal(table(one.stands_on)),
+        "source_read_name": literal(table(one.table)),
         "source_argument": literal(one.name) if one.name else "",
         "source_transition": ident(s.role(f"transition{suffix(one)}")),
         "source_index": ident(index),
@@ -272,7 +307,7 @@ def _source(s: Settings, one: Activities) -> dict[str, str]:
         "source_index_path_name": literal(ident(schema, index)),
         "source_shape": shape,
         "source_shape_name": literal(f"leadprotect: {shape}"),
-        "source_index_columns": ", ".join("NULL" if is_expression(name) else literal(name) for name in columns),
+        "source_index_columns": ", ".join("NULL" if name is None else literal(name) for name in indexed(one)),
     }
 
 
@@ -286,21 +321,43 @@ def _index_shape(s: Settings, one: Activities) -> str:
     """What tells the index of a source from a stranger's: one more row of VALUES."""
     known = _source(s, one)
     path, host, columns = (known[f"source_{key}"] for key in ("index_path_name", "name", "index_columns"))
-    return f",\n                       ({path}, {host}, false, ARRAY[{columns}])"
+    whole = "true" if one.base_table else "false"
+    return f",\n                       ({path}, {host}, {whole}, ARRAY[{columns}])"
 
 
 def _tables(s: Settings) -> list[str]:
-    return list(dict.fromkeys(one.table for one in s.activities))
+    return list(dict.fromkeys(one.stands_on for one in s.activities))
+
+
+def indexed(one: Activities) -> tuple[str | None, ...]:
+    """The columns of the source's index, in their order; None: an expression."""
+    columns = (one.lead_id_column, one.at_column, one.id_column, one.user_id_column)
+    named = (one.lead_id_column, one.id_column) if one.base_table else columns
+    return tuple(None if is_expression(column) else column for column in named)
+
+
+def _id(s: Settings, one: Activities, alias: str) -> str:
+    return column_sql(one.id_column, alias) + ("::text" if len(s.activities) > 1 else "")
+
+
+def _compare(one: Activities) -> str:
+    kept = f"{table(one.table)}.{ident(one.id_column)}%TYPE"
+    return (
+        f"IF of_source IS NOT DISTINCT FROM {literal(one.name) if one.name else 'NULL'} THEN\n"
+        f"            DECLARE this {kept} := one; that {kept} := other; BEGIN RETURN this < that; END;\n"
+        "          END IF;"
+    )
 
 
 def _lead(one: Activities, alias: str) -> str:
     """The lead of a row. Where the condition leaves a row out, what stands for its lead may be no id at all."""
     if one.condition and is_expression(one.lead_id_column):
         return f"(CASE WHEN {one.condition} THEN {one.lead_id_column} END)"
-    return _value(one.lead_id_column, alias)
+    return column_sql(one.lead_id_column, alias)
 
 
-def _value(text: str, alias: str) -> str:
+def column_sql(text: str, alias: str = "v") -> str:
+    """A column's setting as SQL over a row of its source."""
     if is_expression(text):
         return f"({text})"
     return f"{alias}.{ident(text)}" if alias else ident(text)

@@ -254,9 +254,19 @@ def _kind_column(text: str) -> str:
 
 
 def _lead_of_activity(text: str) -> str:
-    return (
-        expression("activity_lead_id_column", text) if is_expression(text) else _name("activity_lead_id_column", text)
-    )
+    return _column_or_sql("activity_lead_id_column", text)
+
+
+def _time_of_activity(text: str) -> str:
+    return _column_or_sql("activity_at_column", text)
+
+
+def _column_or_sql(key: str, text: str) -> str:
+    return expression(key, text) if is_expression(text) else _name(key, text)
+
+
+def _base_table(text: str) -> str:
+    return _table("activity_base_table", text) if text else ""
 
 
 def _activity_condition(text: str) -> str:
@@ -383,6 +393,8 @@ _NO_EXPRESSION = {
 
 
 _READERS: dict[str, Callable[[str], object]] = {
+    "activity_at_column": _time_of_activity,
+    "activity_base_table": _base_table,
     "activity_condition": _activity_condition,
     "activity_kind_column": _kind_column,
     "activity_lead_id_column": _lead_of_activity,

@@ -84,7 +84,7 @@ def create_schema() -> None:
         """)
     )
     for source in activity_sources():
-        op.execute(sql(source.fill("GRANT SELECT ({source_columns}) ON {source_table} TO {reader}")))
+        op.execute(sql(source.fill("GRANT SELECT ({source_columns}) ON {source_read} TO {reader}")))
         # a condition, or an expression for the lead, names others
         op.execute(
             sql(
@@ -95,9 +95,9 @@ def create_schema() -> None:
                 BEGIN
                   FOR named IN
                     SELECT a.attname FROM pg_catalog.pg_attribute AS a
-                    WHERE a.attrelid = {source_name}::regclass AND a.attnum > 0 AND a.attname = ANY ({source_words})
+                    WHERE a.attrelid = {source_read_name}::regclass AND a.attnum > 0 AND a.attname = ANY ({source_words})
                   LOOP
-                    EXECUTE pg_catalog.format('GRANT SELECT (%I) ON {source_table} TO {reader}', named);
+                    EXECUTE pg_catalog.format('GRANT SELECT (%I) ON {source_read} TO {reader}', named);
                   END LOOP;
                 END
                 $do$
@@ -629,7 +629,7 @@ def drop_schema() -> None:
     op.execute(sql("REVOKE SELECT ({lead_id}, {territory_columns}) ON {leads} FROM {reader}"))
     op.execute(sql("REVOKE SELECT ({named_columns}) ON {leads} FROM {reader}"))
     for source in activity_sources():
-        op.execute(sql(source.fill("REVOKE SELECT ON {source_table} FROM {reader}")))
+        op.execute(sql(source.fill("REVOKE SELECT ON {source_read} FROM {reader}")))
     op.execute(
         sql("""
         DO $do$

@@ -62,16 +62,19 @@ def create_assignments() -> None:
               activity_source text COLLATE "C",
               CONSTRAINT ix_ula_lead PRIMARY KEY (lead_id, territory) INCLUDE (user_id)
             );
-            -- The activity on which a derived assignment rests, in the host's own types.
-            EXECUTE (
-              SELECT pg_catalog.format('ALTER TABLE {schema}.user_lead_assignments %s',
-                       pg_catalog.string_agg(pg_catalog.format('ADD COLUMN %I %s', wanted.name,
-                         coalesce(pg_catalog.format_type(a.atttypid, a.atttypmod), wanted.without)), ', ' ORDER BY wanted.name))
-              FROM (VALUES ('activity_at', {activity_at_column_name}, 'timestamptz'), ('activity_id', {activity_id_column_name}, 'text'))
-                AS wanted (name, host_column, without)
-              LEFT JOIN pg_catalog.pg_attribute AS a
-                ON a.attrelid = pg_catalog.to_regclass({first_source_name}) AND a.attname = wanted.host_column
-            );
+            -- The activity on which a derived assignment rests, in the host's own types: of several tables the times in
+            -- the widest type (an expression is a timestamptz), the ids as text.
+            EXECUTE pg_catalog.format('ALTER TABLE {schema}.user_lead_assignments ADD COLUMN activity_at %s, ADD COLUMN activity_id %s',
+              (SELECT coalesce(pg_catalog.format_type(a.atttypid, a.atttypmod), 'timestamptz')
+               FROM (VALUES {source_times}) AS wanted (host, host_column)
+               LEFT JOIN pg_catalog.pg_attribute AS a
+                 ON a.attrelid = pg_catalog.to_regclass(wanted.host) AND a.attname = wanted.host_column
+               LEFT JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
+               ORDER BY t.typname DESC NULLS FIRST LIMIT 1),
+              coalesce((
+                SELECT pg_catalog.format_type(a.atttypid, a.atttypmod) FROM (VALUES ({source_id})) AS wanted (host, host_column)
+                JOIN pg_catalog.pg_attribute AS a
+                  ON a.attrelid = pg_catalog.to_regclass(wanted.host) AND a.attname = wanted.host_column), 'text'));
             ALTER TABLE {schema}.user_lead_assignments
               ADD CONSTRAINT ula_released CHECK ((user_id IS NULL) = (source IN ('release', 'moved'))) NOT VALID;
             CREATE INDEX ix_ula_user ON {schema}.user_lead_assignments (user_id, territory, lead_id);
@@ -403,6 +406,25 @@ def create_readers() -> None:
     )
     op.execute(sql("SET LOCAL ROLE {owner}"))
     op.execute(sql("REVOKE CREATE ON SCHEMA {schema} FROM {reader}"))
+    # Of two activities at one time the higher id wins, in the order of its own type.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.earlier_activity(of_source text, one text, other text)
+        RETURNS boolean
+        LANGUAGE plpgsql
+        STABLE
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          {compare_activities}
+          RETURN one < other;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.earlier_activity(text, text, text) IS
+        'Whether the first of two activities of one table and time is the lower one';
+        REVOKE ALL ON FUNCTION {schema}.earlier_activity(text, text, text) FROM PUBLIC
+        """)
+    )
 
 
 def grant_access() -> None:
@@ -433,6 +455,7 @@ def drop_functions() -> None:
     op.execute(
         sql("""
         DROP FUNCTION
+          {schema}.earlier_activity(text, text, text),
           {schema}.derived_owners({lead_id_type}[]),
           {schema}.write_owner_column({lead_id_type}, text, {user_id_type}),
           {schema}.hold_lead({lead_id_type}),

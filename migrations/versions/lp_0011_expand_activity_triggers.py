@@ -84,7 +84,7 @@ def create_owner_of_activity() -> None:
           IF TG_OP = 'UPDATE' AND was IS NOT DISTINCT FROM fresh THEN
             RETURN NULL;
           END IF;
-          IF was.user_id IS NOT NULL THEN
+          IF was.lead_id IS NOT NULL THEN
             PERFORM FROM {schema}.user_lead_assignments AS a
               WHERE a.lead_id = was.lead_id AND a.source IN ('backfill', 'activity')
                 AND a.activity_id = was.activity_id AND a.activity_source IS NOT DISTINCT FROM was.activity_source FOR UPDATE;
@@ -122,7 +122,7 @@ def create_owner_of_activity() -> None:
                   OR a.activity_at IS NOT DISTINCT FROM excluded.activity_at
                      AND (a.activity_id IS NULL OR coalesce(a.activity_source, '') > coalesce(excluded.activity_source, '')
                        OR a.activity_source IS NOT DISTINCT FROM excluded.activity_source
-                          AND a.activity_id < excluded.activity_id));
+                          AND {schema}.earlier_activity(a.activity_source, a.activity_id::text, excluded.activity_id::text)));
           END IF;
           RETURN NULL;
         END

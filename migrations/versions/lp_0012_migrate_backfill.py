@@ -409,7 +409,8 @@ def create_own_leads() -> None:
                      OR a.activity_at < seen.at
                      OR a.activity_at IS NOT DISTINCT FROM seen.at
                         AND (coalesce(a.activity_source, '') > coalesce(seen.of_source, '')
-                          OR a.activity_source IS NOT DISTINCT FROM seen.of_source AND a.activity_id < seen.id))
+                          OR a.activity_source IS NOT DISTINCT FROM seen.of_source
+                             AND {schema}.earlier_activity(a.activity_source, a.activity_id::text, seen.id::text)))
                 OR a.source <> 'moved' AND a.user_id IS NOT DISTINCT FROM seen.old_user
                    AND a.activity_at IS NOT DISTINCT FROM seen.old_at
                    AND a.activity_id IS NOT DISTINCT FROM seen.old_id

@@ -28,7 +28,8 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 SYSTEM = 99
 """A user of the host that is no seller."""
 
-# Messages of leads and of customers in one table, with the id as text; calls of a day, some cancelled, in partitions.
+# Messages of leads and of customers in one table, with the id as text; calls of a day, some cancelled, in partitions,
+# without a zone; visits with an id that is a text, whose user and kind a view finds in other tables.
 TABLES = """
 CREATE TABLE crm.messages (
   id bigserial PRIMARY KEY,
@@ -38,16 +39,29 @@ CREATE TABLE crm.messages (
   sent timestamptz
 );
 CREATE TABLE crm.calls (
-  id bigint NOT NULL,
+  id integer NOT NULL,
   lead {lead_id_type} NOT NULL,
   agent {user_id_type},
   outcome text,
   cancelled boolean NOT NULL DEFAULT false,
-  happened timestamptz,
+  happened timestamp,
   part integer NOT NULL
 ) PARTITION BY LIST (part);
 CREATE TABLE crm.calls_0 PARTITION OF crm.calls FOR VALUES IN (0);
-CREATE TABLE crm.calls_1 PARTITION OF crm.calls FOR VALUES IN (1)
+CREATE TABLE crm.calls_1 PARTITION OF crm.calls FOR VALUES IN (1);
+CREATE TABLE crm.staff (number integer PRIMARY KEY, account {user_id_type});
+CREATE TABLE crm.visits (
+  id text PRIMARY KEY,
+  lead {lead_id_type} NOT NULL,
+  number integer REFERENCES crm.staff,
+  purpose text NOT NULL,
+  day timestamptz
+);
+CREATE INDEX ON crm.visits (lead);
+CREATE SCHEMA shown;
+CREATE VIEW shown.visits AS
+SELECT v.id, v.lead, s.account, upper(v.purpose) AS kind, v.day
+FROM crm.visits AS v LEFT JOIN crm.staff AS s USING (number) WHERE v.purpose <> 'private'
 """
 
 
@@ -67,9 +81,17 @@ def sections(database: Database) -> dict[str, dict[str, str]]:
             "lead_id_column": "lead",
             "user_id_column": "agent",
             "kind_column": "outcome",
-            "at_column": "happened",
+            "at_column": "(happened AT TIME ZONE 'UTC')",
             "qualifying_kinds": "reached, 100 %",
             "condition": "NOT cancelled",
+        },
+        "visits": {
+            "table": "shown.visits",
+            "base_table": "crm.visits",
+            "lead_id_column": "lead",
+            "user_id_column": "account",
+            "at_column": "day",
+            "qualifying_kinds": "SALE",
         },
     }
 
@@ -99,7 +121,7 @@ class Host:
 
     def act(self, count: int) -> None:
         for _ in range(count):
-            source = self.random.choice(["", "messages", "calls"])
+            source = self.random.choice(["", "messages", "calls", "visits"])
             lead, user = self.random.choice(self.leads), self.random.choice([None, SYSTEM, 1, 2, 3])
             # few times, so that ties are common; now and then one to come, or none
             at = self.random.choice(
@@ -123,6 +145,13 @@ class Host:
         outcome, cancelled = (self.random.choice(["reached", "100 %"]), False) if good else ("reached", True)
         query = "INSERT INTO crm.calls VALUES (%s, %s, %s, %s, %s, %s, %s)"
         self.database.sql(query, number, lead, self._user(user), outcome, cancelled, at, number % 2)
+        return number
+
+    def _visits(self, lead: Any, user: int | None, at: datetime | None, *, good: bool) -> int:
+        number = len(self.rows) + 1
+        purpose = "sale" if good else self.random.choice(["private", "service"])
+        query = "INSERT INTO crm.visits VALUES (%s, %s, %s, %s, %s)"
+        self.database.sql(query, f"V-{number:06}", lead, user, purpose, at)
         return number
 
     def _user(self, number: int | None) -> str | None:
@@ -154,6 +183,8 @@ def several(make_database: Callable[..., Database], monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("LEADPROTECT_EXCLUDED_USERS", database.user(SYSTEM))
     database.sections = sections(database)
     database.sql_script(TABLES)
+    for number in (SYSTEM, 1, 2, 3):
+        database.sql("INSERT INTO crm.staff VALUES (%s, %s)", number, database.user(number))
     return database
 
 
@@ -217,10 +248,55 @@ def test_a_user_who_is_excluded_never_becomes_an_owner(several: Database) -> Non
     assert several.user(1) == several.owner(lead)
 
 
+def test_what_a_view_shows_of_a_row_makes_the_owner_and_what_it_hides_gives_way(several: Database) -> None:
+    lead = several.lead()
+    several.activity(lead, several.user(1), at="2026-01-01")
+    several.upgrade(MIGRATE_HEAD)
+    several.sql("INSERT INTO crm.visits VALUES ('V-1', %s, 2, 'sale', '2026-01-02')", lead)
+    assert several.user(2) == several.owner(lead)
+
+    several.sql("UPDATE crm.visits SET purpose = 'private'")
+
+    assert several.user(1) == several.owner(lead)
+    several.sql("UPDATE crm.visits SET purpose = 'sale', number = 3")
+    assert several.user(3) == several.owner(lead)
+    several.sql("DELETE FROM crm.visits")
+    assert several.user(1) == several.owner(lead)
+
+
+def test_what_changes_in_another_table_of_a_view_is_found_by_verification_and_mended_by_the_backfill(
+    several: Database,
+) -> None:
+    lead = several.lead()
+    several.sql("INSERT INTO crm.visits VALUES ('V-1', %s, 2, 'sale', '2026-01-02')", lead)
+    several.upgrade(MIGRATE_HEAD)
+    backfill(several.url, "DE", settings=several.settings)
+    several.sql("UPDATE crm.staff SET account = %s WHERE number = 2", several.user(7))
+
+    with several.connect() as conn:
+        (verified,) = verify_owners(conn, ["DE"], settings=several.settings)
+
+    assert (1, (lead,)) == (verified.stale, verified.stale_leads)
+    backfill(several.url, "DE", settings=several.settings)
+    assert several.user(7) == several.owner(lead)
+
+
+def test_the_higher_id_of_one_time_wins_in_the_order_of_its_own_type(several: Database) -> None:
+    lead = several.lead()
+    several.upgrade(MIGRATE_HEAD)
+    query = "INSERT INTO crm.calls VALUES (%s, %s, %s, 'reached', false, '2026-01-02', 0)"
+    several.sql(query, 9, lead, several.user(1))
+    several.sql(query, 10, lead, several.user(2))
+
+    assert several.user(2) == several.owner(lead)
+    several.sql(query, 8, lead, several.user(3))
+    assert several.user(2) == several.owner(lead)
+
+
 def test_the_way_down_leaves_nothing_on_any_table(several: Database) -> None:
     left = """
         SELECT c.relname FROM pg_class AS c
-        WHERE c.relnamespace IN ('crm'::regnamespace, 'public'::regnamespace) AND (
+        WHERE c.relnamespace::regnamespace::text IN ('crm', 'public', 'shown') AND (
           c.relname ~ '^ix_' OR c.relacl::text LIKE '%reader%'
           OR EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal)
           OR EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attacl IS NOT NULL))
@@ -228,7 +304,7 @@ def test_the_way_down_leaves_nothing_on_any_table(several: Database) -> None:
     assert [] == several.sql(left)
     several.upgrade(MIGRATE_HEAD)
     own = several.settings.activities_table.partition(".")[2]
-    assert {own, "messages", "calls", "calls_0", "calls_1"} <= set(several.sql(left))
+    assert {own, "messages", "calls", "calls_0", "calls_1", "visits"} <= set(several.sql(left))
 
     several.downgrade()
 

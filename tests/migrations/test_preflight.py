@@ -247,14 +247,78 @@ def test_kinds_without_case_are_refused_with_the_condition_to_write(
 
 
 @ONE_SERVER
-def test_times_and_ids_of_several_tables_are_of_one_type(host: Database) -> None:
-    host.sql("CREATE TABLE crm.calls (id uuid, lead_id uuid, user_id uuid, created_at date)")
+@pytest.mark.parametrize(
+    ("kind", "written"),
+    [
+        ("timestamp", "(\"created_at\" AT TIME ZONE 'UTC')"),
+        ("date", "(\"created_at\"::timestamp AT TIME ZONE 'UTC')"),
+        ("crm.moment", '"created_at"::timestamptz'),
+    ],
+)
+def test_a_time_beside_others_of_another_type_is_refused_with_what_to_write(
+    host: Database, kind: str, written: str
+) -> None:
+    host.sql("CREATE DOMAIN crm.moment AS timestamptz")
+    host.sql(f"CREATE TABLE crm.calls (id uuid, lead_id uuid, user_id uuid, created_at {kind})")
     host.sections = {"calls": {"table": "crm.calls", "kind_column": ""}}
-    with refused(
-        host, "[leadprotect.activities.calls] id_column: crm.calls.id is uuid, and public.activities.id is bigint"
-    ):
+    with refused(host, f"at_column = {written}"):
         pass
-    with refused(host, "[leadprotect.activities.calls] at_column: crm.calls.created_at is date"):
+    host.sections["calls"]["at_column"] = written
+    host.upgrade(MIGRATE_HEAD)
+    lead = host.lead()
+    host.activity(lead, host.user(1), at="2026-01-01")
+    host.sql("INSERT INTO crm.calls VALUES (gen_random_uuid(), %s, %s, '2026-01-02')", lead, host.user(2))
+    assert host.user(2) == host.owner(lead)
+
+
+@ONE_SERVER
+def test_days_and_times_without_a_zone_are_compared_as_they_are(host: Database) -> None:
+    host.sql("ALTER TABLE {activities} ALTER {activity_at} TYPE date")
+    host.sql("CREATE TABLE crm.calls (id uuid, lead_id uuid, user_id uuid, created_at timestamp)")
+    host.sections = {"calls": {"table": "crm.calls", "kind_column": ""}}
+    host.upgrade(MIGRATE_HEAD)
+    lead = host.lead()
+    host.sql("INSERT INTO crm.calls VALUES (gen_random_uuid(), %s, %s, '2026-01-01 08:00')", lead, host.user(2))
+    host.activity(lead, host.user(1), at="2026-01-01")
+    assert host.user(2) == host.owner(lead)
+    host.activity(lead, host.user(1), at="2026-01-02")
+    assert host.user(1) == host.owner(lead)
+
+
+VIEWS = {
+    "CREATE VIEW crm.seen AS SELECT * FROM crm.calls": ({}, "base_table = crm.calls"),
+    "CREATE VIEW crm.seen AS SELECT 1 AS id": ({}, "base_table = schema.name"),
+    "CREATE TABLE crm.seen (id uuid)": ({"base_table": "crm.calls"}, "crm.seen is no view"),
+    "CREATE VIEW crm.seen AS SELECT * FROM public.activities": ({"base_table": "crm.calls"}, "does not read crm.calls"),
+    "CREATE VIEW crm.seen WITH (security_invoker = true) AS SELECT * FROM crm.calls": (
+        {"base_table": "crm.calls"},
+        "reads as whoever asks (security_invoker)",
+    ),
+    "CREATE VIEW crm.seen AS SELECT id AS number, lead_id, user_id, created_at FROM crm.calls": (
+        {"base_table": "crm.calls", "id_column": "number"},
+        "crm.calls has no column number",
+    ),
+    "CREATE VIEW crm.seen AS SELECT id::text, lead_id, user_id, created_at FROM crm.calls": (
+        {"base_table": "crm.calls"},
+        "crm.calls.id is uuid, and in crm.seen text",
+    ),
+    "ALTER TABLE crm.calls ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY; GRANT USAGE ON SCHEMA crm TO "
+    "pg_monitor; GRANT SELECT ON crm.calls TO pg_monitor; CREATE VIEW crm.seen AS SELECT * FROM crm.calls; "
+    "ALTER VIEW crm.seen OWNER TO pg_monitor": (
+        {"base_table": "crm.calls"},
+        "crm.seen reads crm.calls as its owner pg_monitor, from whom row-level security hides rows",
+    ),
+}
+
+
+@ONE_SERVER
+@pytest.mark.parametrize(("made", "section", "expected"), [(made, *rest) for made, rest in VIEWS.items()])
+def test_a_view_that_can_not_serve_is_refused_with_the_reason(
+    host: Database, made: str, section: dict[str, str], expected: str
+) -> None:
+    host.sql_script(f"CREATE TABLE crm.calls (id uuid, lead_id uuid, user_id uuid, created_at timestamptz); {made}")
+    host.sections = {"calls": {"table": "crm.seen", "kind_column": ""} | section}
+    with refused(host, expected):
         pass
 
 

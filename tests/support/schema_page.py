@@ -120,7 +120,8 @@ SUBJECTS = (
         the backfill walks, and note who writes without a context. The functions stay after contract, their triggers
         do not: undoing contract needs them.""",
         "contextless_writes note_contextless_write in_transition require_transition unsettled_leads note_unsettled "
-        "own_moved_lead own_active_lead own_named_lead derived_owners",
+        "own_moved_lead own_active_lead own_named_lead derived_owners "
+        "earlier_activity",
     ),
     Subject(
         "Shadow",

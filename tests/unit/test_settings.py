@@ -96,6 +96,7 @@ GOOD = {
     "activity_at_column": ("happened.at", "happened.at"),
     "owners_from": ("activities", ("activities",)),
     "owner_column": ("", ""),
+    "activity_base_table": ("crm.calls", "crm.calls"),
     "activity_condition": ("NOT deleted AND note <> '%;--(select'", "NOT deleted AND note <> '%;--(select'"),
     "excluded_users": (
         "00000000-0000-0000-0000-0000000000ff, 00000000-0000-0000-0000-0000000000FE",
