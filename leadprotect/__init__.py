@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from leadprotect.access.ownership import assign, claim, release, share, transfer, unshare
     from leadprotect.access.pipelines import editing
     from leadprotect.access.protections import LeadRule, grant, revoke, rules, suspend
+    from leadprotect.access.routing import dispose_routes, route
     from leadprotect.access.startup import check_startup
     from leadprotect.access.territories import Territory, territory
     from leadprotect.backfilled import Backfilled, Estimate, Locked, Verified
@@ -29,12 +30,14 @@ if TYPE_CHECKING:
         ConnectionUnusable,
         ContextMissing,
         ContextOutOfOrder,
+        DatabasesUnavailable,
         GateClosed,
         InvalidRequest,
         LeadAccessDenied,
         LeadProtectError,
         LeadsAccessDenied,
         LockUnavailable,
+        NotHere,
         NotProtected,
         PreflightError,
         ProtectionUnavailable,
@@ -56,6 +59,7 @@ __all__ = [
     "Context",
     "ContextMissing",
     "ContextOutOfOrder",
+    "DatabasesUnavailable",
     "Decision",
     "Estimate",
     "GateClosed",
@@ -67,6 +71,7 @@ __all__ = [
     "Limits",
     "LockUnavailable",
     "Locked",
+    "NotHere",
     "NotProtected",
     "Page",
     "PreflightError",
@@ -90,6 +95,7 @@ __all__ = [
     "check_startup",
     "claim",
     "configure",
+    "dispose_routes",
     "editable_leads",
     "editing",
     "explain",
@@ -98,6 +104,7 @@ __all__ = [
     "include_object",
     "release",
     "revoke",
+    "route",
     "rules",
     "share",
     "suspend",
@@ -135,6 +142,8 @@ _HOMES = {
     "revoke": "access.protections",
     "rules": "access.protections",
     "suspend": "access.protections",
+    "dispose_routes": "access.routing",
+    "route": "access.routing",
     "check_startup": "access.startup",
     "Territory": "access.territories",
     "territory": "access.territories",
@@ -158,12 +167,14 @@ _HOMES = {
     "ConnectionUnusable": "errors",
     "ContextMissing": "errors",
     "ContextOutOfOrder": "errors",
+    "DatabasesUnavailable": "errors",
     "GateClosed": "errors",
     "InvalidRequest": "errors",
     "LeadAccessDenied": "errors",
     "LeadProtectError": "errors",
     "LeadsAccessDenied": "errors",
     "LockUnavailable": "errors",
+    "NotHere": "errors",
     "NotProtected": "errors",
     "PreflightError": "errors",
     "ProtectionUnavailable": "errors",

@@ -7,9 +7,20 @@ Written by `make aio` from the synchronous ones, which do the work: what is chan
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
-from leadprotect.access import attempts, bulk, checks, context, ownership, pipelines, protections, startup, territories
+from leadprotect.access import (
+    attempts,
+    bulk,
+    checks,
+    context,
+    ownership,
+    pipelines,
+    protections,
+    routing,
+    startup,
+    territories,
+)
 from leadprotect.database.waiting import Held, call
 
 if TYPE_CHECKING:
@@ -19,9 +30,11 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     import psycopg
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from leadprotect.access.checks import K, Page
+    from leadprotect.access.checks import Page
     from leadprotect.access.protections import LeadRule
+    from leadprotect.access.routing import K, Router
     from leadprotect.access.territories import Territory
     from leadprotect.database.waiting import AnyAsync
     from leadprotect.decision import Action, Decision, Protection
@@ -42,6 +55,7 @@ __all__ = [
     "grant",
     "release",
     "revoke",
+    "route",
     "rules",
     "share",
     "suspend",
@@ -122,7 +136,8 @@ async def can_edit(
     `lead_id` has the type of the setting lead_id_type; an id given as text is converted. What is
     not named (None) comes from the context, and the context stays as it was.
 
-    Raises `ContextMissing` without user or territory, or where one is named as '', `InvalidRequest`
+    Raises `ContextMissing` without user or territory, or where one is named as '', `NotHere` where the settings name
+    databases by territory, and this one does not have it, `InvalidRequest`
     for an id of the wrong type, `ProtectionUnavailable` when no answer could be had. Source of the
     rule: docs/explanation/decisions.md.
     """
@@ -136,14 +151,31 @@ async def explain(
     return await call(conn, checks.explain, lead_id, user_id=user_id, territory=territory)
 
 
-async def can_edit_many(conn: AnyAsync, lead_ids: Iterable[K]) -> dict[K, bool]:
-    """For each lead, whether the user in context may edit it; keys as they were given.
+@overload
+async def can_edit_many(conn: AnyAsync, lead_ids: Iterable[K]) -> dict[K, bool]: ...
+
+
+@overload
+async def can_edit_many(
+    conn: Router, lead_ids: Iterable[tuple[str, K]], *, user_id: UUID | str
+) -> dict[tuple[str, K], bool]: ...
+
+
+async def can_edit_many(
+    conn: AnyAsync | Router, lead_ids: Iterable[Any], *, user_id: UUID | str | None = None
+) -> dict[Any, bool]:
+    """For each lead, whether the user in context may edit it; keys as they were given, in the order asked.
 
     One statement; if none may be edited, a second one asks whether there is a context at all.
 
-    Raises what `can_edit` raises.
+    In several databases: give `leadprotect.route` (or a function of your own that tells an engine for a territory) for
+    the connection, pairs of territory and lead for the leads, and `user_id`. Every database is asked in a session of
+    its own, all at once, and its territories one after the other there; the keys are the pairs.
+
+    Raises what `can_edit` raises; of several databases `DatabasesUnavailable` where some gave no answer, with the
+    answers of the others, `NotHere` where one does not have the territory, and what the function raises.
     """
-    return await call(conn, checks.can_edit_many, lead_ids)
+    return await call(conn, checks.can_edit_many, lead_ids, user_id=user_id)
 
 
 async def editable_leads(conn: AnyAsync, *, after: Any = None, limit: int = 100) -> Page:
@@ -170,7 +202,8 @@ def acting_as(
     Without `correlation_id`, the id of the current OpenTelemetry trace is taken.
 
     Raises `ContextMissing` without a user or territory (None or ''), and on a connection in autocommit
-    (nothing would last to the next statement); `InvalidRequest` for a user that is no UUID and no
+    (nothing would last to the next statement); `NotHere` where the settings name databases by territory, and this
+    one does not have it; `InvalidRequest` for a user that is no UUID and no
     text; `ContextOutOfOrder` where blocks of one connection end in another order than they were entered, or
     on another thread; `ProtectionUnavailable` when leadprotect is not installed in the database.
     Source: https://www.postgresql.org/docs/current/sql-set.html (SET LOCAL).
@@ -312,6 +345,18 @@ async def suspend(
     The rule VIEW_ONLY: `revoke` with it ends the suspension. He keeps what he owns. Raises what `grant` raises.
     """
     return await call(conn, protections.suspend, user_id, lead_id=lead_id, effective_to=effective_to, note=note)
+
+
+def route(territory: str) -> AsyncEngine:
+    """The engine of the database that holds `territory`, as section ``[leadprotect.databases]`` of the settings says.
+
+    There is one for each database and process, with a pool of SQLAlchemy's usual size: territories that share a
+    database share it. It connects when it is first used, with what the URL, or the function that tells it, says then.
+    Its ``dispose()`` closes what is idle; it goes on afterwards, in the child of a fork, too.
+
+    Raises `SettingsError` without the section, `InvalidRequest` for a territory that it does not name.
+    """
+    return routing.awaited_route(territory)
 
 
 async def check_startup(conn: AnyAsync, *, force: Collection[str] = ()) -> None:

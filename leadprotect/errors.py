@@ -6,13 +6,15 @@
     ├── SettingsError            a key of [leadprotect] is unknown, missing or bad
     ├── PreflightError           refused before anything was touched, with the statements that help
     ├── ContextMissing           the caller set no user or no territory (or could not: autocommit)
+    ├── NotHere                  the territory is in another database: names it, and how to get there
     ├── ContextOutOfOrder        blocks of acting_as ended out of order, or on another thread: no context is left
     ├── InvalidRequest           an argument can't be right (also a ValueError)
     ├── LeadAccessDenied         the decision was DENY; carries the Decision
     │   └── LeadsAccessDenied    of many leads some were denied; carries each of those Decisions
     ├── ProtectionUnavailable    no answer could be had: treat it as a denial
     │   ├── AuditUnavailable     the answer could not be recorded: a denial
-    │   └── ConnectionUnusable   the transaction had failed already, or the connection is gone
+    │   ├── ConnectionUnusable   the transaction had failed already, or the connection is gone
+    │   └── DatabasesUnavailable of several databases some gave no answer; carries the answers of the others
     ├── NotProtected             what contract promises does not hold for this session; names the dangers
     ├── GateClosed               contract is required, and a condition is false
     ├── RollbackError            a rollback or a purge was refused, or stopped on the way; says where it stands
@@ -28,10 +30,10 @@ An error is never a pass: whoever catches `LeadProtectError` must deny.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from leadprotect.backfilled import Backfilled
     from leadprotect.decision import Decision
@@ -74,6 +76,23 @@ class ChainError(LeadProtectError):
 
 class ContextMissing(LeadProtectError):
     """No user or no territory is set: a mistake of the caller (SQL answers false)."""
+
+
+class NotHere(LeadProtectError):
+    """The territory is not in the database of this connection, so nothing was asked there: `reason` is ``not_here``.
+
+    `territory` was meant; `database` names the one that has it by its territories, as the settings do (None: none has).
+    """
+
+    reason: Literal["not_here"] = "not_here"
+
+    def __init__(self, territory: str, why: str, database: str | None = None) -> None:
+        self.territory, self.why, self.database = territory, why, database
+        super().__init__(f"not_here: territory {territory!r} is not in this database; {why}")
+
+    def __reduce__(self) -> tuple[type[NotHere], tuple[str, str, str | None]]:
+        """As for `LeadAccessDenied`."""
+        return type(self), (self.territory, self.why, self.database)
 
 
 class ContextOutOfOrder(LeadProtectError):
@@ -128,6 +147,26 @@ class AuditUnavailable(ProtectionUnavailable):
 
 class ConnectionUnusable(ProtectionUnavailable):
     """The caller's transaction has failed already, or its connection is closed. Deny."""
+
+
+class DatabasesUnavailable(ProtectionUnavailable):
+    """Of several databases some gave no answer: deny what they hold.
+
+    `failed` is the error of each territory that got none, `answers` what the other databases answered, in the order
+    asked; `asked` is how many answers were wanted.
+    """
+
+    def __init__(self, failed: Mapping[str, ProtectionUnavailable], answers: Mapping[Any, bool], asked: int) -> None:
+        self.failed, self.answers, self.asked = dict(failed), dict(answers), asked
+        by_error: dict[str, list[str]] = {}
+        for territory, error in self.failed.items():
+            by_error.setdefault(str(error), []).append(territory)
+        named = "; ".join(f"{', '.join(territories)}: {what}" for what, territories in by_error.items())
+        super().__init__(f"{len(self.answers)} of {asked} answers were had (in .answers), and none of {named}")
+
+    def __reduce__(self) -> tuple[type[DatabasesUnavailable], tuple[Any, ...]]:
+        """As for `LeadAccessDenied`."""
+        return type(self), (self.failed, self.answers, self.asked)
 
 
 class NotProtected(LeadProtectError):

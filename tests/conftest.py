@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from leadprotect import metrics, settings
-from leadprotect.access import binding, context, ways
+from leadprotect.access import binding, context, places, routing, ways
 from leadprotect.database import bound, connection, transactions, waiting
 from leadprotect.doctor import likeness, shipped
 from leadprotect.settings.load import _warn_once  # a process has one environment
@@ -115,13 +115,14 @@ def process() -> Iterator[None]:
     settings.render.cache_clear()
     settings.names.cache_clear()
     _warn_once.cache_clear()
-    for said in (context._replacing, context._set):  # noqa: SLF001
+    for said in (context._replacing, context._set, places.living):  # noqa: SLF001
         said.cache_clear()
     # a process has one setting
     for kept in (likeness._names, likeness._claims, likeness._expressions, shipped.shipped, shipped.shipped_script):  # noqa: SLF001
         kept.cache_clear()
     waiting._spawner.cache_clear()  # noqa: SLF001 - a process has the extra or lacks it
     ways.close()
+    routing.dispose_routes()
     connection.owed.clear()
     # each ends with its connection or engine, which a failed test may still hold
     held: list[Any] = [context._standing, context._lasting, binding._bound, bound._of]  # noqa: SLF001
@@ -165,8 +166,23 @@ def running() -> Iterator[Callable[[int], servers.Server]]:
 
 
 @pytest.fixture(scope="session")
+def second() -> Iterator[Callable[[], servers.Server]]:
+    """A function that returns another server, with roles of its own, started on first use."""
+    with ExitStack() as stack:
+        started: list[servers.Server] = []
+
+        def server() -> servers.Server:
+            if not started:
+                started.append(stack.enter_context(servers.embedded()))
+            return started[0]
+
+        yield server
+        sessions.close_all()
+
+
+@pytest.fixture(scope="session")
 def templates() -> dict[tuple[str, str], str]:
-    """Names of the template databases made so far, by profile and phase."""
+    """Names of the template databases made so far, by profile (and server, where it is another) and phase."""
     return {}
 
 
@@ -179,16 +195,18 @@ def make_database(
 ) -> Iterator[Callable[..., Database]]:
     """A function that makes a database of a phase: empty, host, expanded (migrate head), head, or stepping.
 
-    The last is a head whose leads have a column for the owner.
+    The last is a head whose leads have a column for the owner. `on` is another server than the profile's.
     """
-    server = running(profile.major)
+    usual = running(profile.major)
     with ExitStack() as stack:
 
-        def make(phase: str = "head", **overrides: str) -> Database:
-            if (profile.name, phase) not in templates:
-                templates[profile.name, phase] = make_template(server, profile, phase, monkeypatch)
+        def make(phase: str = "head", *, on: servers.Server | None = None, **overrides: str) -> Database:
+            server = on or usual
+            key = (f"{profile.name}{f' on {on.host}' if on else ''}", phase)
+            if key not in templates:
+                templates[key] = make_template(server, profile, phase, monkeypatch)
             name = f"t{next(NUMBERS)}_{os.getpid()}"
-            janitor = janitor_of(server, name, templates[profile.name, phase])
+            janitor = janitor_of(server, name, templates[key])
             janitor.init()
             stack.callback(janitor.drop)
             database = Database(server, profile, name, (STEPPING if phase == "stepping" else {}) | overrides)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, overload
 
 from leadprotect import metrics
 from leadprotect.access.arguments import as_lead_id, as_lead_ids, check_caller, missing
-from leadprotect.access.context import declared, require_order
-from leadprotect.database.bound import per_database
+from leadprotect.access.context import declared, require_order, set_context, trace_id
+from leadprotect.access.places import living, not_here, whereabouts
+from leadprotect.access.routing import K, ask_each
+from leadprotect.database.bound import its_settings, per_database
 from leadprotect.database.connection import row, rows
+from leadprotect.database.drivers import is_router
 from leadprotect.decision import ALLOWED, Decision
 from leadprotect.errors import InvalidRequest
 from leadprotect.settings import current, render, type_name
@@ -18,10 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from uuid import UUID
 
-    from leadprotect.database.connection import AnyConnection
+    from sqlalchemy import Connection
 
-K = TypeVar("K")
-"""The ids of leads as the caller has them."""
+    from leadprotect.access.routing import Router
+    from leadprotect.database.connection import AnyConnection
 
 MAX_PAGE = 1000
 _ON_STANDBY = "pg_catalog.pg_is_in_recovery()"  # asked: a pooler may tell a client what was so before a failover
@@ -49,7 +52,8 @@ def can_edit(
     `lead_id` has the type of the setting lead_id_type; an id given as text is converted. What is
     not named (None) comes from the context, and the context stays as it was.
 
-    Raises `ContextMissing` without user or territory, or where one is named as '', `InvalidRequest`
+    Raises `ContextMissing` without user or territory, or where one is named as '', `NotHere` where the settings name
+    databases by territory, and this one does not have it, `InvalidRequest`
     for an id of the wrong type, `ProtectionUnavailable` when no answer could be had. Source of the
     rule: docs/explanation/decisions.md.
     """
@@ -65,14 +69,51 @@ def explain(
     return Decision(lead_id, *_decide(conn, lead_id, user_id, territory, f", {_ON_STANDBY}"))
 
 
+@overload
+def can_edit_many(conn: AnyConnection, lead_ids: Iterable[K]) -> dict[K, bool]: ...
+
+
+@overload
+def can_edit_many(
+    conn: Router, lead_ids: Iterable[tuple[str, K]], *, user_id: UUID | str
+) -> dict[tuple[str, K], bool]: ...
+
+
 @per_database
-def can_edit_many(conn: AnyConnection, lead_ids: Iterable[K]) -> dict[K, bool]:
-    """For each lead, whether the user in context may edit it; keys as they were given.
+def can_edit_many(
+    conn: AnyConnection | Router, lead_ids: Iterable[Any], *, user_id: UUID | str | None = None
+) -> dict[Any, bool]:
+    """For each lead, whether the user in context may edit it; keys as they were given, in the order asked.
 
     One statement; if none may be edited, a second one asks whether there is a context at all.
 
-    Raises what `can_edit` raises.
+    In several databases: give `leadprotect.route` (or a function of your own that tells an engine for a territory) for
+    the connection, pairs of territory and lead for the leads, and `user_id`. Every database is asked in a session of
+    its own, all at once, and its territories one after the other there; the keys are the pairs.
+
+    Raises what `can_edit` raises; of several databases `DatabasesUnavailable` where some gave no answer, with the
+    answers of the others, `NotHere` where one does not have the territory, and what the function raises.
     """
+    if is_router(conn):
+        return _many_there(conn, lead_ids, user_id)
+    if user_id is not None:
+        raise InvalidRequest("user_id: the context of the connection says who asks; leave it out")
+    return _many(conn, lead_ids)
+
+
+def _many_there(router: Router, leads: Iterable[tuple[str, K]], user_id: UUID | str | None) -> dict[Any, bool]:
+    """Each in a session of its own, with a context for the transaction."""
+
+    def ask(conn: Connection, territory: str, among: list[K]) -> dict[K, bool]:
+        check_caller(user_id, territory)
+        with its_settings(conn):
+            set_context(conn, str(user_id), territory, trace_id())
+            return _many(conn, among)
+
+    return ask_each(router, leads, ask)
+
+
+def _many(conn: AnyConnection, lead_ids: Iterable[K]) -> dict[K, bool]:
     kind, given = as_lead_ids(lead_ids)
     require_order(conn)
     s = current()
@@ -128,7 +169,12 @@ def _decide(
                 territory = outer_territory if territory is None else territory
             check_caller(user_id, territory)
             statement = "SELECT {schema}.decide(%s::{lead_type}, %s::pg_catalog.text, %s::pg_catalog.text)"
-            found = row(conn, render(statement + more, s), (lead, str(user_id), territory))
+            values = (lead, str(user_id), territory, *whereabouts(s, territory))
+            here = living(s)
+            answers = rows(conn, render(statement + more, s) + (here and f" WHERE {here}"), values)
+            if not answers:
+                raise not_here(s, territory)
+            (found,) = answers
     return found
 
 

@@ -17,6 +17,7 @@ from uuid import UUID
 from psycopg.pq import TransactionStatus
 
 from leadprotect.access.arguments import check_caller, check_text
+from leadprotect.access.places import living, not_here, whereabouts
 from leadprotect.database.bound import its_settings
 from leadprotect.database.connection import (
     core_connection,
@@ -74,7 +75,8 @@ def acting_as(
     Without `correlation_id`, the id of the current OpenTelemetry trace is taken.
 
     Raises `ContextMissing` without a user or territory (None or ''), and on a connection in autocommit
-    (nothing would last to the next statement); `InvalidRequest` for a user that is no UUID and no
+    (nothing would last to the next statement); `NotHere` where the settings name databases by territory, and this
+    one does not have it; `InvalidRequest` for a user that is no UUID and no
     text; `ContextOutOfOrder` where blocks of one connection end in another order than they were entered, or
     on another thread; `ProtectionUnavailable` when leadprotect is not installed in the database.
     Source: https://www.postgresql.org/docs/current/sql-set.html (SET LOCAL).
@@ -197,7 +199,12 @@ def _stand(conn: AnyConnection, blocks: list[_Block]) -> None:
     Raises `ContextMissing` in autocommit.
     """
     driver = _driver(conn)
-    *outer, outer_block, _ = row(conn, _replacing(current()), (*blocks[-1].context, blocks[-1].id))
+    s = current()
+    territory = blocks[-1].context[1]
+    found = rows(conn, _replacing(s), (*blocks[-1].context, blocks[-1].id, *whereabouts(s, territory)))
+    if not found:
+        raise not_here(s, territory)
+    *outer, outer_block, _ = found[0]
     standing = _standing.setdefault(driver, [])
     # the context of a block ends with its transaction; what the server knows no more does not stand
     while standing and standing[-1].id != (outer_block or ""):
@@ -347,7 +354,10 @@ def declared(conn: AnyConnection) -> tuple[str | None, str | None, str | None]:
 
 def set_context(conn: AnyConnection, user_id: str, territory: str, correlation_id: str | None) -> None:
     """Set the context of the transaction, for as long as it lasts, without a block around it."""
-    row(conn, f"{declaration()} WHERE {_installed(current())}", (user_id, territory, correlation_id, ""))
+    s = current()
+    values = (user_id, territory, correlation_id, "", *whereabouts(s, territory))
+    if not rows(conn, f"{declaration()} WHERE {_possible(s)}", values):
+        raise not_here(s, territory)
 
 
 def declaration() -> str:
@@ -355,24 +365,30 @@ def declaration() -> str:
     return f"SELECT {_set(current())}"
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=256)
 def _replacing(s: Settings) -> str:
     """Set it, and tell what stood before; OFFSET 0 keeps the order."""
     reads = context_of(s)
     before = ", ".join(reads[f"declared_{kind}"] for kind in _KINDS)
     return (
         f"SELECT before.*, {_set(s)} FROM (SELECT {before}, {_BLOCK_NOW} OFFSET 0) AS before (a, b, c, d) "
-        f"WHERE {_installed(s)}"
+        f"WHERE {_possible(s)}"
     )
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=256)
 def _set(s: Settings) -> str:
     """What our function of the name does, which would be planned anew for each call."""
     writes = context_of(s, "%s::pg_catalog.text")
     ours = ", ".join(writes[f"declaring_{kind}"] for kind in _KINDS)
     # one column, since each that comes back costs the client more than the server
     return f"pg_catalog.num_nulls({ours}, pg_catalog.set_config('leadprotect.block', %s, true))"
+
+
+def _possible(s: Settings) -> str:
+    """Whether somebody can act here: nothing is set where the territory lives elsewhere, and no row comes back."""
+    here = living(s)
+    return f"{_installed(s)} AND {here}" if here else _installed(s)
 
 
 def _installed(s: Settings) -> str:

@@ -15,6 +15,7 @@ from leadprotect.access import denials
 from leadprotect.access.arguments import as_lead_id, check_caller, check_text
 from leadprotect.access.attempts import attempting, check_action, conclude
 from leadprotect.access.context import declaration, trace_id
+from leadprotect.access.places import living, not_here, whereabouts
 from leadprotect.database.bound import its_settings
 from leadprotect.database.connection import mapped_errors, naming_primary
 from leadprotect.database.waiting import wait
@@ -81,7 +82,16 @@ def editing(
     if failed is None and found[-1].statusmessage != "COMMIT":
         failed = ConnectionUnusable(_HIDDEN)
     with its_settings(conn):
+        if _elsewhere(conn, found, failed):
+            raise not_here(current(), territory) from None
         _conclude(conn, lead_id, found, failed, (lead, action, note))
+
+
+def _elsewhere(conn: Any, found: list[Any], failed: BaseException | None) -> bool:
+    """Whether the first guard stopped it: before the attempt has its answer nothing else divides by zero."""
+    return (
+        bool(current().databases) and isinstance(failed, psycopg.errors.DivisionByZero) and _answer(conn, found) is None
+    )
 
 
 def _require_idle(conn: object) -> None:
@@ -102,7 +112,17 @@ def _asked(context: tuple[str | None, ...], values: tuple[Any, ...]) -> list[tup
         "SELECT attempt.*, pg_catalog.set_config('leadprotect.attempt', coalesce(attempt.reason, ''), true) "
         f"FROM ({attempting(call)} OFFSET 0) AS attempt"
     )
-    return [(declaration(), (*context, "")), (attempt, values), (_GUARD, ())]
+    return [_declared(context), (attempt, values), (_GUARD, ())]
+
+
+def _declared(context: tuple[str | None, ...]) -> tuple[str, tuple[Any, ...]]:
+    """Nothing is attempted where the territory lives elsewhere."""
+    s = current()
+    here = living(s)
+    if not here:
+        return declaration(), (*context, "")
+    guard = f"1 OPERATOR(pg_catalog./) CASE WHEN {here} THEN 1 ELSE 0 END"
+    return f"{declaration()}, {guard}", (*context, "", *whereabouts(s, context[1]))
 
 
 def _conclude(conn: Any, lead_id: Any, found: list[Any], failed: BaseException | None, asked: tuple[Any, ...]) -> None:

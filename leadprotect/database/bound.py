@@ -41,7 +41,14 @@ def configure(target: Target | None = None, /, **given: str) -> Settings:
     settings = parse(given)
     if target is None:
         configured(settings)
-    elif isinstance(target, (psycopg.Connection, psycopg.AsyncConnection)):
+    else:
+        bind_settings(target, settings)
+    return settings
+
+
+def bind_settings(target: object, settings: Settings) -> None:
+    """Let the connections of `target` have `settings`; raises `InvalidRequest` for a target of another kind."""
+    if isinstance(target, (psycopg.Connection, psycopg.AsyncConnection)):
         _of[target] = settings
     elif hasattr(target, "dispose") and hasattr(target, "dialect"):
         _of[target.dialect] = settings
@@ -50,7 +57,6 @@ def configure(target: Target | None = None, /, **given: str) -> Settings:
             f"target: {type(target).__name__} is no engine of SQLAlchemy and no connection of psycopg; those of a pool "
             "of psycopg are given to each connection, by the pool's configure"
         )
-    return settings
 
 
 def per_database(function: F) -> F:
@@ -68,7 +74,8 @@ def per_database(function: F) -> F:
 
 def its_settings(conn: Any) -> AbstractContextManager[None]:
     """Use the settings that are bound to `conn` inside the block."""
-    return acting_with(_of.get(_key(conn)) if _of else None)
+    key = _key(conn) if _of else None
+    return acting_with(None if key is None else _of.get(key))
 
 
 def _key(conn: Any) -> Any:

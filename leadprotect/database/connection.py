@@ -122,9 +122,12 @@ def connect(settings: Settings, *, lock_timeout: int = LOCK_TIMEOUT_MS) -> psyco
     try:
         return open_connection(lambda: url(settings), application="leadprotect", lock_timeout=lock_timeout)
     except psycopg.OperationalError as error:  # names host, port and user, never the password
-        raise ConnectionUnusable(
-            f"no connection to the database: {' '.join(str(error).split())}\n{_unreached(error)}"
-        ) from None
+        raise no_connection(error) from None
+
+
+def no_connection(error: psycopg.OperationalError) -> ConnectionUnusable:
+    """The error of a server that could not be reached, with what to do about it."""
+    return ConnectionUnusable(f"no connection to the database: {' '.join(str(error).split())}\n{_unreached(error)}")
 
 
 def _unreached(error: psycopg.OperationalError) -> str:

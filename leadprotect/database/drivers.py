@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from functools import partial
+from inspect import isroutine
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from leadprotect.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import TypeIs
 
 _SYNC = 'psycopg.connect(...), or create_engine("postgresql+psycopg://...")'
 _ASYNC = 'psycopg.AsyncConnection.connect(...), or create_async_engine("postgresql+psycopg://...")'
@@ -16,6 +23,11 @@ def require_driver(driver: str) -> None:
     """Raise `InvalidRequest` unless it is psycopg 3, as SQLAlchemy calls it."""
     if driver not in _SERVED:
         raise InvalidRequest(f"the driver is {driver}; leadprotect needs psycopg 3: {_INSTEAD.get(driver, _SYNC)}")
+
+
+def is_router(given: object) -> TypeIs[Callable[[str], Any]]:
+    """Whether it is a function, which may tell an engine for a territory; a session that can be called is none."""
+    return isroutine(given) or isinstance(given, partial)
 
 
 def refuse(conn: object, *, awaited: bool = False) -> NoReturn:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
+from contextvars import ContextVar
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import psycopg
 
-from leadprotect.database.drivers import refuse
+from leadprotect.database.drivers import is_router, refuse
 from leadprotect.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     AnyAsync = AsyncConnection | AsyncSession | psycopg.AsyncConnection[Any]
 
 T = TypeVar("T")
+
+_loop: ContextVar[asyncio.AbstractEventLoop | None] = ContextVar("leadprotect_loop", default=None)
 
 
 def wait(conn: object, awaited: Callable[[], Awaitable[T]]) -> T:
@@ -36,7 +40,7 @@ def wait(conn: object, awaited: Callable[[], Awaitable[T]]) -> T:
     return answer
 
 
-async def call(conn: AnyAsync, function: Callable[..., T], *given: Any, **more: Any) -> T:
+async def call(conn: AnyAsync | Callable[[str], Any], function: Callable[..., T], *given: Any, **more: Any) -> T:
     """Call `function` with the synchronous side of `conn`, then what is `given`, without blocking the event loop.
 
     Raises `InvalidRequest` for a connection of another kind, and for one of psycopg without the extra ``aio``.
@@ -44,11 +48,30 @@ async def call(conn: AnyAsync, function: Callable[..., T], *given: Any, **more: 
     if isinstance(conn, psycopg.AsyncConnection):
         done: T = await _spawner()(partial(function, conn, *given, **more))
         return done
+    if is_router(conn):
+        return await _in_thread(partial(function, conn, *given, **more))
     run_sync = getattr(conn, "run_sync", None)
     if run_sync is None:
         refuse(conn, awaited=True)
     answer: T = await run_sync(function, *given, **more)
     return answer
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """What asks several databases goes on in threads of its own, and comes back to this loop for each connection."""
+    token = _loop.set(asyncio.get_running_loop())
+    try:
+        return await asyncio.to_thread(work)
+    finally:
+        _loop.reset(token)
+
+
+def loop_of_caller() -> asyncio.AbstractEventLoop:
+    """The loop that awaits for what this thread does; raises `InvalidRequest` where none does."""
+    loop = _loop.get()
+    if loop is None:
+        raise InvalidRequest("conn: it gives engines for await, which leadprotect.aio.can_edit_many takes")
+    return loop
 
 
 @lru_cache(maxsize=1)

@@ -78,7 +78,7 @@ class LeadProtectMiddleware:
             return self._get_response(request)
 
     def process_exception(self, _: HttpRequest, error: Exception) -> HttpResponse | None:
-        """403, 404, 422 or 503 for an error of leadprotect; a mistake of the service stays 500."""
+        """403, 404, 421, 422 or 503 for an error of leadprotect; a mistake of the service stays 500."""
         if not isinstance(error, LeadProtectError) or status_of(error) == BROKEN:
             return None
         log.info("a request was refused", extra={"status": status_of(error), "reason": detail_of(error)})

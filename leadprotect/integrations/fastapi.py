@@ -38,7 +38,7 @@ def on_behalf_of(who: Callable[..., Any]) -> Callable[..., AsyncIterator[None]]:
 
 
 def handle_errors(app: FastAPI) -> None:
-    """Let errors of leadprotect answer 403, 404, 422 or 503; a mistake of the service stays 500.
+    """Let errors of leadprotect answer 403, 404, 421, 422 or 503; a mistake of the service stays 500.
 
     Source: https://fastapi.tiangolo.com/tutorial/handling-errors/#install-custom-exception-handlers
     """

@@ -29,7 +29,7 @@ def protect(
     """Let whom `who` names act in each transaction of `target` that begins in a request, and errors answer.
 
     `who` reads Flask's `request`, `session` or `g`; None is a request of nobody, whose transaction raises
-    `ContextMissing`. Outside of requests, `acting_for` says who acts. Errors answer 403, 404, 422 or
+    `ContextMissing`. Outside of requests, `acting_for` says who acts. Errors answer 403, 404, 421, 422 or
     503; a mistake of the service stays 500. Returns what unbinds, and raises what `leadprotect.bind` raises.
     Source: https://flask.palletsprojects.com/en/stable/errorhandling/#registering
     """

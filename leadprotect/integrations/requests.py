@@ -12,6 +12,7 @@ from leadprotect.errors import (
     LeadAccessDenied,
     LeadProtectError,
     LockUnavailable,
+    NotHere,
     ProtectionUnavailable,
 )
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from uuid import UUID
 
-FORBIDDEN, UNKNOWN, UNPROCESSABLE, UNAVAILABLE, BROKEN = 403, 404, 422, 503, 500
+FORBIDDEN, UNKNOWN, MISDIRECTED, UNPROCESSABLE, UNAVAILABLE, BROKEN = 403, 404, 421, 422, 503, 500
 
 caller: ContextVar[Context | None] = ContextVar("leadprotect_caller", default=None)
 """Who acts, for `leadprotect.bind`: ``leadprotect.bind(engine, caller)``."""
@@ -39,14 +40,16 @@ def acting_for(user_id: UUID | str, territory: str, correlation_id: UUID | str |
 
 
 def status_of(error: LeadProtectError) -> int:
-    """403 for a denial, 404 where there is no such lead, 422 for a bad id, 503 where no answer was to be had.
+    """403 for a denial, 404 where there is no such lead, 421 where the territory is in another database.
 
-    Whatever else is a mistake of the service: 500.
+    422 for a bad id, 503 where no answer was to be had. Whatever else is a mistake of the service: 500.
     """
     if isinstance(error, LeadAccessDenied):
         return UNKNOWN if error.decision.reason == "not_found" else FORBIDDEN
     if isinstance(error, InvalidRequest):
         return UNPROCESSABLE
+    if isinstance(error, NotHere):
+        return MISDIRECTED
     return UNAVAILABLE if isinstance(error, (ProtectionUnavailable, LockUnavailable)) else BROKEN
 
 
@@ -54,5 +57,5 @@ def detail_of(error: LeadProtectError) -> str:
     """What the client is told: nothing of the database, and of a denial its reason code alone."""
     if isinstance(error, LeadAccessDenied):
         return error.decision.reason
-    known = {UNPROCESSABLE: "invalid_request", UNAVAILABLE: "unavailable"}
+    known = {MISDIRECTED: NotHere.reason, UNPROCESSABLE: "invalid_request", UNAVAILABLE: "unavailable"}
     return known.get(status_of(error), "internal_error")

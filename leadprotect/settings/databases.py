@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from leadprotect.errors import SettingsError
-from leadprotect.settings.values import read
+from leadprotect.settings.values import is_callable, read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,6 +28,17 @@ class TerritoryDatabase:
     def name(self) -> str:
         """How it is called: by its territories."""
         return "+".join(self.territories)
+
+    @property
+    def address(self) -> str:
+        """Server and database without login and password; empty where a function of the host tells the URL."""
+        if is_callable(self.url):
+            return ""
+        from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415 - a page of help needs no driver
+
+        given = conninfo_to_dict(self.url)
+        server = ":".join(str(given[key]) for key in ("host", "port") if given.get(key))
+        return "/".join(str(part) for part in (server, given.get("dbname")) if part)
 
 
 def databases_of(

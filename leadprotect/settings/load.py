@@ -57,7 +57,8 @@ class Settings:
     Names are unquoted, as the catalog has them (``crm.Leads`` is the table ``Leads`` in ``crm``).
     `version_table_schema` is `schema` where none is given. `observation_window` is in seconds. `audit_url`
     says where denials are recorded, when not on the way of the caller's own connection: past a pooler, or
-    through another of its pools. `slo_p95` is in seconds.
+    through another of its pools. `slo_p95` is in seconds. `databases` are those of the territories, or the one that is
+    meant; `elsewhere` are the others then.
     """
 
     database_url: str = field(default="", repr=False)  # it may hold a password
@@ -85,6 +86,7 @@ class Settings:
     territories: tuple[str, ...] = ("DE", "CH")
     territory_suffixes: tuple[tuple[str, str], ...] = field(default=(), metadata={"sections": True})
     databases: tuple[TerritoryDatabase, ...] = field(default=(), metadata={"sections": True}, repr=False)
+    elsewhere: tuple[TerritoryDatabase, ...] = field(default=(), metadata={"sections": True}, repr=False)
     user_guc: str = "app.user_id"
     territory_guc: str = "app.territory"
     correlation_guc: str = "app.correlation_id"
@@ -185,9 +187,15 @@ def narrowed(settings: Settings, environ: Mapping[str, str]) -> Settings:
         return settings
     for one in settings.databases:
         if code in one.territories:
-            return replace(settings, database_url=one.url, territories=one.territories, databases=(one,))
+            return of_database(settings, one)
     held = ", ".join(code for one in settings.databases for code in one.territories)
     raise SettingsError(f"--on or {ON}: {code!r} is in no database of [{DATABASES}]; those are of {held or 'nobody'}")
+
+
+def of_database(settings: Settings, one: TerritoryDatabase) -> Settings:
+    """The settings of one of their databases; what the others hold is `elsewhere` then."""
+    others = tuple(other for other in (*settings.databases, *settings.elsewhere) if other != one)
+    return replace(settings, database_url=one.url, territories=one.territories, databases=(one,), elsewhere=others)
 
 
 @lru_cache(maxsize=1)
@@ -210,8 +218,10 @@ class _Current:
         self.process: Settings | None = None
 
     def __call__(self) -> Settings:
-        if (bound := _bound.get()) is not None:
-            return bound
+        return self.whole() if (bound := _bound.get()) is None else bound
+
+    def whole(self) -> Settings:
+        """Those of the process, whatever the connection at hand has."""
         if self.process is None:
             self.process = load()
         return self.process

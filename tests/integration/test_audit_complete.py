@@ -77,6 +77,7 @@ CALLS: dict[str, tuple[str, Call, list[tuple[str, str]], list[tuple[str, str]]]]
 
 NOT_ON_A_LEAD = {
     *("acting_as", "backfill", "bind", "check_startup", "configure", "rules", "territory", "version_path"),
+    *("dispose_routes", "route"),
     *("include_name", "include_object"),
     # asserts on a connection of its own transaction: test_editing.py; what somebody owns: test_bulk.py
     *("editing", "transfer_all"),

@@ -31,6 +31,7 @@ ELSEWHERE = {
     "docs/how-to/hand-over-the-leads-of-a-seller.md": "integration/test_howtos.py",
     "docs/how-to/live-beside-your-own-alembic.md": "e2e/test_host_project.py",
     "docs/how-to/read-from-standbys.md": "integration/test_standbys.py",
+    "docs/how-to/serve-several-databases.md": "integration/test_route.py",
     "docs/how-to/share-a-lead.md": "integration/test_howtos.py",
     "docs/how-to/suspend-somebody.md": "integration/test_howtos.py",
     "docs/how-to/test-a-service.md": "e2e/test_testing.py",

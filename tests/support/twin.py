@@ -19,8 +19,14 @@ TWIN = ROOT / "leadprotect" / "aio.py"
 ROOMS = ("access",)
 """Whose public functions of a connection have a twin."""
 
-KINDS = {"AnyConnection": "AnyAsync", "psycopg.Connection[Any]": "psycopg.AsyncConnection[Any]"}
+KINDS = {
+    "AnyConnection": "AnyAsync", "Router": "Router", "AnyConnection | Router": "AnyAsync | Router",
+    "psycopg.Connection[Any]": "psycopg.AsyncConnection[Any]",
+}  # fmt: skip
 """What a synchronous function takes -> what its twin takes."""
+
+GIVES = {"Engine": "AsyncEngine"}
+"""What a function without a connection returns -> what its twin returns, which ``awaited_`` and its name makes."""
 
 HEAD = '''\
 """For asynchronous services: the functions of `leadprotect`, to be awaited.
@@ -68,9 +74,13 @@ class Source:
             for node in self.tree.body
             if isinstance(node, ast.FunctionDef)
             and node.name in leadprotect.__all__
-            and node.args.args
-            and ast.unparse(node.args.args[0].annotation or ast.Constant(None)) in KINDS
+            and ((node.args.args and first(node) in KINDS) or ast.unparse(node.returns or ast.Constant(None)) in GIVES)
         ]
+
+
+def first(function: ast.FunctionDef) -> str:
+    """The annotation of the first argument."""
+    return ast.unparse(function.args.args[0].annotation or ast.Constant(None))
 
 
 def sources() -> list[Source]:
@@ -108,6 +118,8 @@ def needed(source: Source, function: ast.FunctionDef) -> set[str]:
     used = {node.id for part in parts for node in ast.walk(part) if isinstance(node, ast.Name)} - set(dir(builtins))
     used -= {"AnyConnection", "Iterator"}
     held = is_manager(function)
+    if (gives := GIVES.get(ast.unparse(function.returns or ast.Constant(None)))) is not None:
+        return {source.imports[gives]}
     if is_overload(function):
         used.add("overload")
     extra = {"from contextlib import AbstractAsyncContextManager"} if held else set()
@@ -125,14 +137,18 @@ def is_overload(function: ast.FunctionDef) -> bool:
 def awaited(source: Source, function: ast.FunctionDef) -> str:
     """The twin of one function."""
     arguments = ast.parse(ast.unparse(function.args).join(["def f(", "): pass"])).body[0].args  # type: ignore[attr-defined]
-    arguments.args[0].annotation = ast.Name(KINDS[ast.unparse(function.args.args[0].annotation or ast.Constant(None))])
+    returns = ast.unparse(function.returns or ast.Constant(None))
+    described = ast.get_docstring(function, clean=False)
+    doc = f'    """{described}"""\n' if described else ""
+    if returns in GIVES:
+        passed = ", ".join(one.arg for one in arguments.args)
+        call = f"{source.name.rpartition('.')[2]}.awaited_{function.name}({passed})"
+        return f"def {function.name}({ast.unparse(arguments)}) -> {GIVES[returns]}:\n{doc}    return {call}"
+    arguments.args[0].annotation = ast.Name(KINDS[first(function)])
     given = [one.arg for one in arguments.args[1:]]
     given += [f"{one.arg}={one.arg}" for one in arguments.kwonlyargs]
     module = source.name.rpartition(".")[2]
     called = ", ".join(["conn", f"{module}.{function.name}", *given])
-    returns = ast.unparse(function.returns or ast.Constant(None))
-    described = ast.get_docstring(function, clean=False)
-    doc = f'    """{described}"""\n' if described else ""
     if is_manager(function):
         gives = returns.removeprefix("Iterator[").removesuffix("]")
         head = f"def {function.name}({ast.unparse(arguments)}) -> AbstractAsyncContextManager[{gives}]:\n"

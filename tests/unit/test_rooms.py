@@ -143,6 +143,8 @@ def test_whatever_outlives_a_call_is_given_up_between_two_tests() -> None:
     given_up = {
         "leadprotect.access.binding": ["_bound"],
         "leadprotect.access.context": ["_standing", "_lasting", "_replacing", "_set"],
+        "leadprotect.access.places": ["living"],
+        "leadprotect.access.routing": ["_engines", "_routes"],
         "leadprotect.access.ways": ["_ways"],
         "leadprotect.database.bound": ["_of"],
         "leadprotect.database.connection": ["owed"],
