@@ -23,7 +23,8 @@ class Verified:
     """What the data says about a territory.
 
     `ownerless` leads have no qualifying activity, `released` ones were released by hand; `missing`
-    ones should have an owner, `stale` ones should have another. Of those the first are named.
+    ones should have an owner, `stale` ones should have another, `differing` ones name somebody else than their owner
+    in the host's own column, where the two are one: after contract. Of those the first are named.
     """
 
     territory: str
@@ -33,11 +34,13 @@ class Verified:
     stale: int
     missing_leads: tuple[Any, ...]
     stale_leads: tuple[Any, ...]
+    differing: int = 0
+    differing_leads: tuple[Any, ...] = ()
 
     @property
     def complete(self) -> bool:
-        """Whether every lead with a qualifying activity has the owner that the newest one names."""
-        return not (self.missing or self.stale)
+        """Whether every lead with a qualifying activity has the owner that the newest one, and its column, names."""
+        return not (self.missing or self.stale or self.differing)
 
 
 @dataclass(frozen=True)

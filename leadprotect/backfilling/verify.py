@@ -39,14 +39,15 @@ def verify_owners(
 ) -> list[Verified]:
     """Derive every owner of `territories` again, by the query that the gate of contract asks; reads only.
 
-    After contract activities make no owners any more, and only missing ones are looked for.
+    After contract activities make no owners any more: missing ones are looked for, and those whom the lead's own
+    column does not name, where there is an `owner_column`.
     Raises `InvalidRequest` for a territory that is not in the database, and for settings that are not
     those of the migration.
     """
     s = settings or current()
     _check(conn, territories, s)
     deep = derived(conn, s)
-    return counted(conn, territories, s, deep=deep)
+    return counted(conn, territories, s, deep=deep, stepped=not deep and _in_step(conn, s))
 
 
 def report_ownerless(
@@ -120,6 +121,19 @@ def derived(conn: AnyConnection, s: Settings) -> bool:
     return missing_index(conn, s) is None and bool(row(conn, query)[0])
 
 
+def _in_step(conn: AnyConnection, s: Settings) -> bool:
+    """Whether contract made the lead's own column and the owner one, whatever became of our trigger since."""
+    query = render(
+        """
+        SELECT NOT EXISTS (
+          SELECT FROM pg_catalog.pg_trigger AS t
+          JOIN (VALUES {source_triggers}) AS s (function, host, name) ON t.tgrelid = s.host AND t.tgname = s.name)
+        """,
+        s,
+    )
+    return bool(s.owner_column) and s.host_rls != "off" and bool(row(conn, query)[0])
+
+
 def _check(conn: AnyConnection, territories: Sequence[str], s: Settings) -> None:
     if isinstance(territories, str):
         message = "territories must be a list of codes, not one text"
@@ -129,8 +143,10 @@ def _check(conn: AnyConnection, territories: Sequence[str], s: Settings) -> None
     check_visible(conn, s)
 
 
-def counted(conn: AnyConnection, territories: Sequence[str], s: Settings, *, deep: bool) -> list[Verified]:
-    """The counts of `territories`, in their order; `deep` derives the owners that stand as well."""
+def counted(
+    conn: AnyConnection, territories: Sequence[str], s: Settings, *, deep: bool, stepped: bool = False
+) -> list[Verified]:
+    """The counts of `territories`, in their order; `deep` derives the owners, `stepped` reads their column."""
     query = render("SELECT territory, ownerless, missing, released FROM {schema}.backfill_counts(%s)", s)
     of = {code: counts for code, *counts in rows(conn, query, (list(territories),))}
     verified = []
@@ -139,12 +155,17 @@ def counted(conn: AnyConnection, territories: Sequence[str], s: Settings, *, dee
         # most often none is missing, and the leads need not be looked for a second time
         missing_leads = _named(conn, render("{schema}.unowned_leads(%s)", s), code)[1] if missing else ()
         stale, stale_leads = _named(conn, render("{schema}.backfill_stale(%s)", s), code) if deep else (0, ())
-        verified.append(Verified(code, ownerless, released, missing, stale, missing_leads, stale_leads))
+        differs = render("(SELECT d.lead_id FROM {schema}.owner_column_differs(%s) AS d)", s)
+        differing, differing_leads = _named(conn, differs, code) if stepped else (0, ())
+        found = (ownerless, released, missing, stale, missing_leads, stale_leads, differing, differing_leads)
+        verified.append(Verified(code, *found))
     return verified
 
 
 def _named(conn: AnyConnection, function: str, code: str) -> tuple[int, tuple[Any, ...]]:
-    found = rows(conn, f"SELECT count(*) OVER (), lead FROM {function} AS lead ORDER BY lead LIMIT {NAMED}", (code,))
+    found = rows(
+        conn, f"SELECT count(*) OVER (), lead FROM {function} AS of (lead) ORDER BY lead LIMIT {NAMED}", (code,)
+    )
     return (found[0][0] if found else 0), tuple(lead for _, lead in found)
 
 

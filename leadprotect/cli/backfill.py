@@ -23,6 +23,7 @@ from leadprotect.cli.progress import Bar, Lines
 from leadprotect.cli.terminal import echo
 from leadprotect.cli.words import Duration
 from leadprotect.errors import BackfillIncomplete, BackfillStopped, LeadProtectError
+from leadprotect.settings import current, literal, render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -247,13 +248,23 @@ def _say_verified(territories: tuple[str, ...], *, as_json: bool, report: Path |
         echo(
             f"{seen.territory}: {'complete' if seen.complete else 'INCOMPLETE'}, "
             f"{seen.missing:,} leads miss their owner, {seen.stale:,} have another than the newest activity names, "
-            f"{seen.ownerless:,} have no qualifying activity, {seen.released:,} were released by hand"
+            + (f"{seen.differing:,} name somebody else in {current().owner_column}, " if seen.differing else "")
+            + f"{seen.ownerless:,} have no qualifying activity, {seen.released:,} were released by hand"
         )
-        for label, leads in (("missing", seen.missing_leads), ("other owner", seen.stale_leads)):
+        for label, leads in (
+            ("missing", seen.missing_leads),
+            ("other owner", seen.stale_leads),
+            ("column", seen.differing_leads),
+        ):
             for lead in leads:
                 echo(f"  {label}: {lead}")
-    if not all(seen.complete for seen in found):
+    settle = render("SELECT {schema}.settle_owner_column(", current())
+    for seen in found:
+        if seen.differing:
+            echo(f"run {settle}{literal(seen.territory)});  -- until it answers 0", err=True)
+    if any(seen.missing or seen.stale for seen in found):
         echo(f"run leadprotect backfill {shlex.join(territories)}", err=True)
+    if not all(seen.complete for seen in found):
         sys.exit(INCOMPLETE)
 
 

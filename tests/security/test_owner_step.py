@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from leadprotect import assign, claim, errors, release, transfer
+from leadprotect.backfilling.verify import verify_owners
 from leadprotect.cli import main
 from tests.support.profiles import NIGHTLY
 
@@ -262,9 +263,18 @@ def test_what_differed_at_contract_is_said_and_can_be_written(hiding: Database) 
     hiding.sql("UPDATE {schema}.user_lead_assignments SET user_id = %s", hiding.user(2))
     told = CliRunner().invoke(main, ["doctor"]).output
     assert "owner-column-differs" in told
+    # whom the column names is no truth of the backfill alone
+    verified = CliRunner().invoke(main, ["backfill", "--verify", "DE"])
+    assert 3 == verified.exit_code
+    assert "1 name somebody else in seller, " in verified.output
+    assert f"  column: {lead}\n" in verified.output
+    with hiding.connect("operator") as conn:
+        (found,) = verify_owners(conn, ["DE"])
+    assert (1, (lead,), False) == (found.differing, found.differing_leads, found.complete)
     assert [1] == hiding.sql("SELECT {schema}.settle_owner_column('DE')")
     assert [] == out_of_step(hiding)
     assert hiding.user(2) == named(hiding, lead)
+    assert 0 == CliRunner().invoke(main, ["backfill", "--verify", "DE"]).exit_code
     diagnosed = CliRunner().invoke(main, ["doctor"])
     assert "owner-column-differs" not in diagnosed.output
     assert 0 == diagnosed.exit_code, diagnosed.output
