@@ -19,6 +19,8 @@ from click.testing import CliRunner
 
 from leadprotect.cli import main
 from leadprotect.lab import servers
+from leadprotect.settings.files import CONFIG
+from tests.support.database import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +29,7 @@ BACKFILL = ("bench", "backfill", "--leads", "1000", "--rounds", "1")
 ACCESS = ("bench", "access", "--leads", "10000", "--seconds", "30")
 REHEARSE = ("rehearse", "--leads", "1000")
 DEMO = ("demo", "--scale", "0.01")
+VALIDATE = ("validate",)
 
 
 @pytest.fixture
@@ -61,7 +64,8 @@ def killed(folder: Path, command: tuple[str, ...], number: int, *, at: str, wait
     """Kill the command when `at` runs, and return what it said; whatever goes on a minute later fails the test."""
     with subprocess.Popen(
         [sys.executable, "-m", "leadprotect", *command],
-        cwd=folder, env=os.environ | {"TMPDIR": str(folder)}, text=True, start_new_session=True,
+        cwd=folder, env=os.environ | {"TMPDIR": str(folder), CONFIG: str(ROOT / "alembic.ini")},
+        text=True, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
         line = wait_for(folder, at, process)
@@ -92,6 +96,7 @@ def killed(folder: Path, command: tuple[str, ...], number: int, *, at: str, wait
         (REHEARSE, "lab.traffic", 0.0, True),
         (REHEARSE, "-m alembic", 0.5, False),
         (ACCESS, "bin/pgbench", 0.5, False),
+        (VALIDATE, "bin/postgres", 2.0, False),
     ],
     ids=lambda value: "-".join(value[:2]) if isinstance(value, tuple) else str(value),
 )
@@ -106,7 +111,12 @@ def test_a_plain_kill_leaves_no_process_and_no_folder(
 
 @pytest.mark.parametrize(
     ("command", "at"),
-    [(ACCESS, "-m alembic"), (ACCESS, "bin/pgbench"), (BACKFILL, "lab.traffic")],
+    [
+        (ACCESS, "-m alembic"),
+        (ACCESS, "bin/pgbench"),
+        (BACKFILL, "lab.traffic"),
+        (VALIDATE, "bin/postgres"),
+    ],
 )
 def test_ctrl_c_gives_no_stack_trace(folder: Path, command: tuple[str, ...], at: str) -> None:
     """A terminal sends it to every process of the command."""

@@ -5,8 +5,10 @@ demo, bench, rehearse, backfill and guard have tests of their own, which stop th
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -44,10 +46,21 @@ class Stopped:
 
     words: tuple[str, ...]
     holds: str
-    state: str
+    state: str = "SELECT 1"
     phase: str = "head"
     begin: Callable[[Database], object] = lambda _: None
     login: str | None = None
+    mode: str = "ACCESS EXCLUSIVE"
+    setting: tuple[str, str] = ("LEADPROTECT_DENIED_EDIT", "hide")
+
+
+ON_LEADS = """
+    SELECT (SELECT array_agg(tgname || tgenabled::text ORDER BY tgname) FROM pg_trigger
+            WHERE tgrelid = '{leads}'::regclass),
+           (SELECT array_agg(polname || polroles::text || coalesce(pg_get_expr(polqual, polrelid), '') ORDER BY polname)
+            FROM pg_policy WHERE polrelid = '{leads}'::regclass),
+           to_jsonb(o) FROM {schema}.settings_at_contract() AS o
+    """
 
 
 CASES = {
@@ -68,7 +81,17 @@ CASES = {
         ("audit", "seal"), "{schema}.lead_access_audit", "SELECT count(*) FROM {schema}.lead_access_audit_seals"
     ),
     "territory": Stopped(("territory", "add", "FR"), "{leads}", "SELECT count(*) FROM {schema}.territories"),
-    "scripts": Stopped(("scripts", "{folder}"), "{schema}.user_lead_assignments", "SELECT 1"),
+    "scripts": Stopped(("scripts", "{folder}"), "{schema}.user_lead_assignments"),
+    # whoever reads leads holds up what apply makes anew, and nothing that it asks before
+    "apply": Stopped(
+        ("apply", "--yes"), "{leads}", ON_LEADS, mode="ACCESS SHARE", setting=("LEADPROTECT_DENIED_EDIT", "raise")
+    ),
+    "shadow": Stopped(
+        ("shadow", "start"), "{leads}",
+        "SELECT count(*) FROM pg_trigger WHERE tgrelid = '{leads}'::regclass", "expanded",
+    ),
+    "init": Stopped(("init", "--yes"), "{leads}", phase="host"),
+    "plan": Stopped(("plan",), "{leads}", phase="expanded"),
 }  # fmt: skip
 
 
@@ -81,11 +104,13 @@ def eventually(question: Callable[[], Any], what: str) -> None:
 
 
 @contextmanager
-def running(database: Database, *words: str, login: str | None = None) -> Iterator[subprocess.Popen[str]]:
+def running(
+    database: Database, *words: str, login: str | None = None, folder: Path | None = None, **settings: str
+) -> Iterator[subprocess.Popen[str]]:
     url = database.login_url(login) if login else database.url
-    environment = os.environ | database.environment | {"DATABASE_URL": url}
+    environment = os.environ | database.environment | {"DATABASE_URL": url} | settings
     with subprocess.Popen(
-        [sys.executable, "-m", "leadprotect", *words], env=environment, text=True,
+        [sys.executable, "-P", "-m", "leadprotect", *words], env=environment, text=True, cwd=folder,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     ) as process:  # fmt: skip
         try:
@@ -113,9 +138,10 @@ def test_a_stopped_command_leaves_no_session_no_lock_and_nothing_half_done(
     held = case.holds.replace("{quarantine}", database.settings.quarantine)
     before = database.sql(case.state)
     with database.connect() as holder:
-        database.query(holder, f"LOCK TABLE {held} IN ACCESS EXCLUSIVE MODE")
+        database.query(holder, f"LOCK TABLE {held} IN {case.mode} MODE")
         words = (word.format(folder=tmp_path / "made") for word in case.words)
-        with running(database, *words, login=case.login) as process:
+        settings = dict([case.setting])
+        with running(database, *words, login=case.login, folder=tmp_path, **settings) as process:
             eventually(lambda: database.sql(WAITING) or process.poll() is not None, f"{name} does not wait for {held}")
             assert process.poll() is None, process.communicate()
             process.send_signal(number)
@@ -125,7 +151,7 @@ def test_a_stopped_command_leaves_no_session_no_lock_and_nothing_half_done(
         assert ([], [0]) == left(database)
         holder.rollback()
     assert before == database.sql(case.state)
-    assert [] == list(tmp_path.glob("made/*"))
+    assert [] == [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -152,5 +178,41 @@ def test_a_stopped_watch_ends_without_a_word_too_many(database: Database, number
         process.stdout.readline()
         process.send_signal(number)
         _, said = process.communicate(timeout=60)
+    assert (128 + number, "stopped\n") == (process.returncode, said)
+    assert ([], [0]) == left(database)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_look_at_who_reads_keeps_what_it_saw(make_database: Callable[..., Database], number: int) -> None:
+    database = make_database("expanded")
+    lead = database.lead("DE")
+    with running(database, "shadow", "start") as process:
+        process.communicate(timeout=60)
+    looks = "SELECT query_start FROM pg_stat_activity WHERE pid IN (" + SESSIONS + ") AND query LIKE '%%pg_locks%%'"
+    with database.connect("seller_de") as reader, running(database, "shadow", "watch", "--for", "1h") as process:
+        database.query(reader, "SELECT FROM {leads} WHERE {lead_id} = %s", lead)
+        eventually(lambda: database.sql(looks), "nobody looks")
+        (first,) = database.sql(looks)
+        # what the look before this one saw is noted by now
+        eventually(lambda: database.sql(looks) > [first], "nobody looks again")
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert (128 + number, "stopped\n") == (process.returncode, said)
+    assert ([], [0]) == left(database)
+    with running(database, "shadow", "report", "--json") as process:
+        report, _ = process.communicate(timeout=60)
+    assert [database.profile.login("seller_de")] == [one["login"] for one in json.loads(report)["readers"]]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_gate_that_waits_for_a_silent_prometheus_can_be_stopped(database: Database, number: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with running(database, "gate", "check", LEADPROTECT_PROMETHEUS_URL=url) as process:
+            asked, _ = silent.accept()
+            with asked:
+                process.send_signal(number)
+                _, said = process.communicate(timeout=60)
     assert (128 + number, "stopped\n") == (process.returncode, said)
     assert ([], [0]) == left(database)
