@@ -7,15 +7,40 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from leadprotect.adoption.called import (
+    ACTIVITIES,
+    CODES,
+    KINDS,
+    LEADS,
+    MOMENTS,
+    OWNERS,
+    PLACES,
+    QUALIFY,
+    TERRITORIES,
+    TEXTS,
+    TIMES,
+    TYPES,
+    USERS,
+    first_of,
+    is_aside,
+    is_id,
+    is_text,
+    like,
+    names_people,
+    one_of,
+    rank,
+)
 from leadprotect.adoption.survey import (
     HostTable,
     changing,
     claims_read,
     compared,
     exempt_logins,
+    meant_by,
     read_only,
     tables_of,
     values_of,
+    values_told,
 )
 from leadprotect.database.catalog import relation
 from leadprotect.errors import SettingsError
@@ -30,43 +55,6 @@ if TYPE_CHECKING:
 
     from leadprotect.adoption.survey import HostColumn
 
-_TYPES = {
-    "uuid": "uuid", "bigint": "bigint", "integer": "integer", "text": "text", "character varying": "text",
-}  # fmt: skip
-_TEXTS = ("text", "character varying")
-_TIMES = ("timestamp with time zone", "timestamp without time zone", "date")
-
-# how people call things, the most telling first
-_LEADS = (
-    r"leads?", r".*_leads?", r"leads?_.*", r"opportunit(y|ies)|.*_opportunit(y|ies)", r"prospects?|.*_prospects?",
-    r"deals?|.*_deals?",
-)  # fmt: skip
-_ASIDE = r"history|log|audit|tag|source|status|stage|score|import|view|type|contact|note|file|activit|event"
-_TERRITORIES = (
-    r"territor(y|ies)(_code)?", r".*territor(y|ies).*",
-    r"(market|region|gebiet|land|country)(_code|_id|_key)?|.*_(region|market|country)(_code)?",
-)  # fmt: skip
-_ACTIVITIES = (
-    r".*activit(y|ies).*", r".*(interaction|engagement|touch(es|point)?s?).*",
-    r".*(event|call|task|visit|contact|log|histor).*",
-)  # fmt: skip
-_USERS = (
-    r"user_id|seller|seller_id|agent|agent_id|actor|actor_id|principal",
-    r"(created|performed|done|made)_by(_id|_user_id)?",
-    r"(owner|author|sales(man|person)?|employee|rep|staff|member|profile)(_user)?(_id)?", r".*user.*",
-)  # fmt: skip
-_KINDS = (r"kind|type|verb|what|action", r".*(kind|type|verb|action|channel|category).*")
-_MOMENTS = (
-    r"(happened|occurred|performed|done|completed|activity|event)(_at|_on|_date|_time)?",
-    r"created(_at|_on|_date)?|date|at|timestamp|inserted_at", r".*(_at|_date|_on|_time)",
-)  # fmt: skip
-_OWNERS = (
-    r"(owner|assigned_to|assignee|seller|sales|agent|salesperson|responsible)(_user)?(_id)?",
-    r".*(owner|assigned|assignee).*", r"user_id",
-)  # fmt: skip
-_QUALIFY = re.compile(
-    r"call|meet|visit|besuch|anruf|demo|present|reaction|reply|antwort|sample|follow|termin|appointment", re.IGNORECASE
-)
 _SETTING = re.compile(r"current_setting\('([^']+)'")
 _SURE = 2
 """How many points the best table must have before the next."""
@@ -168,8 +156,8 @@ class _Look:
         """The column that a setting names: as given, or the best by its name among those whose type fits."""
         if key in self.given:
             return self.given[key]
-        named = ((_rank(one.name, patterns), one.name) for one in of.columns.values() if fits(one))
-        return next((name for rank, name in sorted(named) if rank < len(patterns)), None)
+        named = ((rank(one.name, patterns), one.name) for one in of.columns.values() if fits(one))
+        return next((name for place, name in sorted(named) if place < len(patterns)), None)
 
     # --- the leads
 
@@ -182,8 +170,13 @@ class _Look:
         those = [(points, name) for points, name in scored if points > 0][:5]
         if those and (len(those) == 1 or those[0][0] >= those[1][0] + _SURE):
             return self.tables[those[0][1]]
-        question = "which table holds the leads?" if those else "no table is called like leads: which one holds them?"
-        best = self._ask("leads_table", question, [name for _, name in those])
+        if those:
+            best = self._ask("leads_table", "which table holds the leads?", [name for _, name in those])
+        else:  # by another name they have owners, and activities
+            owned = [one for one in self.tables.values() if one.keys and self._owner(one)]
+            owned.sort(key=lambda one: (not self._has_activities(one), -len(self._referring(one)), one.name))
+            question = "no table is called like leads: which one holds them?"
+            best = self._ask("leads_table", question, [one.name for one in owned[:5]], plausible=False)
         return self.tables[best] if best else None
 
     def _known(self, key: str, name: str) -> HostTable:
@@ -194,13 +187,12 @@ class _Look:
         return self.tables[name]
 
     def _points(self, one: HostTable) -> int:
-        rank = _rank(one.plain, _LEADS)
-        if rank == len(_LEADS) or not one.keys:
+        place = rank(one.plain, LEADS)
+        if place == len(LEADS) or is_aside(one) or not one.keys:
             return 0
-        aside = -6 if re.search(_ASIDE, one.plain) and rank else 0
         referred = min(len(self._referring(one)), 3)
-        territory = 2 if _first_of(one, _TERRITORIES, _is_text) else 0
-        return 2 * (len(_LEADS) - rank) + referred + territory + aside
+        territory = 2 if first_of(one, TERRITORIES, is_text) else 0
+        return 2 * (len(LEADS) - place) + referred + territory
 
     def _referring(self, one: HostTable) -> list[HostTable]:
         return [other for other in self.tables.values() if one.name in other.refers.values() and other is not one]
@@ -214,7 +206,7 @@ class _Look:
 
     def _lead(self, leads: HostTable) -> None:
         key = self.given.get("lead_id_column") or next(
-            (name for name in leads.keys if leads.columns[name].type in _TYPES), None
+            (name for name in leads.keys if leads.columns[name].type in TYPES), None
         )
         if key is None:
             question = f"no column of {leads.name} is unique alone: which one identifies a lead?"
@@ -222,25 +214,32 @@ class _Look:
         if key is not None:
             self._say("lead_id_column", key, "unique alone")
             kind = leads.columns[key].type if key in leads.columns else ""
-            self._say("lead_id_type", _TYPES.get(kind), f"its type is {kind}")
+            self._say("lead_id_type", TYPES.get(kind), f"its type is {kind}")
         self._territory(leads)
 
     def _territory(self, leads: HostTable) -> None:
-        if "territory_expression" in self.given:
-            return
-        column = self._column("territory_column", leads, _TERRITORIES, _is_text)
+        if said := self.given.get("territory_expression"):
+            self._say("territory_expression", said, "as you said")
+            return self._territories(leads, "the expression", values_told(self.conn, leads, said))
+        column = self._column("territory_column", leads, TERRITORIES, is_text)
+        if column is None and (place := self._place(leads)):
+            return self._of_place(leads, place)
         if column is None:
-            texts = [one.name for one in leads.columns.values() if _is_text(one)]
+            texts = [one.name for one in leads.columns.values() if is_text(one)]
             question = f"no text column of {leads.name} is called like a territory: which one tells it?"
             column = self._ask("territory_column", question, texts, plausible=False)
         if column is None:
-            return
+            return None
         found = values_of(self.conn, leads, column)
         if not self._expression(leads, column, found or {}):
             self._say("territory_column", column, "called like a territory")
-        codes = _codes([value for value in found or () if value])
+        return self._territories(leads, column, found)
+
+    def _territories(self, leads: HostTable, column: str, found: dict[str, int] | None) -> None:
+        """Which territories there are, by what stands in the data."""
         if "territories" in self.given:
             return
+        codes = _codes([value for value in found or () if value])
         if not found:
             why = "can't be read" if found is None else "holds nothing yet"
             answer = self._ask("territories", f"{leads.name}.{column} {why}: which territories are there?", [])
@@ -254,16 +253,45 @@ class _Look:
                 "those leads would be in none that anybody may be admitted to"
             )
 
+    def _place(self, leads: HostTable) -> str | None:
+        """The column that refers to a table of places, the likeliest first."""
+        named = sorted(
+            (rank(self.tables[target].plain, PLACES), column)
+            for column, target in leads.refers.items()
+            if target in self.tables and target != leads.name
+        )
+        return next((column for place, column in named if place < len(PLACES)), None)
+
+    def _of_place(self, leads: HostTable, column: str) -> None:
+        """A lead refers to its place, whose code is the territory: what each id means is written down."""
+        places = self.tables[leads.refers[column]]
+        code = first_of(places, CODES, is_text)
+        means = meant_by(self.conn, leads, column, code) if code else None
+        if not means:
+            question = f"{column} of {leads.name} refers to {places.name}: which of its rows is which territory?"
+            example = f"CASE {ident(column)} WHEN ... THEN 'DE' END"
+            self._ask("territory_expression", question, [example], plausible=False)
+            return
+        told = " ".join(f"WHEN {literal(key)} THEN {literal(value)}" for key, value, _ in means)
+        self._say(
+            "territory_expression", f"CASE {ident(column)} {told} END", f"{column} refers to {places.name}.{code}"
+        )
+        self._territories(leads, f"{places.name}.{code}", {value: count for _, value, count in means})
+        self.proposal.remarks.append(
+            f"the territory is written down for each row of {places.name}: leads of a row that comes later are in no "
+            "territory until territory_expression names it"
+        )
+
     def _expression(self, leads: HostTable, column: str, found: dict[str, int]) -> bool:
         """What tells the territory where one column alone does not: of another type, or empty where a second speaks."""
         if "territory_column" in self.given:
             return False
         seen = columns_of(self.conn, relation(self.conn, *leads.name.split(".", 1))).get(column)
-        if seen is not None and seen.base not in _TEXTS:
+        if seen is not None and seen.base not in TEXTS:
             expression = seen.as_expression.partition(" = ")[2]
             self._say("territory_expression", expression, f"{column} is {seen.type}, and its text is wanted")
             return True
-        for other in _like(leads, _TERRITORIES, _is_text):
+        for other in like(leads, TERRITORIES, is_text):
             theirs = {} if other == column else values_of(self.conn, leads, other) or {}
             # codes of another shape are another thing than the first column's
             theirs = {code: count for code, count in theirs.items() if code}
@@ -285,15 +313,15 @@ class _Look:
         """The column in which the host names an owner himself."""
 
         def fits(one: HostColumn) -> bool:
-            return one.type in _TYPES and one.name not in leads.keys and _names_people(leads.refers.get(one.name))
+            return one.type in TYPES and one.name not in leads.keys and names_people(leads.refers.get(one.name))
 
-        return self._column("owner_column", leads, _OWNERS, fits)
+        return self._column("owner_column", leads, OWNERS, fits)
 
     def _owners_from(self, leads: HostTable, owner: str | None, activities: HostTable | None) -> None:
         """Where owners come from: the column first, where there is one of the users' type."""
         if owner is None or owner not in leads.columns or "owners_from" in self.given:
             return
-        kind = _TYPES.get(leads.columns[owner].type)
+        kind = TYPES.get(leads.columns[owner].type)
         users = self.proposal.settings.get("user_id_type", kind)
         if kind != users:
             self.proposal.remarks.append(
@@ -314,13 +342,13 @@ class _Look:
             return self._known("activities_table", said)
         fit = [one for one in self.tables.values() if one is not leads and self._serves(leads, one)]
         ranked = sorted(
-            fit, key=lambda one: (_rank(one.plain, _ACTIVITIES), leads.name not in one.refers.values(), one.name)
+            fit, key=lambda one: (rank(one.plain, ACTIVITIES), leads.name not in one.refers.values(), one.name)
         )
-        best = [one.name for one in ranked if _rank(one.plain, _ACTIVITIES) < len(_ACTIVITIES)]
+        best = [one.name for one in ranked if rank(one.plain, ACTIVITIES) < len(ACTIVITIES)]
         first = [
             name
             for name in best
-            if _rank(self.tables[name].plain, _ACTIVITIES) == _rank(self.tables[best[0]].plain, _ACTIVITIES)
+            if rank(self.tables[name].plain, ACTIVITIES) == rank(self.tables[best[0]].plain, ACTIVITIES)
         ]
         if len(first) == 1:
             return self.tables[first[0]]
@@ -330,17 +358,20 @@ class _Look:
         answer = self._ask("activities_table", question, best or [one.name for one in ranked])
         return self.tables[answer] if answer else None
 
+    def _has_activities(self, one: HostTable) -> bool:
+        return any(self._serves(one, other) for other in self._referring(one))
+
     def _serves(self, leads: HostTable, one: HostTable) -> bool:
         return bool(
-            self._lead_of(leads, one) and _first_of(one, _USERS, _is_id)
-            and any(column.type in _TIMES for column in one.columns.values())
+            self._lead_of(leads, one) and first_of(one, USERS, is_id)
+            and any(column.type in TIMES for column in one.columns.values())
         )  # fmt: skip
 
     def _lead_of(self, leads: HostTable, one: HostTable) -> str | None:
         """The column that names the lead: by its foreign key, or by its name."""
         by_key = [column for column, target in one.refers.items() if target == leads.name]
-        named = (r"lead(_id)?", rf"{re.escape(_one_of(leads))}(_id)?")
-        return next(iter(by_key), None) or _first_of(one, named, _is_id) or next(iter(self._subjects(one)), None)
+        named = (r"lead(_id)?", rf"{re.escape(one_of(leads))}(_id)?")
+        return next(iter(by_key), None) or first_of(one, named, is_id) or next(iter(self._subjects(one)), None)
 
     def _subjects(self, one: HostTable) -> dict[str, str]:
         """Columns with an id of whatever a second one names: the id -> the column that says what it is of."""
@@ -349,7 +380,7 @@ class _Look:
         return {
             name: says
             for name, says in pairs.items()
-            if says != name and says in one.columns and _is_text(one.columns[says]) and _is_id(one.columns[name])
+            if says != name and says in one.columns and is_text(one.columns[says]) and is_id(one.columns[name])
             and name not in one.refers
         }  # fmt: skip
 
@@ -361,25 +392,23 @@ class _Look:
         else:
             self._say("activity_lead_id_column", lead, "names the lead")
             self._say_condition(None, self._kept(one))
-        user = self._column(
-            "activity_user_id_column", one, _USERS, lambda column: _is_id(column) and column.name != lead
-        )
+        user = self._column("activity_user_id_column", one, USERS, lambda column: is_id(column) and column.name != lead)
         if user is None:
             user = self._ask("activity_user_id_column", f"which column of {one.name} names the user?", one.columns)
         self._say("activity_user_id_column", user, "called like a user")
         if user in one.columns:
             kind = one.columns[user].type
-            self._say("user_id_type", _TYPES.get(kind), f"{user} is {kind}")
-        at = self._column("activity_at_column", one, _MOMENTS, lambda column: column.type in _TIMES)
+            self._say("user_id_type", TYPES.get(kind), f"{user} is {kind}")
+        at = self._column("activity_at_column", one, MOMENTS, lambda column: column.type in TIMES)
         self._say("activity_at_column", at, "called like when it happened")
         self._kind(one)
 
     def _of_subject(self, leads: HostTable, one: HostTable, lead: str, says: str) -> None:
         """An activity of anything: which of them are of leads stands in a second column."""
         found = values_of(self.conn, one, says) or {}
-        called = (rf"(.*[\\.:/])?{re.escape(_one_of(leads))}s?", r"(.*[\\.:/])?leads?")
-        ranked = sorted((_rank(value, called), value) for value in found)
-        likely = [value for rank, value in ranked if rank < len(called)]
+        called = (rf"(.*[\\.:/])?{re.escape(one_of(leads))}s?", r"(.*[\\.:/])?leads?")
+        ranked = sorted((rank(value, called), value) for value in found)
+        likely = [value for place, value in ranked if place < len(called)]
         if not likely:
             told = ", ".join(found) or "nothing yet"
             question = f"which value of {one.name}.{says} means a lead (there is: {told})?"
@@ -389,7 +418,7 @@ class _Look:
             self._say_condition(
                 (_means(says, likely[0]), f"{lead} is the id of whatever {says} names"), self._kept(one)
             )
-        wanted, kind = self.proposal.settings.get("lead_id_type"), _TYPES.get(one.columns[lead].type)
+        wanted, kind = self.proposal.settings.get("lead_id_type"), TYPES.get(one.columns[lead].type)
         cast = f"{ident(lead)}::{wanted}" if wanted and kind != wanted else lead
         self._say("activity_lead_id_column", cast, "names the lead" if cast == lead else f"names the lead, as {kind}")
 
@@ -401,7 +430,7 @@ class _Look:
             if column.type == "boolean":
                 condition = f"NOT {ident(name)}" if column.required else f"{ident(name)} IS NOT TRUE"
                 return condition, f"{name} says which rows count no more"
-            if column.type in _TIMES:
+            if column.type in TIMES:
                 return f"{ident(name)} IS NULL", f"{name} says which rows count no more"
         return None
 
@@ -414,12 +443,13 @@ class _Look:
 
     def _lead_tables(self, leads: HostTable, activities: HostTable | None) -> None:
         """Tables whose rows go with their lead: whoever may not see the one may not read the other."""
-        found, why = [], []
+        found, why, open_to_all = [], [], []
         for one in self._referring(leads):
             column = next((name for name, target in one.refers.items() if target == leads.name), "")
-            if column not in one.cascades:
-                continue
             what = f"{one.name} ({column})"
+            if column not in one.cascades:
+                open_to_all.append(what)
+                continue
             if one.kind != "r":
                 self.proposal.remarks.append(
                     f"{what} holds data of leads and is partitioned: lead_tables can't protect it"
@@ -436,6 +466,12 @@ class _Look:
         if found:
             goes = f"rows of {', '.join(why)} go with their lead (ON DELETE CASCADE)"
             self._say("lead_tables", ", ".join(found), f"{goes}, so they are seen by whom it is seen by")
+        if open_to_all and "lead_tables" not in self.given:
+            refer, stay = ("refer", "stay") if len(open_to_all) > 1 else ("refers", "stays")
+            self.proposal.remarks.append(
+                f"{', '.join(open_to_all)} {refer} to {leads.name} too, and {stay} as readable as today: name in "
+                "lead_tables what holds data of a lead"
+            )
 
     def _denied_edit(self, leads: HostTable) -> None:
         """Code of several steps goes on after an UPDATE of 0 rows, and ends half done; an error ends it whole."""
@@ -444,17 +480,17 @@ class _Look:
             self._say("denied_edit", "raise", reason)
 
     def _kind(self, one: HostTable) -> None:
-        column = self._column("activity_kind_column", one, _KINDS, _is_text)
+        column = self._column("activity_kind_column", one, KINDS, is_text)
         if column is None:
             column = self._ask("activity_kind_column", f"which column of {one.name} says what kind an activity is?",
-                               [each.name for each in one.columns.values() if _is_text(each)])  # fmt: skip
+                               [each.name for each in one.columns.values() if is_text(each)])  # fmt: skip
         if column is None:
             return
         self._say("activity_kind_column", column, "called like a kind")
         found = values_of(self.conn, one, column)
         told = ", ".join(f"{value} {count:,}" for value, count in list((found or {}).items())[:8])
         usual = [kind for kind in Settings().qualifying_kinds if kind in (found or {})]
-        likely = usual or [value for value in found or () if _QUALIFY.search(value)]
+        likely = usual or [value for value in found or () if QUALIFY.search(value)]
         if likely:
             self._say("qualifying_kinds", ", ".join(likely), f"look like what makes an owner, among {told}")
         elif "qualifying_kinds" not in self.given:
@@ -501,50 +537,6 @@ class _Look:
             )
 
 
-def _rank(name: str, patterns: tuple[str, ...]) -> int:
-    """Which pattern a name is like: the first one tells most; as many as there are for none."""
-    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)  # as some tools call it: createdAt
-    return next((place for place, one in enumerate(patterns) if re.fullmatch(one, snake, re.IGNORECASE)), len(patterns))
-
-
-def _like(one: HostTable, patterns: tuple[str, ...], fits: Callable[[HostColumn], bool]) -> list[str]:
-    """The columns with a name like one of the patterns, the likeliest first."""
-    named = sorted((_rank(column.name, patterns), column.name) for column in one.columns.values() if fits(column))
-    return [name for rank, name in named if rank < len(patterns)]
-
-
-def _means(column: str, value: str) -> str:
-    """The condition that a column holds a value; a class with its namespace is told by its end."""
-    plain = re.split(r"\\|%", value)[-1]
-    tested = f"right({ident(column)}, {len(plain)})" if plain != value else ident(column)
-    return f"{tested} = {literal(plain)}"
-
-
-def _one_of(leads: HostTable) -> str:
-    """What one row of the table is called."""
-    return re.sub(r"ies$", "y", re.sub(r"(?<!s)s$", "", leads.plain))
-
-
-def _first_of(one: HostTable, patterns: tuple[str, ...], fits: Callable[[HostColumn], bool]) -> str | None:
-    return next(iter(_like(one, patterns, fits)), None)
-
-
-def _names_people(table: str | None) -> bool:
-    """Whether a foreign key leads to users, or nothing says where a column leads."""
-    return (
-        table is None
-        or re.search(r"user|profile|staff|sales|seller|employee|member|people|person|agent", table) is not None
-    )
-
-
-def _is_text(column: HostColumn) -> bool:
-    return column.is_enum or column.type in (*_TEXTS, "character")
-
-
-def _is_id(column: HostColumn) -> bool:
-    return column.type in _TYPES
-
-
 def _codes(values: list[str]) -> dict[str, str]:
     """What can be a territory, as the setting has it; what is no plain word gets a suffix that nobody has yet."""
     found: dict[str, str] = {}
@@ -562,3 +554,10 @@ def _codes(values: list[str]) -> dict[str, str]:
                 found[value] = as_setting(value, said)
                 break
     return found
+
+
+def _means(column: str, value: str) -> str:
+    """The condition that a column holds a value; a class with its namespace is told by its end."""
+    plain = re.split(r"\\|%", value)[-1]
+    tested = f"right({ident(column)}, {len(plain)})" if plain != value else ident(column)
+    return f"{tested} = {literal(plain)}"

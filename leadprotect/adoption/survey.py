@@ -131,8 +131,13 @@ def values_of(conn: psycopg.Connection[Any], of: HostTable, column: str) -> dict
 
     None, too, where there are more than a person would call a list.
     """
+    return values_told(conn, of, ident(column))
+
+
+def values_told(conn: psycopg.Connection[Any], of: HostTable, expression: str) -> dict[str, int] | None:
+    """What an expression of the person's own says of the rows, as `values_of`; None where it can't be evaluated."""
     query = (
-        f"SELECT v::text, count(*) FROM (SELECT {ident(column)} AS v FROM {table(of.name)} LIMIT {SAMPLED}) AS s "
+        f"SELECT v::text, count(*) FROM (SELECT ({expression}) AS v FROM {table(of.name)} LIMIT {SAMPLED}) AS s "
         f"WHERE v IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {_MOST + 1}"
     )
     try:
@@ -141,6 +146,35 @@ def values_of(conn: psycopg.Connection[Any], of: HostTable, column: str) -> dict
     except psycopg.Error:  # no privilege, a policy that fails, or a table too large to be read in time
         return None
     return found if len(found) <= _MOST else None
+
+
+def meant_by(conn: psycopg.Connection[Any], of: HostTable, column: str, code: str) -> list[tuple[str, str, int]] | None:
+    """What a column refers to: each id in use, the code of that row, and how often; the most frequent first.
+
+    None where it can't be read, or where there are more than a person would call a list.
+    """
+    key = conn.execute(
+        """
+        SELECT a.attname::text FROM pg_catalog.pg_constraint AS k
+        JOIN pg_catalog.pg_attribute AS a ON a.attrelid = k.confrelid AND a.attnum = k.confkey[1]
+        JOIN pg_catalog.pg_attribute AS b ON b.attrelid = k.conrelid AND b.attnum = k.conkey[1]
+        WHERE k.contype = 'f' AND k.conrelid = pg_catalog.to_regclass(%s) AND b.attname = %s
+          AND pg_catalog.cardinality(k.conkey) = 1
+        """,
+        (table(of.name), column),
+    ).fetchall()
+    query = (
+        f"SELECT p.{ident(key[0][0])}::text, p.{ident(code)}::text, count(*) "
+        f"FROM (SELECT {ident(column)} AS v FROM {table(of.name)} LIMIT {SAMPLED}) AS s "
+        f"JOIN {table(of.refers[column])} AS p ON p.{ident(key[0][0])} = s.v "
+        f"WHERE p.{ident(code)} IS NOT NULL GROUP BY 1, 2 ORDER BY 3 DESC, 2 LIMIT {_MOST + 1}"
+    )
+    try:
+        with conn.transaction():
+            found = conn.execute(query).fetchall()
+    except psycopg.Error:
+        return None
+    return [(key, value, count) for key, value, count in found] if len(found) <= _MOST else None
 
 
 def exempt_logins(conn: psycopg.Connection[Any], of: HostTable) -> list[str]:

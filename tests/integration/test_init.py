@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import json
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -379,6 +380,49 @@ def test_rows_that_the_host_counts_as_deleted_make_no_owner(
     assert condition == proposed(filled, f"ALTER TABLE {{activities}} ADD COLUMN {column}").get("activity_condition")
 
 
+PLACES = """
+    CREATE TABLE public.provinces (id int PRIMARY KEY, name text, code varchar(10));
+    INSERT INTO public.provinces VALUES (1, 'Bavaria', 'BY'), (2, 'Zurich', 'ZH'), (3, 'nobody is there', 'NO');
+    ALTER TABLE {leads} DROP COLUMN territory, ADD COLUMN province_id int REFERENCES public.provinces;
+    UPDATE {leads} SET province_id = 1 + (get_byte(decode(right(id::text, 2), 'hex'), 0) % 2);
+    """
+
+
+@pytest.mark.profiles("pg18")
+def test_the_code_of_a_place_that_a_lead_refers_to_is_its_territory(filled: Database, folder: Path) -> None:
+    filled.sql_script(PLACES)
+    code, said = init("--yes")
+    assert (0, False) == (code, "preflight would refuse" in said), said
+    written = section(folder / "alembic.ini")
+    assert re.fullmatch(r"""CASE "province_id"( WHEN '[12]' THEN '(BY|ZH)'){2} END""", written["territory_expression"])
+    assert {"BY", "ZH"} == {*written["territories"].split(", ")}
+    assert "until territory_expression names it" in said
+    assert 0 == alembic(filled, "upgrade", MIGRATE_HEAD, cwd=folder).returncode
+
+
+@pytest.mark.profiles("pg18")
+def test_the_territories_of_an_expression_that_is_given_are_what_it_says(filled: Database, folder: Path) -> None:
+    assert filled.url
+    code, said = init("--yes", "--set", "territory_expression=lower(territory)")
+    assert 0 == code, said
+    assert {"de", "ch"} == {*section(folder / "alembic.ini")["territories"].split(", ")}
+
+
+@pytest.mark.profiles("pg18")
+def test_a_table_about_leads_is_none_of_leads(filled: Database) -> None:
+    filled.sql_script("""
+        ALTER TABLE {leads} RENAME TO customers;
+        ALTER TABLE public.customers ADD owner_id uuid;
+        CREATE TABLE public.lead_sources (id int PRIMARY KEY, code text, territory text);
+        """)
+    code, said = init("--yes")
+    assert 1 == code
+    assert (
+        "leads_table: no table is called like leads: which one holds them? Say it: --set 'leads_table=public.custom"
+        in said
+    )
+
+
 POLYMORPHIC = """
     ALTER TABLE {activities} DROP COLUMN lead_id, ADD COLUMN subject_id %s, ADD COLUMN subject_type text;
     INSERT INTO {activities} (subject_id, subject_type, user_id, kind, created_at)
@@ -413,6 +457,8 @@ def test_tables_whose_rows_go_with_their_lead_are_protected_with_it(filled: Data
     assert "public.activities (lead_id) append, public.contacts (lead_id)" == found.settings["lead_tables"]
     index = 'CREATE INDEX CONCURRENTLY ON "public"."lead_notes" ("lead_id");'
     assert [True] == [index in remark for remark in found.remarks if "lead_notes" in remark]
+    # whose rows stay without it may hold data of a lead as well
+    assert [True] == ["public.orders (lead_id) refers" in remark for remark in found.remarks if "orders" in remark]
     assert parse(found.settings).lead_tables[0].append
 
 
