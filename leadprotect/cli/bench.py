@@ -10,6 +10,7 @@ import click
 from leadprotect.cli import output
 from leadprotect.cli.console import Console
 from leadprotect.cli.interrupts import tidied_when_killed
+from leadprotect.cli.terminal import show_sheet
 from leadprotect.lab import servers
 from leadprotect.lab.bench import report
 from leadprotect.lab.bench.access import Access, measure_access
@@ -75,7 +76,7 @@ def bench_group() -> None:
 def access_command(
     leads: int, seconds: int, blocks: int, *, instructions: bool, folder: Path | None, publish: bool, as_json: bool
 ) -> None:
-    """What checks, lists, assertions, edits and the border cost the server: CPU of the backend, as ratios."""
+    """What checks, lists, assertions, edits, a shadow and the border cost the server: CPU of the backend, as ratios."""
     place = _ready(folder, publish=publish)
     found = _access(leads, seconds, blocks, place, Console(stderr=as_json), instructions=instructions)
     _tell(found, as_json=as_json)
@@ -109,7 +110,7 @@ def scale_command(counts: tuple[int, ...], blocks: int, *, folder: Path | None, 
     console, leads = Console(stderr=as_json), sorted(set(counts))
     with servers.embedded(servers.SIZED) as server:
         measured = measure_scale(server, leads, blocks=blocks, say=console.print)
-    console.print(report.scale_table(leads, measured))
+    show_sheet(report.scale_table(leads, measured), err=as_json)
     found = report.save_scale(leads, measured, place)
     console.print(f"numbers and page are in {place}")
     _tell(found, as_json=as_json)
@@ -170,7 +171,7 @@ def _access(
         measured.clients.extend(found.clients)
         measured.counts.extend(found.counts)
     for table in report.access_tables(measured):
-        console.print(table)
+        show_sheet(table, err=console.stderr)
     before = report.previous("access", folder)
     now = report.save_access(measured, folder, leads=leads)
     _compare(report.access_ratios(before), report.access_ratios(now), before, now, console)
@@ -182,7 +183,7 @@ def _backfill(leads: int, scale: float, rounds: int, folder: Path, console: Cons
     count = round(leads * scale)
     with servers.embedded(servers.SIZED) as server:
         measured = measure_backfill(server, leads=count, rounds=rounds, say=console.print)
-    console.print(report.backfill_table(measured))
+    show_sheet(report.backfill_table(measured), err=console.stderr)
     name = "backfill" if scale == 1.0 else f"backfill_{scale:g}x"
     before = report.previous(name, folder)
     now = report.save_backfill(measured, folder, leads=count, name=name)
@@ -195,7 +196,7 @@ def _compare(
     before: dict[str, float], now: dict[str, float], old: dict[str, Any], new: dict[str, Any], console: Console
 ) -> None:
     if before:
-        console.print(report.comparison_table(before, now))
+        show_sheet(report.comparison_table(before, now), err=console.stderr)
         for remark in report.unlike(old, new):
             console.print(remark, soft_wrap=True)
 

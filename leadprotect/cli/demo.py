@@ -10,6 +10,7 @@ import click
 from leadprotect.cli import output
 from leadprotect.cli.console import Console
 from leadprotect.cli.interrupts import tidied_when_killed
+from leadprotect.cli.terminal import show_sheet
 from leadprotect.lab.commands import require_packages
 from leadprotect.lab.demo.data import copy_dataset, invent
 from leadprotect.lab.demo.files import copy_files
@@ -47,6 +48,6 @@ def demo_command(
         fill = partial(copy_files, leads=leads, activities=activities)
     else:
         fill = partial(copy_dataset, dataset=invent(round(LEADS * (scale or 1))))
-    shown = run_demo(console, fill, keep=keep)
+    shown = run_demo(console, fill, partial(show_sheet, err=as_json), keep=keep)
     if as_json:
         click.echo(output.as_json(shown))

@@ -6,12 +6,10 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 import click
-from rich.table import Table
 
 from leadprotect.cli import output
-from leadprotect.cli.console import Console
 from leadprotect.cli.interrupts import tidied_when_killed
-from leadprotect.cli.terminal import echo
+from leadprotect.cli.terminal import echo, show_table
 from leadprotect.fleet.run import WORKERS, FleetRun, run_on_all
 from leadprotect.settings import current
 
@@ -37,9 +35,15 @@ def run_fleet(command: Sequence[str], *, workers: int | None) -> NoReturn:
 
 
 def _show(found: FleetRun) -> None:
-    table = Table("database", "exit code", "seconds", "last words", title=" ".join(found.command), title_justify="left")
+    rows = []
     for one in found.databases:
         said = [line for line in (*one.output, *one.errors) if line.strip()]
         last = one.errors[-1] if one.exit_code and one.errors else said[-1] if said else ""
-        table.add_row(" ".join(one.territories), str(one.exit_code), f"{one.seconds:.1f}", last)
-    Console().print(table)
+        rows.append((" ".join(one.territories), one.exit_code, f"{one.seconds:.1f}", last))
+    echo(f"\n{' '.join(found.command)}")
+    show_table(
+        ("database", "exit code", "seconds", "last words"),
+        rows,
+        numbers=("exit code", "seconds"),
+        folds=("last words",),
+    )

@@ -18,6 +18,8 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from leadprotect.lab.sheet import Sheet
+
 # control characters; then what turns the direction of a line, ends it, or takes no room: bounded() has them, too
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 
@@ -126,17 +128,29 @@ def laid_out(text: str, columns: int | None) -> list[str]:
 
 
 def show_table(
-    header: Sequence[str], rows: Sequence[Sequence[object]], *, numbers: Sequence[str] = (), folds: Sequence[str] = ()
+    header: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    numbers: Sequence[str] = (),
+    folds: Sequence[str] = (),
+    err: bool = False,
 ) -> None:
     """Print a table that fits: whole, or with the columns `folds` folded at words, or each row vertically.
 
     Columns of `numbers` stand right. Ids are never cut.
     """
-    columns = room()
+    columns = room(err=err)
     shown = _counted if columns else str
     grid = Grid([*header], [[shown(plain("" if cell is None else str(cell))) for cell in row] for row in rows])
     for line in grid.laid_out(columns, numbers=numbers, folds=folds):
-        click.echo(line)
+        click.echo(line, err=err)
+
+
+def show_sheet(sheet: Sheet, *, err: bool = False) -> None:
+    """Print a table of the lab below its title, with a line's room around it."""
+    echo(f"\n{sheet.title}" if sheet.title else "", err=err)
+    show_table(sheet.header, sheet.rows, numbers=sheet.numbers, folds=sheet.folds, err=err)
+    click.echo(err=err)
 
 
 @dataclass(frozen=True)

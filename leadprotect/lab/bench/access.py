@@ -24,6 +24,7 @@ from leadprotect.lab.bench.clock import Case, measured, ratio
 from leadprotect.lab.bench.instructions import instructions_of
 from leadprotect.lab.commands import isolated, run_alembic
 from leadprotect.lab.data import LEAD_ID, USER_ID, generate_host, generated_lead, generated_user
+from leadprotect.migration.shadowing import start_shadow, stop_shadow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,6 +57,11 @@ HOSTILE = f"""
     SELECT {USER_ID.format(n="100 + n % 97")}, 'DE', 'COLLABORATOR', {LEAD_ID.format(n="'rule ' || n")}
     FROM generate_series(1, 50000) AS n;
     ANALYZE leadprotect.lead_protection_rules;
+    """
+NOTES = f"""
+    CREATE TABLE public.bench_notes (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, lead_id uuid, said text);
+    CREATE INDEX ON public.bench_notes (lead_id);
+    GRANT SELECT, UPDATE ON public.bench_notes TO {LOGIN};
     """
 INSERT = """
     INSERT INTO public.plain_log (lead_id, user_id, login, role, territory, action, outcome, reason, transaction_id)
@@ -144,6 +150,9 @@ def measure_access(
         clients = services(bench)
         say(f"{name}: the border")
         lines += border(bench, "NULL allowed", count_figure=None)
+        run_alembic(server.folder, "downgrade", phases.before("contract")[-1])
+        say(f"{name}: the shadow")
+        lines += shadowed(bench)
         without_null(server, url)
         lines += border(bench, "NOT NULL", count_figure=1.10)
         if count:
@@ -547,9 +556,46 @@ def border(bench: Bench, kind: str, *, count_figure: float | None) -> list[Line]
     ]
 
 
+def shadowed(bench: Bench) -> list[Line]:
+    """Statements before contract while a shadow runs, against the same without one: allowed, and noted as denied."""
+    some = [UUID(lead) for lead in bench.own[:2000]]
+    statements: dict[str, tuple[str, list[Any], int]] = {
+        "UPDATE of a lead by key": ("UPDATE public.leads SET company = company WHERE id = %s::uuid", bench.own, 50),
+        f"UPDATE of {len(some):,} own leads": (
+            "UPDATE public.leads SET company = company WHERE id = ANY (%b::uuid[])", [some], 1,
+        ),
+        "UPDATE of a row of lead_tables": (
+            "UPDATE public.bench_notes SET said = said WHERE lead_id = %s::uuid", some, 50,
+        ),
+    }  # fmt: skip
+    found: dict[str, dict[bool, list[float]]] = {}
+    url = bench.server.url("bench_access")
+    with (
+        tempfile.TemporaryDirectory(dir=bench.server.folder) as folder,
+        isolated(Path(folder), database_url=url, lead_tables="public.bench_notes (lead_id)"),
+        bench.connections() as bound,
+        psycopg.connect(url, autocommit=True) as owner,
+    ):
+        owner.execute(NOTES)
+        owner.execute("INSERT INTO public.bench_notes (lead_id) SELECT unnest(%s::uuid[])", (some,))
+        cases = {}
+        for what, (statement, values, calls) in statements.items():
+            for user, when in ((USER, "allowed"), ("", "noted")):
+                conn = bound()
+                conn.execute("SELECT set_config('app.user_id', %s, false)", (user,))
+                cases[f"{what}, {when}"] = Case(conn, undone(conn, statement, values), calls)
+        for _ in range(max(bench.blocks // 4, 2)):
+            for on in (False, True):
+                (start_shadow if on else stop_shadow)()
+                for what, cost in bench.cost(cases, blocks=1).items():
+                    found.setdefault(what, {}).setdefault(on, []).extend(cost)
+        stop_shadow()
+        owner.execute("DROP TABLE public.bench_notes")
+    return [bench.line(what, "without a shadow", cost[True], cost[False], None) for what, cost in found.items()]
+
+
 def without_null(server: Server, url: str) -> None:
-    """The same host, in which every lead has a territory: contract then makes a border that an index serves."""
-    run_alembic(server.folder, "downgrade", phases.before("contract")[-1])
+    """The same host, in which every lead has a territory, through contract: its border is one that an index serves."""
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute("DELETE FROM public.leads WHERE territory IS NULL")
         conn.execute("ALTER TABLE public.leads ALTER territory SET NOT NULL")

@@ -12,10 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from leadprotect.lab.bench.backfill import Measured, medians, without_samples
 from leadprotect.lab.data import ACTIVITIES_PER_LEAD
+from leadprotect.lab.sheet import Sheet
 from leadprotect.lab.traffic import RATE
 
 if TYPE_CHECKING:
@@ -59,8 +58,8 @@ def machine() -> dict[str, str]:
     }
 
 
-def access_tables(measured: Access) -> list[Table]:
-    """One for each server, and one of what a service sees there, readable in 80 columns."""
+def access_tables(measured: Access) -> list[Sheet]:
+    """One for each server, and one of what a service sees there."""
     shown = [
         table
         for server in dict.fromkeys(line.server for line in measured.lines)
@@ -70,25 +69,24 @@ def access_tables(measured: Access) -> list[Table]:
         )
     ]
     if measured.counts:
-        counts = Table("server", "what", "instructions", "times SELECT 1", title="Instructions", title_justify="left")
+        numbers = ("instructions", "times SELECT 1")
+        counts = Sheet(("server", "what", *numbers), "Instructions", numbers)
         for one in measured.counts:
-            counts.add_row(one.server, one.what, f"{one.instructions:,.0f}", f"{one.times:.2f}")
+            counts.add(one.server, one.what, f"{one.instructions:,.0f}", f"{one.times:.2f}")
         shown.append(counts)
     return shown
 
 
-def _ratios(title: str, lines: list[Line], server: str) -> Table:
+def _ratios(title: str, lines: list[Line], server: str) -> Sheet:
     waited = any(line.p50 for line in lines)
-    heads = ("what", "against", "ratio", "quartiles", "figure", "us", *(["p50 us"] if waited else []))
-    shown = Table(*heads, title=title, title_justify="left")
+    numbers = ("ratio", "quartiles", "figure", "us", *(["p50 us"] if waited else []))
+    shown = Sheet(("what", "against", *numbers), title, numbers, folds=("what", "against"))
     for line in lines:
         if line.server == server:
             p50 = [f"{line.p50:,.0f}"] if waited else []
             figure = "" if line.figure is None else f"{line.figure:g}" + ("" if line.reached else " missed")
             spread = f"{line.low:.2f}-{line.high:.2f}"
-            shown.add_row(
-                line.what, line.base, f"{line.measured:.2f}", spread, figure, f"{line.microseconds:,.1f}", *p50
-            )
+            shown.add(line.what, line.base, f"{line.measured:.2f}", spread, figure, f"{line.microseconds:,.1f}", *p50)
     return shown
 
 
@@ -119,13 +117,14 @@ def backfill_ratios(numbers: dict[str, Any]) -> dict[str, float]:
     return {line["mode"]: line["ratio"] for line in numbers.get("summary", ()) if line["ratio"] is not None}
 
 
-def comparison_table(before: dict[str, float], now: dict[str, float]) -> Table:
-    """Each ratio with what it was, readable in 80 columns."""
-    shown = Table("against what was measured before", "before", "now", "change", title_justify="left")
-    for what, ratio in now.items():
-        was = before.get(what)
+def comparison_table(before: dict[str, float], now: dict[str, float]) -> Sheet:
+    """Each ratio with what it was."""
+    what, *numbers = ("against what was measured before", "before", "now", "change")
+    shown = Sheet((what, *numbers), numbers=tuple(numbers), folds=(what,))
+    for name, ratio in now.items():
+        was = before.get(name)
         change = "" if not was else f"{100 * (ratio / was - 1):+.0f} %"
-        shown.add_row(what, "new" if was is None else f"{was:.2f}", f"{ratio:.2f}", change)
+        shown.add(name, "new" if was is None else f"{was:.2f}", f"{ratio:.2f}", change)
     return shown
 
 
@@ -164,12 +163,10 @@ def chart_access(lines: list[Line], path: Path) -> None:
             panel.grid(axis="x", alpha=0.3)
 
 
-def scale_table(counts: list[int], measured: list[Growth]) -> Table:
+def scale_table(counts: list[int], measured: list[Growth]) -> Sheet:
     """What each part costs at each number of leads, and at many times the most as it grew."""
-    shown = Table(*_heads(counts), title="Scale", title_justify="left")
-    for row in _scaled(counts, measured):
-        shown.add_row(*row)
-    return shown
+    what, *numbers = _heads(counts)
+    return Sheet((what, *numbers), "Scale", tuple(numbers), (what,), [*map(tuple, _scaled(counts, measured))])
 
 
 def _heads(counts: list[int]) -> list[str]:
@@ -227,12 +224,13 @@ def save_scale(counts: list[int], measured: list[Growth], folder: Path) -> dict[
     return written
 
 
-def backfill_table(measured: list[Measured]) -> Table:
-    """Readable in 80 columns."""
-    shown = Table("", "s", "ratio", "owners/s", "p99 ms", "longest", "failed", title="Backfill", title_justify="left")
+def backfill_table(measured: list[Measured]) -> Sheet:
+    """Seconds, and what the live writes met."""
+    numbers = ("s", "ratio", "owners/s", "p99 ms", "longest", "failed")
+    shown = Sheet(("mode", *numbers), "Backfill", numbers, folds=("mode",))
     for line in medians(measured):
         ratio = "" if line["ratio"] is None else f"{line['ratio']:.2f}"
-        shown.add_row(
+        shown.add(
             line["mode"],
             f"{line['seconds']:.1f}",
             ratio,

@@ -21,7 +21,7 @@ from leadprotect.audit.verification import verify_audit
 from leadprotect.lab.bench.access import CHECK, JOIN, LOGIN, Bench, asking, asking_to, undone
 from leadprotect.lab.bench.backfill import check_disk
 from leadprotect.lab.bench.clock import Case, backend_seconds
-from leadprotect.lab.commands import isolated, run_alembic
+from leadprotect.lab.commands import isolated, run_alembic, run_to_end
 from leadprotect.lab.data import generate_host, generated_user
 from leadprotect.migration import gate
 from leadprotect.settings import current
@@ -42,6 +42,9 @@ ATTEMPTS = f"""
     FROM public.leads AS l WHERE l.territory IS NOT NULL
     """
 _SAMPLE_S = 0.05
+
+PLAN_S = 3.0
+"""What whoever is about to deploy waits for it."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,7 @@ def _took(server: Server, *arguments: str) -> float:
 
 def _moved(bench: Bench, conn: psycopg.Connection[Any], url: str) -> dict[str, _Part]:
     settings = current()
+    first = _planned(bench.server)
     upgrade = _took(bench.server, "-x", "contract=hold", "upgrade", "head")
     begin = time.perf_counter()
     leadprotect.backfill(url, ["DE", "CH"], settings=settings)
@@ -132,6 +136,7 @@ def _moved(bench: Bench, conn: psycopg.Connection[Any], url: str) -> dict[str, _
         asked = time.perf_counter()
         gate.conditions(own, settings=settings)
         asked = time.perf_counter() - asked
+    planned = _planned(bench.server)
     conn.execute(f"GRANT leadprotect_app, leadprotect_de TO {LOGIN}; GRANT SELECT, UPDATE ON public.leads TO {LOGIN}")
     accepted = ("-x", "accept=unowned:1,unprotected:1", "-x", "contract=require")
     contract = _took(bench.server, *accepted, "upgrade", "head")
@@ -140,11 +145,20 @@ def _moved(bench: Bench, conn: psycopg.Connection[Any], url: str) -> dict[str, _
     conn.execute(f"GRANT SELECT, UPDATE ON public.plain_leads TO {LOGIN}")
     conn.execute("VACUUM (ANALYZE)")
     return {
+        "plan, before the first revision": _Part(first, "s", linear=False, figure=PLAN_S),
+        "plan, before contract": _Part(planned, "s", linear=True, figure=PLAN_S),
         "upgrade before contract, with two index builds": _Part(upgrade, "s", linear=True),
         "backfill, one worker, verified": _Part(filled - begin, "s", linear=True),
         "gate, asked once": _Part(asked, "s", linear=True),
         "contract, which asks the gate five times": _Part(contract, "s", linear=True),
     }
+
+
+def _planned(server: Server) -> float:
+    """Seconds of the command, its start among them; that it would stop at the gate is no failure."""
+    began = time.perf_counter()
+    run_to_end(("leadprotect", "plan"), folder=server.folder, heard=lambda _: None)
+    return time.perf_counter() - began
 
 
 def _asked(bench: Bench, conn: psycopg.Connection[Any], _url: str) -> dict[str, _Part]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import psycopg
     from rich.console import Console
 
+    from leadprotect.lab.sheet import Sheet
+
 SELLERS = """
 CREATE TABLE public.users (id uuid PRIMARY KEY, name text NOT NULL);
 CREATE ROLE seller_de LOGIN;
@@ -40,15 +42,22 @@ class Shown:
     database_url: str | None
 
 
-def run_demo(console: Console, fill: Callable[[psycopg.Connection[Any]], None], *, keep: bool = False) -> Shown:
+def run_demo(
+    console: Console,
+    fill: Callable[[psycopg.Connection[Any]], None],
+    show: Callable[[Sheet], None],
+    *,
+    keep: bool = False,
+) -> Shown:
     """Start a server, have `fill` load its tables, migrate, backfill, tell the story, and end the server again.
 
+    The story goes to `console`, its tables to `show`.
     With `keep` the server stays after a story that went well. Raises `LeadProtectError`.
     """
     began = time.perf_counter()
     hidden = tuple(name for name in foreign_settings() if name != "DATABASE_URL")
     with embedded(keep=keep) as server:
-        demo = Demo(server, console, hidden)
+        demo = Demo(server, console, show, hidden)
         server.create_database("demo")
         # a demo can't wait; a production database keeps the default of 7 days
         with isolated(server.folder, database_url=demo.url(), observation_window=0):

@@ -14,20 +14,24 @@ from leadprotect.errors import LeadProtectError
 from leadprotect.lab.commands import AlembicStep, alembic_step, run_to_end
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
 
     from leadprotect.lab.servers import Server
+    from leadprotect.lab.sheet import Sheet
 
 
 @dataclass(frozen=True)
 class Demo:
     """A running server with the demo's database; its folder holds an alembic.ini that names it.
 
-    `hidden` are settings of the caller's environment that the demo does without.
+    `show` prints a table; `hidden` are settings of the caller's environment that the demo does without.
     """
 
     server: Server
     console: Console
+    show: Callable[[Sheet], None]
     hidden: tuple[str, ...]
 
     def url(self, login: str = "postgres") -> str:

@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from rich import box
-from rich.table import Table
-
 import leadprotect
 from leadprotect.errors import LeadAccessDenied
+from leadprotect.lab.sheet import Sheet
 
 if TYPE_CHECKING:
     from leadprotect.lab.demo.server import Demo
@@ -102,11 +100,11 @@ def two_logins(demo: Demo, cast: Cast) -> None:
     for person in (cast.owner, cast.neighbour):
         with demo.connect(person.login) as conn, leadprotect.acting_as(conn, person.user, person.territory):
             cursor = conn.execute(SELECT)
-            seen = story_table(*(column.name for column in cursor.description or ()))
+            seen = Sheet(tuple(column.name for column in cursor.description or ()))
             for row in cursor:
-                seen.add_row(*(value or "-" for value in row))
+                seen.add(*(value or "-" for value in row))
         say(demo, f"as {person.login}, for {person.name}:")
-        demo.console.print(seen)
+        demo.show(seen)
     here, there = cast.owner.territory, cast.neighbour.territory
     say(demo, "Of all leads a login sees, by the territory that it sets as its context:")
     visible(demo, (cast.owner.login, here), (cast.neighbour.login, there), (cast.owner.login, there))
@@ -121,12 +119,12 @@ def who_may_edit(demo: Demo, cast: Cast) -> None:
     """One decision with its reason, for three people."""
     chapter(demo, f"5. Who may edit {cast.label}, and why?")
     demo.console.print("leadprotect.explain(conn, lead)", style=CODE)
-    answers = story_table("user", "login", "may edit", "reason")
+    answers = Sheet(("user", "login", "may edit", "reason"))
     for person in cast.people:
         with demo.connect(person.login) as conn, leadprotect.acting_as(conn, person.user, person.territory):
             decision = leadprotect.explain(conn, cast.lead)
-        answers.add_row(person.name, person.login, "yes" if decision.allowed else "no", decision.reason)
-    demo.console.print(answers)
+        answers.add(person.name, person.login, "yes" if decision.allowed else "no", decision.reason)
+    demo.show(answers)
     say(demo, f"For {cast.neighbour.name} the lead looks like one that does not exist.")
 
 
@@ -148,7 +146,7 @@ def denied_attempt(demo: Demo, cast: Cast) -> None:
             changed = conn.execute(UPDATE, (cast.lead,)).rowcount
         say(demo, f"{person.name}: {changed} row{'' if changed == 1 else 's'} changed")
     say(demo, "\nWhat the audit knows about the lead, the attempt that was rolled back included:")
-    demo.console.print(audit(demo, cast))
+    demo.show(audit(demo, cast))
 
 
 def rollback_and_back(demo: Demo) -> None:
@@ -159,10 +157,11 @@ def rollback_and_back(demo: Demo) -> None:
     quarantine = rows_kept(demo, "leadprotect_quarantine")
     demo.run("alembic", "upgrade", "head", brief=True)
     after = rows_kept(demo, "leadprotect")
-    kept = story_table("rows", "before", "in quarantine", "after", numbers=True)
+    moments = ("before", "in quarantine", "after")
+    kept = Sheet(("rows", *moments), numbers=moments)
     for name in before:
-        kept.add_row(name, *(f"{counted[name]:,}" for counted in (before, quarantine, after)))
-    demo.console.print(kept)
+        kept.add(name, *(f"{counted[name]:,}" for counted in (before, quarantine, after)))
+    demo.show(kept)
     if not before == quarantine == after:
         message = "the rollback lost rows, see above; run it again with --keep and look at them"
         raise leadprotect.LeadProtectError(message)
@@ -235,7 +234,8 @@ def person(demo: Demo, user: UUID, territory: str) -> Person:
 
 def visible(demo: Demo, *viewers: tuple[str, str]) -> None:
     """How many leads of each territory a login sees with a territory as its context."""
-    counts = story_table("login", "context", "leads of DE", "leads of CH", "without territory", numbers=True)
+    numbers = ("leads of DE", "leads of CH", "without territory")
+    counts = Sheet(("login", "context", *numbers), numbers=numbers)
     for login, context in viewers:
         with demo.connect(login) as conn:
             conn.execute("SELECT set_config('app.territory', %s, true)", (context,))
@@ -243,13 +243,13 @@ def visible(demo: Demo, *viewers: tuple[str, str]) -> None:
                 "SELECT count(*) FILTER (WHERE territory = 'DE'), count(*) FILTER (WHERE territory = 'CH'), "
                 "count(*) FILTER (WHERE territory IS NULL) FROM leads"
             ).fetchone()
-        counts.add_row(login, context or "none", *(f"{number:,}" for number in seen or ()))
-    demo.console.print(counts)
+        counts.add(login, context or "none", *(f"{number:,}" for number in seen or ()))
+    demo.show(counts)
 
 
-def audit(demo: Demo, cast: Cast) -> Table:
+def audit(demo: Demo, cast: Cast) -> Sheet:
     """The lead's rows of the audit, as its auditor reads them."""
-    found = story_table("time (UTC)", "login", "user", "action", "outcome", "reason")
+    found = Sheet(("time (UTC)", "login", "user", "action", "outcome", "reason"))
     with demo.connect("auditor") as conn:
         conn.execute("SELECT set_config('app.territory', %s, true)", (cast.owner.territory,))
         for user, login, time, *facts in conn.execute(
@@ -258,7 +258,7 @@ def audit(demo: Demo, cast: Cast) -> Table:
             (cast.lead,),
         ):
             name = next((somebody.name for somebody in cast.people if somebody.user == user), str(user))
-            found.add_row(time, login, name, *facts)
+            found.add(time, login, name, *facts)
     return found
 
 
@@ -276,11 +276,3 @@ def chapter(demo: Demo, title: str) -> None:
 def say(demo: Demo, text: str) -> None:
     """A paragraph."""
     demo.console.print(text, markup=False)
-
-
-def story_table(*titles: str, numbers: bool = False) -> Table:
-    """An empty table; with `numbers`, all but its first column hold some."""
-    made = Table(box=box.SIMPLE)
-    for place, title in enumerate(titles):
-        made.add_column(title, justify="right" if numbers and place else "left")
-    return made
