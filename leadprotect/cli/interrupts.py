@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -46,3 +46,10 @@ def tidied_when_killed() -> Iterator[None]:
     finally:
         for number, handler in () if killed else before.items():
             signal.signal(number, handler)
+
+
+def on_signal(interrupt: Callable[[str], None]) -> None:
+    """A signal is one more thing that happens: what runs is stopped in good order, and what is half done is said."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda which, _frame: interrupt(signal.Signals(which).name))

@@ -34,6 +34,7 @@ COMMANDS = (
 
 _WORST_LAST = {
     "gate": (0, 10, 30, 20),  # rolling back is worse than not knowing
+    "guard": (0, 10, 11, 30, 1, 20, 21),
     "plan": (0, 3, 1),
 }
 _OF_ALEMBIC = 255  # its own for every error
@@ -80,8 +81,11 @@ def run_on_all(
         raise SettingsError(f"--fleet: there is no section [{SECTION}]; write into it: DE = postgresql://...")
     if not command or command[0] not in COMMANDS:
         said = repr(command[0]) if command else "nothing"
-        raise InvalidRequest(f"--fleet runs {', '.join(COMMANDS)}, not {said}; for one database: --on DE COMMAND")
-    parts = [(one, part) for one in settings.databases if (part := _part(settings, one, command)) is not None]
+        raise InvalidRequest(
+            f"--fleet runs {', '.join(COMMANDS)}, not {said}; for one database: --on DE COMMAND; "
+            "for a rollout over all: leadprotect guard --fleet"
+        )
+    parts = [(one, part) for one in settings.databases if (part := part_of(settings, one, command)) is not None]
     processes = _Processes()
     with ThreadPoolExecutor(min(workers, len(parts)), "leadprotect-fleet") as pool:
         started = [pool.submit(processes.run, one, part, tell) for one, part in parts]
@@ -93,13 +97,18 @@ def run_on_all(
     return FleetRun(tuple(command), found, worst(command[0], [one.exit_code for one in found]))
 
 
+def run_on(one: TerritoryDatabase, command: Sequence[str], tell: Callable[[str, str], None]) -> DatabaseRun:
+    """Run `command` on one of the databases, and wait for it."""
+    return _Processes().run(one, [*command], tell)
+
+
 def worst(command: str, codes: Sequence[int]) -> int:
     """The exit code that tells most of what went wrong."""
     order = _WORST_LAST.get(command, ())
     return max(codes, key=lambda code: (order.index(code) if code in order else len(order), code))
 
 
-def _part(settings: Settings, one: TerritoryDatabase, command: Sequence[str]) -> list[str] | None:
+def part_of(settings: Settings, one: TerritoryDatabase, command: Sequence[str]) -> list[str] | None:
     """The command for one database: of territories that it names, those that are there; None if none is."""
     if command[0] != "backfill":
         return list(command)
@@ -142,11 +151,12 @@ class _Processes:
                     tell(one.name, line.rstrip("\n"))
 
         readers = [threading.Thread(target=read, args=(name,), daemon=True) for name in said]
-        for reader in readers:
-            reader.start()
-        for reader in readers:
-            reader.join()
-        code = process.wait()
+        with process:
+            for reader in readers:
+                reader.start()
+            for reader in readers:
+                reader.join()
+            code = process.wait()
         seconds = time.monotonic() - began
         output = _parsed(said["stdout"]) if "--json" in command else tuple(said["stdout"])
         if code == _OF_ALEMBIC and command[0] in ALEMBIC:

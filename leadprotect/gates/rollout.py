@@ -24,7 +24,7 @@ from leadprotect.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 KNOWN = "leadprotect guard guards `alembic upgrade REVISION` and `leadprotect backfill TERRITORY...`"
 _LOOKS_ONLY = ("--dry-run", "--verify", "--help", "-h")
@@ -145,7 +145,8 @@ def _backfill(words: tuple[str, ...]) -> Backfill:
 class Child:
     """A running command; `heard` is called for each of its lines, `ended` with its exit code, both from a thread.
 
-    It has no terminal, so that Ctrl-C reaches the guard alone, who decides what becomes of it.
+    It has no terminal, so that Ctrl-C reaches the guard alone, who decides what becomes of it. One that `listens` is
+    told lines, and hears the end of them where this process dies.
     """
 
     words: tuple[str, ...]
@@ -153,14 +154,24 @@ class Child:
     ended: Callable[[int], None]
     last: deque[str] = field(default_factory=lambda: deque(maxlen=_LAST_LINES))
     process: subprocess.Popen[str] | None = None
+    environment: Mapping[str, str] | None = None
+    listens: bool = False
 
     def start(self) -> None:
         """Run it by this Python, and read what it says until it ends."""
         self.process = subprocess.Popen(  # noqa: S603 - parsed above: a command of ours
             [sys.executable, "-P", "-m", *self.words], text=True, errors="replace", start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            stdin=subprocess.PIPE if self.listens else subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, env=self.environment,
         )  # fmt: skip
         threading.Thread(target=self._read, name="leadprotect-guard-step", daemon=True).start()
+
+    def say(self, line: str) -> None:
+        """Tell it one line."""
+        if self.process and self.process.stdin:
+            with suppress(OSError, ValueError):  # it has ended, which is heard elsewhere
+                self.process.stdin.write(f"{line}\n")
+                self.process.stdin.flush()
 
     def interrupt(self) -> None:
         """As Ctrl-C does: it ends what it does in good order."""

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from datetime import datetime
 
 
@@ -57,8 +58,7 @@ class Evaluation:
     @property
     def verdict(self) -> Verdict:
         """A firing rollback wins over data that is missing elsewhere; else the worst; without answers, not known."""
-        found = {answer.verdict for answer in self.answers}
-        return next((verdict for verdict in _WORST_FIRST if verdict in found), Verdict.UNKNOWN)
+        return worst_verdict({answer.verdict for answer in self.answers})
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -66,6 +66,11 @@ class Evaluation:
         bad = [answer for answer in self.answers if answer.verdict is not Verdict.PROCEED]
         bad.sort(key=lambda answer: _WORST_FIRST.index(answer.verdict))
         return tuple(f"{answer.name}: {answer.why}" for answer in bad)
+
+
+def worst_verdict(found: Collection[Verdict]) -> Verdict:
+    """The worst of them; of none, not known."""
+    return next((verdict for verdict in _WORST_FIRST if verdict in found), Verdict.UNKNOWN)
 
 
 def finite(value: float | None) -> bool:

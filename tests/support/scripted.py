@@ -21,6 +21,7 @@ from unittest.mock import patch
 from leadprotect.cli import guard as command
 from leadprotect.cli import main
 from leadprotect.gates.verdict import Answer, Evaluation, Verdict
+from leadprotect.settings.databases import ON
 from tests.support.database import ROOT, Database
 
 if TYPE_CHECKING:
@@ -119,5 +120,7 @@ def read(file: Path) -> Any:
 
 
 if __name__ == "__main__":
-    with patch.object(command, "_ask", read(Path(sys.argv[1]))):
+    # of several databases, a file for each
+    script = Path(f"{sys.argv[1]}{os.environ.get(ON, '')}")
+    with patch.object(command, "_ask", read(script)):
         main(sys.argv[2:])
