@@ -7,12 +7,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-from rich.table import Table
 
 from leadprotect.cli import output
-from leadprotect.cli.console import Console
 from leadprotect.cli.interrupts import on_signal
-from leadprotect.cli.terminal import echo
+from leadprotect.cli.terminal import echo, show_table
 from leadprotect.fleet.guards import PLACE, FleetGuard
 from leadprotect.gates.machine import ENDS, OnRollback
 
@@ -87,8 +85,11 @@ def _tell(heard: Heard, *, width: int, as_json: bool) -> None:
 
 
 def _show_guards(found: FleetOutcome) -> None:
-    table = Table("database", "ended", "exit code", "revision", "why", title="guard", title_justify="left")
-    for one in found.databases:
-        code = "-" if one.exit_code is None else str(one.exit_code)
-        table.add_row(" ".join(one.territories), one.ended, code, one.revision or "-", one.why)
-    Console().print(table)
+    rows = [
+        (" ".join(one.territories), one.ended, "" if one.exit_code is None else one.exit_code, one.revision, one.why)
+        for one in found.databases
+    ]
+    echo("\nguard --fleet")
+    show_table(
+        ("database", "ended", "exit code", "revision", "why"), rows, numbers=("exit code",), folds=("ended", "why")
+    )
