@@ -40,7 +40,7 @@
 --    3412  Shadow
 --    3902  Backfill and verification
 --    4781  Gate
---    5755  Host
+--    5758  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -4788,7 +4788,7 @@ GRANT ALL ON FUNCTION leadprotect.backfill_status() TO leadprotect_operator;
 
 -- function leaking_views, lp_0014_migrate_ways, owner leadprotect_reader
 
-CREATE FUNCTION leadprotect.leaking_views(target regclass, host_rls text, exempt_roles name[]) RETURNS TABLE(detail text, remedy text)
+CREATE FUNCTION leadprotect.leaking_views(target regclass, host_rls text, exempt_roles name[]) RETURNS TABLE(login name, detail text, remedy text)
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
@@ -4837,7 +4837,8 @@ CREATE FUNCTION leadprotect.leaking_views(target regclass, host_rls text, exempt
               AND NOT pg_has_role(r.oid, g.relowner, 'MEMBER')
               AND has_database_privilege(r.oid, current_database(), 'CONNECT')
             GROUP BY g.oid, g.grantee)
-          SELECT format('%s reads %s as its owner %I, so login %I sees those of every territory', l.oid::regclass,
+          SELECT min(r.login)::name AS login,
+                 format('%s reads %s as its owner %I, so login %I sees those of every territory', l.oid::regclass,
                         what, pg_get_userbyid(l.relowner), min(r.login)) AS detail,
                  CASE l.relkind WHEN 'v' THEN format('ALTER VIEW %s SET (security_invoker = true);', l.oid::regclass)
                    ELSE string_agg(format('REVOKE SELECT ON %s FROM %s;', l.oid::regclass,
@@ -4913,21 +4914,23 @@ REVOKE ALL ON FUNCTION leadprotect.ways_around(host_rls text, exempt_roles name[
 
 -- function host_code, lp_0014_migrate_ways, owner leadprotect_reader
 
-CREATE FUNCTION leadprotect.host_code(target regclass, host_rls text) RETURNS SETOF text
+CREATE FUNCTION leadprotect.host_code(target regclass, host_rls text) RETURNS TABLE(name text, function regprocedure, runs regclass)
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
         BEGIN
           RETURN QUERY
-          SELECT beside.name FROM pg_class AS l JOIN pg_namespace AS home ON home.oid = l.relnamespace
+          SELECT beside.name, beside.function, beside.runs FROM pg_class AS l JOIN pg_namespace AS home ON home.oid = l.relnamespace
           CROSS JOIN LATERAL (
-            SELECT format('trigger %I on %s', t.tgname, t.tgrelid::regclass) AS name, p.prosrc AS text,
-                   CASE WHEN p.prosecdef THEN p.proowner END AS acts_as
+            SELECT format('trigger %I on %s', t.tgname, t.tgrelid::regclass) AS name, p.oid::regprocedure AS function,
+                   t.tgrelid::regclass AS runs, p.prosrc AS text, CASE WHEN p.prosecdef THEN p.proowner END AS acts_as
             FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
             WHERE t.tgrelid NOT IN (l.oid, '"public"."leads"'::regclass) AND NOT t.tgisinternal AND t.tgenabled <> 'D'
-              AND p.pronamespace NOT IN ('"leadprotect"'::regnamespace, 'pg_catalog'::regnamespace)
+              AND p.pronamespace <> 'pg_catalog'::regnamespace
+              -- a plan asks this before the schema is there
+              AND p.pronamespace IS DISTINCT FROM to_regnamespace('"leadprotect"')
             UNION ALL
-            SELECT format('rule %I on %s', r.rulename, r.ev_class::regclass), pg_get_ruledef(r.oid), c.relowner
+            SELECT format('rule %I on %s', r.rulename, r.ev_class::regclass), NULL, r.ev_class::regclass, pg_get_ruledef(r.oid), c.relowner
             FROM pg_rewrite AS r JOIN pg_class AS c ON c.oid = r.ev_class
             WHERE r.ev_class <> l.oid AND r.rulename <> '_RETURN') AS beside
           CROSS JOIN LATERAL (
@@ -5039,7 +5042,7 @@ CREATE FUNCTION leadprotect.what_changes(host_rls text) RETURNS TABLE(condition 
                    'no trigger or rule on another table changes leads'),
                  'let it run as the owner of the leads (SECURITY DEFINER), or answer for it: alembic -x accept=host_code:1 upgrade head'
           INTO met, detail, remedy
-          FROM "leadprotect".host_code('"public"."leads"'::regclass, host_rls) AS code (name);
+          FROM "leadprotect".host_code('"public"."leads"'::regclass, host_rls) AS code;
           IF met THEN
             remedy := NULL;
           END IF;
@@ -5145,14 +5148,14 @@ CREATE FUNCTION leadprotect.lead_table_conditions(host_rls text, exempt_roles na
                      format('ALTER TABLE %s NO INHERIT %s;', i.inhrelid::regclass, i.inhparent::regclass) AS remedy
               FROM pg_inherits AS i WHERE target IN (i.inhparent, i.inhrelid)
               UNION ALL
-              SELECT * FROM "leadprotect".leaking_views(target, host_rls, exempt_roles)
+              SELECT leak.detail, leak.remedy FROM "leadprotect".leaking_views(target, host_rls, exempt_roles) AS leak
             LOOP
               ways := ways || found.detail;
               closes := closes || found.remedy;
             END LOOP;
             codes := codes || ARRAY(
               SELECT format('%s changes rows of %s: of those that whoever runs it may not edit, silently none', code.name, target)
-              FROM "leadprotect".host_code(target, host_rls) AS code (name) ORDER BY 1);
+              FROM "leadprotect".host_code(target, host_rls) AS code ORDER BY 1);
             -- what such a key leaves behind would be everybody's, so the trigger refuses it
             FOR found IN
               SELECT format('%I takes the rows of %s from a lead that is deleted or renumbered: refused after contract, and with it the deletion',

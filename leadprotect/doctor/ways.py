@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from leadprotect.database.catalog import relation
 from leadprotect.doctor import present
 from leadprotect.doctor.finding import Fault, check
 from leadprotect.doctor.shipped import known, shipped, shipped_script
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
     import psycopg
 
-# The same question as the condition "views" of the gate, which a login without the operator's role may not ask:
+# What the condition "views" of the gate asks of the host's tables before contract, after it, and of our tables, too:
 # `reader` is who reads leads in a view's name, 0 whoever asks; the first view on the way up that is no
 # security_invoker decides.
 _LEAKS = """
@@ -53,7 +52,7 @@ _LEAKS = """
         OR EXISTS (
           SELECT FROM pg_class AS unbound
           WHERE unbound.oid IN (source.oid, CASE WHEN source.oid = ANY (%(hosts)s::oid[]) THEN %(leads)s::oid END)
-            AND NOT (unbound.relforcerowsecurity OR %(forced)s) AND pg_has_role(o.oid, unbound.relowner, 'USAGE'))
+            AND NOT unbound.relforcerowsecurity AND pg_has_role(o.oid, unbound.relowner, 'USAGE'))
         OR o.rolname = ANY (%(exempt)s))
       AND l.rolcanlogin AND NOT l.rolsuper AND NOT l.rolbypassrls AND l.rolname <> ALL (%(exempt)s)
       AND NOT pg_has_role(l.oid, v.relowner, 'MEMBER')
@@ -64,28 +63,18 @@ _LEAKS = """
 @check("danger", "It reads as its owner, whom row security does not bind: its readers see every territory.")
 def definer_view(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
     """A view over the leads or our tables that a login may read, and that reads as an owner who is not bound."""
-    yield from (fault for _, fault in _definers(conn, _asked(conn, s, "v")))
-
-
-def _definers(conn: psycopg.Connection[Any], asked: dict[str, Any]) -> Iterator[tuple[str, Fault]]:
-    """The same of the tables that `asked` names, each with a login that reads it."""
-    for view, _, owner, login, _ in conn.execute(_LEAKS, asked).fetchall():
+    for view, _, owner, login, _ in conn.execute(_LEAKS, _asked(conn, s, "v")).fetchall():
         mends = f"ALTER VIEW {view} SET (security_invoker = true);"
-        yield login, Fault(view, f"it reads leads as {owner}, so login {login} sees those of every territory", mends)
+        yield Fault(view, f"it reads leads as {owner}, so login {login} sees those of every territory", mends)
 
 
 @check("danger", "Its rows were read past row security, and no policy holds for them.")
 def materialised_view(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
     """A materialised view over the leads or our tables that a login may read."""
-    yield from (fault for _, fault in _materialised(conn, _asked(conn, s, "m")))
-
-
-def _materialised(conn: psycopg.Connection[Any], asked: dict[str, Any]) -> Iterator[tuple[str, Fault]]:
-    """The same of the tables that `asked` names, each with a login that reads it."""
-    for view, _, _, login, grantees in conn.execute(_LEAKS, asked).fetchall():
+    for view, _, _, login, grantees in conn.execute(_LEAKS, _asked(conn, s, "m")).fetchall():
         whom = ", ".join(role if role == "PUBLIC" else ident(role) for role in grantees)
         mends = f"REVOKE SELECT ON {view} FROM {whom};"
-        yield login, Fault(view, f"it holds leads of every territory, and login {login} may read it", mends)
+        yield Fault(view, f"it holds leads of every territory, and login {login} may read it", mends)
 
 
 @check("danger", "It shows other rows, or to others, than the release that was installed.", needs="text")
@@ -195,28 +184,12 @@ def publication(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
         yield Fault(f"publication {name}", f"it carries {schema}.{carried}", mends)
 
 
-def once_enforced(conn: psycopg.Connection[Any], s: Settings) -> Iterator[tuple[str, Fault]]:
-    """The views that would show leads past row security once contract enforces it, each with a login that reads it."""
-    leads, *children = (
-        relation(conn, *one.split(".", 1)) for one in (s.leads_table, *(c.table for c in s.lead_tables))
-    )
-    asked = {
-        "leads": leads,
-        "hosts": [leads, *children],
-        "schema": s.schema,
-        "exempt": list(s.exempt_roles),
-        "forced": s.host_rls == "force",
-    }
-    yield from _definers(conn, asked | {"kind": "v"})
-    yield from _materialised(conn, asked | {"kind": "m"})
-
-
 def _asked(conn: psycopg.Connection[Any], s: Settings, kind: str) -> dict[str, Any]:
     exempt = list(s.exempt_roles)
     # before contract nothing narrows the leads, so no view passes it by: the gate names those that will
     leads = present.leads(conn, s) if present.enforced(conn, s) else None
     hosts = [leads, *(oid for _, oid in present.children(conn, s))] if leads else []
-    return {"leads": leads, "hosts": hosts, "schema": s.schema, "kind": kind, "exempt": exempt, "forced": False}
+    return {"leads": leads, "hosts": hosts, "schema": s.schema, "kind": kind, "exempt": exempt}
 
 
 def _view(text: str, name: str) -> str | None:

@@ -1,7 +1,8 @@
 """Who would lose what at contract, login by login, with what helps; asked of the catalog, from whatever phase.
 
 The conditions of the gate ask the same once the migrate step is there, in the database itself and for all logins
-together; tests/migrations/test_plan.py holds that both say the same.
+together: of views and of the host's code by the very text that is asked here. tests/migrations/test_plan.py holds that
+both say the same of logins.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from leadprotect.database.blockers import redact
 from leadprotect.database.catalog import one, relation
 from leadprotect.database.connection import as_role
 from leadprotect.doctor.keys import index_not_leakproof
-from leadprotect.doctor.ways import foreign_key_action, host_before_trigger, once_enforced
+from leadprotect.doctor.ways import foreign_key_action, host_before_trigger
 from leadprotect.migration.shadow import shadow_report
+from leadprotect.planning.questions import ask_as_gate
 from leadprotect.settings import Settings, ident, render, table
 from leadprotect.settings.names import territory_columns
 
@@ -101,36 +103,6 @@ _ACTORS = """
       AND has_database_privilege(l.oid, current_database(), 'CONNECT')
     ORDER BY l.rolname, h.oid = l.oid DESC, h.serves AND cardinality(h.codes) > 0 DESC, h.rolname
     """
-# Code that runs beside a statement on another table, with rights that row security binds; a text that is put
-# together at run time is not seen. As the condition `host_code` of the gate asks.
-_HOST_CODE = """
-    SELECT beside.name, beside.function, beside.runs::regclass::text
-    FROM pg_class AS l JOIN pg_namespace AS home ON home.oid = l.relnamespace
-    CROSS JOIN LATERAL (
-      SELECT format('trigger %%I on %%s', t.tgname, t.tgrelid::regclass) AS name, p.oid::regprocedure::text AS function,
-             t.tgrelid AS runs, p.prosrc AS text, CASE WHEN p.prosecdef THEN p.proowner END AS acts_as
-      FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid JOIN pg_namespace AS n ON n.oid = p.pronamespace
-      WHERE t.tgrelid <> l.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D'
-        AND n.nspname NOT IN ('pg_catalog', %(schema)s)
-      UNION ALL
-      SELECT format('rule %%I on %%s', r.rulename, r.ev_class::regclass), NULL, r.ev_class, pg_get_ruledef(r.oid),
-             c.relowner
-      FROM pg_rewrite AS r JOIN pg_class AS c ON c.oid = r.ev_class
-      WHERE r.ev_class <> l.oid AND r.rulename <> '_RETURN') AS beside
-    CROSS JOIN LATERAL (
-      SELECT regexp_replace(replace(lower(beside.text), '"', ''), '[[:space:];(),]+', ' ', 'g') || ' ' AS words
-    ) AS plain
-    WHERE l.oid = %(leads)s AND EXISTS (
-        SELECT
-        FROM unnest(ARRAY['update ', 'update only ', 'delete from ', 'delete from only ', 'merge into ']) AS verb,
-             unnest(ARRAY[lower(l.relname), lower(home.nspname) || '.' || lower(l.relname)]) AS called
-        WHERE strpos(plain.words, verb || regexp_replace(called, '[[:space:];(),]+', ' ', 'g') || ' ') > 0)
-      AND NOT coalesce((
-        SELECT o.rolsuper OR o.rolbypassrls
-          OR NOT %(forced)s AND NOT l.relforcerowsecurity AND pg_has_role(o.oid, l.relowner, 'USAGE')
-        FROM pg_roles AS o WHERE o.oid = beside.acts_as), false)
-    ORDER BY 1 LIMIT 20
-    """
 _WRITERS = """
     SELECT l.rolname::text FROM pg_roles AS l
     WHERE l.rolcanlogin AND NOT l.rolsuper AND has_database_privilege(l.oid, current_database(), 'CONNECT')
@@ -192,7 +164,7 @@ def losses(conn: psycopg.Connection[Any], s: Settings, unseen: list[str]) -> lis
     bound = {actor.login for actor in actors if asked["forced"] or not actor.owns}
     found += _queues(conn, s, asked, bound, unseen)
     found += _jobs(conn, s, asked, bound, unseen)
-    found += _host_code(conn, s, asked)
+    found += _host_code(conn, s)
     return found + list(_for_everybody(conn, s))
 
 
@@ -313,10 +285,22 @@ def _membership(s: Settings, actor: _Actor, asked: dict[str, Any]) -> str:
 
 
 def _views(conn: psycopg.Connection[Any], s: Settings) -> list[Loss]:
-    return [
-        Loss("views", login, f"{fault.where}: {fault.what}", fault.mends, "views")
-        for login, fault in once_enforced(conn, s)
-    ]
+    found = []
+    for name, oid, condition in _tables(conn, s, "views", "lead_tables_ways"):
+        label = "leads" if name == s.leads_table else name
+        for login, detail, remedy in ask_as_gate(conn, s, "leaking_views", target=oid, label=label):
+            found.append(Loss("views", login, detail, remedy, condition))
+    return found
+
+
+def _tables(
+    conn: psycopg.Connection[Any], s: Settings, of_leads: str, of_lead_tables: str
+) -> Iterator[tuple[str, int, str]]:
+    """The tables that contract protects and that are there, each with the condition of the gate about it."""
+    known = [(s.leads_table, of_leads), *((child.table, of_lead_tables) for child in s.lead_tables)]
+    for name, condition in known:
+        if oid := relation(conn, *name.split(".", 1)):
+            yield name, oid, condition
 
 
 def _queues(
@@ -387,20 +371,23 @@ def _jobs(
     ]
 
 
-def _host_code(conn: psycopg.Connection[Any], s: Settings, asked: dict[str, Any]) -> list[Loss]:
+def _host_code(conn: psycopg.Connection[Any], s: Settings) -> list[Loss]:
     found = []
-    for name, function, runs in conn.execute(_HOST_CODE, asked).fetchall():
-        owner = one(conn, "SELECT pg_get_userbyid(relowner)::text FROM pg_class WHERE oid = %s", asked["leads"])
-        path = f"pg_catalog, {ident(s.leads_table.split('.', 1)[0])}, pg_temp"
-        mends = (
-            f"ALTER FUNCTION {function} OWNER TO {ident(owner)}; "
-            f"ALTER FUNCTION {function} SECURITY DEFINER SET search_path = {path};"
-        )
-        if asked["forced"] or function is None:
-            mends = "alembic -x accept=host_code:1 upgrade head"
-        what = f"{name} changes leads: of those that whoever runs it may not edit, silently none"
-        logins: list[str | None] = [login for (login,) in conn.execute(_WRITERS, (runs,)).fetchall()]
-        found += [Loss("host code", login, what, mends, "host_code") for login in logins or [None]]
+    for table_name, oid, condition in _tables(conn, s, "host_code", "lead_tables_code"):
+        query = "SELECT pg_get_userbyid(relowner)::text, relforcerowsecurity FROM pg_class WHERE oid = %s"
+        owner, forced = conn.execute(query, (oid,)).fetchall()[0]
+        path = f"pg_catalog, {ident(table_name.split('.', 1)[0])}, pg_temp"
+        rows_of = "leads" if table_name == s.leads_table else f"rows of {table_name}"
+        for name, function, runs in ask_as_gate(conn, s, "host_code", target=oid, label=table_name):
+            mends = (
+                f"ALTER FUNCTION {function} OWNER TO {ident(owner)}; "
+                f"ALTER FUNCTION {function} SECURITY DEFINER SET search_path = {path};"
+            )
+            if forced or s.host_rls == "force" or function is None:
+                mends = f"alembic -x accept={condition}:1 upgrade head"
+            what = f"{name} changes {rows_of}: of those that whoever runs it may not edit, silently none"
+            logins: list[str | None] = [login for (login,) in conn.execute(_WRITERS, (runs,)).fetchall()]
+            found += [Loss("host code", login, what, mends, condition) for login in logins or [None]]
     return found
 
 

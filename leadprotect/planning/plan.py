@@ -40,6 +40,8 @@ _CLOSES = {
     "views": "a view shows leads past row security to logins",
     "shadow": "a shadow saw logins do what no user of theirs could do after contract",
     "host_code": "code of the host changes leads, and would find none, for logins",
+    "lead_tables_ways": "a view shows rows of lead_tables past row security to logins",
+    "lead_tables_code": "code of the host changes rows of lead_tables, and would find none, for logins",
 }
 EXIT: dict[Outcome, int] = {"nothing to do": 0, "through": 0, "stops at the gate": 3, "refused": 1}
 

@@ -324,6 +324,30 @@ def test_before_and_after_the_migrate_step_the_same_is_said_of_logins(make_datab
     assert {one.name for one in before.closed} == {one.name for one in after.closed}
 
 
+def test_of_lead_tables_the_same_views_and_code_are_named_before_and_after_the_migrate_step(
+    make_database: Callable[..., Database],
+) -> None:
+    """Each by the name of the condition that the gate then closes for."""
+    database = make_database("host", lead_tables="public.notes (lead)")
+    login = planted(database)
+    database.sql_script(f"""
+        CREATE TABLE public.notes (lead {{lead_id_type}}, said text);
+        CREATE INDEX ON public.notes (lead);
+        CREATE VIEW public.note_report AS SELECT count(*) AS notes FROM public.notes;
+        GRANT SELECT ON public.note_report TO "{login}";
+        CREATE FUNCTION public.noted() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN UPDATE public.notes SET said = 'won' WHERE lead = NEW.lead; RETURN NEW; END $$;
+        CREATE TRIGGER noted AFTER INSERT ON public.orders FOR EACH ROW EXECUTE FUNCTION public.noted();
+        """)
+    before = planned(database)
+    database.upgrade(MIGRATE_HEAD)
+    after = planned(database)
+    of_tables = {("views", login, "lead_tables_ways"), ("host code", login, "lead_tables_code")}
+    assert of_tables <= said(before.losses) == said(after.losses)
+    assert {"views", "host_code", "lead_tables_ways", "lead_tables_code"} <= {one.name for one in before.closed}
+    assert {one.name for one in before.closed} == {one.name for one in after.closed}
+
+
 def said(losses: Any) -> set[tuple[str, str | None, str | None]]:
     return {(loss.kind, loss.login, loss.condition) for loss in losses}
 
