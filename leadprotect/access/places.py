@@ -62,7 +62,7 @@ def _in(one: TerritoryDatabase) -> str:
 
 
 def _remedy(code: str) -> str:
-    return f"use a connection of leadprotect.route({code!r})"
+    return f"use a connection of leadprotect.route({code!r}), or --on {code} on the command line"
 
 
 def _database_of(code: str | None, databases: tuple[TerritoryDatabase, ...]) -> TerritoryDatabase | None:

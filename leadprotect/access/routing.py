@@ -173,18 +173,19 @@ def ask_each(
     by_engine: dict[AnyEngine, dict[str, list[K]]] = {}
     for territory, among in by_territory.items():
         by_engine.setdefault(router(territory), {})[territory] = among
-    found: dict[tuple[str, K], bool] = {}
+    answered: dict[str, dict[K, bool]] = {}
     failed: dict[str, ProtectionUnavailable] = {}
-    for outcome in _at_once([(engine, parts, ask) for engine, parts in by_engine.items()]):
-        found |= outcome[0]
-        failed |= outcome[1]
-    answers = {one: found[one] for one in asked if one in found}
+    for found, silent in _at_once([(engine, parts, ask) for engine, parts in by_engine.items()]):
+        answered |= found
+        failed |= silent
+    # a pair is hashed once, which of a UUID is work of Python's own
+    answers = {one: answered[one[0]][one[1]] for one in asked if one[0] in answered}
     if failed:
         raise DatabasesUnavailable(failed, answers, len(set(asked)))
     return answers
 
 
-def _at_once(parts: list[tuple[Any, ...]]) -> list[tuple[dict[Any, bool], dict[str, ProtectionUnavailable]]]:
+def _at_once(parts: list[tuple[Any, ...]]) -> list[tuple[dict[str, Any], dict[str, ProtectionUnavailable]]]:
     """One of them in this thread; in the context of the caller, where its trace is."""
     if not parts:
         return []
@@ -196,21 +197,19 @@ def _at_once(parts: list[tuple[Any, ...]]) -> list[tuple[dict[Any, bool], dict[s
 
 def _visited(
     engine: Any, parts: dict[str, list[K]], ask: Callable[[Connection, str, list[K]], dict[K, bool]]
-) -> tuple[dict[tuple[str, K], bool], dict[str, ProtectionUnavailable]]:
+) -> tuple[dict[str, dict[K, bool]], dict[str, ProtectionUnavailable]]:
     """The answers of one database, territory by territory in one session, and who got none."""
-    found: dict[tuple[str, K], bool] = {}
+    found: dict[str, dict[K, bool]] = {}
 
     def visit(conn: Connection) -> None:
         for territory, leads in parts.items():
-            answers = ask(conn, territory, leads)
-            found.update({(territory, lead): may for lead, may in answers.items()})
+            found[territory] = ask(conn, territory, leads)
 
     try:
         with mapped_errors():
             _connected(engine, visit)
     except ProtectionUnavailable as error:
-        answered = {territory for territory, _ in found}
-        return found, dict.fromkeys((code for code in parts if code not in answered), error)
+        return found, {territory: error for territory in parts if territory not in found}
     return found, {}
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.errors import InvalidRequest, SettingsError
+from leadprotect.fleet.forks import Forked
 from leadprotect.settings.databases import ON, SECTION
 from leadprotect.settings.files import ini_file
 
@@ -70,12 +71,14 @@ def run_on_all(
     *,
     workers: int = WORKERS,
     tell: Callable[[str, str], None] | None = None,
+    work: Callable[[list[str]], object] | None = None,
 ) -> FleetRun:
     """Run `command` on each database of the settings, at most `workers` at once, and wait for all of them.
 
     One that can't be reached ends with its own error, and the others go on; so the same command again does what is
-    left. `tell` gets each line as it comes, with the name of the database. Raises `SettingsError` without databases,
-    `InvalidRequest` for a command that is about one of them.
+    left. `tell` gets each line as it comes, with the name of the database. `work` runs a command in this process; it is
+    forked for each database while it has one thread, and what it has loaded is not loaded again. Raises
+    `SettingsError` without databases, `InvalidRequest` for a command that is about one of them.
     """
     if not settings.databases:
         raise SettingsError(f"--fleet: there is no section [{SECTION}]; write into it: DE = postgresql://...")
@@ -86,7 +89,7 @@ def run_on_all(
             "for a rollout over all: leadprotect guard --fleet"
         )
     parts = [(one, part) for one in settings.databases if (part := part_of(settings, one, command)) is not None]
-    processes = _Processes()
+    processes = _Processes(parts, work)
     with ThreadPoolExecutor(min(workers, len(parts)), "leadprotect-fleet") as pool:
         started = [pool.submit(processes.run, one, part, tell) for one, part in parts]
         try:
@@ -99,7 +102,8 @@ def run_on_all(
 
 def run_on(one: TerritoryDatabase, command: Sequence[str], tell: Callable[[str, str], None]) -> DatabaseRun:
     """Run `command` on one of the databases, and wait for it."""
-    return _Processes().run(one, [*command], tell)
+    words = [*command]
+    return _Processes([(one, words)], None).run(one, words, tell)
 
 
 def worst(command: str, codes: Sequence[int]) -> int:
@@ -123,24 +127,24 @@ def part_of(settings: Settings, one: TerritoryDatabase, command: Sequence[str]) 
 class _Processes:
     """The processes that run now; one stop ends them all."""
 
-    def __init__(self) -> None:
-        self._running: list[subprocess.Popen[str]] = []
+    def __init__(
+        self, parts: Sequence[tuple[TerritoryDatabase, list[str]]], work: Callable[[list[str]], object] | None
+    ) -> None:
+        self._running: list[subprocess.Popen[str] | Forked] = []
         self._stopped = False
         self._lock = threading.Lock()
+        alone = work is not None and hasattr(os, "fork") and threading.active_count() == 1
+        self._waiting = {one.name: Forked(one, words, work) for one, words in parts if work is not None and alone}
 
     def run(self, one: TerritoryDatabase, command: list[str], tell: Callable[[str, str], None] | None) -> DatabaseRun:
         """Run the command with the settings of one database, and read what it says as it comes."""
-        program = ["alembic", "-c", str(ini_file())] if command[0] in ALEMBIC else ["leadprotect"]
         began = time.monotonic()
         with self._lock:
             if self._stopped:
                 return DatabaseRun(one.territories, 128 + signal.SIGTERM, 0.0, (), ("not begun",))
-            process = subprocess.Popen(  # noqa: S603 - our own program, no shell
-                [sys.executable, "-m", *program, *command],
-                env=os.environ | {ON: one.territories[0], "PYTHONUNBUFFERED": "1"},
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
-                start_new_session=True,  # Ctrl-C of a terminal reaches us alone, and we stop all of them alike
-            )  # fmt: skip
+            process = self._waiting.get(one.name) or _started(one, command)
+            if isinstance(process, Forked):
+                process.go()
             self._running.append(process)
         said: dict[str, list[str]] = {"stdout": [], "stderr": []}
 
@@ -177,6 +181,16 @@ class _Processes:
                 one.wait(max(until - time.monotonic(), 0))
             except subprocess.TimeoutExpired:
                 one.kill()
+
+
+def _started(one: TerritoryDatabase, command: list[str]) -> subprocess.Popen[str]:
+    program = ["alembic", "-c", str(ini_file())] if command[0] in ALEMBIC else ["leadprotect"]
+    return subprocess.Popen(  # noqa: S603 - our own program, no shell
+        [sys.executable, "-m", *program, *command],
+        env=os.environ | {ON: one.territories[0], "PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
+        start_new_session=True,  # Ctrl-C of a terminal reaches us alone, and we stop all of them alike
+    )  # fmt: skip
 
 
 def _parsed(lines: list[str]) -> Any:

@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import psycopg
 import pytest
 
@@ -158,6 +160,35 @@ def test_one_database_is_named_by_a_territory(
 
 
 # --- what needs no database
+
+FORKED = """
+import os, sys, time
+from leadprotect.fleet.forks import Forked
+from leadprotect.settings.databases import ON, TerritoryDatabase
+
+def work(words):
+    print(os.environ[ON], *words)
+    print("bad", file=sys.stderr)
+    sys.exit(3)
+
+waiting, done = (Forked(TerritoryDatabase("", (code,)), ["status"], work) for code in ("CH", "DE"))
+done.go()
+with done:
+    print(done.stdout.read().strip(), done.stderr.read().strip(), done.wait(), waiting.poll(), flush=True)
+print(waiting._process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_forked_process_tells_its_end_and_one_that_never_began_ends_with_its_parent() -> None:
+    with subprocess.Popen([sys.executable, "-c", FORKED], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        assert "DE status bad 3 None" == parent.stdout.readline().strip()
+        waiting = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+        with suppress(psutil.NoSuchProcess):
+            while waiting.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.02)
 
 
 GIVEN = {"territories": 'DE, CH, "North America, all": na'}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SELLER = 1
 
-pytestmark = pytest.mark.profiles("pg18")
+pytestmark = [pytest.mark.profiles("pg18"), pytest.mark.xdist_group("second server")]
 
 
 @pytest.fixture
