@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 CLOCK_S = 60
 """How far clocks may differ before and after a failover, and what a row's time may precede its transaction."""
 
-_TRANSACTION = [*ROW].index("transaction_id") + 1
-
 ASKED = """asked AS (
           SELECT %s::text AS territory, %s::date AS month, %s::timestamp AT TIME ZONE 'Etc/UTC' AS low,
                  (%s::timestamp + interval '1 month') AT TIME ZONE 'Etc/UTC' AS high
@@ -199,8 +197,3 @@ def recorded_rows(
         FROM (SELECT * FROM ({recorded(conn, columns, IN_MONTH)}) AS held ORDER BY held.id OFFSET 0) AS a
         """
     yield from streamed(conn, query, (*asked(territory, month), snapshot))
-
-
-def transaction_of(text: str) -> int:
-    """The transaction id in the text of a row."""
-    return int(json.loads(text)[_TRANSACTION])

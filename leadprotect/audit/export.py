@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from leadprotect.access.context import declaring
 from leadprotect.audit import chains
 from leadprotect.audit.reach import listing_reach
-from leadprotect.audit.seals import FORMAT, ROW, ROW_ORDER, ROW_TEXT, SEAL, SEAL_TEXT, seal_body
+from leadprotect.audit.seals import FORMAT, ROW, ROW_ORDER, ROW_SHOWN, SEAL, SEAL_TEXT, seal_body
 from leadprotect.database.connection import own_names, row, rows, streamed
 from leadprotect.errors import InvalidRequest
 from leadprotect.settings import current, render
@@ -169,7 +169,7 @@ def _sealed_rows(conn: psycopg.Connection[Any], asked: _Asked) -> Iterator[tuple
           SELECT whole.number, whole.month, i.id
           FROM whole, unnest(whole.ids) AS r, generate_series(lower(r), upper(r) - 1) AS i (id)
         ), held AS (
-          {chains.recorded(conn, f"a.id, a.at, a.lead_id, {month}, {ROW_TEXT} AS text", months)}
+          {chains.recorded(conn, f"a.id, a.at, a.lead_id, {month}, {ROW_SHOWN} AS text", months)}
         )
         SELECT sealed.number, held.text FROM sealed JOIN held USING (id, month) ORDER BY sealed.number, {ROW_ORDER}
         """
@@ -188,7 +188,7 @@ def _rows(
           SELECT %s::text AS territory, coalesce(%s::timestamptz, '-infinity') AS low,
                  coalesce(%s::timestamptz, 'infinity') AS high)
         SELECT NULL, text FROM (
-          {chains.recorded(conn, f"a.id, a.at, a.lead_id, {ROW_TEXT} AS text", wanted)}) AS held
+          {chains.recorded(conn, f"a.id, a.at, a.lead_id, {ROW_SHOWN} AS text", wanted)}) AS held
         ORDER BY {ROW_ORDER}
         """
     written = 0
@@ -201,7 +201,7 @@ def _rows(
 
 def _fields(text: str) -> dict[str, Any]:
     """A row's fields, by name."""
-    return dict(zip(ROW, json.loads(text)[1:], strict=True))
+    return dict(zip(ROW, json.loads(text), strict=True))
 
 
 def _write(out: TextIO, line: dict[str, Any]) -> None:

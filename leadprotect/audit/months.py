@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from leadprotect.audit import chains
 from leadprotect.audit.chains import CLOCK_S
 from leadprotect.audit.findings import Finding, named, of_rows
-from leadprotect.audit.seals import joined, numbers
+from leadprotect.audit.seals import joined, numbers, transaction_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -47,7 +47,7 @@ class _Step:
         """Whether a row came into a time which had been sealed before."""
         if at < self.settled:
             return True
-        transaction = chains.transaction_of(text)
+        transaction = transaction_of(text)
         return any(
             run.origin == self.run.origin and run.transaction < transaction and at < run.sealed_at - CLOCK_S
             for run in islice(self.runs, self.at)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from leadprotect.database.connection import AnyConnection
 
 ROWS_PER_SEAL = 10_000
+_PLAIN = re.compile(r'[^{}",\\ \t\n\r\v\f]+')  # an element of an array that needs no quotes
 FORMAT = "leadprotect-audit-1"
 """What the first line of an export with seals says."""
 
@@ -32,8 +34,9 @@ _IDS = """(
 
 ROW = {
     "id": "a.id",
-    "lead_id": "a.lead_id::text",
+    "transaction_id": "a.transaction_id::text",
     "at": "a.at AT TIME ZONE 'Etc/UTC'",
+    "lead_id": "a.lead_id::text",
     "user_id": "a.user_id::text",
     "login": "a.login::text",
     "role": "a.role::text",
@@ -43,10 +46,9 @@ ROW = {
     "reason": "a.reason",
     "note": "a.note",
     "correlation_id": "a.correlation_id",
-    "transaction_id": "a.transaction_id::text",
     "basis": "a.basis",
 }
-"""Fields of a recorded row, in the order in which they are hashed -> their SQL."""
+"""Fields of a recorded row, in the order in which they are hashed -> their SQL, as an export shows them."""
 
 SEAL = {
     "territory": "s.territory",
@@ -70,7 +72,9 @@ SEAL = {
 }
 """The same of a seal; its hash covers them and the hash of the seal before it."""
 
-ROW_TEXT = f"json_build_array('lp-row-1', {', '.join(ROW.values())})::text"
+ROW_SHOWN = f"json_build_array({', '.join(ROW.values())})::text"
+# what is hashed: all fields as one array, which PostgreSQL writes in half the time of JSON; under DateStyle ISO
+ROW_TEXT = f"ARRAY['lp-row-1', {', '.join(f'({value})::text' for value in ROW.values())}]::text"
 ROW_HASH = f"sha256(convert_to({ROW_TEXT}, 'UTF8'))"
 ROW_ORDER = 'id, at, lead_id::text COLLATE "C"'
 SEAL_TEXT = f"json_build_array('lp-seal-1', {', '.join(SEAL.values())})::text"
@@ -102,8 +106,37 @@ def seal(conn: AnyConnection, *, rows_per_seal: int = ROWS_PER_SEAL) -> tuple[He
 
 
 def row_hash(fields: dict[str, Any]) -> bytes:
-    """The hash of a row as an export holds it; the same as ROW_HASH."""
-    return hashlib.sha256(canonical(["lp-row-1", *(fields[name] for name in ROW)])).digest()
+    """The hash of a row as an export holds it; the same as ROW_HASH. Raises ValueError for what is no such row."""
+    texts = [_element(_hashed(name, fields[name])) for name in ROW]
+    return hashlib.sha256(f"{{lp-row-1,{','.join(texts)}}}".encode()).digest()
+
+
+def transaction_of(text: str) -> int:
+    """The transaction id in the text of a row that is hashed."""
+    return int(text.split(",", 3)[2])
+
+
+def _hashed(name: str, value: Any) -> str | None:
+    """A field as a text; an export has the number of a row as one, and writes its time as XML does."""
+    if type(value) is not (int if name == "id" else str) and (value is not None or name in {"id", "at"}):
+        raise ValueError(name)
+    if name == "at" and "infinity" not in value:
+        day, time = value.split("T")
+        return f"{day} {time}"
+    return None if value is None else str(value)
+
+
+def _element(text: str | None) -> str:
+    """What PostgreSQL writes of an element of an array.
+
+    Source: https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO.
+    """
+    if text is None:
+        return "NULL"
+    if _PLAIN.fullmatch(text) and text.upper() != "NULL":
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def seal_body(fields: dict[str, Any]) -> bytes:

@@ -207,16 +207,21 @@ def _ahead(conn: AnyConnection, fetch: Callable[[], list[tuple[Any, ...]]]) -> I
 
 @contextmanager
 def own_names(conn: AnyConnection) -> Iterator[None]:
-    """Let names, operators and types mean PostgreSQL's own, whatever the caller's path holds; in his transaction."""
-    statement = "SELECT {before}, pg_catalog.set_config('search_path', %s, true)"
-    before, _ = row(conn, statement.format(before="pg_catalog.current_setting('search_path')"), ("pg_catalog",))
+    """Let names, operators and types mean PostgreSQL's own, and times be written in one way, in his transaction.
+
+    Whatever the caller's path holds, and his DateStyle says.
+    """
+    settings = ("search_path", "datestyle")
+    set_all = ", ".join(f"pg_catalog.set_config('{name}', %s, true)" for name in settings)
+    read = ", ".join(f"pg_catalog.current_setting('{name}')" for name in settings)
+    before = row(conn, f"SELECT {read}, {set_all}", ("pg_catalog", "ISO"))[: len(settings)]
     try:
         yield
     finally:
         driver = driver_connection(conn)
         # a transaction that failed takes its settings with it
         if not driver.closed and driver.info.transaction_status == TransactionStatus.INTRANS:
-            row(conn, statement.format(before="NULL"), (before,))
+            row(conn, f"SELECT {set_all}", before)
 
 
 @contextmanager

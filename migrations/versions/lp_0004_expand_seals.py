@@ -258,10 +258,13 @@ def create_sealing() -> None:
         SET search_path = pg_catalog, pg_temp
         SET row_security = on
         SET jit = off
+        SET datestyle = 'ISO'
+        SET enable_hashagg = off
         AS $body$
         #variable_conflict use_column
         DECLARE
           began timestamptz;
+          codes text[] := ARRAY(SELECT t.code FROM {schema}.territories AS t);
           newest_number bigint;
           here text := {schema}.audit_origin();
           before {schema}.lead_access_audit_seals;
@@ -298,15 +301,18 @@ def create_sealing() -> None:
           entry.last_number := newest_number;
           FOR part IN
             WITH state AS MATERIALIZED (
-              SELECT pg_current_snapshot() AS snapshot, {schema}.audit_settled_until() AS settled_until
+              -- a number in the place of a code: rows are sorted in half the time. Codes of ours, and what else there is
+              SELECT pg_current_snapshot() AS snapshot, {schema}.audit_settled_until() AS settled_until,
+                     codes || ARRAY(SELECT DISTINCT a.territory FROM {schema}.lead_access_audit AS a
+                                    WHERE a.at >= open_from AND a.territory <> ALL (codes)) AS codes
             ), fresh AS (
               -- OFFSET keeps this a step of its own: the sort then moves a hash for each row, not the row
-              SELECT a.territory COLLATE "C" AS territory,
+              SELECT coalesce(array_position((SELECT state.codes FROM state), a.territory), 0) AS place,
                      date_trunc('month', a.at AT TIME ZONE 'Etc/UTC')::date AS month, a.id, a.at,
-                     sha256(convert_to(json_build_array(
-                       'lp-row-1', a.id, a.lead_id::text, a.at AT TIME ZONE 'Etc/UTC', a.user_id::text, a.login::text,
-                       a.role::text, a.territory, a.action::text, a.outcome::text, a.reason, a.note, a.correlation_id,
-                       a.transaction_id::text, a.basis)::text, 'UTF8')) AS hash
+                     sha256(convert_to(ARRAY[
+                       'lp-row-1', a.id::text, a.transaction_id::text, (a.at AT TIME ZONE 'Etc/UTC')::text, a.lead_id::text,
+                       a.user_id::text, a.login::text, a.role::text, a.territory, a.action::text, a.outcome::text,
+                       a.reason, a.note, a.correlation_id, a.basis]::text, 'UTF8')) AS hash
               FROM {schema}.lead_access_audit AS a
               WHERE a.at >= open_from
                 AND (NOT known_here
@@ -315,20 +321,22 @@ def create_sealing() -> None:
                 AND NOT done @> a.id
               OFFSET 0
             ), counted AS (
-              SELECT f.*, (row_number() OVER (PARTITION BY f.territory, f.month ORDER BY f.id) - 1)
-                          / rows_per_seal AS slice
+              SELECT f.*, (row_number() OVER (PARTITION BY f.place, f.month ORDER BY f.id) - 1) / rows_per_seal AS slice
               FROM fresh AS f
             ), slices AS (
-              SELECT c.territory, c.month, c.slice, count(*) AS row_count,
+              -- joined in the order in which they come, which holds as long as nothing is hashed: an order for each
+              -- aggregate would sort the rows once more for each
+              SELECT c.place, c.month, c.slice, count(*) AS row_count,
                      range_agg(int8range(c.id, c.id + 1)) AS ids,
-                     sha256(string_agg(c.hash, '' ORDER BY c.id)) AS content,
-                     string_agg(substring(c.hash FOR 4), '' ORDER BY c.id) AS row_checks,
+                     sha256(string_agg(c.hash, '')) AS content,
+                     string_agg(substring(c.hash FOR 4), '') AS row_checks,
                      min(c.at) AS first_at, max(c.at) AS last_at
-              FROM counted AS c GROUP BY c.territory, c.month, c.slice
+              FROM (SELECT * FROM counted ORDER BY place, month, slice, id) AS c
+              GROUP BY c.place, c.month, c.slice
             )
-            SELECT state.snapshot, state.settled_until, s.*
+            SELECT state.snapshot, state.settled_until, state.codes[s.place] AS territory, s.*
             FROM state LEFT JOIN slices AS s ON true
-            ORDER BY s.territory NULLS FIRST, s.month, s.slice
+            ORDER BY s.place, s.month, s.slice
           LOOP
             entry.snapshot := part.snapshot;
             entry.settled_until := part.settled_until;

@@ -115,6 +115,16 @@ def change_row(lines: list[Line]) -> None:
     of(lines, "row", id=2)["reason"] = "owner"
 
 
+def write_time_otherwise(lines: list[Line]) -> None:
+    row = of(lines, "row", id=2)
+    row["at"] = row["at"].replace("T", " ")
+
+
+def change_type(lines: list[Line]) -> None:
+    row = of(lines, "row", id=2)
+    row["transaction_id"] = int(row["transaction_id"])
+
+
 def remove_row(lines: list[Line]) -> None:
     lines.remove(of(lines, "row", id=1))
 
@@ -162,6 +172,8 @@ def cut_off(lines: list[Line]) -> None:
 
 FORGERIES: dict[Callable[[list[Line]], None], str] = {
     change_row: "DE 1: row 2 was changed",
+    write_time_otherwise: "DE 1: row 2 was changed",
+    change_type: "DE 1: row 2 was changed",
     remove_row: "DE 1: row 1 was removed",
     remove_rows: "DE 2: row 3 was removed",
     add_row: "DE 1: row 77 was inserted",

@@ -183,12 +183,22 @@ def test_texts_of_every_kind_are_hashed_alike_by_database_and_library(database: 
         "Zürich, 東京, 😀, \u2028",
         "",
         "%s {x} $1",
+        "null",
+        "Null ",
+        "plain-text_of.no:quotes",
+        "{a,b}",
+        "no-break\u00a0space",
+        "\v",
+        None,
     ):
         record(database, note=note)
+    record(database, at="infinity")
+    record(database, at="-infinity")
+    record(database, at="12026-01-01")
     fields = list(seals.ROW)
-    query = f"SELECT {seals.ROW_TEXT}, {seals.ROW_HASH} FROM {{schema}}.lead_access_audit AS a"
+    query = f"SELECT {seals.ROW_SHOWN}, {seals.ROW_HASH} FROM {{schema}}.lead_access_audit AS a"
     for text, hashed in database.sql(query):
-        values = dict(zip(fields, json.loads(text)[1:], strict=True))
+        values = dict(zip(fields, json.loads(text), strict=True))
         assert seals.row_hash(values) == hashed
     seal(database)
     assert verify(database).intact
@@ -196,6 +206,27 @@ def test_texts_of_every_kind_are_hashed_alike_by_database_and_library(database: 
     for stored, computed, previous, text in database.sql(query + "FROM {schema}.lead_access_audit_seals AS s"):
         values = dict(zip(seals.SEAL, json.loads(text)[1:], strict=True))
         assert stored == computed == bytes.fromhex(seals.chained(previous, seals.seal_body(values)))
+
+
+def test_how_a_session_writes_times_changes_no_hash(database: Database) -> None:
+    record(database)
+    for style in ("German", "SQL, DMY"):
+        with database.connect() as conn:
+            conn.execute("SELECT set_config('datestyle', %s, false)", (style,))
+            conn.commit()
+            database.query(conn, "SELECT {schema}.seal_audit()")
+            conn.commit()
+            assert verification.verify_audit(conn).intact
+            assert [(style,)] == conn.execute(
+                "SELECT replace(current_setting('datestyle'), 'German, DMY', 'German')"
+            ).fetchall()
+    assert verify(database).intact
+
+
+def test_rows_of_a_territory_that_is_unknown_have_a_chain_of_their_own(database: Database) -> None:
+    for territory in ("DE", "zz", None, "aa", "zz"):
+        record(database, territory)
+    assert {None: 1, "DE": 1, "aa": 1, "zz": 2}.items() <= seal(database).items()
 
 
 def test_sealing_needs_a_transaction_of_its_own(database: Database) -> None:
