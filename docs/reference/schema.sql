@@ -36,11 +36,11 @@
 --    1185  Decision
 --    1651  Attempts and audit
 --    2613  Seals
---    3072  Transition
---    3412  Shadow
---    3902  Backfill and verification
---    4781  Gate
---    5758  Host
+--    3080  Transition
+--    3420  Shadow
+--    3910  Backfill and verification
+--    4789  Gate
+--    5766  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -2807,10 +2807,13 @@ CREATE FUNCTION leadprotect.seal_audit(rows_per_seal integer DEFAULT 10000) RETU
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'on'
     SET jit TO 'off'
+    SET "DateStyle" TO 'ISO'
+    SET enable_hashagg TO 'off'
     AS $$
         #variable_conflict use_column
         DECLARE
           began timestamptz;
+          codes text[] := ARRAY(SELECT t.code FROM "leadprotect".territories AS t);
           newest_number bigint;
           here text := "leadprotect".audit_origin();
           before "leadprotect".lead_access_audit_seals;
@@ -2847,15 +2850,18 @@ CREATE FUNCTION leadprotect.seal_audit(rows_per_seal integer DEFAULT 10000) RETU
           entry.last_number := newest_number;
           FOR part IN
             WITH state AS MATERIALIZED (
-              SELECT pg_current_snapshot() AS snapshot, "leadprotect".audit_settled_until() AS settled_until
+              -- a number in the place of a code: rows are sorted in half the time. Codes of ours, and what else there is
+              SELECT pg_current_snapshot() AS snapshot, "leadprotect".audit_settled_until() AS settled_until,
+                     codes || ARRAY(SELECT DISTINCT a.territory FROM "leadprotect".lead_access_audit AS a
+                                    WHERE a.at >= open_from AND a.territory <> ALL (codes)) AS codes
             ), fresh AS (
               -- OFFSET keeps this a step of its own: the sort then moves a hash for each row, not the row
-              SELECT a.territory COLLATE "C" AS territory,
+              SELECT coalesce(array_position((SELECT state.codes FROM state), a.territory), 0) AS place,
                      date_trunc('month', a.at AT TIME ZONE 'Etc/UTC')::date AS month, a.id, a.at,
-                     sha256(convert_to(json_build_array(
-                       'lp-row-1', a.id, a.lead_id::text, a.at AT TIME ZONE 'Etc/UTC', a.user_id::text, a.login::text,
-                       a.role::text, a.territory, a.action::text, a.outcome::text, a.reason, a.note, a.correlation_id,
-                       a.transaction_id::text, a.basis)::text, 'UTF8')) AS hash
+                     sha256(convert_to(ARRAY[
+                       'lp-row-1', a.id::text, a.transaction_id::text, (a.at AT TIME ZONE 'Etc/UTC')::text, a.lead_id::text,
+                       a.user_id::text, a.login::text, a.role::text, a.territory, a.action::text, a.outcome::text,
+                       a.reason, a.note, a.correlation_id, a.basis]::text, 'UTF8')) AS hash
               FROM "leadprotect".lead_access_audit AS a
               WHERE a.at >= open_from
                 AND (NOT known_here
@@ -2864,20 +2870,22 @@ CREATE FUNCTION leadprotect.seal_audit(rows_per_seal integer DEFAULT 10000) RETU
                 AND NOT done @> a.id
               OFFSET 0
             ), counted AS (
-              SELECT f.*, (row_number() OVER (PARTITION BY f.territory, f.month ORDER BY f.id) - 1)
-                          / rows_per_seal AS slice
+              SELECT f.*, (row_number() OVER (PARTITION BY f.place, f.month ORDER BY f.id) - 1) / rows_per_seal AS slice
               FROM fresh AS f
             ), slices AS (
-              SELECT c.territory, c.month, c.slice, count(*) AS row_count,
+              -- joined in the order in which they come, which holds as long as nothing is hashed: an order for each
+              -- aggregate would sort the rows once more for each
+              SELECT c.place, c.month, c.slice, count(*) AS row_count,
                      range_agg(int8range(c.id, c.id + 1)) AS ids,
-                     sha256(string_agg(c.hash, '' ORDER BY c.id)) AS content,
-                     string_agg(substring(c.hash FOR 4), '' ORDER BY c.id) AS row_checks,
+                     sha256(string_agg(c.hash, '')) AS content,
+                     string_agg(substring(c.hash FOR 4), '') AS row_checks,
                      min(c.at) AS first_at, max(c.at) AS last_at
-              FROM counted AS c GROUP BY c.territory, c.month, c.slice
+              FROM (SELECT * FROM counted ORDER BY place, month, slice, id) AS c
+              GROUP BY c.place, c.month, c.slice
             )
-            SELECT state.snapshot, state.settled_until, s.*
+            SELECT state.snapshot, state.settled_until, state.codes[s.place] AS territory, s.*
             FROM state LEFT JOIN slices AS s ON true
-            ORDER BY s.territory NULLS FIRST, s.month, s.slice
+            ORDER BY s.place, s.month, s.slice
           LOOP
             entry.snapshot := part.snapshot;
             entry.settled_until := part.settled_until;

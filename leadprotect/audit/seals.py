@@ -120,10 +120,11 @@ def _hashed(name: str, value: Any) -> str | None:
     """A field as a text; an export has the number of a row as one, and writes its time as XML does."""
     if type(value) is not (int if name == "id" else str) and (value is not None or name in {"id", "at"}):
         raise ValueError(name)
-    if name == "at" and "infinity" not in value:
-        day, time = value.split("T")
+    text = None if value is None else str(value)
+    if name == "at" and text not in {"infinity", "-infinity"}:
+        day, time = str(text).split("T")
         return f"{day} {time}"
-    return None if value is None else str(value)
+    return text
 
 
 def _element(text: str | None) -> str:
