@@ -12,6 +12,7 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from leadprotect.doctor.written import as_written, numbers_bare
 from leadprotect.settings import KEYS, LeadTable, Settings, ident, literal
 from leadprotect.settings.codes import OFFICES
 from leadprotect.settings.names import names
@@ -31,9 +32,6 @@ _TOKEN = re.compile(
 )
 _WORD = re.compile(r'"(?:[^"]|"")*"|\w+')
 _KIND = "'{kind}'"
-_CAPITALS = re.compile(
-    "(?i)and|between|case|coalesce|distinct|else|end|from|greatest|in|is|least|like|not|null|nullif|or|then|when"
-)
 
 
 def neutral(text: str, s: Settings, child: LeadTable | None = None) -> str:
@@ -59,7 +57,9 @@ def _of_column(text: str, s: Settings) -> str:
 
 
 def _bare(text: str) -> str:
-    return " ".join(part for part in text.split(" ") if part not in {"(", ")"})
+    """Without brackets, and without the quotes that a name or a number gets where the server sees a need."""
+    bare = " ".join(part for part in text.split(" ") if part not in {"(", ")"})
+    return numbers_bare(re.sub(r'"([a-z_][a-z0-9_]*)"', r"\1", bare))
 
 
 @lru_cache(maxsize=4)
@@ -69,10 +69,7 @@ def _expressions(s: Settings) -> list[tuple[str, str]]:
     found = []
     for row, alias in {"l": "l . ", "old": "old . ", "new": "new . ", "here": ""}.items():
         parts = [_renamed(part, known, s) for part in _TOKEN.findall(made[f"territory_of_{row}"])]
-        written = [part.upper() if _CAPITALS.fullmatch(part) else part for part in _uncast(parts)]
-        # it quotes a name only where it must, and says of which row in small letters
-        plain = [part[1:-1] if re.fullmatch('"[a-z_][a-z0-9_]*"', part) else part for part in written]
-        text = _bare(" ".join(part.lower() if part in {"OLD", "NEW"} else part for part in plain))
+        text = _bare(" ".join(as_written(_uncast(parts))))
         found.append((text.replace("pg_catalog . ", ""), f"{alias}{_DEFAULTS.territory_column}"))
     return found
 

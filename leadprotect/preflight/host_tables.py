@@ -12,6 +12,7 @@ from leadprotect.errors import PreflightError
 from leadprotect.preflight.activities import BELOW, activities
 from leadprotect.preflight.columns import IDS, TEXTS, columns_of, unfit
 from leadprotect.settings import ident, literal, render, table
+from leadprotect.settings.codes import OFFICES
 from leadprotect.settings.names import CHILD_POLICIES, HOST_POLICIES, territory_columns
 
 if TYPE_CHECKING:
@@ -208,6 +209,9 @@ def visibility(conn: AnyConnection, s: Settings, statements: list[str]) -> list[
             ]
     for view, _, key in views:
         found += _narrowed(conn, view, key)
+    known = "SELECT coalesce(has_function_privilege(to_regprocedure(%s), 'EXECUTE'), false)"
+    if not row(conn, known, (f"{ident(s.schema)}.unreadable()",))[0]:
+        return found + _refused_to_reader(conn, s, read, statements)
     return found or _unreadable(conn, s, statements)
 
 
@@ -225,11 +229,54 @@ def _narrowed(conn: AnyConnection, view: str, key: str) -> list[str]:
     return found
 
 
+# A policy for everybody binds our reader too, whatever else lets it see every row: what its condition names, the reader
+# must be allowed to use. What functions do inside, the catalog does not tell.
+_BINDING = """
+    SELECT p.polname::text, asked.what, used.roles
+    FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    JOIN pg_catalog.pg_policy AS p ON p.polrelid = c.oid AND p.polcmd IN ('r', '*') AND p.polroles = '{0}'
+    CROSS JOIN (SELECT coalesce(
+      (SELECT rolname FROM pg_catalog.pg_roles WHERE rolname = %s), 'public') AS role) AS reader
+    CROSS JOIN LATERAL (
+      SELECT string_agg(DISTINCT CASE d.refclassid
+               WHEN 'pg_catalog.pg_proc'::regclass THEN d.refobjid::regprocedure::text
+               ELSE d.refobjid::regclass::text END, ', ') AS what
+      FROM pg_catalog.pg_depend AS d
+      WHERE d.classid = 'pg_catalog.pg_policy'::regclass AND d.objid = p.oid AND d.refobjid <> c.oid
+        AND CASE d.refclassid
+          WHEN 'pg_catalog.pg_proc'::regclass THEN NOT has_function_privilege(reader.role, d.refobjid, 'EXECUTE')
+          WHEN 'pg_catalog.pg_class'::regclass THEN
+            NOT has_table_privilege(reader.role, d.refobjid, 'SELECT')
+            AND NOT (d.refobjsubid > 0
+              AND has_column_privilege(reader.role, d.refobjid, d.refobjsubid::smallint, 'SELECT'))
+            AND NOT (d.refobjsubid = 0 AND has_any_column_privilege(reader.role, d.refobjid, 'SELECT'))
+          ELSE false END) AS asked
+    CROSS JOIN LATERAL (
+      SELECT string_agg(DISTINCT quote_ident(r.rolname), ', ') AS roles
+      FROM aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) AS acl
+      JOIN pg_catalog.pg_roles AS r ON r.oid = acl.grantee
+      WHERE r.rolname <> ALL (%s)) AS used
+    WHERE n.nspname = %s AND c.relname = %s AND c.relrowsecurity AND asked.what IS NOT NULL
+    ORDER BY 1
+    """
+
+
+def _refused_to_reader(conn: AnyConnection, s: Settings, read: Mapping[str, str], statements: list[str]) -> list[str]:
+    """Policies that will fail where the reader reads, told from the catalog before there is anything to try."""
+    found = []
+    reader, ours = s.role("reader"), [s.role(office) for office in OFFICES]
+    for host, key in read.items():
+        for policy, asked, roles in rows(conn, _BINDING, (reader, ours, *host.split(".", 1))):
+            found.append(
+                f"{key}: policy {policy} of {host} is for everybody, so it binds {reader} too, which may not use "
+                f"what it asks: {asked}"
+            )
+            statements.append(f"ALTER POLICY {ident(policy)} ON {table(host)} TO {roles or '...'};")
+    return found
+
+
 def _unreadable(conn: AnyConnection, s: Settings, statements: list[str]) -> list[str]:
     """Host tables that the reader can't read, because a policy fails for it; asked of the database once it can tell."""
-    known = "SELECT coalesce(has_function_privilege(to_regprocedure(%s), 'EXECUTE'), false)"
-    if not row(conn, known, (f"{ident(s.schema)}.unreadable()",))[0]:
-        return []
     failing = rows(conn, render("SELECT detail, remedy FROM {schema}.unreadable()", s))
     statements += [statement for _, remedy in failing for statement in (remedy or "").splitlines()]
     return [detail for detail, _ in failing]

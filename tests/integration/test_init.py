@@ -398,6 +398,7 @@ def test_the_code_of_a_place_that_a_lead_refers_to_is_its_territory(filled: Data
     assert {"BY", "ZH"} == {*written["territories"].split(", ")}
     assert "until territory_expression names it" in said
     assert 0 == alembic(filled, "upgrade", MIGRATE_HEAD, cwd=folder).returncode
+    assert "shipped" not in CliRunner().invoke(main, ["doctor"]).output
 
 
 @pytest.mark.profiles("pg18")

@@ -11,8 +11,10 @@ from click.testing import CliRunner
 
 import leadprotect
 from leadprotect.cli import main
+from leadprotect.doctor.likeness import neutral
 from leadprotect.errors import SettingsError
 from leadprotect.settings import parse, render
+from leadprotect.settings.names import names
 from tests.support.revisions import MIGRATE_HEAD
 
 if TYPE_CHECKING:
@@ -186,3 +188,120 @@ def test_an_expression_that_is_none_is_refused_by_the_settings(expression: str, 
 def test_a_lead_has_one_territory() -> None:
     with pytest.raises(SettingsError, match="territory_expression and territory_column"):
         parse({"territory_expression": COALESCED, "territory_column": "territory"})
+
+
+# --- what the server makes of an expression: it keeps a parsed form, and writes that in its own words
+
+WRITTEN = [
+    "CASE region WHEN 1 THEN 'DE' WHEN 2 THEN 'CH' END",
+    "CASE WHEN region = 1 THEN 'DE' WHEN region IN (2, 3) THEN 'CH' ELSE country_code::text END",
+    "CASE WHEN country_code IN ('DE', 'AT') THEN 'DE' ELSE 'CH' END",
+    "CASE WHEN country_code NOT IN ('DE', 'AT') THEN 'CH' ELSE 'DE' END",
+    "CASE WHEN country_code IN ('DE') THEN 'CH' ELSE 'DE' END",
+    "CASE WHEN country_code NOT IN ('DE') THEN 'CH' ELSE 'DE' END",
+    "CASE WHEN region BETWEEN 1 AND 9 THEN 'DE' ELSE 'CH' END",
+    "CASE WHEN region NOT BETWEEN 1 AND 9 THEN 'DE' ELSE 'CH' END",
+    "case when region + 1 between 1 and 9 and territory_id is not null then 'DE' ELSE 'CH' END",
+    "CASE WHEN (region BETWEEN 1 AND 9) OR country_code = 'x' THEN 'DE' ELSE 'CH' END",
+    "CASE WHEN territory_id LIKE 'D E_' THEN 'DE' WHEN territory_id NOT LIKE 'ch_' THEN 'CH' END",
+    "CASE WHEN region NOT IN (big, 1, 2) THEN 'DE' ELSE 'CH' END",
+    "CASE WHEN region NOT IN (big) THEN 'DE' ELSE 'CH' END",
+    "CASE WHEN a AND region IN (abs(region), 1, 2, big) THEN 'DE' ELSE 'CH' END",
+    "CASE WHEN a IS NOT FALSE THEN 'DE' END",
+    "CASE WHEN NOT true THEN country_code ELSE 'CH' END",
+    "CASE WHEN region <> 1 THEN 'CH' ELSE 'DE' END",
+    "upper(left(territory_id, 2))",
+    "UPPER(Left(territory_id, 2))",
+    "right(territory_id, 2)",
+    "upper(trim(territory_id))",
+    "trim(coalesce(territory_id, country_code))",
+    "btrim(territory_id)",
+    "ltrim(territory_id, 'x')",
+    "substring(territory_id, 1, 2)",
+    "substr(territory_id, 1, 2)",
+    "territory_id || ''",
+    "split_part(territory_id, '-', 1)",
+    "replace(territory_id, 'x', 'y')",
+    "CASE WHEN region - 2 = 0 AND NOT (region > 10) THEN 'DE' ELSE 'CH' END",
+    "CASE WHEN territory_id IS NULL THEN 'DE' ELSE territory_id END",
+    "coalesce(nullif(territory_id, ''), country_code)",
+    "regexp_replace(territory_id, '-.*', '')",
+    "CASE place WHEN 'DE' THEN 'DE' WHEN 'CH' THEN 'CH' END",
+    "CASE WHEN region > 0.5 THEN 'DE' ELSE 'CH' END",
+    "CASE WHEN region = -1 THEN 'DE' ELSE 'CH' END",
+    "CASE WHEN region = - 1 THEN 'DE' ELSE 'CH' END",
+    "CASE WHEN big = 5000000000 THEN 'DE' ELSE 'CH' END",
+    "CASE WHEN big IN (1, 5000000000) THEN 'DE' ELSE 'CH' END",
+    "CASE WHEN territory_id IS NOT DISTINCT FROM 'x' THEN 'DE' ELSE 'CH' END",
+    "CASE WHEN territory_id IS DISTINCT FROM 'x' THEN 'DE' ELSE 'CH' END",
+    "CASE WHEN a AND upper(territory_id) IS NOT DISTINCT FROM 'x' THEN 'DE' ELSE 'CH' END",
+    "lower(country_code)",
+    "CASE country_code WHEN 'D' THEN 'DE' ELSE CASE WHEN region=2 THEN 'CH' END END",
+    "CASE id WHEN 'aaaaaaaa-0000-4000-8000-000000000002' THEN 'DE' END",
+    "CASE WHEN CASE WHEN a THEN region END BETWEEN 1 AND 2 THEN 'DE' END",
+    "CASE WHEN a IS TRUE THEN 'DE' WHEN a = false THEN 'CH' END",
+    "CASE WHEN NOT a THEN 'DE' ELSE territory_id::varchar(2) END",
+    "greatest(territory_id, country_code)",
+    "CASE WHEN day >= '2026-01-01' THEN 'DE' ELSE 'CH' END",
+    "pg_catalog.upper(territory_id)",
+    "CASE WHEN money > 1.50 THEN 'DE' END",
+    "CASE WHEN country_code IN ('DE', territory_id) THEN 'DE' ELSE 'CH' END",
+    "crm.short(territory_id)",
+    '"left"(territory_id,2)',
+    "CASE WHEN a THEN 'DE' ELSE NULL END",
+    "overlay(territory_id, 'x', 1)",
+    "CASE WHEN length(territory_id) > 2 THEN 'DE' END",
+    "territory_id || '-' || country_code",
+    "CASE WHEN region*2+1 > 3 OR NOT a AND region < 2 THEN 'DE' END",
+    'coalesce("Wild Name", territory_id)',
+]
+KINDS = """
+    CREATE FUNCTION crm.short(code text) RETURNS text LANGUAGE sql IMMUTABLE RETURN left(code, 2);
+    ALTER TABLE {leads} ADD big bigint, ADD a boolean, ADD day date, ADD money numeric, ADD "Wild Name" text;
+    """
+
+
+def shown(database: Database, condition: str, *, policy: bool) -> str:
+    """How the server shows a condition on a lead: of a policy, or of a view in which the row has an alias."""
+    with database.connect() as conn:
+        conn.execute("SET search_path = pg_catalog")
+        if policy:
+            database.query(conn, f"CREATE POLICY shown ON {{leads}} USING ({condition})")
+            found = database.query(conn, "SELECT pg_get_expr(polqual, polrelid) FROM pg_policy WHERE polname = 'shown'")
+        else:
+            view = "CREATE VIEW crm.shown AS SELECT FROM {leads} AS l CROSS JOIN {activities} AS other WHERE "
+            database.query(conn, view + condition)
+            found = database.query(conn, "SELECT pg_get_viewdef('crm.shown'::regclass)")
+        conn.rollback()
+    return str(found[0])
+
+
+@pytest.mark.parametrize("policy", [True, False], ids=["policy", "view"])
+def test_doctor_knows_an_expression_however_the_server_writes_it(
+    make_database: Callable[..., Database], *, policy: bool
+) -> None:
+    database = hosted(make_database, COALESCED)
+    database.sql_script(KINDS)
+    strange, usual = {}, {}
+    for expression in WRITTEN:
+        own = parse({"leads_table": database.settings.leads_table, "territory_expression": expression})
+        of_row = names(own)["territory_of_here" if policy else "territory_of_l"]
+        text = neutral(shown(database, f"{of_row} = 'x'", policy=policy), own)
+        usual[expression] = f"{'' if policy else 'l . '}territory = 'x'"
+        strange[expression] = text.rpartition("WHERE ")[2].rstrip(" ;") if not policy else text
+    assert usual == strange
+
+
+def test_control_another_expression_is_not_taken_for_it(make_database: Callable[..., Database]) -> None:
+    database = hosted(make_database, COALESCED)
+    mine, theirs = (
+        "CASE region WHEN 1 THEN 'DE' WHEN 2 THEN 'CH' END",
+        "CASE region WHEN 1 THEN 'CH' WHEN 2 THEN 'DE' END",
+    )
+    for said, meant in ((mine, theirs), (mine, mine.replace("END", "ELSE 'DE' END")), (mine, mine.replace("2", "3"))):
+        own, other = (
+            parse({"leads_table": database.settings.leads_table, "territory_expression": one}) for one in (said, meant)
+        )
+        assert "territory = 'x'" != neutral(
+            shown(database, names(other)["territory_of_here"] + " = 'x'", policy=True), own
+        )

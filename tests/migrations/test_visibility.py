@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from leadprotect.cli import main
 from leadprotect.doctor.status import status
 from leadprotect.migration import gate
+from leadprotect.planning.refusals import refusals
 from tests.migrations.test_preflight import deploying_as, refused, state
 from tests.support.fingerprint import difference
 from tests.support.revisions import HEAD
@@ -77,6 +78,27 @@ def test_the_script_also_makes_the_role_that_its_policy_names(
             database.sql(statement)
         database.upgrade()
         assert database.revision() == HEAD
+
+
+@pytest.mark.profiles("pg18", "pg15")
+def test_what_hides_rows_and_what_would_fail_for_our_reader_is_said_at_once(host: Database) -> None:
+    host.sql("CREATE SCHEMA tenancy; CREATE TABLE tenancy.tenants (code text)")
+    host.sql("CREATE FUNCTION tenancy.may(code text) RETURNS boolean LANGUAGE sql RETURN code = 'a'")
+    host.sql("REVOKE ALL ON FUNCTION tenancy.may FROM PUBLIC")
+    host.sql(ENABLE.replace("{table}", "{leads}"))
+    for name, condition in (("asks", "EXISTS (SELECT FROM tenancy.tenants AS t)"), ("calls", "tenancy.may('a')")):
+        host.sql(f"CREATE POLICY {name} ON {{leads}} USING ({condition})")
+    host.sql("CREATE POLICY harmless ON {leads} USING (current_user = 'somebody')")
+    with host.connect(autocommit=True) as conn:
+        foretold = refusals(conn, host.settings, None)
+    asked = [one.partition(", which may not use what it asks: ")[2] for one in foretold.problems]
+    assert [what for what in asked if what] == ["tenancy.tenants", "tenancy.may(text)"]
+    with refused(host, "no policy lets ") as statements:
+        assert {*foretold.statements} == {*statements}
+        for statement in statements:
+            host.sql(statement)
+    host.upgrade(MIGRATE)
+    assert host.revision() == MIGRATE
 
 
 def test_a_policy_for_everybody_is_enough(host: Database) -> None:
@@ -204,6 +226,8 @@ def test_a_policy_that_fails_for_our_reader_is_refused_with_what_mends_it_and_le
     lead = host.lead("DE")
     host.activity(lead, host.user(1))
     add_failing_policy(host, made, condition, table)
+    if "permission denied" in says:
+        says = "may not use what it asks: tenancy.tenants"  # the catalog tells, before there is anything to try
     before = state(host)
     with pytest.raises(CommandError, match=re.escape(says)) as refused_by:
         host.upgrade()
