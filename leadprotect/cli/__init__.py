@@ -34,6 +34,7 @@ COMMANDS = {
     "host-change": "Run a change of the host's tables that leadprotect holds: take the holds away, put them back.",
     "hub": "Ask audit and owners across the databases of [leadprotect.databases], by foreign tables in one.",
     "init": "Look at a database and write the settings for it into alembic.ini.",
+    "move": "Move leads to the database of another territory; for managers of both.",
     "new": "Write the next revision from a template, or put a branch behind another.",
     "next": "Print the number of the next revision.",
     "owner": "Who owns leads; assign, transfer and release them.",

@@ -64,7 +64,7 @@ def _show(found: Status) -> None:
             echo(f"{one.name}: {one.detail}")
             remedy(one.remedy)
     _dangers(found)
-    _shadow(found)
+    _under_way(found)
     if found.backfill:
         _jobs(found)
     if found.quarantine:
@@ -77,7 +77,9 @@ def _show(found: Status) -> None:
         echo(f"pid {session.pid} ({session.application}) waits {session.seconds:.1f} s for a lock, blocked by {by}")
 
 
-def _shadow(found: Status) -> None:
+def _under_way(found: Status) -> None:
+    for one in found.handovers:
+        echo(f"hand-over {one}, since {one.since.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC: leadprotect move --resume")
     if found.shadow:
         since = f"{found.shadow.started_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
         echo(f"shadow    runs since {since}: leadprotect shadow report")

@@ -13,6 +13,7 @@ from leadprotect.database import replication
 from leadprotect.database.catalog import relation
 from leadprotect.database.connection import driver_connection, rows
 from leadprotect.doctor.examine import DANGERS, examine
+from leadprotect.doctor.handovers import Standing, standing_handovers
 from leadprotect.errors import LockUnavailable
 from leadprotect.migration import gate
 from leadprotect.migration.shadow import Shadow, shadow
@@ -60,7 +61,8 @@ class Status:
     made and is gone; `dangers` what doctor finds of that level, `not_judged` its checks of that level that this
     login may not ask; `quarantine` maps a table to its estimated rows, None where nobody has counted
     them yet; `invalid_indexes` are leftovers of cancelled builds. `standby` is None on a primary, `replicas` are
-    the standbys of this server; `shadow` is the one that runs.
+    the standbys of this server; `shadow` is the one that runs. `handovers` counts the leads that are on their way to or
+    from another database.
     """
 
     revision: str | None
@@ -78,6 +80,7 @@ class Status:
     standby: Standby | None
     replicas: tuple[Replica, ...]
     shadow: Shadow | None
+    handovers: tuple[Standing, ...]
 
     @property
     def open_ways(self) -> tuple[gate.Condition, ...]:
@@ -145,6 +148,7 @@ def status(conn: AnyConnection, *, settings: Settings | None = None) -> Status:
         standby=replication.standby(conn),
         replicas=replication.followed_by(conn),
         shadow=_shadow(conn, s) if "shadow_run" in asked else None,
+        handovers=standing_handovers(conn, s) if "standing_handovers" in asked else (),
         # asked last: only these read the host's tables, so only they can meet a lock
         backfill=_backfill(conn, s) if "backfill_status" in asked else (),
         conditions=_conditions(conn, s) if "gate_conditions" in asked else (),

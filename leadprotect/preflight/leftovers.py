@@ -38,6 +38,12 @@ _KEPT = (
     },
     {"denial_secret": "secret"},
     {
+        "lead_handovers": (
+            "lead_id id territory elsewhere direction state digest correlation_id began_at ended_at user_id login "
+            "was_owner was_source"
+        ),
+    },
+    {
         "contextless_writes": "id login at host_table with_context",
         "unsettled_leads": "id lead_id",
     },

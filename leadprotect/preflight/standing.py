@@ -21,6 +21,7 @@ _TABLES = {
     "lp_0003_expand_audit": "lead_access_audit",
     "lp_0004_expand_seals": "lead_access_audit_seals audit_anchors",
     "lp_0006_expand_attempts": "denial_secret",
+    "lp_0008_expand_rules": "lead_handovers",
     "lp_0010_expand_lead_triggers": "contextless_writes unsettled_leads",
     "lp_0011_expand_activity_triggers": "shadow_runs shadow_notes",
     "lp_0012_migrate_backfill": "backfill_jobs backfill_chunks backfill_deferred",

@@ -27,6 +27,7 @@ def upgrade() -> None:
     create_assignment_history()
     create_rules()
     create_rule_end()
+    create_freeze()
     create_readers()
     grant_access()
     op.execute("RESET ROLE")
@@ -76,15 +77,17 @@ def create_assignments() -> None:
                 JOIN pg_catalog.pg_attribute AS a
                   ON a.attrelid = pg_catalog.to_regclass(wanted.host) AND a.attname = wanted.host_column), 'text'));
             ALTER TABLE {schema}.user_lead_assignments
-              ADD CONSTRAINT ula_released CHECK ((user_id IS NULL) = (source IN ('release', 'moved'))) NOT VALID;
+              ADD CONSTRAINT ula_released CHECK ((user_id IS NULL) = (source IN ('release', 'moved', 'moving'))) NOT VALID;
             CREATE INDEX ix_ula_user ON {schema}.user_lead_assignments (user_id, territory, lead_id);
+            -- few at any time: who asks whether a lead is on its way pays for an index without rows
+            CREATE INDEX ix_ula_moving ON {schema}.user_lead_assignments (lead_id) WHERE source = 'moving';
           END IF;
         END
         $do$;
         COMMENT ON TABLE {schema}.user_lead_assignments IS
-        'Who owns a lead in a territory; changed only by functions. user_id NULL: released by hand, or moved here';
+        'Who owns a lead in a territory; changed only by functions. user_id NULL: released by hand, moved here, or on its way to another database';
         COMMENT ON COLUMN {schema}.user_lead_assignments.source IS
-        'backfill and activity: derived, a newer activity wins; release: no owner by hand; moved: none until a newer activity; anything else: made by hand, stays';
+        'backfill and activity: derived, a newer activity wins; release: no owner by hand; moved: none until a newer activity; moving: frozen, on its way to or from another database; anything else: made by hand, stays';
         COMMENT ON COLUMN {schema}.user_lead_assignments.activity_id IS
         'The qualifying activity on which a derived assignment (source backfill or activity) rests';
         COMMENT ON COLUMN {schema}.user_lead_assignments.activity_source IS
@@ -271,6 +274,32 @@ def create_rule_end() -> None:
         COMMENT ON FUNCTION {schema}.end_lead_rules({lead_id_type}, {user_id_type}) IS
         'Ends what this owner shared of the lead, or every rule of the lead where no owner is named';
         REVOKE ALL ON FUNCTION {schema}.end_lead_rules({lead_id_type}, {user_id_type}) FROM PUBLIC
+        """)
+    )
+
+
+def create_freeze() -> None:
+    # Whom the decision does not bind is refused here: what he changed would be lost with the copy that stays behind.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.require_not_moving(leads {lead_id_type}[])
+        RETURNS void
+        LANGUAGE plpgsql
+        SET search_path = pg_catalog, pg_temp
+        SET enable_seqscan = off
+        AS $body$
+        BEGIN
+          IF EXISTS (SELECT FROM {schema}.user_lead_assignments AS a WHERE a.source = 'moving')
+            AND EXISTS (SELECT FROM {schema}.user_lead_assignments AS a WHERE a.source = 'moving' AND a.lead_id = ANY (leads))
+          THEN
+            RAISE EXCEPTION 'the lead is on its way to or from another database, and nobody may change it'
+              USING ERRCODE = 'LP422', HINT = 'leadprotect move --resume ends what stands still.';
+          END IF;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.require_not_moving({lead_id_type}[]) IS
+        'Raises where one of these leads is on its way to or from another database';
+        REVOKE ALL ON FUNCTION {schema}.require_not_moving({lead_id_type}[]) FROM PUBLIC
         """)
     )
 
@@ -462,6 +491,7 @@ def drop_functions() -> None:
           {schema}.protected_leads(),
           {schema}.host_lead({lead_id_type}),
           {schema}.keep_assignment(),
+          {schema}.require_not_moving({lead_id_type}[]),
           {schema}.end_lead_rules({lead_id_type}, {user_id_type})
         """)
     )

@@ -247,6 +247,8 @@ def create_decision() -> None:
               WHERE r.user_id = decision.caller AND r.territory = decision.here AND r.protection = 'VIEW_ONLY' AND r.lead_id = decision.lead
                 AND {schema}.in_force(r.active, {schema}.begins(r.effective_from, r.made_at), r.effective_to)) THEN 'suspended'
             WHEN a.user_id = decision.caller THEN 'owner'
+            -- on its way to another database: a rule for the whole territory lets nobody edit it
+            WHEN a.source = 'moving' THEN 'unassigned'
             WHEN EXISTS (
               SELECT FROM {schema}.lead_protection_rules AS r
               WHERE r.user_id = decision.caller AND r.territory = decision.here AND r.protection = 'COLLABORATOR' AND r.lead_id = decision.lead

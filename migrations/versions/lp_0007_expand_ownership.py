@@ -123,6 +123,9 @@ def create_ownership() -> None:
           IF here IS NOT NULL AND change <> 'claim' THEN
             SELECT * INTO standing FROM {schema}.user_lead_assignments AS a
               WHERE a.lead_id = lead AND a.territory = here FOR UPDATE;
+            IF manager AND standing.source = 'moving' THEN
+              PERFORM {schema}.require_not_moving(ARRAY[lead]);
+            END IF;
           END IF;
           PERFORM {schema}.require_fresh_rules();
           -- a lead outside protection is anybody's to edit, and nobody's to own
@@ -167,7 +170,7 @@ def create_ownership() -> None:
             SET user_id = excluded.user_id, assigned_at = excluded.assigned_at,
                 assigned_by = excluded.assigned_by, source = excluded.source,
                 activity_at = NULL, activity_id = NULL
-            WHERE change <> 'claim' OR a.user_id IS NULL OR a.user_id = excluded.user_id;
+            WHERE a.source <> 'moving' AND (change <> 'claim' OR a.user_id IS NULL OR a.user_id = excluded.user_id);
           IF NOT FOUND THEN
             RETURN 'not_owner';
           END IF;
@@ -290,6 +293,7 @@ def create_ownership() -> None:
             RETURN CASE decision WHEN 'collaborator' THEN 'not_owner' ELSE decision END;
           END IF;
           IF change = 'share' THEN
+            PERFORM {schema}.require_not_moving(ARRAY[lead]);
             IF with_user = owner OR with_user = author AND decision = 'owner' THEN
               RAISE EXCEPTION 'a lead is not shared with its own owner' USING ERRCODE = 'LP422';
             END IF;

@@ -168,6 +168,7 @@ def create_edit_audit() -> None:
             here := {territory_of_old}::text;
             IF reason NOT IN ('owner', 'collaborator') THEN
               reason := 'maintenance';
+              PERFORM {schema}.require_not_moving(ARRAY[OLD.{lead_id}]);
             END IF;
           END IF;
           IF TG_OP = 'DELETE' OR NOT EXISTS (SELECT FROM {schema}.recorded_edit(OLD.{lead_id}, author)) THEN
@@ -242,6 +243,7 @@ def create_edit_audit() -> None:
           -- outside protection everybody edits, and maintenance everywhere: what was declared and can't be stored
           -- as it is stays in the note
           IF NOT bound OR outside THEN
+            PERFORM {schema}.require_not_moving(leads);
             INSERT INTO {schema}.lead_access_audit
               (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
             SELECT l.{lead_id}, author, (SELECT {schema}.acting_role()), CASE WHEN NOT {outside_l} THEN {territory_of_l}::text END,
@@ -309,6 +311,7 @@ def create_edit_audit() -> None:
             RAISE EXCEPTION 'TRUNCATE on % refused: it would delete leads of every territory', TG_RELID::regclass
               USING ERRCODE = 'insufficient_privilege';
           END IF;
+          PERFORM {schema}.require_not_moving(ARRAY(SELECT a.lead_id FROM {schema}.user_lead_assignments AS a WHERE a.source = 'moving'));
           INSERT INTO {schema}.lead_access_audit
             (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
           SELECT l.lead_id, {schema}.parse_user({declared_user}), {schema}.acting_role(),

@@ -150,6 +150,7 @@ def create_edit_through() -> None:
             basis := 'not bound by row security';
             IF reason NOT IN ('owner', 'collaborator') THEN
               reason := 'maintenance';
+              PERFORM {schema}.require_not_moving(ARRAY[lead]);
             END IF;
           END IF;
           IF NOT EXISTS (SELECT FROM {schema}.recorded_edit(lead, author)) THEN
@@ -286,6 +287,7 @@ def create_truncate_trigger() -> None:
             RAISE EXCEPTION 'TRUNCATE on % refused: its row security hides rows from leadprotect, which records the leads', TG_RELID::regclass
               USING ERRCODE = 'insufficient_privilege', HINT = 'DELETE FROM it instead.';
           END IF;
+          PERFORM {schema}.require_not_moving(ARRAY(SELECT a.lead_id FROM {schema}.user_lead_assignments AS a WHERE a.source = 'moving'));
           INSERT INTO {schema}.lead_access_audit
             (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
           SELECT l.lead_id, {schema}.parse_user({declared_user}), {schema}.acting_role(),

@@ -110,6 +110,7 @@ ASKED = {
     ("rules", "list"): ["--territory", "DE"],
     ("gate", "check"): [],
     ("guard",): ["--dry-run", "--", "alembic", "upgrade", "head"],
+    ("move",): ["--resume", "--as", "{user}"],
     ("new",): ["add AT", "--phase", "contract"],
     ("next",): [],
     ("scripts",): ["{folder}"],
@@ -206,6 +207,12 @@ def test_every_time_in_json_is_rfc_3339_with_a_zone(
     ran = CliRunner().invoke(main, ["backfill", "run", "DE", "CH"])
     assert 0 == ran.exit_code, ran.output
     now = datetime.now(UTC).isoformat()
+    if command[0] == "move":
+        file = write_ini(tmp_path)
+        databases = f"[leadprotect.databases]\nDE = {expanded.url}\nCH = {expanded.url}\n".replace("%", "%%")
+        file.write_text(f"{file.read_text(encoding='utf-8')}\n{databases}", encoding="utf-8")
+        monkeypatch.setenv(CONFIG, str(file))
+        settings.current.cache_clear()
     if command[0] == "territory":
         assert 0 == CliRunner().invoke(main, ["territory", "add", "XX"]).exit_code
     if command[0] == "shadow":

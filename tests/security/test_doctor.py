@@ -368,6 +368,16 @@ PLANTED = [
         mends="SELECT FROM {schema}.note_anchor()",
     ),
     Planted(
+        "handover-standing",
+        "ALTER TABLE {schema}.lead_handovers DISABLE TRIGGER USER; "
+        "INSERT INTO {schema}.lead_handovers (lead_id, id, territory, elsewhere, direction, state, began_at) VALUES "
+        "({nil_lead}::{lead_id_type}, gen_random_uuid(), 'DE', 'CH', 'out', 'frozen', now() - interval '11 minutes'); "
+        "ALTER TABLE {schema}.lead_handovers ENABLE ALWAYS TRIGGER lp_handover_holds",
+        "1 of DE on the way to CH since",
+        "warning",
+        mends="UPDATE {schema}.lead_handovers SET state = 'cancelled', ended_at = now()",
+    ),
+    Planted(
         "key-missing",
         "ALTER TABLE {schema}.user_lead_assignments DROP CONSTRAINT ix_ula_lead CASCADE",
         mends="ALTER TABLE {schema}.user_lead_assignments ADD CONSTRAINT ix_ula_lead PRIMARY KEY (lead_id, territory) "
@@ -627,6 +637,7 @@ def test_a_login_without_rights_is_told_what_it_could_not_ask_and_all_that_it_co
         "seals-old",
         "chain-short",
         "anchor-missing",
+        "handover-standing",
         "shadow-left-over",
     }
     assert hidden | {"host-unreadable", "leads-unprotected", "leads-unowned"} == {

@@ -87,6 +87,15 @@ SUBJECTS = (
         "grant_protection revoke_protection make_rule revoke_rule decide_as_manager change_rule v_owner_*",
     ),
     Subject(
+        "Hand-overs",
+        """Leads that move to the database of another territory. Each has a row of its state on either side, and is
+        frozen on both until it is gone here: source 'moving' in user_lead_assignments. send_lead() and
+        receive_lead() begin, hand_over() does each further step, and handover_holds() lets no transaction commit half
+        of one.""",
+        "lead_handovers handover_holds is_enforced hold_for_move require_not_moving send_lead receive_lead hand_over "
+        "standing_handovers",
+    ),
+    Subject(
         "Decision",
         """May the user in context edit this lead, and why? Read decision() first: the others bring it the
         context, or answer for many leads at once. None of them writes.""",

@@ -1,0 +1,386 @@
+"""Leads that move to the database of another territory: whole, once, and whatever ends the move on its way."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+from leadprotect.errors import InvalidRequest, LeadProtectError
+from leadprotect.fleet import handover
+from leadprotect.fleet.move import cancel_moves, move, resume_moves
+from leadprotect.settings import parse
+from leadprotect.settings.files import write_ini
+from tests.conftest import is_ours, janitor_of, use
+from tests.support import moving
+from tests.support.children import CONTACTS, NOTES, note
+from tests.support.moving import EVERYTHING, MANAGER, Killed, Killer, Pair
+from tests.support.profiles import NIGHTLY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.support.database import Database
+    from tests.support.profiles import Profile
+
+CLAIM = "SELECT {schema}.claim_lead(%s)"
+
+
+@pytest.fixture
+def pair(
+    make_database: Callable[..., Database], templates: dict[tuple[str, str], str], profile: Profile,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Pair:  # fmt: skip
+    return moving.pair(make_database, templates, profile, janitor_of, lambda one: use(one, monkeypatch))
+
+
+def test_a_lead_arrives_whole_and_nobodys(pair: Pair) -> None:
+    lead, stays = pair.furnished(), pair.furnished()
+    before = pair.de.sql(EVERYTHING, lead)
+    moved = pair.move(lead, correlation_id="case 7")
+    assert (1, (), "case 7") == (moved.moved, moved.refused, moved.correlation_id)
+    before[0][0][pair.de.settings.territory_column] = "CH"
+    assert before == pair.ch.sql(EVERYTHING, lead)
+    assert (["CH"], ["DE"]) == (pair.homes(lead), pair.homes(stays))
+    assert [["gone"], ["arrived"]] == pair.states(lead)
+    assert [None] == pair.ch.sql("SELECT user_id FROM {schema}.user_lead_assignments WHERE lead_id = %s", lead)
+    with pair.ch.acting("seller_ch", 5, "CH") as conn:
+        pair.ch.query(conn, CLAIM, lead)
+    assert pair.ch.user(5) == pair.ch.owner(lead, "CH")
+
+
+def test_both_audits_tell_of_it_under_one_correlation_id(pair: Pair) -> None:
+    lead = pair.furnished()
+    pair.move(lead, correlation_id="case 7")
+    left, came = pair.audits(lead)
+    assert [
+        ("UNASSIGN", "ALLOW", "manager", "case 7"),
+        ("EDIT", "ALLOW", "manager", "case 7"),
+        ("EDIT", "ALLOW", "owner", "case 7"),
+    ] == left
+    assert [("EDIT", "ALLOW", "manager", "case 7"), ("UNASSIGN", "ALLOW", "manager", "case 7")] == came
+
+
+# --- killed on its way
+
+
+def ended(pair: Pair, monkeypatch: pytest.MonkeyPatch, lead: Any, at: int, *, after: bool) -> bool:
+    """Move the lead, ended at one exchange; whether there was such an exchange."""
+    with Killer(pair, monkeypatch, at, after) as killer, suppress(LeadProtectError, Killed):
+        pair.move(lead, correlation_id=f"case {at}")
+    return killer.seen >= at
+
+
+def whole(pair: Pair, lead: Any) -> None:
+    """The lead is there and nowhere else, whole, nobody's, and both audits tell of it."""
+    assert ["CH"] == pair.homes(lead)
+    assert [["gone"], ["arrived"]] == pair.states(lead)
+    assert [None, None] == [pair.de.owner(lead), pair.ch.owner(lead, "CH")]
+    (row,) = pair.ch.sql(EVERYTHING, lead)
+    assert [2, 1, 1] == [len(part) for part in row[1:]]
+    left, came = pair.audits(lead)
+    assert {"UNASSIGN", "EDIT"} == {action for action, *_ in left} == {action for action, *_ in came}
+    assert 1 == len({correlation for *_, correlation in (*left, *came)})
+
+
+@pytest.mark.slow("a move is ended at each of its exchanges with a server")
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_move_that_is_ended_anywhere_loses_and_doubles_nothing(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, *, after: bool
+) -> None:
+    at, step = (1, 1) if NIGHTLY else (1 + 2 * after, 4)
+    while True:
+        lead = pair.furnished()
+        struck = ended(pair, monkeypatch, lead, at, after=after)
+        homes = pair.homes(lead)
+        assert homes in (["DE"], ["CH"], ["DE", "CH"])
+        editable = pair.editable(lead)
+        assert len(editable) <= 1
+        assert homes != ["DE", "CH"] or editable == []
+        pair.move(lead, correlation_id=f"case {at} again")
+        if not struck:
+            break
+        whole(pair, lead)
+        at += step
+    assert at > 20
+
+
+def test_what_stands_still_is_taken_up_and_frozen_until_then(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    lead, stays = pair.furnished(), pair.furnished()
+    pair.de.rule(pair.de.user(2), "COLLABORATOR")
+    stopped(pair, monkeypatch, lead, copied=True)
+    assert ["DE", "CH"] == pair.homes(lead)
+    assert [["frozen"], ["arriving"]] == pair.states(lead)
+    assert [] == pair.editable(lead)
+    assert ["DE"] == pair.editable(stays)
+    for code, one, login in (("DE", pair.de, "seller_de"), ("CH", pair.ch, "seller_ch")):
+        with pytest.raises(psycopg.Error) as claimed, one.acting(login, 2, code) as conn:
+            one.query(conn, CLAIM, lead)
+        assert "LP403" == claimed.value.sqlstate
+        with pytest.raises(psycopg.Error) as deleted:
+            one.sql("DELETE FROM {leads} WHERE {lead_id} = %s", lead)
+        assert "LP422" == deleted.value.sqlstate
+    with pair.de.acting("manager_de", MANAGER) as conn, pytest.raises(psycopg.Error, match="on its way") as assigned:
+        pair.de.query(conn, "SELECT {schema}.assign_lead(%s, %s)", lead, pair.de.user(3))
+    assert "LP422" == assigned.value.sqlstate
+    # who only sees it may append a note still, and that travels, too
+    note(pair.de, lead, "late")
+    (done,) = resume_moves(pair.settings, actor=pair.de.user(MANAGER))
+    assert (1, (), "standing") == (done.moved, done.refused, done.correlation_id)
+    assert ["a \\ note's\n100 %", "late"] == pair.ch.sql(f"SELECT body FROM {NOTES} ORDER BY id")
+    assert [["gone"], ["arrived"]] == pair.states(lead)
+    assert () == resume_moves(pair.settings, actor=pair.de.user(MANAGER))
+
+
+def stopped(pair: Pair, monkeypatch: pytest.MonkeyPatch, lead: Any, *, copied: bool) -> None:
+    """Begin a move that ends when the lead is frozen, with its copy on the other side or before that is committed."""
+    real = handover._arrive  # noqa: SLF001 - between the commits of both sides is no place for a test
+
+    def arrive(route: handover.Route, *given: Any) -> None:
+        real(route, *given)
+        if not copied:
+            pair.ch.sql("SELECT pg_terminate_backend(%s, 5000)", route.there.conn.info.backend_pid)
+
+    def leave(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, suppress(LeadProtectError, Killed):
+        patch.setattr(handover, "_arrive", arrive)
+        patch.setattr(handover, "leave", leave)
+        pair.move(lead, correlation_id="standing")
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["frozen", "copied"])
+def test_a_hand_over_is_cancelled_and_the_lead_is_its_owners_again(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, *, copied: bool
+) -> None:
+    lead = pair.furnished()
+    before = pair.de.sql(EVERYTHING, lead)
+    stopped(pair, monkeypatch, lead, copied=copied)
+    assert [["frozen"], ["arriving"] if copied else []] == pair.states(lead)
+    assert [] == pair.editable(lead)
+    assert 1 == cancel_moves(pair.settings, [lead], actor=pair.de.user(MANAGER))
+    assert [["cancelled"], ["cancelled"]] == pair.states(lead)
+    assert ["DE"] == pair.homes(lead) == pair.editable(lead)
+    assert pair.de.user(1) == pair.de.owner(lead)
+    assert before == pair.de.sql(EVERYTHING, lead)
+    with pytest.raises(LeadProtectError, match="is not on its way"):
+        cancel_moves(pair.settings, [lead], actor=pair.de.user(MANAGER))
+    pair.move(lead)
+    assert ["CH"] == pair.homes(lead)
+
+
+def test_a_copy_can_t_come_after_it_was_cancelled(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    lead = pair.furnished()
+    real = handover.leave
+
+    def too_late(route: Any, pairs: Any, digests: Any) -> None:
+        handover.withdraw(route, pairs)
+        real(route, pairs, digests)
+
+    monkeypatch.setattr(handover, "leave", too_late)
+    assert 1 == len(pair.move(lead).refused)
+    assert [["cancelled"], ["cancelled"]] == pair.states(lead)
+    assert ["DE"] == pair.homes(lead) == pair.editable(lead)
+
+
+# --- many
+
+
+def test_of_many_those_that_can_t_travel_are_named_and_the_others_go(pair: Pair) -> None:
+    leads = [pair.furnished() for _ in range(7)]
+    taken, nobody = leads[3], pair.de.new_id()
+    pair.ch.sql("INSERT INTO {leads} ({lead_id}, {territory}) VALUES (%s, 'CH')", taken)
+    done = pair.move(*leads, nobody, at_once=3)
+    assert 6 == done.moved
+    assert {str(taken), str(nobody)} == {one.lead_id for one in done.refused}
+    (why,) = [one.why for one in done.refused if one.lead_id == str(taken)]
+    assert "duplicate key value violates unique constraint" in why
+    assert pair.de.user(1) == pair.de.owner(taken)
+    assert [[], []] == pair.states(taken)
+    assert 6 == pair.move(*[lead for lead in leads if lead != taken]).moved
+
+
+def test_a_territory_s_worth_goes_in_slices_and_a_dry_run_moves_none(pair: Pair) -> None:
+    leads = [pair.furnished() for _ in range(5)]
+    other = pair.de.lead(None)
+    told: list[tuple[int, int | None]] = []
+    how: dict[str, Any] = {"to": "CH", "origin": "DE", "actor": pair.de.user(MANAGER), "at_once": 2}
+    tried = move(pair.settings, None, dry_run=True, **how)
+    assert (5, True) == (tried.moved, tried.dry_run)
+    assert [[], []] == pair.states(leads[0])
+    assert 5 == move(pair.settings, None, tell=lambda *said: told.append(said), **how).moved
+    assert [(2, None), (4, None), (5, None)] == told
+    assert [["CH"]] * 5 == [pair.homes(lead) for lead in leads]
+    assert ["DE"] == pair.homes(other)
+
+
+def test_a_lead_that_somebody_edits_is_not_waited_for_long(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    lead, free = pair.furnished(), pair.furnished()
+    monkeypatch.setattr("leadprotect.fleet.move._TRIES", 2)
+    with pair.de.acting("seller_de", 1) as conn:
+        pair.de.query(conn, "UPDATE {leads} SET city = 'edited' WHERE {lead_id} = %s", lead)
+        done = pair.move(lead, free)
+        assert (1, [str(lead)]) == (done.moved, [one.lead_id for one in done.refused])
+        assert "lock" in done.refused[0].why
+    assert 1 == pair.move(lead).moved
+    assert ["edited"] == pair.ch.sql("SELECT city FROM {leads} WHERE {lead_id} = %s", lead)
+
+
+def test_rows_get_new_numbers_where_that_is_asked(pair: Pair) -> None:
+    lead = pair.furnished()
+    pair.ch.sql(f"SELECT setval(pg_get_serial_sequence('{NOTES}', 'id'), 1)")
+    pair.ch.sql(
+        f"INSERT INTO {NOTES} (id, body) OVERRIDING SYSTEM VALUE "
+        "SELECT n.id, 'theirs' FROM generate_series(1, 50) AS n (id)"
+    )
+    pair.ch.sql(f"SELECT setval(pg_get_serial_sequence('{NOTES}', 'id'), 50)")
+    (why,) = [one.why for one in pair.move(lead).refused]
+    assert "notes_pkey" in why
+    assert 1 == pair.move(lead, renumber=[NOTES]).moved
+    assert [51] == pair.ch.sql(f"SELECT id FROM {NOTES} WHERE lead_id = %s", lead)
+
+
+# --- what can't travel
+
+
+REFUSALS = {
+    "a column is missing": ("CH", "ALTER TABLE {leads} DROP company", r"\.company is missing in the database of CH"),
+    "a column is of another type": (
+        "CH",
+        "ALTER TABLE {leads} ALTER city TYPE varchar(9)",
+        r"city is text here, and character varying\(9\)",
+    ),
+    "a column is needed": (
+        "CH",
+        "ALTER TABLE {leads} ADD tax text NOT NULL",
+        r"\.tax of the database of CH is NOT NULL without a default",
+    ),
+    "a large object": (
+        "DE",
+        "ALTER TABLE {leads} ADD scan oid",
+        r"\.scan is of type oid, which names something of this database",
+    ),
+    "another table refers to it": (
+        "DE",
+        "CREATE TABLE public.deals (lead {lead_id_type} REFERENCES {leads})",
+        "public.deals of DE refers to .* and is not one of lead_tables",
+    ),
+    "a table refers to its rows": (
+        "DE",
+        f"CREATE TABLE public.mails (contact bigint REFERENCES {CONTACTS} ON DELETE CASCADE)",
+        "public.mails of DE refers to .* and is not one of lead_tables",
+    ),
+    "the login may not write there": ("CH", "REVOKE INSERT ON {leads} FROM {manager_ch}", "GRANT INSERT ON .* TO "),
+    "rows may be hidden": (
+        "DE",
+        f"CREATE POLICY mine ON {CONTACTS} AS RESTRICTIVE USING (email <> '')",
+        "row security of the host on crm.lead contacts of DE may hide rows",
+    ),
+    "nothing is enforced there": ("CH", "ALTER TABLE {leads} DISABLE ROW LEVEL SECURITY", "contract comes first"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_can_t_travel_is_refused_before_anything_is_touched(pair: Pair, case: str) -> None:
+    code, statement, says = REFUSALS[case]
+    database = {"DE": pair.de, "CH": pair.ch}[code]
+    lead = pair.furnished()
+    database.sql_script(statement.replace("{manager_ch}", f'"{pair.ch.profile.login("manager_ch")}"'))
+    with pytest.raises(InvalidRequest, match=says):
+        pair.move(lead)
+    assert [[], []] == pair.states(lead)
+    assert ["DE"] == pair.homes(lead)
+    assert pair.de.user(1) == pair.de.owner(lead)
+
+
+def test_code_of_the_host_that_changes_what_arrives_keeps_it_where_it_is(pair: Pair) -> None:
+    lead = pair.furnished()
+    pair.ch.sql_script(
+        "CREATE FUNCTION public.shout() RETURNS trigger LANGUAGE plpgsql AS "
+        "'BEGIN NEW.company := upper(NEW.company); RETURN NEW; END'; "
+        "CREATE TRIGGER shout BEFORE INSERT ON {leads} FOR EACH ROW EXECUTE FUNCTION public.shout()"
+    )
+    (refused,) = pair.move(lead).refused
+    assert "company would be changed" in refused.why
+    assert not refused.standing
+    assert [[], []] == pair.states(lead)
+
+
+def test_within_one_database_an_update_moves_a_lead(pair: Pair) -> None:
+    lead = pair.furnished()
+    url = pair.de.login_url("manager_de")
+    given = {"lead_tables": moving.tables(pair.de.profile)} | pair.de.profile.settings
+    for there in (url, pair.de.url):  # under one name, and under another
+        s = parse(given, {}, {"DE": url, "CH": there})
+        with pytest.raises(
+            InvalidRequest, match="in one database: there a plain UPDATE by maintenance moves a lead: UPDATE"
+        ):
+            move(s, [lead], to="CH", origin="DE", actor=pair.de.user(MANAGER))
+
+
+# --- the command
+
+
+def command(pair: Pair, folder: Path, *words: str) -> dict[str, Any]:
+    file = write_ini(folder, **{"territories": "DE, CH"} | pair.de.profile.settings | pair.de.overrides)
+    urls = {"DE": pair.de.login_url("manager_de"), "CH": pair.ch.login_url("manager_ch")}
+    section = "\n".join(f"{code} = {url.replace('%', '%%')}" for code, url in urls.items())
+    file.write_text(f"{file.read_text(encoding='utf-8')}\n[leadprotect.databases]\n{section}\n", encoding="utf-8")
+    clean = {name: value for name, value in os.environ.items() if not is_ours(name)}
+    words = ("-c", str(file), "move", *words, "--as", pair.de.user(MANAGER))
+    return {"args": [sys.executable, "-m", "leadprotect", *words], "env": clean, "text": True}
+
+
+def test_the_command_moves_and_tells(pair: Pair, tmp_path: Path) -> None:
+    lead, other = pair.furnished(), pair.furnished()
+    pair.ch.sql("INSERT INTO {leads} ({lead_id}, {territory}) VALUES (%s, 'CH')", other)
+    (tmp_path / "leads.txt").write_text(f"# to Bern\n{lead}\n{other}\n", encoding="utf-8")
+    words = ("--to", "CH", "--from-file", str(tmp_path / "leads.txt"), "--correlation", "case 7", "--json")
+    done = subprocess.run(**command(pair, tmp_path, *words), capture_output=True, check=False)
+    assert 1 == done.returncode, done.stderr
+    (told,) = json.loads(done.stdout)["moved"]
+    refused = told.pop("refused")
+    assert {"origin": "DE", "to": "CH", "correlation_id": "case 7", "moved": 1, "dry_run": False} == told
+    assert [(str(other), False)] == [(one["lead_id"], one["standing"]) for one in refused]
+    again = subprocess.run(**command(pair, tmp_path, "--resume"), capture_output=True, check=False)
+    assert (0, "nothing stands between the databases\n") == (again.returncode, again.stdout)
+
+
+@pytest.mark.parametrize("side", ["DE", "CH"])
+def test_a_command_that_is_killed_leaves_what_resume_ends(pair: Pair, tmp_path: Path, side: str) -> None:
+    """A lock of the host's holds it: in the middle of the copy, or when it deletes here what has its copy there."""
+    lead = pair.furnished()
+    slow = (
+        "CREATE FUNCTION public.slow() RETURNS trigger LANGUAGE plpgsql AS "
+        "'BEGIN PERFORM pg_advisory_xact_lock(7); RETURN coalesce(NEW, OLD); END'; "
+        f"CREATE TRIGGER slow BEFORE {{verb}} ON {CONTACTS} FOR EACH ROW EXECUTE FUNCTION public.slow()"
+    )
+    database, verb = {"DE": (pair.de, "DELETE"), "CH": (pair.ch, "INSERT")}[side]
+    database.sql_script(slow.replace("{verb}", verb))
+    with database.connect() as holder:
+        holder.execute("SELECT pg_advisory_xact_lock(7)")
+        with subprocess.Popen(**command(pair, tmp_path, str(lead), "--to", "CH"), stderr=subprocess.DEVNULL) as process:
+            waits = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND NOT granted AND database = %s"
+            oid = database.sql("SELECT oid::int8 FROM pg_database WHERE datname = current_database()")[0]
+            while not database.sql(waits, oid):
+                assert process.poll() is None
+                time.sleep(0.001)  # its lock_timeout is 50 ms, and then it comes again
+            process.kill()
+    ours = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'leadprotect' AND datname = ANY (%s)"
+    while pair.de.sql(ours, [pair.de.name, pair.ch.name]):
+        time.sleep(0.02)
+    assert pair.homes(lead) == (["DE", "CH"] if side == "DE" else ["DE"])
+    assert len(pair.editable(lead)) == (0 if side == "DE" else 1)
+    words = ("--resume",) if side == "DE" else (str(lead), "--to", "CH")
+    done = subprocess.run(**command(pair, tmp_path, *words), capture_output=True, check=False)
+    assert 0 == done.returncode, done.stdout + done.stderr
+    whole(pair, lead)
