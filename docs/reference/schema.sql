@@ -30,17 +30,18 @@
 --
 -- Contents, with the line:
 --
---      45  Who calls which function
---      99  Territories and the border
---     402  Ownership and rules
---    1185  Decision
---    1651  Attempts and audit
---    2613  Seals
---    3080  Transition
---    3420  Shadow
---    3910  Backfill and verification
---    4789  Gate
---    5766  Host
+--      46  Who calls which function
+--     103  Territories and the border
+--     406  Ownership and rules
+--    1194  Hand-overs
+--    1538  Decision
+--    2005  Attempts and audit
+--    2967  Seals
+--    3434  Transition
+--    3774  Shadow
+--    4264  Backfill and verification
+--    5143  Gate
+--    6120  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -62,30 +63,33 @@
 --    record_edit_attempt, allow_edit, allow_edits, assert_edit_and_audit, change_owner,
 --    change_owners, change_sharing, claim_lead, release_lead, assign_lead, transfer_lead,
 --    share_lead, unshare_lead, territory_terms, has_rules, protection_page, lead_shares,
---    grant_protection, revoke_protection, change_rule
+--    grant_protection, revoke_protection, change_rule, send_lead, receive_lead, hand_over,
+--    standing_handovers
 --
 -- leadprotect_auditor
 --    acting_role, is_member, audit_partitions, who_could_edit, audit_origin, audit_number_gaps,
 --    note_anchor, parse_user, context, claiming, set_context, decide, editable_among,
---    can_edit_lead, explain_edit, proved_denials, territory_terms, has_rules, protection_page
+--    can_edit_lead, explain_edit, proved_denials, territory_terms, has_rules, protection_page,
+--    standing_handovers
 --
 -- leadprotect_operator
 --    acting_role, unreadable, audit_partitions, create_audit_partitions, seal_audit,
---    detach_audit_month, territory_terms, owner_column_differs, settle_owner_column, shadow_saw,
---    shadow_run, shadow_noted, shadow_fold, backfill_settings, backfill_start, backfill_claim,
---    backfill_slice, backfill_release, backfill_defer, backfill_retry, backfill_settle,
---    backfill_finish, backfill_request, unowned_leads, backfill_stale, backfill_estimate,
---    backfill_sample, backfill_outside, unowned_count, backfill_counts, backfill_report,
---    backfill_status, guard_beat, guard_release, gate_conditions
+--    detach_audit_month, territory_terms, standing_handovers, owner_column_differs,
+--    settle_owner_column, shadow_saw, shadow_run, shadow_noted, shadow_fold, backfill_settings,
+--    backfill_start, backfill_claim, backfill_slice, backfill_release, backfill_defer,
+--    backfill_retry, backfill_settle, backfill_finish, backfill_request, unowned_leads,
+--    backfill_stale, backfill_estimate, backfill_sample, backfill_outside, unowned_count,
+--    backfill_counts, backfill_report, backfill_status, guard_beat, guard_release, gate_conditions
 --
 -- nobody: they serve policies, triggers, revisions and the functions above
---    publish_territories, keep_assignment, end_lead_rules, host_lead, protected_leads, hold_lead,
---    write_owner_column, derived_owners, earlier_activity, refuse_change, secure_audit_table,
---    add_audit_partition, clear_audit_default, audit_settled_until, sealed_numbers,
---    append_audit_seal, is_code, in_force, begins, decision, require_fresh_rules, decide_locked,
---    bounded, write_audit, denial_proof, draw_denial, deny, answered, require, try_edit,
---    lead_for_ownership, is_manager, try_change_owner, try_change_sharing, end_rules, make_rule,
---    revoke_rule, decide_as_manager, require_manager, in_transition, note_unsettled,
+--    publish_territories, keep_assignment, end_lead_rules, require_not_moving, host_lead,
+--    protected_leads, hold_lead, write_owner_column, derived_owners, earlier_activity,
+--    refuse_change, secure_audit_table, add_audit_partition, clear_audit_default,
+--    audit_settled_until, sealed_numbers, append_audit_seal, is_code, in_force, begins, decision,
+--    require_fresh_rules, decide_locked, bounded, write_audit, denial_proof, draw_denial, deny,
+--    answered, require, try_edit, lead_for_ownership, is_manager, try_change_owner,
+--    try_change_sharing, end_rules, make_rule, revoke_rule, decide_as_manager, require_manager,
+--    handover_holds, is_enforced, hold_for_move, in_transition, note_unsettled,
 --    note_contextless_write, own_moved_lead, own_named_lead, follow_owner_column,
 --    hide_owner_column, forget_lead, own_active_lead, shadow_note, shadow_failed, shadow_binds,
 --    shadow_reason, shadow_border, shadow_edits, shadow_inserts, shadow_lead, shadow_rows,
@@ -428,18 +432,18 @@ CREATE TABLE leadprotect.user_lead_assignments (
     activity_source text COLLATE pg_catalog."C",
     activity_at timestamp with time zone,
     activity_id bigint,
-    CONSTRAINT ula_released CHECK (((user_id IS NULL) = (source = ANY (ARRAY['release'::text, 'moved'::text]))))
+    CONSTRAINT ula_released CHECK (((user_id IS NULL) = (source = ANY (ARRAY['release'::text, 'moved'::text, 'moving'::text]))))
 );
 
 ALTER TABLE ONLY leadprotect.user_lead_assignments FORCE ROW LEVEL SECURITY;
 
-COMMENT ON TABLE leadprotect.user_lead_assignments IS 'Who owns a lead in a territory; changed only by functions. user_id NULL: released by hand, or moved here';
+COMMENT ON TABLE leadprotect.user_lead_assignments IS 'Who owns a lead in a territory; changed only by functions. user_id NULL: released by hand, moved here, or on its way to another database';
 COMMENT ON COLUMN leadprotect.user_lead_assignments.lead_id IS 'the lead; no foreign key, a deleted lead must need no lock here';
 COMMENT ON COLUMN leadprotect.user_lead_assignments.territory IS 'an assignment counts only while the lead is in it';
 COMMENT ON COLUMN leadprotect.user_lead_assignments.user_id IS 'the owner; NULL: nobody';
 COMMENT ON COLUMN leadprotect.user_lead_assignments.assigned_at IS 'since when';
 COMMENT ON COLUMN leadprotect.user_lead_assignments.assigned_by IS 'the user who did it by hand; NULL: derived from an activity';
-COMMENT ON COLUMN leadprotect.user_lead_assignments.source IS 'backfill and activity: derived, a newer activity wins; release: no owner by hand; moved: none until a newer activity; anything else: made by hand, stays';
+COMMENT ON COLUMN leadprotect.user_lead_assignments.source IS 'backfill and activity: derived, a newer activity wins; release: no owner by hand; moved: none until a newer activity; moving: frozen, on its way to or from another database; anything else: made by hand, stays';
 COMMENT ON COLUMN leadprotect.user_lead_assignments.activity_source IS 'Which table of activities it stands in: the name of its section in the settings; NULL: the first one';
 COMMENT ON COLUMN leadprotect.user_lead_assignments.activity_at IS 'time of the activity on which a derived assignment rests: a newer one wins';
 COMMENT ON COLUMN leadprotect.user_lead_assignments.activity_id IS 'The qualifying activity on which a derived assignment (source backfill or activity) rests';
@@ -447,6 +451,7 @@ COMMENT ON COLUMN leadprotect.user_lead_assignments.activity_id IS 'The qualifyi
 ALTER TABLE ONLY leadprotect.user_lead_assignments
     ADD CONSTRAINT ix_ula_lead PRIMARY KEY (lead_id, territory) INCLUDE (user_id);
 
+CREATE INDEX ix_ula_moving ON leadprotect.user_lead_assignments USING btree (lead_id) WHERE (source = 'moving'::text);
 CREATE INDEX ix_ula_user ON leadprotect.user_lead_assignments USING btree (user_id, territory, lead_id);
 
 CREATE TRIGGER lp_keep_assignment AFTER DELETE OR UPDATE ON leadprotect.user_lead_assignments FOR EACH ROW EXECUTE FUNCTION leadprotect.keep_assignment();
@@ -656,6 +661,9 @@ CREATE FUNCTION leadprotect.try_change_owner(lead uuid, change text, new_owner u
           IF here IS NOT NULL AND change <> 'claim' THEN
             SELECT * INTO standing FROM "leadprotect".user_lead_assignments AS a
               WHERE a.lead_id = lead AND a.territory = here FOR UPDATE;
+            IF manager AND standing.source = 'moving' THEN
+              PERFORM "leadprotect".require_not_moving(ARRAY[lead]);
+            END IF;
           END IF;
           PERFORM "leadprotect".require_fresh_rules();
           -- a lead outside protection is anybody's to edit, and nobody's to own
@@ -700,7 +708,7 @@ CREATE FUNCTION leadprotect.try_change_owner(lead uuid, change text, new_owner u
             SET user_id = excluded.user_id, assigned_at = excluded.assigned_at,
                 assigned_by = excluded.assigned_by, source = excluded.source,
                 activity_at = NULL, activity_id = NULL
-            WHERE change <> 'claim' OR a.user_id IS NULL OR a.user_id = excluded.user_id;
+            WHERE a.source <> 'moving' AND (change <> 'claim' OR a.user_id IS NULL OR a.user_id = excluded.user_id);
           IF NOT FOUND THEN
             RETURN 'not_owner';
           END IF;
@@ -812,6 +820,7 @@ CREATE FUNCTION leadprotect.try_change_sharing(lead uuid, change text, with_user
             RETURN CASE decision WHEN 'collaborator' THEN 'not_owner' ELSE decision END;
           END IF;
           IF change = 'share' THEN
+            PERFORM "leadprotect".require_not_moving(ARRAY[lead]);
             IF with_user = owner OR with_user = author AND decision = 'owner' THEN
               RAISE EXCEPTION 'a lead is not shared with its own owner' USING ERRCODE = 'LP422';
             END IF;
@@ -1183,6 +1192,350 @@ COMMENT ON FUNCTION leadprotect.require_manager(here text, lead uuid, action lea
 REVOKE ALL ON FUNCTION leadprotect.require_manager(here text, lead uuid, action leadprotect.lead_action, note text) FROM PUBLIC;
 
 -- =================================================================================================
+-- Hand-overs
+--
+-- Leads that move to the database of another territory. Each has a row of its state on either side,
+-- and is frozen on both until it is gone here: source 'moving' in user_lead_assignments.
+-- send_lead() and receive_lead() begin, hand_over() does each further step, and handover_holds()
+-- lets no transaction commit half of one.
+-- =================================================================================================
+
+-- function require_not_moving, lp_0002_expand_assignments
+
+CREATE FUNCTION leadprotect.require_not_moving(leads uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    AS $$
+        BEGIN
+          IF EXISTS (SELECT FROM "leadprotect".user_lead_assignments AS a WHERE a.source = 'moving')
+            AND EXISTS (SELECT FROM "leadprotect".user_lead_assignments AS a WHERE a.source = 'moving' AND a.lead_id = ANY (leads))
+          THEN
+            RAISE EXCEPTION 'the lead is on its way to or from another database, and nobody may change it'
+              USING ERRCODE = 'LP422', HINT = 'leadprotect move --resume ends what stands still.';
+          END IF;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.require_not_moving(leads uuid[]) IS 'Raises where one of these leads is on its way to or from another database';
+
+REVOKE ALL ON FUNCTION leadprotect.require_not_moving(leads uuid[]) FROM PUBLIC;
+
+-- table lead_handovers, lp_0008_expand_rules
+
+CREATE TABLE leadprotect.lead_handovers (
+    lead_id uuid NOT NULL,
+    id uuid NOT NULL,
+    territory text NOT NULL,
+    elsewhere text NOT NULL,
+    direction text NOT NULL,
+    state text NOT NULL,
+    digest text DEFAULT ''::text NOT NULL,
+    correlation_id text,
+    began_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    ended_at timestamp with time zone,
+    user_id uuid,
+    login name DEFAULT SESSION_USER NOT NULL,
+    was_owner uuid,
+    was_source text,
+    CONSTRAINT lead_handovers_state CHECK ((((direction = 'out'::text) AND (state = ANY (ARRAY['frozen'::text, 'gone'::text, 'cancelled'::text]))) OR ((direction = 'in'::text) AND (state = ANY (ARRAY['arriving'::text, 'arrived'::text, 'cancelled'::text])))))
+);
+
+ALTER TABLE ONLY leadprotect.lead_handovers FORCE ROW LEVEL SECURITY;
+
+COMMENT ON TABLE leadprotect.lead_handovers IS 'Leads that moved to or from the database of another territory: the state here; written by functions only';
+COMMENT ON COLUMN leadprotect.lead_handovers.lead_id IS 'the lead, which has the same id on both sides';
+COMMENT ON COLUMN leadprotect.lead_handovers.id IS 'the hand-over: the same on both sides';
+COMMENT ON COLUMN leadprotect.lead_handovers.territory IS 'the territory here';
+COMMENT ON COLUMN leadprotect.lead_handovers.elsewhere IS 'the territory of the other database';
+COMMENT ON COLUMN leadprotect.lead_handovers.direction IS 'out: from here; in: to here';
+COMMENT ON COLUMN leadprotect.lead_handovers.state IS 'out: frozen, then gone; in: arriving (frozen, too), then arrived; cancelled: it stays where it was, or came back';
+COMMENT ON COLUMN leadprotect.lead_handovers.digest IS 'SHA-256 of what was sent, or of what came';
+COMMENT ON COLUMN leadprotect.lead_handovers.correlation_id IS 'that of the rows in both audits';
+COMMENT ON COLUMN leadprotect.lead_handovers.began_at IS 'when it began here';
+COMMENT ON COLUMN leadprotect.lead_handovers.ended_at IS 'when it ended here; NULL: it stands still, or is under way';
+COMMENT ON COLUMN leadprotect.lead_handovers.user_id IS 'the manager who was declared';
+COMMENT ON COLUMN leadprotect.lead_handovers.login IS 'session_user';
+COMMENT ON COLUMN leadprotect.lead_handovers.was_owner IS 'who owned it before: it is his again if this is cancelled';
+COMMENT ON COLUMN leadprotect.lead_handovers.was_source IS 'how he came to it; NULL: it had no assignment';
+
+ALTER TABLE ONLY leadprotect.lead_handovers
+    ADD CONSTRAINT lead_handovers_pkey PRIMARY KEY (lead_id, id);
+
+CREATE INDEX ix_handovers_standing ON leadprotect.lead_handovers USING btree (territory, began_at) WHERE (ended_at IS NULL);
+
+CREATE CONSTRAINT TRIGGER lp_handover_holds AFTER INSERT OR UPDATE ON leadprotect.lead_handovers DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION leadprotect.handover_holds();
+
+ALTER TABLE leadprotect.lead_handovers ENABLE ALWAYS TRIGGER lp_handover_holds;
+
+ALTER TABLE leadprotect.lead_handovers ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY lp_border ON leadprotect.lead_handovers AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR (territory = ( SELECT leadprotect.own_border() AS own_border))));
+CREATE POLICY lp_inside ON leadprotect.lead_handovers TO leadprotect_owner USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_read ON leadprotect.lead_handovers FOR SELECT TO leadprotect_auditor, leadprotect_manager USING (true);
+
+GRANT SELECT ON TABLE leadprotect.lead_handovers TO leadprotect_auditor;
+GRANT SELECT ON TABLE leadprotect.lead_handovers TO leadprotect_manager;
+
+-- function handover_holds, lp_0008_expand_rules
+
+CREATE FUNCTION leadprotect.handover_holds() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    SET enable_seqscan TO 'off'
+    AS $$
+        DECLARE
+          now_state "leadprotect".lead_handovers;
+          here text;
+          there_is boolean;
+          standing text;
+          holds boolean;
+        BEGIN
+          SELECT * INTO now_state FROM "leadprotect".lead_handovers AS h WHERE h.lead_id = NEW.lead_id AND h.id = NEW.id;
+          SELECT l.territory INTO here FROM "leadprotect".host_lead(NEW.lead_id) AS l (territory);
+          there_is := FOUND;
+          standing := (SELECT a.source FROM "leadprotect".user_lead_assignments AS a
+                       WHERE a.lead_id = NEW.lead_id AND a.territory = NEW.territory);
+          holds := CASE
+            WHEN now_state.ended_at IS NULL THEN
+              here IS NOT DISTINCT FROM NEW.territory AND standing IS NOT DISTINCT FROM 'moving' AND now_state.digest <> ''
+            WHEN now_state.state = 'gone' THEN NOT there_is
+            ELSE coalesce(standing, '') NOT IN ('move', 'moving') END;
+          IF NOT coalesce(holds, false) THEN
+            RAISE EXCEPTION 'hand-over % is half done, and half a step can''t be committed', NEW.id USING ERRCODE = 'LP422';
+          END IF;
+          RETURN NULL;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.handover_holds() IS 'Trigger: a transaction commits a step of a hand-over whole or not at all';
+
+REVOKE ALL ON FUNCTION leadprotect.handover_holds() FROM PUBLIC;
+
+-- function is_enforced, lp_0008_expand_rules
+
+CREATE FUNCTION leadprotect.is_enforced() RETURNS boolean
+    LANGUAGE sql STABLE
+    RETURN (EXISTS (SELECT FROM (pg_trigger t JOIN pg_proc p ON ((p.oid = t.tgfoid))) WHERE ((t.tgrelid = ('public.leads'::regclass)::oid) AND (p.pronamespace = ('leadprotect'::regnamespace)::oid) AND (p.proname = 'audit_edit'::name))));
+
+COMMENT ON FUNCTION leadprotect.is_enforced() IS 'Whether contract enforces on the leads: what is frozen is frozen there only';
+
+REVOKE ALL ON FUNCTION leadprotect.is_enforced() FROM PUBLIC;
+
+-- function hold_for_move, lp_0008_expand_rules
+
+CREATE FUNCTION leadprotect.hold_for_move(lead uuid, here text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        DECLARE
+          author uuid := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
+        BEGIN
+          INSERT INTO "leadprotect".user_lead_assignments AS a (lead_id, territory, user_id, assigned_at, assigned_by, source)
+          VALUES (lead, here, author, clock_timestamp(), author, 'move')
+          ON CONFLICT (lead_id, territory) DO UPDATE
+            SET user_id = excluded.user_id, assigned_at = excluded.assigned_at, assigned_by = excluded.assigned_by,
+                source = excluded.source;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.hold_for_move(lead uuid, here text) IS 'Lets the manager who moves a lead write it, by row security like an owner, until he freezes it in the same transaction';
+
+REVOKE ALL ON FUNCTION leadprotect.hold_for_move(lead uuid, here text) FROM PUBLIC;
+
+-- function send_lead, lp_0008_expand_rules
+
+CREATE FUNCTION leadprotect.send_lead(lead uuid, handover uuid, destination text) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    SET enable_seqscan TO 'off'
+    AS $$
+        #variable_conflict use_variable
+        DECLARE
+          here text := pg_catalog.current_setting('app.territory', true);
+          remark text := concat_ws(' ', 'move to', destination, 'by hand-over', handover);
+          decision text := "leadprotect".decide_as_manager(lead);
+          standing "leadprotect".user_lead_assignments;
+          known "leadprotect".lead_handovers;
+        BEGIN
+          IF decision <> 'manager' OR lead IS NULL THEN
+            RETURN "leadprotect".answered(lead, 'UNASSIGN', CASE decision WHEN 'manager' THEN 'not_found' ELSE decision END, remark);
+          ELSIF handover IS NULL OR NOT coalesce("leadprotect".is_code(destination) AND destination <> here, false) THEN
+            RAISE EXCEPTION 'a hand-over needs an id and another territory' USING ERRCODE = 'LP422';
+          ELSIF NOT "leadprotect".is_enforced() THEN
+            RAISE EXCEPTION 'contract does not enforce here, and nothing can be frozen' USING ERRCODE = 'LP422';
+          END IF;
+          PERFORM "leadprotect".hold_lead(lead) WHERE false;
+          SELECT * INTO standing FROM "leadprotect".user_lead_assignments AS a WHERE a.lead_id = lead AND a.territory = here FOR UPDATE;
+          SELECT * INTO known FROM "leadprotect".lead_handovers AS h WHERE h.lead_id = lead AND h.id = handover FOR UPDATE;
+          IF NOT FOUND THEN
+            IF standing.source = 'moving' THEN
+              PERFORM "leadprotect".require_not_moving(ARRAY[lead]);
+            END IF;
+            INSERT INTO "leadprotect".lead_handovers
+              (lead_id, id, territory, elsewhere, direction, state, correlation_id, user_id, was_owner, was_source)
+            VALUES (lead, handover, here, destination, 'out', 'frozen', "leadprotect".bounded(pg_catalog.current_setting('app.correlation_id', true)),
+                    "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true)), standing.user_id, standing.source);
+            PERFORM "leadprotect".write_audit(lead, 'UNASSIGN', 'manager', remark);
+          ELSIF known.state <> 'frozen' OR known.territory <> here OR known.elsewhere <> destination THEN
+            RAISE EXCEPTION 'hand-over % is another one, or has ended', handover USING ERRCODE = 'LP422';
+          END IF;
+          PERFORM "leadprotect".write_owner_column(lead, here, NULL) WHERE false;
+          PERFORM "leadprotect".hold_for_move(lead, here);
+          RETURN decision;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.send_lead(lead uuid, handover uuid, destination text) IS 'For the library: begins or takes up the hand-over of a lead to another database; hand_over() freezes it in the same transaction';
+
+REVOKE ALL ON FUNCTION leadprotect.send_lead(lead uuid, handover uuid, destination text) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.send_lead(lead uuid, handover uuid, destination text) TO leadprotect_manager;
+
+-- function receive_lead, lp_0008_expand_rules
+
+CREATE FUNCTION leadprotect.receive_lead(lead uuid, handover uuid, origin text) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    SET enable_seqscan TO 'off'
+    AS $$
+        #variable_conflict use_variable
+        DECLARE
+          here text := pg_catalog.current_setting('app.territory', true);
+          decision text := "leadprotect".decide_as_manager(NULL);
+          known "leadprotect".lead_handovers;
+        BEGIN
+          IF decision <> 'manager' OR lead IS NULL THEN
+            RETURN "leadprotect".answered(lead, 'ASSIGN', CASE decision WHEN 'manager' THEN 'not_found' ELSE decision END,
+              concat_ws(' ', 'move from', origin, 'by hand-over', handover));
+          ELSIF handover IS NULL OR NOT coalesce("leadprotect".is_code(origin) AND origin <> here, false) THEN
+            RAISE EXCEPTION 'a hand-over needs an id and another territory' USING ERRCODE = 'LP422';
+          ELSIF NOT "leadprotect".is_enforced() THEN
+            RAISE EXCEPTION 'contract does not enforce there, and nothing can be frozen' USING ERRCODE = 'LP422';
+          END IF;
+          INSERT INTO "leadprotect".lead_handovers
+            (lead_id, id, territory, elsewhere, direction, state, correlation_id, user_id)
+          VALUES (lead, handover, here, origin, 'in', 'arriving', "leadprotect".bounded(pg_catalog.current_setting('app.correlation_id', true)),
+                  "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true)))
+          ON CONFLICT (lead_id, id) DO NOTHING;
+          SELECT * INTO known FROM "leadprotect".lead_handovers AS h WHERE h.lead_id = lead AND h.id = handover FOR UPDATE;
+          IF known.direction <> 'in' OR known.territory <> here OR known.elsewhere <> origin THEN
+            RAISE EXCEPTION 'hand-over % is another one', handover USING ERRCODE = 'LP422';
+          END IF;
+          RETURN decision;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.receive_lead(lead uuid, handover uuid, origin text) IS 'For the library: begins or takes up the arrival of a lead from another database; hand_over() freezes it in the same transaction';
+
+REVOKE ALL ON FUNCTION leadprotect.receive_lead(lead uuid, handover uuid, origin text) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.receive_lead(lead uuid, handover uuid, origin text) TO leadprotect_manager;
+
+-- function hand_over, lp_0008_expand_rules
+
+CREATE FUNCTION leadprotect.hand_over(lead uuid, handover uuid, step text, digest text DEFAULT ''::text) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    SET enable_seqscan TO 'off'
+    AS $$
+        #variable_conflict use_variable
+        DECLARE
+          here text := pg_catalog.current_setting('app.territory', true);
+          author uuid := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
+          known "leadprotect".lead_handovers;
+          remark text;
+        BEGIN
+          PERFORM "leadprotect".require_manager(here, lead, 'EDIT', concat_ws(' ', 'hand-over', handover, step));
+          SELECT * INTO known FROM "leadprotect".lead_handovers AS h
+            WHERE h.lead_id = lead AND h.id = handover AND h.territory = here FOR UPDATE;
+          IF NOT FOUND OR known.ended_at IS NOT NULL THEN
+            RAISE EXCEPTION 'hand-over % has ended, or there is none here', handover USING ERRCODE = 'LP422';
+          END IF;
+          remark := concat_ws(' ', 'move', CASE known.direction WHEN 'in' THEN 'from' ELSE 'to' END, known.elsewhere,
+            CASE step WHEN 'cancel' THEN 'cancelled,' END, 'by hand-over', handover);
+          CASE step || ' ' || known.direction
+            WHEN 'hold in' THEN
+              IF NOT EXISTS (SELECT FROM "leadprotect".host_lead(lead) AS l (territory) WHERE l.territory = here) THEN
+                RAISE EXCEPTION 'the lead did not arrive in territory %', here USING ERRCODE = 'LP422';
+              END IF;
+              PERFORM "leadprotect".hold_for_move(lead, here);
+              PERFORM "leadprotect".write_audit(lead, 'EDIT', 'manager', remark);
+            WHEN 'freeze in', 'freeze out' THEN
+              UPDATE "leadprotect".user_lead_assignments AS a
+              SET user_id = NULL, source = 'moving', assigned_at = clock_timestamp(), assigned_by = author
+              WHERE a.lead_id = lead AND a.territory = here;
+              UPDATE "leadprotect".lead_handovers AS h SET digest = digest WHERE h.lead_id = lead AND h.id = handover;
+            WHEN 'leave out' THEN
+              PERFORM "leadprotect".write_audit(lead, 'EDIT', 'manager', remark);
+              UPDATE "leadprotect".lead_handovers AS h SET state = 'gone', ended_at = clock_timestamp()
+              WHERE h.lead_id = lead AND h.id = handover;
+            WHEN 'finish in' THEN
+              -- the activities that came with it make no owner here
+              UPDATE "leadprotect".user_lead_assignments AS a
+              SET user_id = NULL, source = 'moved', assigned_at = clock_timestamp(), assigned_by = author,
+                  activity_at = newest.activity_at, activity_id = newest.activity_id, activity_source = newest.activity_source
+              FROM (SELECT lead AS lead_id) AS moved LEFT JOIN "leadprotect".derived_owners(ARRAY[lead]) AS newest ON true
+              WHERE a.lead_id = moved.lead_id AND a.territory = here;
+              UPDATE "leadprotect".lead_handovers AS h SET state = 'arrived', ended_at = clock_timestamp()
+              WHERE h.lead_id = lead AND h.id = handover;
+              PERFORM "leadprotect".write_audit(lead, 'UNASSIGN', 'manager', remark);
+            WHEN 'cancel in' THEN
+              PERFORM "leadprotect".hold_for_move(lead, here)
+              FROM "leadprotect".user_lead_assignments AS a WHERE a.lead_id = lead AND a.territory = here AND a.source = 'moving';
+              UPDATE "leadprotect".lead_handovers AS h SET state = 'cancelled', ended_at = clock_timestamp()
+              WHERE h.lead_id = lead AND h.id = handover;
+              PERFORM "leadprotect".write_audit(lead, 'UNASSIGN', 'manager', remark, NULL, here);
+            WHEN 'cancel out' THEN
+              IF known.was_source IS NULL THEN
+                DELETE FROM "leadprotect".user_lead_assignments AS a WHERE a.lead_id = lead AND a.territory = here;
+              ELSE
+                UPDATE "leadprotect".user_lead_assignments AS a
+                SET user_id = known.was_owner, source = known.was_source, assigned_at = clock_timestamp(), assigned_by = author
+                WHERE a.lead_id = lead AND a.territory = here;
+              END IF;
+              PERFORM "leadprotect".write_owner_column(lead, here, known.was_owner) WHERE false;
+              UPDATE "leadprotect".lead_handovers AS h SET state = 'cancelled', ended_at = clock_timestamp()
+              WHERE h.lead_id = lead AND h.id = handover;
+              PERFORM "leadprotect".write_audit(lead, 'ASSIGN', 'manager',
+                concat_ws('; ', remark, 'back to ' || coalesce(known.was_owner::text, 'nobody')), NULL, here);
+            ELSE
+              RAISE EXCEPTION '% is no step of this hand-over', coalesce(step, 'NULL') USING ERRCODE = 'LP422';
+          END CASE;
+          RETURN step;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.hand_over(lead uuid, handover uuid, step text, digest text) IS 'For the library: a step of a hand-over that was begun here: hold, freeze, leave, finish or cancel; for managers of the territory';
+
+REVOKE ALL ON FUNCTION leadprotect.hand_over(lead uuid, handover uuid, step text, digest text) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.hand_over(lead uuid, handover uuid, step text, digest text) TO leadprotect_manager;
+
+-- function standing_handovers, lp_0008_expand_rules
+
+CREATE FUNCTION leadprotect.standing_handovers() RETURNS TABLE(direction text, territory text, elsewhere text, leads bigint, since timestamp with time zone)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    AS $$
+        #variable_conflict use_column
+        BEGIN
+          RETURN QUERY
+          SELECT h.direction, h.territory, h.elsewhere, count(*), min(h.began_at)
+          FROM "leadprotect".lead_handovers AS h WHERE h.ended_at IS NULL GROUP BY 1, 2, 3 ORDER BY 1, 2, 3;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.standing_handovers() IS 'How many leads are on their way from here or to here, and since when the oldest';
+
+REVOKE ALL ON FUNCTION leadprotect.standing_handovers() FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.standing_handovers() TO leadprotect_operator;
+GRANT ALL ON FUNCTION leadprotect.standing_handovers() TO leadprotect_auditor;
+GRANT ALL ON FUNCTION leadprotect.standing_handovers() TO leadprotect_manager;
+
+-- =================================================================================================
 -- Decision
 --
 -- May the user in context edit this lead, and why? Read decision() first: the others bring it the
@@ -1339,6 +1692,7 @@ CREATE FUNCTION leadprotect.decision(lead uuid, caller uuid, here text) RETURNS 
                 FROM leadprotect.lead_protection_rules r
                WHERE ((r.user_id = decision.caller) AND (r.territory = decision.here) AND (r.protection = 'VIEW_ONLY'::leadprotect.protection_type) AND (r.lead_id = decision.lead) AND leadprotect.in_force(r.active, leadprotect.begins(r.effective_from, r.made_at), r.effective_to))))) THEN 'suspended'::text
              WHEN (a.user_id = decision.caller) THEN 'owner'::text
+             WHEN (a.source = 'moving'::text) THEN 'unassigned'::text
              WHEN (EXISTS ( SELECT
                 FROM leadprotect.lead_protection_rules r
                WHERE ((r.user_id = decision.caller) AND (r.territory = decision.here) AND (r.protection = 'COLLABORATOR'::leadprotect.protection_type) AND (r.lead_id = decision.lead) AND leadprotect.in_force(r.active, r.effective_from, r.effective_to)))) THEN 'collaborator'::text
@@ -6148,6 +6502,7 @@ CREATE FUNCTION leadprotect.audit_edit() RETURNS trigger
             here := OLD."territory"::text;
             IF reason NOT IN ('owner', 'collaborator') THEN
               reason := 'maintenance';
+              PERFORM "leadprotect".require_not_moving(ARRAY[OLD."id"]);
             END IF;
           END IF;
           IF TG_OP = 'DELETE' OR NOT EXISTS (SELECT FROM "leadprotect".recorded_edit(OLD."id", author)) THEN
@@ -6217,6 +6572,7 @@ CREATE FUNCTION leadprotect.audit_edits() RETURNS trigger
           -- outside protection everybody edits, and maintenance everywhere: what was declared and can't be stored
           -- as it is stays in the note
           IF NOT bound OR outside THEN
+            PERFORM "leadprotect".require_not_moving(leads);
             INSERT INTO "leadprotect".lead_access_audit
               (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
             SELECT l."id", author, (SELECT "leadprotect".acting_role()), CASE WHEN NOT (l."territory" IS NULL OR l."territory" = '') THEN l."territory"::text END,
@@ -6281,6 +6637,7 @@ CREATE FUNCTION leadprotect.audit_truncate() RETURNS trigger
             RAISE EXCEPTION 'TRUNCATE on % refused: it would delete leads of every territory', TG_RELID::regclass
               USING ERRCODE = 'insufficient_privilege';
           END IF;
+          PERFORM "leadprotect".require_not_moving(ARRAY(SELECT a.lead_id FROM "leadprotect".user_lead_assignments AS a WHERE a.source = 'moving'));
           INSERT INTO "leadprotect".lead_access_audit
             (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
           SELECT l.lead_id, "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true)), "leadprotect".acting_role(),
@@ -6524,6 +6881,7 @@ CREATE FUNCTION leadprotect.edit_through(lead uuid, target regclass, remark text
             basis := 'not bound by row security';
             IF reason NOT IN ('owner', 'collaborator') THEN
               reason := 'maintenance';
+              PERFORM "leadprotect".require_not_moving(ARRAY[lead]);
             END IF;
           END IF;
           IF NOT EXISTS (SELECT FROM "leadprotect".recorded_edit(lead, author)) THEN
@@ -6646,6 +7004,7 @@ CREATE FUNCTION leadprotect.child_truncate() RETURNS trigger
             RAISE EXCEPTION 'TRUNCATE on % refused: its row security hides rows from leadprotect, which records the leads', TG_RELID::regclass
               USING ERRCODE = 'insufficient_privilege', HINT = 'DELETE FROM it instead.';
           END IF;
+          PERFORM "leadprotect".require_not_moving(ARRAY(SELECT a.lead_id FROM "leadprotect".user_lead_assignments AS a WHERE a.source = 'moving'));
           INSERT INTO "leadprotect".lead_access_audit
             (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
           SELECT l.lead_id, "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true)), "leadprotect".acting_role(),
