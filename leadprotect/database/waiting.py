@@ -70,7 +70,9 @@ def loop_of_caller() -> asyncio.AbstractEventLoop:
     """The loop that awaits for what this thread does; raises `InvalidRequest` where none does."""
     loop = _loop.get()
     if loop is None:
-        raise InvalidRequest("conn: it gives engines for await, which leadprotect.aio.can_edit_many takes")
+        raise InvalidRequest(
+            "conn: it gives engines for await; await leadprotect.aio.can_edit_many, or give leadprotect.route"
+        )
     return loop
 
 

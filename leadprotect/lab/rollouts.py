@@ -134,9 +134,9 @@ def run_all(plan: Rollout, *, seed: int, runs: int) -> list[SimulatedRollout]:
 
 def _check(plan: Rollout) -> None:
     if plan.servers < 1 or plan.workers < 1 or not 0 <= plan.canary <= plan.servers:
-        raise InvalidRequest("a rollout has servers and workers, and no more canaries than servers")
+        raise InvalidRequest("a rollout has servers and workers, and no more canaries than servers; give one of each")
     if not 0 <= plan.lost < 1 or min(plan.bake, plan.notice, plan.repair, plan.undo, plan.leads) < 0:
-        raise InvalidRequest("lost is a chance below 1, and no time and no number of leads is negative")
+        raise InvalidRequest("lost is a chance below 1, and no time and no number of leads is negative; give such")
 
 
 def _drawn(plan: Rollout, lot: random.Random) -> list[_Server]:
