@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Standing:
+class OnTheWay:
     """How many leads are on their way, `direction` out or in, and since when the oldest; each is frozen."""
 
     direction: str
@@ -35,11 +35,11 @@ class Standing:
         return f"{self.leads:,} of {self.territory} on the way {way} {self.elsewhere}"
 
 
-def standing_handovers(conn: AnyConnection, s: Settings) -> tuple[Standing, ...]:
+def standing_handovers(conn: AnyConnection, s: Settings) -> tuple[OnTheWay, ...]:
     """What is under way or stands still; none where nothing was ever handed over."""
     if relation(conn, s.schema, "lead_handovers") is None:
         return ()
-    return tuple(Standing(*one) for one in rows(conn, render("SELECT * FROM {schema}.standing_handovers()", s)))
+    return tuple(OnTheWay(*one) for one in rows(conn, render("SELECT * FROM {schema}.standing_handovers()", s)))
 
 
 @check("warning", "Nobody can edit these leads on either side until somebody ends the hand-over.")

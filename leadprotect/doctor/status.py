@@ -13,7 +13,7 @@ from leadprotect.database import replication
 from leadprotect.database.catalog import relation
 from leadprotect.database.connection import driver_connection, rows
 from leadprotect.doctor.examine import DANGERS, examine
-from leadprotect.doctor.handovers import Standing, standing_handovers
+from leadprotect.doctor.handovers import OnTheWay, standing_handovers
 from leadprotect.errors import LockUnavailable
 from leadprotect.migration import gate
 from leadprotect.migration.shadow import Shadow, shadow
@@ -80,7 +80,7 @@ class Status:
     standby: Standby | None
     replicas: tuple[Replica, ...]
     shadow: Shadow | None
-    handovers: tuple[Standing, ...]
+    handovers: tuple[OnTheWay, ...]
 
     @property
     def open_ways(self) -> tuple[gate.Condition, ...]:
