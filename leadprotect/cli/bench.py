@@ -125,7 +125,7 @@ def scale_command(counts: tuple[int, ...], blocks: int, *, folder: Path | None, 
     "--canary", "canaries", type=click.IntRange(min=0), multiple=True, default=(0, 1, 5),
     help="Servers that come first; may be given several times.  [default: 0, 1, 5]",
 )  # fmt: skip
-@click.option("--bake", type=Duration(), default="1h", show_default=True, help="How long a canary stands alone.")
+@click.option("--bake", type=Duration(), default="11min", show_default=True, help="How long a canary stands alone.")
 @click.option("--seed", type=int, default=1, show_default=True, help="The same one gives the same answer.")
 @click.option("--runs", type=click.IntRange(min=1), default=200, show_default=True, help="Worlds, for each line.")
 @_kept

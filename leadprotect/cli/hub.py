@@ -87,7 +87,7 @@ def verify_hub_command(address: str, *, as_json: bool) -> None:
             )
             for one in found.numbers
         ]
-        show_table(("territory", "database", "what", "hub", "server", "verdict", "detail"), lines)
+        show_table(("territory", "database", "what", "hub", "server", "verdict", "detail"), lines, folds=("detail",))
         for line in found.open:
             echo(f"danger: {line}")
     sys.exit(EXIT_CODES[found.verdict])

@@ -145,6 +145,7 @@ def create_hub(
     names = tuple(one.server for one in there)
     given = _auditors(conn, there, auditors or {})
     with conn.transaction(force_rollback=dry_run):
+        _alone(conn)
         _refuse_strangers(conn, s, there)
         _refuse_open_mappings(conn, s)
         standing = _standing_grants(conn, s)
@@ -172,6 +173,7 @@ def drop_hub(conn: Connection, s: Settings, *, dry_run: bool = False) -> HubGone
     Raises `PreflightError` where a stranger's object stands under our name, or somebody built on ours.
     """
     with conn.transaction(force_rollback=dry_run):
+        _alone(conn)
         mark = hub_mark(conn, s)
         if mark is None:
             return HubGone(hub_schema(s), (), ())
@@ -246,6 +248,11 @@ def _auditors(conn: Connection, there: tuple[Spoke, ...], asked: Mapping[str, Co
         if unknown := [code for code in codes if code not in suffixes]:
             raise InvalidRequest(f"--auditor: {unknown[0]!r} is none of the territories: {', '.join(suffixes)}")
     return {(login, suffixes[code]) for login, codes in asked.items() for code in codes or suffixes}
+
+
+def _alone(conn: Connection) -> None:
+    """Two at once would both find nothing there."""
+    conn.execute("SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtext(%s))", (MARK,))
 
 
 def hub_mark(conn: Connection, s: Settings) -> str | None:

@@ -108,6 +108,9 @@ def _compared(
             before = _by_hub(hub, s, one, code, what)
             said = _by_server(server, s, code, what)
             after = _by_hub(hub, s, one, code, what)
+        except psycopg.errors.UndefinedObject as error:
+            why = f"{error.diag.message_primary}: leadprotect hub create --auditor LOGIN prints the statement"
+            return HubNumber(code, one.name, what, None, None, NOT_JUDGED, why)
         except psycopg.Error as error:
             return HubNumber(code, one.name, what, None, None, NOT_JUDGED, " ".join(str(error).split()))
         if before == said == after:

@@ -42,7 +42,7 @@ class Rollout:
     leads: int = 1_000_000_000
     workers: int = 8
     canary: int = 0
-    bake: float = 3600.0
+    bake: float = 660.0
     notice: float = 600.0
     lost: float = 0.05
     repair: float = 1800.0

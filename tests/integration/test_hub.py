@@ -19,14 +19,17 @@ from leadprotect.fleet.hub_check import verify_hub
 from leadprotect.settings import ident, literal
 from leadprotect.settings.databases import TerritoryDatabase
 from leadprotect.settings.files import CONFIG, write_ini
-from tests.support import passwords
+from tests.conftest import make_template, use
+from tests.support import passwords, servers
 from tests.support.auditing import record, seal
+from tests.support.database import Database
 from tests.support.hub import AUDIT, Hubs
+from tests.support.topology import pooler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.support.database import Database
+    from tests.support.profiles import Profile
 
 EVERYTHING = """
     SELECT 'schema', nspname::text FROM pg_namespace WHERE nspname !~ '^pg_(temp|toast_temp)'
@@ -108,6 +111,14 @@ def test_a_mapping_to_somebody_who_sees_less_is_said_not_taken_for_an_empty_audi
     wrong = [(one.territory, one.what, one.hub, one.server) for one in found.numbers if one.verdict == "differs"]
     assert ("CH", "attempts", "0", "2") in wrong
     assert {"CH"} == {code for code, *_ in wrong}
+
+
+@pytest.mark.profiles("pg18")
+def test_who_has_no_user_mapping_is_told_where_it_comes_from(made: Hubs) -> None:
+    with open_hub(made.hub.url) as conn:
+        found = verify_hub(conn, made.settings())
+    assert "not judged" == found.verdict
+    assert all("hub create --auditor LOGIN prints the statement" in one.detail for one in found.numbers)
 
 
 @pytest.mark.profiles("pg18")
@@ -304,6 +315,49 @@ def test_an_auditor_s_own_mapping_and_what_of_his_password_the_hub_keeps(made: H
         finally:
             made.run(f"DROP OWNED BY {ident(carla.name)}")
             drop(made)
+
+
+@pytest.mark.slow("starts a pooler")
+@pytest.mark.profiles("pg18")
+def test_behind_a_pooler_that_drops_the_context_the_far_side_shows_nothing_and_verify_says_so(made: Hubs) -> None:
+    """It refuses what it doesn't know, if it wasn't told to drop it; there is no third."""
+    s, login = made.settings(), made.login("auditor_both")
+    for ignored in ("", "options"):
+        with pooler(made.ch.server, "session", logins=(login,), ignored=ignored) as front:
+            behind = TerritoryDatabase(front.url(made.ch.name, login), ("CH",))
+            with open_hub(made.hub.url) as conn:
+                create_hub(conn, replace(s, databases=(s.databases[0], behind)))
+            if not ignored:
+                with pytest.raises(psycopg.OperationalError, match="unsupported startup parameter: options"):
+                    made.ask("auditor_both", AUDIT)
+                continue
+            assert [("DE", 3)] == made.ask("auditor_both", AUDIT)
+            with open_hub(made.hub.login_url("auditor_both")) as conn:
+                found = verify_hub(conn, replace(s, databases=(s.databases[0], behind)))
+            assert {("CH", "attempts", "0", "2")} <= {
+                (one.territory, one.what, one.hub, one.server) for one in found.numbers if one.verdict == "differs"
+            }
+
+
+@pytest.mark.slow("a second server")
+@pytest.mark.profiles("pg18")
+def test_two_servers_each_with_logins_of_its_own(hubs: Hubs, profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is an auditor of DE is nobody on the server of CH."""
+    with servers.embedded() as elsewhere:
+        hubs.ch = Database(elsewhere, profile, make_template(elsewhere, profile, "head", monkeypatch))
+        use(hubs.de, monkeypatch)
+        hubs.fill()
+        assert [("CH", 2), ("DE", 3)] == hubs.ask("auditor_both", AUDIT)
+        assert "same" == hubs.verify().verdict
+        hubs.ch.sql(f"DROP OWNED BY {ident(hubs.login('auditor_de'))}")
+        hubs.ch.sql(f"DROP ROLE {ident(hubs.login('auditor_de'))}")
+        hubs.map("auditor_de", "CH")
+        with pytest.raises(psycopg.OperationalError, match="does not exist"):
+            hubs.ask("auditor_de", AUDIT)
+    found = hubs.verify()  # whose server is down now
+    assert [("CH", "server", "not judged")] == [
+        (one.database, one.what, one.verdict) for one in found.numbers if one.database == "CH"
+    ]
 
 
 def ini(made: Hubs, folder: Path) -> Path:

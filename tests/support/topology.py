@@ -66,8 +66,10 @@ def crash(server: Server) -> None:
 
 
 @contextmanager
-def pooler(server: Server, mode: str, *, logins: tuple[str, ...] = (), size: int = 10) -> Iterator[Server]:
-    """PgBouncer in front of a server; `mode` is session, transaction or statement.
+def pooler(
+    server: Server, mode: str, *, logins: tuple[str, ...] = (), size: int = 10, ignored: str = ""
+) -> Iterator[Server]:
+    """PgBouncer in front of a server; `mode` is session, transaction or statement, `ignored` what it drops of a client.
 
     Everybody is the superuser behind it, or with `logins` who he says he is. It opens `size`
     connections to the server for each login and database.
@@ -83,6 +85,7 @@ def pooler(server: Server, mode: str, *, logins: tuple[str, ...] = (), size: int
             "pool_mode": mode,
             "default_pool_size": str(size),
             "client_login_timeout": "5",
+            "ignore_startup_parameters": ignored,
         }
         lines = [f"{key} = {value}" for key, value in settings.items()]
         target = f"* = host={server.host}" + ("" if logins else " user=postgres")
