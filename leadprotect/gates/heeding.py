@@ -24,7 +24,7 @@ GONE = "whoever leads the fleet is gone"
 
 
 @dataclass(frozen=True)
-class Standing:
+class Stance:
     """Where a guard stands; `verdict` is that of its own gates, '' before they were asked; no revision is the base."""
 
     state: str
@@ -39,7 +39,7 @@ class Others:
 
     def __init__(self) -> None:
         self._word = Verdict.PROCEED, ""
-        self._stood: Standing | None = None
+        self._stood: Stance | None = None
 
     def listen(self, interrupt: Callable[[str], None], lines: Iterable[bytes] | None = None) -> threading.Thread:
         """Hear them until the end, which is that of who speaks: nobody would be told then what happens here."""
@@ -68,13 +68,13 @@ class Others:
 
         return asked
 
-    def changed(self, record: Record) -> Standing | None:
+    def changed(self, record: Record) -> Stance | None:
         """Where the guard stands now; None where it stood so before."""
         own = {name: curve for name, curve in record.gates.items() if name != GATE}
         verdict = worst_verdict({Verdict(curve.verdict) for curve in own.values()}) if own else ""
         why = "; ".join(f"{name}: {curve.why}" for name, curve in own.items() if curve.verdict == verdict)
         good = verdict in ("", Verdict.PROCEED)
-        stands = Standing(record.state, str(verdict), record.why if good else why, record.to, record.revision)
+        stands = Stance(record.state, str(verdict), record.why if good else why, record.to, record.revision)
         if stands == self._stood:
             return None
         self._stood = stands
