@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from leadprotect.cli import main
 from leadprotect.errors import InvalidRequest
+from leadprotect.lab.bench.report import rollout_page
 from leadprotect.lab.rollouts import RELEASES, Rollout, run_all, simulate, summaries, worlds
 from tests.support.database import ROOT
 
@@ -82,11 +83,22 @@ def test_what_no_rollout_can_be_is_refused(wrong: dict[str, float]) -> None:
         simulate(replace(SMALL, **wrong), seed="1")  # type: ignore[arg-type] # names of its fields
 
 
-def test_the_published_page_is_what_its_command_gives(tmp_path: Path) -> None:
-    published = ROOT / "docs/benchmarks"
-    command = json.loads((published / "rollout.json").read_text(encoding="utf-8"))["command"]
-    ran = CliRunner().invoke(main, ["bench", "rollout", *command.split(), "--output", str(tmp_path)])
+def test_the_published_page_is_what_its_command_gives() -> None:
+    published = json.loads((ROOT / "docs/benchmarks/rollout.json").read_text(encoding="utf-8"))
+    plan, first = Rollout(**published["plan"]), published["summaries"][0]
+    canaries = sorted({one["canary"] for one in published["summaries"]})
+    words = published["command"].split()
+    seed = int(words[words.index("--seed") + 1])
+    found = summaries(worlds(plan, canaries=canaries, seed=seed, runs=first["runs"]))
+    assert published["summaries"] == [*map(asdict, found)]
+    page = (ROOT / "docs/benchmarks/rollout").with_suffix(".md")
+    assert page.read_text(encoding="utf-8") == rollout_page(plan, found, published["command"])
+
+
+def test_the_command_tells_what_it_was_asked_for_and_leaves_page_picture_and_numbers(tmp_path: Path) -> None:
+    asked = "--servers 5 --leads 5000000 --workers 2 --seed 7 --runs 2 --bake 660s --canary 0 --canary 1"
+    ran = CliRunner().invoke(main, ["bench", "rollout", *asked.split(), "--json", "--output", str(tmp_path)])
     assert 0 == ran.exit_code, ran.output
-    for kind in (".json", ".md"):
-        here, made = ((folder / "rollout").with_suffix(kind) for folder in (published, tmp_path))
-        assert here.read_text(encoding="utf-8") == made.read_text(encoding="utf-8")
+    assert asked == json.loads(ran.stdout)["command"]
+    assert {"rollout.json", "rollout.png"} < {file.name for file in tmp_path.iterdir()}
+    assert asked in (tmp_path / "rollout").with_suffix(".md").read_text(encoding="utf-8")

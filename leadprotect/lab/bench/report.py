@@ -278,6 +278,13 @@ def save_rollout(
     folder.mkdir(parents=True, exist_ok=True)
     numbers = {"command": command, "plan": dataclasses.asdict(plan), "summaries": [*map(dataclasses.asdict, found)]}
     (folder / "rollout.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    (folder / "rollout").with_suffix(".md").write_text(rollout_page(plan, found, command), encoding="utf-8")
+    _chart_rollout(worlds, folder / "rollout.png")
+    return numbers
+
+
+def rollout_page(plan: Rollout, found: Sequence[Summary], command: str) -> str:
+    """The page of documentation, which says what was simulated by which command."""
     heads, rows = _rollouts(found)
     said = {
         "COMMAND": command,
@@ -295,9 +302,7 @@ def save_rollout(
     page = ROLLOUT_PAGE
     for name, value in said.items():
         page = page.replace(name, value)
-    (folder / "rollout").with_suffix(".md").write_text(page, encoding="utf-8")
-    _chart_rollout(worlds, folder / "rollout.png")
-    return numbers
+    return page
 
 
 def _chart_rollout(worlds: Mapping[tuple[str, int], list[SimulatedRollout]], path: Path) -> None:
