@@ -115,6 +115,8 @@ def _fitting(conn: psycopg.Connection[Any], s: Settings, source: Activities, oid
         fits, key = allowed[field]
         if column not in columns:
             having = ", ".join(sorted(columns))
+            if "(" in column and field in ("lead_id_column", "at_column"):
+                having += f"; an expression stands in parentheses: {source.key(field)} = ({column})"
             found.append(f"{source.key(field)}: {source.table} has no column {column}; it has {having}")
             continue
         unfitting = unfit(source.key(field), f"{source.table}.{column}", columns[column], fits, key)

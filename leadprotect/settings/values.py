@@ -262,7 +262,14 @@ def _time_of_activity(text: str) -> str:
 
 
 def _column_or_sql(key: str, text: str) -> str:
-    return expression(key, text) if is_expression(text) else _name(key, text)
+    if is_expression(text):
+        return expression(key, text)
+    try:
+        return _name(key, text)
+    except SettingsError as error:
+        if "(" not in text:
+            raise
+        raise SettingsError(f"{error}; an expression stands in parentheses: {key} = ({text})") from None
 
 
 def _base_table(text: str) -> str:

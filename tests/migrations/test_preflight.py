@@ -13,8 +13,10 @@ from alembic import command
 from alembic.util import CommandError
 
 import leadprotect
+from leadprotect.errors import SettingsError
 from leadprotect.preflight.check import version_problem
 from leadprotect.preflight.leftovers import _KEPT
+from leadprotect.settings import parse
 from tests.support.fingerprint import difference, fingerprint
 from tests.support.revisions import HEAD, MIGRATE_HEAD, NAMED
 from tests.support.topology import pooler, replica
@@ -283,6 +285,22 @@ def test_days_and_times_without_a_zone_are_compared_as_they_are(host: Database) 
     assert host.user(2) == host.owner(lead)
     host.activity(lead, host.user(1), at="2026-01-02")
     assert host.user(1) == host.owner(lead)
+
+
+@ONE_SERVER
+def test_an_expression_without_its_parentheses_is_told_from_a_column(
+    host: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hint = "an expression stands in parentheses: activity_at_column = "
+    said = "coalesce(created_at, created_at)"
+    monkeypatch.setenv("LEADPROTECT_ACTIVITY_AT_COLUMN", said)
+    with refused(host, f"{hint}({said})"):
+        pass
+    said = "coalesce(created_at, '-infinity')"
+    with pytest.raises(SettingsError, match=re.escape(f"{hint}({said})")):
+        parse({"activity_at_column": said})
+    monkeypatch.setenv("LEADPROTECT_ACTIVITY_AT_COLUMN", f"({said})")
+    host.upgrade(MIGRATE_HEAD)
 
 
 VIEWS = {
