@@ -76,6 +76,17 @@ def first_of(one: HostTable, patterns: tuple[str, ...], fits: Callable[[HostColu
     return next(iter(like(one, patterns, fits)), None)
 
 
+def says_of_what(name: str) -> list[str]:
+    """The columns that may say what an id is of: subject_type of subject_id, res_model or model of res_id."""
+    begin = re.fullmatch(r"(.*?)(_?)(id|Id)", name)
+    if begin is None or not begin[1]:
+        return []
+    words = ("type", "model", "class", "table")
+    after = [word.capitalize() if begin[3] == "Id" else word for word in words]
+    alone = ["model"] if begin[1] in {"res", "object", "record", "entity"} else []
+    return [*(f"{begin[1]}{begin[2]}{word}" for word in after), *alone]
+
+
 def names_people(table: str | None) -> bool:
     """Whether a foreign key leads to users, or nothing says where a column leads."""
     return (

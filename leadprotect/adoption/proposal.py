@@ -29,6 +29,7 @@ from leadprotect.adoption.called import (
     names_people,
     one_of,
     rank,
+    says_of_what,
 )
 from leadprotect.adoption.survey import (
     HostTable,
@@ -375,14 +376,14 @@ class _Look:
 
     def _subjects(self, one: HostTable) -> dict[str, str]:
         """Columns with an id of whatever a second one names: the id -> the column that says what it is of."""
-        pairs = {name: re.sub(r"_?id$", lambda end: end[0].replace("id", "type").replace("Id", "Type"), name)
-                 for name in one.columns}  # fmt: skip
-        return {
-            name: says
-            for name, says in pairs.items()
-            if says != name and says in one.columns and is_text(one.columns[says]) and is_id(one.columns[name])
-            and name not in one.refers
-        }  # fmt: skip
+        found = {}
+        for name, column in one.columns.items():
+            if not is_id(column) or name in one.refers:
+                continue
+            says = next((other for other in says_of_what(name) if other in one.columns), None)
+            if says is not None and is_text(one.columns[says]):
+                found[name] = says
+        return found
 
     def _activity(self, leads: HostTable, one: HostTable) -> None:
         lead = self._lead_of(leads, one)
@@ -480,7 +481,19 @@ class _Look:
             self._say("denied_edit", "raise", reason)
 
     def _kind(self, one: HostTable) -> None:
-        column = self._column("activity_kind_column", one, KINDS, is_text)
+        of_what = set(self._subjects(one).values())
+        column = self._column(
+            "activity_kind_column", one, KINDS, lambda each: is_text(each) and each.name not in of_what
+        )
+        if column is None and self.guess:
+            self._say("activity_kind_column", "", "no column says a kind in words, so every activity makes an owner")
+            others = [name for name, target in one.refers.items() if rank(target.partition(".")[2], KINDS) < len(KINDS)]
+            if others:
+                self.proposal.remarks.append(
+                    f"{one.name}.{', '.join(others)} may say which activities make an owner: name them in "
+                    f"activity_condition, such as {ident(others[0])} IN (1, 2)"
+                )
+            return
         if column is None:
             column = self._ask("activity_kind_column", f"which column of {one.name} says what kind an activity is?",
                                [each.name for each in one.columns.values() if is_text(each)])  # fmt: skip

@@ -446,6 +446,24 @@ def test_activities_of_anything_are_those_of_leads_only(filled: Database, folder
 
 
 @pytest.mark.profiles("pg18")
+@pytest.mark.parametrize("says", ["res_model", "model", "res_type"])
+def test_the_name_of_a_model_is_no_kind_of_activity(filled: Database, folder: Path, says: str) -> None:
+    filled.sql_script(f"""
+        CREATE TABLE public.kinds (id int PRIMARY KEY);
+        ALTER TABLE {{activities}} DROP lead_id, DROP kind, ADD res_id uuid, ADD {says} text,
+          ADD activity_type_id int REFERENCES public.kinds;
+        INSERT INTO {{activities}} (res_id, {says}, user_id, created_at)
+        SELECT l.id, 'crm.lead', gen_random_uuid(), now() FROM {{leads}} AS l;
+        """)
+    code, said = init("--yes")
+    assert 0 == code, said
+    written = section(folder / "alembic.ini")
+    assert (f"\"{says}\" = 'crm.lead'", "") == (written["activity_condition"], written["activity_kind_column"])
+    assert "public.activities.activity_type_id may say which activities make an owner" in said
+    assert 0 == alembic(filled, "upgrade", MIGRATE_HEAD, cwd=folder).returncode
+
+
+@pytest.mark.profiles("pg18")
 def test_tables_whose_rows_go_with_their_lead_are_protected_with_it(filled: Database) -> None:
     with psycopg.connect(filled.url, autocommit=True) as conn:
         filled.sql_script("""
