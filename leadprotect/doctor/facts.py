@@ -38,9 +38,10 @@ def setting_not_applied(conn: psycopg.Connection[Any], s: Settings) -> Iterator[
 
 @check("danger", "The border of the leads admits a territory that nobody knows, or shuts out one that everybody does.")
 def territory_list_stale(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
-    """The constant all_territories() names others than the table of territories, or territory_role() other roles."""
+    """The constant all_territories() names others than the table of territories, or territory_roles() other roles."""
     query = """
-        SELECT code, {role_prefix} || coalesce(suffix, lower(code)), {schema}.territory_role(code)
+        SELECT code, {role_prefix} || coalesce(suffix, lower(code)), {schema}.territory_role(code),
+               quote_ident({role_prefix} || coalesce(suffix, lower(code))), {schema}.territory_roles() ->> code
         FROM {schema}.territories
         """
     known = conn.execute(render(query, s).encode()).fetchall()
@@ -48,14 +49,20 @@ def territory_list_stale(conn: psycopg.Connection[Any], s: Settings) -> Iterator
         raise ProtectionUnavailable(
             "row security hides the territories from this login; ask as a member of a territory, or as the owner"
         )
-    row = conn.execute(render("SELECT {schema}.all_territories()", s).encode()).fetchone()
-    listed, codes = sorted(row[0] if row else ()), sorted(code for code, _, _ in known)
+    codes = sorted(code for code, *_ in known)
     mends = f"SELECT {ident(s.schema)}.publish_territories();"
-    if listed != codes:
-        yield Fault("all_territories()", f"it names {listed}, the table {codes}", mends)
-    for code, role, named in known:
+    for constant, lists in {
+        "all_territories()": "unnest({schema}.all_territories())",
+        "territory_roles()": "jsonb_object_keys({schema}.territory_roles())",
+    }.items():
+        listed = sorted(code for (code,) in conn.execute(render(f"SELECT {lists}", s).encode()))
+        if listed != codes:
+            yield Fault(constant, f"it names {listed}, the table {codes}", mends)
+    for code, role, named, quoted, bordered in known:
         if named != role:
             yield Fault("territory_role(text)", f"it says {named} is the role of {code}, the table {role}", mends)
+        if bordered is not None and bordered != quoted:
+            yield Fault("territory_roles()", f"it says {bordered} is the role of {code}, the table {quoted}", mends)
 
 
 @check("warning", "Whoever reads the column takes somebody else for the owner, who edits the lead.", needs="enforced")

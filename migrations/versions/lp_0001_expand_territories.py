@@ -165,6 +165,7 @@ def create_border() -> None:
           IF pg_catalog.to_regprocedure('{quarantine}.admitted_territory()') IS NOT NULL THEN
             ALTER FUNCTION {quarantine}.acting_role() SET SCHEMA {schema};
             ALTER FUNCTION {quarantine}.all_territories() SET SCHEMA {schema};
+            ALTER FUNCTION {quarantine}.territory_roles() SET SCHEMA {schema};
             ALTER FUNCTION {quarantine}.territory_role(text) SET SCHEMA {schema};
             ALTER FUNCTION {quarantine}.is_member(text) SET SCHEMA {schema};
             ALTER FUNCTION {quarantine}.claimed(text, text) SET SCHEMA {schema};
@@ -203,6 +204,15 @@ def create_border() -> None:
         'The codes of all territories, as a constant for the border: publish_territories() makes it';
         REVOKE ALL ON FUNCTION {schema}.all_territories() FROM PUBLIC;
         GRANT EXECUTE ON FUNCTION {schema}.all_territories() TO PUBLIC;
+        CREATE OR REPLACE FUNCTION {schema}.territory_roles()
+        RETURNS jsonb
+        LANGUAGE sql
+        STABLE PARALLEL SAFE
+        RETURN '{}'::jsonb;
+        COMMENT ON FUNCTION {schema}.territory_roles() IS
+        'The role of each territory, quoted, as a constant for the border: publish_territories() makes it';
+        REVOKE ALL ON FUNCTION {schema}.territory_roles() FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.territory_roles() TO PUBLIC;
         CREATE OR REPLACE FUNCTION {schema}.territory_role(code text)
         RETURNS text
         LANGUAGE sql
@@ -216,6 +226,8 @@ def create_border() -> None:
     )
     # USAGE: the admin option alone, and a membership that is not inherited, make no member. A name that is no
     # territory's has no members either, though a role may be called so: leadprotect_app is no territory app.
+    # Each function in an expression is made ready, and its right asked for, in every check: the name of a
+    # role, which stands still, is looked up and not put together.
     op.execute(
         sql("""
         CREATE OR REPLACE FUNCTION {schema}.is_member(territory text)
@@ -223,10 +235,9 @@ def create_border() -> None:
         LANGUAGE sql
         STABLE PARALLEL SAFE
         RETURN coalesce(
-          territory = ANY ({schema}.all_territories())
-          AND pg_catalog.pg_has_role(
+          pg_catalog.pg_has_role(
             {schema}.acting_role(),
-            pg_catalog.to_regrole(pg_catalog.quote_ident({schema}.territory_role(territory)))::oid,
+            pg_catalog.to_regrole({schema}.territory_roles() ->> territory)::oid,
             'USAGE'),
           false);
         COMMENT ON FUNCTION {schema}.is_member(text) IS
@@ -296,10 +307,9 @@ def create_border() -> None:
         LANGUAGE sql
         STABLE PARALLEL SAFE
         RETURN CASE
-          WHEN {declared_territory} = ANY ({schema}.all_territories())
-          AND pg_catalog.pg_has_role(
+          WHEN pg_catalog.pg_has_role(
             coalesce(nullif(pg_catalog.current_setting('role'), 'none')::name, session_user),
-            pg_catalog.to_regrole(pg_catalog.quote_ident({schema}.territory_role({declared_territory})))::oid,
+            pg_catalog.to_regrole({schema}.territory_roles() ->> {declared_territory})::oid,
             'USAGE')
           THEN {declared_territory}
         END;
@@ -434,6 +444,9 @@ def create_territory_list() -> None:
             'CREATE OR REPLACE FUNCTION {schema}.all_territories() RETURNS text[] LANGUAGE sql STABLE PARALLEL SAFE RETURN %L::text[]',
             ARRAY(SELECT t.code FROM {schema}.territories AS t ORDER BY t.code));
           EXECUTE format(
+            'CREATE OR REPLACE FUNCTION {schema}.territory_roles() RETURNS jsonb LANGUAGE sql STABLE PARALLEL SAFE RETURN %L::jsonb',
+            (SELECT jsonb_object_agg(t.code, quote_ident({role_prefix} || coalesce(t.suffix, lower(t.code)))) FROM {schema}.territories AS t));
+          EXECUTE format(
             'CREATE OR REPLACE FUNCTION {schema}.territory_role(code text) RETURNS text LANGUAGE sql STABLE PARALLEL SAFE RETURN %L || %s',
             {role_prefix},
             coalesce(
@@ -442,7 +455,7 @@ def create_territory_list() -> None:
               'lower(code)'));
         END
         $body$;
-        COMMENT ON FUNCTION {schema}.publish_territories() IS 'Makes all_territories() and territory_role() anew, from the table';
+        COMMENT ON FUNCTION {schema}.publish_territories() IS 'Makes all_territories(), territory_roles() and territory_role() anew, from the table';
         REVOKE ALL ON FUNCTION {schema}.publish_territories() FROM PUBLIC;
         SELECT {schema}.publish_territories()
         """)
@@ -603,7 +616,8 @@ def enter_quarantine() -> None:
         'leadprotect after a downgrade: alembic upgrade takes every row back, leadprotect purge deletes';
         REVOKE ALL ON {schema}.territories, {schema}.territory_vat_rates FROM {reader}, {app}, {auditor}, {operator}, {manager};
         REVOKE ALL ON FUNCTION {schema}.is_member(text), {schema}.acting_role(), {schema}.admitted_territory(),
-          {schema}.own_border(), {schema}.all_territories(), {schema}.territory_role(text), {schema}.claimed(text, text)
+          {schema}.own_border(), {schema}.all_territories(), {schema}.territory_roles(), {schema}.territory_role(text),
+          {schema}.claimed(text, text)
         FROM PUBLIC, {reader}, {app}, {auditor}, {manager}, {operator};
         ALTER FUNCTION {schema}.own_border() SET SCHEMA {quarantine};
         ALTER FUNCTION {schema}.admitted_territory() SET SCHEMA {quarantine};
@@ -612,6 +626,7 @@ def enter_quarantine() -> None:
         DROP TABLE {schema}.revision_undo;
         ALTER FUNCTION {schema}.is_member(text) SET SCHEMA {quarantine};
         ALTER FUNCTION {schema}.all_territories() SET SCHEMA {quarantine};
+        ALTER FUNCTION {schema}.territory_roles() SET SCHEMA {quarantine};
         ALTER FUNCTION {schema}.territory_role(text) SET SCHEMA {quarantine};
         ALTER FUNCTION {schema}.acting_role() SET SCHEMA {quarantine};
         ALTER TABLE {schema}.territory_vat_rates SET SCHEMA {quarantine};

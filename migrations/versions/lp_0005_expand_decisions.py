@@ -71,8 +71,8 @@ def downgrade() -> None:
 
 def create_context() -> None:
     # A malformed id is nobody's id: NULL, never a cast error that would abort the transaction. The
-    # pattern is what uuid_in accepts (any case, braces, a hyphen after any group of four digits);
-    # the usual form is recognised without it, because the pattern costs more than the decision.
+    # last pattern is what uuid_in accepts (any case, braces, a hyphen after any group of four digits);
+    # the usual form is recognised without it, because that pattern costs more than the decision.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.parse_user(declared text)
@@ -89,7 +89,7 @@ def create_context() -> None:
                 < CASE '{user_id_type}' WHEN 'integer' THEN 2147483648 ELSE 9223372036854775808 END THEN declared END
             END
           WHEN declared LIKE '________-____-____-____-____________'
-            AND pg_catalog.translate(declared, '0123456789abcdefABCDEF', '') = '----' THEN declared
+            AND declared !~ '[^0-9A-Fa-f-]' AND declared NOT LIKE '%-%-%-%-%-%' THEN declared
           WHEN declared ~ '^(([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}|[{]([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}[}])$'
             THEN declared
         END::{user_id_type};

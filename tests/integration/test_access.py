@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from random import Random
 from typing import Any
 
 import psycopg
@@ -71,6 +72,26 @@ def test_a_lead_moved_to_another_territory_is_lost_to_its_old_owner(database: Da
 def test_a_malformed_user_is_a_denial_and_no_error(database: Database, malformed: str) -> None:
     lead = database.lead("DE", owner=database.user(1))
     assert reason(database, lead, malformed) == "no_context"
+
+
+@pytest.mark.profiles("pg18")
+def test_a_user_is_somebody_exactly_where_the_server_reads_an_id(database: Database) -> None:
+    random = Random(18)  # noqa: S311 -- the same in every run
+    texts = []
+    for _ in range(3000):
+        usual = str(uuid.UUID(int=random.getrandbits(128)))
+        text = list(random.choice([usual, usual.upper(), f"{{{usual}}}"]))
+        for _ in range(random.randint(0, 2)):
+            place = random.randrange(len(text))
+            text[place : place + random.randint(0, 1)] = random.choice(
+                ["", "-", "a", "F", "g", "}", "\n", " ", "\u00e9", "\u0661"]
+            )
+        texts.append("".join(text))
+    read = "{schema}.parse_user(t) IS NOT NULL"
+    told_apart = f"SELECT t FROM unnest(%s::text[]) AS t WHERE ({read}) <> pg_input_is_valid(t, 'uuid')"
+    assert database.sql(told_apart, texts) == []
+    counted = database.sql(f"SELECT count(*) FILTER (WHERE {read}), count(*) FROM unnest(%s::text[]) AS t", texts)
+    assert 1000 < counted[0][0] < counted[0][1] - 1000
 
 
 @pytest.mark.parametrize("malformed", ["D\tE", "DE\x7f", "DE\n", "a" * 64, "É" * 64])

@@ -126,6 +126,8 @@ def test_a_code_added_later_names_the_suffix_of_its_role(expanded: Database) -> 
     with expanded.connect() as conn:
         assert territory_role(conn, "New England") == expanded.settings.role("ne")
     assert expanded.sql("SELECT {schema}.all_territories()") == [["CH", "DE", "New England"]]
+    named = {code: expanded.settings.role(end) for code, end in {"CH": "ch", "DE": "de", "New England": "ne"}.items()}
+    assert expanded.sql("SELECT {schema}.territory_roles()") == [named]
 
 
 @pytest.mark.profiles("pg18")

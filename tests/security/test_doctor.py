@@ -421,6 +421,18 @@ PLANTED = [
     Planted("territory-list-stale", "INSERT INTO {schema}.territories (code, name) VALUES ('FR', 'France')"),
     Planted("territory-list-stale", "UPDATE {schema}.territories SET suffix = 'swiss' WHERE code = 'CH'", "role of CH"),
     Planted(
+        "territory-list-stale",
+        "CREATE OR REPLACE FUNCTION {schema}.territory_roles() RETURNS jsonb LANGUAGE sql STABLE PARALLEL SAFE "
+        "RETURN pg_catalog.jsonb_build_object('DE', 'pg_monitor', 'CH', 'pg_monitor')",
+        "it says pg_monitor is the role of",
+    ),
+    Planted(
+        "territory-list-stale",
+        "CREATE OR REPLACE FUNCTION {schema}.territory_roles() RETURNS jsonb LANGUAGE sql STABLE PARALLEL SAFE "
+        "RETURN pg_catalog.jsonb_build_object('FR', 'pg_monitor')",
+        "territory_roles() it names ['FR']",
+    ),
+    Planted(
         "log-too-quiet",
         "ALTER DATABASE {d} SET log_min_messages = 'panic'",
         level="warning",

@@ -72,8 +72,8 @@ SUBJECTS = (
         """The territories with their terms, and the border: which of them the acting role is in. Territories are
         rows; publish_territories() makes the constant that the policies ask from them. Everybody may ask
         admitted_territory(): other schemas can build on the same border.""",
-        "leadprotect acting_role is_member claimed admitted_territory own_border all_territories territory_role "
-        "publish_territories is_code unreadable territories territory_vat_rates territory_terms",
+        "leadprotect acting_role is_member claimed admitted_territory own_border all_territories territory_roles "
+        "territory_role publish_territories is_code unreadable territories territory_vat_rates territory_terms",
     ),
     Subject(
         "Ownership and rules",
