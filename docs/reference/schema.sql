@@ -32,23 +32,23 @@
 --
 --      46  Who calls which function
 --     103  Territories and the border
---     406  Ownership and rules
---    1194  Hand-overs
---    1538  Decision
---    2005  Attempts and audit
---    2967  Seals
---    3434  Transition
---    3774  Shadow
---    4264  Backfill and verification
---    5143  Gate
---    6120  Host
+--     417  Ownership and rules
+--    1205  Hand-overs
+--    1549  Decision
+--    2016  Attempts and audit
+--    2978  Seals
+--    3445  Transition
+--    3785  Shadow
+--    4275  Backfill and verification
+--    5154  Gate
+--    6131  Host
 
 -- =================================================================================================
 -- Who calls which function
 -- =================================================================================================
 
 -- PUBLIC
---    all_territories, territory_role, claimed, admitted_territory, own_border
+--    all_territories, territory_roles, territory_role, claimed, admitted_territory, own_border
 --
 -- leadprotect_app
 --    acting_role, is_member, parse_user, context, claiming, set_context, decide, editable_among,
@@ -143,6 +143,14 @@ CREATE FUNCTION leadprotect.all_territories() RETURNS text[]
 
 COMMENT ON FUNCTION leadprotect.all_territories() IS 'The codes of all territories, as a constant for the border: publish_territories() makes it';
 
+-- function territory_roles, lp_0001_expand_territories
+
+CREATE FUNCTION leadprotect.territory_roles() RETURNS jsonb
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN '{"CH": "leadprotect_ch", "DE": "leadprotect_de"}'::jsonb;
+
+COMMENT ON FUNCTION leadprotect.territory_roles() IS 'The role of each territory, quoted, as a constant for the border: publish_territories() makes it';
+
 -- function territory_role, lp_0001_expand_territories
 
 CREATE FUNCTION leadprotect.territory_role(code text) RETURNS text
@@ -155,7 +163,7 @@ COMMENT ON FUNCTION leadprotect.territory_role(code text) IS 'The name of the ro
 
 CREATE FUNCTION leadprotect.is_member(territory text) RETURNS boolean
     LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN COALESCE(((territory = ANY (leadprotect.all_territories())) AND pg_has_role(leadprotect.acting_role(), (to_regrole(quote_ident(leadprotect.territory_role(territory))))::oid, 'USAGE'::text)), false);
+    RETURN COALESCE(pg_has_role(leadprotect.acting_role(), (to_regrole((leadprotect.territory_roles() ->> territory)))::oid, 'USAGE'::text), false);
 
 COMMENT ON FUNCTION leadprotect.is_member(territory text) IS 'Whether the acting role holds the role of this territory';
 
@@ -211,7 +219,7 @@ COMMENT ON FUNCTION leadprotect.claimed(said text, field text) IS 'A text or num
 
 CREATE FUNCTION leadprotect.admitted_territory() RETURNS text
     LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN CASE WHEN ((current_setting('app.territory'::text, true) = ANY (leadprotect.all_territories())) AND pg_has_role(COALESCE((NULLIF(current_setting('role'::text), 'none'::text))::name, SESSION_USER), (to_regrole(quote_ident(leadprotect.territory_role(current_setting('app.territory'::text, true)))))::oid, 'USAGE'::text)) THEN current_setting('app.territory'::text, true) ELSE NULL::text END;
+    RETURN CASE WHEN pg_has_role(COALESCE((NULLIF(current_setting('role'::text), 'none'::text))::name, SESSION_USER), (to_regrole((leadprotect.territory_roles() ->> current_setting('app.territory'::text, true))))::oid, 'USAGE'::text) THEN current_setting('app.territory'::text, true) ELSE NULL::text END;
 
 COMMENT ON FUNCTION leadprotect.admitted_territory() IS 'The territory in context if the acting role holds its role, else NULL: the border that every policy asks';
 
@@ -312,6 +320,9 @@ CREATE FUNCTION leadprotect.publish_territories() RETURNS void
             'CREATE OR REPLACE FUNCTION "leadprotect".all_territories() RETURNS text[] LANGUAGE sql STABLE PARALLEL SAFE RETURN %L::text[]',
             ARRAY(SELECT t.code FROM "leadprotect".territories AS t ORDER BY t.code));
           EXECUTE format(
+            'CREATE OR REPLACE FUNCTION "leadprotect".territory_roles() RETURNS jsonb LANGUAGE sql STABLE PARALLEL SAFE RETURN %L::jsonb',
+            (SELECT jsonb_object_agg(t.code, quote_ident('leadprotect_' || coalesce(t.suffix, lower(t.code)))) FROM "leadprotect".territories AS t));
+          EXECUTE format(
             'CREATE OR REPLACE FUNCTION "leadprotect".territory_role(code text) RETURNS text LANGUAGE sql STABLE PARALLEL SAFE RETURN %L || %s',
             'leadprotect_',
             coalesce(
@@ -321,7 +332,7 @@ CREATE FUNCTION leadprotect.publish_territories() RETURNS void
         END
         $$;
 
-COMMENT ON FUNCTION leadprotect.publish_territories() IS 'Makes all_territories() and territory_role() anew, from the table';
+COMMENT ON FUNCTION leadprotect.publish_territories() IS 'Makes all_territories(), territory_roles() and territory_role() anew, from the table';
 
 REVOKE ALL ON FUNCTION leadprotect.publish_territories() FROM PUBLIC;
 
@@ -1581,7 +1592,7 @@ GRANT ALL ON FUNCTION leadprotect.protected_leads() TO leadprotect_owner;
 
 CREATE FUNCTION leadprotect.parse_user(declared text) RETURNS uuid
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN (CASE WHEN ('uuid'::text = 'text'::text) THEN CASE WHEN ((declared <> ''::text) AND (length(declared) <= 255) AND (declared !~ '[\u0001-\u001f\u007f]'::text)) THEN declared ELSE NULL::text END WHEN ('uuid'::text = ANY (ARRAY['bigint'::text, 'integer'::text])) THEN CASE WHEN (declared ~ '^-?[0-9]{1,19}$'::text) THEN CASE WHEN (abs(((declared)::numeric + 0.5)) < CASE 'uuid'::text WHEN 'integer'::text THEN ('2147483648'::bigint)::numeric ELSE '9223372036854775808'::numeric END) THEN declared ELSE NULL::text END ELSE NULL::text END WHEN ((declared ~~ '________-____-____-____-____________'::text) AND (translate(declared, '0123456789abcdefABCDEF'::text, ''::text) = '----'::text)) THEN declared WHEN (declared ~ '^(([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}|[{]([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}[}])$'::text) THEN declared ELSE NULL::text END)::uuid;
+    RETURN (CASE WHEN ('uuid'::text = 'text'::text) THEN CASE WHEN ((declared <> ''::text) AND (length(declared) <= 255) AND (declared !~ '[\u0001-\u001f\u007f]'::text)) THEN declared ELSE NULL::text END WHEN ('uuid'::text = ANY (ARRAY['bigint'::text, 'integer'::text])) THEN CASE WHEN (declared ~ '^-?[0-9]{1,19}$'::text) THEN CASE WHEN (abs(((declared)::numeric + 0.5)) < CASE 'uuid'::text WHEN 'integer'::text THEN ('2147483648'::bigint)::numeric ELSE '9223372036854775808'::numeric END) THEN declared ELSE NULL::text END ELSE NULL::text END WHEN ((declared ~~ '________-____-____-____-____________'::text) AND (declared !~ '[^0-9A-Fa-f-]'::text) AND (declared !~~ '%-%-%-%-%-%'::text)) THEN declared WHEN (declared ~ '^(([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}|[{]([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}[}])$'::text) THEN declared ELSE NULL::text END)::uuid;
 
 COMMENT ON FUNCTION leadprotect.parse_user(declared text) IS 'The declared user in the type of the setting; what is malformed is nobody''s id: NULL, never a cast error';
 
