@@ -103,6 +103,7 @@ CHECKS: tuple[Check, ...] = (
     keys.constraint_not_validated,
     keys.index_invalid,
     keys.index_not_leakproof,
+    keys.unique_over_territories,
     facts.host_table_changed,
     facts.setting_not_applied,
     facts.territory_list_stale,

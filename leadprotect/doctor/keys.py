@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from leadprotect.doctor import present
 from leadprotect.doctor.finding import Fault, check
 from leadprotect.doctor.shipped import shipped
-from leadprotect.settings import Settings, ident, table
+from leadprotect.settings import Settings, ident, render, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,6 +70,39 @@ def index_not_leakproof(conn: psycopg.Connection[Any], s: Settings) -> Iterator[
         """
     for (index,) in conn.execute(query, (present.leads(conn, s),)).fetchall():
         yield Fault(s.leads_table, f"index {index} does not serve whoever row security binds", None)
+
+
+@check(
+    "note",
+    "An INSERT tells that a lead of some territory has the value, and its ON CONFLICT compares with that lead.",
+    needs="enforced",
+)
+def unique_over_territories(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A unique key of the leads that holds neither their id nor their territory: it reaches over the border."""
+    query = """
+        SELECT i.indexrelid::regclass::text, quote_ident(k.conname),
+               CASE WHEN i.indexprs IS NULL AND i.indpred IS NULL THEN
+                 (SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY c.place)
+                  FROM unnest(i.indkey::smallint[]) WITH ORDINALITY AS c (number, place)
+                  JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = c.number
+                  WHERE c.place <= i.indnkeyatts) END
+        FROM pg_index AS i
+        LEFT JOIN pg_constraint AS k ON k.conindid = i.indexrelid AND k.contype IN ('p', 'u')
+        WHERE i.indrelid = %s AND i.indisunique AND NOT EXISTS (
+          SELECT FROM pg_attribute AS a
+          WHERE a.attrelid = i.indrelid AND a.attname IN ({lead_id_column_name}, {territory_column_names})
+            AND a.attnum = ANY (i.indkey::smallint[]))
+        ORDER BY 1
+        """
+    leads = table(s.leads_table)
+    for index, constraint, columns in conn.execute(render(query, s), (present.leads(conn, s),)).fetchall():
+        mends = None
+        if columns and s.territory_column:
+            key = f"({ident(s.territory_column)}, {columns})"
+            mends = f"DROP INDEX {index}; CREATE UNIQUE INDEX ON {leads} {key};"
+            if constraint:
+                mends = f"ALTER TABLE {leads} DROP CONSTRAINT {constraint}, ADD UNIQUE {key};"
+        yield Fault(s.leads_table, f"{index} keeps a value unique over all territories", mends)
 
 
 @check("danger", "A lead without an id is nobody's, and two leads with one id share their owner.", needs="schema")

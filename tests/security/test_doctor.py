@@ -398,6 +398,15 @@ PLANTED = [
         "UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{h}.broken'::regclass",
         level="warning",
     ),
+    Planted("unique-over-territories", "CREATE UNIQUE INDEX ON {leads} (company, city)", level="note"),
+    Planted("unique-over-territories", "ALTER TABLE {leads} ADD UNIQUE (city)", level="note"),
+    Planted(
+        "unique-over-territories",
+        "CREATE UNIQUE INDEX guessed ON {leads} (lower(city))",
+        "guessed keeps a value unique",
+        level="note",
+        mends="DROP INDEX {h}.guessed",
+    ),
     Planted("index-not-leakproof", "CREATE INDEX ON {leads} (lower(city))", level="note", mends="DROP INDEX {h}.{i}"),
     Planted(
         "host-table-changed",
