@@ -80,6 +80,7 @@ CHECKS: tuple[Check, ...] = (
     ways.publication,
     ways.foreign_key_action,
     ways.host_before_trigger,
+    ways.owner_column_code,
     grants.table_grants,
     grants.column_grants,
     grants.schema_open,

@@ -28,7 +28,15 @@ if TYPE_CHECKING:
     from leadprotect.doctor.finding import Symptom
 
 
-_LOCKED_OUT = ("territories", "logins", "host_code", "lead_tables", "lead_tables_keys", "lead_tables_code")
+_LOCKED_OUT = (
+    "territories",
+    "logins",
+    "host_code",
+    "owner_column_code",
+    "lead_tables",
+    "lead_tables_keys",
+    "lead_tables_code",
+)
 _WAYS = ("visibility", "exempt_roles", "inheritance", "views", "lead_tables_ways")
 _BROKEN = {"contract": "NOT PROTECTED"}
 _VERDICTS = {

@@ -8,7 +8,7 @@ from leadprotect.doctor import present
 from leadprotect.doctor.finding import Fault, check
 from leadprotect.doctor.shipped import known, shipped, shipped_script
 from leadprotect.doctor.versions import applied
-from leadprotect.settings import Settings, ident, table
+from leadprotect.settings import Settings, ident, render, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -158,6 +158,16 @@ def host_before_trigger(conn: psycopg.Connection[Any], s: Settings) -> Iterator[
         """
     for (name,) in conn.execute(query, (present.leads(conn, s), s.schema)).fetchall():
         yield Fault(f"{s.leads_table}, trigger {name}", "it runs before a lead is written", None)
+
+
+@check("warning", "Whoever claims, assigns or releases such a lead meets the error of the trigger.", needs="enforced")
+def owner_column_code(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A trigger of the leads that reads or writes elsewhere, as our reader where our functions write the column."""
+    if not s.owner_column:
+        return
+    query = render("SELECT c.name, c.remedy FROM {schema}.column_code() AS c", s)
+    for name, remedy in conn.execute(query.encode()).fetchall():
+        yield Fault(name, f"it runs as {s.role('reader')} where {s.owner_column} is written", remedy)
 
 
 @check("warning", "The statement that was decided is not the one that runs.")

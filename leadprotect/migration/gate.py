@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from leadprotect.database.connection import AnyConnection
 
 
-ACCEPTABLE = ("unowned", "unprotected", "host_code", "lead_tables_keys", "lead_tables_code", "shadow")
+ACCEPTABLE = (
+    "unowned",
+    "unprotected",
+    "host_code",
+    "owner_column_code",
+    "lead_tables_keys",
+    "lead_tables_code",
+    "shadow",
+)
 """Conditions that a person may accept, by name and value."""
 
 

@@ -28,6 +28,7 @@ def upgrade() -> None:
     create_leaking_views()
     create_ways_around()
     create_host_code()
+    create_column_code()
     create_lost_searches()
     create_what_changes()
     create_lead_tables()
@@ -46,6 +47,7 @@ def downgrade() -> None:
           {schema}.lead_table_conditions(text, name[], text[]),
           {schema}.what_changes(text),
           {schema}.lost_searches(),
+          {schema}.column_code(),
           {schema}.host_code(regclass, text),
           {schema}.ways_around(text, name[]),
           {schema}.leaking_views(regclass, text, name[])
@@ -241,6 +243,45 @@ def create_host_code() -> None:
     )
 
 
+def create_column_code() -> None:
+    # What a trigger of the leads does elsewhere, it does as our reader where a function of ours writes the owner's
+    # column, who may write nothing else: a change of owner would fail with the host's error. A text in quotes and
+    # IS DISTINCT FROM are no statements; what is put together at run time is EXECUTE.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.column_code()
+        RETURNS TABLE (name text, remedy text)
+        LANGUAGE plpgsql
+        STABLE
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        #variable_conflict use_column
+        BEGIN
+          RETURN QUERY
+          SELECT format('trigger %I on %s', t.tgname, t.tgrelid::regclass),
+                 format('ALTER FUNCTION %s SECURITY DEFINER SET search_path = %I, pg_temp;', p.oid::regprocedure, n.nspname)
+          FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
+          JOIN pg_namespace AS n ON n.oid = p.pronamespace JOIN pg_language AS g ON g.oid = p.prolang
+          WHERE {named} AND t.tgrelid = {leads_name}::regclass AND NOT t.tgisinternal AND t.tgenabled IN ('O', 'A')
+            AND NOT p.prosecdef AND n.nspname NOT IN ('pg_catalog', {schema_name})
+            AND n.oid <> {schema_name}::regnamespace AND g.lanname NOT IN ('c', 'internal')
+            AND t.tgtype & 16 <> 0 AND (t.tgattr = '' OR EXISTS (
+              SELECT FROM pg_attribute AS a
+              WHERE a.attrelid = t.tgrelid AND a.attnum = ANY (t.tgattr) AND a.attname = {owner_column_name}))
+            AND (g.lanname <> 'plpgsql' OR regexp_replace(regexp_replace(lower(p.prosrc),
+                '--[^\\n]*|''[^'']*''', ' ', 'g'), 'distinct\\s+from', ' ', 'g')
+              ~ '\\m(insert\\s+into|update\\s+[a-z_"]|delete\\s+from|merge\\s+into|from\\s+[a-z_"(]|execute|call\\s|nextval|perform\\s+(?!pg_notify|set_config|pg_catalog\\.))')
+          ORDER BY 1 LIMIT 20;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.column_code() IS
+        'The triggers of the leads that read or write elsewhere and will do so as our reader, where our functions write the owner''s column';
+        REVOKE ALL ON FUNCTION {schema}.column_code() FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.column_code() TO {owner}, {operator}
+        """)
+    )
+
+
 def create_lost_searches() -> None:
     # An expression is computed, or compared by operators, of which none is leakproof. What it gives can be kept in a
     # column where its own equality is leakproof; for anything else a function asks, and draws the border itself.
@@ -349,6 +390,21 @@ def create_what_changes() -> None:
             remedy := NULL;
           END IF;
           RETURN NEXT;
+
+          IF {named} THEN
+            condition := 'owner_column_code';
+            SELECT count(*) = 0 OR {schema}.accepted_share('owner_column_code') IS NOT NULL,
+                   coalesce(string_agg(code.name, ', ' ORDER BY code.name) || format(' will run as %I where our functions write %s', {reader_name}, {owner_column_name})
+                     || CASE WHEN {schema}.accepted_share('owner_column_code') IS NOT NULL THEN '; accepted' ELSE '' END,
+                     'no trigger of the leads does elsewhere what ' || {reader_name} || ' may not'),
+                   string_agg(code.remedy, ' ' ORDER BY code.name) || ' or answer for it: alembic -x accept=owner_column_code:1 upgrade head'
+            INTO met, detail, remedy
+            FROM {schema}.column_code() AS code;
+            IF met THEN
+              remedy := NULL;
+            END IF;
+            RETURN NEXT;
+          END IF;
         END
         $body$;
         COMMENT ON FUNCTION {schema}.what_changes(text) IS

@@ -88,7 +88,7 @@ def create_acceptances() -> None:
         $do$;
         COMMENT ON TABLE {schema}.accepted_conditions IS
         'What a person accepted of the gate of contract, by alembic -x accept=NAME:SHARE; the newest row of a condition counts';
-        COMMENT ON COLUMN {schema}.accepted_conditions.condition IS 'the condition: unowned, unprotected, host_code, lead_tables_keys, lead_tables_code or shadow';
+        COMMENT ON COLUMN {schema}.accepted_conditions.condition IS 'the condition: unowned, unprotected, host_code, owner_column_code, lead_tables_keys, lead_tables_code or shadow';
         COMMENT ON COLUMN {schema}.accepted_conditions.accepted_at IS 'when';
         COMMENT ON COLUMN {schema}.accepted_conditions.accepted_by IS 'the login that migrated';
         COMMENT ON COLUMN {schema}.accepted_conditions.share IS 'the share of the leads up to which it holds, 0 to 1';
@@ -110,8 +110,8 @@ def create_acceptances() -> None:
         SET search_path = pg_catalog, pg_temp
         AS $body$
         BEGIN
-          IF condition IS NULL OR condition NOT IN ('unowned', 'unprotected', 'host_code', 'lead_tables_keys', 'lead_tables_code', 'shadow') THEN
-            RAISE EXCEPTION '% is no condition that can be accepted: unowned, unprotected, host_code, lead_tables_keys, lead_tables_code and shadow are', coalesce(condition, 'NULL')
+          IF condition IS NULL OR condition NOT IN ('unowned', 'unprotected', 'host_code', 'owner_column_code', 'lead_tables_keys', 'lead_tables_code', 'shadow') THEN
+            RAISE EXCEPTION '% is no condition that can be accepted: unowned, unprotected, host_code, owner_column_code, lead_tables_keys, lead_tables_code and shadow are', coalesce(condition, 'NULL')
               USING ERRCODE = 'LP422';
           ELSIF share IS NULL OR share NOT BETWEEN 0 AND 1 THEN
             RAISE EXCEPTION 'a share is between 0 and 1' USING ERRCODE = 'LP422';

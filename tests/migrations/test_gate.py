@@ -480,7 +480,10 @@ def test_a_script_carries_what_is_accepted(watched: Database) -> None:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("owners:1", "unowned, unprotected, host_code, lead_tables_keys, lead_tables_code and shadow can be accepted"),
+        (
+            "owners:1",
+            "host_code, owner_column_code, lead_tables_keys, lead_tables_code and shadow can be accepted",
+        ),
         ("unowned", "'' is no share of the leads"),
         ("unowned:1.5", "'1.5' is no share of the leads"),
         ("unowned:-0.1", "'-0.1' is no share of the leads"),

@@ -520,6 +520,7 @@ def test_every_check_has_a_planted_fault() -> None:
         "kind-without-activities",
         "admin-option-alone",
         "owner-column-differs",
+        "owner-column-code",
         "server-version",
         "upgrade-pending",
     }

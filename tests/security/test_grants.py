@@ -83,6 +83,7 @@ CALLERS = {
     "who_could_edit": {"auditor", "manager"},
     "unowned_leads": {"operator"},
     "unowned_count": {"operator"},
+    "column_code": {"operator"},
     "owner_column_differs": {"operator"},
     "settle_owner_column": {"operator"},
     "unreadable": {"operator"},

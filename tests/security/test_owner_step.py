@@ -12,7 +12,9 @@ from click.testing import CliRunner
 from leadprotect import assign, claim, errors, release, transfer
 from leadprotect.backfilling.verify import verify_owners
 from leadprotect.cli import main
+from leadprotect.migration.gate import Condition, conditions
 from tests.support.profiles import NIGHTLY
+from tests.support.revisions import HEAD, MIGRATE_HEAD
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -278,6 +280,63 @@ def test_what_differed_at_contract_is_said_and_can_be_written(hiding: Database) 
     diagnosed = CliRunner().invoke(main, ["doctor"])
     assert "owner-column-differs" not in diagnosed.output
     assert 0 == diagnosed.exit_code, diagnosed.output
+
+
+NOISY = """
+CREATE TABLE public.history (lead text);
+CREATE FUNCTION public.note() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF NEW.seller IS DISTINCT FROM OLD.seller THEN INSERT INTO public.history VALUES (NEW.{lead_id}::text); END IF;
+  RETURN NEW;
+END $$;
+CREATE TRIGGER note AFTER UPDATE ON {leads} FOR EACH ROW EXECUTE FUNCTION public.note()
+"""
+QUIET = """
+CREATE FUNCTION public.stamp() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN  -- insert into nothing
+  IF NEW IS DISTINCT FROM OLD AND TG_OP = 'update x' THEN NEW.seller := NEW.seller; END IF; RETURN NEW;
+END $$;
+CREATE TRIGGER stamp BEFORE UPDATE ON {leads} FOR EACH ROW EXECUTE FUNCTION public.stamp()
+"""
+
+
+def test_a_trigger_that_would_run_as_our_reader_is_named_and_mended(hiding: Database) -> None:
+    hiding.sql_script(QUIET)
+    assert "owner-column-code" not in CliRunner().invoke(main, ["doctor"]).output
+    hiding.sql_script(NOISY)
+    lead = new_lead(hiding, 1)
+    # what is named is so
+    with hiding.acting("manager_de", 9) as conn:
+        with pytest.raises(errors.LeadProtectError, match="permission denied for table history"):
+            transfer(conn, lead, hiding.user(2))
+        conn.rollback()
+    assert "owner-column-code" in CliRunner().invoke(main, ["doctor"]).output
+
+    (mends,) = hiding.sql("SELECT remedy FROM {schema}.column_code()")
+    hiding.sql(mends)
+
+    assert "owner-column-code" not in CliRunner().invoke(main, ["doctor"]).output
+    with hiding.acting("manager_de", 9) as conn:
+        transfer(conn, lead, hiding.user(2))
+    assert [str(lead)] == hiding.sql("SELECT lead FROM public.history")
+
+
+def test_the_gate_names_a_trigger_that_would_run_as_our_reader(make_database: Callable[..., Database]) -> None:
+    database = make_database("host", owners_from="column", owner_column="seller")
+    database.sql("ALTER TABLE {leads} ADD seller {user_id_type}")
+    database.sql_script(QUIET)
+    database.upgrade(MIGRATE_HEAD)
+    assert asked(database).met
+    database.sql_script(NOISY)
+    found = asked(database)
+    assert (False, True) == (found.met, found.detail.startswith("trigger note on "))
+    database.upgrade(accept="owner_column_code:1,unowned:1,unprotected:1")
+    assert HEAD == database.revision()
+
+
+def asked(database: Database) -> Condition:
+    with database.connect() as conn:
+        return next(one for one in conditions(conn, settings=database.settings) if one.name == "owner_column_code")
 
 
 def test_going_back_leaves_the_column_as_it_is(hiding: Database) -> None:
