@@ -31,17 +31,17 @@
 -- Contents, with the line:
 --
 --      46  Who calls which function
---     103  Territories and the border
---     417  Ownership and rules
---    1205  Hand-overs
---    1549  Decision
---    2016  Attempts and audit
---    2978  Seals
---    3445  Transition
---    3785  Shadow
---    4275  Backfill and verification
---    5154  Gate
---    6131  Host
+--     104  Territories and the border
+--     418  Ownership and rules
+--    1206  Hand-overs
+--    1550  Decision
+--    2017  Attempts and audit
+--    2979  Seals
+--    3446  Transition
+--    3786  Shadow
+--    4276  Backfill and verification
+--    5155  Gate
+--    6179  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -79,7 +79,8 @@
 --    backfill_start, backfill_claim, backfill_slice, backfill_release, backfill_defer,
 --    backfill_retry, backfill_settle, backfill_finish, backfill_request, unowned_leads,
 --    backfill_stale, backfill_estimate, backfill_sample, backfill_outside, unowned_count,
---    backfill_counts, backfill_report, backfill_status, guard_beat, guard_release, gate_conditions
+--    backfill_counts, backfill_report, backfill_status, column_code, guard_beat, guard_release,
+--    gate_conditions
 --
 -- nobody: they serve policies, triggers, revisions and the functions above
 --    publish_territories, keep_assignment, end_lead_rules, require_not_moving, host_lead,
@@ -5324,6 +5325,38 @@ COMMENT ON FUNCTION leadprotect.host_code(target regclass, host_rls text) IS 'Th
 
 REVOKE ALL ON FUNCTION leadprotect.host_code(target regclass, host_rls text) FROM PUBLIC;
 
+-- function column_code, lp_0014_migrate_ways, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.column_code() RETURNS TABLE(name text, remedy text)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        #variable_conflict use_column
+        BEGIN
+          RETURN QUERY
+          SELECT format('trigger %I on %s', t.tgname, t.tgrelid::regclass),
+                 format('ALTER FUNCTION %s SECURITY DEFINER SET search_path = %I, pg_temp;', p.oid::regprocedure, n.nspname)
+          FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
+          JOIN pg_namespace AS n ON n.oid = p.pronamespace JOIN pg_language AS g ON g.oid = p.prolang
+          WHERE false AND t.tgrelid = '"public"."leads"'::regclass AND NOT t.tgisinternal AND t.tgenabled IN ('O', 'A')
+            AND NOT p.prosecdef AND n.nspname NOT IN ('pg_catalog', '"leadprotect"')
+            AND n.oid <> '"leadprotect"'::regnamespace AND g.lanname NOT IN ('c', 'internal')
+            AND t.tgtype & 16 <> 0 AND (t.tgattr = '' OR EXISTS (
+              SELECT FROM pg_attribute AS a
+              WHERE a.attrelid = t.tgrelid AND a.attnum = ANY (t.tgattr) AND a.attname = ''))
+            AND (g.lanname <> 'plpgsql' OR regexp_replace(regexp_replace(lower(p.prosrc),
+                '--[^\n]*|''[^'']*''', ' ', 'g'), 'distinct\s+from', ' ', 'g')
+              ~ '\m(insert\s+into|update\s+[a-z_"]|delete\s+from|merge\s+into|from\s+[a-z_"(]|execute|call\s|nextval|perform\s+(?!pg_notify|set_config|pg_catalog\.))')
+          ORDER BY 1 LIMIT 20;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.column_code() IS 'The triggers of the leads that read or write elsewhere and will do so as our reader, where our functions write the owner''s column';
+
+REVOKE ALL ON FUNCTION leadprotect.column_code() FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.column_code() TO leadprotect_owner;
+GRANT ALL ON FUNCTION leadprotect.column_code() TO leadprotect_operator;
+
 -- function lost_searches, lp_0014_migrate_ways, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.lost_searches() RETURNS TABLE(index text, remedy text)
@@ -5420,6 +5453,21 @@ CREATE FUNCTION leadprotect.what_changes(host_rls text) RETURNS TABLE(condition 
             remedy := NULL;
           END IF;
           RETURN NEXT;
+
+          IF false THEN
+            condition := 'owner_column_code';
+            SELECT count(*) = 0 OR "leadprotect".accepted_share('owner_column_code') IS NOT NULL,
+                   coalesce(string_agg(code.name, ', ' ORDER BY code.name) || format(' will run as %I where our functions write %s', 'leadprotect_reader', '')
+                     || CASE WHEN "leadprotect".accepted_share('owner_column_code') IS NOT NULL THEN '; accepted' ELSE '' END,
+                     'no trigger of the leads does elsewhere what ' || 'leadprotect_reader' || ' may not'),
+                   string_agg(code.remedy, ' ' ORDER BY code.name) || ' or answer for it: alembic -x accept=owner_column_code:1 upgrade head'
+            INTO met, detail, remedy
+            FROM "leadprotect".column_code() AS code;
+            IF met THEN
+              remedy := NULL;
+            END IF;
+            RETURN NEXT;
+          END IF;
         END
         $$;
 
@@ -5628,7 +5676,7 @@ CREATE TABLE leadprotect.accepted_conditions (
 ALTER TABLE ONLY leadprotect.accepted_conditions FORCE ROW LEVEL SECURITY;
 
 COMMENT ON TABLE leadprotect.accepted_conditions IS 'What a person accepted of the gate of contract, by alembic -x accept=NAME:SHARE; the newest row of a condition counts';
-COMMENT ON COLUMN leadprotect.accepted_conditions.condition IS 'the condition: unowned, unprotected, host_code, lead_tables_keys, lead_tables_code or shadow';
+COMMENT ON COLUMN leadprotect.accepted_conditions.condition IS 'the condition: unowned, unprotected, host_code, owner_column_code, lead_tables_keys, lead_tables_code or shadow';
 COMMENT ON COLUMN leadprotect.accepted_conditions.accepted_at IS 'when';
 COMMENT ON COLUMN leadprotect.accepted_conditions.accepted_by IS 'the login that migrated';
 COMMENT ON COLUMN leadprotect.accepted_conditions.share IS 'the share of the leads up to which it holds, 0 to 1';
@@ -5651,8 +5699,8 @@ CREATE FUNCTION leadprotect.accept_condition(condition text, share numeric) RETU
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
         BEGIN
-          IF condition IS NULL OR condition NOT IN ('unowned', 'unprotected', 'host_code', 'lead_tables_keys', 'lead_tables_code', 'shadow') THEN
-            RAISE EXCEPTION '% is no condition that can be accepted: unowned, unprotected, host_code, lead_tables_keys, lead_tables_code and shadow are', coalesce(condition, 'NULL')
+          IF condition IS NULL OR condition NOT IN ('unowned', 'unprotected', 'host_code', 'owner_column_code', 'lead_tables_keys', 'lead_tables_code', 'shadow') THEN
+            RAISE EXCEPTION '% is no condition that can be accepted: unowned, unprotected, host_code, owner_column_code, lead_tables_keys, lead_tables_code and shadow are', coalesce(condition, 'NULL')
               USING ERRCODE = 'LP422';
           ELSIF share IS NULL OR share NOT BETWEEN 0 AND 1 THEN
             RAISE EXCEPTION 'a share is between 0 and 1' USING ERRCODE = 'LP422';
