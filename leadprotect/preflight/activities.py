@@ -280,10 +280,18 @@ def _unindexable(conn: psycopg.Connection[Any], source: Activities) -> list[str]
                 return [
                     (
                         f"{source.key(field)}: {said[field]!r} can't be in an index ({error.diag.message_primary}): "
-                        "it must say the same of a row at any time and for anybody"
+                        f"it must say the same of a row at any time and for anybody{_of_enums(conn, source)}"
                     )
                 ]
     return []
+
+
+def _of_enums(conn: psycopg.Connection[Any], source: Activities) -> str:
+    """The text of a label may change, the label itself is compared as it is."""
+    columns = columns_of(conn, relation(conn, *source.table.split(".", 1)))
+    enums = [name for name in source.words if name in columns and columns[name].labels]
+    named = ", ".join(map(ident, enums))
+    return f"; {named}: an enum is compared as it is, without ::text" if enums else ""
 
 
 def _alike(conn: psycopg.Connection[Any], s: Settings) -> list[str]:

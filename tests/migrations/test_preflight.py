@@ -303,6 +303,19 @@ def test_an_expression_without_its_parentheses_is_told_from_a_column(
     host.upgrade(MIGRATE_HEAD)
 
 
+@ONE_SERVER
+def test_a_condition_on_the_text_of_a_label_is_refused_with_what_to_write(
+    host: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.sql_script("CREATE TYPE public.what AS ENUM ('CALL', 'NOTE'); " + ACTIVITIES + "ADD what public.what")
+    monkeypatch.setenv("LEADPROTECT_ACTIVITY_CONDITION", "CASE what::text WHEN 'CALL' THEN true ELSE false END")
+    with refused(host, '; "what": an enum is compared as it is, without ::text'):
+        pass
+    monkeypatch.setenv("LEADPROTECT_ACTIVITY_CONDITION", "CASE what WHEN 'CALL' THEN true ELSE false END")
+    host.upgrade(MIGRATE_HEAD)
+    assert host.revision() == MIGRATE_HEAD
+
+
 VIEWS = {
     "CREATE VIEW crm.seen AS SELECT * FROM crm.calls": ({}, "base_table = crm.calls"),
     "CREATE VIEW crm.seen AS SELECT 1 AS id": ({}, "base_table = schema.name"),
