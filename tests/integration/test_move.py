@@ -92,6 +92,7 @@ def whole(pair: Pair, lead: Any) -> None:
 
 
 @pytest.mark.slow("a move is ended at each of its exchanges with a server")
+@pytest.mark.profiles("pg18")
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_a_move_that_is_ended_anywhere_loses_and_doubles_nothing(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, *, after: bool
