@@ -33,7 +33,7 @@ export PYTEST_XDIST_AUTO_NUM_WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONL
 DEMO := .venv/demo.stamp
 DEV := .venv/dev.stamp
 
-.PHONY: help demo test quick lint aio schema shipped policies doctor rules docs readme options release release-check pictures tutorial bench lock clean
+.PHONY: help demo test durations quick lint aio schema shipped policies doctor rules docs readme options release release-check pictures tutorial bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile
@@ -47,8 +47,12 @@ test: $(DEV) ## run the whole suite; ends with the number of tests passed
 	@.ci/packages chromium pgbouncer libtap-parser-sourcehandler-pgtap-perl prometheus prometheus-postgres-exporter tmux
 	@$(BIN)/python -m pytest -n auto --dist loadgroup
 
+durations: export PATH := $(CURDIR)/$(BIN):$(PATH)
+durations: $(DEV) ## run the whole suite, and write tests/support/durations.json anew: which tests are slow
+	@$(BIN)/python -m pytest -q -n auto --dist loadgroup --record
+
 quick: export PATH := $(CURDIR)/$(BIN):$(PATH)
-quick: $(DEV) ## PostgreSQL 18 alone, each test with its first case, none marked slow; at most 90 s on 2 cores
+quick: $(DEV) ## PostgreSQL 18 alone, each test with its first case, none of half a second; at most 90 s on 2 cores
 	@begin=$$(date +%s); $(BIN)/python -m pytest -q -n auto --dist loadgroup --quick || exit; \
 	echo "quick: $$(($$(date +%s) - begin)) s"
 

@@ -17,7 +17,7 @@ from leadprotect.database import bound, connection, transactions, waiting
 from leadprotect.doctor import likeness, shipped
 from leadprotect.settings.load import _warn_once  # a process has one environment
 from tests.hosts import ON_THE_OLDEST
-from tests.support import servers, sessions
+from tests.support import durations, servers, sessions
 from tests.support.database import Database
 from tests.support.profiles import EXTRA, NIGHTLY, PROFILES, Profile
 from tests.support.revisions import MIGRATE_HEAD
@@ -33,13 +33,16 @@ QUICK = {None, PROFILES[0].name, "screens"}
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="of each test its first case, on 18, and none that is slow")
+    parser.addoption("--record", action="store_true", help="write tests/support/durations.json anew, from this run")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """A shell starts what runs in the background with Ctrl-C ignored; programs of the tests would inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in [name for name in os.environ if is_ours(name)]:
         del os.environ[name]
+    if config.option.record and not hasattr(config, "workerinput"):  # of several processes the one that hears all
+        config.pluginmanager.register(durations.Recorder())
 
 
 @pytest.hookimpl(trylast=True)
@@ -50,12 +53,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     left_out = {item for item in items if not NIGHTLY and by_night(item)}
     if config.option.quick:
-        left_out |= {item for item in items if item.get_closest_marker("slow") or profile_of(item) not in QUICK}
+        left_out |= {item for item in items if durations.duration_of(item) or profile_of(item) not in QUICK}
         left_out |= later_cases([item for item in items if item not in left_out])
     if left_out:
         config.hook.pytest_deselected(items=[*left_out])
         items[:] = [item for item in items if item not in left_out]
-    items.sort(key=how_long, reverse=True)
+    items.sort(key=durations.duration_of, reverse=True)
     keep_groups(config, items)
 
 
@@ -92,12 +95,6 @@ def is_first(given: dict[str, object], names: str | tuple[str, ...], cases: Iter
     """Whether a test was given the first case of a parameter."""
     found = given[names] if isinstance(names, str) else tuple(given[name] for name in names)
     return found == next(iter(cases))
-
-
-def how_long(item: pytest.Item) -> tuple[bool, float]:
-    """Roughly: a test marked slow, the more so the longer it may take before it counts as hanging."""
-    limit = item.get_closest_marker("timeout")
-    return item.get_closest_marker("slow") is not None, limit.args[0] if limit else 0.0
 
 
 def is_ours(variable: str) -> bool:

@@ -95,7 +95,6 @@ def lint(checkout: Path, *files: Path) -> None:
     run(checkout, "mypy", *map(str, files))
 
 
-@pytest.mark.slow("mypy reads the whole package")
 def test_a_file_that_was_just_made_passes_the_linters(checkout: Path) -> None:
     made = []
     for number, (phase, message) in enumerate([("expand", "How many leads"), ("contract", "how many leads.")], start=1):
@@ -111,7 +110,6 @@ def test_a_file_that_was_just_made_passes_the_linters(checkout: Path) -> None:
     lint(checkout, *made)
 
 
-@pytest.mark.slow("a server, a migration and the linters in a copy of the checkout")
 @pytest.mark.profiles("pg18")
 def test_the_example_does_what_the_page_says(checkout: Path, database: Database) -> None:
     words, (revision, test) = command(), printed()

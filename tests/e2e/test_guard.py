@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.profiles("pg18"),
-    pytest.mark.slow("each waits for alerts of a real Prometheus"),
     pytest.mark.xdist_group("guard"),
 ]
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from tests.support.database import Database
 
-pytestmark = pytest.mark.slow("each runs a host with an Alembic of its own")
-
 OWN = """
 from alembic import op
 revision = "{name}"

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 pytestmark = [
     pytest.mark.xdist_group("packaging"),
     pytest.mark.profiles("pg18"),
-    pytest.mark.slow("they install a wheel"),
     pytest.mark.timeout(300),
 ]
 

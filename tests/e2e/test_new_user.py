@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.xdist_group("packaging"),
-    pytest.mark.slow("they install a wheel, and follow every page"),
     pytest.mark.timeout(600),
 ]
 

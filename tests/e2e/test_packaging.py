@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.support.database import Database
 
 # one worker makes what all of them look at
-pytestmark = [pytest.mark.xdist_group("packaging"), pytest.mark.slow("they install a wheel")]
+pytestmark = pytest.mark.xdist_group("packaging")
 
 INI = """
 [alembic]

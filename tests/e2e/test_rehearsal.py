@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from tests.support.database import Database
 
 # one worker makes what all of them look at
-pytestmark = [pytest.mark.xdist_group("rehearsal"), pytest.mark.slow("they rehearse whole migrations")]
+pytestmark = pytest.mark.xdist_group("rehearsal")
 
 # a test machine may be busy: how long a transaction took is a benchmark's business
 PATIENT = ("--max-stall", "60s", "--rate", "60", "--writer", "0.5s", "--reader", "1s")

@@ -16,7 +16,7 @@ from tests.support.revisions import HEAD
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.xdist_group("packaging"), pytest.mark.slow("they build both archives")]
+pytestmark = pytest.mark.xdist_group("packaging")
 
 
 @pytest.fixture

@@ -15,8 +15,6 @@ from leadprotect.lab.commands import inherited
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = pytest.mark.slow("a server and every revision")
-
 PAGE = Path(__file__).parents[2] / "docs/how-to/test-a-service.md"
 CONFTEST, TEST, HOST = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 

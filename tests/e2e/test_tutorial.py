@@ -16,8 +16,6 @@ from tests.support.tutorial import IMAGE, PAGE, answer, kept_demo, terminal
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.slow("it does everything that a newcomer does")
-
 BLOCK = re.compile(r"^```(console|python|text)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 

@@ -16,8 +16,6 @@ from tests.support.revisions import REVISIONS
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.slow("a server of its own, and the whole chain up and down")
-
 LEADS = """
 CREATE TABLE public.leads (id bigint PRIMARY KEY, territory text, kind text NOT NULL, at timestamptz, tags text[]);
 CREATE TABLE public.visits (id bigserial PRIMARY KEY, lead bigint NOT NULL REFERENCES public.leads, note jsonb);

@@ -261,7 +261,6 @@ def test_json_lines_are_told_to_programs(expanded: Database) -> None:
     assert 0 == lines[-1]["verified"]["missing"]
 
 
-@pytest.mark.slow("16,000 leads, three times")
 @pytest.mark.profiles("pg18")
 def test_a_login_with_limits_of_its_own_is_told_that_it_is_complete(
     expanded: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -190,7 +190,6 @@ def test_after_contract_there_is_nothing_left_to_do(make_database: Callable[...,
     assert (0, 0) == (result.assigned, result.verified.missing)
 
 
-@pytest.mark.slow("it starts a replica")
 @pytest.mark.profiles("pg18")
 def test_a_hot_standby(expanded: Database) -> None:
     old_leads(expanded, 3)

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from leadprotect.backfilling.progress import Progress
     from tests.support.database import Database
 
-pytestmark = pytest.mark.slow("each starts processes and ends them")
-
 LEASE = 0.5
 # as soon as the server has answered to the claim, before anything else is said to it
 STOPS_ITSELF = f"""

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from tests.support.database import Database
 
-pytestmark = pytest.mark.slow("each derives owners again and again beside live writes")
-
 CLAIM = "SELECT chunk, token FROM {schema}.backfill_claim('DE', 1000, 'test', '30 s')"
 QUALIFYING, OTHER = "QUALIFIED_CALL", "NOTE"
 ACTIVITY = (

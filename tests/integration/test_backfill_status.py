@@ -78,7 +78,6 @@ def test_a_paused_backfill_is_paused_and_then_goes_on(expanded: Database) -> Non
     assert "new" == agreed()["state"]
 
 
-@pytest.mark.slow("a process that is killed, and its lease")
 def test_what_a_dead_worker_left_is_interrupted_once_its_lease_is_over(expanded: Database) -> None:
     old_leads(expanded, 16_000)
     claimed = "SELECT count(*) FROM {schema}.backfill_chunks"

@@ -103,7 +103,6 @@ def test_the_user_s_condition_must_be_true(expanded: Database) -> None:
             assert factor == SIGNALS["the SQL condition"](now).factor, condition
 
 
-@pytest.mark.slow("it starts a replica")
 @pytest.mark.profiles("pg18")
 def test_replicas_are_waited_for_and_a_lag_that_is_hidden_holds_it(expanded: Database) -> None:
     with replica(expanded.server) as standby, expanded.connect(autocommit=True) as primary:
@@ -238,7 +237,6 @@ def test_a_pause_holds_no_other_territory(expanded: Database) -> None:
     assert {1.0} == {one.factor for one in running.told if one.reason == "DE is paused: month-end closing"}
 
 
-@pytest.mark.slow("it waits for workers to notice")
 @pytest.mark.profiles("pg18")
 def test_a_pause_in_the_middle_gives_the_chunk_back(expanded: Database) -> None:
     expected = old_leads(expanded, 6_000)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from tests.support.profiles import Profile
 
-pytestmark = [pytest.mark.profiles("pg18"), pytest.mark.slow("they dump and restore")]
+pytestmark = pytest.mark.profiles("pg18")
 
 
 @pytest.fixture

@@ -26,7 +26,6 @@ LEFT = {
 }
 
 
-@pytest.mark.slow("many worlds, each twice")
 @pytest.mark.profiles("pg18", "other_names")
 def test_many_at_once_are_decided_changed_and_recorded_as_one_by_one(database: Database) -> None:
     ids = {lead: database.new_id() for lead in LEADS}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # one worker makes what all of them look at
-pytestmark = [pytest.mark.xdist_group("demo"), pytest.mark.slow("they run whole demos")]
+pytestmark = pytest.mark.xdist_group("demo")
 
 DEMO = [sys.executable, "-m", "leadprotect", "demo"]
 ANNA, BERT, CARLA = (str(UUID(int=number)) for number in (0xA, 0xB, 0xC))

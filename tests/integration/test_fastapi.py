@@ -129,7 +129,6 @@ def wrong_answers(database: Database, service: ModuleType, world: World) -> list
     return [wrong for wrong in asking(service, all_at_once) if wrong]
 
 
-@pytest.mark.slow("a thousand requests")
 def test_a_thousand_requests_over_five_connections_are_each_answered_their_own(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,7 +157,6 @@ def number_of(database: Database, user: str) -> int | None:
     return next((number for number in USERS if database.user(number) == user), None)
 
 
-@pytest.mark.slow("a thousand requests")
 def test_control_a_service_that_shares_who_acts_is_found_out(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

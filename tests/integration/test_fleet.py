@@ -62,7 +62,6 @@ def two(make_database: Callable[..., Database], monkeypatch: pytest.MonkeyPatch)
     return made
 
 
-@pytest.mark.slow("the whole life of two databases")
 @pytest.mark.profiles("pg18")
 def test_the_whole_life_on_two_databases_one_of_which_is_dead_at_first(
     two: tuple[Database, Database], tmp_path: Path

@@ -191,7 +191,6 @@ def distance(database: Database) -> Answer:
     return looked(database, replica_distance=900_000)["database replica distance"]
 
 
-@pytest.mark.slow("it starts a replica")
 def test_a_replica_that_replays_nothing_is_seen_by_its_distance_and_by_the_exporter(
     tmp_path: Path, host: Database
 ) -> None:
@@ -307,7 +306,6 @@ def reasons(found: Evaluation, verdict: Verdict) -> set[str]:
     return {answer.name for answer in found.answers if answer.verdict is verdict}
 
 
-@pytest.mark.slow("a rollout that Prometheus watches for half a minute")
 @pytest.mark.xdist_group("prometheus")
 @pytest.mark.profiles("pg18")
 def test_a_rollout_is_judged_by_what_really_happens(rollout: Rollout) -> None:
@@ -330,7 +328,6 @@ def test_a_rollout_is_judged_by_what_really_happens(rollout: Rollout) -> None:
     rollout.until(PROCEED)
 
 
-@pytest.mark.slow("a Prometheus that hangs, dies and starts again")
 @pytest.mark.xdist_group("prometheus")
 @pytest.mark.profiles("pg18")
 def test_nothing_is_rolled_back_for_what_is_missing(rollout: Rollout, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,7 +354,6 @@ def test_nothing_is_rolled_back_for_what_is_missing(rollout: Rollout, monkeypatc
     assert {PROCEED, PAUSE, UNKNOWN} >= {found.verdict for found in rollout.seen[seen:]}
 
 
-@pytest.mark.slow("a dashboard that needs some seconds of data")
 @pytest.mark.xdist_group("prometheus")
 @pytest.mark.profiles("other_names", "pg18")
 def test_every_query_of_the_dashboard_has_data(tmp_path: Path, expanded: Database) -> None:

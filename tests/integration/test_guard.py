@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-pytestmark = [pytest.mark.profiles("pg18"), pytest.mark.slow("each starts processes of its own")]
+pytestmark = pytest.mark.profiles("pg18")
 
 NEXT = NAMED["contract_indexes"]
 UP = ("alembic", "upgrade", NEXT)

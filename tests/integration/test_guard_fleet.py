@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from leadprotect.settings import Settings
     from tests.support.database import Database
 
-pytestmark = [pytest.mark.profiles("pg18"), pytest.mark.slow("each starts processes of its own")]
+pytestmark = pytest.mark.profiles("pg18")
 
 NEXT = NAMED["contract_indexes"]
 EVERY = ("--interval", "1s", "--resume-after", "1", "--bake")

@@ -317,7 +317,6 @@ def test_an_auditor_s_own_mapping_and_what_of_his_password_the_hub_keeps(made: H
             drop(made)
 
 
-@pytest.mark.slow("starts a pooler")
 @pytest.mark.profiles("pg18")
 def test_behind_a_pooler_that_drops_the_context_the_far_side_shows_nothing_and_verify_says_so(made: Hubs) -> None:
     """It refuses what it doesn't know, if it wasn't told to drop it; there is no third."""
@@ -339,7 +338,6 @@ def test_behind_a_pooler_that_drops_the_context_the_far_side_shows_nothing_and_v
             }
 
 
-@pytest.mark.slow("a second server")
 @pytest.mark.profiles("pg18")
 def test_two_servers_each_with_logins_of_its_own(hubs: Hubs, profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who is an auditor of DE is nobody on the server of CH."""

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.xdist_group("prometheus")
 
 
-@pytest.mark.slow("starts a Prometheus twice")
 @pytest.mark.profiles("pg18", "pg15")
 def test_prometheus_scrapes_a_service_and_the_exporter_of_a_database_and_survives_a_crash(
     tmp_path: Path, host: Database

@@ -91,7 +91,6 @@ def whole(pair: Pair, lead: Any) -> None:
     assert 1 == len({correlation for *_, correlation in (*left, *came)})
 
 
-@pytest.mark.slow("a move is ended at each of its exchanges with a server")
 @pytest.mark.profiles("pg18")
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_a_move_that_is_ended_anywhere_loses_and_doubles_nothing(

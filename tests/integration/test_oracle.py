@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from tests.support.database import Database
 
-pytestmark = pytest.mark.slow("a thousand worlds")
-
 MANY = 10_000 if NIGHTLY else 1_000
 USERS, LEADS = (1, 2, 3), (0, 1, 2, 3)
 LOGINS = {"seller_de": {"DE"}, "seller_both": {"DE", "CH"}}

@@ -78,7 +78,6 @@ class Told:
         return found
 
 
-@pytest.mark.slow("a whole life for each order")
 @pytest.mark.parametrize("seed", range(ROUNDS))
 @pytest.mark.parametrize("named", ORDERS, indirect=True)
 def test_backfill_triggers_gate_and_verify_agree_with_an_oracle(named: Database, seed: int) -> None:

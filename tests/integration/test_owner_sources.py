@@ -188,7 +188,6 @@ def several(make_database: Callable[..., Database], monkeypatch: pytest.MonkeyPa
     return database
 
 
-@pytest.mark.slow("a whole life for each seed")
 @pytest.mark.parametrize("seed", range(ROUNDS))
 def test_backfill_triggers_gate_and_verify_agree_with_an_oracle(several: Database, seed: int) -> None:
     host = Host(several, seed)

@@ -21,7 +21,7 @@ from leadprotect.errors import AuditUnavailable, ContextMissing, LeadAccessDenie
 from tests.support.database import Database
 from tests.support.topology import pooler
 
-pytestmark = [pytest.mark.profiles("pg18"), pytest.mark.slow("each starts a pooler")]
+pytestmark = pytest.mark.profiles("pg18")
 
 CLIENTS = 8
 ROUNDS = 10

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from tests.support.database import Database
 
-pytestmark = pytest.mark.slow("it fills tables until the planner takes them seriously")
-
 LEADS = 300_000
 RULES = 5_000
 

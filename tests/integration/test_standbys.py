@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tests.support.database import Database
 
 PAGE = Path(__file__).parents[2] / "docs/how-to/read-from-standbys.md"
-pytestmark = [pytest.mark.slow("it starts replicas"), pytest.mark.profiles("pg18")]
+pytestmark = pytest.mark.profiles("pg18")
 
 
 def caught_up(primary: Database, standby: Database) -> None:

@@ -39,7 +39,6 @@ def test_at_the_migrate_step_the_gate_and_the_backfill_are_shown(expanded: Datab
 
 
 @pytest.mark.profiles("pg18")
-@pytest.mark.slow("a status at every revision")
 def test_wherever_an_upgrade_stopped_it_says_where(host: Database) -> None:
     reached = []
     for script in SCRIPTS:
@@ -110,7 +109,6 @@ def verdict(*arguments: str) -> tuple[int, str]:
     return done.exit_code, done.output.splitlines()[0]
 
 
-@pytest.mark.slow("it goes through every phase")
 def test_the_first_line_is_a_verdict_in_every_phase(host: Database) -> None:
     assert verdict() == (0, "not installed: alembic upgrade head begins")
     host.upgrade(NAMED["expand_rules"])

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from tests.support.database import Database
 
-pytestmark = pytest.mark.slow("each goes up to contract and changes it")
-
 
 @pytest.fixture
 def reporting(database: Database) -> Iterator[str]:

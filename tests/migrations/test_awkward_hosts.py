@@ -83,7 +83,6 @@ def variables(database: Database) -> set[str]:
     return {name for name in [*arguments, *bodies] if name}
 
 
-@pytest.mark.slow("a migration and a backfill of a host of its own")
 def test_a_host_may_call_its_columns_what_our_functions_call_their_variables(
     make_database: Callable[..., Database],
 ) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     End = Callable[[str, str, int], bool]
 
-pytestmark = [pytest.mark.profiles("pg18"), pytest.mark.slow("a migration for each statement")]
+pytestmark = pytest.mark.profiles("pg18")
 
 # steps with more than one commit: an index build can't be part of a transaction, and the version table
 # stands before the first revision

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from tests.support.database import Database
 
-pytestmark = pytest.mark.slow("most run Alembic as a process")
-
 ONE_SERVER = pytest.mark.profiles("pg18")
 RUNNING = re.compile(r"Running (?:upgrade|downgrade) .*-> (\w*)")
 

@@ -100,7 +100,6 @@ def dump(database: Database) -> list[str]:
     return [line for line in done.stdout.splitlines() if not line.startswith(("\\restrict", "\\unrestrict"))]
 
 
-@pytest.mark.slow("up and down the whole chain")
 def test_after_leaving_a_dump_is_as_before_we_came(make_database: Callable[..., Database]) -> None:
     database = make_database("host", lead_tables=LEAD_TABLES)
     database.sql_script(TABLES)

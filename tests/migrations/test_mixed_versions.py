@@ -17,7 +17,7 @@ from leadprotect.errors import LeadAccessDenied, ProtectionUnavailable
 from tests.support.database import Database
 from tests.support.revisions import HEAD, MIGRATE_HEAD, NAMED, REVISIONS
 
-pytestmark = [pytest.mark.profiles("pg18", "other_names"), pytest.mark.slow("each goes through every revision")]
+pytestmark = pytest.mark.profiles("pg18", "other_names")
 
 UP = ["base", *REVISIONS]
 DOWN = [*reversed(REVISIONS[:-1]), "base"]

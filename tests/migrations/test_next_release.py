@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tests.support.database import Database
 
-pytestmark = [pytest.mark.profiles("pg18"), pytest.mark.slow("each migrates a second release")]
+pytestmark = pytest.mark.profiles("pg18")
 
 NUMBER = len(REVISIONS) + 1
 EXPAND, CONTRACT_AGAIN = f"lp_{NUMBER:04}_expand_notes", f"lp_{NUMBER + 1:04}_contract_notes"

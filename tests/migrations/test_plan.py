@@ -182,7 +182,6 @@ def test_a_login_whose_sessions_may_not_write_gets_the_same_plan(host: Database)
 
 
 @pytest.mark.profiles("pg18")
-@pytest.mark.slow("a plan at every revision, with its locks")
 def test_the_locks_that_an_upgrade_takes_are_those_that_were_predicted(make_database: Callable[..., Database]) -> None:
     database = make_database("host", lead_tables=LEAD_TABLES)
     database.sql_script(TABLES)

@@ -85,7 +85,6 @@ def test_old_and_vulnerable_versions_are_refused(number: int, expected: str | No
     assert version_problem(number) == expected
 
 
-@pytest.mark.slow("it starts a replica")
 @ONE_SERVER
 def test_a_read_replica_is_refused_for_the_way_up_and_down(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     with replica(database.server) as standby:
@@ -575,7 +574,6 @@ def deploying_as(
         database.sql_script(f'REASSIGN OWNED BY "{name}" TO postgres; DROP OWNED BY "{name}"; DROP ROLE "{name}"')
 
 
-@pytest.mark.slow("a migration for each kind of role")
 @pytest.mark.profiles("pg18", "pg15")
 @pytest.mark.parametrize("options", ["NOCREATEROLE", "CREATEROLE", "NOCREATEROLE NOINHERIT", "CREATEROLE NOINHERIT"])
 def test_what_a_role_lacks_is_printed_as_statements_that_make_the_upgrade_pass(
@@ -584,7 +582,6 @@ def test_what_a_role_lacks_is_printed_as_statements_that_make_the_upgrade_pass(
     make_it_pass(make_database("host"), options, monkeypatch, owns=True)
 
 
-@pytest.mark.slow("a migration for each kind of role")
 @pytest.mark.parametrize("options", ["NOCREATEROLE", "CREATEROLE NOINHERIT"])
 def test_a_role_that_does_not_own_the_tables_joins_their_owner(
     make_database: Callable[..., Database], options: str, monkeypatch: pytest.MonkeyPatch

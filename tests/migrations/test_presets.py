@@ -24,8 +24,6 @@ from tests.support.revisions import HEAD, MIGRATE_HEAD
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.slow("most run the whole life")
-
 PROFILES = pytest.mark.profiles("pg18", "pg15")
 
 PRESETS = {

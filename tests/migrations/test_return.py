@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from leadprotect.migration.gate import Condition
     from tests.support.database import Database
 
-pytestmark = pytest.mark.slow("each goes up, down and up again")
-
 BELOW = ["base", NAMED["expand_lead_triggers"], NAMED["expand_activity_triggers"]]
 
 

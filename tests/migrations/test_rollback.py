@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from tests.support.database import Database
 
-pytestmark = pytest.mark.slow("each goes up, down and up again")
-
 
 def run(*arguments: str, answer: str | None = None) -> Result:
     return CliRunner().invoke(main, [*arguments], input=answer, catch_exceptions=False)

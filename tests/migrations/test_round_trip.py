@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from tests.support.database import Database
 
-pytestmark = pytest.mark.slow("each goes up, down and up again")
-
 FROM = ["base", *REVISIONS[:-1]][:: 1 if NIGHTLY else 3]
 """Where somebody stops on the way down, and goes all the way up again."""
 

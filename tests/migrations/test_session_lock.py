@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tests.support.database import Database
 
-pytestmark = [pytest.mark.profiles("pg18", "pg15"), pytest.mark.slow("each waits for a lock")]
+pytestmark = pytest.mark.profiles("pg18", "pg15")
 
 BEFORE = NAMED["expand_rules"]
 ADVISORY = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted"

@@ -69,7 +69,6 @@ def told(*words: str) -> str:
     return ran.stdout
 
 
-@pytest.mark.slow
 @pytest.mark.profiles("pg18", "other_names")
 def test_codes_of_any_text_go_through_the_whole_life(odd: Database) -> None:
     with odd.connect() as conn:

@@ -59,7 +59,6 @@ def protected(database: Database) -> None:
     database.create_logins()
 
 
-@pytest.mark.slow
 def test_an_expression_goes_through_the_whole_life(make_database: Callable[..., Database]) -> None:
     database = hosted(make_database, COALESCED)
     german, empty = lead(database), lead(database, territory_id="", country_code="CH")

@@ -56,7 +56,6 @@ def protected(database: Database) -> tuple[object, object]:
     return first, second
 
 
-@pytest.mark.slow
 @pytest.mark.profiles("pg18", "pg15")
 @pytest.mark.parametrize(("lead", "user", "script"), PAIRS, ids=lambda part: "domains" if part == DOMAINS else part)
 def test_ids_of_every_type_go_through_the_whole_life(

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from tests.support.database import Database
 
-pytestmark = pytest.mark.slow("each goes down from a later release")
 __all__ = ["folder"]
 
 UNDO = "{schema}.revision_undo"

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from tests.support.database import Database
 
-pytestmark = pytest.mark.slow("most go up, some down again")
-
 SERVERS = pytest.mark.profiles("pg18", "pg15")
 ONE_SERVER = pytest.mark.profiles("pg18")
 FIRST = REVISIONS[0]

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from tests.support.database import Database
 
-pytestmark = pytest.mark.slow("most go up to contract, and down")
-
 ENABLE = "ALTER TABLE {table} ENABLE ROW LEVEL SECURITY"
 TABLES = pytest.mark.parametrize("table", ["{leads}", "{activities}"])
 

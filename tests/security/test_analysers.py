@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.support.database import Database
 
-pytestmark = [pytest.mark.profiles("pg18", "pg15"), pytest.mark.slow("an analyser reads the whole catalog")]
+pytestmark = pytest.mark.profiles("pg18", "pg15")
 
 # rule -> where it may complain, and why that is as it must be
 WAIVED = {

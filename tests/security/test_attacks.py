@@ -201,7 +201,6 @@ WHO: dict[str, dict[str, tuple[str, str | None]]] = {
 """Shape -> who plays a login of the table there, and the role that it sets."""
 
 
-@pytest.mark.slow("a host from its first table to contract, and a clone for each attack")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_attacks_on_a_host_fail_and_succeed_only_without_their_defence(
     make_host: Callable[..., Host], shape: Shape, subtests: pytest.Subtests

@@ -539,7 +539,6 @@ EXPECTED = {
 them (where a server tells that apart), and one host grants everything on its tables to everybody."""
 
 
-@pytest.mark.slow("whole migrations")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.profiles("pg18", "pg15")
 def test_a_sound_database_of_each_shape_has_no_danger_at_any_time_of_its_life(
@@ -571,7 +570,6 @@ def dangers(diagnosis: Diagnosis) -> list[tuple[str, str, str]]:
     return [(one.check, one.where, one.what) for one in diagnosis.findings if one.level == "danger"]
 
 
-@pytest.mark.slow("whole migrations")
 def test_an_upgrade_that_stopped_between_any_two_revisions_is_sound_and_says_what_is_left(host: Database) -> None:
     for revision in REVISIONS[:-1]:
         host.upgrade(revision)
@@ -580,7 +578,6 @@ def test_an_upgrade_that_stopped_between_any_two_revisions_is_sound_and_says_wha
         assert "upgrade-pending" in {one.check for one in diagnosis.findings}
 
 
-@pytest.mark.slow("whole migrations")
 @pytest.mark.profiles("pg18")
 def test_what_ships_is_what_the_revisions_make(make_database: Callable[..., Database]) -> None:
     databases = [make_database("empty", **overrides) for overrides in MORE.values()]
@@ -834,7 +831,6 @@ def test_repair_without_the_rights_changes_nothing_and_says_so(
     assert 1 == len(found(database, "policy-missing"))
 
 
-@pytest.mark.slow("whole migrations")
 @pytest.mark.profiles("pg18")
 def test_who_migrates_can_repair(make_host: Callable[..., Host]) -> None:
     host = make_host(PLAIN)

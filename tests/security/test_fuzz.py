@@ -22,8 +22,6 @@ from tests.support.profiles import NIGHTLY
 if TYPE_CHECKING:
     from tests.support.database import Database
 
-pytestmark = pytest.mark.slow("hundreds of calls")
-
 EXAMPLES = 2_000 if NIGHTLY else 150
 WEIRD = [
     "",

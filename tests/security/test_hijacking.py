@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from tests.support.database import Database
 
 PROFILES = pytest.mark.profiles("pg18", "pg15")
-pytestmark = pytest.mark.slow("most plant an operator and call everything")
-
 # file of the package -> why it connects without a pin
 UNPINNED = {
     "authoring/locktrace.py": "a server of our own, on which nobody else is",

@@ -17,7 +17,7 @@ from tests.support.matrix import LEADS, SELECT, UPDATE, History, allowed, gained
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = [pytest.mark.profiles("pg18", "pg15"), pytest.mark.slow("hosts from their first table to contract")]
+pytestmark = pytest.mark.profiles("pg18", "pg15")
 # one worker records the life of a shape, and asks about it
 GROUPED = [pytest.param(shape, marks=pytest.mark.xdist_group(f"host {shape}")) for shape in SHAPES]
 each_shape = pytest.mark.parametrize("shape", GROUPED, ids=str)

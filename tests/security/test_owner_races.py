@@ -184,7 +184,6 @@ def logical() -> Iterator[Server]:
         yield server
 
 
-@pytest.mark.slow("a server of its own")
 @pytest.mark.profiles("pg18")
 def test_a_subscription_keeps_column_and_owner_one(logical: Server, make_database: Callable[..., Database]) -> None:
     database, publisher = make_database("stepping", on=logical), make_database("host", on=logical)

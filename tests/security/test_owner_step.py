@@ -202,7 +202,6 @@ def test_a_host_that_keeps_its_column_keeps_the_owner_too(hiding: Database) -> N
     assert hiding.user(1) == hiding.owner(lead) == named(hiding, lead)
 
 
-@pytest.mark.slow("many statements")
 @pytest.mark.parametrize("seed", range(ROUNDS))
 def test_column_and_owner_are_one_after_each_statement_of_a_random_life(hiding: Database, seed: int) -> None:
     """Both sides change what they may and what they may not, one lead or many, and neither falls behind."""

@@ -32,7 +32,6 @@ def closed(found: DeployPlan) -> set[str]:
     return {one.name for one in found.closed} & OF_LOGINS
 
 
-@pytest.mark.slow("hosts from their first table to the gate")
 @pytest.mark.parametrize("shape", LIVES, ids=str)
 def test_what_it_says_before_the_first_deploy_is_what_the_gate_says_after_it(
     make_host: Callable[..., Host], shape: Shape

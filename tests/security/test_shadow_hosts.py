@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tests.support.hosts import Actor, Host
 
-pytestmark = [pytest.mark.profiles("pg18", "pg15"), pytest.mark.slow("hosts from their first table to contract")]
+pytestmark = pytest.mark.profiles("pg18", "pg15")
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 SEED = 20261128

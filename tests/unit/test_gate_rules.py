@@ -71,7 +71,6 @@ def test_the_shipped_rules_are_what_the_template_says() -> None:
     assert rules.files() == shipped, "run `make rules`"
 
 
-@pytest.mark.slow("promtool plays twenty stories for each preset")
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_shipped_rules_tell_good_bad_and_missing_apart(name: str, tmp_path: Path) -> None:
     names = (f"{name}.yaml", f"{name}_test.yaml", f"{name}_week_test.yaml")
@@ -221,7 +220,6 @@ HOSTS = {
 }
 
 
-@pytest.mark.slow("promtool plays twenty stories for each host")
 @pytest.mark.parametrize("host", HOSTS if NIGHTLY else ["another"])
 def test_the_rules_of_another_host_tell_good_bad_and_missing_apart(host: str, tmp_path: Path) -> None:
     files = rendered(HOSTS[host])

@@ -145,7 +145,6 @@ def recorded(*, code: int | None) -> Record:
     return record
 
 
-@pytest.mark.slow("it opens a browser")
 @pytest.mark.parametrize("code", [None, 0, 21])
 def test_what_was_said_can_t_break_out_of_the_page(code: int | None, tmp_path: Path) -> None:
     report.write(recorded(code=code), tmp_path / "guard.html")

@@ -302,7 +302,6 @@ def wrong(advance: Advance, seeds: range) -> list[str]:
     return [one for seed in seeds for one in play(world(seed), advance).wrong]
 
 
-@pytest.mark.slow("a thousand rollouts")
 def test_no_rollout_of_ten_thousand_does_what_it_must_not() -> None:
     played = [play(world(seed)) for seed in range(PLAYED)]
     assert [] == [one for w in played for one in w.wrong]

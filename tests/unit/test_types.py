@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-import pytest
 from mypy import api
 
 import leadprotect
@@ -69,7 +68,6 @@ REVEALED = [
 WRONG = [number for number, line in enumerate(SERVICE.splitlines(), 1) if line.endswith("# wrong")]
 
 
-@pytest.mark.slow(reason="mypy reads SQLAlchemy")
 def test_a_service_that_mypy_checks_strictly_learns_what_is_wrong(tmp_path: Path) -> None:
     service = tmp_path / "service.py"
     service.write_text(SERVICE)
@@ -81,7 +79,6 @@ def test_a_service_that_mypy_checks_strictly_learns_what_is_wrong(tmp_path: Path
     assert WRONG == sorted({int(line) for line in re.findall(r"service\.py:(\d+): error", said)}), said
 
 
-@pytest.mark.slow("pyright reads SQLAlchemy")
 def test_a_service_that_pyright_checks_strictly_learns_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "service.py").write_text(SERVICE)
     (tmp_path / "pyrightconfig.json").write_text('{"typeCheckingMode": "strict"}')
