@@ -63,9 +63,9 @@ def read(key: str, text: str) -> object:
         return _guc(key, text)
     if key.endswith("_file"):
         return _file(key, text)
-    if key.endswith("_table") and key != "version_table":
-        return _table(key, text)
-    return _READERS[key](text) if key in _READERS else _name(key, text)
+    if key in _READERS:
+        return _READERS[key](text)
+    return _table(key, text) if key.endswith("_table") and key != "version_table" else _name(key, text)
 
 
 def source_name(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,7 @@ class Shape:
     of our roles a DBA gives to whom, `remedies` what he changes about the host before contract.
     `inputs` are territories that another column than the first of the expression says.
     `org`, `account` and `child_lead` are columns, as SQL writes them.
+    `grown_from` is the shape whose SQL comes before its own.
     `tenant` tells the host who asks; `fill` makes its tenants 1 and 2 with account 1 and 2.
     """
 
@@ -58,13 +59,14 @@ class Shape:
     org: str = "org_id"
     account: str = "account_id"
     child_lead: str = "lead_id"
+    grown_from: str = ""
 
     def __str__(self) -> str:
         return self.name
 
     @property
     def script(self) -> str:
-        return (FOLDER / f"{self.name}.sql").read_text()
+        return "".join((FOLDER / f"{name}.sql").read_text() for name in (self.grown_from, self.name) if name)
 
     @property
     def ini(self) -> Path:
@@ -192,6 +194,9 @@ PRISMA = Shape(
     account='"accountId"',
     child_lead='"leadId"',
 )
+
+GROWN = replace(FLYWAY, name="flyway_grown", grown_from="flyway", tenant=_org, row_security=True)
+"""Owners in a column and in three tables of activities of different types, and row security of its own."""
 
 SHAPES = (DJANGO, SUPABASE, FLYWAY, PLAIN)
 LIVES = (*SHAPES, PRISMA)

@@ -38,8 +38,9 @@ def make_host(
 
         def fresh(stack: ExitStack, shape: Shape, overrides: dict[str, str]) -> Host:
             number = f"{next(NUMBERS)}_{os.getpid()}"
-            given = settings_of(shape, f"h{number}_") | {"schema": f"lp{number}"} | overrides
-            host = Host(server, profile, f"h{number}", given, shape=shape, prefix=f"h{number}_")
+            given, further = settings_of(shape, f"h{number}_")
+            given |= {"schema": f"lp{number}"} | overrides
+            host = Host(server, profile, f"h{number}", given, further, shape=shape, prefix=f"h{number}_")
             stack.callback(drop_roles, host)
             janitor = janitor_of(server, host.name, None)
             janitor.init()

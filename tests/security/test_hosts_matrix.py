@@ -10,7 +10,7 @@ from alembic.util import CommandError
 
 from leadprotect.errors import LeadProtectError
 from leadprotect.migration.territories import add_territory
-from tests.hosts import ANNA, BERT, DJANGO, FLYWAY, LIVES, PLAIN, PRISMA, SHAPES, SUPABASE, ZOE, Person, Shape
+from tests.hosts import ANNA, BERT, DJANGO, FLYWAY, GROWN, LIVES, PLAIN, PRISMA, SHAPES, SUPABASE, ZOE, Person, Shape
 from tests.support.hosts import Actor, Host
 from tests.support.matrix import LEADS, SELECT, UPDATE, History, allowed, gained, lost, only, record
 
@@ -153,6 +153,56 @@ def test_a_host_lives_through_adoption_and_leaves_as_it_came(make_host: Callable
         host.downgrade("base")
     host.leave()
     assert difference(before, host.dump()) == []
+
+
+def test_owners_of_a_host_come_from_its_column_and_three_tables_and_it_leaves_as_it_came(
+    make_host: Callable[..., Host],
+) -> None:
+    host = make_host(GROWN)
+    by_call = [host.host_lead(1, "DE", ANNA) for _ in range(5)]
+    met, missed, wrote, phoned, named = by_call
+    for lead, cancelled in ((met, False), (missed, True)):
+        meeting = "INSERT INTO sales.meeting (org_id, lead_id, held_by, held_at, cancelled) VALUES (1, %s, %s, %s, %s)"
+        host.sql(meeting, lead, host.user(BERT.number), "2026-03-01", cancelled)
+    for lead, medium in ((wrote, "post"), (phoned, "email")):
+        letter = "INSERT INTO sales.letter (org_id, lead_ref, sent_by, sent_on, medium) VALUES (1, %s, %s, %s, %s)"
+        host.sql(letter, str(lead), host.user(BERT.number), "2026-03-02", medium)
+    host.sql("UPDATE sales.lead SET owner_user_id = %s WHERE lead_id = %s", host.user(ZOE.number), named)
+    wanted = {met: BERT, missed: ANNA, wrote: BERT, phoned: ANNA, named: ZOE}
+    before = host.dump()
+    host.expand()
+    host.grant()
+    host.backfill()
+    assert {lead: owners(host)[lead, "DE"] for lead in wanted} == {
+        lead: host.user(person.number) for lead, person in wanted.items()
+    }
+    assert owners(host) == of_grown(host)
+    host.contract()
+    for login in ("portal_de", "crm"):  # the tenant's border of the host goes on deciding for whom it was made
+        with host.acting_for(Actor(login, None, BERT, "DE")) as conn:
+            change = "UPDATE {leads} SET remark = remark || '!' WHERE {lead_id} = ANY (%s) RETURNING {lead_id}"
+            assert set(host.query(conn, change, by_call)) == {met, wrote}
+    with host.acting_for(Actor("portal_de", None, ZOE, "DE")) as conn:
+        assert named not in host.query(conn, "SELECT {lead_id} FROM {leads}")
+    host.sql("UPDATE sales.lead SET owner_user_id = %s WHERE lead_id = %s", host.user(ANNA.number), named)
+    assert owners(host)[named, "DE"] == host.user(ANNA.number)
+    host.leave()
+    assert difference(before, host.dump()) == []
+
+
+def of_grown(host: Host) -> dict[tuple[Any, str], str]:
+    """The same, looked for in Python: the column, or the newest activity of three tables that counts."""
+    found: list[tuple[Any, Any, str]] = []
+    calls = "SELECT lead_id, activity_date, principal, activity_type FROM sales.lead_activity"
+    found += [(lead, at, user) for lead, at, user, kind in host.sql(calls) if kind in {"call", "visit"}]
+    meetings = "SELECT lead_id, held_at, held_by, cancelled FROM sales.meeting"
+    found += [(lead, at, user) for lead, at, user, cancelled in host.sql(meetings) if not cancelled]
+    letters = "SELECT lead_ref, sent_on::timestamp, sent_by, medium FROM sales.letter"
+    found += [(int(lead), at, user) for lead, at, user, medium in host.sql(letters) if medium in {"post", "fax"}]
+    newest = {lead: user for lead, _, user in sorted(found, key=lambda one: one[1]) if user}
+    named = dict(host.sql("SELECT lead_id, owner_user_id FROM sales.lead WHERE owner_user_id IS NOT NULL"))
+    leads = host.leads()
+    return {(lead, place): user for lead, user in (newest | named).items() if (place := leads[lead].territory)}
 
 
 def test_rows_of_a_lead_follow_the_expression_that_tells_its_territory(make_host: Callable[..., Host]) -> None:

@@ -260,8 +260,9 @@ class Host(Database):
         return [line for line in done.stdout.splitlines() if not line.startswith(("\\restrict", "\\unrestrict"))]
 
 
-def settings_of(shape: Shape, prefix: str) -> dict[str, str]:
-    """The keys of the shape's ini file; roles carry the host's prefix."""
+def settings_of(shape: Shape, prefix: str) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """The keys of the shape's ini file, and those of its further activities by name; roles carry the host's prefix."""
     parser = configparser.ConfigParser(interpolation=None)
     parser.read_string(shape.ini.read_text().replace("{h}", prefix))
-    return dict(parser["leadprotect"])
+    further = {name.rpartition(".")[2]: dict(parser[name]) for name in parser.sections() if ".activities." in name}
+    return dict(parser["leadprotect"]), further
