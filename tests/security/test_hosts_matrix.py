@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -262,6 +263,27 @@ def edited(host: Host, lead: Any, person: Person) -> bool:
 def difference(before: list[str], after: list[str]) -> list[str]:
     """Lines that only one of two dumps has."""
     return [f"- {line}" for line in before if line not in after] + [f"+ {line}" for line in after if line not in before]
+
+
+@pytest.mark.parametrize("shape", LIVES, ids=str)
+@pytest.mark.profiles("pg18")
+def test_a_dump_of_the_whole_database_by_the_login_for_backups_is_whole(
+    make_host: Callable[..., Host], shape: Shape
+) -> None:
+    host = contracted(make_host, shape)
+    backup = host.role("backup")
+    command = [str(host.server.programs / "pg_dump"), "--inserts", "--dbname", host.url_of("backup")]
+    host.sql(f'CREATE ROLE "{backup}" LOGIN; GRANT pg_read_all_data TO "{backup}"')
+    refused = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (refused.returncode, "would be affected by row-level security" in refused.stderr) == (1, True)
+    host.sql(f'ALTER ROLE "{backup}" BYPASSRLS')
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    lines = done.stdout.replace('"', "").splitlines()
+    assignments = f"{host.settings.schema}.user_lead_assignments"
+    for name, rows in ((host.settings.leads_table, "{leads}"), (assignments, "{schema}.user_lead_assignments")):
+        written = [line for line in lines if line.startswith(f"INSERT INTO {name} VALUES")]
+        assert host.sql(f"SELECT count(*)::int FROM {rows}") == [len(written)]
+        assert written
 
 
 def test_control_a_dump_shows_what_stays_behind(make_host: Callable[..., Host]) -> None:
