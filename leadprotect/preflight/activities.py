@@ -302,8 +302,8 @@ def _alike(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
     found = []
     for source, time in times.items() if len(named) > 1 else ():
         key, name, where = source.key("at_column"), ident(source.at_column), f"{source.table}.{source.at_column}"
-        moment = {_TIMES[0]: f"{name}::timestamptz", "date": f"({name}::timestamp AT TIME ZONE 'UTC')"}
-        local = f"({name} AT TIME ZONE 'UTC')"
+        moment = {_TIMES[0]: f"{name}::timestamptz", "date": f"({name}::timestamp AT TIME ZONE 'Etc/UTC')"}
+        local = f"({name} AT TIME ZONE 'Etc/UTC')"
         written = f"{key} = {moment.get(time.base, local)}"
         if time.type != time.base:
             found.append(f"{key}: {where} is {time.type}, a domain; of several tables times are compared: {written}")

@@ -251,8 +251,8 @@ def test_kinds_without_case_are_refused_with_the_condition_to_write(
 @pytest.mark.parametrize(
     ("kind", "written"),
     [
-        ("timestamp", "(\"created_at\" AT TIME ZONE 'UTC')"),
-        ("date", "(\"created_at\"::timestamp AT TIME ZONE 'UTC')"),
+        ("timestamp", "(\"created_at\" AT TIME ZONE 'Etc/UTC')"),
+        ("date", "(\"created_at\"::timestamp AT TIME ZONE 'Etc/UTC')"),
         ("crm.moment", '"created_at"::timestamptz'),
     ],
 )
