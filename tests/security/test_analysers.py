@@ -71,14 +71,19 @@ WAIVED = {
 }
 
 
+OF_THE_SERVER = {"SEC016", "SEC029"}
+"""Rules about roles: those of other tests' hosts bypass row security, and are none of this database's."""
+
+
 def complaints(database: Database) -> set[tuple[str, str]]:
-    """Rule and place of everything that it finds in our schema and the host's."""
+    """Rule and place of everything that it finds in our schema and the host's, and about roles of ours."""
     done = subprocess.run(
         ["pgrls", "lint", "--format", "json", "--schemas", "leadprotect,public", "--database-url", database.url],
         text=True, capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode in {0, 1}, done.stderr
-    return {(found["rule_id"], found["location"]) for found in json.loads(done.stdout)["violations"]}
+    found = {(each["rule_id"], each["location"]) for each in json.loads(done.stdout)["violations"]}
+    return {(rule, place) for rule, place in found if rule not in OF_THE_SERVER or "leadprotect" in place}
 
 
 def not_waived(database: Database) -> set[tuple[str, str]]:
