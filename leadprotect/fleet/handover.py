@@ -146,7 +146,8 @@ def finish(route: Route, pairs: Pairs) -> None:
         )
     if lost := pairs.keys() - standing.keys():
         raise LeadProtectError(
-            f"lead {min(lost)} left {route.here.territory}, and {route.there.territory} knows nothing of it"
+            f"lead {min(lost)} left {route.here.territory}, and {route.there.territory} knows nothing of it: that "
+            "database is older than the hand-over; restore it to a later time, or the lead from a backup"
         )
 
 
@@ -158,7 +159,10 @@ def withdraw(route: Route, pairs: Pairs) -> None:
             _begin(route, route.there, "receive_lead", pairs, route.here.territory)
             standing = states(route, route.there, pairs)
             if any(state == "arrived" for state, _ in standing.values()):
-                raise LeadProtectError("the lead has arrived there: nothing is left to cancel")
+                raise LeadProtectError(
+                    "the lead has arrived there, and nothing is left to cancel; move it back: "
+                    f"leadprotect move --to {route.here.territory}"
+                )
             open_there = {lead: pairs[lead] for lead, (state, _) in standing.items() if state == "arriving"}
             _step(route, route.there, "cancel", open_there)
             copies = [lead for lead, (state, digest) in standing.items() if state == "arriving" and digest]

@@ -372,7 +372,8 @@ def verify(conn: Connection, made: Manifest, cargo: Mapping[str, Cargo]) -> None
             changed = _changed(sent.rows[place], arrived[lead].rows[place], compared)
             if changed is not None:
                 raise InvalidRequest(
-                    f"lead {lead} would not arrive as it is: {one.table}{changed}, by code of that database"
+                    f"lead {lead} would not arrive as it is: {one.table}{changed}, by code of that database; let "
+                    "its triggers and defaults leave what arrives as it is"
                 )
 
 
@@ -400,7 +401,10 @@ def delete(conn: Connection, made: Manifest, leads: Sequence[str]) -> None:
         )
         gone = rows(conn, _marked(statement), ([*leads],))
         if one is made.leads and len(gone) != len(leads):
-            raise LeadProtectError(f"{len(leads) - len(gone)} leads could not be deleted: code of the host keeps them")
+            raise LeadProtectError(
+                f"{len(leads) - len(gone)} leads could not be deleted, since code of the host keeps them; let its "
+                "triggers and rules on the leads delete what moves"
+            )
 
 
 def _marked(statement: str) -> str:

@@ -89,6 +89,7 @@ def test_the_url_is_asked_for_with_each_connection(two: Two, tmp_path: Any, monk
         f"answers = [{url(here, 'seller_de')!r}, {here.url!r}]\ntold = iter(answers).__next__\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "vault_of_the_host", raising=False)
     split(here, there, DE="vault_of_the_host:told")
     with leadprotect.route("DE").connect() as first, leadprotect.route("DE").connect() as second:
         logins = [conn.scalar(text("SELECT session_user")) for conn in (first, second)]
