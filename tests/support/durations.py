@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pytest
 
 RECORD = Path(__file__).with_name("durations.json")
-SLOW_S = 0.5
+SLOW_S = 0.25
 """From here on a test is in the record; below it the order makes no difference."""
 
 
