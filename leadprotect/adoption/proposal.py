@@ -81,11 +81,15 @@ class Open:
 
 @dataclass
 class Proposal:
-    """Settings for a database, what is open, and what to know before the first upgrade."""
+    """Settings for a database, what is open, and what to know before the first upgrade.
+
+    `hidden` says that rows were, from the login that looked; then what is told by rows is not all.
+    """
 
     proposed: list[Proposed] = field(default_factory=list)
     open: list[Open] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    hidden: str = ""
 
     @property
     def settings(self) -> dict[str, str]:
@@ -132,6 +136,7 @@ class _Look:
         self._owners_from(leads, owner, activities)
         self._lead_tables(leads, activities)
         self._denied_edit(leads)
+        self._hidden(leads, *([activities] if activities else []))
         self._row_security(leads)
         self._logins(leads)
 
@@ -242,7 +247,7 @@ class _Look:
             return
         codes = _codes([value for value in found or () if value])
         if not found:
-            why = "can't be read" if found is None else "holds nothing yet"
+            why = "can't be read" if found is None else "shows nothing" if leads.binding else "holds nothing yet"
             answer = self._ask("territories", f"{leads.name}.{column} {why}: which territories are there?", [])
             self._say("territories", answer, "")
             return
@@ -411,7 +416,7 @@ class _Look:
         ranked = sorted((rank(value, called), value) for value in found)
         likely = [value for place, value in ranked if place < len(called)]
         if not likely:
-            told = ", ".join(found) or "nothing yet"
+            told = ", ".join(found) or _nothing(one)
             question = f"which value of {one.name}.{says} means a lead (there is: {told})?"
             answer = self._ask("activity_condition", question, [_means(says, value) for value in found])
             self._say_condition(answer, self._kept(one))
@@ -507,7 +512,7 @@ class _Look:
         if likely:
             self._say("qualifying_kinds", ", ".join(likely), f"look like what makes an owner, among {told}")
         elif "qualifying_kinds" not in self.given:
-            there = f" (there are: {told})" if told else ", and none stands there yet"
+            there = f" (there are: {told})" if told else f" (there is: {_nothing(one)})"
             answer = self._ask(
                 "qualifying_kinds",
                 f"which kinds of {one.name}.{column} make an owner{there}?",
@@ -516,6 +521,14 @@ class _Look:
             self._say("qualifying_kinds", answer, f"every kind that stands there: {told}")
 
     # --- who is bound
+
+    def _hidden(self, *read: HostTable) -> None:
+        """What is told by rows is told by those that this login is shown."""
+        if bound := dict.fromkeys(one.name for one in read if one.binding):
+            self.proposal.hidden = (
+                f"row security of {' and '.join(bound)} binds {self.conn.info.user} and hides rows of it: run init as "
+                "a login that sees all of them (DATABASE_URL of a superuser or one with BYPASSRLS), and migrate as ever"
+            )
 
     def _row_security(self, leads: HostTable) -> None:
         if leads.forced:
@@ -548,6 +561,11 @@ class _Look:
                 f"{', '.join(found)} only read{'s' if len(found) == 1 else ''} {leads.name}, or no row security binds "
                 f"{'it' if len(found) == 1 else 'them'}: name in exempt_roles who is to see every territory afterwards"
             )
+
+
+def _nothing(one: HostTable) -> str:
+    """What stands where no row is seen."""
+    return "nothing that this login is shown" if one.binding else "nothing yet"
 
 
 def _codes(values: list[str]) -> dict[str, str]:

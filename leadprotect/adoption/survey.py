@@ -26,7 +26,7 @@ WITH RECURSIVE kinds AS (
   SELECT t.oid, k.base FROM pg_catalog.pg_type AS t JOIN kinds AS k ON k.oid = t.typbasetype WHERE t.typtype = 'd')
 SELECT n.nspname, c.relname, c.relkind::text, c.relrowsecurity, c.relforcerowsecurity,
        pg_catalog.pg_get_userbyid(c.relowner)::text, greatest(c.reltuples, 0)::bigint,
-       pg_catalog.has_table_privilege(c.oid, 'SELECT'),
+       pg_catalog.has_table_privilege(c.oid, 'SELECT'), pg_catalog.row_security_active(c.oid),
        (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(
                  a.attname, pg_catalog.format_type(b.oid, NULL), b.typtype, a.attnotnull) ORDER BY a.attnum)
         FROM pg_catalog.pg_attribute AS a JOIN kinds AS k ON k.oid = a.atttypid
@@ -90,6 +90,7 @@ class HostTable:
     """A table of the host; `keys` are columns unique alone, the primary one first; `refers` tells column -> table.
 
     `cascades` are those of `refers` whose rows go with what they refer to, `indexed` columns that an index begins with.
+    `binding` says whether its row security binds who looks, and hides rows.
     """
 
     name: str
@@ -99,6 +100,7 @@ class HostTable:
     owner: str
     rows: int
     readable: bool
+    binding: bool
     columns: dict[str, HostColumn]
     keys: tuple[str, ...]
     refers: dict[str, str]
@@ -240,6 +242,7 @@ def _table(*row: Any) -> HostTable:
         owner,
         estimate,
         readable,
+        binding,
         columns,
         keys,
         refers,
@@ -255,6 +258,7 @@ def _table(*row: Any) -> HostTable:
         owner,
         estimate,
         readable,
+        binding,
         {column[0]: HostColumn(column[0], column[1], column[2] == "e", column[3]) for column in columns or ()},
         tuple(dict.fromkeys(keys or ())),
         {column: target for target, column in refers or ()},

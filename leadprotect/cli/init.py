@@ -43,7 +43,7 @@ def init_command(*, said: tuple[str, ...], yes: bool, dry_run: bool, force: bool
             given |= _asked(proposal.open[0])
             proposal = propose(conn, given=given)
         if proposal.open:
-            raise SettingsError(_unanswered(proposal.open))
+            raise SettingsError(_unanswered(proposal.open, proposal.hidden))
         settings = parse(proposal.settings | {"database_url": address})
         proposal.remarks += [f"preflight would refuse: {one}" for one in host(conn, settings)]
     written = compose(file, proposal.proposed, force=force)
@@ -77,8 +77,8 @@ def _asked(one: Open) -> dict[str, str]:
     return {one.key: picked}
 
 
-def _unanswered(those: list[Open]) -> str:
-    lines = []
+def _unanswered(those: list[Open], hidden: str) -> str:
+    lines = [hidden] if hidden else []
     for one in those:
         example = one.candidates[0] if one.candidates else "..."
         more = f" (or {', '.join(one.candidates[1:5])})" if len(one.candidates) > 1 else ""
@@ -92,7 +92,7 @@ def _show(proposal: Proposal, written: Written, *, dry_run: bool) -> None:
     else:
         for one in proposal.proposed:
             _line(one)
-    for remark in proposal.remarks:
+    for remark in filter(None, (*proposal.remarks, proposal.hidden)):
         echo(f"note: {remark}")
     if dry_run:
         echo(f"nothing was written; without --dry-run it is {written.file}")

@@ -21,7 +21,7 @@ from leadprotect.cli import main
 from leadprotect.settings import Settings, parse
 from leadprotect.settings.files import migrations
 from leadprotect.settings.names import territory_columns
-from tests.hosts import LIVES, SUPABASE, Shape
+from tests.hosts import DJANGO, LIVES, SUPABASE, Shape
 from tests.security.conftest import kept, make_host
 from tests.support.alembic import alembic
 from tests.support.revisions import MIGRATE_HEAD
@@ -122,6 +122,25 @@ def test_of_a_host_that_somebody_else_made_it_tells_what_his_settings_say(
     forced = host.sql("SELECT relforcerowsecurity FROM pg_class WHERE oid = {leads_name}::regclass")
     assert forced == [found.host_rls == "force"]
     assert shape.row_security == any("row security of its own" in one for one in proposal.remarks)
+
+
+@pytest.mark.profiles("pg18")
+def test_a_login_that_row_security_binds_is_told_that_rows_are_hidden_from_it(
+    make_host: Callable[..., Host], folder: Path
+) -> None:
+    """The application owns its tables, and a forced policy shows it nothing without a tenant."""
+    host = make_host(DJANGO)
+    login = host.role(DJANGO.migrator)
+    with psycopg.connect(host.url_of(DJANGO.migrator), autocommit=True) as conn:
+        bound = propose(conn, given={}, guess=True)
+    with psycopg.connect(host.url, autocommit=True) as conn:
+        free = propose(conn, given={}, guess=True)
+    assert folder.is_dir()
+    assert f"binds {login} and hides rows of it: run init as a login that sees all of them" in bound.hidden
+    assert ("", []) == (free.hidden, free.open)
+    os.environ["DATABASE_URL"] = host.url_of(DJANGO.migrator)
+    code, said = init("--yes")
+    assert (1, True) == (code, bound.hidden in " ".join(said.split())), said
 
 
 @pytest.mark.profiles("pg18")
