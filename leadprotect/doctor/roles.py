@@ -91,14 +91,21 @@ def admin_option_alone(conn: psycopg.Connection[Any], s: Settings) -> Iterator[F
 
 @check("danger", "Row security does not bind it, or it can grant itself what is not bound.")
 def service_unbound(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
-    """A service with SUPERUSER, BYPASSRLS, CREATEROLE or REPLICATION."""
-    columns = ", ".join(f"v.{column}" for column in _POWERS)
-    query = f"SELECT v.rolname::text, {columns} FROM ({_SERVICES}) AS v ORDER BY 1"
-    for login, *powers in conn.execute(query.encode(), {"app": s.role("app")}).fetchall():
-        held = [word for word, has in zip(_POWERS.values(), powers, strict=True) if has]
-        if held:
-            mends = f"ALTER ROLE {ident(login)} {' '.join('NO' + word for word in held)};"
-            yield Fault(f"login {login}", f"it is a service and has {', '.join(held)}", mends)
+    """A service with SUPERUSER, BYPASSRLS, CREATEROLE or REPLICATION, or that can become a role with one of them."""
+    columns = ", ".join(f"r.{column}" for column in _POWERS)
+    # SET ROLE gives what no membership inherits
+    query = f"""
+        SELECT v.rolname::text, r.rolname::text, {columns} FROM ({_SERVICES}) AS v JOIN pg_roles AS r
+          ON r.oid = v.oid OR NOT v.rolsuper AND pg_has_role(v.oid, r.oid, 'MEMBER') ORDER BY 1, 2
+        """
+    for login, role, *powers in conn.execute(query.encode(), {"app": s.role("app")}).fetchall():
+        held = ", ".join(word for word, has in zip(_POWERS.values(), powers, strict=True) if has)
+        if held and role == login:
+            mends = f"ALTER ROLE {ident(login)} {' '.join('NO' + word for word in held.split(', '))};"
+            yield Fault(f"login {login}", f"it is a service and has {held}", mends)
+        elif held:
+            mends = f"REVOKE {ident(role)} FROM {ident(login)};"
+            yield Fault(f"login {login}", f"it is a service and can become {role}, which has {held}", mends)
 
 
 @check("danger", "Row security does not bind the owner of a table unless it is forced.", needs="enforced")

@@ -63,7 +63,7 @@ def left_by_hand(conn: psycopg.Connection[Any], *, settings: Settings | None = N
                     f"schema {schema} stands, and needs what was made for it: alembic downgrade base, leadprotect purge"
                 )
         roles = our_roles(conn, s)
-        names = list(roles.names)
+        names = [*roles.names, roles.backup]
         found = [_depending(conn, names, row) for row in conn.execute(_DEPENDING, (names,)).fetchall()]
         for role, database in conn.execute(_SETTINGS, (names,)).fetchall():
             where = f" IN DATABASE {ident(database)}" if database else ""

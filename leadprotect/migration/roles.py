@@ -1,4 +1,4 @@
-"""Our roles and who holds them, as SQL for a cluster that has neither: what pg_dump leaves out."""
+"""Our roles, who holds them, and the login for backups, as SQL for a cluster without: what pg_dump leaves out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from leadprotect.settings import Settings, ident, literal, render
+from leadprotect.settings.codes import BACKUP
 from leadprotect.settings.names import ROLE_COMMENT
 
 if TYPE_CHECKING:
@@ -40,19 +41,24 @@ class Membership:
 
 @dataclass(frozen=True)
 class Roles:
-    """Names of our roles, whether they exist here or not, and who holds them here."""
+    """Names of our roles, whether they exist here or not, and who holds them here.
+
+    `backup` is the login that pg_dump needs: it passes row security, which no role of ours may.
+    """
 
     names: tuple[str, ...]
     members: tuple[Membership, ...]
+    backup: str
 
 
 def our_roles(conn: psycopg.Connection[Any], s: Settings) -> Roles:
     """The offices, the roles of the territories that the database knows, and every membership of them."""
+    backup = s.role(BACKUP)
     existing = conn.execute(_EXISTING, (list(s.roles), s.role(""), ROLE_COMMENT)).fetchall()
     names = sorted({*s.roles, *(name for (name,) in existing), *_territories(conn, s)})
     options = "g.inherit_option, g.set_option" if conn.info.server_version >= _INHERITS else "NULL, NULL"
-    found = conn.execute(_MEMBERS.replace("{options}", options).encode(), (names,)).fetchall()
-    return Roles(tuple(names), tuple(Membership(*row) for row in found))
+    found = conn.execute(_MEMBERS.replace("{options}", options).encode(), ([*names, backup],)).fetchall()
+    return Roles(tuple(names), tuple(Membership(*row) for row in found), backup)
 
 
 def roles_sql(found: Roles) -> str:
@@ -64,8 +70,18 @@ def roles_sql(found: Roles) -> str:
     for name in found.names:
         lines.append(_where(f"to_regrole({literal(ident(name))}) IS NULL", f"CREATE ROLE {ident(name)} NOLOGIN"))
         lines.append(f"COMMENT ON ROLE {ident(name)} IS {literal(ROLE_COMMENT)};")
+    lines += _backup_sql(ident(found.backup))
     lines += (_where(f"to_regrole({literal(ident(one.member))}) IS NOT NULL", _grant(one)) for one in found.members)
     return "\n".join(lines)
+
+
+def _backup_sql(login: str) -> list[str]:
+    # no office: it holds no right of ours, and row security does not bind it
+    return [
+        "-- The login for pg_dump of the whole database; row security does not bind it, so it is nobody else's.",
+        _where(f"to_regrole({literal(login)}) IS NULL", f"CREATE ROLE {login} LOGIN BYPASSRLS"),
+        f"GRANT pg_read_all_data TO {login};",
+    ]
 
 
 def _where(condition: str, statement: str) -> str:

@@ -8,6 +8,9 @@ from leadprotect.errors import SettingsError
 
 OFFICES = ("app", "auditor", "manager", "operator", "owner", "reader")
 
+BACKUP = "backup"
+"""The login that dumps a database whole: no office, since row security does not bind it."""
+
 LONGEST = 63
 """Characters of a code."""
 
@@ -35,8 +38,9 @@ def suffix_of(code: str, given: str | None = None) -> str:
                 f"name of its role; name it with a suffix of {wanted}: {as_setting(code, 'suffix')}"
             )
         raise SettingsError(f"territories: {given!r}, the suffix of {code!r}, is not of {wanted}")
-    if {suffix, code.lower()} & {*OFFICES}:
-        raise SettingsError(f"territories: {code!r} would collide with the role of that name ({', '.join(OFFICES)})")
+    taken = (*OFFICES, BACKUP)
+    if {suffix, code.lower()} & {*taken}:
+        raise SettingsError(f"territories: {code!r} would collide with the role of that name ({', '.join(taken)})")
     return suffix
 
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from leadprotect.settings.codes import OFFICES, code_literal
+from leadprotect.settings.codes import BACKUP, OFFICES, code_literal
 from leadprotect.settings.expressions import columns, of_row, split
 from leadprotect.settings.load import KEYS, load
 from leadprotect.settings.quoting import ident, literal, table
@@ -177,6 +177,7 @@ def names(settings: Settings) -> Mapping[str, str]:
         "auditor_name": literal(s.role("auditor")),
         "manager_name": literal(s.role("manager")),
         "operator_name": literal(s.role("operator")),
+        "backup_name": literal(s.role(BACKUP)),
         "role_comment": literal(ROLE_COMMENT),
         "role_prefix": literal(s.schema + "_"),
         "user_guc": literal(s.user_guc),

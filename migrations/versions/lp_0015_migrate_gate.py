@@ -307,6 +307,8 @@ def create_gate() -> None:
           -- a note stands for the writes of an interval; a window of 0 asks for no look back at all
           noted interval := CASE WHEN observation_window > interval '0' THEN {note_interval} ELSE interval '0' END;
         BEGIN
+          -- the login for backups sees all by its own attribute, and no service may become it
+          exempt_roles := array_append(exempt_roles, {backup_name}::name);
           -- row security that the host had before binds the owner too: what it can't see, it can't miss
           condition := 'visibility';
           SELECT count(*) = 0,

@@ -116,15 +116,23 @@ def test_a_login_that_passes_row_security_dumps_everything_in_each_phase(host: D
         host.sql(f'DROP ROLE "{backup}"')
 
 
+@pytest.fixture
+def backup(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The login for backups, made by the script for roles, which is printed before there is one."""
+    name = database.settings.role("backup")
+    assert [] == database.sql("SELECT FROM pg_roles WHERE rolname = %s", name)
+    run_psql(database.server, database.server.url(), run(database, monkeypatch, "roles", "--sql"))
+    yield name
+    database.sql_script(f'DROP OWNED BY "{name}"; DROP ROLE "{name}"')
+
+
 def test_a_restore_after_our_roles_is_whole_and_sound(
-    database: Database, bare: servers.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database: Database, backup: str, bare: servers.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record(database)
-    backup = login(database, GRANTED)
-    try:
-        assert 0 == dump(database, backup, tmp_path / "dump").returncode
-    finally:
-        database.sql(f'DROP ROLE "{backup}"')
+    done = dump(database, backup, tmp_path / "dump")
+    assert (0, "") == (done.returncode, done.stderr)
+    assert [] == dangers(database)
     script = run(database, monkeypatch, "roles", "--sql")
     assert "PASSWORD" not in script
     logins = database.sql("SELECT rolname FROM pg_roles WHERE rolcanlogin AND starts_with(rolname, 'pg18_')")
@@ -135,12 +143,22 @@ def test_a_restore_after_our_roles_is_whole_and_sound(
     assert "" == complaints
     assert {} == difference(rows(database), rows(copy))
     assert [] == dangers(copy)
+    again = dump(copy, backup, tmp_path / "again")
+    assert (0, "") == (again.returncode, again.stderr)
     assert script == run(copy, monkeypatch, "roles", "--sql")
     with copy.connect("seller_de") as conn:
         copy.context(conn, copy.user(1), "DE")
         assert copy.query(conn, "SELECT count(*) FROM {leads}") == database.sql(
             "SELECT count(*) FROM {leads} WHERE {territory} IS NULL OR {territory} = 'DE'"
         )
+
+
+def test_whoever_can_become_the_login_for_backups_is_named(database: Database, backup: str) -> None:
+    service = database.profile.login("seller_de")
+    assert [] == dangers(database)
+    database.sql_script(f'GRANT "{backup}" TO "{service}"')
+    assert [one for one in dangers(database) if service in one and backup in one]
+    database.sql_script(f'REVOKE "{backup}" FROM "{service}"')
 
 
 def test_a_restore_without_our_roles_is_said_to_be_open_and_repair_closes_the_border(

@@ -157,6 +157,7 @@ PLANTED = [
     Planted("service-unbound", SERVICE + 'ALTER ROLE "{p}x" BYPASSRLS', "BYPASSRLS"),
     Planted("service-unbound", SERVICE + 'ALTER ROLE "{p}x" CREATEROLE', "CREATEROLE"),
     Planted("service-unbound", SERVICE + 'ALTER ROLE "{p}x" SUPERUSER', "SUPERUSER"),
+    Planted("service-unbound", SERVICE + 'CREATE ROLE "{p}y" BYPASSRLS; GRANT "{p}y" TO "{p}x"', "can become"),
     Planted("service-owns-leads", SERVICE + 'ALTER TABLE {leads} OWNER TO "{p}x"'),
     Planted(
         "exempt-role-reachable",
