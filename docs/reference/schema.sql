@@ -41,7 +41,7 @@
 --    3786  Shadow
 --    4276  Backfill and verification
 --    5155  Gate
---    6179  Host
+--    6181  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -5867,6 +5867,8 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
           -- a note stands for the writes of an interval; a window of 0 asks for no look back at all
           noted interval := CASE WHEN observation_window > interval '0' THEN interval '60 seconds' ELSE interval '0' END;
         BEGIN
+          -- the login for backups sees all by its own attribute, and no service may become it
+          exempt_roles := array_append(exempt_roles, 'leadprotect_backup'::name);
           -- row security that the host had before binds the owner too: what it can't see, it can't miss
           condition := 'visibility';
           SELECT count(*) = 0,
