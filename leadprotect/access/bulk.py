@@ -1,4 +1,4 @@
-"""Many leads at once: decided, locked and recorded one by one in the server, in the order of their ids."""
+"""Many leads at once: locked in the order of their ids, decided, changed and recorded together in the server."""
 
 from __future__ import annotations
 

@@ -170,11 +170,16 @@ def create_assignment_history() -> None:
         SECURITY DEFINER
         SET search_path = pg_catalog, pg_temp
         SET row_security = on
+        SET enable_seqscan = off
         AS $body$
         BEGIN
           INSERT INTO {schema}.user_lead_assignment_history (lead_id, territory, user_id, assigned_at, assigned_by, source)
           VALUES (OLD.lead_id, OLD.territory, OLD.user_id, OLD.assigned_at, OLD.assigned_by, OLD.source);
-          IF OLD.user_id IS NOT NULL AND (TG_OP = 'DELETE' OR NEW.user_id IS DISTINCT FROM OLD.user_id) THEN
+          -- asked first: a hand-over of many ends a share of few
+          IF OLD.user_id IS NOT NULL AND (TG_OP = 'DELETE' OR NEW.user_id IS DISTINCT FROM OLD.user_id)
+            AND EXISTS (SELECT FROM {schema}.lead_protection_rules AS r
+                        WHERE r.lead_id = OLD.lead_id AND r.active AND r.shared_by = OLD.user_id)
+          THEN
             PERFORM {schema}.end_lead_rules(OLD.lead_id, OLD.user_id);
           END IF;
           RETURN NULL;
@@ -327,6 +332,27 @@ def create_readers() -> None:
         'The territory of a lead of the host, NULL outside protection; no row: there is no such lead';
         REVOKE ALL ON FUNCTION {schema}.host_lead({lead_id_type}) FROM PUBLIC;
         GRANT EXECUTE ON FUNCTION {schema}.host_lead({lead_id_type}) TO {owner}
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.host_leads(leads {lead_id_type}[])
+        RETURNS TABLE (lead_id {lead_id_type}, territory text)
+        LANGUAGE plpgsql
+        STABLE SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET enable_seqscan = off
+        AS $body$
+        #variable_conflict use_variable
+        BEGIN
+          RETURN QUERY
+            SELECT l.{lead_id}::{lead_id_type}, nullif({territory_of_l}::text, '') FROM {leads} AS l WHERE l.{lead_id} = ANY (leads);
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.host_leads({lead_id_type}[]) IS
+        'The territory of each of these leads of the host, NULL outside protection; no row: there is no such lead';
+        REVOKE ALL ON FUNCTION {schema}.host_leads({lead_id_type}[]) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.host_leads({lead_id_type}[]) TO {owner}
         """)
     )
     op.execute(
@@ -489,6 +515,7 @@ def drop_functions() -> None:
           {schema}.write_owner_column({lead_id_type}, text, {user_id_type}),
           {schema}.hold_lead({lead_id_type}),
           {schema}.protected_leads(),
+          {schema}.host_leads({lead_id_type}[]),
           {schema}.host_lead({lead_id_type}),
           {schema}.keep_assignment(),
           {schema}.require_not_moving({lead_id_type}[]),

@@ -1,4 +1,4 @@
-"""The decision.
+"""The decision, and the view of it.
 
 Why: one decision with one reason code for every caller. `decide` is the only place that knows the
 rules; everything else asks it. Functions have SQL-standard bodies where they can, so that no
@@ -8,7 +8,7 @@ policies do not apply inside it. What reads the host's leads belongs to leadprot
 
 Locks on host tables: none beyond ACCESS SHARE, which every SELECT takes.
 
-Undone by: dropping the functions; they hold no data.
+Undone by: dropping the view and the functions; they hold no data.
 """
 
 from alembic import op
@@ -35,11 +35,19 @@ def upgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
     op.execute(sql("REVOKE CREATE ON SCHEMA {schema} FROM {reader}"))
     create_decision_entry_points()
+    create_view()
     op.execute("RESET ROLE")
 
 
 def downgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
+    op.execute(
+        sql("""
+        DROP FUNCTION {schema}.protection_page({lead_id_type}, integer);
+        DROP VIEW {schema}.v_lead_protection;
+        DROP FUNCTION {schema}.has_rules()
+        """)
+    )
     op.execute(
         sql("""
         DROP FUNCTION IF EXISTS
@@ -327,8 +335,8 @@ def create_decision() -> None:
 
 
 def create_lists() -> None:
-    # Which of many leads the caller may edit. His own are found in his part of ix_ula_user, so a lead of
-    # somebody else costs one probe of few pages, and none of the tables.
+    # Which of many leads the caller may edit. His own are found in his part of ix_ula_user, what may be shared with him
+    # in his part of ix_lpr_user, so a lead of somebody else is read once, and only to see that it is not outside protection.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.editable_among(leads {lead_id_type}[])
@@ -343,34 +351,46 @@ def create_lists() -> None:
           here text := {declared_territory};
           caller {user_id_type} := {schema}.parse_user({declared_user});
           strongest {schema}.protection_type;
-          own integer := 0;
-          found integer := 0;
+          own {lead_id_type}[];
+          others {lead_id_type}[] := leads;
         BEGIN
           IF caller IS NOT NULL AND {schema}.is_member(here) THEN
             strongest := (
               SELECT r.protection FROM {schema}.lead_protection_rules AS r
               WHERE r.user_id = caller AND r.territory = here
               ORDER BY r.protection DESC LIMIT 1);
-            IF strongest IS DISTINCT FROM 'VIEW_ONLY' THEN
-              RETURN QUERY
-                SELECT a.lead_id, 'owner'
-                FROM {schema}.user_lead_assignments AS a
-                JOIN {leads} AS l ON l.{lead_id} = a.lead_id AND {territory_of_l} = here
-                WHERE a.user_id = caller AND a.territory = here AND a.lead_id = ANY (leads);
-              GET DIAGNOSTICS own = ROW_COUNT;
+            own := ARRAY(
+              SELECT a.lead_id
+              FROM {schema}.user_lead_assignments AS a
+              JOIN {leads} AS l ON l.{lead_id} = a.lead_id AND {territory_of_l} = here
+              WHERE a.user_id = caller AND a.territory = here AND a.lead_id = ANY (leads));
+            IF strongest = 'VIEW_ONLY' THEN
+              own := ARRAY(SELECT o.lead FROM unnest(own) AS o (lead), LATERAL {schema}.decision(o.lead, caller, here) AS d
+                           WHERE d.reason = 'owner');
             END IF;
-            IF strongest IN ('VIEW_ONLY', 'COLLABORATOR') AND own < cardinality(leads) THEN
+            RETURN QUERY SELECT o.lead, 'owner' FROM unnest(own) AS o (lead);
+            IF cardinality(own) > 0 THEN
+              others := ARRAY(SELECT unnest(leads) EXCEPT SELECT unnest(own));
+            END IF;
+            IF strongest IN ('VIEW_ONLY', 'COLLABORATOR') AND cardinality(others) > 0 THEN
               RETURN QUERY
-                SELECT asked.lead, d.reason
-                FROM unnest(leads) AS asked (lead), LATERAL {schema}.decision(asked.lead, caller, here) AS d
-                WHERE d.reason = 'collaborator' OR d.reason = 'owner' AND strongest = 'VIEW_ONLY';
-              GET DIAGNOSTICS found = ROW_COUNT;
+                SELECT may.lead, d.reason
+                FROM unnest(CASE
+                  WHEN EXISTS (
+                    SELECT FROM {schema}.lead_protection_rules AS r
+                    WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR' AND r.lead_id IS NULL)
+                  THEN others
+                  ELSE ARRAY(
+                    SELECT DISTINCT r.lead_id FROM {schema}.lead_protection_rules AS r
+                    WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR' AND r.lead_id = ANY (others))
+                  END) AS may (lead), LATERAL {schema}.decision(may.lead, caller, here) AS d
+                WHERE d.reason = 'collaborator';
             END IF;
           END IF;
-          IF own + found < cardinality(leads) THEN
+          IF cardinality(others) > 0 THEN
             RETURN QUERY
               SELECT l.{lead_id}::{lead_id_type}, 'unprotected' FROM {leads} AS l
-              WHERE l.{lead_id} = ANY (leads) AND {outside_l};
+              WHERE l.{lead_id} = ANY (others) AND {outside_l};
           END IF;
         END
         $body$;
@@ -491,5 +511,109 @@ def create_decision_entry_points() -> None:
         'The decision about the user in context with its reason code';
         REVOKE ALL ON FUNCTION {schema}.explain_edit({lead_id_type}) FROM PUBLIC;
         GRANT EXECUTE ON FUNCTION {schema}.explain_edit({lead_id_type}) TO {app}, {auditor}, {manager}
+        """)
+    )
+
+
+def create_view() -> None:
+    # Whether the caller has any rule in his territory; without one, ownership alone decides. Who does not
+    # hold the territory learns nothing about anybody's rules in it. In PL/pgSQL, whose plans last: a body in
+    # SQL is planned anew with every look at the view before PostgreSQL 18.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.has_rules()
+        RETURNS boolean
+        LANGUAGE plpgsql
+        STABLE PARALLEL SAFE SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET enable_seqscan = off
+        AS $body$
+        BEGIN
+          RETURN EXISTS (
+            SELECT FROM {schema}.lead_protection_rules AS r
+            WHERE r.user_id = {schema}.parse_user({declared_user})
+              AND r.territory = {schema}.admitted_territory());
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.has_rules() IS
+        'Whether the user in context has any rule in his territory; without one, ownership alone decides';
+        REVOKE ALL ON FUNCTION {schema}.has_rules() FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.has_rules() TO {app}, {auditor}, {manager}
+        """)
+    )
+    # Before contract the host's leads have no policies, so the view draws the border itself. What
+    # does not depend on the lead is asked once, in sub-selects: a dashboard reads many leads. Two
+    # columns that say the same, so that a count of the leads needs neither them nor the owner.
+    op.execute(
+        sql("""
+        CREATE VIEW {schema}.v_lead_protection
+        WITH (security_invoker = true, security_barrier = true) AS
+        SELECT l.{lead_id} AS lead,
+               {territory_of_l}::text AS territory,
+               a.user_id AS owner,
+               CASE
+                 WHEN (SELECT {schema}.parse_user({declared_user}) IS NULL) THEN false
+                 WHEN (SELECT {schema}.has_rules()) THEN {schema}.can_edit_lead(l.{lead_id})
+                 ELSE coalesce(
+                   a.user_id = (SELECT {schema}.parse_user({declared_user})), false)
+               END AS can_edit,
+               CASE
+                 WHEN (SELECT {schema}.parse_user({declared_user}) IS NULL) THEN 'no_context'
+                 WHEN (SELECT {schema}.has_rules()) THEN {schema}.explain_edit(l.{lead_id})
+                 WHEN a.user_id IS NULL THEN 'unassigned'
+                 WHEN a.user_id = (SELECT {schema}.parse_user({declared_user})) THEN 'owner'
+                 ELSE 'not_owner'
+               END AS reason
+        FROM {leads} AS l
+        LEFT JOIN {schema}.user_lead_assignments AS a
+          ON a.lead_id = l.{lead_id} AND a.territory = {territory_of_l}
+        WHERE {territory_of_l} = (SELECT {schema}.admitted_territory());
+        COMMENT ON VIEW {schema}.v_lead_protection IS
+        'Who owns each lead of the territory in context, and whether the user in context may edit it';
+        COMMENT ON COLUMN {schema}.v_lead_protection.lead IS 'the lead';
+        COMMENT ON COLUMN {schema}.v_lead_protection.territory IS 'the territory in context, which is the lead''s';
+        COMMENT ON COLUMN {schema}.v_lead_protection.owner IS 'who owns it; NULL: nobody';
+        COMMENT ON COLUMN {schema}.v_lead_protection.can_edit IS 'whether the user in context may edit it, never NULL';
+        COMMENT ON COLUMN {schema}.v_lead_protection.reason IS 'reason code of the decision';
+        REVOKE ALL ON {schema}.v_lead_protection FROM PUBLIC;
+        GRANT SELECT ON {schema}.v_lead_protection TO {app}, {auditor}, {manager}
+        """)
+    )
+    # The view's barrier keeps a function in WHERE from rows of other territories, and an ORDER BY with a LIMIT from
+    # its index: the whole territory would be sorted for a page. Here the ids come first, in their order, by the rights of
+    # whoever asks. Pinned to probes, and planned once for a session.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.protection_page(after {lead_id_type}, page_size integer)
+        RETURNS TABLE (lead {lead_id_type}, territory text, owner {user_id_type}, can_edit boolean, reason text)
+        LANGUAGE plpgsql
+        STABLE
+        SET search_path = pg_catalog, pg_temp
+        SET plan_cache_mode = force_generic_plan
+        SET enable_seqscan = off
+        SET enable_hashjoin = off
+        SET enable_mergejoin = off
+        AS $body$
+        #variable_conflict use_variable
+        DECLARE
+          here text := {schema}.admitted_territory();
+          page {lead_id_type}[];
+        BEGIN
+          IF after IS NULL THEN
+            page := ARRAY(SELECT l.{lead_id} FROM {leads} AS l WHERE {territory_of_l} = here
+                          ORDER BY l.{lead_id} LIMIT page_size);
+          ELSE
+            page := ARRAY(SELECT l.{lead_id} FROM {leads} AS l WHERE l.{lead_id} > after AND {territory_of_l} = here
+                          ORDER BY l.{lead_id} LIMIT page_size);
+          END IF;
+          RETURN QUERY
+            SELECT v.lead::{lead_id_type}, v.territory, v.owner, v.can_edit, v.reason
+            FROM {schema}.v_lead_protection AS v WHERE v.lead = ANY (page) ORDER BY v.lead;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.protection_page({lead_id_type}, integer) IS
+        'A page of v_lead_protection in the order of the leads'' ids, after the one named (NULL: the first page)';
+        REVOKE ALL ON FUNCTION {schema}.protection_page({lead_id_type}, integer) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.protection_page({lead_id_type}, integer) TO {app}, {auditor}, {manager}
         """)
     )

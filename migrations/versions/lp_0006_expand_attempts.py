@@ -574,7 +574,9 @@ def create_attempts() -> None:
         GRANT EXECUTE ON FUNCTION {schema}.allow_edit({lead_id_type}, {schema}.lead_action, text) TO {app}, {manager}
         """)
     )
-    # Always in the order of the ids: of two who lock many leads, one waits for the other and never both.
+    # Always in the order of the ids: of two who lock many leads, one waits for the other and never both. So whatever an
+    # answer may rest on is locked first, at one go. Of what was locked, the owner's plain case is decided and recorded
+    # together, in a snapshot of its own; whoever is not in it is decided one by one.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.allow_edits(
@@ -584,14 +586,46 @@ def create_attempts() -> None:
         SECURITY DEFINER
         SET search_path = pg_catalog, pg_temp
         SET row_security = on
+        SET enable_seqscan = off
         AS $body$
         #variable_conflict use_variable
         DECLARE
-          answers text[] := array_fill(NULL::text, ARRAY[coalesce(cardinality(leads), 0)]);
+          here text := {declared_territory};
+          caller {user_id_type} := {schema}.parse_user({declared_user});
+          shared {lead_id_type}[] := '{}';
+          locked {lead_id_type}[];
+          own {lead_id_type}[] := '{}';
+          answers text[];
           asked record;
         BEGIN
+          IF cardinality(leads) > 0 AND caller IS NOT NULL AND {schema}.is_member(here) THEN
+            PERFORM {schema}.require_fresh_rules();
+            IF EXISTS (
+              SELECT FROM {schema}.lead_protection_rules AS r
+              WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR')
+            THEN
+              shared := ARRAY(SELECT e.lead FROM {schema}.editable_among(leads) AS e WHERE e.reason = 'collaborator');
+            END IF;
+            locked := ARRAY(
+              SELECT a.lead_id FROM {schema}.user_lead_assignments AS a
+              WHERE a.lead_id = ANY (leads) AND a.territory = here AND (a.user_id = caller OR a.lead_id = ANY (shared))
+              ORDER BY a.lead_id FOR SHARE);
+            own := ARRAY(SELECT DISTINCT e.lead FROM {schema}.editable_among(locked) AS e WHERE e.reason = 'owner');
+            INSERT INTO {schema}.lead_access_audit
+              (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
+            SELECT u.lead, caller, (SELECT {schema}.acting_role()), here, coalesce(action, 'EDIT'), 'ALLOW', 'owner',
+                   (SELECT {schema}.bounded(note)), (SELECT {schema}.bounded({declared_correlation})), 'assignment'
+            FROM unnest(leads) WITH ORDINALITY AS u (lead, place) JOIN unnest(own) AS o (lead) ON o.lead = u.lead
+            ORDER BY u.lead, u.place;
+          END IF;
+          answers := ARRAY(
+            SELECT CASE WHEN o.lead IS NOT NULL THEN 'owner' END
+            FROM unnest(leads) WITH ORDINALITY AS u (lead, place) LEFT JOIN unnest(own) AS o (lead) ON o.lead = u.lead
+            ORDER BY u.place);
           FOR asked IN
-            SELECT u.lead, u.place FROM unnest(leads) WITH ORDINALITY AS u (lead, place) ORDER BY u.lead, u.place
+            SELECT u.lead, a.place FROM unnest(answers) WITH ORDINALITY AS a (answer, place)
+            JOIN unnest(leads) WITH ORDINALITY AS u (lead, place) ON u.place = a.place
+            WHERE a.answer IS NULL ORDER BY u.lead, u.place
           LOOP
             answers[asked.place] := {schema}.answered(
               asked.lead, action, {schema}.try_edit(asked.lead, action, note), note);

@@ -1,11 +1,11 @@
-"""Changes of ownership and shares, the view of them, and the legal terms of a territory.
+"""Changes of ownership and shares, and the legal terms of a territory.
 
 Why: these functions are the only way to change who may edit a lead; no role has DML on the tables.
 Each change is decided under the row's lock, and recorded like an edit.
 
 Locks on host tables: none beyond ACCESS SHARE, which every SELECT takes.
 
-Undone by: dropping the functions and the view; they hold no data.
+Undone by: dropping the functions; they hold no data.
 """
 
 from alembic import op
@@ -25,7 +25,6 @@ def upgrade() -> None:
     create_ownership()
     create_ownership_functions()
     create_territory_terms()
-    create_view()
     op.execute("RESET ROLE")
 
 
@@ -33,14 +32,7 @@ def downgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
     op.execute(
         sql("""
-        DROP FUNCTION {schema}.protection_page({lead_id_type}, integer);
-        DROP VIEW {schema}.v_lead_protection
-        """)
-    )
-    op.execute(
-        sql("""
         DROP FUNCTION
-          {schema}.has_rules(),
           {schema}.territory_terms(text, date),
           {schema}.unshare_lead({lead_id_type}, {user_id_type}, text),
           {schema}.share_lead({lead_id_type}, {user_id_type}, timestamptz, timestamptz, text),
@@ -51,6 +43,7 @@ def downgrade() -> None:
           {schema}.end_rules({user_id_type}, text, {schema}.protection_type, {lead_id_type}),
           {schema}.change_sharing({lead_id_type}, text, {user_id_type}, timestamptz, timestamptz, text),
           {schema}.change_owners({lead_id_type}[], text, {user_id_type}, text, {user_id_type}),
+          {schema}.change_together({lead_id_type}[], text, {user_id_type}, text, {user_id_type}),
           {schema}.change_owner({lead_id_type}, text, {user_id_type}, text),
           {schema}.try_change_sharing({lead_id_type}, text, {user_id_type}, timestamptz, timestamptz, text),
           {schema}.try_change_owner({lead_id_type}, text, {user_id_type}, text),
@@ -210,8 +203,93 @@ def create_ownership() -> None:
         GRANT EXECUTE ON FUNCTION {schema}.change_owner({lead_id_type}, text, {user_id_type}, text) TO {app}, {manager}
         """)
     )
-    # In the order of the ids, as allow_edits does. Who hands over all that somebody owns has listed it
-    # before: what is not his any more under the lock stays with whoever has it by now.
+    # The same for many leads: what a manager changes, and what an owner gives back. All rows of ownership are locked in
+    # the order of the ids, as allow_edits does, then changed and recorded together. What is not in it, and everything
+    # where the change can't be right for one of them, is left to try_change_owner: it knows the answer. Who
+    # hands over all that somebody owns has listed it before: what is not his any more stays with whoever has it by now.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.change_together(
+          leads {lead_id_type}[], change text, new_owner {user_id_type}, note text, of_owner {user_id_type})
+        RETURNS {lead_id_type}[]
+        LANGUAGE plpgsql
+        SET search_path = pg_catalog, pg_temp
+        SET enable_seqscan = off
+        AS $body$
+        #variable_conflict use_variable
+        DECLARE
+          declared_territory text := {declared_territory};
+          author {user_id_type} := {schema}.parse_user({declared_user});
+          manager boolean := {schema}.is_manager();
+          admitted text[];
+          found {lead_id_type}[];
+          places text[];
+          owned {lead_id_type}[];
+        BEGIN
+          IF {named} OR change IS NULL OR change NOT IN ('assign', 'transfer', 'release')
+            OR (new_owner IS NULL) <> (change = 'release')
+            OR NOT manager AND (change <> 'release' OR author IS NULL)
+            OR author IS NULL AND {declared_user} <> ''
+            OR cardinality(leads) <> (SELECT count(DISTINCT u.lead) FROM unnest(leads) AS u (lead))
+          THEN
+            RETURN '{}';
+          END IF;
+          admitted := CASE
+            WHEN declared_territory <> '' THEN CASE WHEN {schema}.is_member(declared_territory) THEN ARRAY[declared_territory] END
+            WHEN manager THEN ARRAY(SELECT t.code FROM {schema}.territories AS t WHERE {schema}.is_member(t.code)) END;
+          SELECT array_agg(l.lead_id ORDER BY l.lead_id), array_agg(l.territory ORDER BY l.lead_id) INTO found, places
+          FROM {schema}.host_leads(leads) AS l WHERE l.territory = ANY (admitted);
+          SELECT array_agg(a.lead_id) FILTER (WHERE a.user_id IS NOT NULL) INTO owned
+          FROM (SELECT s.lead_id, s.user_id
+                FROM unnest(found, places) AS l (lead, territory)
+                JOIN {schema}.user_lead_assignments AS s ON s.lead_id = l.lead AND s.territory = l.territory
+                WHERE NOT manager OR of_owner IS NULL OR s.user_id = of_owner
+                ORDER BY s.lead_id FOR UPDATE OF s) AS a;
+          PERFORM {schema}.require_fresh_rules();
+          IF EXISTS (
+            SELECT FROM {schema}.lead_protection_rules AS r
+            WHERE r.user_id = new_owner AND r.territory = ANY (admitted) AND r.protection = 'VIEW_ONLY'
+              AND (r.lead_id IS NULL OR r.lead_id = ANY (leads))
+              AND {schema}.in_force(r.active, r.effective_from, r.effective_to))
+          THEN
+            RETURN '{}';
+          ELSIF NOT manager THEN
+            owned := ARRAY(SELECT DISTINCT e.lead FROM {schema}.editable_among(owned) AS e WHERE e.reason = 'owner');
+          ELSIF of_owner IS NULL AND change <> 'transfer' THEN
+            owned := found; -- whoever owns it, and nobody
+          END IF;
+          WITH changed AS (
+            INSERT INTO {schema}.user_lead_assignments AS a
+              (lead_id, territory, user_id, assigned_at, assigned_by, source)
+            SELECT l.lead, l.territory, new_owner, clock_timestamp(), author, change
+            FROM unnest(found, places) AS l (lead, territory) JOIN unnest(owned) AS o (lead) ON o.lead = l.lead
+            ORDER BY l.lead
+            ON CONFLICT (lead_id, territory) DO UPDATE
+              SET user_id = excluded.user_id, assigned_at = excluded.assigned_at,
+                  assigned_by = excluded.assigned_by, source = excluded.source,
+                  activity_at = NULL, activity_id = NULL
+              WHERE a.source <> 'moving'
+            RETURNING a.lead_id, a.territory),
+          recorded AS (
+            INSERT INTO {schema}.lead_access_audit
+              (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
+            SELECT CASE WHEN '{lead_id_type}' = 'text' THEN left(c.lead_id::text, 255)::{lead_id_type} ELSE c.lead_id END,
+                   author, (SELECT {schema}.acting_role()), c.territory,
+                   CASE change WHEN 'release' THEN 'UNASSIGN' ELSE 'ASSIGN' END::{schema}.lead_action, 'ALLOW',
+                   CASE WHEN manager THEN 'manager' ELSE 'owner' END,
+                   (SELECT {schema}.bounded(concat_ws('; ', note, change || coalesce(' to ' || new_owner, '')))),
+                   (SELECT {schema}.bounded({declared_correlation})),
+                   CASE WHEN manager THEN 'role ' || {manager_name} ELSE 'assignment' END
+            FROM changed AS c ORDER BY c.lead_id)
+          SELECT array_agg(c.lead_id) INTO owned FROM changed AS c;
+          RETURN coalesce(owned, '{}');
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.change_together({lead_id_type}[], text, {user_id_type}, text, {user_id_type}) IS
+        'Changes the owner of those of these leads that need no decision of their own, with one record each; returns which';
+        REVOKE ALL ON FUNCTION {schema}.change_together({lead_id_type}[], text, {user_id_type}, text, {user_id_type}) FROM PUBLIC
+        """)
+    )
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.change_owners(
@@ -225,12 +303,19 @@ def create_ownership() -> None:
         AS $body$
         #variable_conflict use_variable
         DECLARE
-          answers text[] := array_fill(NULL::text, ARRAY[coalesce(cardinality(leads), 0)]);
           manager boolean := {schema}.is_manager();
+          changed {lead_id_type}[] := {schema}.change_together(leads, change, new_owner, note, of_owner);
+          answers text[];
           asked record;
         BEGIN
+          answers := ARRAY(
+            SELECT CASE WHEN c.lead IS NOT NULL THEN CASE WHEN manager THEN 'manager' ELSE 'owner' END END
+            FROM unnest(leads) WITH ORDINALITY AS u (lead, place) LEFT JOIN unnest(changed) AS c (lead) ON c.lead = u.lead
+            ORDER BY u.place);
           FOR asked IN
-            SELECT u.lead, u.place FROM unnest(leads) WITH ORDINALITY AS u (lead, place) ORDER BY u.lead, u.place
+            SELECT u.lead, a.place FROM unnest(answers) WITH ORDINALITY AS a (answer, place)
+            JOIN unnest(leads) WITH ORDINALITY AS u (lead, place) ON u.place = a.place
+            WHERE a.answer IS NULL ORDER BY u.lead, u.place
           LOOP
             IF of_owner IS NOT NULL AND manager THEN
               PERFORM FROM {schema}.user_lead_assignments AS a
@@ -510,109 +595,5 @@ def create_territory_terms() -> None:
         'The legal terms of a territory on a day: currency, legal framework, VAT rate; readable without a context';
         REVOKE ALL ON FUNCTION {schema}.territory_terms(text, date) FROM PUBLIC;
         GRANT EXECUTE ON FUNCTION {schema}.territory_terms(text, date) TO {app}, {auditor}, {operator}, {manager}
-        """)
-    )
-
-
-def create_view() -> None:
-    # Whether the caller has any rule in his territory; without one, ownership alone decides. Who does not
-    # hold the territory learns nothing about anybody's rules in it. In PL/pgSQL, whose plans last: a body in
-    # SQL is planned anew with every look at the view before PostgreSQL 18.
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.has_rules()
-        RETURNS boolean
-        LANGUAGE plpgsql
-        STABLE PARALLEL SAFE SECURITY DEFINER
-        SET search_path = pg_catalog, pg_temp
-        SET enable_seqscan = off
-        AS $body$
-        BEGIN
-          RETURN EXISTS (
-            SELECT FROM {schema}.lead_protection_rules AS r
-            WHERE r.user_id = {schema}.parse_user({declared_user})
-              AND r.territory = {schema}.admitted_territory());
-        END
-        $body$;
-        COMMENT ON FUNCTION {schema}.has_rules() IS
-        'Whether the user in context has any rule in his territory; without one, ownership alone decides';
-        REVOKE ALL ON FUNCTION {schema}.has_rules() FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.has_rules() TO {app}, {auditor}, {manager}
-        """)
-    )
-    # Before contract the host's leads have no policies, so the view draws the border itself. What
-    # does not depend on the lead is asked once, in sub-selects: a dashboard reads many leads. Two
-    # columns that say the same, so that a count of the leads needs neither them nor the owner.
-    op.execute(
-        sql("""
-        CREATE VIEW {schema}.v_lead_protection
-        WITH (security_invoker = true, security_barrier = true) AS
-        SELECT l.{lead_id} AS lead,
-               {territory_of_l}::text AS territory,
-               a.user_id AS owner,
-               CASE
-                 WHEN (SELECT {schema}.parse_user({declared_user}) IS NULL) THEN false
-                 WHEN (SELECT {schema}.has_rules()) THEN {schema}.can_edit_lead(l.{lead_id})
-                 ELSE coalesce(
-                   a.user_id = (SELECT {schema}.parse_user({declared_user})), false)
-               END AS can_edit,
-               CASE
-                 WHEN (SELECT {schema}.parse_user({declared_user}) IS NULL) THEN 'no_context'
-                 WHEN (SELECT {schema}.has_rules()) THEN {schema}.explain_edit(l.{lead_id})
-                 WHEN a.user_id IS NULL THEN 'unassigned'
-                 WHEN a.user_id = (SELECT {schema}.parse_user({declared_user})) THEN 'owner'
-                 ELSE 'not_owner'
-               END AS reason
-        FROM {leads} AS l
-        LEFT JOIN {schema}.user_lead_assignments AS a
-          ON a.lead_id = l.{lead_id} AND a.territory = {territory_of_l}
-        WHERE {territory_of_l} = (SELECT {schema}.admitted_territory());
-        COMMENT ON VIEW {schema}.v_lead_protection IS
-        'Who owns each lead of the territory in context, and whether the user in context may edit it';
-        COMMENT ON COLUMN {schema}.v_lead_protection.lead IS 'the lead';
-        COMMENT ON COLUMN {schema}.v_lead_protection.territory IS 'the territory in context, which is the lead''s';
-        COMMENT ON COLUMN {schema}.v_lead_protection.owner IS 'who owns it; NULL: nobody';
-        COMMENT ON COLUMN {schema}.v_lead_protection.can_edit IS 'whether the user in context may edit it, never NULL';
-        COMMENT ON COLUMN {schema}.v_lead_protection.reason IS 'reason code of the decision';
-        REVOKE ALL ON {schema}.v_lead_protection FROM PUBLIC;
-        GRANT SELECT ON {schema}.v_lead_protection TO {app}, {auditor}, {manager}
-        """)
-    )
-    # The view's barrier keeps a function in WHERE from rows of other territories, and an ORDER BY with a LIMIT from
-    # its index: the whole territory would be sorted for a page. Here the ids come first, in their order, by the rights of
-    # whoever asks. Pinned to probes, and planned once for a session.
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.protection_page(after {lead_id_type}, page_size integer)
-        RETURNS TABLE (lead {lead_id_type}, territory text, owner {user_id_type}, can_edit boolean, reason text)
-        LANGUAGE plpgsql
-        STABLE
-        SET search_path = pg_catalog, pg_temp
-        SET plan_cache_mode = force_generic_plan
-        SET enable_seqscan = off
-        SET enable_hashjoin = off
-        SET enable_mergejoin = off
-        AS $body$
-        #variable_conflict use_variable
-        DECLARE
-          here text := {schema}.admitted_territory();
-          page {lead_id_type}[];
-        BEGIN
-          IF after IS NULL THEN
-            page := ARRAY(SELECT l.{lead_id} FROM {leads} AS l WHERE {territory_of_l} = here
-                          ORDER BY l.{lead_id} LIMIT page_size);
-          ELSE
-            page := ARRAY(SELECT l.{lead_id} FROM {leads} AS l WHERE l.{lead_id} > after AND {territory_of_l} = here
-                          ORDER BY l.{lead_id} LIMIT page_size);
-          END IF;
-          RETURN QUERY
-            SELECT v.lead::{lead_id_type}, v.territory, v.owner, v.can_edit, v.reason
-            FROM {schema}.v_lead_protection AS v WHERE v.lead = ANY (page) ORDER BY v.lead;
-        END
-        $body$;
-        COMMENT ON FUNCTION {schema}.protection_page({lead_id_type}, integer) IS
-        'A page of v_lead_protection in the order of the leads'' ids, after the one named (NULL: the first page)';
-        REVOKE ALL ON FUNCTION {schema}.protection_page({lead_id_type}, integer) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.protection_page({lead_id_type}, integer) TO {app}, {auditor}, {manager}
         """)
     )

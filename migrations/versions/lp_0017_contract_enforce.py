@@ -266,10 +266,12 @@ def create_edit_audit() -> None:
             RETURN NULL;
           END IF;
           PERFORM {schema}.require_fresh_rules();
-          PERFORM FROM {schema}.user_lead_assignments AS a
+          own := ARRAY(
+            SELECT a.lead_id FROM {schema}.user_lead_assignments AS a
             WHERE a.lead_id = ANY (leads) AND a.territory = here AND a.user_id = author AND {schema}.is_member(here)
-            ORDER BY a.lead_id FOR SHARE;
-          own := ARRAY(SELECT e.lead FROM {schema}.editable_among(leads) AS e WHERE e.reason = 'owner');
+            ORDER BY a.lead_id FOR SHARE);
+          -- of what is locked: a lead that became his since then is decided alone, and locked there
+          own := ARRAY(SELECT e.lead FROM {schema}.editable_among(own) AS e WHERE e.reason = 'owner');
           INSERT INTO {schema}.lead_access_audit
             (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
           SELECT o.lead, author, (SELECT {schema}.acting_role()), here, 'EDIT', 'ALLOW', 'owner', remark,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import random
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -157,30 +156,114 @@ def test_a_transfer_waits_for_each_of_many_edits(database: Database) -> None:
                     leadprotect.transfer(manager, lead, database.user(2))
 
 
+IN_ORDER = {"change_together": "ORDER BY s.lead_id FOR UPDATE", "allow_edits": "ORDER BY a.lead_id FOR SHARE"}
+"""Function -> how it locks what many leads rest on."""
+
+
 @pytest.mark.profiles("pg18")
-@pytest.mark.parametrize("sorted_by_server", [True, False], ids=["in order", "control: as they were given"])
-def test_many_in_opposite_orders_never_wait_for_each_other(database: Database, *, sorted_by_server: bool) -> None:
-    """The control takes the order out of the function: then PostgreSQL has to end one of them."""
-    leads = owned(database, 300)
-    if not sorted_by_server:
-        (body,) = database.sql("SELECT pg_get_functiondef('{schema}.change_owners'::regproc)")
-        database.sql_script(body.replace("ORDER BY u.lead, u.place", "ORDER BY u.place").replace("%", "%%"))
-    together = threading.Barrier(2)
+@pytest.mark.parametrize("in_order", [True, False], ids=["in order", "control: as they were given"])
+@pytest.mark.parametrize("first", ["assign", "assert"])
+def test_many_in_opposite_orders_never_wait_for_each_other(database: Database, first: str, *, in_order: bool) -> None:
+    """Somebody holds the lead in the middle until both wait: two who took theirs from both ends would wait for ever."""
+    leads = owned(database, 9)
+    if not in_order:
+        for function, order in IN_ORDER.items():
+            lead = order.split()[2]
+            instead(database, function, order, order.replace(lead, f"array_position(leads, {lead})"))
 
     def assign(order: list[Any], number: int) -> str:
-        ended = "done"
-        for _ in range(5):
-            together.wait(timeout=60)
-            try:
-                with database.acting("manager_de", 9) as conn:
-                    leadprotect.assign_many(conn, order, database.user(number))
-            except leadprotect.LockUnavailable:
-                ended = "deadlock"
-        return ended
+        with database.acting("manager_de", 9) as conn:
+            return tried(leadprotect.assign_many, conn, order, database.user(number))
 
-    with ThreadPoolExecutor(2) as threads:
-        ends = set(threads.map(assign, (leads, leads[::-1]), (2, 3)))
-    assert ("deadlock" in ends) is not sorted_by_server
+    def edit(order: list[Any], number: int) -> str:
+        with database.acting("seller_de", number) as conn:
+            return tried(leadprotect.assert_edit_many, conn, order)
+
+    with database.connect() as holder, ThreadPoolExecutor(2) as threads:
+        database.query(holder, "SELECT FROM {schema}.user_lead_assignments WHERE lead_id = %s FOR UPDATE", leads[4])
+        ends = [threads.submit(assign if first == "assign" else edit, leads, 1)]
+        wait_for_waiters(database, 1)
+        ends.append(threads.submit(assign, leads[::-1], 2))
+        wait_for_waiters(database, 2)
+        holder.rollback()
+        said = {end.result(timeout=120) for end in ends}
+    assert ("LockUnavailable" in said) is not in_order
+
+
+def test_of_many_edits_one_that_waited_for_a_transfer_is_decided_after_it(database: Database) -> None:
+    first, gone, last = owned(database, 3)
+    with database.acting("manager_de", 9) as manager, ThreadPoolExecutor(1) as thread:
+        leadprotect.transfer(manager, gone, database.user(2))
+        edit = thread.submit(edits, database, [last, gone, first])
+        wait_for_waiters(database, 1)
+        manager.commit()
+        assert {first: "owner", gone: "not_owner", last: "owner"} == edit.result(timeout=120)
+    # control: without the lock it is decided as if nobody had taken it
+    instead(database, "allow_edits", "ORDER BY a.lead_id FOR SHARE", "ORDER BY a.lead_id")
+    with database.acting("manager_de", 9) as manager:
+        leadprotect.transfer(manager, first, database.user(2))
+        assert {first: "owner", last: "owner"} == edits(database, [last, first])
+
+
+def test_of_all_that_somebody_owns_one_that_is_being_transferred_stays_with_the_third(database: Database) -> None:
+    kept, gone = owned(database, 2)
+
+    def hand_over() -> int:
+        with database.acting("manager_de", 9) as conn:
+            return leadprotect.transfer_all(conn, database.user(1), database.user(2))
+
+    with database.acting("manager_de", 9) as manager, ThreadPoolExecutor(1) as thread:
+        leadprotect.transfer(manager, gone, database.user(3))
+        all_of_his = thread.submit(hand_over)
+        wait_for_waiters(database, 1)
+        manager.commit()
+        assert 1 == all_of_his.result(timeout=120)
+    assert [database.user(2), database.user(3)] == [database.owner(kept), database.owner(gone)]
+
+
+@pytest.mark.profiles("pg18", "pg15")
+def test_many_shares_of_other_leads_do_not_hold_up_whoever_owns_them(database: Database) -> None:
+    """What a collaborator may edit is locked for him; what he may not is not his to hold."""
+    shared, other = owned(database, 2, 2)
+    database.rule(database.user(1), "COLLABORATOR", shared)
+    with database.acting("seller_de", 1) as seller:
+        with pytest.raises(leadprotect.LeadsAccessDenied):
+            leadprotect.assert_edit_many(seller, [shared, other])
+        with database.acting("manager_de", 9) as manager:
+            manager.execute("SET LOCAL lock_timeout = '100ms'")
+            leadprotect.transfer(manager, other, database.user(3))
+            with pytest.raises(leadprotect.LockUnavailable):
+                leadprotect.transfer(manager, shared, database.user(3))
+
+
+def edits(database: Database, leads: list[Any]) -> dict[Any, str]:
+    """Of each lead what user 1 is answered."""
+    with database.acting("seller_de", 1) as conn:
+        try:
+            return {lead: one.reason for lead, one in leadprotect.assert_edit_many(conn, leads).items()}
+        except leadprotect.LeadsAccessDenied as denied:
+            return dict.fromkeys(leads, "owner") | {one.lead_id: one.reason for one in denied.decisions}
+
+
+def tried(function: Any, *given: Any) -> str:
+    try:
+        function(*given)
+    except leadprotect.LeadProtectError as error:
+        return type(error).__name__
+    return "done"
+
+
+def instead(database: Database, function: str, right: str, wrong: str) -> None:
+    """Break a function on purpose."""
+    (body,) = database.sql(f"SELECT pg_get_functiondef('{{schema}}.{function}'::regproc)")
+    assert right in body
+    database.sql_script(body.replace(right, wrong).replace("%", "%%"))
+
+
+def wait_for_waiters(database: Database, many: int) -> None:
+    blocked = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    while database.sql(blocked) != [many]:
+        pass
 
 
 @pytest.mark.profiles("pg18")

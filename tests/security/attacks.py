@@ -654,6 +654,12 @@ OURS = [
         tells="it is in CH",
     ),
     Attack(
+        "call what reads some leads",
+        ("SELECT 'it is in ' || l.territory FROM {schema}.host_leads(ARRAY[{swiss}]::{lead_id_type}[]) AS l",),
+        executable("host_leads({lead_id_type}[])"),
+        tells="it is in CH",
+    ),
+    Attack(
         "call what finds leads without an owner",
         ("SELECT * FROM {schema}.unowned_leads(ARRAY['CH'])",),
         executable("unowned_leads(text[])") + "; GRANT USAGE ON SCHEMA {schema} TO PUBLIC",

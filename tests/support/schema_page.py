@@ -83,7 +83,7 @@ SUBJECTS = (
         they return a denial where the public functions raise.""",
         "user_lead_assignments user_lead_assignment_history keep_assignment lead_protection_rules protection_type "
         "end_lead_rules end_rules is_manager require_manager lead_for_ownership claim_lead release_lead assign_lead "
-        "transfer_lead *_owner change_owners change_sharing try_change_sharing share_lead unshare_lead lead_shares "
+        "transfer_lead *_owner change_owners change_together change_sharing try_change_sharing share_lead unshare_lead lead_shares "
         "grant_protection revoke_protection make_rule revoke_rule decide_as_manager change_rule v_owner_*",
     ),
     Subject(
@@ -99,7 +99,7 @@ SUBJECTS = (
         "Decision",
         """May the user in context edit this lead, and why? Read decision() first: the others bring it the
         context, or answer for many leads at once. None of them writes.""",
-        "parse_user context claiming set_context host_lead protected_leads in_force begins decision decide "
+        "parse_user context claiming set_context host_lead host_leads protected_leads in_force begins decision decide "
         "editable_among editable_leads can_edit_lead explain_edit has_rules v_lead_protection "
         "protection_page",
     ),
