@@ -31,17 +31,17 @@
 -- Contents, with the line:
 --
 --      46  Who calls which function
---     104  Territories and the border
---     418  Ownership and rules
---    1206  Hand-overs
---    1550  Decision
---    2017  Attempts and audit
---    2979  Seals
---    3446  Transition
---    3786  Shadow
---    4276  Backfill and verification
---    5155  Gate
---    6181  Host
+--     103  Territories and the border
+--     417  Ownership and rules
+--    1298  Hand-overs
+--    1642  Decision
+--    2140  Attempts and audit
+--    3134  Seals
+--    3601  Transition
+--    3941  Shadow
+--    4431  Backfill and verification
+--    5310  Gate
+--    6336  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -52,24 +52,23 @@
 --
 -- leadprotect_app
 --    acting_role, is_member, parse_user, context, claiming, set_context, decide, editable_among,
---    editable_leads, can_edit_lead, explain_edit, record_denial, record_edit_attempt, allow_edit,
---    allow_edits, assert_edit_and_audit, change_owner, change_owners, change_sharing, claim_lead,
---    release_lead, share_lead, unshare_lead, territory_terms, has_rules, protection_page,
---    lead_shares, change_rule
+--    editable_leads, can_edit_lead, explain_edit, has_rules, protection_page, record_denial,
+--    record_edit_attempt, allow_edit, allow_edits, assert_edit_and_audit, change_owner,
+--    change_owners, change_sharing, claim_lead, release_lead, share_lead, unshare_lead,
+--    territory_terms, lead_shares, change_rule
 --
 -- leadprotect_manager
 --    acting_role, is_member, who_could_edit, parse_user, context, claiming, set_context, decide,
---    editable_among, editable_leads, can_edit_lead, explain_edit, record_denial,
---    record_edit_attempt, allow_edit, allow_edits, assert_edit_and_audit, change_owner,
---    change_owners, change_sharing, claim_lead, release_lead, assign_lead, transfer_lead,
---    share_lead, unshare_lead, territory_terms, has_rules, protection_page, lead_shares,
---    grant_protection, revoke_protection, change_rule, send_lead, receive_lead, hand_over,
---    standing_handovers
+--    editable_among, editable_leads, can_edit_lead, explain_edit, has_rules, protection_page,
+--    record_denial, record_edit_attempt, allow_edit, allow_edits, assert_edit_and_audit,
+--    change_owner, change_owners, change_sharing, claim_lead, release_lead, assign_lead,
+--    transfer_lead, share_lead, unshare_lead, territory_terms, lead_shares, grant_protection,
+--    revoke_protection, change_rule, send_lead, receive_lead, hand_over, standing_handovers
 --
 -- leadprotect_auditor
 --    acting_role, is_member, audit_partitions, who_could_edit, audit_origin, audit_number_gaps,
 --    note_anchor, parse_user, context, claiming, set_context, decide, editable_among,
---    can_edit_lead, explain_edit, proved_denials, territory_terms, has_rules, protection_page,
+--    can_edit_lead, explain_edit, has_rules, protection_page, proved_denials, territory_terms,
 --    standing_handovers
 --
 -- leadprotect_operator
@@ -84,13 +83,13 @@
 --
 -- nobody: they serve policies, triggers, revisions and the functions above
 --    publish_territories, keep_assignment, end_lead_rules, require_not_moving, host_lead,
---    protected_leads, hold_lead, write_owner_column, derived_owners, earlier_activity,
+--    host_leads, protected_leads, hold_lead, write_owner_column, derived_owners, earlier_activity,
 --    refuse_change, secure_audit_table, add_audit_partition, clear_audit_default,
 --    audit_settled_until, sealed_numbers, append_audit_seal, is_code, in_force, begins, decision,
 --    require_fresh_rules, decide_locked, bounded, write_audit, denial_proof, draw_denial, deny,
 --    answered, require, try_edit, lead_for_ownership, is_manager, try_change_owner,
---    try_change_sharing, end_rules, make_rule, revoke_rule, decide_as_manager, require_manager,
---    handover_holds, is_enforced, hold_for_move, in_transition, note_unsettled,
+--    change_together, try_change_sharing, end_rules, make_rule, revoke_rule, decide_as_manager,
+--    require_manager, handover_holds, is_enforced, hold_for_move, in_transition, note_unsettled,
 --    note_contextless_write, own_moved_lead, own_named_lead, follow_owner_column,
 --    hide_owner_column, forget_lead, own_active_lead, shadow_note, shadow_failed, shadow_binds,
 --    shadow_reason, shadow_border, shadow_edits, shadow_inserts, shadow_lead, shadow_rows,
@@ -538,11 +537,16 @@ CREATE FUNCTION leadprotect.keep_assignment() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'on'
+    SET enable_seqscan TO 'off'
     AS $$
         BEGIN
           INSERT INTO "leadprotect".user_lead_assignment_history (lead_id, territory, user_id, assigned_at, assigned_by, source)
           VALUES (OLD.lead_id, OLD.territory, OLD.user_id, OLD.assigned_at, OLD.assigned_by, OLD.source);
-          IF OLD.user_id IS NOT NULL AND (TG_OP = 'DELETE' OR NEW.user_id IS DISTINCT FROM OLD.user_id) THEN
+          -- asked first: a hand-over of many ends a share of few
+          IF OLD.user_id IS NOT NULL AND (TG_OP = 'DELETE' OR NEW.user_id IS DISTINCT FROM OLD.user_id)
+            AND EXISTS (SELECT FROM "leadprotect".lead_protection_rules AS r
+                        WHERE r.lead_id = OLD.lead_id AND r.active AND r.shared_by = OLD.user_id)
+          THEN
             PERFORM "leadprotect".end_lead_rules(OLD.lead_id, OLD.user_id);
           END IF;
           RETURN NULL;
@@ -759,6 +763,87 @@ REVOKE ALL ON FUNCTION leadprotect.change_owner(lead uuid, change text, new_owne
 GRANT ALL ON FUNCTION leadprotect.change_owner(lead uuid, change text, new_owner uuid, note text) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.change_owner(lead uuid, change text, new_owner uuid, note text) TO leadprotect_manager;
 
+-- function change_together, lp_0007_expand_ownership
+
+CREATE FUNCTION leadprotect.change_together(leads uuid[], change text, new_owner uuid, note text, of_owner uuid) RETURNS uuid[]
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    AS $$
+        #variable_conflict use_variable
+        DECLARE
+          declared_territory text := pg_catalog.current_setting('app.territory', true);
+          author uuid := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
+          manager boolean := "leadprotect".is_manager();
+          admitted text[];
+          found uuid[];
+          places text[];
+          owned uuid[];
+        BEGIN
+          IF false OR change IS NULL OR change NOT IN ('assign', 'transfer', 'release')
+            OR (new_owner IS NULL) <> (change = 'release')
+            OR NOT manager AND (change <> 'release' OR author IS NULL)
+            OR author IS NULL AND pg_catalog.current_setting('app.user_id', true) <> ''
+            OR cardinality(leads) <> (SELECT count(DISTINCT u.lead) FROM unnest(leads) AS u (lead))
+          THEN
+            RETURN '{}';
+          END IF;
+          admitted := CASE
+            WHEN declared_territory <> '' THEN CASE WHEN "leadprotect".is_member(declared_territory) THEN ARRAY[declared_territory] END
+            WHEN manager THEN ARRAY(SELECT t.code FROM "leadprotect".territories AS t WHERE "leadprotect".is_member(t.code)) END;
+          SELECT array_agg(l.lead_id ORDER BY l.lead_id), array_agg(l.territory ORDER BY l.lead_id) INTO found, places
+          FROM "leadprotect".host_leads(leads) AS l WHERE l.territory = ANY (admitted);
+          SELECT array_agg(a.lead_id) FILTER (WHERE a.user_id IS NOT NULL) INTO owned
+          FROM (SELECT s.lead_id, s.user_id
+                FROM unnest(found, places) AS l (lead, territory)
+                JOIN "leadprotect".user_lead_assignments AS s ON s.lead_id = l.lead AND s.territory = l.territory
+                WHERE NOT manager OR of_owner IS NULL OR s.user_id = of_owner
+                ORDER BY s.lead_id FOR UPDATE OF s) AS a;
+          PERFORM "leadprotect".require_fresh_rules();
+          IF EXISTS (
+            SELECT FROM "leadprotect".lead_protection_rules AS r
+            WHERE r.user_id = new_owner AND r.territory = ANY (admitted) AND r.protection = 'VIEW_ONLY'
+              AND (r.lead_id IS NULL OR r.lead_id = ANY (leads))
+              AND "leadprotect".in_force(r.active, r.effective_from, r.effective_to))
+          THEN
+            RETURN '{}';
+          ELSIF NOT manager THEN
+            owned := ARRAY(SELECT DISTINCT e.lead FROM "leadprotect".editable_among(owned) AS e WHERE e.reason = 'owner');
+          ELSIF of_owner IS NULL AND change <> 'transfer' THEN
+            owned := found; -- whoever owns it, and nobody
+          END IF;
+          WITH changed AS (
+            INSERT INTO "leadprotect".user_lead_assignments AS a
+              (lead_id, territory, user_id, assigned_at, assigned_by, source)
+            SELECT l.lead, l.territory, new_owner, clock_timestamp(), author, change
+            FROM unnest(found, places) AS l (lead, territory) JOIN unnest(owned) AS o (lead) ON o.lead = l.lead
+            ORDER BY l.lead
+            ON CONFLICT (lead_id, territory) DO UPDATE
+              SET user_id = excluded.user_id, assigned_at = excluded.assigned_at,
+                  assigned_by = excluded.assigned_by, source = excluded.source,
+                  activity_at = NULL, activity_id = NULL
+              WHERE a.source <> 'moving'
+            RETURNING a.lead_id, a.territory),
+          recorded AS (
+            INSERT INTO "leadprotect".lead_access_audit
+              (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
+            SELECT CASE WHEN 'uuid' = 'text' THEN left(c.lead_id::text, 255)::uuid ELSE c.lead_id END,
+                   author, (SELECT "leadprotect".acting_role()), c.territory,
+                   CASE change WHEN 'release' THEN 'UNASSIGN' ELSE 'ASSIGN' END::"leadprotect".lead_action, 'ALLOW',
+                   CASE WHEN manager THEN 'manager' ELSE 'owner' END,
+                   (SELECT "leadprotect".bounded(concat_ws('; ', note, change || coalesce(' to ' || new_owner, '')))),
+                   (SELECT "leadprotect".bounded(pg_catalog.current_setting('app.correlation_id', true))),
+                   CASE WHEN manager THEN 'role ' || 'leadprotect_manager' ELSE 'assignment' END
+            FROM changed AS c ORDER BY c.lead_id)
+          SELECT array_agg(c.lead_id) INTO owned FROM changed AS c;
+          RETURN coalesce(owned, '{}');
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.change_together(leads uuid[], change text, new_owner uuid, note text, of_owner uuid) IS 'Changes the owner of those of these leads that need no decision of their own, with one record each; returns which';
+
+REVOKE ALL ON FUNCTION leadprotect.change_together(leads uuid[], change text, new_owner uuid, note text, of_owner uuid) FROM PUBLIC;
+
 -- function change_owners, lp_0007_expand_ownership
 
 CREATE FUNCTION leadprotect.change_owners(leads uuid[], change text, new_owner uuid, note text, of_owner uuid DEFAULT NULL::uuid) RETURNS text[]
@@ -768,12 +853,19 @@ CREATE FUNCTION leadprotect.change_owners(leads uuid[], change text, new_owner u
     AS $$
         #variable_conflict use_variable
         DECLARE
-          answers text[] := array_fill(NULL::text, ARRAY[coalesce(cardinality(leads), 0)]);
           manager boolean := "leadprotect".is_manager();
+          changed uuid[] := "leadprotect".change_together(leads, change, new_owner, note, of_owner);
+          answers text[];
           asked record;
         BEGIN
+          answers := ARRAY(
+            SELECT CASE WHEN c.lead IS NOT NULL THEN CASE WHEN manager THEN 'manager' ELSE 'owner' END END
+            FROM unnest(leads) WITH ORDINALITY AS u (lead, place) LEFT JOIN unnest(changed) AS c (lead) ON c.lead = u.lead
+            ORDER BY u.place);
           FOR asked IN
-            SELECT u.lead, u.place FROM unnest(leads) WITH ORDINALITY AS u (lead, place) ORDER BY u.lead, u.place
+            SELECT u.lead, a.place FROM unnest(answers) WITH ORDINALITY AS a (answer, place)
+            JOIN unnest(leads) WITH ORDINALITY AS u (lead, place) ON u.place = a.place
+            WHERE a.answer IS NULL ORDER BY u.lead, u.place
           LOOP
             IF of_owner IS NOT NULL AND manager THEN
               PERFORM FROM "leadprotect".user_lead_assignments AS a
@@ -1572,6 +1664,25 @@ COMMENT ON FUNCTION leadprotect.host_lead(lead uuid) IS 'The territory of a lead
 REVOKE ALL ON FUNCTION leadprotect.host_lead(lead uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.host_lead(lead uuid) TO leadprotect_owner;
 
+-- function host_leads, lp_0002_expand_assignments, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.host_leads(leads uuid[]) RETURNS TABLE(lead_id uuid, territory text)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    AS $$
+        #variable_conflict use_variable
+        BEGIN
+          RETURN QUERY
+            SELECT l."id"::uuid, nullif(l."territory"::text, '') FROM "public"."leads" AS l WHERE l."id" = ANY (leads);
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.host_leads(leads uuid[]) IS 'The territory of each of these leads of the host, NULL outside protection; no row: there is no such lead';
+
+REVOKE ALL ON FUNCTION leadprotect.host_leads(leads uuid[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.host_leads(leads uuid[]) TO leadprotect_owner;
+
 -- function protected_leads, lp_0002_expand_assignments, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.protected_leads() RETURNS TABLE(lead_id uuid, territory text)
@@ -1783,34 +1894,46 @@ CREATE FUNCTION leadprotect.editable_among(leads uuid[]) RETURNS TABLE(lead uuid
           here text := pg_catalog.current_setting('app.territory', true);
           caller uuid := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
           strongest "leadprotect".protection_type;
-          own integer := 0;
-          found integer := 0;
+          own uuid[];
+          others uuid[] := leads;
         BEGIN
           IF caller IS NOT NULL AND "leadprotect".is_member(here) THEN
             strongest := (
               SELECT r.protection FROM "leadprotect".lead_protection_rules AS r
               WHERE r.user_id = caller AND r.territory = here
               ORDER BY r.protection DESC LIMIT 1);
-            IF strongest IS DISTINCT FROM 'VIEW_ONLY' THEN
-              RETURN QUERY
-                SELECT a.lead_id, 'owner'
-                FROM "leadprotect".user_lead_assignments AS a
-                JOIN "public"."leads" AS l ON l."id" = a.lead_id AND l."territory" = here
-                WHERE a.user_id = caller AND a.territory = here AND a.lead_id = ANY (leads);
-              GET DIAGNOSTICS own = ROW_COUNT;
+            own := ARRAY(
+              SELECT a.lead_id
+              FROM "leadprotect".user_lead_assignments AS a
+              JOIN "public"."leads" AS l ON l."id" = a.lead_id AND l."territory" = here
+              WHERE a.user_id = caller AND a.territory = here AND a.lead_id = ANY (leads));
+            IF strongest = 'VIEW_ONLY' THEN
+              own := ARRAY(SELECT o.lead FROM unnest(own) AS o (lead), LATERAL "leadprotect".decision(o.lead, caller, here) AS d
+                           WHERE d.reason = 'owner');
             END IF;
-            IF strongest IN ('VIEW_ONLY', 'COLLABORATOR') AND own < cardinality(leads) THEN
+            RETURN QUERY SELECT o.lead, 'owner' FROM unnest(own) AS o (lead);
+            IF cardinality(own) > 0 THEN
+              others := ARRAY(SELECT unnest(leads) EXCEPT SELECT unnest(own));
+            END IF;
+            IF strongest IN ('VIEW_ONLY', 'COLLABORATOR') AND cardinality(others) > 0 THEN
               RETURN QUERY
-                SELECT asked.lead, d.reason
-                FROM unnest(leads) AS asked (lead), LATERAL "leadprotect".decision(asked.lead, caller, here) AS d
-                WHERE d.reason = 'collaborator' OR d.reason = 'owner' AND strongest = 'VIEW_ONLY';
-              GET DIAGNOSTICS found = ROW_COUNT;
+                SELECT may.lead, d.reason
+                FROM unnest(CASE
+                  WHEN EXISTS (
+                    SELECT FROM "leadprotect".lead_protection_rules AS r
+                    WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR' AND r.lead_id IS NULL)
+                  THEN others
+                  ELSE ARRAY(
+                    SELECT DISTINCT r.lead_id FROM "leadprotect".lead_protection_rules AS r
+                    WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR' AND r.lead_id = ANY (others))
+                  END) AS may (lead), LATERAL "leadprotect".decision(may.lead, caller, here) AS d
+                WHERE d.reason = 'collaborator';
             END IF;
           END IF;
-          IF own + found < cardinality(leads) THEN
+          IF cardinality(others) > 0 THEN
             RETURN QUERY
               SELECT l."id"::uuid, 'unprotected' FROM "public"."leads" AS l
-              WHERE l."id" = ANY (leads) AND (l."territory" IS NULL OR l."territory" = '');
+              WHERE l."id" = ANY (others) AND (l."territory" IS NULL OR l."territory" = '');
           END IF;
         END
         $$;
@@ -1924,7 +2047,7 @@ GRANT ALL ON FUNCTION leadprotect.explain_edit(lead uuid, OUT reason text) TO le
 GRANT ALL ON FUNCTION leadprotect.explain_edit(lead uuid, OUT reason text) TO leadprotect_auditor;
 GRANT ALL ON FUNCTION leadprotect.explain_edit(lead uuid, OUT reason text) TO leadprotect_manager;
 
--- function has_rules, lp_0007_expand_ownership
+-- function has_rules, lp_0005_expand_decisions
 
 CREATE FUNCTION leadprotect.has_rules() RETURNS boolean
     LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL SAFE
@@ -1946,7 +2069,7 @@ GRANT ALL ON FUNCTION leadprotect.has_rules() TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.has_rules() TO leadprotect_auditor;
 GRANT ALL ON FUNCTION leadprotect.has_rules() TO leadprotect_manager;
 
--- view v_lead_protection, lp_0007_expand_ownership
+-- view v_lead_protection, lp_0005_expand_decisions
 
 CREATE VIEW leadprotect.v_lead_protection WITH (security_invoker='true', security_barrier='true') AS
  SELECT l.id AS lead,
@@ -1979,7 +2102,7 @@ GRANT SELECT ON TABLE leadprotect.v_lead_protection TO leadprotect_app;
 GRANT SELECT ON TABLE leadprotect.v_lead_protection TO leadprotect_auditor;
 GRANT SELECT ON TABLE leadprotect.v_lead_protection TO leadprotect_manager;
 
--- function protection_page, lp_0007_expand_ownership
+-- function protection_page, lp_0005_expand_decisions
 
 CREATE FUNCTION leadprotect.protection_page(after uuid, page_size integer) RETURNS TABLE(lead uuid, territory text, owner uuid, can_edit boolean, reason text)
     LANGUAGE plpgsql STABLE
@@ -2931,14 +3054,46 @@ CREATE FUNCTION leadprotect.allow_edits(leads uuid[], action leadprotect.lead_ac
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'on'
+    SET enable_seqscan TO 'off'
     AS $$
         #variable_conflict use_variable
         DECLARE
-          answers text[] := array_fill(NULL::text, ARRAY[coalesce(cardinality(leads), 0)]);
+          here text := pg_catalog.current_setting('app.territory', true);
+          caller uuid := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
+          shared uuid[] := '{}';
+          locked uuid[];
+          own uuid[] := '{}';
+          answers text[];
           asked record;
         BEGIN
+          IF cardinality(leads) > 0 AND caller IS NOT NULL AND "leadprotect".is_member(here) THEN
+            PERFORM "leadprotect".require_fresh_rules();
+            IF EXISTS (
+              SELECT FROM "leadprotect".lead_protection_rules AS r
+              WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR')
+            THEN
+              shared := ARRAY(SELECT e.lead FROM "leadprotect".editable_among(leads) AS e WHERE e.reason = 'collaborator');
+            END IF;
+            locked := ARRAY(
+              SELECT a.lead_id FROM "leadprotect".user_lead_assignments AS a
+              WHERE a.lead_id = ANY (leads) AND a.territory = here AND (a.user_id = caller OR a.lead_id = ANY (shared))
+              ORDER BY a.lead_id FOR SHARE);
+            own := ARRAY(SELECT DISTINCT e.lead FROM "leadprotect".editable_among(locked) AS e WHERE e.reason = 'owner');
+            INSERT INTO "leadprotect".lead_access_audit
+              (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
+            SELECT u.lead, caller, (SELECT "leadprotect".acting_role()), here, coalesce(action, 'EDIT'), 'ALLOW', 'owner',
+                   (SELECT "leadprotect".bounded(note)), (SELECT "leadprotect".bounded(pg_catalog.current_setting('app.correlation_id', true))), 'assignment'
+            FROM unnest(leads) WITH ORDINALITY AS u (lead, place) JOIN unnest(own) AS o (lead) ON o.lead = u.lead
+            ORDER BY u.lead, u.place;
+          END IF;
+          answers := ARRAY(
+            SELECT CASE WHEN o.lead IS NOT NULL THEN 'owner' END
+            FROM unnest(leads) WITH ORDINALITY AS u (lead, place) LEFT JOIN unnest(own) AS o (lead) ON o.lead = u.lead
+            ORDER BY u.place);
           FOR asked IN
-            SELECT u.lead, u.place FROM unnest(leads) WITH ORDINALITY AS u (lead, place) ORDER BY u.lead, u.place
+            SELECT u.lead, a.place FROM unnest(answers) WITH ORDINALITY AS a (answer, place)
+            JOIN unnest(leads) WITH ORDINALITY AS u (lead, place) ON u.place = a.place
+            WHERE a.answer IS NULL ORDER BY u.lead, u.place
           LOOP
             answers[asked.place] := "leadprotect".answered(
               asked.lead, action, "leadprotect".try_edit(asked.lead, action, note), note);
@@ -6656,10 +6811,12 @@ CREATE FUNCTION leadprotect.audit_edits() RETURNS trigger
             RETURN NULL;
           END IF;
           PERFORM "leadprotect".require_fresh_rules();
-          PERFORM FROM "leadprotect".user_lead_assignments AS a
+          own := ARRAY(
+            SELECT a.lead_id FROM "leadprotect".user_lead_assignments AS a
             WHERE a.lead_id = ANY (leads) AND a.territory = here AND a.user_id = author AND "leadprotect".is_member(here)
-            ORDER BY a.lead_id FOR SHARE;
-          own := ARRAY(SELECT e.lead FROM "leadprotect".editable_among(leads) AS e WHERE e.reason = 'owner');
+            ORDER BY a.lead_id FOR SHARE);
+          -- of what is locked: a lead that became his since then is decided alone, and locked there
+          own := ARRAY(SELECT e.lead FROM "leadprotect".editable_among(own) AS e WHERE e.reason = 'owner');
           INSERT INTO "leadprotect".lead_access_audit
             (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
           SELECT o.lead, author, (SELECT "leadprotect".acting_role()), here, 'EDIT', 'ALLOW', 'owner', remark,

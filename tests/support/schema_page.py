@@ -83,8 +83,8 @@ SUBJECTS = (
         they return a denial where the public functions raise.""",
         "user_lead_assignments user_lead_assignment_history keep_assignment lead_protection_rules protection_type "
         "end_lead_rules end_rules is_manager require_manager lead_for_ownership claim_lead release_lead assign_lead "
-        "transfer_lead *_owner change_owners change_together change_sharing try_change_sharing share_lead unshare_lead lead_shares "
-        "grant_protection revoke_protection make_rule revoke_rule decide_as_manager change_rule v_owner_*",
+        "transfer_lead *_owner change_owners change_together change_sharing try_change_sharing share_lead unshare_lead "
+        "lead_shares grant_protection revoke_protection make_rule revoke_rule decide_as_manager change_rule v_owner_*",
     ),
     Subject(
         "Hand-overs",
