@@ -24,7 +24,7 @@ from leadprotect.planning.obstacles import Obstacle, obstacles
 from leadprotect.planning.refusals import refusals
 from leadprotect.planning.steps import PendingRevision, TableSize, spare_patience, steps, touched
 from leadprotect.preflight import standing
-from leadprotect.settings import Settings, current, ident, render
+from leadprotect.settings import Settings, current, ident, render, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -239,6 +239,9 @@ def _backfill(conn: psycopg.Connection[Any], s: Settings, unseen: list[str]) -> 
         leads = sizes.get(s.leads_table, 0)
         most = leads if s.owner_column else min(leads, sum(sizes.get(one.stands_on, 0) for one in s.activities))
         query = render("SELECT EXISTS (SELECT FROM {qualifying} AS q)", s)
+        if hiding := _hiding(conn, [one.stands_on for one in s.activities]):
+            unseen.append(f"how many leads get an owner: row security of {', '.join(hiding)} hides rows")
+            return [most_of(", ".join(s.territories), leads, most)]
         any_qualifies = _asked(conn, lambda: bool(one(conn, query)), "whether any activity makes an owner", unseen)
         return [most_of(", ".join(s.territories), leads, 0 if any_qualifies is False else most)]
     jobs = _asked(conn, lambda: list_jobs(conn, settings=s), "where the backfill stands", unseen)
@@ -248,6 +251,12 @@ def _backfill(conn: psycopg.Connection[Any], s: Settings, unseen: list[str]) -> 
     found = _asked(conn, lambda: estimate_backfill(conn, codes, settings=s), "what the backfill has left", unseen) or []
     done = {job.territory for job in jobs if job.state == "done"}
     return [estimate for estimate in found if estimate.assignable or estimate.territory not in done]
+
+
+def _hiding(conn: psycopg.Connection[Any], tables: list[str]) -> list[str]:
+    """Those whose row security binds who asks: an owner, too, where it is forced."""
+    query = "SELECT pg_catalog.row_security_active(pg_catalog.to_regclass(%s))"
+    return [name for name in tables if one(conn, query, table(name))]
 
 
 def _outcome(
