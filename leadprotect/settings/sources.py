@@ -187,22 +187,40 @@ def _derived_owner(s: Settings) -> str:
         f"ORDER BY {column_sql(one.at_column, 'v')} DESC NULLS LAST, {column_sql(one.id_column, 'v')} DESC LIMIT 1"
         for one in s.activities
     ]
-    if s.owner_column:
-        asked.append(
-            f"SELECT {_named(s, 'v')}::{s.user_id_type} AS user_id, "
-            f"{'NULL' if asked else 'NULL::timestamptz'} AS at, {'NULL' if asked else 'NULL::text'} AS id, "
-            f"NULL::text AS source FROM {table(s.leads_table)} AS v "
-            f"WHERE v.{ident(s.lead_id_column)} = wanted.lead_id AND {_names_one(s)}"
+    if not s.owner_column:
+        return _newest(asked)
+    named = f"SELECT {_named(s, 'w')}::{s.user_id_type} AS user_id"
+    if not asked:
+        column = f"{named}, NULL::timestamptz AS at, NULL::text AS id, NULL::text AS source"
+        return f"({column} FROM {table(s.leads_table)} AS w WHERE {_of_wanted(s)} AND {_names_one(s, 'w')})"
+    # the lead is read once, and activities only where the column leaves it to them
+    column = f"{named}, NULL AS at, NULL AS id, NULL::text AS source"
+    if s.owners_from[0] == "column":
+        branches = (
+            f"SELECT * FROM {_newest(asked)} AS n WHERE ({_names_one(s, 'w')}) IS NOT TRUE "
+            f"UNION ALL {column} WHERE {_names_one(s, 'w')}"
         )
+    else:
+        branches = (
+            f"SELECT * FROM ({_newest(asked)} UNION ALL ({column} WHERE {_names_one(s, 'w')})) AS n "
+            "ORDER BY n.id IS NULL LIMIT 1"
+        )
+    return (
+        f"(SELECT d.user_id, d.at, d.id, d.source FROM {table(s.leads_table)} AS w, LATERAL ({branches}) AS d "
+        f"WHERE {_of_wanted(s)})"
+    )
+
+
+def _newest(asked: list[str]) -> str:
+    """The newest of what each source has newest."""
     if len(asked) == 1:
         return f"({asked[0]})"
     together = " UNION ALL ".join(f"({one})" for one in asked)
-    # an activity has an id, the column has none
-    first = {"column": "d.id IS NOT NULL, ", "activities": "d.id IS NULL, "}[s.owners_from[0]] if s.owner_column else ""
-    return (
-        f"(SELECT d.user_id, d.at, d.id, d.source FROM ({together}) AS d "
-        f'ORDER BY {first}d.at DESC NULLS LAST, d.source COLLATE "C" NULLS FIRST LIMIT 1)'
-    )
+    return f'(SELECT * FROM ({together}) AS e ORDER BY e.at DESC NULLS LAST, e.source COLLATE "C" NULLS FIRST LIMIT 1)'
+
+
+def _of_wanted(s: Settings) -> str:
+    return f"w.{ident(s.lead_id_column)} = wanted.lead_id"
 
 
 def _derived_owners(s: Settings) -> str:
