@@ -343,7 +343,8 @@ def create_stale_leads() -> None:
 
 
 def create_estimates() -> None:
-    # A progress bar needs no exact total: the planner's is free, a count reads the whole index.
+    # A progress bar needs no exact total: the planner's is free, a count reads the whole index. Of policies it
+    # reckons that they hide nearly every row; compared with all leads under the same policies, they fall out.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.backfill_estimate(here text)
@@ -356,9 +357,17 @@ def create_estimates() -> None:
         #variable_conflict use_variable
         DECLARE
           plan json;
+          found bigint;
         BEGIN
           EXECUTE format('EXPLAIN (FORMAT JSON) SELECT FROM {leads} AS l WHERE {territory_of_l_quoted} = %L', here) INTO plan;
-          RETURN (plan -> 0 -> 'Plan' ->> 'Plan Rows')::bigint;
+          found := plan -> 0 -> 'Plan' ->> 'Plan Rows';
+          IF NOT row_security_active({leads_name}) THEN
+            RETURN found;
+          END IF;
+          EXECUTE 'EXPLAIN (FORMAT JSON) SELECT FROM {leads} AS l' INTO plan;
+          RETURN (
+            SELECT greatest(c.reltuples, 0) * least(found / greatest((plan -> 0 -> 'Plan' ->> 'Plan Rows')::float8, 1), 1)
+            FROM pg_class AS c WHERE c.oid = {leads_name}::regclass);
         EXCEPTION
           WHEN lock_not_available THEN
             RAISE;

@@ -87,3 +87,19 @@ def test_where_activities_are_hidden_from_who_asks_it_does_not_say_that_there_ar
         (estimate.leads, estimate.assignable) for estimate in bound.backfill
     ]
     assert (True, False) == (told in bound.unseen, told in free.unseen)
+
+
+@pytest.mark.profiles("pg18")
+def test_policies_of_the_host_make_no_estimate_a_hundredth(make_host: Callable[..., Host]) -> None:
+    """The planner reckons that a policy for our reader hides nearly every row from him, and it hides none."""
+    host = make_host(DJANGO)
+    columns = f"{DJANGO.org}, {DJANGO.account}, {host.input_of('DE')}"
+    host.sql(f"INSERT INTO {{leads}} ({columns}) SELECT 1, 1, 'DE' FROM generate_series(1, 1000)")
+    for _ in range(_ATTEMPTS):
+        if statements := planned(host).statements:
+            host.run_as_dba([*statements])
+    host.upgrade("head")
+    host.sql_script("ANALYZE")
+    real = host.sql("SELECT count(*) FROM {leads} WHERE {territory} = 'DE'")[0]
+    estimated = host.sql("SELECT {schema}.backfill_estimate('DE')")[0]
+    assert real / 3 < estimated < real * 3
