@@ -40,8 +40,8 @@
 --    3601  Transition
 --    3941  Shadow
 --    4431  Backfill and verification
---    5310  Gate
---    6336  Host
+--    5318  Gate
+--    6344  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -5108,9 +5108,17 @@ CREATE FUNCTION leadprotect.backfill_estimate(here text) RETURNS bigint
         #variable_conflict use_variable
         DECLARE
           plan json;
+          found bigint;
         BEGIN
           EXECUTE format('EXPLAIN (FORMAT JSON) SELECT FROM "public"."leads" AS l WHERE l."territory" = %L', here) INTO plan;
-          RETURN (plan -> 0 -> 'Plan' ->> 'Plan Rows')::bigint;
+          found := plan -> 0 -> 'Plan' ->> 'Plan Rows';
+          IF NOT row_security_active('"public"."leads"') THEN
+            RETURN found;
+          END IF;
+          EXECUTE 'EXPLAIN (FORMAT JSON) SELECT FROM "public"."leads" AS l' INTO plan;
+          RETURN (
+            SELECT greatest(c.reltuples, 0) * least(found / greatest((plan -> 0 -> 'Plan' ->> 'Plan Rows')::float8, 1), 1)
+            FROM pg_class AS c WHERE c.oid = '"public"."leads"'::regclass);
         EXCEPTION
           WHEN lock_not_available THEN
             RAISE;
