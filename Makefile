@@ -33,7 +33,7 @@ export PYTEST_XDIST_AUTO_NUM_WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONL
 DEMO := .venv/demo.stamp
 DEV := .venv/dev.stamp
 
-.PHONY: help demo test durations quick lint aio schema shipped policies doctor rules docs readme options release release-check pictures tutorial bench lock clean
+.PHONY: help demo test nightly durations quick lint aio schema shipped policies doctor rules docs readme options release release-check pictures tutorial bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile
@@ -46,6 +46,9 @@ test: export PATH := $(CURDIR)/$(BIN):$(PATH)
 test: $(DEV) ## run the whole suite; ends with the number of tests passed
 	@.ci/packages chromium pgbouncer libtap-parser-sourcehandler-pgtap-perl prometheus prometheus-postgres-exporter tmux
 	@$(BIN)/python -m pytest -n auto --dist loadgroup
+
+nightly: ## run the whole suite, and all that by day waits for it: more servers, every pair of cases, more random worlds
+	@NIGHTLY=1 $(MAKE) --no-print-directory test
 
 durations: export PATH := $(CURDIR)/$(BIN):$(PATH)
 durations: $(DEV) ## run the whole suite, and write tests/support/durations.json anew: which tests are slow

@@ -45,13 +45,17 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(durations.Recorder())
 
 
+def pytest_report_header() -> str:
+    return "by night: everything" if NIGHTLY else "by day: what waits for `make nightly` is said in CONTRIBUTING.md"
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The slow ones first, so that none begins when the other workers are through; with --quick, none of them.
 
     Quick is what says at once whether anything is broken at all: of each test its first case.
     """
-    left_out = {item for item in items if not NIGHTLY and by_night(item)}
+    left_out = set() if NIGHTLY else by_night(items)
     if config.option.quick:
         left_out |= {item for item in items if durations.duration_of(item) or profile_of(item) not in QUICK}
         left_out |= later_cases([item for item in items if item not in left_out])
@@ -63,32 +67,55 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def later_cases(items: list[pytest.Item]) -> set[pytest.Item]:
-    """Every case of a test but its first."""
-    firsts = {item.nodeid.partition("[")[0]: item for item in reversed(items)}
-    return {item for item in items if firsts[item.nodeid.partition("[")[0]] is not item}
+    """Every case of a test but its first, on each profile."""
+    firsts = {case_of(item): item for item in reversed(items)}
+    return {item for item in items if firsts[case_of(item)] is not item}
+
+
+def case_of(item: pytest.Item) -> tuple[str, str | None]:
+    """The test without its case, and the profile that it runs on."""
+    return item.nodeid.partition("[")[0], profile_of(item)
 
 
 def profile_of(item: pytest.Item) -> str | None:
     """The name of the profile that a test runs on; None when it needs no database."""
-    callspec = getattr(item, "callspec", None)
-    profile: Profile | None = callspec.params.get("profile") if callspec else None
-    return profile.name if profile else None
+    profile = params_of(item).get("profile")
+    return profile.name if isinstance(profile, Profile) else None
 
 
-def by_night(item: pytest.Item) -> bool:
-    """Whether this is tried at night only: by day each shape of a host is on 18, and two on the oldest.
+def by_night(items: list[pytest.Item]) -> set[pytest.Item]:
+    """Which of them are tried at night only.
 
-    Of cases that are `crossed`, by day each value of each parameter is on 18, and the first case on the others.
+    By day each case is on 18, and elsewhere each test with its first case: a case asks something else, and hardly ever
+    something else of a server or of a name. Two shapes of a host are on the oldest server, too.
     """
-    callspec = getattr(item, "callspec", None)
-    if callspec is None:
-        return False
+    waiting = {item for item in items if waits(item)}
+    elsewhere = [item for item in items if item not in waiting and profile_of(item) not in QUICK]
+    return waiting | later_cases(
+        [item for item in elsewhere if "shape" not in params_of(item) and not item.get_closest_marker("everywhere")]
+    )
+
+
+def waits(item: pytest.Item) -> bool:
+    """Whether a marker says so, or it is a shape of a host that by day is on 18 alone.
+
+    Of cases that are `crossed`, by day each value of each parameter is on 18.
+    """
     elsewhere = profile_of(item) not in QUICK
+    if item.get_closest_marker("nightly") or (elsewhere and item.get_closest_marker("nightly_elsewhere")):
+        return True
     if item.get_closest_marker("crossed"):
-        others = [marker for marker in item.iter_markers("parametrize") if not is_first(callspec.params, *marker.args)]
+        markers = item.iter_markers("parametrize")
+        others = [marker for marker in markers if not is_first(params_of(item), *marker.args)]
         return len(others) > (0 if elsewhere else 1)
-    shape = callspec.params.get("shape")
+    shape = params_of(item).get("shape")
     return shape is not None and elsewhere and shape not in ON_THE_OLDEST
+
+
+def params_of(item: pytest.Item) -> dict[str, object]:
+    """What a test was given by name; nothing where it has no case."""
+    callspec = getattr(item, "callspec", None)
+    return callspec.params if callspec else {}
 
 
 def is_first(given: dict[str, object], names: str | tuple[str, ...], cases: Iterable[object]) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.database import ROOT
+from tests.support.profiles import NIGHTLY
 from tests.support.revisions import HEAD, MIGRATE_HEAD, NAMED
 
 if TYPE_CHECKING:
@@ -132,10 +133,12 @@ def adopt(project: Project, way: str) -> None:
     env.write_text(text.replace("def run_migrations_offline", f"{head}\ndef run_migrations_offline", 1))
 
 
-def silent(project: Project) -> None:
-    """`alembic check` and `revision --autogenerate` have nothing to say, whatever they look at."""
-    for environ in ({}, {"EVERYTHING": "yes"}):
+def silent(project: Project, *, whole: bool = NIGHTLY) -> None:
+    """`alembic check` has nothing to say of all schemas; the whole is that of its own, and the file of autogenerate."""
+    for environ in ({}, {"EVERYTHING": "yes"}) if whole else ({"EVERYTHING": "yes"},):
         assert "No new upgrade operations detected" in project.done("check", **environ)
+    if not whole:
+        return
     project.done("revision", "--autogenerate", "-m", "nothing", "--head", "host_1", "--rev-id", "host_2")
     (made,) = (project.folder / "mig/versions").glob("host_2*")
     upgrade = made.read_text().split("def upgrade")[1]
@@ -147,13 +150,13 @@ def silent(project: Project) -> None:
 @pytest.mark.parametrize("project", WAYS, indirect=True)
 def test_autogenerate_is_silent_about_us_in_each_phase(project: Project) -> None:
     silent(project)
-    for revision in (NAMED["expand_rules"], MIGRATE_HEAD):
+    for revision in (NAMED["expand_rules"], MIGRATE_HEAD) if NIGHTLY else (MIGRATE_HEAD,):
         project.done(*project.ours, "upgrade", revision)
         assert {"host_1", revision} == project.applied()
         silent(project)
     project.done(*project.ours, "upgrade", "heads")
     assert {"host_1", HEAD} == project.applied()
-    silent(project)
+    silent(project, whole=True)
     project.done(*project.ours, "downgrade", "leadprotect@base")
     assert {"host_1"} == project.applied()
     silent(project)
@@ -185,6 +188,7 @@ def test_a_closed_gate_holds_our_branch_and_not_the_hosts(project: Project) -> N
     assert set() == project.applied()
 
 
+@pytest.mark.crossed("where the table is, and what was done to it, are two questions")
 @pytest.mark.parametrize("project", [WAYS[0], WAYS[2]], indirect=True)
 @pytest.mark.parametrize(
     "harm",

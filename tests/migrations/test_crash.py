@@ -31,7 +31,7 @@ pytestmark = pytest.mark.profiles("pg18")
 # stands before the first revision
 INDEXES = {NAMED["expand_indexes"], NAMED["contract_indexes"]}
 MANY_COMMITS = {NAMED["expand_territories"], *INDEXES}
-STRIDE = 1 if NIGHTLY else 6
+STRIDE = 1 if NIGHTLY else 12
 # one step up from each revision, then one step down
 STEPS = [("upgrade", "+1", script.revision) for script in SCRIPTS]
 STEPS += [("downgrade", "-1", script.revision) for script in reversed(SCRIPTS)]
@@ -87,8 +87,8 @@ def terminator(database: Database) -> Iterator[End]:
 @pytest.mark.timeout(1200)  # a migration for each statement, twice; minutes on a busy machine
 @pytest.mark.parametrize(
     ("way", "first"),
-    # to the server both are a session that is gone: by day they take turns, at each third moment one of them
-    [(killer, 0), (terminator, 3)],
+    # to the server both are a session that is gone: by day they take turns, at each sixth moment one of them
+    [(killer, 0), (terminator, 6)],
     ids=["kill-9", "terminated-session"],
 )
 def test_a_migration_that_ends_before_or_after_any_statement_is_run_again(
@@ -113,7 +113,7 @@ def test_a_migration_that_ends_before_or_after_any_statement_is_run_again(
 def every_moment(
     database: Database, conn: psycopg.Connection[Any], step: tuple[str, str, str], end: End, first: int
 ) -> int:
-    """End a step at every moment until it finishes, or by day at each sixth from `first`; returns how often.
+    """End a step at every moment until it finishes, or by day at each twelfth from `first`; returns how often.
 
     A revision in one transaction leaves nothing behind, and what it commits too early is seen at each later
     moment, too. One that commits in between may leave the host an index, or an empty version table, and the

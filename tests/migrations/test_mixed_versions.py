@@ -17,7 +17,10 @@ from leadprotect.errors import LeadAccessDenied, ProtectionUnavailable
 from tests.support.database import Database
 from tests.support.revisions import HEAD, MIGRATE_HEAD, NAMED, REVISIONS
 
-pytestmark = pytest.mark.profiles("pg18", "other_names")
+pytestmark = [
+    pytest.mark.profiles("pg18", "other_names"),
+    pytest.mark.nightly_elsewhere("who works beside whom is no question of names or servers"),
+]
 
 UP = ["base", *REVISIONS]
 DOWN = [*reversed(REVISIONS[:-1]), "base"]

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
     from tests.support.servers import Server
 
-pytestmark = pytest.mark.profiles("pg18", "pg15")
+pytestmark = [
+    pytest.mark.profiles("pg18", "pg15"),
+    pytest.mark.everywhere("a defence that one version lacks is an open door there"),
+]
 NUMBERS = itertools.count(1)
 HIDDEN = "Secret AG"
 ALL_DATA = {"reads_all": "pg_read_all_data", "writes_all": "pg_write_all_data"}

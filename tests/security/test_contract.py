@@ -13,6 +13,8 @@ import leadprotect
 from tests.support.database import Database
 from tests.support.profiles import Profile
 
+pytestmark = pytest.mark.everywhere("a defence that one version lacks is an open door there")
+
 EDIT = "UPDATE {leads} SET city = 'Köln' WHERE {lead_id} = %s"
 
 

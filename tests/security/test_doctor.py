@@ -571,6 +571,7 @@ def dangers(diagnosis: Diagnosis) -> list[tuple[str, str, str]]:
     return [(one.check, one.where, one.what) for one in diagnosis.findings if one.level == "danger"]
 
 
+@pytest.mark.nightly_elsewhere("round trips go through each revision there")
 def test_an_upgrade_that_stopped_between_any_two_revisions_is_sound_and_says_what_is_left(host: Database) -> None:
     for revision in REVISIONS[:-1]:
         host.upgrade(revision)

@@ -29,6 +29,8 @@ from tests.support.revisions import HEAD
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.everywhere("a defence that one version lacks is an open door there")
+
 EDIT = "UPDATE {leads} SET city = 'Bern' WHERE {lead_id} = %s"
 DELETE = "DELETE FROM {leads} WHERE {lead_id} = %s"
 SOON = timedelta(seconds=3)
