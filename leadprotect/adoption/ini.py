@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leadprotect.errors import SettingsError
-from leadprotect.settings.files import migrations
+from leadprotect.settings.files import LOGGING, migrations
 
 if TYPE_CHECKING:
     from leadprotect.adoption.proposal import Proposed
@@ -27,34 +27,6 @@ _HEAD = """\
 _CHAIN = """\
 script_location = {location}
 path_separator = os
-"""
-_LOGGING = """
-[loggers]
-keys = root,alembic,leadprotect
-
-[handlers]
-keys = console
-
-[formatters]
-keys = plain
-
-[logger_root]
-level = WARNING
-handlers = console
-
-[logger_alembic]
-level = INFO
-handlers =
-qualname = alembic
-{ours}
-[handler_console]
-class = StreamHandler
-args = (sys.stderr,)
-level = NOTSET
-formatter = plain
-
-[formatter_plain]
-format = %(levelname)-7s [%(name)s] %(message)s
 """
 _OURS = """
 [logger_leadprotect]
@@ -81,7 +53,7 @@ def compose(file: Path, proposed: list[Proposed], *, force: bool = False) -> Wri
     ours = _section(proposed)
     if not file.is_file():
         head = _HEAD.format(chain=_chain())
-        return Written(file, head + ours + _LOGGING.format(ours=_OURS), _command(file))
+        return Written(file, head + ours + LOGGING.format(names=",leadprotect", sections=_OURS), _command(file))
     text = file.read_text(encoding="utf-8")
     parser = _parsed(file, text)
     if parser.has_section(SECTION):
@@ -143,7 +115,7 @@ def _without(text: str, section: str) -> str:
 def _with_logging(text: str, parser: configparser.ConfigParser) -> str:
     """Let our lines be seen: by a logger of ours beside the host's, or by all of logging where there is none."""
     if not parser.has_section("loggers"):
-        return text + _LOGGING.format(ours=_OURS)
+        return text + LOGGING.format(names=",leadprotect", sections=_OURS)
     if parser.has_section("logger_leadprotect"):
         return text
     keys = re.search(r"(?ms)^\[loggers\]\s*$.*?^keys\s*=[^\n]*", text)

@@ -12,7 +12,6 @@ from leadprotect.errors import PreflightError
 from leadprotect.preflight.activities import BELOW, activities
 from leadprotect.preflight.columns import IDS, TEXTS, columns_of, unfit
 from leadprotect.settings import ident, literal, render, table
-from leadprotect.settings.codes import OFFICES
 from leadprotect.settings.names import CHILD_POLICIES, HOST_POLICIES, territory_columns
 
 if TYPE_CHECKING:
@@ -232,7 +231,7 @@ def _narrowed(conn: AnyConnection, view: str, key: str) -> list[str]:
 # A policy for everybody binds our reader too, whatever else lets it see every row: what its condition names, the reader
 # must be allowed to use. What functions do inside, the catalog does not tell.
 _BINDING = """
-    SELECT p.polname::text, asked.what, used.roles
+    SELECT p.polname::text, asked.what, {narrowing_of_p}
     FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
     JOIN pg_catalog.pg_policy AS p ON p.polrelid = c.oid AND p.polcmd IN ('r', '*') AND p.polroles = '{0}'
     CROSS JOIN (SELECT coalesce(
@@ -251,11 +250,6 @@ _BINDING = """
               AND has_column_privilege(reader.role, d.refobjid, d.refobjsubid::smallint, 'SELECT'))
             AND NOT (d.refobjsubid = 0 AND has_any_column_privilege(reader.role, d.refobjid, 'SELECT'))
           ELSE false END) AS asked
-    CROSS JOIN LATERAL (
-      SELECT string_agg(DISTINCT quote_ident(r.rolname), ', ') AS roles
-      FROM aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) AS acl
-      JOIN pg_catalog.pg_roles AS r ON r.oid = acl.grantee
-      WHERE r.rolname <> ALL (%s)) AS used
     WHERE n.nspname = %s AND c.relname = %s AND c.relrowsecurity AND asked.what IS NOT NULL
     ORDER BY 1
     """
@@ -264,14 +258,14 @@ _BINDING = """
 def _refused_to_reader(conn: AnyConnection, s: Settings, read: Mapping[str, str], statements: list[str]) -> list[str]:
     """Policies that will fail where the reader reads, told from the catalog before there is anything to try."""
     found = []
-    reader, ours = s.role("reader"), [s.role(office) for office in OFFICES]
+    reader, binding = s.role("reader"), render(_BINDING, s)
     for host, key in read.items():
-        for policy, asked, roles in rows(conn, _BINDING, (reader, ours, *host.split(".", 1))):
+        for policy, asked, remedy in rows(conn, binding, (reader, *host.split(".", 1))):
             found.append(
                 f"{key}: policy {policy} of {host} is for everybody, so it binds {reader} too, which may not use "
                 f"what it asks: {asked}"
             )
-            statements.append(f"ALTER POLICY {ident(policy)} ON {table(host)} TO {roles or '...'};")
+            statements.append(remedy)
     return found
 
 

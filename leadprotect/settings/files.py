@@ -22,9 +22,10 @@ script_location = {migrations}
 path_separator = os
 
 [leadprotect]
-{settings}
+{settings}"""
+LOGGING = """
 [loggers]
-keys = root,alembic
+keys = root,alembic{names}
 
 [handlers]
 keys = console
@@ -40,7 +41,7 @@ handlers = console
 level = INFO
 handlers =
 qualname = alembic
-
+{sections}
 [handler_console]
 class = StreamHandler
 args = (sys.stderr,)
@@ -49,6 +50,7 @@ formatter = plain
 [formatter_plain]
 format = %(levelname)-7s [%(name)s] %(message)s
 """
+"""What an ini file says of logging; `names` and `sections` are those of further loggers."""
 
 
 def migrations() -> Path:
@@ -86,7 +88,9 @@ def write_ini(folder: Path, sections: Mapping[str, Mapping[str, str]] | None = N
         return "".join(f"{key} = {escaped(value)}\n" for key, value in given.items())
 
     file = folder / "alembic.ini"
-    text = _INI.format(migrations=escaped(migrations()), settings=written(settings))
+    text = _INI.format(migrations=escaped(migrations()), settings=written(settings)) + LOGGING.format(
+        names="", sections=""
+    )
     more = "".join(f"\n[{name}]\n{written(given)}" for name, given in (sections or {}).items())
     file.write_text(text + more, encoding="utf-8")
     return file

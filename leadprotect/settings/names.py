@@ -133,6 +133,14 @@ def render(statement: str, settings: Settings, child: LeadTable | None = None) -
     return re.sub(r"\{([a-z_][a-z0-9_]*)\}", lambda match: known[match[1]], statement)
 
 
+# A policy `p` for everybody, of table `c`, narrowed to the roles that may do something with it: the statement to paste.
+_NARROWING = """'ALTER POLICY ' || quote_ident(p.polname) || ' ON ' || c.oid::regclass || ' TO ' || coalesce((
+              SELECT string_agg(DISTINCT quote_ident(r.rolname), ', ')
+              FROM aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) AS acl
+              JOIN pg_roles AS r ON r.oid = acl.grantee
+              WHERE r.rolname <> ALL (ARRAY[OFFICES]::name[])), '...') || ';'"""
+
+
 @lru_cache(maxsize=4)
 def names(settings: Settings) -> Mapping[str, str]:
     """Every placeholder of a revision, as SQL text that is safe to paste.
@@ -194,6 +202,7 @@ def names(settings: Settings) -> Mapping[str, str]:
         # the same condition as a policy of the host for our reader has it in the catalog
         "inside_reader": literal(f"(CURRENT_USER = {literal(s.role('reader'))}::name)"),
         "inside_quoted": inside(s).replace("'", "''"),
+        "narrowing_of_p": _NARROWING.replace("OFFICES", ", ".join(literal(s.role(office)) for office in OFFICES)),
         # who writes the host's column as our function, and is nobody who took its role
         "by_hand": f"(CURRENT_USER <> {literal(s.role('reader'))}::name "
         f"OR pg_catalog.current_setting('role') = {literal(s.role('reader'))})",

@@ -502,14 +502,8 @@ def create_reading_check() -> None:
               WHEN OTHERS THEN
                 detail := format('a policy of %s fails where %I reads it for leadprotect: %s', host, {reader_name}, SQLERRM);
             END;
-            SELECT string_agg(format('ALTER POLICY %I ON %s TO %s;', p.polname, host, coalesce(used.roles, '...')), E'\\n' ORDER BY p.polname)
-            INTO remedy
-            FROM pg_policy AS p CROSS JOIN (
-              SELECT string_agg(DISTINCT quote_ident(r.rolname), ', ') AS roles
-              FROM pg_class AS c
-              CROSS JOIN LATERAL aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) AS acl
-              JOIN pg_roles AS r ON r.oid = acl.grantee
-              WHERE c.oid = host AND r.rolname <> ALL (ARRAY[{offices}]::name[])) AS used
+            SELECT string_agg({narrowing_of_p}, E'\\n' ORDER BY p.polname) INTO remedy
+            FROM pg_policy AS p JOIN pg_class AS c ON c.oid = p.polrelid
             WHERE p.polrelid = host AND p.polcmd IN ('r', '*') AND p.polroles = '{0}'
               AND p.polname <> ALL (ARRAY[{host_policies}]::name[]);
             RETURN NEXT;
