@@ -66,8 +66,9 @@ def test_the_example_comes_after_the_present_head() -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of the checkout, without what was built in it."""
-    built = (".git", ".venv", "*.egg-info", ".*_cache", ".hypothesis", "__pycache__", "dist", "_build")
+    """A copy of the checkout, without what was built in it but what mypy knows of it: asked anew it takes 13 s."""
+    caches = (".pytest_cache", ".ruff_cache", ".hypothesis", "__pycache__")
+    built = (".git", ".venv", "*.egg-info", *caches, "dist", "_build")
     copy = tmp_path / "leadprotect"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*built))
     return copy

@@ -22,6 +22,8 @@ pytestmark = pytest.mark.profiles("pg18", "pg15")
 # one worker records the life of a shape, and asks about it
 GROUPED = [pytest.param(shape, marks=pytest.mark.xdist_group(f"host {shape}")) for shape in SHAPES]
 each_shape = pytest.mark.parametrize("shape", GROUPED, ids=str)
+CONTROLS = (SUPABASE, FLYWAY)
+AGAIN = pytest.mark.nightly("by day the control is a host with row security of its own, and one without")
 with_row_security = pytest.mark.parametrize("shape", [s for s in SHAPES if s.row_security], ids=str)
 
 
@@ -111,7 +113,9 @@ def test_control_the_matrix_notices_a_permissive_policy(make_host: Callable[...,
     assert [line for line in gained(before, record(host)) if ": SELECT leads" in line] != []
 
 
-@each_shape
+@pytest.mark.parametrize(
+    "shape", [*CONTROLS, *(pytest.param(s, marks=AGAIN) for s in SHAPES if s not in CONTROLS)], ids=str
+)
 def test_control_the_matrix_notices_that_our_policies_are_gone(make_host: Callable[..., Host], shape: Shape) -> None:
     host = make_host(shape)
     before = record(host)
