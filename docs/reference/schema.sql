@@ -32,16 +32,16 @@
 --
 --      46  Who calls which function
 --     103  Territories and the border
---     417  Ownership and rules
---    1298  Hand-overs
---    1642  Decision
---    2140  Attempts and audit
---    3134  Seals
---    3601  Transition
---    3941  Shadow
---    4431  Backfill and verification
---    5318  Gate
---    6344  Host
+--     415  Ownership and rules
+--    1296  Hand-overs
+--    1640  Decision
+--    2138  Attempts and audit
+--    3132  Seals
+--    3599  Transition
+--    3939  Shadow
+--    4429  Backfill and verification
+--    5316  Gate
+--    6342  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -359,14 +359,12 @@ CREATE FUNCTION leadprotect.unreadable() RETURNS TABLE(host regclass, detail tex
               WHEN OTHERS THEN
                 detail := format('a policy of %s fails where %I reads it for leadprotect: %s', host, 'leadprotect_reader', SQLERRM);
             END;
-            SELECT string_agg(format('ALTER POLICY %I ON %s TO %s;', p.polname, host, coalesce(used.roles, '...')), E'\n' ORDER BY p.polname)
-            INTO remedy
-            FROM pg_policy AS p CROSS JOIN (
-              SELECT string_agg(DISTINCT quote_ident(r.rolname), ', ') AS roles
-              FROM pg_class AS c
-              CROSS JOIN LATERAL aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) AS acl
+            SELECT string_agg('ALTER POLICY ' || quote_ident(p.polname) || ' ON ' || c.oid::regclass || ' TO ' || coalesce((
+              SELECT string_agg(DISTINCT quote_ident(r.rolname), ', ')
+              FROM aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) AS acl
               JOIN pg_roles AS r ON r.oid = acl.grantee
-              WHERE c.oid = host AND r.rolname <> ALL (ARRAY['leadprotect_app', 'leadprotect_auditor', 'leadprotect_manager', 'leadprotect_operator', 'leadprotect_owner', 'leadprotect_reader']::name[])) AS used
+              WHERE r.rolname <> ALL (ARRAY['leadprotect_app', 'leadprotect_auditor', 'leadprotect_manager', 'leadprotect_operator', 'leadprotect_owner', 'leadprotect_reader']::name[])), '...') || ';', E'\n' ORDER BY p.polname) INTO remedy
+            FROM pg_policy AS p JOIN pg_class AS c ON c.oid = p.polrelid
             WHERE p.polrelid = host AND p.polcmd IN ('r', '*') AND p.polroles = '{0}'
               AND p.polname <> ALL (ARRAY['leadprotect_border', 'leadprotect_rows', 'leadprotect_update', 'leadprotect_named_update', 'leadprotect_delete', 'leadprotect_members_update', 'leadprotect_members_delete', 'leadprotect_step', 'leadprotect_child_border', 'leadprotect_child_rows', 'leadprotect_child_insert', 'leadprotect_child_update', 'leadprotect_child_delete']::name[]);
             RETURN NEXT;
