@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from datetime import date
 from itertools import islice
+from math import inf
 from typing import TYPE_CHECKING
 
 from leadprotect.access.context import declaring
@@ -51,11 +53,16 @@ class Chain:
 
 @dataclass(frozen=True)
 class Verification:
-    """`gaps` are numbers that were drawn and have no row; `explained` more of them stand in the log."""
+    """`gaps` are numbers that were drawn and have no row; `explained` more of them stand in the log.
+
+    `since` is the first month that was looked at, `until` the one before which it ended; None: no end.
+    """
 
     chains: tuple[Chain, ...]
     gaps: tuple[range, ...]
     explained: int
+    since: date | None = None
+    until: date | None = None
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -85,6 +92,8 @@ def verify_audit(
     known: Iterable[KeptSeal] = (),
     log: Iterable[str] = (),
     territories: Collection[str] | None = None,
+    since: date | None = None,
+    until: date | None = None,
 ) -> Verification:
     """Compare every row and every seal that the login may read with each other, in constant memory.
 
@@ -92,15 +101,32 @@ def verify_audit(
     `proof.known_seals` read them): only this shows that the end of all chains was cut off, or that they
     were made anew. `log` holds lines of the server's log: those that our function wrote in this database
     explain gaps. `territories` asks for these alone ('': for rows without one); else for all that there
-    are. Rows are hashed here, not in the database. Raises `ContextMissing` in autocommit,
-    `InvalidRequest` for an unknown territory, `ProtectionUnavailable` for other logins.
+    are. `since` and `until` (UTC) ask for the rows and the gaps of the months from the one to before the other: of the
+    others the seals are read, and that each continues the one before it. Rows are hashed here, not in the database.
+    Raises `ContextMissing` in autocommit, `InvalidRequest` for an unknown territory, `ProtectionUnavailable` for other
+    logins.
     """
+    months = _Months(since and since.replace(day=1), until and until.replace(day=1))
     with own_names(conn):
-        return _verified(conn, {*known}, log, territories)
+        return _verified(conn, {*known}, log, territories, months)
+
+
+@dataclass(frozen=True)
+class _Months:
+    """The months that are asked for, each by its first day."""
+
+    since: date | None
+    until: date | None
+
+    def holds(self, month: str) -> bool:
+        """Whether a month is one of them; one that is infinite lies before or after all others."""
+        at = -inf if month == "-infinity" else inf if month == "infinity" else date.fromisoformat(month).toordinal()
+        low = self.since.toordinal() if self.since else -inf
+        return low <= at and (self.until is None or at < self.until.toordinal())
 
 
 def _verified(
-    conn: AnyConnection, known: set[KeptSeal], log: Iterable[str], territories: Collection[str] | None
+    conn: AnyConnection, known: set[KeptSeal], log: Iterable[str], territories: Collection[str] | None, asked: _Months
 ) -> Verification:
     readable, closed = _asked(conn, known, territories)
     found = [Chain(code, "not judged") for code in closed]
@@ -110,16 +136,14 @@ def _verified(
             newest = max(newest, chains.newest_run(conn))
     for code in readable:
         with declaring(conn, "", code or ""):
-            found.append(_chain(conn, code, newest, [one for one in known if one.territory == code]))
+            found.append(_chain(conn, code, newest, [one for one in known if one.territory == code], asked))
     found.sort(key=lambda chain: (chain.territory is not None, chain.territory or ""))
-    drawn = [
-        range(low, high + 1)
-        for low, high in rows(conn, render("SELECT * FROM {schema}.audit_number_gaps()", current()))
-    ]
+    query = render("SELECT * FROM {schema}.audit_number_gaps(%s::date, %s::date)", current())
+    drawn = [range(low, high + 1) for low, high in rows(conn, query, (asked.since, asked.until))]
     told = sorted(_told(conn, log))
     gaps = tuple(part for gap in drawn for part in _without(gap, told))
     explained = sum(map(len, drawn)) - sum(map(len, gaps))
-    return Verification(tuple(_of_same_runs(found)), gaps, explained)
+    return Verification(tuple(_of_same_runs(found)), gaps, explained, asked.since, asked.until)
 
 
 def _asked(
@@ -201,7 +225,7 @@ class _Links:
         self.findings.append(Finding(self.territory, entry.number, what))
 
 
-def _chain(conn: AnyConnection, territory: str | None, newest: int, known: Iterable[KeptSeal]) -> Chain:
+def _chain(conn: AnyConnection, territory: str | None, newest: int, known: Iterable[KeptSeal], asked: _Months) -> Chain:
     kept: dict[int, set[str]] = {}
     for one in known:
         kept.setdefault(one.number, set()).add(one.hash)
@@ -212,7 +236,8 @@ def _chain(conn: AnyConnection, territory: str | None, newest: int, known: Itera
     here = {*chains.detached_tables(conn)}
     retired = {month: table for month, table in links.detached.items() if table not in here}
     runs = chains.runs(conn, territory, newest)
-    months = sorted({*chains.months(conn, territory), *links.spans, *links.detached})
+    there = {*chains.months(conn, territory), *links.spans, *links.detached}
+    months = sorted(month for month in there if asked.holds(month))
     found = [judged(conn, territory, m, runs, links.spans.get(m, ()), gone=m in retired) for m in months]
     findings = [*links.findings, *(finding for month in found for finding in month.findings)]
     return Chain(

@@ -144,11 +144,14 @@ def anchor_command(*, file: Path | None, url: str | None, territories: tuple[str
 @click.option(
     "--log", type=click.File("r", encoding="utf-8", errors="replace"), help="The server's log: explains gaps."
 )
+@click.option("--since", type=MONTH, help="Rows and gaps from this month on, such as 2026-03.  [default: all]")
+@click.option("--until", type=MONTH, help="Before this month.")
 @TERRITORY
 @JSON
 def verify_command(*, file: TextIO | None, as_json: bool, **how: Any) -> None:
     """Find whatever was changed, removed or inserted since it was sealed.
 
+    Of months before --since and from --until on, only that each seal continues the one before it is looked at.
     Exit code 0: intact, every chain was judged; 1: tampered with; 2: not judged, because this login may not
     read a chain, or there was no answer. A gap in the numbers is no tampering, it is reported beside.
     """
@@ -169,14 +172,19 @@ def verify_command(*, file: TextIO | None, as_json: bool, **how: Any) -> None:
 
 
 def _verified(
-    *, against: TextIO | None, anchor: str | None, log: TextIO | None, territories: tuple[str, ...]
+    *,
+    against: TextIO | None,
+    anchor: str | None,
+    log: TextIO | None,
+    territories: tuple[str, ...],
+    **months: date | None,
 ) -> verification.Verification:
     exported = proof.known_seals(against) if against else None
     with session("auditor") as conn, conn.transaction():
         known = anchors.kept(conn, anchor) if anchor else set()
         for one in anchors.of_this_audit(conn, [exported], against.name) if exported and against else ():
             known |= one.seals
-        return verification.verify_audit(conn, known=known, log=log or (), territories=territories or None)
+        return verification.verify_audit(conn, known=known, log=log or (), territories=territories or None, **months)
 
 
 @audit_group.command("export")
@@ -280,6 +288,11 @@ def _of_database(found: verification.Verification) -> Iterator[str]:
         for month, archive in chain.retired.items():
             yield f"  {month} was detached as {archive}, which is gone: check its archive with --file"
     yield from _findings(found.findings)
+    if found.since or found.until:
+        span = " and ".join(
+            f"{word} {month:%Y-%m}" for word, month in (("from", found.since), ("before", found.until)) if month
+        )
+        yield f"only rows of months {span} were looked at, and gaps between their numbers"
     if found.explained:
         yield f"{found.explained:,} numbers without a row stand in the log as denials that were raised"
     if found.gaps:

@@ -465,10 +465,12 @@ def create_detaching() -> None:
 
 def create_number_gaps() -> None:
     # A number that was drawn and has no row: a denial raised in plain SQL, or a recording that was
-    # rolled back. Numbers tell nothing of a territory, so an auditor of one sees the gaps of all.
+    # rolled back. Numbers tell nothing of a territory, so an auditor of one sees the gaps of all. Those of the months
+    # asked begin after the month before and end before the next one; as numbers of neighbours mix, the seals of both are
+    # read, and no others.
     op.execute(
         sql("""
-        CREATE FUNCTION {schema}.audit_number_gaps()
+        CREATE FUNCTION {schema}.audit_number_gaps(from_month date DEFAULT NULL, before_month date DEFAULT NULL)
         RETURNS TABLE (first_number bigint, last_number bigint)
         LANGUAGE plpgsql
         STABLE SECURITY DEFINER
@@ -483,24 +485,42 @@ def create_number_gaps() -> None:
           drawn bigint := (
             SELECT max(s.last_number) FROM {schema}.lead_access_audit_seals AS s
             WHERE s.origin <> here OR s.transaction_id < pg_snapshot_xmin(pg_current_snapshot()));
-          done int8multirange := {schema}.sealed_numbers(NULL, NULL, NULL);
+          before date := (SELECT max(s.month) FROM {schema}.lead_access_audit_seals AS s
+                          WHERE s.month < from_month AND s.detached_table IS NULL);
+          after date := (SELECT min(s.month) FROM {schema}.lead_access_audit_seals AS s
+                         WHERE s.month >= before_month AND s.detached_table IS NULL);
+          done int8multirange := {schema}.sealed_numbers(before, (after + interval '1 month')::date, NULL);
+          first_asked bigint := 1;
           open_from timestamptz := (
             SELECT date_trunc('month', max(s.settled_until) - interval '1 minute', 'Etc/UTC')
             FROM {schema}.lead_access_audit_seals AS s);
         BEGIN
-          IF drawn > 0 THEN
+          IF before IS NOT NULL THEN
+            SELECT least(max(upper(s.ids)) FILTER (WHERE s.month = before), min(lower(s.ids)) FILTER (WHERE s.month > before))
+            INTO first_asked FROM {schema}.lead_access_audit_seals AS s
+            WHERE s.month >= before AND (before_month IS NULL OR s.month < before_month);
+          END IF;
+          IF after IS NOT NULL THEN
+            SELECT least(drawn, greatest(
+              max(upper(s.ids)) FILTER (WHERE s.month < after), min(lower(s.ids)) FILTER (WHERE s.month = after)) - 1)
+            INTO drawn FROM {schema}.lead_access_audit_seals AS s
+            WHERE (from_month IS NULL OR s.month >= from_month) AND s.month <= after;
+          END IF;
+          IF drawn >= first_asked THEN
             RETURN QUERY
               SELECT lower(gap), upper(gap) - 1
-              FROM unnest(int8multirange(int8range(1, drawn, '[]')) - done - coalesce(
+              FROM unnest(int8multirange(int8range(first_asked, drawn, '[]')) - done - coalesce(
                 (SELECT range_agg(int8range(a.id, a.id, '[]')) FROM {schema}.lead_access_audit AS a
-                 WHERE a.at >= open_from AND a.id <= drawn AND NOT done @> a.id), '{}')) AS gap;
+                 WHERE a.at >= greatest(open_from, before::timestamp AT TIME ZONE 'Etc/UTC')
+                   AND (after IS NULL OR a.at < (after + interval '1 month') AT TIME ZONE 'Etc/UTC')
+                   AND a.id <= drawn AND NOT done @> a.id), '{}')) AS gap;
           END IF;
         END
         $body$;
-        COMMENT ON FUNCTION {schema}.audit_number_gaps() IS
-        'Numbers without a row: the server''s log tells of each denial that was raised (leadprotect denial N)';
-        REVOKE ALL ON FUNCTION {schema}.audit_number_gaps() FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.audit_number_gaps() TO {auditor}
+        COMMENT ON FUNCTION {schema}.audit_number_gaps(date, date) IS
+        'Numbers without a row, of these months alone (NULL: of all): the server''s log tells of each denial that was raised (leadprotect denial N)';
+        REVOKE ALL ON FUNCTION {schema}.audit_number_gaps(date, date) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.audit_number_gaps(date, date) TO {auditor}
         """)
     )
 
@@ -561,7 +581,7 @@ def drop_functions() -> None:
         sql("""
         DROP FUNCTION
           {schema}.note_anchor(),
-          {schema}.audit_number_gaps(),
+          {schema}.audit_number_gaps(date, date),
           {schema}.detach_audit_month(date),
           {schema}.seal_audit(integer),
           {schema}.append_audit_seal({schema}.lead_access_audit_seals),

@@ -299,6 +299,7 @@ def create_gate() -> None:
           complete_since timestamptz;
           codes text[];
           tallies bigint[];
+          owned bigint[];
           leads bigint;
           several bigint;
           host_owner oid := (SELECT relowner FROM pg_class WHERE oid = {leads_name}::regclass);
@@ -359,10 +360,7 @@ def create_gate() -> None:
             GROUP BY u.territory ORDER BY u.territory) AS missing;
           -- Before a walk has ended, a derived owner may be older than the transition's triggers: from a
           -- life before a downgrade. It is asked before that index goes; the triggers keep what was found.
-          IF met AND NOT EXISTS (
-            SELECT FROM unnest(ARRAY[{source_indexes}]::text[]) AS wanted (path)
-            LEFT JOIN pg_index AS i ON i.indexrelid = to_regclass(wanted.path) WHERE i.indisvalid IS NOT TRUE)
-          THEN
+          IF met AND {schema}.sources_indexed() THEN
             SELECT count(*) = 0,
                    coalesce(string_agg(format('%s leads in %s have another owner than their newest qualifying activity says',
                               stale.leads, stale.code), ', '), detail),
@@ -423,9 +421,8 @@ def create_gate() -> None:
             RETURN;
           END IF;
 
-          SELECT array_agg(t.territory), array_agg(t.leads), coalesce(sum(t.leads), 0) INTO codes, tallies, leads
-          FROM (SELECT nullif({territory_of_l}::text, '') AS territory, count(*) AS leads FROM {leads} AS l
-                GROUP BY 1) AS t;
+          SELECT array_agg(t.territory), array_agg(t.leads), array_agg(t.owned), coalesce(sum(t.leads), 0)
+          INTO codes, tallies, owned, leads FROM {schema}.lead_tally() AS t;
 
           condition := 'territories';
           -- what stands in a lead is data: it is shown in one short line, and no part of a command
@@ -461,10 +458,9 @@ def create_gate() -> None:
           RETURN NEXT;
 
           condition := 'unowned';
-          leads := coalesce((
-            SELECT sum(t.leads) FROM unnest(codes, tallies) AS t (territory, leads)
-            JOIN {schema}.territories AS known ON known.code = t.territory), 0);
-          several := greatest(leads - (SELECT count(*) FROM {schema}.user_lead_assignments AS a WHERE a.user_id IS NOT NULL), 0);
+          SELECT coalesce(sum(t.leads), 0), greatest(coalesce(sum(t.leads - t.owned), 0), 0) INTO leads, several
+          FROM unnest(codes, tallies, owned) AS t (territory, leads, owned)
+          JOIN {schema}.territories AS known ON known.code = t.territory;
           SELECT t.met, t.detail, t.remedy INTO met, detail, remedy
           FROM {schema}.tolerated('unowned', several, leads, 'of the territories have no owner, so nobody could edit them before he claims one') AS t;
           RETURN NEXT;

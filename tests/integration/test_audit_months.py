@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
+from typing import Any
 
 import psycopg
 import pytest
 
 from leadprotect.audit import partitions
+from leadprotect.audit.verification import verify_audit
 from leadprotect.errors import InvalidRequest, LockUnavailable, ProtectionUnavailable
 from tests.support.auditing import record, said, seal, tamper, verify
 from tests.support.database import Database
@@ -306,3 +308,41 @@ def test_detached_months_go_to_the_quarantine_and_back(database: Database) -> No
     found = verify(database)
     assert (found.intact, sum(chain.rows for chain in found.chains)) == (True, 3)
     assert unguarded(database) == []
+
+
+def scans(database: Database, conn: psycopg.Connection[Any]) -> set[str]:
+    """Months whose partitions this transaction has read."""
+    query = """
+        SELECT right(c.relname, 7) FROM pg_class AS c
+        WHERE c.relnamespace = {schema_name}::regnamespace AND c.relkind = 'r'
+          AND c.relname ~ '^lead_access_audit_[0-9]' AND (pg_stat_get_xact_numscans(c.oid) > 0 OR EXISTS (
+            SELECT FROM pg_index AS i WHERE i.indrelid = c.oid AND pg_stat_get_xact_numscans(i.indexrelid) > 0))
+        """
+    return set(database.query(conn, query))
+
+
+def test_rows_and_gaps_are_looked_for_in_the_months_asked_alone(database: Database) -> None:
+    """What happened in February must not take a reading of all years; numbers of neighbours mix at midnight."""
+    for day in ("2025-01-10", "2025-02-01", "2025-01-31", "2025-02-20", "2025-03-05"):
+        record(database, at=day)
+        database.sql("SELECT nextval('{schema}.lead_access_audit_id_seq')")
+        create(database)
+    for _ in range(2):  # the first run can't know yet until when all is sealed
+        seal(database)
+    found = {}
+    january, february, march = (date(2025, month, 1) for month in (1, 2, 3))
+    for since, until in ((None, None), (january, february), (february, march), (march, None)):
+        with database.connect("auditor_both") as conn:
+            judged = verify_audit(conn, since=since, until=until)
+            read = scans(database, conn)
+        (chain,) = (chain for chain in judged.chains if chain.territory == "DE")
+        gaps = [number for gap in judged.gaps for number in gap]
+        found[since] = (judged.intact, chain.rows, gaps, sorted(name for name in read if name < "2025_04"))
+    everything = ["2025_01", "2025_02", "2025_03"]
+    assert {
+        None: (True, 5, [2, 4, 6, 8, 10], everything),
+        # the end of a month is the first moment of the next, so that is asked for by its time, too
+        january: (True, 2, [2, 4], everything[:2]),
+        february: (True, 2, [4, 6, 8], everything[1:]),
+        march: (True, 1, [8, 10], everything[2:]),
+    } == found

@@ -38,3 +38,21 @@ def test_the_gate_reads_activities_once_although_no_index_helps(database: Databa
         database.query(conn, "SET LOCAL work_mem = '64kB'")  # as many more leads would be in the default of 4 MB
         assert [] == database.query(conn, "SELECT * FROM {schema}.unowned_leads('DE')")
         assert [1] == database.query(conn, "SELECT pg_stat_get_xact_numscans({activities_name}::regclass)")
+
+
+@pytest.mark.profiles("pg18", "pg15")
+def test_the_gate_looks_up_what_a_walk_has_left_and_finds_it_as_a_scan_does(expanded: Database) -> None:
+    expanded.sql_script(FILL)
+    bare = "SELECT {lead_id} FROM {leads} EXCEPT SELECT lead_id FROM {schema}.user_lead_assignments LIMIT 3"
+    missing = expanded.sql(bare)
+    for lead in missing:
+        expanded.activity(str(lead), expanded.user(1))
+    expanded.sql("DELETE FROM {schema}.user_lead_assignments WHERE lead_id = ANY (%s)", missing)
+    found = []
+    for walked in ("NULL", "now()"):
+        expanded.sql(f"UPDATE {{schema}}.backfill_jobs SET ended_at = {walked}")
+        with expanded.connect() as conn:
+            leads = expanded.query(conn, "SELECT {schema}.unowned_leads('DE')")
+            scans = "SELECT pg_stat_get_xact_numscans({activities_name}::regclass)"
+            found.append((sorted(leads) == sorted(missing), expanded.query(conn, scans)))
+    assert [(True, [1]), (True, [0])] == found

@@ -130,7 +130,7 @@ PLANTED = [
         "pg_catalog.quote_ident({role_prefix} || pg_catalog.lower(territory)))::oid, 'MEMBER'), false)",
         "is_member",
     ),
-    Planted("function-missing", "DROP FUNCTION {schema}.audit_number_gaps()"),
+    Planted("function-missing", "DROP FUNCTION {schema}.audit_number_gaps(date, date)"),
     Planted(
         "function-stray",
         "CREATE FUNCTION {schema}.helper() RETURNS integer LANGUAGE sql SECURITY DEFINER RETURN 1",
@@ -844,7 +844,7 @@ def test_who_migrates_can_repair(make_host: Callable[..., Host]) -> None:
         "ALTER TABLE {leads} DISABLE ROW LEVEL SECURITY",
         "DROP TRIGGER {audit_edit} ON {leads}",
         "DROP POLICY lp_border ON {schema}.user_lead_assignments",
-        "DROP FUNCTION {schema}.audit_number_gaps()",
+        "DROP FUNCTION {schema}.audit_number_gaps(date, date)",
         "ALTER TABLE {schema}.lead_access_audit_default DISABLE TRIGGER lp_append_only",
     ):
         run(host, host.text(fault))

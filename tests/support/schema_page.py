@@ -144,7 +144,8 @@ SUBJECTS = (
         "Backfill and verification",
         """Owners for the leads that were there before us. Operators call these functions, mostly through `leadprotect
         backfill`: a job per territory, cut into chunks that workers lease. Verification counts what is left.""",
-        "backfill_* chunk_bounds next_leads own_leads unowned_leads unowned_count",
+        "backfill_* chunk_bounds next_leads own_leads bare_leads unowned_leads unowned_count "
+        "lead_tally sources_indexed",
     ),
     Subject(
         "Gate",
