@@ -1,8 +1,7 @@
 """Who would lose what at contract, login by login, with what helps; asked of the catalog, from whatever phase.
 
 The conditions of the gate ask the same once the migrate step is there, in the database itself and for all logins
-together: of views and of the host's code by the very text that is asked here. tests/migrations/test_plan.py holds that
-both say the same of logins.
+together: of logins, of views and of the host's code by the very text that is asked here.
 """
 
 from __future__ import annotations
@@ -47,14 +46,21 @@ class Loss:
 
 @dataclass(frozen=True)
 class _Actor:
-    """A login that can do something with a table, and the role by which it does: itself, or one that it sets."""
+    """A login that can do something with a table, and the role by which it does: itself, or one that it sets.
+
+    `owns` is of the leads, `owns_it` of the table that was asked about.
+    """
 
     login: str
     role: str
     reads: bool
     edits: bool
     inserts: bool
+    owns_it: bool
     owns: bool
+    bypasses: bool
+    exempt: bool
+    member: bool
     serves: bool
     codes: list[str]
     narrow: bool
@@ -68,41 +74,6 @@ class _Actor:
         return f"as {self.role}, which it sets: " if self.role != self.login else ""
 
 
-# Whom a login can act as: itself, and each role that SET ROLE lets it choose. A login with privileges of its own is
-# judged by itself, a pool by the roles it sets: as the conditions `logins` and `lead_tables` of the gate do.
-_ACTORS = """
-    WITH holders AS MATERIALIZED (
-      SELECT r.oid, r.rolname,
-             has_table_privilege(r.oid, c.oid, 'SELECT') OR has_any_column_privilege(r.oid, c.oid, 'SELECT') AS reads,
-             has_table_privilege(r.oid, c.oid, 'UPDATE, DELETE')
-               OR has_any_column_privilege(r.oid, c.oid, 'UPDATE') AS edits,
-             has_table_privilege(r.oid, c.oid, 'INSERT') AS inserts,
-             EXISTS (SELECT FROM pg_roles AS app
-                     WHERE app.rolname = %(app)s AND pg_has_role(r.oid, app.oid, 'USAGE')) AS serves,
-             ARRAY(SELECT t.code FROM unnest(%(codes)s::text[], %(borders)s::text[]) AS t (code, role)
-                   JOIN pg_roles AS b ON b.rolname = t.role
-                   WHERE pg_has_role(r.oid, b.oid, 'USAGE') ORDER BY t.code) AS codes,
-             (SELECT bool_and(has_column_privilege(r.oid, %(leads)s::oid, needed.name, 'SELECT'))
-              FROM unnest(%(columns)s::text[]) AS needed (name)) AS narrow
-      FROM pg_roles AS r JOIN pg_class AS c ON c.oid = %(table)s
-      WHERE r.rolname <> ALL (%(offices)s) AND (has_table_privilege(r.oid, c.oid, 'SELECT, INSERT, UPDATE, DELETE')
-        OR has_any_column_privilege(r.oid, c.oid, 'INSERT, UPDATE')
-        -- what contract lets an auditor and our reader read makes no service of anybody
-        OR EXISTS (
-          SELECT FROM pg_attribute AS a
-          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-            AND has_column_privilege(r.oid, a.attrelid, a.attnum, 'SELECT')
-            AND NOT (a.attname = ANY (%(columns)s) AND EXISTS (
-              SELECT FROM pg_roles AS o WHERE o.rolname = ANY (%(looking)s) AND pg_has_role(r.oid, o.oid, 'USAGE'))))))
-    SELECT DISTINCT ON (l.rolname) l.rolname::text, h.rolname::text, h.reads, h.edits, h.inserts,
-           pg_has_role(l.oid, leads.relowner, 'MEMBER'), h.serves, h.codes, h.narrow
-    FROM pg_roles AS l JOIN holders AS h ON pg_has_role(l.oid, h.oid, 'MEMBER')
-    JOIN pg_class AS leads ON leads.oid = %(leads)s
-    WHERE l.rolcanlogin AND NOT l.rolsuper AND NOT l.rolbypassrls
-      AND l.rolname <> ALL (%(exempt)s) AND h.rolname <> ALL (%(exempt)s)
-      AND has_database_privilege(l.oid, current_database(), 'CONNECT')
-    ORDER BY l.rolname, h.oid = l.oid DESC, h.serves AND cardinality(h.codes) > 0 DESC, h.rolname
-    """
 _WRITERS = """
     SELECT l.rolname::text FROM pg_roles AS l
     WHERE l.rolcanlogin AND NOT l.rolsuper AND has_database_privilege(l.oid, current_database(), 'CONNECT')
@@ -154,11 +125,12 @@ def losses(conn: psycopg.Connection[Any], s: Settings, unseen: list[str]) -> lis
     if s.host_rls == "off" or relation(conn, *s.leads_table.split(".", 1)) is None:
         return []
     asked = _asked(conn, s)
-    actors = _actors(conn, s.leads_table, asked)
+    actors = _actors(conn, s, s.leads_table, asked)
+    actors = [actor for actor in actors if not actor.exempt]
     found = [loss for actor in actors for loss in _of_actor(s, actor, asked)]
     for child in s.lead_tables:
         found += [
-            loss for actor in _actors(conn, child.table, asked) for loss in _of_child(s, child.table, actor, asked)
+            loss for actor in _actors(conn, s, child.table, asked) for loss in _of_child(s, child.table, actor, asked)
         ]
     found += _views(conn, s)
     bound = {actor.login for actor in actors if asked["forced"] or not actor.owns}
@@ -177,13 +149,11 @@ def _asked(conn: psycopg.Connection[Any], s: Settings) -> dict[str, Any]:
         "schema": s.schema,
         "name": "".join(f"[{letter}]" if letter not in r"\^]" else f"\\{letter}" for letter in name),
         "forced": bool(forced),
+        "owner": one(conn, "SELECT pg_get_userbyid(relowner)::text FROM pg_class WHERE oid = %s", leads),
         "exempt": list(s.exempt_roles),
         "codes": [*(borders := _borders(conn, s))],
         "borders": [*borders.values()],
-        "app": s.role("app"),
         "columns": [s.lead_id_column, *territory_columns(s)],
-        "looking": [s.role("auditor"), s.role("reader")],
-        "offices": [s.role(office) for office in ("owner", "reader", "app", "auditor", "operator", "manager")],
     }
 
 
@@ -202,11 +172,13 @@ def _borders(conn: psycopg.Connection[Any], s: Settings) -> dict[str, str]:
     return said
 
 
-def _actors(conn: psycopg.Connection[Any], name: str, asked: dict[str, Any]) -> list[_Actor]:
+def _actors(conn: psycopg.Connection[Any], s: Settings, name: str, asked: dict[str, Any]) -> list[_Actor]:
     oid = relation(conn, *name.split(".", 1))
     if oid is None:
         return []
-    return [_Actor(*row) for row in conn.execute(_ACTORS, asked | {"table": oid}).fetchall()]
+    borders = dict(zip(asked["codes"], asked["borders"], strict=True))
+    found = [_Actor(*row) for row in ask_as_gate(conn, s, "acting_logins", target=oid, label=name, borders=borders)]
+    return [actor for actor in found if not actor.bypasses]
 
 
 def _of_actor(s: Settings, actor: _Actor, asked: dict[str, Any]) -> Iterator[Loss]:
@@ -255,9 +227,15 @@ def _of_actor(s: Settings, actor: _Actor, asked: dict[str, Any]) -> Iterator[Los
 
 
 def _of_child(s: Settings, name: str, actor: _Actor, asked: dict[str, Any]) -> Iterator[Loss]:
-    if actor.owns:
+    if actor.owns_it and s.host_rls != "force":
+        if actor.member and not actor.owns and not actor.exempt:
+            what = f"owns {name} and not {s.leads_table}, so the row security of the one does not bind it"
+            remedy = f"ALTER TABLE {table(name)} OWNER TO {ident(asked['owner'])};"
+            yield Loss("reads", actor.login, what, remedy, "lead_tables")
         return
-    if not actor.ready:
+    if actor.owns or (actor.exempt and actor.narrow):
+        return
+    if not actor.ready and not actor.exempt:
         lacks = f"{actor.named}is no member of {s.role('app')} and a territory"
         what = f"{lacks}, so it sees no row of {name} that belongs to a lead"
         yield Loss("reads", actor.login, what, _membership(s, actor, asked), "lead_tables")

@@ -9,24 +9,35 @@ from leadprotect.doctor.shipped import shipped_script
 from leadprotect.settings import Settings, ident
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import psycopg
 
 
 def ask_as_gate(
-    conn: psycopg.Connection[Any], s: Settings, function: str, *, target: int, label: str
+    conn: psycopg.Connection[Any],
+    s: Settings,
+    function: str,
+    *,
+    target: int,
+    label: str,
+    borders: Mapping[str, str] | None = None,
 ) -> list[tuple[Any, ...]]:
     """What a function of the gate that is one query would answer about the table `target`, called `label`.
 
+    `borders` maps the territories, which may not stand in the database yet, to their roles.
     A login that may not call it may ask all the same: it reads the catalog alone.
     """
     # the arguments of the function are columns beside it, by the same names
     asked = f"""
         SELECT found.* FROM (
           SELECT %(target)s::oid::regclass AS target, %(label)s::text AS what,
-                 %(host_rls)s::text AS host_rls, %(exempt)s::name[] AS exempt_roles) AS given
+                 %(host_rls)s::text AS host_rls, %(exempt)s::name[] AS exempt_roles,
+                 %(codes)s::text[] AS codes, %(borders)s::name[] AS borders) AS given
         CROSS JOIN LATERAL ({_query(s, function).replace("%", "%%")}) AS found
         """
     values = {"target": target, "host_rls": s.host_rls, "exempt": list(s.exempt_roles), "label": label}
+    values |= {"codes": [*(borders or {})], "borders": [*(borders or {}).values()]}
     return conn.execute(asked.encode(), values).fetchall()
 
 

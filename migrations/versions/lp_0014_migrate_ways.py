@@ -25,6 +25,7 @@ def upgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
     op.execute(sql("GRANT CREATE ON SCHEMA {schema} TO {reader}"))
     op.execute(sql("SET LOCAL ROLE {reader}"))
+    create_acting_logins()
     create_leaking_views()
     create_ways_around()
     create_host_code()
@@ -50,10 +51,72 @@ def downgrade() -> None:
           {schema}.column_code(),
           {schema}.host_code(regclass, text),
           {schema}.ways_around(text, name[]),
-          {schema}.leaking_views(regclass, text, name[])
+          {schema}.leaking_views(regclass, text, name[]),
+          {schema}.acting_logins(regclass, name[], text[], name[])
         """)
     )
     op.execute("RESET ROLE")
+
+
+def create_acting_logins() -> None:
+    # Who may do something with a table; roles of ours make no service of anybody. Whom a login can act as: itself, and
+    # each role that SET ROLE lets it choose. A login with privileges of its own is judged by itself, a pool by the roles
+    # it sets. The territories are arguments, and no role of ours need be there: a plan asks before the schema stands.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.acting_logins(target regclass, exempt_roles name[], codes text[], borders name[])
+        RETURNS TABLE (
+          login name, role name, reads boolean, edits boolean, inserts boolean, owns_it boolean, owns_leads boolean, bypasses boolean,
+          exempt boolean, member boolean, serves boolean, territories text[], narrow boolean)
+        LANGUAGE plpgsql
+        STABLE
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        #variable_conflict use_variable
+        BEGIN
+          RETURN QUERY
+          WITH holders AS MATERIALIZED (
+            SELECT h.oid, h.rolname, {app_name} = ANY (uses.roles) AS serves, c.relowner, leads.oid AS leads, leads.relowner AS lead_owner
+            FROM pg_class AS c JOIN pg_class AS leads ON leads.oid = {leads_name}::regclass CROSS JOIN pg_roles AS h CROSS JOIN LATERAL (
+              SELECT ARRAY(SELECT o.rolname FROM pg_roles AS o
+                           WHERE o.rolname IN ({app_name}, {reader_name}, {auditor_name}) AND pg_has_role(h.oid, o.oid, 'USAGE')) AS roles) AS uses
+            WHERE c.oid = target AND h.rolname <> ALL (ARRAY[{offices}]::name[]) AND (
+              has_table_privilege(h.oid, target, 'SELECT, INSERT, UPDATE, DELETE') OR has_any_column_privilege(h.oid, target, 'INSERT')
+              -- what contract lets an auditor read for v_lead_protection makes no service of him, and what our reader
+              -- reads, and writes where the host keeps owners, none of whoever migrates, be it another database of this server
+              OR EXISTS (
+                SELECT FROM pg_attribute AS a
+                WHERE a.attrelid = target AND a.attnum > 0 AND NOT a.attisdropped
+                  AND (has_column_privilege(h.oid, a.attrelid, a.attnum, 'UPDATE')
+                      AND NOT (target = leads.oid AND a.attname = {owner_column_name} AND {reader_name} = ANY (uses.roles))
+                    OR has_column_privilege(h.oid, a.attrelid, a.attnum, 'SELECT')
+                      AND NOT (target = leads.oid AND a.attname IN ({lead_id_column_name}, {territory_column_names}) AND uses.roles && ARRAY[{reader_name}, {auditor_name}]::name[]))))),
+          acting AS (
+            SELECT l.rolname AS login, l.oid AS login_oid, l.rolbypassrls, h.*, h.oid = l.oid AS itself,
+                   l.rolname = ANY (exempt_roles) OR h.rolname = ANY (exempt_roles) AS exempt,
+                   ARRAY(SELECT t.code FROM unnest(codes, borders) AS t (code, role) JOIN pg_roles AS b ON b.rolname = t.role
+                         WHERE pg_has_role(h.oid, b.oid, 'USAGE') ORDER BY t.code) AS held
+            FROM pg_roles AS l JOIN holders AS h ON pg_has_role(l.oid, h.oid, 'MEMBER')
+            WHERE l.rolcanlogin AND NOT l.rolsuper AND has_database_privilege(l.oid, current_database(), 'CONNECT'))
+          SELECT DISTINCT ON (a.login) a.login, a.rolname,
+                 has_table_privilege(a.oid, target, 'SELECT') OR has_any_column_privilege(a.oid, target, 'SELECT'),
+                 has_table_privilege(a.oid, target, 'UPDATE, DELETE') OR has_any_column_privilege(a.oid, target, 'UPDATE'),
+                 has_table_privilege(a.oid, target, 'INSERT'),
+                 pg_has_role(a.login_oid, a.relowner, 'MEMBER'), pg_has_role(a.login_oid, a.lead_owner, 'MEMBER'),
+                 a.rolbypassrls, a.exempt,
+                 EXISTS (SELECT FROM pg_roles AS o WHERE o.rolname = {app_name} AND pg_has_role(a.login_oid, o.oid, 'MEMBER')),
+                 a.serves, a.held,
+                 (SELECT bool_and(has_column_privilege(a.oid, a.leads, needed.name, 'SELECT'))
+                  FROM unnest(ARRAY[{lead_id_column_name}, {territory_column_names}]) AS needed (name))
+          FROM acting AS a
+          ORDER BY a.login, a.exempt, a.itself DESC, (a.serves AND cardinality(a.held) > 0) DESC, a.rolname;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.acting_logins(regclass, name[], text[], name[]) IS
+        'The logins that may do something with a table, each with the role by which it does, and what it holds of ours';
+        REVOKE ALL ON FUNCTION {schema}.acting_logins(regclass, name[], text[], name[]) FROM PUBLIC
+        """)
+    )
 
 
 def create_leaking_views() -> None:
@@ -429,6 +492,8 @@ def create_lead_tables() -> None:
         DECLARE
           one text[];
           target regclass;
+          known text[] := ARRAY(SELECT t.code FROM {schema}.territories AS t ORDER BY t.code);
+          borders name[] := ARRAY(SELECT {schema}.territory_role(t.code) FROM {schema}.territories AS t ORDER BY t.code);
           lead_owner oid := (SELECT relowner FROM pg_class WHERE oid = {leads_name}::regclass);
           locked text[] := '{}';
           unlocks text[] := '{}';
@@ -463,46 +528,25 @@ def create_lead_tables() -> None:
               CONTINUE;
             END IF;
             FOR found IN
-              WITH holders AS MATERIALIZED (
-                SELECT h.oid FROM pg_roles AS h
-                WHERE h.rolname <> ALL (ARRAY[{offices}]::name[])
-                  AND (has_table_privilege(h.oid, target, 'SELECT, INSERT, UPDATE, DELETE')
-                    OR has_any_column_privilege(h.oid, target, 'SELECT, INSERT, UPDATE'))),
-              borders AS MATERIALIZED (
-                SELECT b.oid FROM {schema}.territories AS t JOIN pg_roles AS b ON b.rolname = {schema}.territory_role(t.code)),
-              acting AS (
-                SELECT DISTINCT ON (l.rolname) l.rolname AS login, r.rolname AS role,
-                       pg_has_role(l.oid, c.relowner, 'MEMBER') AS owns_it, pg_has_role(l.oid, lead_owner, 'MEMBER') AS owns_leads,
-                       l.rolname = ANY (exempt_roles) OR r.rolname = ANY (exempt_roles) AS exempt,
-                       pg_has_role(l.oid, {app_name}, 'MEMBER') AS serves,
-                       pg_has_role(r.oid, {app_name}, 'USAGE')
-                         AND EXISTS (SELECT FROM borders AS b WHERE pg_has_role(r.oid, b.oid, 'USAGE')) AS ready,
-                       (SELECT bool_and(has_column_privilege(r.oid, {leads_name}::regclass, needed.name, 'SELECT'))
-                        FROM unnest(ARRAY[{lead_id_column_name}, {territory_column_names}]) AS needed (name)) AS reads
-                FROM pg_roles AS l JOIN pg_roles AS r ON pg_has_role(l.oid, r.oid, 'MEMBER') JOIN holders AS h ON h.oid = r.oid
-                CROSS JOIN pg_class AS c
-                WHERE c.oid = target AND l.rolcanlogin AND NOT l.rolsuper AND NOT l.rolbypassrls
-                  AND has_database_privilege(l.oid, current_database(), 'CONNECT')
-                ORDER BY l.rolname, r.oid = l.oid DESC, ready DESC, r.rolname)
               SELECT CASE
-                  WHEN a.owns_it AND NOT a.owns_leads AND a.serves THEN
+                  WHEN a.owns_it AND NOT a.owns_leads AND a.member THEN
                     format('login %I owns %s and not %s, so the row security of the one does not bind it', a.login, target, {leads_label})
-                  WHEN NOT a.ready AND NOT a.exempt THEN
+                  WHEN NOT (a.serves AND a.territories <> '{}') AND NOT a.exempt THEN
                     format('%s has privileges on %s but is no member of %s and a territory', a.role, target, {app_name})
                   ELSE format('%s has privileges on %s and may not read id and territory of %s, by which its rows are seen',
                               a.role, target, {leads_label}) END AS detail,
                 CASE
-                  WHEN a.owns_it AND NOT a.owns_leads AND a.serves THEN
+                  WHEN a.owns_it AND NOT a.owns_leads AND a.member THEN
                     format('ALTER TABLE %s OWNER TO %I;', target, pg_get_userbyid(lead_owner))
-                  WHEN NOT a.ready AND NOT a.exempt THEN (
+                  WHEN NOT (a.serves AND a.territories <> '{}') AND NOT a.exempt THEN (
                     SELECT format('GRANT %I, %I%s TO %I;', {app_name}, t.roles[1],
                                   ' /* or ' || nullif(array_to_string(t.roles[2:], ', '), '') || ' */', a.role)
                     FROM (SELECT array_agg({schema}.territory_role(code) ORDER BY code) AS roles FROM {schema}.territories) AS t)
                   ELSE format('GRANT SELECT ({lead_id}, {territory_columns}) ON %s TO %I;', {leads_name}::regclass, a.role) END AS remedy
-              FROM acting AS a
-              WHERE CASE WHEN a.owns_it AND host_rls <> 'force' THEN NOT a.owns_leads AND a.serves AND NOT a.exempt
+              FROM {schema}.acting_logins(target, exempt_roles, known, borders) AS a
+              WHERE NOT a.bypasses AND CASE WHEN a.owns_it AND host_rls <> 'force' THEN NOT a.owns_leads AND a.member AND NOT a.exempt
                       WHEN a.owns_leads THEN false
-                      ELSE NOT a.ready AND NOT a.exempt OR NOT a.reads END
+                      ELSE NOT (a.serves AND a.territories <> '{}') AND NOT a.exempt OR NOT a.narrow END
               ORDER BY a.login LIMIT 20
             LOOP
               locked := locked || found.detail;

@@ -498,40 +498,14 @@ def create_gate() -> None:
                  string_agg(locked.remedy, ' ') || ' or name it in exempt_roles'
           INTO met, detail, remedy
           FROM (
-            -- who may do something with leads; roles of ours make no service of anybody
-            WITH holders AS MATERIALIZED (
-              SELECT h.oid FROM pg_roles AS h
-              WHERE h.rolname <> ALL (ARRAY[{offices}]::name[]) AND (
-                has_table_privilege(h.oid, {leads_name}::regclass, 'SELECT, INSERT, UPDATE, DELETE')
-                OR has_any_column_privilege(h.oid, {leads_name}::regclass, 'INSERT')
-                -- what contract lets an auditor read for v_lead_protection makes no service of him, and what our reader
-                -- reads, and writes where the host keeps owners, none of whoever migrates, be it another database of this server
-                OR EXISTS (
-                  SELECT FROM pg_attribute AS a
-                  WHERE a.attrelid = {leads_name}::regclass AND a.attnum > 0 AND NOT a.attisdropped
-                    AND (has_column_privilege(h.oid, a.attrelid, a.attnum, 'UPDATE')
-                        AND NOT (a.attname = {owner_column_name} AND pg_has_role(h.oid, {reader_name}, 'USAGE'))
-                      OR has_column_privilege(h.oid, a.attrelid, a.attnum, 'SELECT')
-                        AND NOT (a.attname IN ({lead_id_column_name}, {territory_column_names})
-                          AND (pg_has_role(h.oid, {auditor_name}, 'USAGE') OR pg_has_role(h.oid, {reader_name}, 'USAGE'))))))),
-            borders AS MATERIALIZED (
-              SELECT b.oid FROM {schema}.territories AS t JOIN pg_roles AS b ON b.rolname = {schema}.territory_role(t.code)),
-            -- whom a login can act as: itself, and each role that SET ROLE lets it choose
-            acting AS MATERIALIZED (
-              SELECT l.rolname AS login, r.oid, r.rolname AS role, r.oid = l.oid AS itself,
-                     pg_has_role(l.oid, host_owner, 'MEMBER') AS owns,
-                     pg_has_role(r.oid, {app_name}, 'USAGE')
-                       AND EXISTS (SELECT FROM borders AS b WHERE pg_has_role(r.oid, b.oid, 'USAGE')) AS ready
-              FROM pg_roles AS l JOIN pg_roles AS r ON pg_has_role(l.oid, r.oid, 'MEMBER')
-              JOIN holders AS h ON h.oid = r.oid
-              WHERE l.rolcanlogin AND NOT l.rolsuper AND l.rolname <> ALL (exempt_roles) AND r.rolname <> ALL (exempt_roles)
-                AND has_database_privilege(l.oid, current_database(), 'CONNECT')),
-            suspects AS (
-              -- a login with privileges of its own is judged by itself, a pool by the roles it sets
-              SELECT DISTINCT ON (a.login) a.login, a.role, a.owns, a.ready,
+            WITH suspects AS (
+              SELECT a.login, a.role, a.owns_leads AS owns, a.serves AND a.territories <> '{}' AS ready,
                      (SELECT max(w.at) FROM {schema}.contextless_writes AS w
                       WHERE w.login = a.login AND w.at > clock_timestamp() - observation_window - noted) AS wrote
-              FROM acting AS a ORDER BY a.login, a.itself DESC, a.ready DESC, a.role)
+              FROM {schema}.acting_logins({leads_name}::regclass, exempt_roles,
+                ARRAY(SELECT t.code FROM {schema}.territories AS t ORDER BY t.code),
+                ARRAY(SELECT {schema}.territory_role(t.code) FROM {schema}.territories AS t ORDER BY t.code)) AS a
+              WHERE NOT a.exempt)
             SELECT CASE WHEN s.owns
                 THEN format('login %I owns %s, so row security does not bind it, and wrote at %s', s.login, {leads_label},
                             to_char(s.wrote AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'))
