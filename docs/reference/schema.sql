@@ -37,11 +37,11 @@
 --    1640  Decision
 --    2138  Attempts and audit
 --    3132  Seals
---    3599  Transition
---    3939  Shadow
---    4429  Backfill and verification
---    5316  Gate
---    6342  Host
+--    3617  Transition
+--    3957  Shadow
+--    4447  Backfill and verification
+--    5406  Gate
+--    6434  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -93,12 +93,12 @@
 --    note_contextless_write, own_moved_lead, own_named_lead, follow_owner_column,
 --    hide_owner_column, forget_lead, own_active_lead, shadow_note, shadow_failed, shadow_binds,
 --    shadow_reason, shadow_border, shadow_edits, shadow_inserts, shadow_lead, shadow_rows,
---    shadow_truncate, require_transition, chunk_bounds, next_leads, own_leads, leaking_views,
---    ways_around, host_code, lost_searches, what_changes, lead_table_conditions, shadow_condition,
---    accept_condition, accepted_share, tolerated, shell_word, require_open_gate, acts_bound,
---    recorded_edit, audit_edit, audit_edits, audit_truncate, refuse_move, refuse_taken,
---    own_new_lead, settings_at_contract, acts_bound_on, edit_through, child_edit, child_move,
---    child_leads, child_truncate
+--    shadow_truncate, require_transition, chunk_bounds, next_leads, own_leads, sources_indexed,
+--    bare_leads, lead_tally, acting_logins, leaking_views, ways_around, host_code, lost_searches,
+--    what_changes, lead_table_conditions, shadow_condition, accept_condition, accepted_share,
+--    tolerated, shell_word, require_open_gate, acts_bound, recorded_edit, audit_edit, audit_edits,
+--    audit_truncate, refuse_move, refuse_taken, own_new_lead, settings_at_contract, acts_bound_on,
+--    edit_through, child_edit, child_move, child_leads, child_truncate
 
 -- =================================================================================================
 -- Territories and the border
@@ -3523,7 +3523,7 @@ GRANT ALL ON FUNCTION leadprotect.detach_audit_month(month date) TO leadprotect_
 
 -- function audit_number_gaps, lp_0004_expand_seals
 
-CREATE FUNCTION leadprotect.audit_number_gaps() RETURNS TABLE(first_number bigint, last_number bigint)
+CREATE FUNCTION leadprotect.audit_number_gaps(from_month date DEFAULT NULL::date, before_month date DEFAULT NULL::date) RETURNS TABLE(first_number bigint, last_number bigint)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'on'
@@ -3536,25 +3536,43 @@ CREATE FUNCTION leadprotect.audit_number_gaps() RETURNS TABLE(first_number bigin
           drawn bigint := (
             SELECT max(s.last_number) FROM "leadprotect".lead_access_audit_seals AS s
             WHERE s.origin <> here OR s.transaction_id < pg_snapshot_xmin(pg_current_snapshot()));
-          done int8multirange := "leadprotect".sealed_numbers(NULL, NULL, NULL);
+          before date := (SELECT max(s.month) FROM "leadprotect".lead_access_audit_seals AS s
+                          WHERE s.month < from_month AND s.detached_table IS NULL);
+          after date := (SELECT min(s.month) FROM "leadprotect".lead_access_audit_seals AS s
+                         WHERE s.month >= before_month AND s.detached_table IS NULL);
+          done int8multirange := "leadprotect".sealed_numbers(before, (after + interval '1 month')::date, NULL);
+          first_asked bigint := 1;
           open_from timestamptz := (
             SELECT date_trunc('month', max(s.settled_until) - interval '1 minute', 'Etc/UTC')
             FROM "leadprotect".lead_access_audit_seals AS s);
         BEGIN
-          IF drawn > 0 THEN
+          IF before IS NOT NULL THEN
+            SELECT least(max(upper(s.ids)) FILTER (WHERE s.month = before), min(lower(s.ids)) FILTER (WHERE s.month > before))
+            INTO first_asked FROM "leadprotect".lead_access_audit_seals AS s
+            WHERE s.month >= before AND (before_month IS NULL OR s.month < before_month);
+          END IF;
+          IF after IS NOT NULL THEN
+            SELECT least(drawn, greatest(
+              max(upper(s.ids)) FILTER (WHERE s.month < after), min(lower(s.ids)) FILTER (WHERE s.month = after)) - 1)
+            INTO drawn FROM "leadprotect".lead_access_audit_seals AS s
+            WHERE (from_month IS NULL OR s.month >= from_month) AND s.month <= after;
+          END IF;
+          IF drawn >= first_asked THEN
             RETURN QUERY
               SELECT lower(gap), upper(gap) - 1
-              FROM unnest(int8multirange(int8range(1, drawn, '[]')) - done - coalesce(
+              FROM unnest(int8multirange(int8range(first_asked, drawn, '[]')) - done - coalesce(
                 (SELECT range_agg(int8range(a.id, a.id, '[]')) FROM "leadprotect".lead_access_audit AS a
-                 WHERE a.at >= open_from AND a.id <= drawn AND NOT done @> a.id), '{}')) AS gap;
+                 WHERE a.at >= greatest(open_from, before::timestamp AT TIME ZONE 'Etc/UTC')
+                   AND (after IS NULL OR a.at < (after + interval '1 month') AT TIME ZONE 'Etc/UTC')
+                   AND a.id <= drawn AND NOT done @> a.id), '{}')) AS gap;
           END IF;
         END
         $$;
 
-COMMENT ON FUNCTION leadprotect.audit_number_gaps() IS 'Numbers without a row: the server''s log tells of each denial that was raised (leadprotect denial N)';
+COMMENT ON FUNCTION leadprotect.audit_number_gaps(from_month date, before_month date) IS 'Numbers without a row, of these months alone (NULL: of all): the server''s log tells of each denial that was raised (leadprotect denial N)';
 
-REVOKE ALL ON FUNCTION leadprotect.audit_number_gaps() FROM PUBLIC;
-GRANT ALL ON FUNCTION leadprotect.audit_number_gaps() TO leadprotect_auditor;
+REVOKE ALL ON FUNCTION leadprotect.audit_number_gaps(from_month date, before_month date) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.audit_number_gaps(from_month date, before_month date) TO leadprotect_auditor;
 
 -- table audit_anchors, lp_0004_expand_seals
 
@@ -5024,6 +5042,48 @@ COMMENT ON FUNCTION leadprotect.backfill_request(here text, wanted text, reason 
 REVOKE ALL ON FUNCTION leadprotect.backfill_request(here text, wanted text, reason text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_request(here text, wanted text, reason text) TO leadprotect_operator;
 
+-- function sources_indexed, lp_0013_migrate_verification, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.sources_indexed() RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          RETURN NOT EXISTS (
+            SELECT FROM unnest(ARRAY['"public"."ix_leadprotect_activities"']::text[]) AS wanted (path)
+            LEFT JOIN pg_index AS i ON i.indexrelid = to_regclass(wanted.path) WHERE i.indisvalid IS NOT TRUE);
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.sources_indexed() IS 'Whether every index of the transition on activities stands';
+
+REVOKE ALL ON FUNCTION leadprotect.sources_indexed() FROM PUBLIC;
+
+-- function bare_leads, lp_0013_migrate_verification, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.bare_leads(territories text[]) RETURNS TABLE(territory text, lead_id uuid)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_nestloop TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET parallel_tuple_cost TO '0'
+    AS $$
+        #variable_conflict use_column
+        BEGIN
+          RETURN QUERY
+          SELECT l."territory"::text, l."id"::uuid
+          FROM "public"."leads" AS l
+          WHERE l."territory" = ANY (bare_leads.territories)
+            AND NOT EXISTS (
+              SELECT FROM "leadprotect".user_lead_assignments AS a
+              WHERE a.lead_id = l."id" AND a.territory = l."territory");
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.bare_leads(territories text[]) IS 'Leads of the territories without an owner, and not released by hand, whatever their activities';
+
+REVOKE ALL ON FUNCTION leadprotect.bare_leads(territories text[]) FROM PUBLIC;
+
 -- function unowned_leads, lp_0013_migrate_verification, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.unowned_leads(territories text[]) RETURNS TABLE(territory text, lead_id uuid)
@@ -5031,9 +5091,18 @@ CREATE FUNCTION leadprotect.unowned_leads(territories text[]) RETURNS TABLE(terr
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'on'
     SET enable_nestloop TO 'off'
+    SET jit TO 'off'
     AS $$
         #variable_conflict use_column
         BEGIN
+          IF "leadprotect".sources_indexed() AND NOT EXISTS (SELECT FROM "leadprotect".backfill_jobs AS j WHERE j.ended_at IS NULL) THEN
+            RETURN QUERY
+            SELECT b.territory, b.lead_id
+            FROM (SELECT * FROM "leadprotect".bare_leads(unowned_leads.territories) AS b ORDER BY b.lead_id) AS b
+            -- no EXISTS: it could become a scan, and a hash of all activities
+            WHERE (SELECT true FROM (SELECT v."lead_id" AS lead_id FROM "public"."activities" AS v WHERE v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL AND (v."created_at" <= pg_catalog.clock_timestamp()) IS NOT FALSE) AS q WHERE q.lead_id = b.lead_id LIMIT 1);
+            RETURN;
+          END IF;
           RETURN QUERY
           SELECT l."territory"::text, l."id"::uuid
           FROM "public"."leads" AS l
@@ -5063,6 +5132,29 @@ GRANT ALL ON FUNCTION leadprotect.unowned_leads(territories text[]) TO leadprote
 REVOKE ALL ON FUNCTION leadprotect.unowned_leads(territory text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.unowned_leads(territory text) TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.unowned_leads(territory text) TO leadprotect_operator;
+
+-- function lead_tally, lp_0013_migrate_verification, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.lead_tally() RETURNS TABLE(territory text, leads bigint, owned bigint)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    SET jit TO 'off'
+    AS $$
+        #variable_conflict use_column
+        BEGIN
+          RETURN QUERY
+          SELECT t.territory, t.leads, coalesce(o.owned, 0)
+          FROM (SELECT nullif(l."territory"::text, '') AS territory, count(*) AS leads FROM "public"."leads" AS l GROUP BY 1) AS t
+          LEFT JOIN (
+            SELECT a.territory, count(a.user_id) AS owned FROM "leadprotect".user_lead_assignments AS a GROUP BY a.territory) AS o
+            ON o.territory = t.territory;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.lead_tally() IS 'Number of leads of each territory that a lead names, and of those that somebody owns; NULL: outside protection';
+
+REVOKE ALL ON FUNCTION leadprotect.lead_tally() FROM PUBLIC;
 
 -- function backfill_stale, lp_0013_migrate_verification, owner leadprotect_reader
 
@@ -5195,11 +5287,9 @@ GRANT ALL ON FUNCTION leadprotect.backfill_outside() TO leadprotect_operator;
 CREATE FUNCTION leadprotect.unowned_count() RETURNS bigint
     LANGUAGE sql STABLE SECURITY DEFINER
     BEGIN ATOMIC
- SELECT GREATEST((( SELECT count(*) AS count
-            FROM public.leads l
-           WHERE ((l.territory)::text = ANY (leadprotect.all_territories()))) - ( SELECT count(*) AS count
-            FROM leadprotect.user_lead_assignments a
-           WHERE (a.user_id IS NOT NULL))), (0)::bigint) AS "greatest";
+ SELECT (GREATEST(COALESCE(sum((t.leads - t.owned)), (0)::numeric), (0)::numeric))::bigint AS "greatest"
+    FROM leadprotect.lead_tally() t(territory, leads, owned)
+   WHERE (t.territory = ANY (leadprotect.all_territories()));
 END;
 
 COMMENT ON FUNCTION leadprotect.unowned_count() IS 'Number of leads of a territory that nobody owns';
@@ -5320,6 +5410,57 @@ GRANT ALL ON FUNCTION leadprotect.backfill_status() TO leadprotect_operator;
 -- operators; the revisions of contract call require_open_gate(). leadprotect guard keeps its run
 -- and its heartbeat here.
 -- =================================================================================================
+
+-- function acting_logins, lp_0014_migrate_ways, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.acting_logins(target regclass, exempt_roles name[], codes text[], borders name[]) RETURNS TABLE(login name, role name, reads boolean, edits boolean, inserts boolean, owns_it boolean, owns_leads boolean, bypasses boolean, exempt boolean, member boolean, serves boolean, territories text[], narrow boolean)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        #variable_conflict use_variable
+        BEGIN
+          RETURN QUERY
+          WITH holders AS MATERIALIZED (
+            SELECT h.oid, h.rolname, 'leadprotect_app' = ANY (uses.roles) AS serves, c.relowner, leads.oid AS leads, leads.relowner AS lead_owner
+            FROM pg_class AS c JOIN pg_class AS leads ON leads.oid = '"public"."leads"'::regclass CROSS JOIN pg_roles AS h CROSS JOIN LATERAL (
+              SELECT ARRAY(SELECT o.rolname FROM pg_roles AS o
+                           WHERE o.rolname IN ('leadprotect_app', 'leadprotect_reader', 'leadprotect_auditor') AND pg_has_role(h.oid, o.oid, 'USAGE')) AS roles) AS uses
+            WHERE c.oid = target AND h.rolname <> ALL (ARRAY['leadprotect_app', 'leadprotect_auditor', 'leadprotect_manager', 'leadprotect_operator', 'leadprotect_owner', 'leadprotect_reader']::name[]) AND (
+              has_table_privilege(h.oid, target, 'SELECT, INSERT, UPDATE, DELETE') OR has_any_column_privilege(h.oid, target, 'INSERT')
+              -- what contract lets an auditor read for v_lead_protection makes no service of him, and what our reader
+              -- reads, and writes where the host keeps owners, none of whoever migrates, be it another database of this server
+              OR EXISTS (
+                SELECT FROM pg_attribute AS a
+                WHERE a.attrelid = target AND a.attnum > 0 AND NOT a.attisdropped
+                  AND (has_column_privilege(h.oid, a.attrelid, a.attnum, 'UPDATE')
+                      AND NOT (target = leads.oid AND a.attname = '' AND 'leadprotect_reader' = ANY (uses.roles))
+                    OR has_column_privilege(h.oid, a.attrelid, a.attnum, 'SELECT')
+                      AND NOT (target = leads.oid AND a.attname IN ('id', 'territory') AND uses.roles && ARRAY['leadprotect_reader', 'leadprotect_auditor']::name[]))))),
+          acting AS (
+            SELECT l.rolname AS login, l.oid AS login_oid, l.rolbypassrls, h.*, h.oid = l.oid AS itself,
+                   l.rolname = ANY (exempt_roles) OR h.rolname = ANY (exempt_roles) AS exempt,
+                   ARRAY(SELECT t.code FROM unnest(codes, borders) AS t (code, role) JOIN pg_roles AS b ON b.rolname = t.role
+                         WHERE pg_has_role(h.oid, b.oid, 'USAGE') ORDER BY t.code) AS held
+            FROM pg_roles AS l JOIN holders AS h ON pg_has_role(l.oid, h.oid, 'MEMBER')
+            WHERE l.rolcanlogin AND NOT l.rolsuper AND has_database_privilege(l.oid, current_database(), 'CONNECT'))
+          SELECT DISTINCT ON (a.login) a.login, a.rolname,
+                 has_table_privilege(a.oid, target, 'SELECT') OR has_any_column_privilege(a.oid, target, 'SELECT'),
+                 has_table_privilege(a.oid, target, 'UPDATE, DELETE') OR has_any_column_privilege(a.oid, target, 'UPDATE'),
+                 has_table_privilege(a.oid, target, 'INSERT'),
+                 pg_has_role(a.login_oid, a.relowner, 'MEMBER'), pg_has_role(a.login_oid, a.lead_owner, 'MEMBER'),
+                 a.rolbypassrls, a.exempt,
+                 EXISTS (SELECT FROM pg_roles AS o WHERE o.rolname = 'leadprotect_app' AND pg_has_role(a.login_oid, o.oid, 'MEMBER')),
+                 a.serves, a.held,
+                 (SELECT bool_and(has_column_privilege(a.oid, a.leads, needed.name, 'SELECT'))
+                  FROM unnest(ARRAY['id', 'territory']) AS needed (name))
+          FROM acting AS a
+          ORDER BY a.login, a.exempt, a.itself DESC, (a.serves AND cardinality(a.held) > 0) DESC, a.rolname;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.acting_logins(target regclass, exempt_roles name[], codes text[], borders name[]) IS 'The logins that may do something with a table, each with the role by which it does, and what it holds of ours';
+
+REVOKE ALL ON FUNCTION leadprotect.acting_logins(target regclass, exempt_roles name[], codes text[], borders name[]) FROM PUBLIC;
 
 -- function leaking_views, lp_0014_migrate_ways, owner leadprotect_reader
 
@@ -5646,6 +5787,8 @@ CREATE FUNCTION leadprotect.lead_table_conditions(host_rls text, exempt_roles na
         DECLARE
           one text[];
           target regclass;
+          known text[] := ARRAY(SELECT t.code FROM "leadprotect".territories AS t ORDER BY t.code);
+          borders name[] := ARRAY(SELECT "leadprotect".territory_role(t.code) FROM "leadprotect".territories AS t ORDER BY t.code);
           lead_owner oid := (SELECT relowner FROM pg_class WHERE oid = '"public"."leads"'::regclass);
           locked text[] := '{}';
           unlocks text[] := '{}';
@@ -5680,46 +5823,25 @@ CREATE FUNCTION leadprotect.lead_table_conditions(host_rls text, exempt_roles na
               CONTINUE;
             END IF;
             FOR found IN
-              WITH holders AS MATERIALIZED (
-                SELECT h.oid FROM pg_roles AS h
-                WHERE h.rolname <> ALL (ARRAY['leadprotect_app', 'leadprotect_auditor', 'leadprotect_manager', 'leadprotect_operator', 'leadprotect_owner', 'leadprotect_reader']::name[])
-                  AND (has_table_privilege(h.oid, target, 'SELECT, INSERT, UPDATE, DELETE')
-                    OR has_any_column_privilege(h.oid, target, 'SELECT, INSERT, UPDATE'))),
-              borders AS MATERIALIZED (
-                SELECT b.oid FROM "leadprotect".territories AS t JOIN pg_roles AS b ON b.rolname = "leadprotect".territory_role(t.code)),
-              acting AS (
-                SELECT DISTINCT ON (l.rolname) l.rolname AS login, r.rolname AS role,
-                       pg_has_role(l.oid, c.relowner, 'MEMBER') AS owns_it, pg_has_role(l.oid, lead_owner, 'MEMBER') AS owns_leads,
-                       l.rolname = ANY (exempt_roles) OR r.rolname = ANY (exempt_roles) AS exempt,
-                       pg_has_role(l.oid, 'leadprotect_app', 'MEMBER') AS serves,
-                       pg_has_role(r.oid, 'leadprotect_app', 'USAGE')
-                         AND EXISTS (SELECT FROM borders AS b WHERE pg_has_role(r.oid, b.oid, 'USAGE')) AS ready,
-                       (SELECT bool_and(has_column_privilege(r.oid, '"public"."leads"'::regclass, needed.name, 'SELECT'))
-                        FROM unnest(ARRAY['id', 'territory']) AS needed (name)) AS reads
-                FROM pg_roles AS l JOIN pg_roles AS r ON pg_has_role(l.oid, r.oid, 'MEMBER') JOIN holders AS h ON h.oid = r.oid
-                CROSS JOIN pg_class AS c
-                WHERE c.oid = target AND l.rolcanlogin AND NOT l.rolsuper AND NOT l.rolbypassrls
-                  AND has_database_privilege(l.oid, current_database(), 'CONNECT')
-                ORDER BY l.rolname, r.oid = l.oid DESC, ready DESC, r.rolname)
               SELECT CASE
-                  WHEN a.owns_it AND NOT a.owns_leads AND a.serves THEN
+                  WHEN a.owns_it AND NOT a.owns_leads AND a.member THEN
                     format('login %I owns %s and not %s, so the row security of the one does not bind it', a.login, target, 'public.leads')
-                  WHEN NOT a.ready AND NOT a.exempt THEN
+                  WHEN NOT (a.serves AND a.territories <> '{}') AND NOT a.exempt THEN
                     format('%s has privileges on %s but is no member of %s and a territory', a.role, target, 'leadprotect_app')
                   ELSE format('%s has privileges on %s and may not read id and territory of %s, by which its rows are seen',
                               a.role, target, 'public.leads') END AS detail,
                 CASE
-                  WHEN a.owns_it AND NOT a.owns_leads AND a.serves THEN
+                  WHEN a.owns_it AND NOT a.owns_leads AND a.member THEN
                     format('ALTER TABLE %s OWNER TO %I;', target, pg_get_userbyid(lead_owner))
-                  WHEN NOT a.ready AND NOT a.exempt THEN (
+                  WHEN NOT (a.serves AND a.territories <> '{}') AND NOT a.exempt THEN (
                     SELECT format('GRANT %I, %I%s TO %I;', 'leadprotect_app', t.roles[1],
                                   ' /* or ' || nullif(array_to_string(t.roles[2:], ', '), '') || ' */', a.role)
                     FROM (SELECT array_agg("leadprotect".territory_role(code) ORDER BY code) AS roles FROM "leadprotect".territories) AS t)
                   ELSE format('GRANT SELECT ("id", "territory") ON %s TO %I;', '"public"."leads"'::regclass, a.role) END AS remedy
-              FROM acting AS a
-              WHERE CASE WHEN a.owns_it AND host_rls <> 'force' THEN NOT a.owns_leads AND a.serves AND NOT a.exempt
+              FROM "leadprotect".acting_logins(target, exempt_roles, known, borders) AS a
+              WHERE NOT a.bypasses AND CASE WHEN a.owns_it AND host_rls <> 'force' THEN NOT a.owns_leads AND a.member AND NOT a.exempt
                       WHEN a.owns_leads THEN false
-                      ELSE NOT a.ready AND NOT a.exempt OR NOT a.reads END
+                      ELSE NOT (a.serves AND a.territories <> '{}') AND NOT a.exempt OR NOT a.narrow END
               ORDER BY a.login LIMIT 20
             LOOP
               locked := locked || found.detail;
@@ -6020,6 +6142,7 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
           complete_since timestamptz;
           codes text[];
           tallies bigint[];
+          owned bigint[];
           leads bigint;
           several bigint;
           host_owner oid := (SELECT relowner FROM pg_class WHERE oid = '"public"."leads"'::regclass);
@@ -6080,10 +6203,7 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
             GROUP BY u.territory ORDER BY u.territory) AS missing;
           -- Before a walk has ended, a derived owner may be older than the transition's triggers: from a
           -- life before a downgrade. It is asked before that index goes; the triggers keep what was found.
-          IF met AND NOT EXISTS (
-            SELECT FROM unnest(ARRAY['"public"."ix_leadprotect_activities"']::text[]) AS wanted (path)
-            LEFT JOIN pg_index AS i ON i.indexrelid = to_regclass(wanted.path) WHERE i.indisvalid IS NOT TRUE)
-          THEN
+          IF met AND "leadprotect".sources_indexed() THEN
             SELECT count(*) = 0,
                    coalesce(string_agg(format('%s leads in %s have another owner than their newest qualifying activity says',
                               stale.leads, stale.code), ', '), detail),
@@ -6147,9 +6267,8 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
             RETURN;
           END IF;
 
-          SELECT array_agg(t.territory), array_agg(t.leads), coalesce(sum(t.leads), 0) INTO codes, tallies, leads
-          FROM (SELECT nullif(l."territory"::text, '') AS territory, count(*) AS leads FROM "public"."leads" AS l
-                GROUP BY 1) AS t;
+          SELECT array_agg(t.territory), array_agg(t.leads), array_agg(t.owned), coalesce(sum(t.leads), 0)
+          INTO codes, tallies, owned, leads FROM "leadprotect".lead_tally() AS t;
 
           condition := 'territories';
           -- what stands in a lead is data: it is shown in one short line, and no part of a command
@@ -6185,10 +6304,9 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
           RETURN NEXT;
 
           condition := 'unowned';
-          leads := coalesce((
-            SELECT sum(t.leads) FROM unnest(codes, tallies) AS t (territory, leads)
-            JOIN "leadprotect".territories AS known ON known.code = t.territory), 0);
-          several := greatest(leads - (SELECT count(*) FROM "leadprotect".user_lead_assignments AS a WHERE a.user_id IS NOT NULL), 0);
+          SELECT coalesce(sum(t.leads), 0), greatest(coalesce(sum(t.leads - t.owned), 0), 0) INTO leads, several
+          FROM unnest(codes, tallies, owned) AS t (territory, leads, owned)
+          JOIN "leadprotect".territories AS known ON known.code = t.territory;
           SELECT t.met, t.detail, t.remedy INTO met, detail, remedy
           FROM "leadprotect".tolerated('unowned', several, leads, 'of the territories have no owner, so nobody could edit them before he claims one') AS t;
           RETURN NEXT;
@@ -6226,40 +6344,14 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
                  string_agg(locked.remedy, ' ') || ' or name it in exempt_roles'
           INTO met, detail, remedy
           FROM (
-            -- who may do something with leads; roles of ours make no service of anybody
-            WITH holders AS MATERIALIZED (
-              SELECT h.oid FROM pg_roles AS h
-              WHERE h.rolname <> ALL (ARRAY['leadprotect_app', 'leadprotect_auditor', 'leadprotect_manager', 'leadprotect_operator', 'leadprotect_owner', 'leadprotect_reader']::name[]) AND (
-                has_table_privilege(h.oid, '"public"."leads"'::regclass, 'SELECT, INSERT, UPDATE, DELETE')
-                OR has_any_column_privilege(h.oid, '"public"."leads"'::regclass, 'INSERT')
-                -- what contract lets an auditor read for v_lead_protection makes no service of him, and what our reader
-                -- reads, and writes where the host keeps owners, none of whoever migrates, be it another database of this server
-                OR EXISTS (
-                  SELECT FROM pg_attribute AS a
-                  WHERE a.attrelid = '"public"."leads"'::regclass AND a.attnum > 0 AND NOT a.attisdropped
-                    AND (has_column_privilege(h.oid, a.attrelid, a.attnum, 'UPDATE')
-                        AND NOT (a.attname = '' AND pg_has_role(h.oid, 'leadprotect_reader', 'USAGE'))
-                      OR has_column_privilege(h.oid, a.attrelid, a.attnum, 'SELECT')
-                        AND NOT (a.attname IN ('id', 'territory')
-                          AND (pg_has_role(h.oid, 'leadprotect_auditor', 'USAGE') OR pg_has_role(h.oid, 'leadprotect_reader', 'USAGE'))))))),
-            borders AS MATERIALIZED (
-              SELECT b.oid FROM "leadprotect".territories AS t JOIN pg_roles AS b ON b.rolname = "leadprotect".territory_role(t.code)),
-            -- whom a login can act as: itself, and each role that SET ROLE lets it choose
-            acting AS MATERIALIZED (
-              SELECT l.rolname AS login, r.oid, r.rolname AS role, r.oid = l.oid AS itself,
-                     pg_has_role(l.oid, host_owner, 'MEMBER') AS owns,
-                     pg_has_role(r.oid, 'leadprotect_app', 'USAGE')
-                       AND EXISTS (SELECT FROM borders AS b WHERE pg_has_role(r.oid, b.oid, 'USAGE')) AS ready
-              FROM pg_roles AS l JOIN pg_roles AS r ON pg_has_role(l.oid, r.oid, 'MEMBER')
-              JOIN holders AS h ON h.oid = r.oid
-              WHERE l.rolcanlogin AND NOT l.rolsuper AND l.rolname <> ALL (exempt_roles) AND r.rolname <> ALL (exempt_roles)
-                AND has_database_privilege(l.oid, current_database(), 'CONNECT')),
-            suspects AS (
-              -- a login with privileges of its own is judged by itself, a pool by the roles it sets
-              SELECT DISTINCT ON (a.login) a.login, a.role, a.owns, a.ready,
+            WITH suspects AS (
+              SELECT a.login, a.role, a.owns_leads AS owns, a.serves AND a.territories <> '{}' AS ready,
                      (SELECT max(w.at) FROM "leadprotect".contextless_writes AS w
                       WHERE w.login = a.login AND w.at > clock_timestamp() - observation_window - noted) AS wrote
-              FROM acting AS a ORDER BY a.login, a.itself DESC, a.ready DESC, a.role)
+              FROM "leadprotect".acting_logins('"public"."leads"'::regclass, exempt_roles,
+                ARRAY(SELECT t.code FROM "leadprotect".territories AS t ORDER BY t.code),
+                ARRAY(SELECT "leadprotect".territory_role(t.code) FROM "leadprotect".territories AS t ORDER BY t.code)) AS a
+              WHERE NOT a.exempt)
             SELECT CASE WHEN s.owns
                 THEN format('login %I owns %s, so row security does not bind it, and wrote at %s', s.login, 'public.leads',
                             to_char(s.wrote AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'))
