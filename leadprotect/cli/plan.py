@@ -68,7 +68,7 @@ def _show(found: DeployPlan) -> None:
     _backfill(found)
     _obstacles(found)
     if found.lacking:
-        _title("gone, although the version table says it is there")
+        _title("gone or changed, although the version table says it is there")
         _list(found.lacking)
         _command("leadprotect status")
     if found.unseen:

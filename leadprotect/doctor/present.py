@@ -45,7 +45,12 @@ _TABLES = f"""
            ({_GRANTS.format(acl="c.relacl", owner="c.relowner")}),
            ARRAY(SELECT k.contype::text || ' ' || regexp_replace(pg_get_constraintdef(k.oid), ' NOT VALID$', '')
                  FROM pg_constraint AS k
-                 WHERE k.conrelid = c.oid AND k.contype IN ('p', 'u', 'f', 'c') AND k.conparentid = 0 ORDER BY 1)
+                 WHERE k.conrelid = c.oid AND k.contype IN ('p', 'u', 'f', 'c') AND k.conparentid = 0 ORDER BY 1),
+           c.relkind <> 'S' AND c.relpersistence = 'u', coalesce((
+             SELECT jsonb_object_agg(a.attname, jsonb_build_array(a.attnotnull, coalesce(
+               pg_get_expr(d.adbin, d.adrelid), '')))
+             FROM pg_attribute AS a LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+             WHERE a.attrelid = c.oid AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped), '{{}}')
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
     WHERE n.nspname = %s AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
       AND (n.nspname, c.relname) <> (%s, %s) ORDER BY c.relname
@@ -111,7 +116,10 @@ class Trigger:
 
 @dataclass(frozen=True)
 class Table:
-    """A table, view or sequence of our schema; `kind` as pg_class has it."""
+    """A table, view or sequence of our schema; `kind` as pg_class has it.
+
+    `columns` maps a column to whether it is NOT NULL, and to its default.
+    """
 
     oid: int
     name: str
@@ -123,6 +131,8 @@ class Table:
     definition: str | None
     grants: frozenset[tuple[str, str]]
     constraints: tuple[str, ...]
+    unlogged: bool
+    columns: dict[str, tuple[bool, str]]
 
     @property
     def shipped_as(self) -> str:
@@ -148,17 +158,19 @@ def functions(conn: psycopg.Connection[Any], s: Settings) -> list[Function]:
 def tables(conn: psycopg.Connection[Any], s: Settings) -> list[Table]:
     """Every table, view and sequence of our schema but the version table."""
     versions = (s.version_table_schema, s.version_table)
-    return [
-        Table(
-            *(oid, name, kind, owner, enabled, forced, tuple(sorted(options))),
-            definition=None if definition is None else neutral(definition, s),
-            grants=_pairs(grants, s),
-            constraints=tuple(neutral(one, s) for one in constraints),
-        )
-        for oid, name, kind, owner, enabled, forced, options, definition, grants, constraints in conn.execute(
-            _TABLES.encode(), (s.schema, *versions)
-        ).fetchall()
-    ]
+    return [_table(row, s) for row in conn.execute(_TABLES.encode(), (s.schema, *versions)).fetchall()]
+
+
+def _table(row: tuple[Any, ...], s: Settings) -> Table:
+    oid, name, kind, owner, enabled, forced, options, definition, grants, constraints, unlogged, columns = row
+    return Table(
+        *(oid, name, kind, owner, enabled, forced, tuple(sorted(options))),
+        definition=None if definition is None else neutral(definition, s),
+        grants=_pairs(grants, s),
+        constraints=tuple(neutral(one, s) for one in constraints),
+        unlogged=unlogged,
+        columns={column: (required, neutral(default, s)) for column, (required, default) in columns.items()},
+    )
 
 
 def policies(

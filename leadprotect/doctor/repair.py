@@ -19,6 +19,7 @@ OWN = (
     *("row-security-off", "leads-row-security-off"),
     *("function-changed", "function-missing", "function-unpinned", "function-owner", "function-grants"),
     *("policy-missing", "policy-changed", "policy-stray"),
+    *("table-owner", "column-changed", "rule-on-ours"),
     *("guard-missing", "guard-off", "guard-changed"),
     *("lead-trigger-missing", "lead-trigger-off", "lead-trigger-changed"),
     *("undo-changed", "view-changed", "table-grants", "column-grants", "territory-list-stale"),
@@ -35,6 +36,15 @@ class Repairs:
     own: tuple[Symptom, ...]
     statements: tuple[str, ...]
     others: tuple[Symptom, ...]
+
+
+def altered(conn: psycopg.Connection[Any], *, settings: Settings | None = None) -> list[str]:
+    """What is dangerous about our own objects, as lines: the end of an upgrade that has nothing to do asks."""
+    checks = [
+        check for check in CHECKS if check.name in OWN and check.level == "danger" and check.name != "undo-changed"
+    ]
+    found = examine(conn, settings=settings, checks=checks).findings
+    return [f"{one.where}: {one.what}" for one in found if one.level == "danger"]
 
 
 def plan(conn: psycopg.Connection[Any], *, settings: Settings | None = None) -> Repairs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from leadprotect.database.memberships import revokes, revokes_grant_option
 from leadprotect.doctor import present
 from leadprotect.doctor.finding import Fault, check
 from leadprotect.preflight.applied import made_with
@@ -59,7 +60,7 @@ def owner_reachable(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Faul
         yield Fault(
             f"login {login}",
             f"it can act as {role}" + (": needed for a migration, and given back after it" if migrates else ""),
-            f"REVOKE {ident(role)} FROM {ident(login)};",
+            " ".join(revokes(conn, role, login)),
             "warning" if migrates else None,
         )
 
@@ -78,14 +79,16 @@ def admin_option_alone(conn: psycopg.Connection[Any], s: Settings) -> Iterator[F
     """A login that may grant a role of ours and is no member of it itself."""
     if conn.info.server_version < _SET_OPTION:
         return
+    reachable = [s.role("owner"), s.role("reader")]
     query = """
         SELECT r.rolname::text, m.rolname::text, pg_get_userbyid(g.grantor)::text
         FROM pg_auth_members AS g JOIN pg_roles AS r ON r.oid = g.roleid JOIN pg_roles AS m ON m.oid = g.member
         WHERE r.rolname = ANY (%s) AND g.admin_option AND NOT g.inherit_option AND NOT g.set_option AND NOT m.rolsuper
+          AND NOT (m.rolcanlogin AND r.rolname = ANY (%s))  -- owner_reachable names those
         ORDER BY 1, 2
         """
-    for role, member, grantor in conn.execute(query, (_ours(conn, s),)).fetchall():
-        mends = f"REVOKE ADMIN OPTION FOR {ident(role)} FROM {ident(member)} GRANTED BY {ident(grantor)};"
+    for role, member, grantor in conn.execute(query, (_ours(conn, s), reachable)).fetchall():
+        mends = " ".join(revokes_grant_option(conn, role, member, grantor))
         yield Fault(f"role {member}", f"it may grant {role}, without being a member", mends)
 
 
@@ -110,17 +113,18 @@ def service_unbound(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Faul
 
 @check("danger", "Row security does not bind the owner of a table unless it is forced.", needs="enforced")
 def service_owns_leads(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
-    """A service that owns the leads, or can become who does, where row security is not forced."""
+    """A service that owns the leads or lead_tables, or can become who does, where row security is not forced."""
     query = f"""
         SELECT v.rolname::text, pg_get_userbyid(c.relowner)::text FROM ({_SERVICES}) AS v, pg_class AS c
-        WHERE c.oid = %(leads)s AND NOT c.relforcerowsecurity AND pg_has_role(v.oid, c.relowner, 'MEMBER')
+        WHERE c.oid = %(table)s AND NOT c.relforcerowsecurity AND pg_has_role(v.oid, c.relowner, 'MEMBER')
           AND NOT v.rolsuper ORDER BY 1
         """
-    values = {"app": s.role("app"), "leads": present.leads(conn, s)}
-    for login, owner in conn.execute(query.encode(), values).fetchall():
-        own = f"REVOKE {ident(s.role('app'))} FROM {ident(login)};  -- or set host_rls = force and force it"
-        mends = own if login == owner else f"REVOKE {ident(owner)} FROM {ident(login)};"
-        yield Fault(f"login {login}", f"it is a service and owns {s.leads_table} (as {owner})", mends)
+    children = [(child.table, oid) for child, oid in present.children(conn, s)]
+    for name, oid in [(s.leads_table, present.leads(conn, s)), *children]:
+        for login, owner in conn.execute(query.encode(), {"app": s.role("app"), "table": oid}).fetchall():
+            own = f"{' '.join(revokes(conn, s.role('app'), login))}  -- or set host_rls = force and force it"
+            mends = own if login == owner else " ".join(revokes(conn, owner, login))
+            yield Fault(f"login {login}", f"it is a service and owns {name} (as {owner})", mends)
 
 
 @check("danger", "What is named there is bound by no policy of ours.", needs="settings")
@@ -134,7 +138,7 @@ def exempt_role_reachable(conn: psycopg.Connection[Any], s: Settings) -> Iterato
     exempt = {*s.exempt_roles, *(made_with(conn, s) or s).exempt_roles}
     values = {"app": s.role("app"), "exempt": sorted(exempt)}
     for login, role in conn.execute(query.encode(), values).fetchall():
-        mends = f"REVOKE {ident(role if role != login else s.role('app'))} FROM {ident(login)};"
+        mends = " ".join(revokes(conn, role if role != login else s.role("app"), login))
         yield Fault(f"login {login}", f"it is a service and can become {role}, which is exempt", mends)
 
 
@@ -149,7 +153,7 @@ def service_predefined_role(conn: psycopg.Connection[Any], s: Settings) -> Itera
     values = {"app": s.role("app"), "roles": list(_PREDEFINED)}
     for login, role in conn.execute(query.encode(), values).fetchall():
         level = _PREDEFINED[role]
-        mends = f"REVOKE {ident(role)} FROM {ident(login)};"
+        mends = " ".join(revokes(conn, role, login))
         yield Fault(f"login {login}", f"it is a service and holds {role}", mends, level)  # type: ignore[arg-type]
 
 

@@ -77,6 +77,7 @@ def taken(conn: psycopg.Connection[Any], s: Settings) -> dict[str, Any]:
             "definition": one.definition,
             "grants": sorted(one.grants),
             "constraints": list(one.constraints),
+            "columns": {name: list(column) for name, column in one.columns.items()},
             "policies": {policy.name: _plain(policy) for policy in present.policies(conn, s, one.oid)},
             "triggers": {trigger.name: _plain(trigger) for trigger in present.triggers(conn, s, one.oid)},
         }

@@ -15,6 +15,21 @@ if TYPE_CHECKING:
 
     import psycopg
 
+# What takes it out: the table that was named, or its parent that was, or the schema that holds either.
+_PUBLISHED = """
+    SELECT pub.pubname::text, array_agg(p.schemaname || '.' || p.tablename ORDER BY 1, 2), how.dropped
+    FROM pg_publication_tables AS p JOIN pg_publication AS pub ON pub.pubname = p.pubname
+    JOIN pg_namespace AS n ON n.nspname = p.schemaname
+    JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = p.tablename
+    CROSS JOIN LATERAL (SELECT ARRAY(SELECT relid FROM pg_partition_ancestors(c.oid)) || c.oid AS line) AS own
+    CROSS JOIN LATERAL (SELECT CASE WHEN NOT pub.puballtables THEN coalesce(
+      (SELECT min('TABLE ' || r.prrelid::regclass) FROM pg_publication_rel AS r
+       WHERE r.prpubid = pub.oid AND r.prrelid = ANY (own.line)),
+      (SELECT min('TABLES IN SCHEMA ' || m.pnnspid::regnamespace) FROM pg_publication_namespace AS m
+       WHERE m.pnpubid = pub.oid AND m.pnnspid IN (
+         SELECT k.relnamespace FROM pg_class AS k WHERE k.oid = ANY (own.line)))) END AS dropped) AS how
+    WHERE p.schemaname || '.' || p.tablename = ANY (%s) OR p.schemaname = %s GROUP BY 1, 3 ORDER BY 1, 3
+    """
 # What the condition "views" of the gate asks of the host's tables before contract, after it, and of our tables, too:
 # `reader` is who reads leads in a view's name, 0 whoever asks; the first view on the way up that is no
 # security_invoker decides.
@@ -172,26 +187,23 @@ def owner_column_code(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fa
 
 @check("warning", "The statement that was decided is not the one that runs.")
 def rule_on_leads(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
-    """A rewrite rule on the leads."""
+    """A rewrite rule on the leads or on one of lead_tables."""
     query = "SELECT rulename::text FROM pg_rewrite WHERE ev_class = %s ORDER BY 1"
-    for (name,) in conn.execute(query, (present.leads(conn, s),)).fetchall():
-        mends = f"DROP RULE {ident(name)} ON {table(s.leads_table)};"
-        yield Fault(f"{s.leads_table}, rule {name}", "it rewrites statements on leads", mends)
+    children = [(child.table, oid) for child, oid in present.children(conn, s)]
+    for host, oid in [(s.leads_table, present.leads(conn, s)), *children]:
+        for (name,) in conn.execute(query, (oid,)).fetchall():
+            mends = f"DROP RULE {ident(name)} ON {table(host)};"
+            yield Fault(f"{host}, rule {name}", "it rewrites statements on leads", mends)
 
 
 @check("warning", "A subscriber reads every row: row security ends at the publication.")
 def publication(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
     """A publication that carries the leads, one of lead_tables or a table of ours."""
-    query = """
-        SELECT p.pubname, p.schemaname, p.tablename, pub.puballtables
-        FROM pg_publication_tables AS p JOIN pg_publication AS pub ON pub.pubname = p.pubname
-        WHERE p.schemaname || '.' || p.tablename = ANY (%s) OR p.schemaname = %s ORDER BY 1, 2, 3
-        """
     values = ([s.leads_table, *(child.table for child in s.lead_tables)], s.schema)
-    for name, schema, carried, whole in conn.execute(query, values).fetchall():
-        drop = f"ALTER PUBLICATION {ident(name)} DROP TABLE {ident(schema, carried)};"
-        mends = f"DROP PUBLICATION {ident(name)};  -- and make it anew with the tables that it needs" if whole else drop
-        yield Fault(f"publication {name}", f"it carries {schema}.{carried}", mends)
+    for name, carried, drop in conn.execute(_PUBLISHED, values).fetchall():
+        whole = f"DROP PUBLICATION {ident(name)};  -- and make it anew with the tables that it needs"
+        mends = f"ALTER PUBLICATION {ident(name)} DROP {drop};" if drop else whole
+        yield Fault(f"publication {name}", f"it carries {', '.join(carried)}", mends)
 
 
 def _asked(conn: psycopg.Connection[Any], s: Settings, kind: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.connection import mapped_errors, own_names
+from leadprotect.database.memberships import revokes_whole
 from leadprotect.errors import RollbackError
 from leadprotect.migration.roles import our_roles
 from leadprotect.settings import Settings, current, ident, literal
@@ -68,11 +69,13 @@ def left_by_hand(conn: psycopg.Connection[Any], *, settings: Settings | None = N
         for role, database in conn.execute(_SETTINGS, (names,)).fetchall():
             where = f" IN DATABASE {ident(database)}" if database else ""
             found.append(Left(f"settings of role {role}", f"ALTER ROLE {ident(role)}{where} RESET ALL;"))
+        elsewhere = [name for (name,) in conn.execute(_ELSEWHERE, (names,)).fetchall()]
+        later = f"-- when they are out of {', '.join(map(literal, elsewhere))}: " if elsewhere else ""
         for one in roles.members:
             if one.member not in names:
-                revoke = f"REVOKE {ident(one.role)} FROM {ident(one.member)};"
-                found.append(Left(f"{one.member} is a member of {one.role}", revoke))
-        return [*dict.fromkeys(found), *_roles(conn, names)]
+                revoke = " ".join(revokes_whole(conn, one.role, one.member))
+                found.append(Left(f"{one.member} is a member of {one.role}", later + revoke))
+        return [*dict.fromkeys(found), *_roles(conn, names, elsewhere)]
 
 
 def _depending(conn: psycopg.Connection[Any], names: list[str], row: tuple[Any, ...]) -> Left:
@@ -91,12 +94,11 @@ def _depending(conn: psycopg.Connection[Any], names: list[str], row: tuple[Any, 
     return Left(f"{role} has privileges on {type_} {identity}", statement)
 
 
-def _roles(conn: psycopg.Connection[Any], names: list[str]) -> list[Left]:
+def _roles(conn: psycopg.Connection[Any], names: list[str], elsewhere: list[str]) -> list[Left]:
     query = "SELECT rolname::text FROM pg_roles WHERE rolname = ANY (%s) ORDER BY 1"
     existing = [role for (role,) in conn.execute(query, (names,)).fetchall()]
     if not existing:
         return []
-    elsewhere = [name for (name,) in conn.execute(_ELSEWHERE, (names,)).fetchall()]
     if elsewhere:
         where = ", ".join(map(literal, elsewhere))
         return [Left(f"our roles, which other databases use: {where}", f"-- DROP ROLE when they are out of {where}")]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import psycopg
 
 from leadprotect.database.catalog import relation
+from leadprotect.database.memberships import revokes
 from leadprotect.errors import PreflightError
 from leadprotect.settings import Settings, current, ident, literal, render
 from leadprotect.settings.codes import code_literal
@@ -111,7 +112,7 @@ class _Team:
             """
         for role in self._catalog(query, kind):
             foreign = self._foreign(str(role))
-            remedy = f"REVOKE {ident(str(role))} FROM {ident(self.login)};"
+            remedy = self._revokes(str(role))
             for territory in (None, *foreign):
                 name = f"SET ROLE {role}, context: {territory or 'none'}"
                 yield self._judged(name, self._others(foreign), role=str(role), territory=territory, remedy=remedy)
@@ -207,9 +208,8 @@ class _Team:
             WHERE r.rolname = ANY (%s) AND pg_catalog.pg_has_role(session_user, r.oid, 'MEMBER') ORDER BY 1
             """
         for role in self._catalog(query, list(_SERVER_ROLES)):
-            yield Tried(
-                f"role {role}", "open", "it reaches past the tables", f"REVOKE {role} FROM {ident(self.login)};"
-            )
+            remedy = self._revokes(str(role))
+            yield Tried(f"role {role}", "open", "it reaches past the tables", remedy)
 
     # --- one question
 
@@ -265,6 +265,10 @@ class _Team:
         """The first column of an answer."""
         with self._reading():
             return [row[0] for row in self.conn.execute(query, params or None).fetchall()]
+
+    def _revokes(self, role: str) -> str:
+        with self._reading():
+            return " ".join(revokes(self.conn, role, self.login))
 
     def _territories(self) -> list[str]:
         """Those of the database, if the login may read them; else those of the settings."""

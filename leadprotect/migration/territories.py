@@ -33,7 +33,7 @@ _LISTED = """
 SELECT t.code, t.name, t.currency, t.legal_framework,
        (SELECT v.rate FROM {schema}.territory_vat_rates AS v WHERE v.territory = t.code
         AND v.valid_from <= current_date AND (v.valid_to IS NULL OR v.valid_to > current_date)),
-       ARRAY(SELECT m.member::pg_catalog.regrole::text FROM pg_catalog.pg_auth_members AS m
+       ARRAY(SELECT DISTINCT m.member::pg_catalog.regrole::text FROM pg_catalog.pg_auth_members AS m
              JOIN pg_catalog.pg_roles AS r ON r.oid = m.roleid
              WHERE r.rolname = {schema}.territory_role(t.code) ORDER BY 1),
        {schema}.territory_role(t.code)

@@ -79,6 +79,13 @@ _WRITERS = """
     WHERE l.rolcanlogin AND NOT l.rolsuper AND has_database_privilege(l.oid, current_database(), 'CONNECT')
       AND has_table_privilege(l.oid, %s::regclass, 'INSERT, UPDATE, DELETE') ORDER BY 1 LIMIT 20
     """
+# What COPY gives a row: no generated column, and an identity even where it is ALWAYS, which INSERT has to be told.
+_GIVEN = """
+    SELECT coalesce(string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum), ''),
+           coalesce(bool_or(a.attidentity = 'a'), false)
+    FROM pg_attribute AS a
+    WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+    """
 # The catalog shows a queue in the text of a function alone; what clients send, in the extension that counts it.
 _QUEUES = """
     SELECT p.oid::regprocedure::text, p.prosrc FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
@@ -144,8 +151,11 @@ def _asked(conn: psycopg.Connection[Any], s: Settings) -> dict[str, Any]:
     leads = relation(conn, *s.leads_table.split(".", 1))
     name = s.leads_table.split(".", 1)[1]
     forced = s.host_rls == "force" or one(conn, "SELECT relforcerowsecurity FROM pg_class WHERE oid = %s", leads)
+    given, always = conn.execute(_GIVEN, (leads,)).fetchall()[0]
     return {
         "leads": leads,
+        "given": given,
+        "overriding": " OVERRIDING SYSTEM VALUE" if always else "",
         "schema": s.schema,
         "name": "".join(f"[{letter}]" if letter not in r"\^]" else f"\\{letter}" for letter in name),
         "forced": bool(forced),
@@ -217,12 +227,14 @@ def _of_actor(s: Settings, actor: _Actor, asked: dict[str, Any]) -> Iterator[Los
                     kind, actor.login, f"{actor.named}{lacks}, so it {what}", _membership(s, actor, asked), "logins"
                 )
     if actor.inserts:
+        given = asked["given"]
         yield Loss(
             "copy",
             actor.login,
             f"COPY {leads} FROM is refused to it (0A000)",
-            f"CREATE TEMP TABLE leads_in (LIKE {table(leads)} INCLUDING DEFAULTS); COPY leads_in FROM STDIN; "
-            f"INSERT INTO {table(leads)} SELECT * FROM leads_in;",
+            f"CREATE TEMP TABLE leads_in (LIKE {table(leads)} INCLUDING DEFAULTS INCLUDING GENERATED); "
+            "COPY leads_in FROM STDIN; "
+            f"INSERT INTO {table(leads)} ({given}){asked['overriding']} SELECT {given} FROM leads_in;",
         )
 
 

@@ -16,6 +16,7 @@ from leadprotect.backfilling.verify import estimate_backfill, most_of
 from leadprotect.database.catalog import one
 from leadprotect.database.connection import own_names
 from leadprotect.database.modes import MODES, in_sql
+from leadprotect.doctor.repair import altered
 from leadprotect.doctor.versions import named_revision
 from leadprotect.errors import LeadProtectError, PreflightError, ProtectionUnavailable
 from leadprotect.migration import gate
@@ -115,7 +116,11 @@ def _plan(conn: psycopg.Connection[Any], s: Settings) -> DeployPlan:
     present = _present(conn, s, unseen)
     refused = refusals(conn, s, present)
     unseen += refused.unseen
+    lacking = standing.lacking(conn, s, phases.through(present))
     waiting = phases.pending(present)
+    if not waiting and phases.reached(present) == "contract":
+        lacking = lacking or altered(conn, settings=s)
+        refused.problems += [f"{one}: leadprotect doctor says what mends it" for one in lacking]
     pending = steps(conn, s, waiting, unseen)
     contracts = any(step.asks_gate for step in pending)
     lost = _asked(conn, lambda: losses(conn, s, unseen), "who would lose what", unseen) or [] if contracts else []
@@ -147,7 +152,7 @@ def _plan(conn: psycopg.Connection[Any], s: Settings) -> DeployPlan:
         backfill=tuple(left),
         losses=tuple(lost),
         obstacles=tuple(_obstacles(conn, s, taken, unseen)),
-        lacking=tuple(standing.lacking(conn, s, phases.through(present))),
+        lacking=tuple(lacking),
         unseen=tuple(dict.fromkeys(unseen)),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.catalog import one, relation
+from leadprotect.database.memberships import revokes
 from leadprotect.preflight.rights import missing_role
 from leadprotect.settings import Settings, ident, literal, render
 from leadprotect.settings.names import (
@@ -78,7 +79,7 @@ def taken_roles(conn: psycopg.Connection[Any], names: Sequence[str], statements:
                 f"role {role} exists, no migration of leadprotect made it, and it has members: {', '.join(members)}. "
                 "If they are meant to have its rights, a DBA says so by the role's comment"
             )
-            statements += [f"REVOKE {ident(role)} FROM {ident(member)};" for member in members]
+            statements += [statement for member in members for statement in revokes(conn, role, member)]
             statements.append(f"-- or: COMMENT ON ROLE {ident(role)} IS {literal(ROLE_COMMENT)};")
     return found
 
@@ -105,7 +106,7 @@ def empowered_roles(conn: psycopg.Connection[Any], names: Sequence[str], stateme
             found.append(
                 f"role {role} exists as a member of {', '.join(groups)}, so it has rights that it must not have"
             )
-            statements += [f"REVOKE {ident(group)} FROM {ident(role)};" for group in groups]
+            statements += [statement for group in groups for statement in revokes(conn, group, role)]
     return found
 
 

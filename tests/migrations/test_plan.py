@@ -123,9 +123,21 @@ def test_at_the_head_there_is_nothing_to_do(database: Database) -> None:
 
 
 @pytest.mark.profiles("pg18")
-def test_at_the_head_it_names_what_is_gone(database: Database) -> None:
-    database.sql("ALTER TABLE {leads} DISABLE ROW LEVEL SECURITY")
-    assert [f"row security of {database.settings.leads_table}"] == list(planned(database).lacking)
+@pytest.mark.parametrize(
+    ("done", "said"),
+    [
+        ("ALTER TABLE {leads} DISABLE ROW LEVEL SECURITY", "row security of "),
+        ("ALTER POLICY {border_policy} ON {leads} USING (true)", "policy leadprotect_border is not as shipped"),
+    ],
+)
+def test_at_the_head_it_names_what_is_gone_or_changed_as_an_upgrade_does(
+    database: Database, done: str, said: str
+) -> None:
+    database.sql(done)
+    found = planned(database)
+    assert ("refused", 1, True) == (found.outcome, found.exit_code, said in found.lacking[0])
+    with pytest.raises(CommandError, match=said):
+        database.upgrade()
 
 
 def test_what_preflight_would_refuse_is_refused_with_what_a_dba_can_run(make_database: Callable[..., Database]) -> None:
@@ -310,6 +322,21 @@ def test_what_helps_can_be_pasted_and_helps(make_database: Callable[..., Databas
     left = {(loss.kind, loss.login) for loss in found.losses if loss.remedy}
     # an index that serves no more stays where it is, beside the one that does
     assert {("copy", login), ("indexes", None), ("queues", None)} == {one for one in left if one[1] in (login, None)}
+
+
+def test_what_helps_a_copy_goes_into_a_table_that_generates_columns(host: Database) -> None:
+    login = planted(host)
+    host.sql("ALTER TABLE {leads} ADD place text GENERATED ALWAYS AS (lower(city)) STORED")
+    host.sql("ALTER TABLE {leads} ADD number integer GENERATED ALWAYS AS IDENTITY")
+    (remedy,) = {one.remedy for one in planned(host).losses if (one.kind, one.login) == ("copy", login)}
+    table, copy, insert = str(remedy).split("; ")
+    with host.connect() as conn:
+        conn.execute(table.encode())
+        names = f"{ident(host.settings.lead_id_column)}, city, number"
+        with conn.cursor().copy(copy.replace("leads_in", f"leads_in ({names})").encode()) as rows:
+            rows.write_row((host.new_id(), "Bern", 7))
+        assert 1 == conn.execute(insert.encode()).rowcount
+        assert [("bern", 7)] == conn.execute(host.text("SELECT place, number FROM {leads}").encode()).fetchall()
 
 
 def test_before_and_after_the_migrate_step_the_same_is_said_of_logins(make_database: Callable[..., Database]) -> None:

@@ -12,6 +12,7 @@ from alembic.util import CommandError
 from click.testing import CliRunner
 
 from leadprotect.cli import main
+from leadprotect.doctor.repair import plan, repair
 from leadprotect.errors import PreflightError
 from leadprotect.migration import environment, purge, version_table
 from leadprotect.preflight import standing
@@ -329,19 +330,42 @@ LOST = {
 }
 
 
+ALTERED = {
+    "ALTER POLICY {border_policy} ON {leads} USING (true)": "policy leadprotect_border is not as shipped",
+    "ALTER TABLE {schema}.lead_access_audit_seals DISABLE TRIGGER lp_append_only": "lp_append_only is disabled",
+    "ALTER FUNCTION {schema}.acts_bound() SECURITY DEFINER": "SECURITY DEFINER",
+    "ALTER TABLE {schema}.lead_access_audit_default DISABLE ROW LEVEL SECURITY": "row security is off",
+}
+
+
 @SERVERS
 @pytest.mark.parametrize(("done", "said"), LOST.items())
 def test_nothing_to_do_looks_at_the_database(
     database: Database, done: str, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING, "leadprotect"):
-        database.upgrade(contract="require")
-        assert caplog.text == ""  # the control
-        database.sql(done)
+    database.upgrade(contract="require")  # the control
+    database.sql(done)
+    with pytest.raises(
+        CommandError, match=f"^nothing was done, because the version table says {HEAD}, .* lacks {said}"
+    ):
         database.upgrade()
-        assert f"the version table says {HEAD}, but the database lacks {said}" in caplog.text
     with pytest.raises(CommandError, match=f"contract is required, and nothing was done, .* lacks {said}"):
         database.upgrade(contract="require")
+    with caplog.at_level(logging.WARNING, "leadprotect"):
+        database.upgrade(contract="hold")
+        assert f"the database lacks {said}" in caplog.text
+
+
+@ONE_SERVER
+@pytest.mark.parametrize(("done", "said"), ALTERED.items())
+def test_nothing_to_do_looks_whether_what_stands_is_what_was_made(database: Database, done: str, said: str) -> None:
+    database.sql(done)
+    for how in ({}, {"contract": "require"}):
+        with pytest.raises(CommandError, match=f"what it made was changed: .*{said}.*: leadprotect repair"):
+            database.upgrade(**how)
+    with database.connect(autocommit=True) as conn:
+        repair(conn, plan(conn, settings=database.settings), settings=database.settings)
+    database.upgrade(contract="require")
 
 
 @ONE_SERVER

@@ -152,6 +152,17 @@ PLANTED = [
         "needed for a migration",
         "warning",
     ),
+    Planted(
+        "owner-reachable",
+        'CREATE ROLE "{p}x" LOGIN; CREATE ROLE "{p}g"; GRANT {owner} TO "{p}g"; GRANT "{p}g" TO "{p}x"',
+        "x it can act as",
+    ),
+    Planted(
+        "owner-reachable",
+        'CREATE ROLE "{p}x" LOGIN; CREATE ROLE "{p}g"; GRANT {owner} TO "{p}g" WITH ADMIN OPTION;'
+        'SET ROLE "{p}g"; GRANT {owner} TO "{p}x"; RESET ROLE',
+        "x it can act as",
+    ),
     Planted("role-powers", "ALTER ROLE {app} LOGIN", "powers"),
     Planted("role-powers", 'CREATE ROLE "{p}x"; GRANT "{p}x" TO {owner}', "member of"),
     Planted("service-unbound", SERVICE + 'ALTER ROLE "{p}x" BYPASSRLS', "BYPASSRLS"),
@@ -166,6 +177,10 @@ PLANTED = [
     ),
     Planted("service-predefined-role", SERVICE + 'GRANT pg_execute_server_program TO "{p}x"'),
     Planted("service-predefined-role", SERVICE + 'GRANT pg_read_all_data TO "{p}x"', level="warning"),
+    Planted(
+        "service-predefined-role",
+        SERVICE + 'CREATE ROLE "{p}g"; GRANT pg_write_server_files TO "{p}g"; GRANT "{p}g" TO "{p}x"',
+    ),
     Planted("service-without-territory", SERVICE, level="warning"),
     Planted("service-does-not-inherit", 'CREATE ROLE "{p}x" LOGIN NOINHERIT; GRANT {app} TO "{p}x"', level="warning"),
     Planted("policy-missing", "DROP POLICY lp_border ON {schema}.user_lead_assignments", "lp_border"),
@@ -191,6 +206,33 @@ PLANTED = [
         "no tenant is set",
     ),
     Planted("table-without-policies", "CREATE TABLE {schema}.notes (note text)"),
+    Planted(
+        "column-changed",
+        "ALTER TABLE {schema}.lead_access_audit ALTER login SET DEFAULT 'eve'",
+        "column login has the default 'eve', not SESSION_USER",
+    ),
+    Planted("column-changed", "ALTER TABLE {schema}.lead_access_audit ALTER at SET DEFAULT '2020-01-01'", "column at"),
+    Planted("column-changed", "ALTER TABLE {schema}.lead_access_audit ALTER id DROP DEFAULT", "column id"),
+    Planted("column-changed", "ALTER TABLE {schema}.lead_protection_rules ALTER active SET DEFAULT false", "active"),
+    Planted("column-changed", "ALTER TABLE {schema}.lead_access_audit ALTER note SET DEFAULT 'x'", "not NULL"),
+    Planted("column-changed", "ALTER TABLE {schema}.lead_access_audit ALTER role DROP NOT NULL", "may be NULL"),
+    Planted("rule-on-ours", "CREATE RULE r AS ON INSERT TO {schema}.lead_access_audit DO INSTEAD NOTHING"),
+    Planted("rule-on-ours", "CREATE RULE r AS ON UPDATE TO {schema}.user_lead_assignments DO INSTEAD NOTHING"),
+    Planted("table-owner", 'CREATE ROLE "{p}x"; ALTER TABLE {schema}.user_lead_assignments OWNER TO "{p}x"'),
+    Planted("table-owner", "ALTER TABLE {schema}.lead_access_audit_default OWNER TO postgres"),
+    Planted("table-owner", "ALTER VIEW {schema}.v_lead_protection OWNER TO postgres"),
+    Planted("table-owner", "ALTER SEQUENCE {schema}.rule_changes OWNER TO postgres"),
+    Planted("table-unlogged", "ALTER TABLE {schema}.lead_protection_rules SET UNLOGGED"),
+    Planted(
+        "partition-outside",
+        "CREATE TABLE public.elsewhere (LIKE {schema}.lead_access_audit INCLUDING ALL);"
+        "ALTER TABLE {schema}.lead_access_audit ATTACH PARTITION public.elsewhere "
+        "FOR VALUES FROM ('2055-01-01') TO ('2055-02-01')",
+    ),
+    Planted(
+        "partition-outside",
+        "CREATE TABLE public.elsewhere () INHERITS ({schema}.lead_protection_rules)",
+    ),
     Planted("guard-missing", "DROP TRIGGER lp_append_only ON {schema}.lead_access_audit_seals"),
     Planted("guard-missing", "DROP TRIGGER lp_keep_assignment ON {schema}.user_lead_assignments"),
     Planted("guard-missing", "DROP TRIGGER lp_append_only ON {schema}.lead_access_audit_default"),
@@ -257,6 +299,9 @@ PLANTED = [
     Planted("child-table", "CREATE TABLE public.old_leads () INHERITS ({leads})"),
     Planted("rule-on-leads", "CREATE RULE r AS ON DELETE TO {leads} DO ALSO SELECT 1", level="warning"),
     Planted("publication", "CREATE PUBLICATION p FOR TABLE {leads}", level="warning"),
+    Planted("publication", "CREATE PUBLICATION p FOR TABLES IN SCHEMA {h}", level="warning"),
+    Planted("publication", "CREATE PUBLICATION p FOR TABLE {schema}.lead_access_audit", level="warning"),
+    Planted("publication", "CREATE PUBLICATION p FOR ALL TABLES", level="warning"),
     Planted(
         "foreign-key-action",
         "CREATE TABLE public.parents (id integer PRIMARY KEY);"
@@ -622,6 +667,24 @@ def test_who_may_grant_a_role_without_being_a_member_is_named(database: Database
     assert f"role {logins}x" == one.where
     run(database, str(one.mends))
     assert [] == found(database, "admin-option-alone")
+
+
+@pytest.mark.profiles("pg18")
+def test_who_migrated_gives_everything_back_and_those_he_granted_it_to_keep_it(database: Database, logins: str) -> None:
+    made = """
+        CREATE ROLE "{p}m" LOGIN; CREATE ROLE "{p}s" LOGIN;
+        GRANT {owner}, {app} TO "{p}m" WITH ADMIN TRUE, INHERIT FALSE, SET FALSE;
+        SET ROLE "{p}m"; GRANT {owner} TO "{p}m" WITH SET TRUE; GRANT {app} TO "{p}s", "{p}m"; RESET ROLE
+        """
+    run(database, filled(database, logins, made))
+    symptoms = found(database, "owner-reachable") + found(database, "admin-option-alone")
+    assert [f"login {logins}m", f"role {logins}m"] == [one.where for one in symptoms]
+    for one in symptoms:
+        run(database, str(one.mends))
+    assert [] == found(database, "owner-reachable") + found(database, "admin-option-alone")
+    holds = "SELECT r, pg_has_role({p}r, {app_name}, 'MEMBER') FROM unnest(ARRAY['m', 's']) AS r"
+    query = holds.replace("{p}r", f"'{logins}' || r").replace("{app_name}", f"'{database.settings.role('app')}'")
+    assert [("m", True), ("s", True)] == database.sql(query)
 
 
 @pytest.mark.profiles("pg18")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
+from leadprotect.doctor.examine import CHECKS, examine
 from tests.support.children import CONTACTS, NOTES, contact, contracted, note, with_children
 
 if TYPE_CHECKING:
@@ -76,6 +77,18 @@ def without_triggers(database: Database, table: str = CONTACTS) -> None:
         """
     for statement in database.sql(query):
         database.sql(statement)
+
+
+def test_a_service_that_owns_such_a_table_is_named_since_nothing_binds_it(database: Database) -> None:
+    contacts = [contact(database, database.lead(territory)) for territory in ("DE", "CH")]
+    asked = [check for check in CHECKS if check.name == "service-owns-leads"]
+    login = database.profile.login("seller_de")
+    with database.connect(autocommit=True) as conn:
+        assert () == examine(conn, settings=database.settings, checks=asked).findings
+        conn.execute(f'ALTER TABLE {CONTACTS} OWNER TO "{login}"'.encode())
+        (one,) = examine(conn, settings=database.settings, checks=asked).findings
+    assert (f"login {login}", True) == (one.where, "crm.lead contacts" in one.what)
+    assert contacts == tried(database, READ)  # the control: it reads the other territory's
 
 
 # --- reading
