@@ -25,6 +25,15 @@ _TABLE = """
     FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
     WHERE n.nspname = %s AND c.relname = %s
     """
+_RESTORED = """
+    SELECT FROM pg_catalog.pg_roles AS r
+    WHERE r.rolname = %s AND (r.rolsuper OR EXISTS (
+        SELECT FROM pg_catalog.pg_class AS l JOIN pg_catalog.pg_namespace AS n ON n.oid = l.relnamespace
+        WHERE n.nspname = %s AND l.relname = %s AND l.relowner = r.oid))
+      AND EXISTS (
+        SELECT FROM pg_catalog.pg_class AS u JOIN pg_catalog.pg_namespace AS n ON n.oid = u.relnamespace
+        WHERE n.nspname = %s AND u.relname = 'revision_undo' AND u.relkind = 'r')
+    """
 # what makes the server run somebody's code, or keep something else than what Alembic wrote
 _SHAPE = """
     SELECT 'column ' || a.attname || ' ' || pg_catalog.format_type(a.atttypid, a.atttypmod)
@@ -100,6 +109,12 @@ def check_version_table(conn: AnyConnection, s: Settings, *, ours: bool) -> bool
     if kind != "r" or persistence != "p" or inherits:
         what = _KINDS.get(kind, "no table") if kind != "r" else "a table that inherits, or is not kept"
         problems.append(f"{_label(s)} is {what}, not the version table of Alembic")
+    elif ours and owner != s.role("owner") and not _shape(conn, s, oid) and _restored(conn, s, owner):
+        said = f"{_label(s)} belongs to {owner}, not to {s.role('owner')}: it was restored without its owner"
+        raise PreflightError(
+            [f"{said}, as by pg_restore -O; leadprotect repair puts back the rest"],
+            [f"ALTER TABLE {_name(s)} OWNER TO {ident(s.role('owner'))};"],
+        )
     elif ours and owner != s.role("owner"):
         problems.append(
             f"{_label(s)} exists and belongs to {owner}, not to {s.role('owner')}: leadprotect did not make it"
@@ -126,6 +141,11 @@ def check_may_write(conn: psycopg.Connection[Any], s: Settings) -> None:
         statements: list[str] = []
         problems = rights(conn, s, statements)
         raise PreflightError(problems, list(dict.fromkeys(statements)))
+
+
+def _restored(conn: AnyConnection, s: Settings, owner: str) -> bool:
+    """Whether a superuser or who migrates has it beside other tables of ours, so that no stranger made it."""
+    return bool(rows(conn, _RESTORED, (owner, *s.leads_table.split(".", 1), s.version_table_schema)))
 
 
 def _shape(conn: AnyConnection, s: Settings, oid: int) -> list[str]:

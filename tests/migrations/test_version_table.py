@@ -357,6 +357,15 @@ def test_nothing_to_do_looks_at_the_database(
 
 
 @ONE_SERVER
+def test_restored_without_its_owner_it_is_given_back_and_not_put_aside(database: Database) -> None:
+    database.sql("ALTER TABLE {versions} OWNER TO CURRENT_USER")
+    with pytest.raises(CommandError, match="it was restored without its owner") as refused:
+        database.upgrade()
+    database.sql(str(refused.value).splitlines()[-1].strip())
+    database.upgrade(contract="require")
+
+
+@ONE_SERVER
 @pytest.mark.parametrize(("done", "said"), ALTERED.items())
 def test_nothing_to_do_looks_whether_what_stands_is_what_was_made(database: Database, done: str, said: str) -> None:
     database.sql(done)
