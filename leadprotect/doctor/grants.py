@@ -10,7 +10,7 @@ from leadprotect.doctor.finding import Fault, check
 from leadprotect.doctor.likeness import neutral_name
 from leadprotect.doctor.shipped import shipped
 from leadprotect.doctor.versions import applied
-from leadprotect.settings import Settings, ident
+from leadprotect.settings import Settings, ident, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,16 +97,18 @@ def default_privileges(conn: psycopg.Connection[Any], s: Settings) -> Iterator[F
 
 @check("warning", "A trigger or a key of theirs runs in the edits of everybody else.")
 def leads_dangerous_grants(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
-    """TRIGGER or REFERENCES on the leads for somebody else than their owner, by name or through PUBLIC."""
+    """TRIGGER or REFERENCES on the leads or lead_tables for others than their owner, by name or through PUBLIC."""
     query = """
         SELECT coalesce(r.rolname::text, 'PUBLIC'), string_agg(DISTINCT acl.privilege_type, ', ')
         FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS acl LEFT JOIN pg_roles AS r ON r.oid = acl.grantee
         WHERE c.oid = %s AND acl.grantee <> c.relowner AND acl.privilege_type IN ('TRIGGER', 'REFERENCES')
           AND coalesce(NOT r.rolsuper, true) GROUP BY 1 ORDER BY 1
         """
-    for role, verbs in conn.execute(query, (present.leads(conn, s),)).fetchall():
-        mends = f"REVOKE {verbs} ON {ident(*s.leads_table.split('.', 1))} FROM {_who(role, s)};"
-        yield Fault(s.leads_table, f"{role} has {verbs}", mends)
+    children = [(child.table, oid) for child, oid in present.children(conn, s)]
+    for host, oid in [(s.leads_table, present.leads(conn, s)), *children]:
+        for role, verbs in conn.execute(query, (oid,)).fetchall():
+            mends = f"REVOKE {verbs} ON {table(host)} FROM {_who(role, s)};"
+            yield Fault(host, f"{role} has {verbs}", mends)
 
 
 def _who(role: str, s: Settings) -> str:

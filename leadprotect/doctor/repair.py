@@ -50,7 +50,9 @@ def altered(conn: psycopg.Connection[Any], *, settings: Settings | None = None) 
 def plan(conn: psycopg.Connection[Any], *, settings: Settings | None = None) -> Repairs:
     """Ask doctor, and sort what it found: of our own objects, or of somebody else's; reads only."""
     found = [one for one in examine(conn, settings=settings).findings if one.level != "note"]
-    own = [one for one in found if one.check in OWN and one.mends]
+    # what is missing or too much is told by the number, so that nothing is put back while it is wrong
+    stamped = any(one.check == "version-stamped" for one in found)
+    own = [one for one in found if one.check in OWN and one.mends and not stamped]
     # in the order of the checks: a function stands again before what calls it
     own.sort(key=lambda one: OWN.index(one.check))
     statements = dict.fromkeys(str(one.mends) for one in own)

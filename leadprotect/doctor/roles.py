@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from leadprotect.database.memberships import revokes, revokes_grant_option
 from leadprotect.doctor import present
 from leadprotect.doctor.finding import Fault, check
+from leadprotect.migration.roles import territory_roles
 from leadprotect.preflight.applied import made_with
 from leadprotect.preflight.names_taken import empowered_roles
-from leadprotect.settings import Settings, ident
+from leadprotect.settings import Settings, ident, literal
 from leadprotect.settings.codes import OFFICES
 from leadprotect.settings.names import ROLE_COMMENT
 
@@ -63,6 +64,19 @@ def owner_reachable(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Faul
             " ".join(revokes(conn, role, login)),
             "warning" if migrates else None,
         )
+
+
+@check("danger", "Whoever held it has lost what it stands for, and a new one of the name would have nobody in it.")
+def role_missing(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A role of ours, of an office or of a territory, that is gone or bears another name."""
+    wanted = dict.fromkeys([*(s.role(office) for office in OFFICES), *territory_roles(conn, s)])
+    query = (
+        "SELECT w.name FROM unnest(%s::text[]) AS w (name) LEFT JOIN pg_roles ON rolname = w.name WHERE rolname IS NULL"
+    )
+    for (role,) in conn.execute(query, (list(wanted),)).fetchall():
+        renamed = f"-- where it was renamed, instead: ALTER ROLE ... RENAME TO {ident(role)};"
+        made = f"CREATE ROLE {ident(role)} NOLOGIN; COMMENT ON ROLE {ident(role)} IS {literal(ROLE_COMMENT)};"
+        yield Fault(f"role {role}", "there is no such role", f"{made}  {renamed}")
 
 
 @check("danger", "A role that is to be a name for rights has rights or a login of its own.", needs=None)

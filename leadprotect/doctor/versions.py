@@ -86,9 +86,32 @@ def undo_changed(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
             yield Fault(where, f"{revision} left no way down", f"{undo.keeping(made, s)};", "warning")
         elif found[revision] != (made, True):
             yield Fault(where, f"the way down of {revision} is not the shipped one", f"{undo.keeping(made, s)};")
-    for revision in sorted(found.keys() - {*known}):
+    stamped = _above(conn, s, found)
+    for revision in sorted(found.keys() - {*known, *stamped}):
         what = f"it holds a way down of {revision}, which is not applied"
         yield Fault(where, what, f"{undo.forgetting(revision, s)};")
+
+
+@check("danger", "The next upgrade would make anew what stands, and what mends the rest would be for another phase.")
+def version_stamped(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """A version table that names less than what stands: it was lost, emptied or stamped."""
+    with _as_owner(conn, s):
+        found = {one.revision: (one, intact) for one, intact in undo.stored(conn, s)}
+    if stamped := _above(conn, s, found):
+        says = named_revision(conn, s) or "that nothing is applied"
+        what = f"it says {says}, but {s.schema} stands at {stamped[-1]}"
+        yield Fault(f"{s.version_table_schema}.{s.version_table}", what, f"alembic stamp {stamped[-1]}")
+
+
+def _above(conn: psycopg.Connection[Any], s: Settings, found: dict[str, tuple[undo.Undo, bool]]) -> list[str]:
+    """Revisions that stand and that the table does not name: each left its tables, and the shipped way down."""
+    known, chain = phases.through(applied(conn, s)), phases.chain()
+    above = [one for one in chain if one in found and one not in known]
+    if not above or standing.lost_tables(conn, s, phases.through(above[-1])):
+        return []
+    below = dict(zip(chain, (None, *chain), strict=False))
+    shipped = all(found[one] == (undo.Undo(one, below[one], *shipped_undo(s, one)), True) for one in above)
+    return above if shipped else []
 
 
 def _as_owner(conn: psycopg.Connection[Any], s: Settings) -> AbstractContextManager[None]:

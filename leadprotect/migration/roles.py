@@ -55,7 +55,7 @@ def our_roles(conn: psycopg.Connection[Any], s: Settings) -> Roles:
     """The offices, the roles of the territories that the database knows, and every membership of them."""
     backup = s.role(BACKUP)
     existing = conn.execute(_EXISTING, (list(s.roles), s.role(""), ROLE_COMMENT)).fetchall()
-    names = sorted({*s.roles, *(name for (name,) in existing), *_territories(conn, s)})
+    names = sorted({*s.roles, *(name for (name,) in existing), *territory_roles(conn, s)})
     options = "g.inherit_option, g.set_option" if conn.info.server_version >= _INHERITS else "NULL, NULL"
     found = conn.execute(_MEMBERS.replace("{options}", options).encode(), ([*names, backup],)).fetchall()
     return Roles(tuple(names), tuple(Membership(*row) for row in found), backup)
@@ -101,8 +101,8 @@ def _options(one: Membership) -> Iterator[str]:
         yield f" WITH {', '.join(given)}"
 
 
-def _territories(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
-    """Roles of those in the table, which a login without our roles may not read."""
+def territory_roles(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
+    """Roles of those in the table; none where this login may not read it."""
     try:
         with conn.transaction():
             found = conn.execute(

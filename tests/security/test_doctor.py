@@ -107,6 +107,24 @@ PLANTED = [
         "row security of",
         mends="ALTER TABLE {leads} ENABLE ROW LEVEL SECURITY",
     ),
+    Planted(
+        "version-stamped",
+        f"UPDATE {{versions}} SET version_num = '{MIGRATE_HEAD}'",
+        f"says {MIGRATE_HEAD}, but leadprotect stands at {REVISIONS[-1]}",
+        mends=f"UPDATE {{versions}} SET version_num = '{REVISIONS[-1]}'",
+    ),
+    Planted(
+        "version-stamped",
+        "DELETE FROM {versions}",
+        "it says that nothing is applied",
+        mends=f"INSERT INTO {{versions}} VALUES ('{REVISIONS[-1]}')",
+    ),
+    Planted(
+        "undo-changed",
+        "INSERT INTO {schema}.revision_undo (revision, statements, host_locks, hash) "
+        "VALUES ('lp_9999_pwn', '{}', '{}', '')",
+        "it holds a way down of lp_9999_pwn",
+    ),
     Planted("undo-changed", "UPDATE {schema}.revision_undo SET hash = ''", "is not the shipped one"),
     Planted("undo-changed", "DELETE FROM {schema}.revision_undo", "left no way down", "warning"),
     Planted("row-security-off", "ALTER TABLE {schema}.territories DISABLE ROW LEVEL SECURITY", "is off"),
@@ -565,6 +583,7 @@ def test_every_check_has_a_planted_fault() -> None:
         "activities-in-future",
         "kind-without-activities",
         "admin-option-alone",
+        "role-missing",
         "owner-column-differs",
         "owner-column-code",
         "server-version",
@@ -669,6 +688,27 @@ def test_who_may_grant_a_role_without_being_a_member_is_named(database: Database
     assert [] == found(database, "admin-option-alone")
 
 
+@pytest.mark.profiles("pg18", "pg15")
+def test_a_role_that_bears_another_name_is_named(database: Database) -> None:
+    assert [] == found(database, "role-missing")
+    with database.connect() as conn:  # never committed: the cluster is everybody's
+        for office in ("DE", "manager"):
+            role = database.settings.role(office)
+            conn.execute(f'ALTER ROLE "{role}" RENAME TO "{database.name}_{role}"'.encode())
+        missing = examine(conn, settings=database.settings, checks=[KNOWN["role-missing"]]).findings
+        conn.rollback()
+    assert [database.settings.role(office) for office in ("DE", "manager")] == [
+        one.where.removeprefix("role ") for one in missing
+    ]
+
+
+def test_nothing_is_repaired_while_the_number_is_wrong(database: Database) -> None:
+    database.sql("UPDATE {versions} SET version_num = %s", MIGRATE_HEAD)
+    with database.connect(autocommit=True) as conn:
+        todo = plan(conn, settings=database.settings)
+    assert ((), True) == (todo.own, "version-stamped" in {one.check for one in todo.others})
+
+
 @pytest.mark.profiles("pg18")
 def test_who_migrated_gives_everything_back_and_those_he_granted_it_to_keep_it(database: Database, logins: str) -> None:
     made = """
@@ -715,6 +755,7 @@ def test_a_login_without_rights_is_told_what_it_could_not_ask_and_all_that_it_co
     assert "row-security-off" in {one.check for one in diagnosis.findings}
     hidden = {
         "version-table-rows",
+        "version-stamped",
         "undo-changed",
         "territory-list-stale",
         "upgrade-pending",
