@@ -105,7 +105,10 @@ def version_stamped(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Faul
 
 def _above(conn: psycopg.Connection[Any], s: Settings, found: dict[str, tuple[undo.Undo, bool]]) -> list[str]:
     """Revisions that stand and that the table does not name: each left its tables, and the shipped way down."""
-    known, chain = phases.through(applied(conn, s)), phases.chain()
+    present, chain = applied(conn, s), phases.chain()
+    if present and present not in chain:  # of a newer version
+        return []
+    known = phases.through(present)
     above = [one for one in chain if one in found and one not in known]
     if not above or standing.lost_tables(conn, s, phases.through(above[-1])):
         return []
