@@ -33,7 +33,7 @@ def pin_status(*, as_json: bool) -> None:
     echo("held (ALTER TYPE and DROP are refused, RENAME makes every edit fail): leadprotect host-change -- COMMAND")
     for pin in found.pinned:
         echo(f"  {pin.table}.{pin.column}  {pin.setting}{_how(pin)}")
-    echo("held, too: the names of the two tables and of their schemas")
+    echo("held, too: the names of these tables and of their schemas")
     echo("free: new columns, indexes, constraints and triggers, and everything about")
     for column in found.free:
         echo(f"  {column}")

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from leadprotect.database.catalog import relation
 from leadprotect.database.connection import own_names, rows
-from leadprotect.settings import KEYS, Settings, current
+from leadprotect.settings import Settings, current
+from leadprotect.settings.activities import is_expression, words
+from leadprotect.settings.names import territory_columns
 
 if TYPE_CHECKING:
     import psycopg
@@ -43,7 +45,7 @@ class Pin:
 
 @dataclass(frozen=True)
 class Pins:
-    """What is pinned, and the columns of the two tables that the host changes as it likes."""
+    """What is pinned, and the other columns of those tables, that the host changes as it likes."""
 
     pinned: tuple[Pin, ...]
     free: tuple[str, ...]
@@ -55,21 +57,43 @@ class Pins:
 
 
 def pins(conn: psycopg.Connection[object], *, settings: Settings | None = None) -> Pins:
-    """Look at the host's leads and activities; reads the catalog only, as any login."""
+    """Look at the host's leads, activities and lead_tables; reads the catalog only, as any login."""
     s = settings or current()
     pinned: list[Pin] = []
     free: list[str] = []
     with conn.transaction(), own_names(conn):
-        for key, prefixes in (("leads_table", ("lead_", "territory_")), ("activities_table", ("activity_",))):
-            name = getattr(s, key)
+        for name, wanted in _wanted(s).items():
             oid = relation(conn, *name.split(".", 1))
             standing = dict(rows(conn, _COLUMNS, (oid,)))
-            wanted = {getattr(s, one): one for one in KEYS if one.startswith(prefixes) and one.endswith("_column")}
-            for column, setting in wanted.items():
+            read = {word: key for word, key in _read(s, name).items() if word in standing and word not in wanted}
+            for column, setting in (wanted | read).items():
                 number = standing.get(column)
                 pinned.append(Pin(name, column, setting, number is None, _holding(conn, s, oid, number)))
-            free += [f"{name}.{column}" for column in standing if column not in wanted]
+            free += [f"{name}.{column}" for column in standing if column not in wanted | read]
     return Pins(tuple(pinned), tuple(free))
+
+
+def _wanted(s: Settings) -> dict[str, dict[str, str]]:
+    """The tables that the settings name -> their columns that a setting names, with its key."""
+    territory = "territory_expression" if s.territory_expression else "territory_column"
+    found = {s.leads_table: {s.lead_id_column: "lead_id_column"} | dict.fromkeys(territory_columns(s), territory)}
+    if s.owner_column:
+        found[s.leads_table].setdefault(s.owner_column, "owner_column")
+    named = [(one.table, column, one.key(field)) for one in s.activities for field, column in one.columns.items()]
+    for name, column, key in [*named, *((child.table, child.column, "lead_tables") for child in s.lead_tables)]:
+        found.setdefault(name, {}).setdefault(column, key)
+    return found
+
+
+def _read(s: Settings, name: str) -> dict[str, str]:
+    """Words of the expressions and conditions over a table's rows, with the key that says them: some are columns."""
+    said = [
+        (one.key(field), getattr(one, field))
+        for one in s.activities
+        if one.table == name
+        for field in ("condition", "lead_id_column", "at_column")
+    ]
+    return {word: key for key, text in said if key.endswith("condition") or is_expression(text) for word in words(text)}
 
 
 def _holding(conn: psycopg.Connection[object], s: Settings, oid: int | None, number: int | None) -> tuple[str, ...]:

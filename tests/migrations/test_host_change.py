@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -17,7 +18,9 @@ from leadprotect.doctor.examine import examine
 from leadprotect.errors import AuditUnavailable, ProtectionUnavailable, RollbackError
 from leadprotect.migration import host_change as module
 from leadprotect.migration.host_change import host_change
+from leadprotect.migration.pins import pins
 from leadprotect.migration.rollback import rollback
+from leadprotect.settings import LeadTable
 from tests.support.fingerprint import contents, difference, fingerprint
 from tests.support.revisions import HEAD, MIGRATE_HEAD
 
@@ -231,6 +234,16 @@ def test_pin_status_says_what_is_held_and_what_is_free(database: Database) -> No
     database.sql("ALTER TABLE {leads} ALTER city TYPE varchar(99)")  # what is free
     with pytest.raises(psycopg.errors.FeatureNotSupported):
         database.sql("ALTER TABLE {leads} ALTER {territory} TYPE varchar(99)")
+
+
+@pytest.mark.profiles("pg18")
+def test_the_lead_of_a_child_is_held(database: Database) -> None:
+    children = replace(database.settings, lead_tables=(LeadTable("crm.visits", "of lead", append=False),))
+    database.sql_script('CREATE TABLE crm.visits (id int PRIMARY KEY, "of lead" {lead_id_type}, said text)')
+    with database.connect() as conn:
+        found = pins(conn, settings=children)
+    assert ["lead_tables"] == [pin.setting for pin in found.pinned if pin.table == "crm.visits"]
+    assert {"crm.visits.id", "crm.visits.said"} <= {*found.free}
 
 
 @pytest.mark.profiles("pg18")

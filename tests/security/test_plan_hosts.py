@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from leadprotect.migration.pins import pins
 from leadprotect.planning.plan import DeployPlan, plan_deploy
-from tests.hosts import DJANGO, FLYWAY, LIVES, PLAIN, Shape
+from leadprotect.settings.names import territory_columns
+from tests.hosts import DJANGO, FLYWAY, GROWN, LIVES, PLAIN, Shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,3 +105,21 @@ def test_policies_of_the_host_make_no_estimate_a_hundredth(make_host: Callable[.
     real = host.sql("SELECT count(*) FROM {leads} WHERE {territory} = 'DE'")[0]
     estimated = host.sql("SELECT {schema}.backfill_estimate('DE')")[0]
     assert real / 3 < estimated < real * 3
+
+
+@pytest.mark.profiles("pg18")
+def test_whatever_a_setting_names_is_held(make_host: Callable[..., Host]) -> None:
+    """Columns of an expression, the lead's own owner, what a condition and a cast read, of each source."""
+    host = make_host(GROWN)
+    s = host.settings
+    with psycopg.connect(host.url) as conn:
+        found = pins(conn, settings=s)
+    held = {(pin.table, pin.column): pin.setting for pin in found.pinned}
+    assert [] == [pin for pin in found.pinned if pin.gone]
+    assert {"territory_expression"} == {held[s.leads_table, column] for column in territory_columns(s)}
+    assert "owner_column" == held[s.leads_table, s.owner_column]
+    named = {(one.table, column) for one in s.activities for column in one.columns.values()}
+    assert named <= held.keys()
+    read = {key for (table, column), key in held.items() if (table, column) not in named and table != s.leads_table}
+    assert {"[leadprotect.activities.meetings] condition", "[leadprotect.activities.letters] lead_id_column"} == read
+    assert set() == {f"{table}.{column}" for table, column in held} & {*found.free}
