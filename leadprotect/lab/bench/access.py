@@ -153,6 +153,8 @@ def measure_access(
         run_alembic(server.folder, "downgrade", phases.before("contract")[-1])
         say(f"{name}: the shadow")
         lines += shadowed(bench)
+        say(f"{name}: rows of leads in a table of their own")
+        lines += rows_of_leads(bench)
         without_null(server, url)
         lines += border(bench, "NOT NULL", count_figure=1.10)
         if count:
@@ -592,6 +594,52 @@ def shadowed(bench: Bench) -> list[Line]:
         stop_shadow()
         owner.execute("DROP TABLE public.bench_notes")
     return [bench.line(what, "without a shadow", cost[True], cost[False], None) for what, cost in found.items()]
+
+
+def rows_of_leads(bench: Bench) -> list[Line]:
+    """Reads of a table of lead_tables, against the same without row-level security.
+
+    The floor is a query of its own: the same rows where their lead is there, looked up by its key, and no policy
+    anywhere. No border of the leads costs less.
+    """
+    hundred = [[UUID(generated_lead((n * 7919 + step) % bench.leads)) for n in range(100)] for step in range(20)]
+    by_key = "SELECT n.* FROM public.bench_notes AS n WHERE n.lead_id = %s::uuid"
+    joined = "SELECT n.* FROM public.leads AS l JOIN public.bench_notes AS n ON n.lead_id = l.id WHERE l.id = %s::uuid"
+    of_many = "SELECT n.* FROM public.bench_notes AS n WHERE n.lead_id = ANY (%b::uuid[])"
+    there = " AND EXISTS (SELECT FROM public.leads AS l WHERE l.id = n.lead_id)"
+    asked: dict[str, tuple[str, list[Any], int]] = {
+        "notes of a lead by key": (by_key, bench.own, 50),
+        "notes of a lead, joined with it": (joined, bench.own, 50),
+        "notes of 100 leads": (of_many, hundred, 5),
+    }
+    url = bench.server.url("bench_access")
+    with (
+        tempfile.TemporaryDirectory(dir=bench.server.folder) as name,
+        isolated(
+            folder := Path(name), database_url=url, observation_window=0, lead_tables="public.bench_notes (lead_id)"
+        ),
+    ):
+        with psycopg.connect(url, autocommit=True) as owner:
+            owner.execute(NOTES)
+            owner.execute("INSERT INTO public.bench_notes (lead_id) SELECT id FROM public.leads, generate_series(1, 3)")
+            owner.execute("VACUUM (ANALYZE) public.bench_notes")
+        run_alembic(folder, "-x", "contract=require", "upgrade", "head")
+        lines: list[Line] = []
+        for what, (statement, values, calls) in asked.items():
+            with bench.connections() as bound, bench.connections(login="postgres") as free:
+                cost = bench.cost(
+                    {
+                        "with": Case(conn := bound(), asking(conn, statement, values), calls),
+                        "without": Case(conn := free(), asking(conn, statement, values), calls),
+                        "floor": Case(conn := free(), asking(conn, statement + there, values), calls),
+                    }
+                )
+            floor = bench.line(f"{what}, where it is there", "without that", cost["floor"], cost["without"], None)
+            lines += [bench.line(what, "without RLS", cost["with"], cost["without"], 1.3), floor]
+        run_alembic(folder, "downgrade", phases.before("contract")[-1])
+    with psycopg.connect(url, autocommit=True) as owner:
+        owner.execute("DROP TABLE public.bench_notes")
+    return lines
 
 
 def without_null(server: Server, url: str) -> None:
