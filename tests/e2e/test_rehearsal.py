@@ -160,6 +160,7 @@ def test_the_settings_of_a_rehearsal_reach_its_commands(host: Database, tmp_path
 
 
 @pytest.mark.profiles("pg18")
+@pytest.mark.nightly("by day the traffic of such a host is tried above, and a generated one goes all the way")
 @pytest.mark.timeout(300)
 def test_a_host_whose_owners_stand_in_a_column_alone_is_rehearsed(
     make_database: Callable[..., Database],

@@ -191,7 +191,14 @@ def in_a_shell(lines: list[str], environment: dict[str, str]) -> str:
     return subprocess.check_output(["sh", "-e"], input="\n".join(lines), env=environment, text=True)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.nightly("Ctrl-C meets another command of the lab by day")),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.nightly("tests/e2e/test_killed.py kills a demo by day")),
+        (signal.SIGHUP, 129),
+    ],
+)
 def test_a_stopped_demo_ends_its_server(
     number: int, code: int, folder: Path, environment: dict[str, str], request: pytest.FixtureRequest
 ) -> None:

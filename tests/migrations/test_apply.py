@@ -81,6 +81,7 @@ def test_what_a_denied_edit_is_and_whose_a_new_lead_is_may_change_after_contract
         database.query(conn, edit, other)
 
 
+@pytest.mark.nightly_elsewhere("by day another change is applied there")
 def test_a_login_is_exempted_after_contract_and_bound_again(
     database: Database, reporting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +117,7 @@ def test_a_login_is_exempted_after_contract_and_bound_again(
     assert 0 == seen_by(database, reporting)
 
 
+@pytest.mark.nightly_elsewhere("by day another change is applied there")
 def test_what_is_applied_stands_as_if_contract_had_made_it(
     make_database: Callable[..., Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,6 +50,7 @@ def of_host(database: Database) -> list[str]:
     )
 
 
+@pytest.mark.crossed("a name, and the table where it stands, are two questions")
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("name", TRIGGERS)
 def test_a_trigger_of_our_name_is_refused_at_the_base(host: Database, name: str, table: str) -> None:

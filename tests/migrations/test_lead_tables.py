@@ -355,6 +355,7 @@ def faults(database: Database) -> list[str]:
         return [one.check for one in examine(conn, settings=database.settings, checks=checks).findings]
 
 
+@pytest.mark.nightly_elsewhere("by day a sound one has no danger there, and each check asks the catalog of both")
 def test_doctor_finds_each_fault_of_such_a_table_and_repair_mends_it(make_database: Callable[..., Database]) -> None:
     database = contracted(make_database)
     before = standing(database)

@@ -72,6 +72,7 @@ def test_a_preset_changes_nothing_of_what_we_open(host: Database, preset: tuple[
 
 
 @PROFILES
+@pytest.mark.nightly_elsewhere("by day the shapes of a host live there")
 def test_with_every_preset_at_once_the_whole_life_is_as_ever(host: Database) -> None:
     wanted = old_leads(host, 400)
     with presets(host, *PRESETS.items()):
@@ -145,6 +146,7 @@ def ascii_database(host: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 @PROFILES
+@pytest.mark.nightly_elsewhere("by day the shapes of a host live there")
 def test_in_a_database_without_an_encoding_everything_works(ascii_database: Database) -> None:
     database, wanted = ascii_database, old_leads(ascii_database, 40)
     assert alembic(database, "upgrade", MIGRATE_HEAD).returncode == 0
