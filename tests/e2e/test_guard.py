@@ -121,6 +121,7 @@ def test_five_errors_in_a_hundred_end_a_backfill_and_leave_it_paused(healthy: St
     assert "the backfill of CH, DE stays paused until then" in guard.said
 
 
+@pytest.mark.nightly("by day tests/unit/test_guard_machine.py says so, and one rollout goes back")
 def test_a_deadlock_pauses_the_backfill_until_it_is_forgotten(healthy: Stage, filling: Database) -> None:
     with guarding(healthy, filling, *FILL, options=QUICK) as guard:
         guard.until("the SQL condition is not true")
@@ -154,6 +155,7 @@ def deadlock(database: Database) -> None:
         other.rollback()
 
 
+@pytest.mark.nightly("by day tests/unit/test_guard_machine.py says so, and one rollout goes back")
 def test_whoever_sees_nothing_pauses_goes_on_when_it_sees_again_and_never_goes_back(
     healthy: Stage, expanded: Database
 ) -> None:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+import pytest
 from mypy import api
 
 import leadprotect
@@ -68,6 +69,7 @@ REVEALED = [
 WRONG = [number for number, line in enumerate(SERVICE.splitlines(), 1) if line.endswith("# wrong")]
 
 
+@pytest.mark.nightly("by day pyright tells the same, and mypy reads all of ours in `make lint`")
 def test_a_service_that_mypy_checks_strictly_learns_what_is_wrong(tmp_path: Path) -> None:
     service = tmp_path / "service.py"
     service.write_text(SERVICE)
