@@ -82,6 +82,7 @@ class _Listener:
     def after_execute(self, core: Connection, _cursor: Any, statement: str, *_: Any) -> None:
         if self.follower:
             self.follower.executed(core, statement)
+            # the caller's own, too: of that no event of SQLAlchemy's tells
             if statement[:11].upper() == "ROLLBACK TO":
                 self.follower.undone(core)
 

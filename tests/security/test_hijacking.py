@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import pytest
 from alembic import command
 from click.testing import CliRunner
 from sqlalchemy import create_engine, pool
+from sqlalchemy.exc import DBAPIError
 
 import leadprotect
 from leadprotect.audit import anchors, history, partitions, seals
@@ -19,6 +21,8 @@ from leadprotect.audit.export import export
 from leadprotect.audit.verification import verify_audit
 from leadprotect.cli import main
 from leadprotect.database import opening
+from leadprotect.settings import configured
+from leadprotect.settings.databases import TerritoryDatabase
 from tests.support.hijacking import PACKAGE, hijacked, honest, plant
 from tests.support.revisions import MIGRATE_HEAD
 from tests.support.tracing import in_a_trace
@@ -39,7 +43,7 @@ UNPINNED = {
     "lab/bench/access.py": "a server of our own, on which nobody else is",
     "lab/bench/backfill.py": "a server of our own, on which nobody else is",
     "lab/bench/scale.py": "a server of our own, on which nobody else is",
-    "access/routing.py": "the service's own engines: it finds there what its login finds, and we name everything whole",
+    "access/routing.py": "the service's own engines, on its hot path: we name everything whole there, as a test below tries",
     "testing.py": "a server of the tests' own, and on it a service as its tests have it",
 }
 PINS = {"open_connection", "pin", "pin_session"}
@@ -185,6 +189,10 @@ def ask(database: Database, path: str, monkeypatch: pytest.MonkeyPatch, leads: d
                     conn, leads["free"], two, effective_to=datetime(2999, 1, 1, tzinfo=UTC)
                 ).allowed
                 assert leadprotect.unshare(conn, leads["free"], two).allowed
+                assert leadprotect.assert_edit_many(conn, [leads["mine"], leads["free"]], note="call")
+                assert leadprotect.assign_many(conn, [leads["free"]], two)
+                assert leadprotect.transfer_all(conn, two, one, note="call", limit=5)
+                assert leadprotect.transfer(conn, leads["other"], two).allowed
                 assert leadprotect.release(conn, leads["free"]).allowed
             assert leadprotect.territory(conn, "DE").currency == "EUR"
 
@@ -208,6 +216,35 @@ def test_no_call_of_a_service_runs_what_somebody_planted(
     plant(database, shadow="pg_catalog" in path)
     ask(database, path, monkeypatch, leads)
     assert not hijacked(database)
+
+
+@PROFILES
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_an_engine_of_a_territory_runs_nothing_planted_though_its_path_is_the_login_s(
+    database: Database, path: str
+) -> None:
+    """It is the service's own, on its hot path: what we say there names everything whole, what the host says need not."""
+    one, two, leads = database.user(1), database.user(2), leads_of(database)
+    with database.connect(autocommit=True) as conn:
+        database.query(conn, f'ALTER ROLE "{database.profile.login("manager_de")}" SET search_path = {path}')
+    url = database.login_url("manager_de")
+    configured(replace(database.settings, databases=(TerritoryDatabase(url, ("DE",)),)))
+    engine = leadprotect.route("DE")
+    engine.connect().close()  # what SQLAlchemy asks a server first is its own affair
+    plant(database, shadow="pg_catalog" in path)
+    asked = [("DE", leads["mine"]), ("DE", leads["other"])]
+    assert {asked[0]: True, asked[1]: False} == leadprotect.can_edit_many(leadprotect.route, asked, user_id=one)
+    with engine.begin() as conn, leadprotect.acting_as(conn, one, "DE"):
+        assert leadprotect.can_edit(conn, leads["mine"])
+        assert leadprotect.assert_edit_many(conn, [leads["mine"]], note="call")
+        assert leadprotect.assign_many(conn, [leads["free"]], two)
+        with pytest.raises(leadprotect.LeadAccessDenied):
+            leadprotect.assert_edit(conn, leads["other"])
+    assert not hijacked(database)
+    # control: a statement of the host that does not is run by whoever planted
+    with engine.connect() as conn, pytest.raises(DBAPIError, match="hijacked as"):
+        conn.exec_driver_sql("SELECT 1 FROM pg_catalog.pg_class WHERE oid = 'public'::pg_catalog.regnamespace")
+    assert hijacked(database)
 
 
 @PROFILES
