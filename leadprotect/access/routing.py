@@ -178,8 +178,12 @@ def ask_each(
     for found, silent in _at_once([(engine, parts, ask) for engine, parts in by_engine.items()]):
         answered |= found
         failed |= silent
-    # a pair is hashed once, which of a UUID is work of Python's own
-    answers = {one: answered[one[0]][one[1]] for one in asked if one[0] in answered}
+    # in the order in which each was asked, a lead need not be hashed to be found
+    if all(len(answered[territory]) == len(by_territory[territory]) for territory in answered):
+        told = {territory: iter(found.values()) for territory, found in answered.items()}
+        answers = {one: next(told[one[0]]) for one in asked if one[0] in told}
+    else:  # one was asked for twice
+        answers = {one: answered[one[0]][one[1]] for one in asked if one[0] in answered}
     if failed:
         raise DatabasesUnavailable(failed, answers, len(set(asked)))
     return answers
