@@ -43,6 +43,7 @@ UNPINNED = {
     "lab/bench/access.py": "a server of our own, on which nobody else is",
     "lab/bench/backfill.py": "a server of our own, on which nobody else is",
     "lab/bench/scale.py": "a server of our own, on which nobody else is",
+    "lab/bench/service.py": "a server of our own, on which nobody else is",
     "access/routing.py": "the service's own engines: we name everything whole there, as a test below tries",
     "testing.py": "a server of the tests' own, and on it a service as its tests have it",
 }
@@ -225,8 +226,8 @@ def test_an_engine_of_a_territory_runs_nothing_planted_though_its_path_is_the_lo
 ) -> None:
     """It is the service's own, on its hot path: what we say there names everything whole."""
     one, two, leads = database.user(1), database.user(2), leads_of(database)
-    with database.connect(autocommit=True) as conn:
-        database.query(conn, f'ALTER ROLE "{database.profile.login("manager_de")}" SET search_path = {path}')
+    with database.connect(autocommit=True) as dba:
+        database.query(dba, f'ALTER ROLE "{database.profile.login("manager_de")}" SET search_path = {path}')
     url = database.login_url("manager_de")
     configured(replace(database.settings, databases=(TerritoryDatabase(url, ("DE",)),)))
     engine = leadprotect.route("DE")

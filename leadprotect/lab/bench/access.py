@@ -22,6 +22,7 @@ import leadprotect
 from leadprotect import phases
 from leadprotect.lab.bench.clock import Case, measured, ratio
 from leadprotect.lab.bench.instructions import instructions_of
+from leadprotect.lab.bench.service import THREADS, measure_service
 from leadprotect.lab.commands import isolated, run_alembic
 from leadprotect.lab.data import LEAD_ID, USER_ID, generate_host, generated_lead, generated_user
 from leadprotect.migration.shadowing import start_shadow, stop_shadow
@@ -473,7 +474,20 @@ def services(bench: Bench) -> list[Line]:
             driver: Any = core.connection.driver_connection
             driver.autocommit = False
             found += _services(bench, "SQLAlchemy", core, driver, core.exec_driver_sql, {})
-    return found
+    return found + served(bench)
+
+
+def served(bench: Bench) -> list[Line]:
+    """CPU of a service's process a request, awaited on a loop, against as many threads; `SELECT 1` is the floor."""
+    cost = measure_service(bench.server.url("bench_access", LOGIN), bench.own, USER, blocks=bench.blocks)
+    return [
+        bench.line(
+            f"{what} awaited on {how}, {at_once} at once", f"{what} in as many threads",
+            cost[what, how, at_once], cost[what, THREADS, at_once], 1.1 if what == "can_edit" else None,
+        )
+        for what, how, at_once in sorted(cost)
+        if how != THREADS
+    ]  # fmt: skip
 
 
 def _services(
