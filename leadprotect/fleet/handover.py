@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.access import denials
 from leadprotect.access.context import trace_id
+from leadprotect.database.blockers import sqlstate
 from leadprotect.database.catalog import territory_role
-from leadprotect.database.connection import mapped_errors, row, rows
+from leadprotect.database.connection import row
 from leadprotect.decision import Decision
-from leadprotect.errors import LeadProtectError, LeadsAccessDenied, ProtectionUnavailable
+from leadprotect.errors import (
+    ConnectionUnusable,
+    InvalidRequest,
+    LeadProtectError,
+    LeadsAccessDenied,
+    ProtectionUnavailable,
+)
 from leadprotect.fleet import travelling
+from leadprotect.fleet.exchange import BEGIN, COMMIT, Sent, exchange, undo
 from leadprotect.settings import acting_with, ident, render
 
 if TYPE_CHECKING:
@@ -21,6 +29,9 @@ if TYPE_CHECKING:
 
     import psycopg
 
+    from leadprotect.fleet.exchange import Rows
+    from leadprotect.fleet.manifest import Manifest
+    from leadprotect.fleet.travelling import Cargo
     from leadprotect.settings import Settings
 
     Connection = psycopg.Connection[Any]
@@ -28,6 +39,10 @@ if TYPE_CHECKING:
 
 # what a value is written as must not hang on who is connected
 _SAME = {"TimeZone": "UTC", "extra_float_digits": "1", "bytea_output": "hex"}
+
+
+# a constraint refused it, code of the host raised it, or an edit of another lead that comes with it was denied
+_OF_THE_HOST = ("23", "P0", "LP403", "42501", "44", "45")
 
 
 @dataclass(frozen=True)
@@ -40,14 +55,18 @@ class Side:
 
 @dataclass(frozen=True)
 class Route:
-    """From where to where leads go, by whom, and what travels."""
+    """From where to where leads go, by whom, and what travels.
+
+    `unheard` are hand-overs that neither side has heard of, so that nothing needs to be looked up.
+    """
 
     here: Side
     there: Side
     settings: Settings
     actor: str
     correlation_id: str
-    plan: travelling.Manifest
+    plan: Manifest
+    unheard: set[UUID] = field(default_factory=set)
 
 
 class ChangedSince(LeadProtectError):
@@ -58,92 +77,95 @@ class Withdrawn(LeadProtectError):
     """The other side has cancelled the hand-over, so it is cancelled here."""
 
 
-@contextmanager
-def on_side(route: Route, side: Side, *, dry_run: bool = False) -> Iterator[None]:
-    """A transaction of the manager in the territory of one side."""
-    # a denial is recorded where it was answered
-    ours = acting_with(replace(route.settings, audit_url=""))
-    with ours, mapped_errors(), side.conn.transaction(force_rollback=dry_run):
-        settings = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in _SAME.items())
-        context = render("{schema}.set_context(%s::text, %s::text, %s::text)", route.settings)
-        rows(side.conn, f"SELECT {settings}, {context}", (route.actor, side.territory, route.correlation_id))
-        yield
+def look_up(route: Route, side: Side, *asked: Sent) -> list[Rows]:
+    """The rows of statements that change nothing, asked at once as the manager in the territory of one side."""
+    with _undone(side.conn):
+        return exchange(side.conn, [*_begun(route, side), *asked, COMMIT]).all_done().of(2, len(asked))
 
 
-def copy(route: Route, pairs: Pairs, *, dry_run: bool = False) -> dict[str, str]:
-    """Freeze leads here, and make their copies there, frozen, too; returns the digest of each.
+def carry(route: Route, pairs: Pairs, *, fresh: bool) -> None:
+    """Bring leads from here to there: frozen on both sides, and then deleted here.
 
     What the other database does not take is said before either side commits. Here is committed first: a crash
-    between the two leaves frozen leads without a copy, and the same step again makes it. A dry run deletes here as
-    well, and rolls all of it back.
+    between the two leaves frozen leads without a copy, and the same step again makes it. `fresh`: no such hand-over
+    was begun before. Raises `ChangedSince` where a row came to a lead in spite of all; it stays frozen then.
     """
-    with on_side(route, route.there, dry_run=dry_run), on_side(route, route.here, dry_run=dry_run):
-        _begin(route, route.here, "send_lead", pairs, route.there.territory)
-        cargo = travelling.read_rows(route.here.conn, route.plan, [*pairs])
-        _arrive(route, pairs, cargo)
-        _step(route, route.here, "freeze", pairs, cargo)
-        if dry_run:
-            _delete(route, pairs, held=False)
-    return {lead: one.digest for lead, one in cargo.items()}
+    with _undone(route.here.conn, route.there.conn):
+        cargo = copy(route, pairs, fresh=fresh)
+        settle(route, pairs, cargo)
+        leave(route, pairs, cargo)
 
 
-def _arrive(route: Route, pairs: Pairs, cargo: Mapping[str, travelling.Cargo]) -> None:
-    conn = route.there.conn
-    _begin(route, route.there, "receive_lead", pairs, route.here.territory)
-    standing = states(route, route.there, pairs)
-    if ended := {state for state, _ in standing.values()} - {"arriving"}:
-        raise Withdrawn(f"the other side has {ended.pop()} the hand-over")
-    stale = {lead: pairs[lead] for lead, (_, digest) in standing.items() if digest not in ("", cargo[lead].digest)}
-    if stale:
-        _step(route, route.there, "hold", stale)
-        travelling.delete(conn, route.plan, [*stale])
-    new = {lead: one for lead, one in cargo.items() if standing[lead][1] != one.digest}
-    if not new:
-        return
-    ids = {lead: pairs[lead] for lead in new}
-    travelling.write_leads(conn, route.plan, new)
-    _step(route, route.there, "hold", ids)
-    travelling.write_others(conn, route.plan, new)
-    travelling.verify(conn, route.plan, new)
-    _step(route, route.there, "freeze", ids, new)
-    rows(conn, "SET CONSTRAINTS ALL IMMEDIATE")
+def try_out(route: Route, pairs: Pairs, *, fresh: bool) -> None:
+    """All of it on both sides, and rolled back there and here."""
+    with _undone(route.here.conn, route.there.conn):
+        cargo = copy(route, pairs, fresh=fresh)
+        exchange(route.here.conn, [_step(route, "freeze", pairs, cargo), _first(route, route.here, pairs)]).all_done()
+        _delete(route, pairs, cargo)
+        undo(route.there.conn, route.here.conn)
 
 
-def leave(route: Route, pairs: Pairs, digests: Mapping[str, str]) -> None:
-    """Delete the leads here, now that their copies are durable there.
+def copy(route: Route, pairs: Pairs, *, fresh: bool) -> dict[str, Cargo]:
+    """Lock and read the leads here, and write them there, frozen; neither side has committed."""
+    plan = route.plan
+    steps = [*_begun(route, route.here), _first(route, route.here, pairs)]
+    reads = travelling.picking_up(plan, pairs, lock=True)
+    looks, tries = travelling.looking(plan, pairs), travelling.trying(plan, pairs)
+    answers = exchange(route.here.conn, [*steps, *reads, *looks, *tries])
+    _refuse_denied(route, route.here, pairs, answers[len(steps) - 1])
+    cargo = travelling.cargo(plan, [*pairs], answers.of(len(steps), len(reads)))
+    first = len(steps) + len(reads)
+    travelling.refuse_kept(answers.of(first, len(looks)))
+    first += len(looks)
+    if tries:
+        with _kept_here():
+            gone = answers.all_done().of(first + travelling.first_of_trial(plan), len(plan.tables))
+            travelling.all_gone([*pairs], gone[-1])
+            if not travelling.same(plan, cargo, gone):
+                raise LeadProtectError("code of the host keeps or changes rows of it that were to go")
+    travelling.refuse_numbers(plan, cargo)
+    arrive(route, pairs, cargo, fresh=fresh)
+    return cargo
 
-    Under the lock of the hand-over here, which whoever cancels it takes first, the other side is asked for the
-    copy. Raises `ChangedSince` where a row came to a lead in spite of all; nothing is done then.
+
+def settle(route: Route, pairs: Pairs, cargo: Mapping[str, Cargo]) -> None:
+    """Commit here, then there, and make sure that the copy is the same.
+
+    It is asked for when the hand-over here and the leads are locked again, which whoever cancels it takes first, and
+    whoever adds a row to a lead. Raises `ChangedSince` where the copy is another one.
     """
-    with on_side(route, route.here):
-        _begin(route, route.here, "send_lead", pairs, route.there.territory)
-        with on_side(route, route.there):
-            there = states(route, route.there, pairs)
-        if any(there.get(lead) != ("arriving", digest) for lead, digest in digests.items()):
-            raise ChangedSince("the copy is another one by now")
-        cargo = travelling.read_rows(route.here.conn, route.plan, [*pairs])
-        if any(one.digest != digests[lead] for lead, one in cargo.items()):
-            raise ChangedSince("a row came to the lead while it was frozen")
-        _delete(route, pairs, held=True)
+    again = [*_begun(route, route.here), _first(route, route.here, pairs), travelling.locking(route.plan, pairs)]
+    frozen = exchange(route.here.conn, [_step(route, "freeze", pairs, cargo), COMMIT, *again])
+    frozen.of(0, 2)
+    committed = exchange(route.there.conn, [COMMIT, *_begun(route, route.there), _asking(route, pairs), COMMIT])
+    stands = _states(committed.all_done()[3])
+    if any(stands.get(lead) != ("arriving", one.digest) for lead, one in cargo.items()):
+        raise ChangedSince("the copy is another one by now")
+    _refuse_denied(route, route.here, pairs, frozen[4])
+    frozen.all_done()
 
 
-def _delete(route: Route, pairs: Pairs, *, held: bool) -> None:
-    if not held:
-        _begin(route, route.here, "send_lead", pairs, route.there.territory)
-    _step(route, route.here, "leave", pairs)
-    travelling.delete(route.here.conn, route.plan, [*pairs])
+def leave(route: Route, pairs: Pairs, cargo: Mapping[str, Cargo]) -> None:
+    """Delete the leads here, now that their copies are durable there and the hand-over is locked.
+
+    Raises `ChangedSince` where a row came to a lead while it was frozen; nothing is deleted then.
+    """
+    _delete(route, pairs, cargo)
+    exchange(route.here.conn, [COMMIT]).all_done()
 
 
 def finish(route: Route, pairs: Pairs) -> None:
     """Unfreeze the copies of leads that are gone here: whoever may claim them there, does."""
-    with on_side(route, route.there):
-        standing = states(route, route.there, pairs)
-        _step(
-            route,
-            route.there,
-            "finish",
-            {lead: pairs[lead] for lead, (state, _) in standing.items() if state == "arriving"},
-        )
+    unfreeze = render(
+        "SELECT {schema}.hand_over(u.lead_id, u.id, 'finish') FROM (SELECT h.lead_id, h.id "
+        "FROM {schema}.lead_handovers AS h WHERE h.id = ANY (%s::uuid[]) AND h.lead_id = ANY (%s::{lead_type}[]) "
+        "AND h.state = 'arriving' ORDER BY h.lead_id OFFSET 0) AS u",
+        route.settings,
+    )
+    asked = Sent(unfreeze, ([*set(pairs.values())], [*pairs]), recording=True)
+    with _undone(route.there.conn):
+        steps = [*_begun(route, route.there), asked, _asking(route, pairs), COMMIT]
+        standing = _states(exchange(route.there.conn, steps).all_done()[3])
     if lost := pairs.keys() - standing.keys():
         raise LeadProtectError(
             f"lead {min(lost)} left {route.here.territory}, and {route.there.territory} knows nothing of it: that "
@@ -153,60 +175,160 @@ def finish(route: Route, pairs: Pairs) -> None:
 
 def withdraw(route: Route, pairs: Pairs) -> None:
     """Give frozen leads back to their owners here; a copy there is deleted first, and none can come after it."""
-    with on_side(route, route.here):
-        _begin(route, route.here, "send_lead", pairs, route.there.territory)
-        with on_side(route, route.there):
-            _begin(route, route.there, "receive_lead", pairs, route.here.territory)
-            standing = states(route, route.there, pairs)
-            if any(state == "arrived" for state, _ in standing.values()):
-                raise LeadProtectError(
-                    "the lead has arrived there, and nothing is left to cancel; move it back: "
-                    f"leadprotect move --to {route.here.territory}"
-                )
-            open_there = {lead: pairs[lead] for lead, (state, _) in standing.items() if state == "arriving"}
-            _step(route, route.there, "cancel", open_there)
-            copies = [lead for lead, (state, digest) in standing.items() if state == "arriving" and digest]
-            if copies:
-                travelling.delete(route.there.conn, route.plan, copies)
-        _step(route, route.here, "cancel", pairs)
+    here, there = route.here, route.there
+    with _undone(here.conn, there.conn):
+        found = exchange(here.conn, [*_begun(route, here), _first(route, here, pairs)])
+        _refuse_denied(route, here, pairs, found[2])
+        found = exchange(there.conn, [*_begun(route, there), _first(route, there, pairs), _asking(route, pairs)])
+        _refuse_denied(route, there, pairs, found[2])
+        standing = _states(found[3])
+        if any(state == "arrived" for state, _ in standing.values()):
+            raise LeadProtectError(
+                "the lead has arrived there, and nothing is left to cancel; move it back: "
+                f"leadprotect move --to {here.territory}"
+            )
+        arriving = {lead: pairs[lead] for lead, (state, _) in standing.items() if state == "arriving"}
+        copies = [lead for lead in arriving if standing[lead][1]]
+        away = travelling.deleting(route.plan, copies) if copies else []
+        exchange(there.conn, [_step(route, "cancel", arriving), *away, COMMIT]).all_done()
+        exchange(here.conn, [_step(route, "cancel", pairs), COMMIT]).all_done()
 
 
-def states(route: Route, side: Side, pairs: Pairs) -> dict[str, tuple[str, str]]:
-    """State and digest of these hand-overs on one side; of the side's own territory only."""
+def gone(route: Route, pairs: Pairs) -> set[str]:
+    """Which of these leads have left here already."""
+    (found,) = look_up(route, route.here, _asking(route, pairs))
+    return {lead for lead, (state, _) in _states(found).items() if state == "gone"}
+
+
+# --- a step of one side
+
+
+@contextmanager
+def _undone(*conns: Connection) -> Iterator[None]:
+    """Whatever stands on these connections is rolled back where the block ends in an error."""
+    try:
+        yield
+    except BaseException:
+        undo(*conns)
+        raise
+
+
+@contextmanager
+def _kept_here() -> Iterator[None]:
+    """What keys, triggers or rules of the host said when its rows were to go is about these leads."""
+    try:
+        yield
+    except ConnectionUnusable as error:
+        state = sqlstate(error.__cause__) if error.__cause__ else None
+        if not state or not state.startswith(_OF_THE_HOST):
+            raise
+        raise LeadProtectError(f"the host's keys, triggers or rules keep it here: {error}") from error.__cause__
+
+
+def _begun(route: Route, side: Side) -> tuple[Sent, Sent]:
+    """A transaction of the manager in the territory of one side."""
+    same = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in _SAME.items())
+    context = render("{schema}.set_context(%s::text, %s::text, %s::text)", route.settings)
+    return BEGIN, Sent(f"SELECT {same}, {context}", (route.actor, side.territory, route.correlation_id))
+
+
+def arrive(route: Route, pairs: Pairs, cargo: Mapping[str, Cargo], *, fresh: bool) -> None:
+    """Write the copies there, and freeze them; what is there already of an earlier attempt is compared first."""
+    first = [*_begun(route, route.there), _first(route, route.there, pairs)]
+    if fresh:
+        _write(route, pairs, cargo, first)
+        return
+    found = exchange(route.there.conn, [*first, _asking(route, pairs)])
+    _refuse_denied(route, route.there, pairs, found[2])
+    standing = _states(found[3])
+    if ended := {state for state, _ in standing.values()} - {"arriving"}:
+        raise Withdrawn(f"the other side has {ended.pop()} the hand-over")
+    stale = {lead: pairs[lead] for lead, (_, digest) in standing.items() if digest not in ("", cargo[lead].digest)}
+    if stale:
+        away = [_step(route, "hold", stale), *travelling.deleting(route.plan, stale)]
+        exchange(route.there.conn, away).all_done()
+    new = {lead: one for lead, one in cargo.items() if standing[lead][1] != one.digest}
+    if new:
+        _write(route, {lead: pairs[lead] for lead in new}, new, [])
+
+
+def _write(route: Route, pairs: Pairs, cargo: Mapping[str, Cargo], first: list[Sent]) -> None:
+    """`first` are the statements that begin, whose last answer says whether he may."""
+    plan = route.plan
+    writes = [*travelling.writing_leads(plan, cargo), _step(route, "hold", pairs)]
+    writes += travelling.writing_others(plan, cargo)
+    back = travelling.picking_up(plan, pairs, lock=False)
+    last = [_step(route, "freeze", pairs, cargo), Sent("SET CONSTRAINTS ALL IMMEDIATE")]
+    answers = exchange(route.there.conn, [*first, *writes, *back, *last])
+    if first:
+        _refuse_denied(route, route.there, pairs, answers[len(first) - 1])
+    try:
+        answers.of(len(first), len(writes))
+    except InvalidRequest as error:
+        if error.__cause__ and sqlstate(error.__cause__) == "LP422":
+            raise
+        raise InvalidRequest(f"{route.there.territory} does not take what a row holds: {error}") from error.__cause__
+    arrived = answers.of(len(first) + len(writes), len(back))
+    travelling.compare(plan, cargo, travelling.cargo(plan, [*pairs], arrived))
+    answers.all_done()
+
+
+def _delete(route: Route, pairs: Pairs, cargo: Mapping[str, Cargo]) -> None:
+    away = travelling.deleting(route.plan, pairs)
+    answers = exchange(route.here.conn, [_step(route, "leave", pairs), *away]).all_done()
+    gone = answers.of(1, len(away))
+    travelling.all_gone([*pairs], gone[-1])
+    if not travelling.same(route.plan, cargo, gone):
+        raise ChangedSince("a row came to the lead while it was frozen")
+
+
+def _asking(route: Route, pairs: Pairs) -> Sent:
+    """State and digest of these hand-overs on a side; of the side's own territory only."""
     statement = render(
         "SELECT h.lead_id::text, h.state, h.digest FROM {schema}.lead_handovers AS h "
         "WHERE h.id = ANY (%s::uuid[]) AND h.lead_id = ANY (%s::{lead_type}[])",
         route.settings,
     )
-    found = rows(side.conn, statement, (list(set(pairs.values())), [*pairs]))
+    return Sent(statement, ([*set(pairs.values())], [*pairs]))
+
+
+def _states(found: Rows) -> dict[str, tuple[str, str]]:
     return {lead: (state, digest) for lead, state, digest in found}
 
 
-def _begin(route: Route, side: Side, function: str, pairs: Pairs, elsewhere: str) -> None:
-    """The first step of a side, which decides; every denial is recorded there before the error is raised."""
+def _first(route: Route, side: Side, pairs: Pairs) -> Sent:
+    """The first step of a side, which decides."""
+    function, other = ("send_lead", route.there) if side is route.here else ("receive_lead", route.here)
     statement = render(
         f"SELECT u.lead::text, {{schema}}.{function}(u.lead, u.id, %s::text) FROM ({_PAIRS}) AS u",
         route.settings,
     )
-    found = rows(side.conn, statement, (elsewhere, [*pairs], list(pairs.values())), recording=True)
+    return Sent(statement, (other.territory, [*pairs], [*pairs.values()]), recording=True)
+
+
+def _refuse_denied(route: Route, side: Side, pairs: Pairs, found: Rows) -> None:
+    """Every denial of the first step is recorded on its side before the error is raised."""
     denied = [(lead, answer) for lead, answer in found if answer != "manager"]
     if not denied:
         return
+    undo(side.conn)
     facts = row(side.conn, "SELECT session_user::text, current_setting('role')")
     declared = (route.actor, side.territory, route.correlation_id or trace_id(), *facts)
-    action = "UNASSIGN" if function == "send_lead" else "ASSIGN"
+    action = "UNASSIGN" if side is route.here else "ASSIGN"
     attempts = [
         denials.attempt(lead, action, answer, f"move to {route.there.territory} from {route.here.territory}", declared)
         for lead, answer in denied
     ]
-    denials.record_denials(side.conn, attempts)
-    if action == "ASSIGN" or attempts[0].reason != "not_found":
-        role = territory_role(side.conn, side.territory)
-        needs = f"GRANT {ident(route.settings.role('manager'))}, {ident(role)} TO {ident(side.conn.info.user)};"
-        raise ProtectionUnavailable(
-            f"the login is no manager of {side.territory} ({attempts[0].reason}), which is recorded. "
-            f"A DBA can run: {needs}"
-        )
+    # a denial is recorded where it was answered
+    with acting_with(replace(route.settings, audit_url="")):
+        denials.record_denials(side.conn, attempts)
+        if action == "ASSIGN" or attempts[0].reason != "not_found":
+            role = territory_role(side.conn, side.territory)
+            needs = f"GRANT {ident(route.settings.role('manager'))}, {ident(role)} TO {ident(side.conn.info.user)};"
+            raise ProtectionUnavailable(
+                f"the login is no manager of {side.territory} ({attempts[0].reason}), which is recorded. "
+                f"A DBA can run: {needs}"
+            )
     raise LeadsAccessDenied([Decision(one.lead_id, one.reason) for one in attempts], len(pairs))
 
 
@@ -215,9 +337,7 @@ _PAIRS = (
 )
 
 
-def _step(
-    route: Route, side: Side, step: str, pairs: Pairs, cargo: Mapping[str, travelling.Cargo] | None = None
-) -> None:
+def _step(route: Route, step: str, pairs: Pairs, cargo: Mapping[str, Cargo] | None = None) -> Sent:
     digests = [cargo[lead].digest if cargo else "" for lead in pairs]
     statement = render(
         "SELECT {schema}.hand_over(u.lead, u.id, %s::text, u.digest) FROM (SELECT p.lead::{lead_type} AS lead, "
@@ -225,4 +345,4 @@ def _step(
         "AS p (lead, id, digest) ORDER BY 1 OFFSET 0) AS u",
         route.settings,
     )
-    rows(side.conn, statement, (step, [*pairs], list(pairs.values()), digests), recording=True)
+    return Sent(statement, (step, [*pairs], [*pairs.values()], digests), recording=True)

@@ -6,6 +6,7 @@ import random
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -21,7 +22,8 @@ from leadprotect.errors import (
     ProtectionUnavailable,
     SettingsError,
 )
-from leadprotect.fleet import handover, travelling
+from leadprotect.fleet import handover, manifest, travelling
+from leadprotect.fleet.exchange import Sent
 from leadprotect.fleet.handover import Route, Side
 from leadprotect.settings import render
 from leadprotect.settings.databases import SECTION
@@ -42,6 +44,8 @@ _LOCK_MS = 50
 _TRIES = 40
 _PAUSE_S = 0.1
 _CONSTRAINT = "23"
+_AHEAD = 1000
+"""Leads whose ids are read at once, where all of a territory go."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,8 @@ def resume_moves(
             refused: list[Refused] = []
             for first in range(0, len(standing), at_once):
                 part = dict(standing[first : first + at_once])
-                refused += _each(part, lambda some, route=route: _carry(route, some), _tries)  # type: ignore[misc]
+                said = _each(part, lambda some, route=route: _carry(route, some), _tries)  # type: ignore[misc]
+                refused += _standing_of(route, said)
                 if tell:
                     tell(first + len(part), len(standing))
         found.append(MoveRun(origin, to, correlation_id, len(standing) - len(refused), tuple(refused), dry_run=False))
@@ -205,10 +210,10 @@ def _route(
     if origin == to:
         raise InvalidRequest(f"--to {to}: the leads are there already")
     if ends[0] is ends[1]:
-        raise InvalidRequest(travelling.one_database(s, origin, to))
+        raise InvalidRequest(manifest.one_database(s, origin, to))
     first, second = (_of(s, one) for one in ends)
     with connect(first, lock_timeout=_LOCK_MS) as here, connect(second, lock_timeout=_LOCK_MS) as there:
-        made = travelling.manifest(here, there, s, origin=origin, to=to, values=values, renumber=renumber)
+        made = manifest.manifest(here, there, s, origin=origin, to=to, values=values, renumber=renumber)
         yield Route(Side(here, origin), Side(there, to), s, actor, correlation_id, made)
 
 
@@ -229,64 +234,94 @@ def _of(s: Settings, one: TerritoryDatabase) -> Settings:
 def _all_of(route: Route, at_once: int) -> Iterator[list[str]]:
     """Every lead of the territory, in the order of the ids."""
     last: str | None = None
+    page = at_once * ceil(_AHEAD / at_once)
     statement = render(
         "SELECT l.{lead_id}::text FROM {leads} AS l WHERE {territory_of_l}::text = %s "
         "AND (%s::{lead_type} IS NULL OR l.{lead_id} > %s::{lead_type}) ORDER BY l.{lead_id} LIMIT %s",
         route.settings,
     )
     while True:
-        with handover.on_side(route, route.here):
-            found = [lead for (lead,) in rows(route.here.conn, statement, (route.here.territory, last, last, at_once))]
+        asked = Sent(statement, (route.here.territory, last, last, page))
+        (found,) = handover.look_up(route, route.here, asked)
         if not found:
             return
-        last = found[-1]
-        yield found
+        leads = [lead for (lead,) in found]
+        last = leads[-1]
+        yield from (leads[n : n + at_once] for n in range(0, len(leads), at_once))
 
 
 def _slice(route: Route, leads: Sequence[str], *, dry_run: bool) -> list[Refused]:
     """Move these leads, or say of each why not; what was begun before goes on under its own id."""
     known, done = _known(route, leads)
     leads = [lead for lead in leads if lead not in done]
-    pairs = {lead: known[lead].id if lead in known else uuid4() for lead in leads}
     if dry_run:
-        return _each(pairs, lambda some: handover.copy(route, some, dry_run=True), _tries)
+        ids = {lead: known[lead].id if lead in known else uuid4() for lead in leads}
+        return _each(ids, lambda some: handover.try_out(route, some, fresh=known.keys().isdisjoint(some)), _tries)
+    refused = _go(route, leads, known)
+    # here is committed before there: what stands there alone, a database that was restored has forgotten here
+    unknown = [one.lead_id for one in refused if one.lead_id not in known]
+    if came := _came(route, unknown):
+        refused = [one for one in refused if one.lead_id not in came] + _go(route, [*came], came)
+    return refused
+
+
+def _go(route: Route, leads: Sequence[str], known: Mapping[str, HandOver]) -> list[Refused]:
     elsewhere = [one for one in known.values() if one.elsewhere != route.there.territory]
-    refused = [Refused(one.lead_id, f"it is on its way to {one.elsewhere}", standing=True) for one in elsewhere]
-    going = {lead for lead in leads if lead not in {each.lead_id for each in elsewhere}}
+    refused = [Refused(one.lead_id, f"it is on its way to {one.elsewhere}") for one in elsewhere]
+    going = [lead for lead in leads if lead not in {each.lead_id for each in elsewhere}]
+    pairs = {lead: known[lead].id if lead in known else uuid4() for lead in going}
+    route.unheard.update(pairs[lead] for lead in going if lead not in known)
     # what was begun before has its correlation id already, in one audit or in both
     ids = {lead: known[lead].correlation_id if lead in known else route.correlation_id for lead in going}
     for correlation_id in sorted(set(ids.values())):
         own = replace(route, correlation_id=correlation_id)
-        some = {lead: pairs[lead] for lead in leads if ids.get(lead) == correlation_id}
+        some = {lead: pairs[lead] for lead in going if ids[lead] == correlation_id}
         refused += _each(some, lambda part, own=own: _carry(own, part), _tries)  # type: ignore[misc]
-    return refused
+    return _standing_of(route, refused)
+
+
+def _standing_of(route: Route, refused: list[Refused]) -> list[Refused]:
+    """The same, and of each whether it stands between the databases now."""
+    if not refused:
+        return []
+    leads = [one.lead_id for one in refused]
+    (out,) = handover.look_up(route, route.here, _asked(route, f"{_STANDING} AND h.direction = 'out'", leads))
+    standing = {lead for lead, *_ in out}
+    return [replace(one, standing=one.lead_id in standing) for one in refused]
 
 
 def _known(route: Route, leads: Sequence[str]) -> tuple[dict[str, HandOver], set[str]]:
     """Hand-overs of these leads that were begun before and are not through, and the leads that went already."""
-    with handover.on_side(route, route.there):
-        came = _rows(route, route.there, _STANDING + _FROM, leads, route.here.territory)
-    with handover.on_side(route, route.here):
-        left = _rows(route, route.here, _STANDING + "AND h.direction = 'out'", leads)
-        went = {lead for (lead,) in _rows(route, route.here, _WENT, leads, route.there.territory)}
-    known = {one[0]: replace(HandOver(*one), elsewhere=route.there.territory) for one in came}
-    known |= {one[0]: HandOver(*one) for one in left}
-    return known, went - known.keys()
+    left, went = handover.look_up(
+        route, route.here, _asked(route, f"{_STANDING} AND h.direction = 'out'", leads),
+        _asked(route, _WENT, leads, route.there.territory),
+    )  # fmt: skip
+    gone = {lead for (lead,) in went}
+    known = _came(route, [*gone]) | {one[0]: HandOver(*one) for one in left}
+    return known, gone - known.keys()
+
+
+def _came(route: Route, leads: Sequence[str]) -> dict[str, HandOver]:
+    """Those of these leads that are there, and wait for the end of their hand-over."""
+    if not leads:
+        return {}
+    (came,) = handover.look_up(route, route.there, _asked(route, _STANDING + _FROM, leads, route.here.territory))
+    return {one[0]: replace(HandOver(*one), elsewhere=route.there.territory) for one in came}
 
 
 _STANDING = (
     "SELECT h.lead_id::text, h.id, h.direction, h.territory, h.elsewhere, h.state, coalesce(h.correlation_id, '') "
-    "FROM {schema}.lead_handovers AS h WHERE h.ended_at IS NULL AND h.lead_id = ANY (%s::{lead_type}[]) "
+    "FROM {schema}.lead_handovers AS h WHERE h.ended_at IS NULL AND h.lead_id = ANY (%s::{lead_type}[])"
 )
-_FROM = "AND h.direction = 'in' AND h.elsewhere = %s"
+_FROM = " AND h.direction = 'in' AND h.elsewhere = %s"
 _WENT = (
     "SELECT h.lead_id::text FROM {schema}.lead_handovers AS h WHERE h.lead_id = ANY (%s::{lead_type}[]) "
     "AND h.state = 'gone' AND h.elsewhere = %s AND NOT EXISTS (SELECT FROM {leads} AS l WHERE l.{lead_id} = h.lead_id)"
 )
 
 
-def _rows(route: Route, side: Side, statement: str, leads: Sequence[str], *more: str) -> list[tuple[Any, ...]]:
-    return rows(side.conn, render(statement, route.settings), ([*leads], *more))
+def _asked(route: Route, statement: str, leads: Sequence[str], *more: str) -> Sent:
+    return Sent(render(statement, route.settings), ([*leads], *more))
 
 
 def _each(
@@ -302,16 +337,15 @@ def _each(
         refused = [Refused(str(one.lead_id), one.reason) for one in decisions]
         rest = {lead: one for lead, one in pairs.items() if lead not in {each.lead_id for each in refused}}
         return refused + _each(rest, act, tries)
+    except travelling.CannotTravel as kept:
+        rest = {lead: one for lead, one in pairs.items() if lead not in kept.why}
+        return [Refused(lead, why) for lead, why in kept.why.items()] + _each(rest, act, tries)
     except LeadProtectError as error:
         if not _of_a_lead(error):
             raise
         if len(pairs) > 1:
             return [one for lead, each in pairs.items() for one in _each({lead: each}, act, tries)]
-        return [
-            Refused(
-                next(iter(pairs)), str(error), standing=isinstance(error, (handover.ChangedSince, handover.Withdrawn))
-            )
-        ]
+        return [Refused(next(iter(pairs)), str(error))]
     return []
 
 
@@ -339,20 +373,22 @@ def _tries(act: Callable[[Mapping[str, UUID]], object], pairs: Mapping[str, UUID
 
 def _carry(route: Route, pairs: Mapping[str, UUID]) -> None:
     """From wherever they stand to the end; what changed since it was sent is sent again."""
-    with handover.on_side(route, route.here):
-        gone = {lead for lead, (state, _) in handover.states(route, route.here, pairs).items() if state == "gone"}
+    fresh = route.unheard.issuperset(pairs.values())
+    route.unheard.difference_update(pairs.values())
+    gone = set() if fresh else handover.gone(route, pairs)
     going = {lead: one for lead, one in pairs.items() if lead not in gone}
     for left in reversed(range(5)):
         if not going:
             break
         try:
-            handover.leave(route, going, handover.copy(route, going))
+            handover.carry(route, going, fresh=fresh)
         except handover.Withdrawn:
             handover.withdraw(route, going)
             raise
         except handover.ChangedSince:
             if not left:
                 raise
+            fresh = False
         else:
             break
     handover.finish(route, pairs)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg.pq import TransactionStatus
 
+from leadprotect.fleet import manifest as manifests
 from leadprotect.fleet.move import MoveRun, move
 from leadprotect.settings import parse
 from tests.support.children import CONTACTS, LEAD_TABLES, NOTES, TABLES, contact, grant, note
@@ -109,7 +110,7 @@ class Killed(BaseException):
 
 @dataclass
 class Killer:
-    """Ends a move at the `at`-th exchange with a server: before it reached it, or after it was carried out.
+    """Ends a move at the `at`-th message to a server, a statement or the end of some: before it went, or after.
 
     Before: the server's session is ended, as a crash or a broken network would. After: the process ends, and hears
     nothing of what the server did.
@@ -123,37 +124,51 @@ class Killer:
     begun: bool = False
 
     def __enter__(self) -> Self:
-        self._wait = psycopg.Connection.wait
-        self._ours: list[psycopg.Connection[Any]] = []
-        killer, real = self, self._wait
+        self._wait, self._manifest = psycopg.Connection.wait, manifests.manifest
+        self._ours: dict[int, psycopg.Connection[Any]] = {}
+        killer = self
 
         def wait(conn: Any, *given: Any, **more: Any) -> Any:
-            if conn.info.get_parameters().get("application_name") != "leadprotect":
-                return real(conn, *given, **more)
-            killer._ours.append(conn)
-            killer.seen += killer.begun
-            if not killer.begun or killer.seen != killer.at:
-                answer = real(conn, *given, **more)
-                # what only looks at the catalogs changes nothing
-                killer.begun |= conn.info.transaction_status == TransactionStatus.INTRANS
-                return answer
-            if killer.after:
-                real(conn, *given, **more)
-                for one in {id(one): one for one in killer._ours}.values():
-                    one.close()
-                raise Killed
-            killer.end(conn)
-            return real(conn, *given, **more)
+            return killer.waited(conn, *given, **more)
+
+        def manifest(*given: Any, **more: Any) -> Any:
+            made = killer._manifest(*given, **more)
+            killer.begun = True  # what only looks at the catalogs changes nothing
+            return made
 
         self.monkeypatch.setattr(psycopg.Connection, "wait", wait)
+        self.monkeypatch.setattr(manifests, "manifest", manifest)
         return self
+
+    def waited(self, conn: Any, *given: Any, **more: Any) -> Any:
+        if conn.info.get_parameters().get("application_name") != "leadprotect":
+            return self._wait(conn, *given, **more)
+        self._ours[conn.info.backend_pid] = conn
+        self.seen += self.begun
+        if not self.begun or self.seen != self.at:
+            return self._wait(conn, *given, **more)
+        if not self.after:
+            self.end([conn.info.backend_pid])
+            return self._wait(conn, *given, **more)
+        self._wait(conn, *given, **more)
+        for one in self._ours.values():
+            one.close()
+        raise Killed
 
     def __exit__(self, *_: object) -> None:
         self.monkeypatch.setattr(psycopg.Connection, "wait", self._wait)
+        self.monkeypatch.setattr(manifests, "manifest", self._manifest)
+        for one in self._ours.values():
+            one.close()
+        # a server still does what it had received
+        pids = [*self._ours]
+        while self.pair.de.sql("SELECT 1 FROM pg_stat_activity WHERE pid = ANY (%s) AND datname IS NOT NULL", pids):
+            time.sleep(0.002)
 
-    def end(self, conn: psycopg.Connection[Any]) -> None:
-        """Let its session be gone before it is asked anything more."""
-        self.pair.de.sql("SELECT pg_terminate_backend(%s, 5000)", conn.info.backend_pid)
+    def end(self, pids: list[int]) -> None:
+        """Let these sessions be gone before they are asked anything more."""
+        for pid in pids:
+            self.pair.de.sql("SELECT pg_terminate_backend(%s, 5000)", pid)
 
 
 def can_be_edited(database: Database, lead: Any, territory: str) -> bool:
