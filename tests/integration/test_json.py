@@ -156,7 +156,7 @@ OF_A_CHAIN = {"new", "next", "validate"}
 """They ask files, not the database."""
 MEASURED_FOR_MINUTES = {
     ("bench", "access"), ("bench", "backfill"), ("bench", "scale"), ("bench", "all"),
-    ("bench", "rollout"), ("demo",), ("rehearse",)
+    ("bench", "rollout"), ("bench", "fleet"), ("demo",), ("rehearse",)
 }  # fmt: skip
 OF_AN_OPERATOR = {("audit", "partitions"), ("audit", "seal"), ("audit", "detach")}
 TELL_A_TIME = {

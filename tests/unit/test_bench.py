@@ -97,7 +97,7 @@ def test_what_may_differ_though_nothing_has_changed_is_said() -> None:
     assert "before, another machine measured: 2" == other
 
 
-@pytest.mark.parametrize("part", ["access", "backfill", "scale", "all"])
+@pytest.mark.parametrize("part", ["access", "backfill", "scale", "fleet", "all"])
 @pytest.mark.parametrize("more", [["--publish", "--output", "x"], ["--output", str(report.PUBLISHED)]], ids=" ".join)
 def test_published_figures_are_written_over_by_who_asks_for_it_alone(part: str, more: list[str]) -> None:
     ran = CliRunner().invoke(main, ["bench", part, *more])

@@ -370,6 +370,11 @@ def chart_backfill(measured: list[Measured], path: Path) -> None:
         panels[-1][0].set_xlabel("seconds")
 
 
+def save_numbers(name: str, numbers: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Write NAME.json, with the machine that measured; returns the numbers."""
+    return _write_numbers(numbers, folder / f"{name}.json")
+
+
 def _write_numbers(numbers: dict[str, Any], file: Path) -> dict[str, Any]:
     file.parent.mkdir(parents=True, exist_ok=True)
     written = {"machine": machine(), **numbers}
