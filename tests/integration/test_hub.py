@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from leadprotect import settings
 from leadprotect.cli import main
 from leadprotect.errors import ConnectionUnusable, InvalidRequest, PreflightError, SettingsError
+from leadprotect.fleet import hub
 from leadprotect.fleet.hub import create_hub, drop_hub, hub_schema, open_hub, spokes
 from leadprotect.fleet.hub_check import verify_hub
 from leadprotect.settings import ident, literal
@@ -24,6 +25,7 @@ from tests.support import passwords, servers
 from tests.support.auditing import record, seal
 from tests.support.database import Database
 from tests.support.hub import AUDIT, Hubs
+from tests.support.profiles import NIGHTLY
 from tests.support.topology import pooler
 
 if TYPE_CHECKING:
@@ -103,6 +105,41 @@ def test_it_is_verified_against_each_server_s_own_numbers_and_newest_seals(made:
 
 
 @pytest.mark.profiles("pg18")
+def test_what_each_side_adds_is_seen_at_once_and_its_newest_seal_is_the_server_s(made: Hubs) -> None:
+    def said() -> dict[tuple[str | None, str], str | None]:
+        found = made.verify()
+        assert "same" == found.verdict
+        return {(one.territory, one.what): one.hub for one in found.numbers if one.territory}
+
+    before = said()
+    for database, code in ((made.de, "DE"), (made.ch, "CH")):
+        record(database, code)
+        grown = said()
+        assert int(before[code, "attempts"] or 0) + 1 == int(grown[code, "attempts"] or 0)
+        assert before[code, "newest seal"] == grown[code, "newest seal"]
+        seal(database)
+        sealed = said()
+        assert {(code, "newest seal")} == {key for key, value in sealed.items() if grown[key] != value}
+        before = sealed
+
+
+@pytest.mark.profiles("pg18")
+def test_an_auditor_who_is_another_login_there_sees_what_that_one_sees(made: Hubs) -> None:
+    record(made.de, None)
+    view = "SELECT database, count(*) FROM {hub}.lead_access_audit_without_territory GROUP BY 1"
+    made.map("auditor_both", "DE", there=made.login("auditor_de"))
+    assert [("CH", 2), ("DE", 3)] == made.ask("auditor_both", AUDIT)
+    assert [("DE", 1)] == made.ask("auditor_both", view)
+    assert "same" == made.verify().verdict
+    made.map("auditor_both", "DE", there=made.login("seller_de"))
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied"):
+        made.ask("auditor_both", view)
+    found = made.verify()
+    assert "not judged" == found.verdict
+    assert {"DE"} == {one.territory for one in found.numbers if one.territory and one.verdict == "not judged"}
+
+
+@pytest.mark.profiles("pg18")
 def test_a_mapping_to_somebody_who_sees_less_is_said_not_taken_for_an_empty_audit(made: Hubs) -> None:
     made.map("auditor_both", "CH", there=made.login("auditor_de"))
     assert [("DE", 3)] == made.ask("auditor_both", AUDIT)
@@ -174,6 +211,58 @@ def test_dropped_it_leaves_nothing_behind(made: Hubs, make_database: Callable[..
     assert () == drop(made)
     assert untouched.sql(EVERYTHING) == made.hub.sql(EVERYTHING)
     assert () == drop(made)
+
+
+def killed_at(monkeypatch: pytest.MonkeyPatch, hubs: Hubs, at: int) -> None:
+    """Let the session be ended before its statement of this number."""
+    real, left = hub._run, [at]  # noqa: SLF001 - where a statement of it is sent
+
+    def run(conn: psycopg.Connection[Any], statement: str) -> None:
+        left[0] -= 1
+        if not left[0]:
+            hubs.hub.sql("SELECT pg_terminate_backend(%s, 5000)", conn.info.backend_pid)
+        real(conn, statement)
+
+    monkeypatch.setattr(hub, "_run", run)
+
+
+@pytest.mark.profiles("pg18")
+def test_killed_anywhere_it_is_made_and_dropped_whole_or_not_at_all(
+    hubs: Hubs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    untouched = hubs.hub.sql(EVERYTHING)
+    with open_hub(hubs.hub.url) as conn:
+        statements = len(create_hub(conn, hubs.settings(), dry_run=True).statements)
+    for at in range(1, statements + 1, 1 if NIGHTLY else 4):
+        with monkeypatch.context() as patch, open_hub(hubs.hub.url) as conn:
+            killed_at(patch, hubs, at)
+            with pytest.raises(psycopg.OperationalError):
+                create_hub(conn, hubs.settings())
+        assert untouched == hubs.hub.sql(EVERYTHING)
+    assert statements == len(hubs.create().statements)
+    made = hubs.hub.sql(EVERYTHING)
+    assert untouched != made
+    with open_hub(hubs.hub.url) as conn:
+        undone = len(drop_hub(conn, hubs.settings(), dry_run=True).statements)
+    for at in range(1, undone + 1, 1 if NIGHTLY else 4):
+        with monkeypatch.context() as patch, open_hub(hubs.hub.url) as conn:
+            killed_at(patch, hubs, at)
+            with pytest.raises(psycopg.OperationalError):
+                drop_hub(conn, hubs.settings())
+        assert made == hubs.hub.sql(EVERYTHING)
+    assert () == drop(hubs)
+    assert untouched == hubs.hub.sql(EVERYTHING)
+
+
+@pytest.mark.profiles("pg18")
+def test_a_server_without_postgres_fdw_is_told_what_to_install(hubs: Hubs) -> None:
+    hubs.run(f"ALTER DATABASE {ident(hubs.hub.name)} SET extension_control_path = '/nowhere'")
+    before = hubs.hub.sql(EVERYTHING)
+    with pytest.raises(PreflightError, match=r"has no postgres_fdw: install .* \(postgresql-contrib\)"):
+        hubs.create()
+    assert before == hubs.hub.sql(EVERYTHING)
+    hubs.run(f"ALTER DATABASE {ident(hubs.hub.name)} RESET extension_control_path")
+    assert hubs.create().changed
 
 
 @pytest.mark.profiles("pg18")
