@@ -119,6 +119,18 @@ def to_go_back(all_of_them: Mapping[str, GuardedDatabase]) -> list[GuardedDataba
     return [one for one in all_of_them.values() if one.exit_code == DONE and one.revision != one.began]
 
 
+def had_it_before(all_of_them: Mapping[str, GuardedDatabase]) -> list[tuple[GuardedDatabase, str]]:
+    """Those that had everything before this run began, while another one went back, and to which revision that did.
+
+    Where they were before that no run of ours knows, so they are left alone and told.
+    """
+    back = next((one for one in all_of_them.values() if one.exit_code == ROLLED_BACK and one.began), None)
+    if back is None or back.began is None:
+        return []
+    stay = [one for one in all_of_them.values() if one.exit_code == DONE and one.revision == one.began]
+    return [(one, back.began) for one in stay if one.revision != back.began]
+
+
 def _goes_back(one: GuardedDatabase) -> bool:
     if one.exit_code is not None:
         return one.exit_code in (ROLLED_BACK, REFUSED)
@@ -188,6 +200,11 @@ class FleetGuard:
         if self._goes_back and not self._leaving:
             for one in to_go_back(self._all):
                 self._take_back(one)
+            for one, revision in had_it_before(self._all):
+                why = f"it had {one.revision} before this run, and stays there, while another one went back"
+                following = f"leadprotect --on {one.territories[0]} rollback --to {revision}"
+                self._all[one.name] = replace(one, why=why, following=(following,))
+                self._tell(Heard(one.name, line=f"{why}; to take it back, too: {following}"))
         found = tuple(one if one.began_at_all else replace(one, why=self._why_not()) for one in self._all.values())
         codes = [one.exit_code for one in found if one.exit_code is not None]
         return FleetOutcome(found, worst("guard", codes))

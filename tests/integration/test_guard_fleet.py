@@ -197,6 +197,24 @@ def test_together_a_canary_that_was_done_goes_back_with_the_others(
     assert "verified" in fleet.said("DE+AT")
 
 
+def test_together_a_canary_that_was_done_in_an_earlier_run_stays_and_is_named(
+    two: tuple[Database, Database], tmp_path: Path
+) -> None:
+    here, there = two
+    broken = ini(tmp_path, DE=here.url, AT=here.url, CH=DEAD)
+    with Fleet(broken, script(tmp_path), canary="DE", together=True) as fleet:
+        assert [0, 1] == codes(fleet.ended())
+    file = ini(tmp_path, DE=here.url, AT=here.url, CH=there.url)
+    with Fleet(file, script(tmp_path), canary="DE", together=True, bake="10min") as fleet:
+        fleet.until("CH", "every step is done")
+        fleet.gates("CH", "ROLLBACK")
+        found = fleet.ended()
+    assert [0, 20] == codes(found)
+    assert [NEXT, MIGRATE_HEAD] == revisions(two)
+    assert f"it had {NEXT} before this run" in found["DE+AT"].why
+    assert (f"leadprotect --on DE rollback --to {MIGRATE_HEAD}",) == found["DE+AT"].following
+
+
 def test_a_guard_whose_fleet_dies_leaves_everything_paused(two: tuple[Database, Database], tmp_path: Path) -> None:
     here, there = two
     file = ini(tmp_path, DE=here.url, AT=here.url, CH=there.url)

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from leadprotect.fleet.guards import FleetGuard, GuardedDatabase, heard_from_others, may_begin, to_go_back
+from leadprotect.fleet.guards import (
+    FleetGuard,
+    GuardedDatabase,
+    had_it_before,
+    heard_from_others,
+    may_begin,
+    to_go_back,
+)
 from leadprotect.fleet.run import worst
 from leadprotect.gates.heeding import GATE, GONE, Others
 from leadprotect.gates.record import Record
@@ -102,6 +109,14 @@ def test_who_had_ended_well_and_changed_something_goes_back_with_the_others() ->
     unchanged = replace(ended(0), revision="r1")
     assert ["DE"] == [one.name for one in to_go_back(fleet(DE=ended(0), CH=ended(20), AT=unchanged, FR=ended(10)))]
     assert [] == to_go_back(fleet(DE=ended(0), CH=ended(10)))
+
+
+def test_who_had_everything_before_is_named_with_where_the_others_went() -> None:
+    before = replace(ended(0), began="r2")
+    stands = fleet(DE=before, CH=ended(20), AT=ended(0))
+    assert [("DE", "r1")] == [(one.name, revision) for one, revision in had_it_before(stands)]
+    assert [] == had_it_before(fleet(DE=before, CH=ended(10)))
+    assert [] == had_it_before(fleet(DE=replace(before, began="r1", revision="r1"), CH=ended(20)))
 
 
 def test_the_worst_exit_code_of_guards_is_that_a_human_is_needed() -> None:
