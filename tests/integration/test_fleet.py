@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -21,12 +22,18 @@ from leadprotect.settings import load, parse
 from leadprotect.settings.databases import ON
 from leadprotect.settings.files import CONFIG, write_ini
 from leadprotect.settings.load import narrowed
+from tests.conftest import make_template
+from tests.support import servers
+from tests.support.database import Database
+from tests.support.fingerprint import fingerprint
+from tests.support.profiles import NIGHTLY
+from tests.support.topology import come_back, crash
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.support.database import Database
+    from tests.support.profiles import Profile
 
 DEAD = "postgresql://postgres@/crm?host=/nowhere"
 
@@ -109,6 +116,70 @@ OWNED = (
     "SELECT t.code, (SELECT count(*)::int FROM {schema}.user_lead_assignments AS a WHERE a.territory = t.code) "
     "FROM {schema}.territories AS t"
 )
+
+
+STEPS = [("upgrade", "head"), ("backfill", "--all"), ("upgrade", "head"), ("downgrade", "base"), ("upgrade", "head")]
+STEPS = STEPS if NIGHTLY else STEPS[:3]
+CODES = ("DE", "CH", "AT") if NIGHTLY else ("DE", "CH")
+
+
+def at_work(database: Database) -> bool:
+    """Whether a session of the fleet is there, and has met a lock that is held."""
+    query = """
+        SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'leadprotect%%' AND datname = %s
+        AND (wait_event_type = 'Lock' OR state <> 'idle')
+        """
+    with suppress(psycopg.OperationalError):
+        return bool(database.sql(query, database.name))
+    return False
+
+
+def schema_of(database: Database, code: str) -> dict[str, str]:
+    """Its schema, with one name for whatever territory it is of."""
+    with database.connect() as conn:
+        found = fingerprint(conn, database.settings)
+    names = re.compile(rf"\bleadprotect_{code.lower()}\b|(?<=['\"{{]){code}(?=['\"}}])")
+    return {names.sub("territory", name): names.sub("territory", text) for name, text in found.items()}
+
+
+@pytest.mark.profiles("pg18")
+def test_a_server_that_dies_in_each_step_ends_like_the_others_when_it_is_back(
+    profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    with ExitStack() as stack:
+        started = [stack.enter_context(servers.embedded()) for _ in CODES]
+        found = [Database(one, profile, make_template(one, profile, "host", monkeypatch)) for one in started]
+        for database, code in zip(found, CODES, strict=True):
+            for number in range(3):
+                database.activity(database.lead(code), database.user(number))
+        given = {code: one.url for code, one in zip(CODES, found, strict=True)}
+        file = write_ini(
+            tmp_path, {"leadprotect.databases": given}, territories=", ".join(CODES), observation_window="0"
+        )
+        dies, server = found[-1], started[-1]
+        for step in STEPS:
+            holder = dies.connect()
+            dies.query(holder, "LOCK TABLE {leads} IN ACCESS EXCLUSIVE MODE")
+            running = command(file, "--fleet", *step)
+            with subprocess.Popen(**running, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+                while not at_work(dies):
+                    assert process.poll() is None
+                    time.sleep(0.005)
+                crash(server)
+                said, _ = process.communicate(timeout=120)
+            holder.close()
+            assert 1 == process.returncode, said
+            assert CODES[-1] in said
+            come_back(server)
+            again = fleet(file, *step)
+            assert 0 == again.returncode, again.stdout + again.stderr
+            # the same end: what a server that never died has
+            revisions = [one.revision() for one in found]
+            assert 1 == len({*revisions}), (step, revisions)
+            assert schema_of(found[0], CODES[0]) == schema_of(dies, CODES[-1]), step
+        owned = "SELECT count(*)::int FROM {schema}.user_lead_assignments WHERE territory = %s AND user_id IS NOT NULL"
+        assert [[3]] * len(CODES) == [one.sql(owned, code) for one, code in zip(found, CODES, strict=True)]
 
 
 @pytest.mark.profiles("pg18")

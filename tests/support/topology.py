@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from leadprotect.lab import servers
 from tests.support.programs import program
 from tests.support.servers import Server
 
@@ -58,8 +59,17 @@ def replica(primary: Server) -> Iterator[Server]:
                 run("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
 
 
+def come_back(server: Server) -> None:
+    """Start a server of its own again, after a crash."""
+    data = server.folder / "data"
+    subprocess.run(
+        [server.programs / "pg_ctl", "-D", data, "-w", "-l", server.folder / "log", "start"],
+        check=True, cwd=server.folder, stdout=subprocess.DEVNULL, start_new_session=True, **servers.account(server),
+    )  # fmt: skip
+
+
 def crash(server: Server) -> None:
-    """End a replica as a power cut would."""
+    """End a server as a power cut would."""
     os.kill(server.pid, signal.SIGQUIT)
     while (server.folder / "data/postmaster.pid").exists():
         time.sleep(0.01)
