@@ -53,7 +53,8 @@ def revokes(conn: psycopg.Connection[Any], role: str, member: str) -> list[str]:
 def revokes_grant_option(conn: psycopg.Connection[Any], role: str, member: str, grantor: str) -> list[str]:
     """What a superuser runs so that `member` may no longer grant `role`; who holds it by `member` keeps it."""
     hanging = _hanging(conn, role, member)
-    return [*hanging.values(), _revoke("ADMIN OPTION FOR ", role, member, grantor, cascade=bool(hanging))]
+    option = "ADMIN OPTION FOR " if member in hanging else ""  # without it nothing is left of the membership
+    return [*hanging.values(), _revoke(option, role, member, grantor, cascade=bool(hanging))]
 
 
 def revokes_whole(conn: psycopg.Connection[Any], role: str, member: str) -> list[str]:
