@@ -70,9 +70,7 @@ def owner_reachable(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Faul
 def role_missing(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
     """A role of ours, of an office or of a territory, that is gone or bears another name."""
     wanted = dict.fromkeys([*(s.role(office) for office in OFFICES), *territory_roles(conn, s)])
-    query = (
-        "SELECT w.name FROM unnest(%s::text[]) AS w (name) LEFT JOIN pg_roles ON rolname = w.name WHERE rolname IS NULL"
-    )
+    query = "SELECT name FROM unnest(%s::text[]) AS name WHERE to_regrole(quote_ident(name)) IS NULL ORDER BY 1"
     for (role,) in conn.execute(query, (list(wanted),)).fetchall():
         renamed = f"-- where it was renamed, instead: ALTER ROLE ... RENAME TO {ident(role)};"
         made = f"CREATE ROLE {ident(role)} NOLOGIN; COMMENT ON ROLE {ident(role)} IS {literal(ROLE_COMMENT)};"
