@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     Tell = Callable[[int, int | None], object]
 
-AT_ONCE = 100
+AT_ONCE = 25
 """Leads a slice: so many are frozen, copied and deleted in one transaction each."""
 
 # who edits goes before who moves: a lock that is not to be had at once is tried again, from the beginning

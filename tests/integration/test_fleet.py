@@ -51,7 +51,7 @@ def command(file: Path, *words: str) -> dict[str, Any]:
 
 
 def fleet(file: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(**command(file, "--fleet", *words), capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(**command(file, "--fleet", *words), capture_output=True, text=True, check=False, timeout=600)
 
 
 def rows(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
@@ -167,7 +167,7 @@ def test_a_server_that_dies_in_each_step_ends_like_the_others_when_it_is_back(
                     assert process.poll() is None
                     time.sleep(0.005)
                 crash(server)
-                said, _ = process.communicate(timeout=120)
+                said, _ = process.communicate(timeout=600)
             holder.close()
             assert 1 == process.returncode, said
             assert CODES[-1] in said
