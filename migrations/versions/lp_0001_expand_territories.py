@@ -171,6 +171,7 @@ def create_border() -> None:
             ALTER FUNCTION {quarantine}.claimed(text, text) SET SCHEMA {schema};
             ALTER FUNCTION {quarantine}.admitted_territory() SET SCHEMA {schema};
             ALTER FUNCTION {quarantine}.own_border() SET SCHEMA {schema};
+            ALTER FUNCTION {quarantine}.inside() SET SCHEMA {schema};
           END IF;
         END
         $do$
@@ -319,8 +320,29 @@ def create_border() -> None:
         GRANT EXECUTE ON FUNCTION {schema}.admitted_territory() TO PUBLIC
         """)
     )
-    # What a policy may ask is made ready for every statement, also for our functions, which never come to
-    # ask it: the parts of admitted_territory() would be a seventh of a check. As a call they are one.
+    # IMMUTABLE is what lets the planner answer it. It holds for as long as the plan does: a plan under row
+    # security is kept for one role, and made anew for another (plancache.c, dependsOnRLS). So the condition
+    # is gone from what our functions run, and the border beside it, which would be made ready for every statement
+    # and asked for none: a fifth of a check (docs/benchmarks/index.md).
+    op.execute(
+        sql("""
+        CREATE OR REPLACE FUNCTION {schema}.inside()
+        RETURNS boolean
+        LANGUAGE plpgsql
+        IMMUTABLE PARALLEL SAFE
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          RETURN current_user IN ({owner_name}, {reader_name});
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.inside() IS
+        'Whether one of our functions asks, for policies: whoever is a member of its owner is not it';
+        REVOKE ALL ON FUNCTION {schema}.inside() FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.inside() TO PUBLIC
+        """)
+    )
+    # For whoever is bound: as one call, the parts of admitted_territory() are made ready where a row is asked about.
     op.execute(
         sql("""
         CREATE OR REPLACE FUNCTION {schema}.own_border()
@@ -610,10 +632,11 @@ def enter_quarantine() -> None:
         'leadprotect after a downgrade: alembic upgrade takes every row back, leadprotect purge deletes';
         REVOKE ALL ON {schema}.territories, {schema}.territory_vat_rates FROM {reader}, {app}, {auditor}, {operator}, {manager};
         REVOKE ALL ON FUNCTION {schema}.is_member(text), {schema}.acting_role(), {schema}.admitted_territory(),
-          {schema}.own_border(), {schema}.all_territories(), {schema}.territory_roles(), {schema}.territory_role(text),
+          {schema}.own_border(), {schema}.inside(), {schema}.all_territories(), {schema}.territory_roles(), {schema}.territory_role(text),
           {schema}.claimed(text, text)
         FROM PUBLIC, {reader}, {app}, {auditor}, {manager}, {operator};
         ALTER FUNCTION {schema}.own_border() SET SCHEMA {quarantine};
+        ALTER FUNCTION {schema}.inside() SET SCHEMA {quarantine};
         ALTER FUNCTION {schema}.admitted_territory() SET SCHEMA {quarantine};
         ALTER FUNCTION {schema}.claimed(text, text) SET SCHEMA {quarantine};
         DROP FUNCTION {schema}.publish_territories(), {schema}.unreadable();

@@ -101,12 +101,12 @@ def create_assignments() -> None:
         ALTER TABLE {schema}.user_lead_assignments ENABLE ROW LEVEL SECURITY;
         ALTER TABLE {schema}.user_lead_assignments FORCE ROW LEVEL SECURITY;
         DROP POLICY IF EXISTS lp_inside ON {schema}.user_lead_assignments;
-        CREATE POLICY lp_inside ON {schema}.user_lead_assignments TO {owner}, {reader} USING ({inside_probe}) WITH CHECK ({inside_probe});
+        CREATE POLICY lp_inside ON {schema}.user_lead_assignments TO {owner}, {reader} USING ({inside}) WITH CHECK ({inside});
         DROP POLICY IF EXISTS lp_read ON {schema}.user_lead_assignments;
         CREATE POLICY lp_read ON {schema}.user_lead_assignments FOR SELECT TO {app}, {auditor}, {manager} USING (true);
         DROP POLICY IF EXISTS lp_border ON {schema}.user_lead_assignments;
         CREATE POLICY lp_border ON {schema}.user_lead_assignments AS RESTRICTIVE
-        USING ({inside_probe} OR territory = (SELECT {schema}.own_border()));
+        USING ({inside} OR territory = (SELECT {schema}.own_border()));
         -- What was released is nobody's business but the functions'.
         DROP POLICY IF EXISTS lp_released ON {schema}.user_lead_assignments;
         CREATE POLICY lp_released ON {schema}.user_lead_assignments AS RESTRICTIVE
@@ -244,12 +244,12 @@ def create_rules() -> None:
         ALTER TABLE {schema}.lead_protection_rules ENABLE ROW LEVEL SECURITY;
         ALTER TABLE {schema}.lead_protection_rules FORCE ROW LEVEL SECURITY;
         DROP POLICY IF EXISTS lp_inside ON {schema}.lead_protection_rules;
-        CREATE POLICY lp_inside ON {schema}.lead_protection_rules TO {owner}, {reader} USING ({inside_probe}) WITH CHECK ({inside_probe});
+        CREATE POLICY lp_inside ON {schema}.lead_protection_rules TO {owner}, {reader} USING ({inside}) WITH CHECK ({inside});
         DROP POLICY IF EXISTS lp_read ON {schema}.lead_protection_rules;
         CREATE POLICY lp_read ON {schema}.lead_protection_rules FOR SELECT TO {auditor}, {manager} USING (true);
         DROP POLICY IF EXISTS lp_border ON {schema}.lead_protection_rules;
         CREATE POLICY lp_border ON {schema}.lead_protection_rules AS RESTRICTIVE
-        USING ({inside_probe} OR territory = (SELECT {schema}.own_border()));
+        USING ({inside} OR territory = (SELECT {schema}.own_border()));
         GRANT SELECT ON {schema}.lead_protection_rules TO {reader}
         """)
     )

@@ -74,8 +74,9 @@ def create_audit() -> None:
               correlation_id text,
               transaction_id xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(),
               basis text,
+              -- one comparison, because each INSERT reads and plans the text of a constraint anew
               CONSTRAINT laa_bounded CHECK (
-                pg_catalog.octet_length(note) <= 1024 AND pg_catalog.octet_length(correlation_id) <= 1024),
+                greatest(pg_catalog.octet_length(note), pg_catalog.octet_length(correlation_id)) <= 1024),
               PRIMARY KEY (lead_id, at, id)
             ) PARTITION BY RANGE (at);
             CREATE TABLE {schema}.lead_access_audit_default PARTITION OF {schema}.lead_access_audit DEFAULT;

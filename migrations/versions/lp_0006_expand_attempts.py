@@ -532,7 +532,8 @@ def create_attempts() -> None:
             SELECT a.user_id INTO caller FROM {schema}.user_lead_assignments AS a
               WHERE a.lead_id = lead AND a.territory = here AND a.user_id::text = declared_user AND {schema}.is_member(here)
               FOR SHARE;
-            IF FOUND AND {schema}.decide(lead, declared_user, here) = 'owner' THEN
+            -- under the lock, in a snapshot of its own
+            IF FOUND AND {schema}.unsuspended(lead, caller, here) THEN
               INSERT INTO {schema}.lead_access_audit
                 (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
               VALUES (lead, caller, {schema}.acting_role(), here, coalesce(action, 'EDIT'), 'ALLOW', 'owner',

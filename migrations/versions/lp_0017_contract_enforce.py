@@ -486,11 +486,11 @@ def enforce() -> None:
           IF (SELECT a.attnotnull FROM pg_catalog.pg_attribute AS a
               WHERE a.attrelid = {leads_name}::regclass AND a.attname = {territory_column_name}) THEN
             CREATE POLICY {border_policy} ON {leads} AS RESTRICTIVE
-              USING ({territory_of_here} = ANY ((SELECT CASE WHEN current_user = ANY (ARRAY[{unbound}]::name[])
+              USING ({inside} OR {territory_of_here} = ANY ((SELECT CASE WHEN current_user = ANY (ARRAY[{unbound}]::name[])
                 THEN pg_catalog.array_append({schema}.all_territories(), '') ELSE ARRAY[{schema}.admitted_territory(), ''] END)::text[]));
           ELSE
             CREATE POLICY {border_policy} ON {leads} AS RESTRICTIVE
-              USING ((SELECT current_user = ANY (ARRAY[{unbound}]::name[]))
+              USING ({passing}
                 OR coalesce({territory_of_here} = ANY ((SELECT ARRAY[{schema}.admitted_territory(), ''])::text[]),
                             {territory_of_here} IS NULL));
           END IF;
@@ -505,7 +505,7 @@ def enforce() -> None:
             IF {named} THEN
               -- who may give a lead to somebody comes to it; hide_owner_column() sees what he writes
               CREATE POLICY {named_update_policy} ON {leads} AS RESTRICTIVE FOR UPDATE TO {app}
-                USING ({outside_here} OR (SELECT current_user = ANY (ARRAY[{unbound}]::name[]))
+                USING ({outside_here} OR {passing}
                   OR (SELECT pg_catalog.pg_has_role({manager_name}, 'USAGE'))
                   OR NOT EXISTS (
                     SELECT FROM {schema}.user_lead_assignments AS a
@@ -522,7 +522,7 @@ def enforce() -> None:
               ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {hide_column};
             ELSE
               CREATE POLICY {update_policy} ON {leads} AS RESTRICTIVE FOR UPDATE TO {app}
-                USING ({outside_here} OR (SELECT current_user = ANY (ARRAY[{unbound}]::name[]))
+                USING ({outside_here} OR {passing}
                   -- who has no rule edits what he owns, and nothing else: hashed or looked up for many leads at once
                   OR CASE WHEN (SELECT {schema}.has_rules()) THEN {schema}.can_edit_lead({lead_id})
                     ELSE EXISTS (
@@ -532,7 +532,7 @@ def enforce() -> None:
                 WITH CHECK (true);
             END IF;
             CREATE POLICY {delete_policy} ON {leads} AS RESTRICTIVE FOR DELETE TO {app}
-              USING ({outside_here} OR (SELECT current_user = ANY (ARRAY[{unbound}]::name[]))
+              USING ({outside_here} OR {passing}
                 OR CASE WHEN (SELECT {schema}.has_rules()) THEN {schema}.can_edit_lead({lead_id})
                   ELSE EXISTS (
                     SELECT FROM {schema}.user_lead_assignments AS a
@@ -541,12 +541,12 @@ def enforce() -> None:
           END IF;
           -- who may not ask for the decision may not edit
           CREATE POLICY {members_update_policy} ON {leads} AS RESTRICTIVE FOR UPDATE
-            USING ({outside_here} OR (SELECT current_user = ANY (ARRAY[{unbound}]::name[])
-              OR pg_catalog.pg_has_role({app_name}, 'USAGE')))
+            USING ({outside_here} OR {passing}
+              OR (SELECT pg_catalog.pg_has_role({app_name}, 'USAGE')))
             WITH CHECK (true);
           CREATE POLICY {members_delete_policy} ON {leads} AS RESTRICTIVE FOR DELETE
-            USING ({outside_here} OR (SELECT current_user = ANY (ARRAY[{unbound}]::name[])
-              OR pg_catalog.pg_has_role({app_name}, 'USAGE')));
+            USING ({outside_here} OR {passing}
+              OR (SELECT pg_catalog.pg_has_role({app_name}, 'USAGE')));
           -- v_lead_protection reads as whoever asks: an auditor sees the territory of his context there
           GRANT SELECT ({lead_id}, {territory_columns}) ON {leads} TO {auditor};
           ALTER TABLE {leads} ENABLE ROW LEVEL SECURITY;

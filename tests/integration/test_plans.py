@@ -119,10 +119,43 @@ def test_every_check_probes_indexes_and_scans_no_table(large: Database) -> None:
             found = plans(large, query, user)
             assert "lead_protection_rules" in found, query
             assert "Seq Scan on lead_protection_rules" not in found, f"{query}\n{found}"
+    # one plan for all callers: a probe in the order of its index, the caller a parameter, and no border beside it
+    check = f"SELECT {{schema}}.can_edit_lead('{lead}')"
+    for user in (sharing, without):
+        found = plans(large, check, user)
+        assert re.search(
+            r"using ix_lpr_user .*\n.*Index Cond: \(\(user_id = \$\d+\) AND \(territory = \$\d+\)\)", found
+        )
+        assert not re.search(r"Sort|Bitmap|current_user|admitted_territory", found, re.IGNORECASE), found
+    # control: a plan of its own for each call names the caller
+    large.sql("ALTER FUNCTION {schema}.decide({lead_id_type}, text, text) SET plan_cache_mode = force_custom_plan")
+    assert re.search(rf"user_id = '{sharing}'", plans(large, check, sharing))
     # control: without its index the same check scans, and this test sees it
     large.sql("ALTER TABLE {schema}.lead_protection_rules DROP CONSTRAINT ix_lpr_user")
     found = plans(large, f"SELECT {{schema}}.can_edit_lead('{lead}')", sharing)
     assert "Seq Scan on lead_protection_rules" in found
+
+
+@pytest.mark.profiles("pg18", "pg15")
+def test_a_plan_that_our_functions_had_is_made_anew_for_whoever_is_bound(database: Database) -> None:
+    for territory in ("DE", "CH"):
+        database.lead(territory, owner=database.user(1))
+    with database.connect() as conn:
+        conn.execute("SET plan_cache_mode = force_generic_plan")
+        for name, query in {
+            "owned": "SELECT count(*) FROM {schema}.user_lead_assignments",
+            "nested": "SELECT (SELECT count(*) FROM (SELECT FROM {leads} OFFSET 0) AS l)",
+            "inside": "SELECT {schema}.inside()",
+        }.items():
+            database.query(conn, f"PREPARE {name} AS {query}")
+        database.query(conn, "SET ROLE {reader}")
+        assert [2, 2, True] == [database.query(conn, f"EXECUTE {name}")[0] for name in ("owned", "nested", "inside")]
+        conn.execute(f'SET ROLE "{database.profile.login("seller_de")}"')
+        assert [0, 0] == [database.query(conn, f"EXECUTE {name}")[0] for name in ("owned", "nested")]
+        database.context(conn, database.user(1), "DE")
+        assert [1, 1] == [database.query(conn, f"EXECUTE {name}")[0] for name in ("owned", "nested")]
+        # control: without row security a plan is kept from one role to the next, with what was true for the first
+        assert [True] == database.query(conn, "EXECUTE inside")
 
 
 @pytest.mark.parametrize("planned", ["auto", "force_custom_plan", "force_generic_plan"])

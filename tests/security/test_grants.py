@@ -34,7 +34,15 @@ READERS = {
 """Table or view -> the offices that may SELECT; no office may do anything else."""
 
 EVERYBODY = {"app", "auditor", "manager"}
-PUBLIC = {"admitted_territory", "all_territories", "claimed", "own_border", "territory_role", "territory_roles"}
+PUBLIC = {
+    "admitted_territory",
+    "all_territories",
+    "claimed",
+    "inside",
+    "own_border",
+    "territory_role",
+    "territory_roles",
+}
 """What policies TO PUBLIC call for whoever asks; nobody else has the right to use our schema."""
 
 CALLERS = {

@@ -72,8 +72,9 @@ SUBJECTS = (
         """The territories with their terms, and the border: which of them the acting role is in. Territories are
         rows; publish_territories() makes the constant that the policies ask from them. Everybody may ask
         admitted_territory(): other schemas can build on the same border.""",
-        "leadprotect acting_role is_member claimed admitted_territory own_border all_territories territory_roles "
-        "territory_role publish_territories is_code unreadable territories territory_vat_rates territory_terms",
+        "leadprotect acting_role is_member claimed admitted_territory inside own_border all_territories "
+        "territory_roles territory_role publish_territories is_code unreadable territories territory_vat_rates "
+        "territory_terms",
     ),
     Subject(
         "Ownership and rules",
@@ -100,7 +101,7 @@ SUBJECTS = (
         """May the user in context edit this lead, and why? Read decision() first: the others bring it the
         context, or answer for many leads at once. None of them writes.""",
         "parse_user context claiming set_context host_lead host_leads protected_leads in_force begins decision decide "
-        "editable_among editable_leads can_edit_lead explain_edit has_rules v_lead_protection "
+        "unsuspended editable_among editable_leads can_edit_lead explain_edit has_rules v_lead_protection "
         "protection_page",
     ),
     Subject(

@@ -76,6 +76,7 @@ JOIN = """
     """
 ROW = "SELECT l.territory FROM public.leads AS l WHERE l.id = %s::uuid"
 CHECK = "SELECT leadprotect.can_edit_lead(%s::uuid)"
+FLOOR = "SELECT original.read_both(%s::uuid)"
 ORIGINAL_CHECK = "SELECT original.can_edit_lead(%s::uuid)"
 FLAT = "SELECT count(*) FROM public.leads WHERE territory = 'DE'"
 
@@ -174,6 +175,7 @@ def instruction_counts(bench: Bench) -> list[Count]:
         "SELECT 1": ["SELECT 1"],
         "one row by key": [ROW.replace("%s", lead)],
         "two rows by key, joined": [" ".join(JOIN.replace("%s", lead).split())],
+        "the two rows read by a function": [*bound, FLOOR.replace("%s", lead)],
         "protection by hand": [*bound, ORIGINAL_CHECK.replace("%s", lead)],
         "can_edit_lead, own lead": [*bound, CHECK.replace("%s", lead)],
     }
@@ -276,6 +278,7 @@ def checks(bench: Bench) -> list[Line]:
                 "select": (bound(), "SELECT 1", None),
                 "row": (free(), ROW, bench.own),
                 "join": (free(), JOIN, bench.own),
+                "floor": (bound(), FLOOR, bench.own),
                 "original": (bound(), ORIGINAL_CHECK, bench.own),
                 "own": (bound(), CHECK, bench.own),
                 "foreign": (bound(), CHECK, foreign),
@@ -292,10 +295,11 @@ def checks(bench: Bench) -> list[Line]:
 
 
 def _checked(bench: Bench, cost: dict[str, list[float]], when: str) -> list[Line]:
-    select, join, original = cost["select"], cost["join"], cost["original"]
+    select, join, floor, original = cost["select"], cost["join"], cost["floor"], cost["original"]
     own = f"can_edit_lead, own lead{when}"
     lines = [
         bench.line(own, "two rows joined", cost["own"], join, 1.65),
+        bench.line(own, "the two rows read by a function", cost["own"], floor, None),
         bench.line(own, "protection by hand", cost["own"], original, bench.figure(1.2, 0.4)),
         bench.line(own, "SELECT 1", cost["own"], select, None),
         bench.line(f"can_edit_lead, own lead of who shares{when}", "two rows joined", cost["sharing"], join, 1.65),
@@ -305,6 +309,7 @@ def _checked(bench: Bench, cost: dict[str, list[float]], when: str) -> list[Line
         lines += [
             bench.line("one row by key", "SELECT 1", cost["row"], select, None),
             bench.line("two rows by key, joined", "SELECT 1", join, select, None),
+            bench.line("the two rows read by a function", "two rows joined", floor, join, None),
             bench.line("protection by hand", "SELECT 1", original, select, None),
         ]
     return lines
@@ -377,6 +382,7 @@ def assertions(bench: Bench) -> list[Line]:
     """An assertion with its record against an INSERT, and the one by hand; commits wait for no disk."""
     asked = {
         "insert": INSERT,
+        "floor": "SELECT original.lock_and_insert(%s::uuid)",
         "original": "SELECT original.assert_edit(%s::uuid)",
         "ours": "SELECT leadprotect.assert_edit_and_audit(%s::uuid)",
     }
@@ -386,6 +392,8 @@ def assertions(bench: Bench) -> list[Line]:
         )
     return [
         bench.line("assert_edit_and_audit", "plain INSERT", cost["ours"], cost["insert"], 4.0),
+        bench.line("assert_edit_and_audit", "lock and INSERT by a function", cost["ours"], cost["floor"], None),
+        bench.line("lock and INSERT by a function", "plain INSERT", cost["floor"], cost["insert"], None),
         bench.line(
             "assert_edit_and_audit", "assertion by hand", cost["ours"], cost["original"], bench.figure(0.8, 0.4)
         ),

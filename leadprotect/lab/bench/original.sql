@@ -48,6 +48,39 @@ BEGIN
   END IF;
 END
 $$;
+-- The floor: what any check costs that is a function with its owner's rights and pinned names, and any assertion that
+-- locks what it rests on and writes its row. Nothing is decided, and no row security is in the way.
+CREATE FUNCTION original.read_both(lead uuid)
+RETURNS uuid
+LANGUAGE plpgsql
+STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  owner uuid;
+BEGIN
+  SELECT a.user_id INTO owner FROM public.leads AS l
+  LEFT JOIN leadprotect.user_lead_assignments AS a ON a.lead_id = l.id AND a.territory = l.territory
+  WHERE l.id = lead;
+  RETURN owner;
+END
+$$;
+CREATE FUNCTION original.lock_and_insert(lead uuid)
+RETURNS void
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  owner uuid;
+BEGIN
+  SELECT a.user_id INTO owner FROM leadprotect.user_lead_assignments AS a
+  WHERE a.lead_id = lead AND a.territory = 'DE' FOR SHARE;
+  PERFORM FROM public.leads AS l WHERE l.id = lead AND l.territory = 'DE';
+  INSERT INTO public.plain_log (lead_id, user_id, login, role, territory, action, outcome, reason, transaction_id)
+  VALUES (lead, owner, session_user, current_user, 'DE', 'EDIT', 'ALLOW', 'owner', pg_current_xact_id());
+END
+$$;
 INSERT INTO original.assignments (lead_id, territory, user_id)
 SELECT a.lead_id, a.territory, a.user_id FROM leadprotect.user_lead_assignments AS a WHERE a.user_id IS NOT NULL;
 -- the leads without protection, for what an edit costs by itself
