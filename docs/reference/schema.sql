@@ -31,24 +31,25 @@
 -- Contents, with the line:
 --
 --      46  Who calls which function
---     103  Territories and the border
---     415  Ownership and rules
---    1296  Hand-overs
---    1640  Decision
---    2138  Attempts and audit
---    3132  Seals
---    3617  Transition
---    3957  Shadow
---    4447  Backfill and verification
---    5406  Gate
---    6434  Host
+--     104  Territories and the border
+--     429  Ownership and rules
+--    1310  Hand-overs
+--    1654  Decision
+--    2179  Attempts and audit
+--    3174  Seals
+--    3659  Transition
+--    3999  Shadow
+--    4489  Backfill and verification
+--    5448  Gate
+--    6476  Host
 
 -- =================================================================================================
 -- Who calls which function
 -- =================================================================================================
 
 -- PUBLIC
---    all_territories, territory_roles, territory_role, claimed, admitted_territory, own_border
+--    all_territories, territory_roles, territory_role, claimed, admitted_territory, inside,
+--    own_border
 --
 -- leadprotect_app
 --    acting_role, is_member, parse_user, context, claiming, set_context, decide, editable_among,
@@ -86,11 +87,11 @@
 --    host_leads, protected_leads, hold_lead, write_owner_column, derived_owners, earlier_activity,
 --    refuse_change, secure_audit_table, add_audit_partition, clear_audit_default,
 --    audit_settled_until, sealed_numbers, append_audit_seal, is_code, in_force, begins, decision,
---    require_fresh_rules, decide_locked, bounded, write_audit, denial_proof, draw_denial, deny,
---    answered, require, try_edit, lead_for_ownership, is_manager, try_change_owner,
---    change_together, try_change_sharing, end_rules, make_rule, revoke_rule, decide_as_manager,
---    require_manager, handover_holds, is_enforced, hold_for_move, in_transition, note_unsettled,
---    note_contextless_write, own_moved_lead, own_named_lead, follow_owner_column,
+--    unsuspended, require_fresh_rules, decide_locked, bounded, write_audit, denial_proof,
+--    draw_denial, deny, answered, require, try_edit, lead_for_ownership, is_manager,
+--    try_change_owner, change_together, try_change_sharing, end_rules, make_rule, revoke_rule,
+--    decide_as_manager, require_manager, handover_holds, is_enforced, hold_for_move, in_transition,
+--    note_unsettled, note_contextless_write, own_moved_lead, own_named_lead, follow_owner_column,
 --    hide_owner_column, forget_lead, own_active_lead, shadow_note, shadow_failed, shadow_binds,
 --    shadow_reason, shadow_border, shadow_edits, shadow_inserts, shadow_lead, shadow_rows,
 --    shadow_truncate, require_transition, chunk_bounds, next_leads, own_leads, sources_indexed,
@@ -223,6 +224,19 @@ CREATE FUNCTION leadprotect.admitted_territory() RETURNS text
 
 COMMENT ON FUNCTION leadprotect.admitted_territory() IS 'The territory in context if the acting role holds its role, else NULL: the border that every policy asks';
 
+-- function inside, lp_0001_expand_territories
+
+CREATE FUNCTION leadprotect.inside() RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          RETURN current_user IN ('leadprotect_owner', 'leadprotect_reader');
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.inside() IS 'Whether one of our functions asks, for policies: whoever is a member of its owner is not it';
+
 -- function own_border, lp_0001_expand_territories
 
 CREATE FUNCTION leadprotect.own_border() RETURNS text
@@ -264,7 +278,7 @@ CREATE UNIQUE INDEX ix_territories_role ON leadprotect.territories USING btree (
 
 ALTER TABLE leadprotect.territories ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_inside ON leadprotect.territories TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_inside ON leadprotect.territories TO leadprotect_owner, leadprotect_reader USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
 CREATE POLICY lp_reference ON leadprotect.territories FOR SELECT TO leadprotect_app, leadprotect_auditor, leadprotect_manager, leadprotect_operator USING (true);
 
 GRANT SELECT ON TABLE leadprotect.territories TO leadprotect_reader;
@@ -300,8 +314,8 @@ ALTER TABLE ONLY leadprotect.territory_vat_rates
 
 ALTER TABLE leadprotect.territory_vat_rates ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_border ON leadprotect.territory_vat_rates AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR (territory = ( SELECT leadprotect.own_border() AS own_border))));
-CREATE POLICY lp_inside ON leadprotect.territory_vat_rates TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_border ON leadprotect.territory_vat_rates AS RESTRICTIVE USING ((leadprotect.inside() OR (territory = ( SELECT leadprotect.own_border() AS own_border))));
+CREATE POLICY lp_inside ON leadprotect.territory_vat_rates TO leadprotect_owner, leadprotect_reader USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
 CREATE POLICY lp_reference ON leadprotect.territory_vat_rates FOR SELECT TO leadprotect_app, leadprotect_auditor, leadprotect_manager, leadprotect_operator USING (true);
 
 GRANT SELECT ON TABLE leadprotect.territory_vat_rates TO leadprotect_app;
@@ -469,8 +483,8 @@ ALTER TABLE leadprotect.user_lead_assignments ENABLE ALWAYS TRIGGER lp_keep_assi
 
 ALTER TABLE leadprotect.user_lead_assignments ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_border ON leadprotect.user_lead_assignments AS RESTRICTIVE USING (((CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])) OR (territory = ( SELECT leadprotect.own_border() AS own_border))));
-CREATE POLICY lp_inside ON leadprotect.user_lead_assignments TO leadprotect_owner, leadprotect_reader USING ((CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) WITH CHECK ((CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])));
+CREATE POLICY lp_border ON leadprotect.user_lead_assignments AS RESTRICTIVE USING ((leadprotect.inside() OR (territory = ( SELECT leadprotect.own_border() AS own_border))));
+CREATE POLICY lp_inside ON leadprotect.user_lead_assignments TO leadprotect_owner, leadprotect_reader USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
 CREATE POLICY lp_read ON leadprotect.user_lead_assignments FOR SELECT TO leadprotect_app, leadprotect_auditor, leadprotect_manager USING (true);
 CREATE POLICY lp_released ON leadprotect.user_lead_assignments AS RESTRICTIVE TO leadprotect_app USING ((user_id IS NOT NULL));
 
@@ -522,8 +536,8 @@ ALTER TABLE ONLY leadprotect.user_lead_assignment_history
 
 ALTER TABLE leadprotect.user_lead_assignment_history ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_border ON leadprotect.user_lead_assignment_history AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR (territory = ( SELECT leadprotect.own_border() AS own_border))));
-CREATE POLICY lp_inside ON leadprotect.user_lead_assignment_history TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_border ON leadprotect.user_lead_assignment_history AS RESTRICTIVE USING ((leadprotect.inside() OR (territory = ( SELECT leadprotect.own_border() AS own_border))));
+CREATE POLICY lp_inside ON leadprotect.user_lead_assignment_history TO leadprotect_owner, leadprotect_reader USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
 CREATE POLICY lp_read ON leadprotect.user_lead_assignment_history FOR SELECT TO leadprotect_auditor, leadprotect_manager USING (true);
 
 GRANT SELECT ON TABLE leadprotect.user_lead_assignment_history TO leadprotect_manager;
@@ -597,8 +611,8 @@ ALTER TABLE ONLY leadprotect.lead_protection_rules
 
 ALTER TABLE leadprotect.lead_protection_rules ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_border ON leadprotect.lead_protection_rules AS RESTRICTIVE USING (((CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])) OR (territory = ( SELECT leadprotect.own_border() AS own_border))));
-CREATE POLICY lp_inside ON leadprotect.lead_protection_rules TO leadprotect_owner, leadprotect_reader USING ((CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) WITH CHECK ((CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])));
+CREATE POLICY lp_border ON leadprotect.lead_protection_rules AS RESTRICTIVE USING ((leadprotect.inside() OR (territory = ( SELECT leadprotect.own_border() AS own_border))));
+CREATE POLICY lp_inside ON leadprotect.lead_protection_rules TO leadprotect_owner, leadprotect_reader USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
 CREATE POLICY lp_read ON leadprotect.lead_protection_rules FOR SELECT TO leadprotect_auditor, leadprotect_manager USING (true);
 
 GRANT SELECT ON TABLE leadprotect.lead_protection_rules TO leadprotect_reader;
@@ -1372,8 +1386,8 @@ ALTER TABLE leadprotect.lead_handovers ENABLE ALWAYS TRIGGER lp_handover_holds;
 
 ALTER TABLE leadprotect.lead_handovers ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_border ON leadprotect.lead_handovers AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR (territory = ( SELECT leadprotect.own_border() AS own_border))));
-CREATE POLICY lp_inside ON leadprotect.lead_handovers TO leadprotect_owner USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_border ON leadprotect.lead_handovers AS RESTRICTIVE USING ((leadprotect.inside() OR (territory = ( SELECT leadprotect.own_border() AS own_border))));
+CREATE POLICY lp_inside ON leadprotect.lead_handovers TO leadprotect_owner USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
 CREATE POLICY lp_read ON leadprotect.lead_handovers FOR SELECT TO leadprotect_auditor, leadprotect_manager USING (true);
 
 GRANT SELECT ON TABLE leadprotect.lead_handovers TO leadprotect_auditor;
@@ -1840,6 +1854,7 @@ CREATE FUNCTION leadprotect.decide(lead uuid, declared_user text, declared_terri
     LANGUAGE plpgsql STABLE SECURITY DEFINER COST 1000 PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET enable_seqscan TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
     AS $$
         #variable_conflict use_variable
         DECLARE
@@ -1847,28 +1862,26 @@ CREATE FUNCTION leadprotect.decide(lead uuid, declared_user text, declared_terri
           owner uuid;
           strongest "leadprotect".protection_type;
         BEGIN
-          IF caller IS NULL OR declared_territory IS NULL THEN
-            RETURN CASE WHEN EXISTS (SELECT FROM "public"."leads" AS l WHERE l."id" = lead AND (l."territory" IS NULL OR l."territory" = ''))
-              THEN 'unprotected' ELSE 'no_context' END;
-          END IF;
-          SELECT a.user_id, (
+          SELECT (
+            SELECT a.user_id FROM "leadprotect".user_lead_assignments AS a
+            WHERE a.lead_id = lead AND a.territory = declared_territory), (
             SELECT r.protection FROM "leadprotect".lead_protection_rules AS r
             WHERE r.user_id = caller AND r.territory = declared_territory
             ORDER BY r.protection DESC LIMIT 1)
           INTO owner, strongest
           FROM "public"."leads" AS l
-          LEFT JOIN "leadprotect".user_lead_assignments AS a ON a.lead_id = lead AND a.territory = declared_territory
           WHERE l."id" = lead AND l."territory" = declared_territory;
-          IF NOT FOUND OR NOT "leadprotect".is_member(declared_territory) THEN
-            -- what can't be a code is no context; asked last, because who finds his lead declared one
-            RETURN CASE WHEN EXISTS (SELECT FROM "public"."leads" AS l WHERE l."id" = lead AND (l."territory" IS NULL OR l."territory" = '')) THEN 'unprotected'
-              WHEN "leadprotect".is_code(declared_territory) THEN 'not_found' ELSE 'no_context' END;
-          ELSIF strongest IS NOT NULL THEN
-            IF strongest = 'VIEW_ONLY' OR strongest = 'COLLABORATOR' AND owner IS DISTINCT FROM caller THEN
-              RETURN (SELECT d.reason FROM "leadprotect".decision(lead, caller, declared_territory) AS d);
+          IF FOUND AND caller IS NOT NULL AND "leadprotect".is_member(declared_territory) THEN
+            IF strongest IS NOT NULL THEN
+              IF strongest = 'VIEW_ONLY' OR strongest = 'COLLABORATOR' AND owner IS DISTINCT FROM caller THEN
+                RETURN (SELECT d.reason FROM "leadprotect".decision(lead, caller, declared_territory) AS d);
+              END IF;
             END IF;
+            RETURN CASE WHEN owner IS NULL THEN 'unassigned' WHEN owner = caller THEN 'owner' ELSE 'not_owner' END;
           END IF;
-          RETURN CASE WHEN owner IS NULL THEN 'unassigned' WHEN owner = caller THEN 'owner' ELSE 'not_owner' END;
+          -- what can't be a code is no context; asked last, because who finds his lead declared one
+          RETURN CASE WHEN EXISTS (SELECT FROM "public"."leads" AS l WHERE l."id" = lead AND (l."territory" IS NULL OR l."territory" = '')) THEN 'unprotected'
+            WHEN caller IS NOT NULL AND "leadprotect".is_code(declared_territory) THEN 'not_found' ELSE 'no_context' END;
         END
         $$;
 
@@ -1879,6 +1892,34 @@ GRANT ALL ON FUNCTION leadprotect.decide(lead uuid, declared_user text, declared
 GRANT ALL ON FUNCTION leadprotect.decide(lead uuid, declared_user text, declared_territory text) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.decide(lead uuid, declared_user text, declared_territory text) TO leadprotect_auditor;
 GRANT ALL ON FUNCTION leadprotect.decide(lead uuid, declared_user text, declared_territory text) TO leadprotect_manager;
+
+-- function unsuspended, lp_0005_expand_decisions, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.unsuspended(lead uuid, owner uuid, here text) RETURNS boolean
+    LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $$
+        #variable_conflict use_variable
+        DECLARE
+          strongest "leadprotect".protection_type;
+        BEGIN
+          SELECT (
+            SELECT r.protection FROM "leadprotect".lead_protection_rules AS r
+            WHERE r.user_id = owner AND r.territory = here
+            ORDER BY r.protection DESC LIMIT 1)
+          INTO strongest
+          FROM "public"."leads" AS l
+          WHERE l."id" = lead AND l."territory" = here;
+          RETURN FOUND AND strongest IS DISTINCT FROM 'VIEW_ONLY';
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.unsuspended(lead uuid, owner uuid, here text) IS 'Whether the lead is in this territory and no rule there can suspend its owner; where one can, decide() knows';
+
+REVOKE ALL ON FUNCTION leadprotect.unsuspended(lead uuid, owner uuid, here text) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.unsuspended(lead uuid, owner uuid, here text) TO leadprotect_owner;
 
 -- function editable_among, lp_0005_expand_decisions, owner leadprotect_reader
 
@@ -2177,7 +2218,7 @@ CREATE TABLE leadprotect.lead_access_audit (
     correlation_id text,
     transaction_id xid8 DEFAULT pg_current_xact_id() NOT NULL,
     basis text,
-    CONSTRAINT laa_bounded CHECK (((octet_length(note) <= 1024) AND (octet_length(correlation_id) <= 1024)))
+    CONSTRAINT laa_bounded CHECK ((GREATEST(octet_length(note), octet_length(correlation_id)) <= 1024))
 )
 PARTITION BY RANGE (at);
 
@@ -2221,8 +2262,8 @@ ALTER TABLE leadprotect.lead_access_audit ENABLE ALWAYS TRIGGER lp_append_only;
 
 ALTER TABLE leadprotect.lead_access_audit ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_border ON leadprotect.lead_access_audit AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR COALESCE((territory = ( SELECT leadprotect.own_border() AS own_border)), (territory IS NULL))));
-CREATE POLICY lp_inside ON leadprotect.lead_access_audit TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_border ON leadprotect.lead_access_audit AS RESTRICTIVE USING ((leadprotect.inside() OR COALESCE((territory = ( SELECT leadprotect.own_border() AS own_border)), (territory IS NULL))));
+CREATE POLICY lp_inside ON leadprotect.lead_access_audit TO leadprotect_owner, leadprotect_reader USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
 CREATE POLICY lp_read ON leadprotect.lead_access_audit FOR SELECT TO leadprotect_auditor USING (true);
 
 GRANT SELECT ON TABLE leadprotect.lead_access_audit TO leadprotect_auditor;
@@ -2244,7 +2285,7 @@ CREATE TABLE leadprotect.lead_access_audit_default (
     correlation_id text,
     transaction_id xid8 DEFAULT pg_current_xact_id() CONSTRAINT lead_access_audit_transaction_id_not_null NOT NULL,
     basis text,
-    CONSTRAINT laa_bounded CHECK (((octet_length(note) <= 1024) AND (octet_length(correlation_id) <= 1024)))
+    CONSTRAINT laa_bounded CHECK ((GREATEST(octet_length(note), octet_length(correlation_id)) <= 1024))
 );
 
 ALTER TABLE ONLY leadprotect.lead_access_audit_default FORCE ROW LEVEL SECURITY;
@@ -2262,8 +2303,8 @@ ALTER TABLE leadprotect.lead_access_audit_default ENABLE ALWAYS TRIGGER lp_appen
 
 ALTER TABLE leadprotect.lead_access_audit_default ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_border ON leadprotect.lead_access_audit_default AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR COALESCE((territory = ( SELECT leadprotect.own_border() AS own_border)), (territory IS NULL))));
-CREATE POLICY lp_inside ON leadprotect.lead_access_audit_default TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_border ON leadprotect.lead_access_audit_default AS RESTRICTIVE USING ((leadprotect.inside() OR COALESCE((territory = ( SELECT leadprotect.own_border() AS own_border)), (territory IS NULL))));
+CREATE POLICY lp_inside ON leadprotect.lead_access_audit_default TO leadprotect_owner, leadprotect_reader USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
 CREATE POLICY lp_read ON leadprotect.lead_access_audit_default FOR SELECT TO leadprotect_auditor USING (true);
 
 -- function refuse_change, lp_0003_expand_audit
@@ -2293,11 +2334,11 @@ CREATE FUNCTION leadprotect.secure_audit_table(target regclass) RETURNS void
           EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', target);
           EXECUTE format('ALTER TABLE %s FORCE ROW LEVEL SECURITY', target);
           EXECUTE format('DROP POLICY IF EXISTS lp_inside ON %s', target);
-          EXECUTE format('CREATE POLICY lp_inside ON %s TO "leadprotect_owner", "leadprotect_reader" USING ((SELECT current_user = ANY (ARRAY[''leadprotect_owner'', ''leadprotect_reader'']::name[]))) WITH CHECK ((SELECT current_user = ANY (ARRAY[''leadprotect_owner'', ''leadprotect_reader'']::name[])))', target);
+          EXECUTE format('CREATE POLICY lp_inside ON %s TO "leadprotect_owner", "leadprotect_reader" USING ("leadprotect".inside()) WITH CHECK ("leadprotect".inside())', target);
           EXECUTE format('DROP POLICY IF EXISTS lp_read ON %s', target);
           EXECUTE format('CREATE POLICY lp_read ON %s FOR SELECT TO "leadprotect_auditor" USING (true)', target);
           EXECUTE format('DROP POLICY IF EXISTS lp_border ON %s', target);
-          EXECUTE format('CREATE POLICY lp_border ON %s AS RESTRICTIVE USING ((SELECT current_user = ANY (ARRAY[''leadprotect_owner'', ''leadprotect_reader'']::name[]))
+          EXECUTE format('CREATE POLICY lp_border ON %s AS RESTRICTIVE USING ("leadprotect".inside()
                           OR coalesce(territory = (SELECT "leadprotect".own_border()), territory IS NULL))', target);
           EXECUTE format('DROP TRIGGER IF EXISTS lp_append_only ON %s', target);
           EXECUTE format('CREATE TRIGGER lp_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON %s
@@ -2804,7 +2845,7 @@ ALTER TABLE ONLY leadprotect.denial_secret
 
 ALTER TABLE leadprotect.denial_secret ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_inside ON leadprotect.denial_secret TO leadprotect_owner USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_inside ON leadprotect.denial_secret TO leadprotect_owner USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
 
 -- function denial_proof, lp_0006_expand_attempts
 
@@ -3006,7 +3047,8 @@ CREATE FUNCTION leadprotect.try_edit(lead uuid, action leadprotect.lead_action, 
             SELECT a.user_id INTO caller FROM "leadprotect".user_lead_assignments AS a
               WHERE a.lead_id = lead AND a.territory = here AND a.user_id::text = declared_user AND "leadprotect".is_member(here)
               FOR SHARE;
-            IF FOUND AND "leadprotect".decide(lead, declared_user, here) = 'owner' THEN
+            -- under the lock, in a snapshot of its own
+            IF FOUND AND "leadprotect".unsuspended(lead, caller, here) THEN
               INSERT INTO "leadprotect".lead_access_audit
                 (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
               VALUES (lead, caller, "leadprotect".acting_role(), here, coalesce(action, 'EDIT'), 'ALLOW', 'owner',
@@ -3199,8 +3241,8 @@ ALTER TABLE leadprotect.lead_access_audit_seals ENABLE ALWAYS TRIGGER lp_append_
 
 ALTER TABLE leadprotect.lead_access_audit_seals ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_border ON leadprotect.lead_access_audit_seals AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR COALESCE((territory = ( SELECT leadprotect.own_border() AS own_border)), (territory IS NULL))));
-CREATE POLICY lp_inside ON leadprotect.lead_access_audit_seals TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_border ON leadprotect.lead_access_audit_seals AS RESTRICTIVE USING ((leadprotect.inside() OR COALESCE((territory = ( SELECT leadprotect.own_border() AS own_border)), (territory IS NULL))));
+CREATE POLICY lp_inside ON leadprotect.lead_access_audit_seals TO leadprotect_owner, leadprotect_reader USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
 CREATE POLICY lp_read ON leadprotect.lead_access_audit_seals FOR SELECT TO leadprotect_auditor USING (true);
 
 GRANT SELECT ON TABLE leadprotect.lead_access_audit_seals TO leadprotect_auditor;
@@ -3592,7 +3634,7 @@ ALTER TABLE ONLY leadprotect.audit_anchors
 
 ALTER TABLE leadprotect.audit_anchors ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_inside ON leadprotect.audit_anchors TO leadprotect_owner USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_inside ON leadprotect.audit_anchors TO leadprotect_owner USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
 CREATE POLICY lp_read ON leadprotect.audit_anchors FOR SELECT TO leadprotect_auditor USING (true);
 
 GRANT SELECT ON TABLE leadprotect.audit_anchors TO leadprotect_auditor;
@@ -3690,7 +3732,7 @@ CREATE INDEX ix_contextless_writes_login ON leadprotect.contextless_writes USING
 
 ALTER TABLE leadprotect.contextless_writes ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_inside ON leadprotect.contextless_writes TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_inside ON leadprotect.contextless_writes TO leadprotect_owner, leadprotect_reader USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
 
 GRANT SELECT ON TABLE leadprotect.contextless_writes TO leadprotect_reader;
 
@@ -3730,7 +3772,7 @@ ALTER TABLE ONLY leadprotect.unsettled_leads
 
 ALTER TABLE leadprotect.unsettled_leads ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_inside ON leadprotect.unsettled_leads TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_inside ON leadprotect.unsettled_leads TO leadprotect_owner, leadprotect_reader USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
 CREATE POLICY lp_operator ON leadprotect.unsettled_leads FOR SELECT TO leadprotect_operator USING (true);
 
 GRANT SELECT ON TABLE leadprotect.unsettled_leads TO leadprotect_reader;
@@ -3987,7 +4029,7 @@ ALTER TABLE ONLY leadprotect.shadow_runs
 
 ALTER TABLE leadprotect.shadow_runs ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_inside ON leadprotect.shadow_runs TO leadprotect_owner USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_inside ON leadprotect.shadow_runs TO leadprotect_owner USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
 
 -- table shadow_notes, lp_0011_expand_activity_triggers
 
@@ -4025,7 +4067,7 @@ CREATE INDEX ix_shadow_notes_last ON leadprotect.shadow_notes USING btree (last_
 
 ALTER TABLE leadprotect.shadow_notes ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_inside ON leadprotect.shadow_notes TO leadprotect_owner USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_inside ON leadprotect.shadow_notes TO leadprotect_owner USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
 
 -- function shadow_note, lp_0011_expand_activity_triggers
 
@@ -4492,8 +4534,8 @@ ALTER TABLE ONLY leadprotect.backfill_jobs
 
 ALTER TABLE leadprotect.backfill_jobs ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_border ON leadprotect.backfill_jobs AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR ( SELECT pg_has_role('leadprotect_operator'::name, 'USAGE'::text) AS pg_has_role)));
-CREATE POLICY lp_inside ON leadprotect.backfill_jobs TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_border ON leadprotect.backfill_jobs AS RESTRICTIVE USING ((leadprotect.inside() OR ( SELECT pg_has_role('leadprotect_operator'::name, 'USAGE'::text) AS pg_has_role)));
+CREATE POLICY lp_inside ON leadprotect.backfill_jobs TO leadprotect_owner, leadprotect_reader USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
 CREATE POLICY lp_operator ON leadprotect.backfill_jobs FOR SELECT TO leadprotect_operator USING (true);
 
 GRANT SELECT ON TABLE leadprotect.backfill_jobs TO leadprotect_operator;
@@ -4540,8 +4582,8 @@ ALTER TABLE ONLY leadprotect.backfill_chunks
 
 ALTER TABLE leadprotect.backfill_chunks ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_border ON leadprotect.backfill_chunks AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR ( SELECT pg_has_role('leadprotect_operator'::name, 'USAGE'::text) AS pg_has_role)));
-CREATE POLICY lp_inside ON leadprotect.backfill_chunks TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_border ON leadprotect.backfill_chunks AS RESTRICTIVE USING ((leadprotect.inside() OR ( SELECT pg_has_role('leadprotect_operator'::name, 'USAGE'::text) AS pg_has_role)));
+CREATE POLICY lp_inside ON leadprotect.backfill_chunks TO leadprotect_owner, leadprotect_reader USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
 CREATE POLICY lp_operator ON leadprotect.backfill_chunks FOR SELECT TO leadprotect_operator USING (true);
 
 GRANT SELECT ON TABLE leadprotect.backfill_chunks TO leadprotect_operator;
@@ -4572,8 +4614,8 @@ ALTER TABLE ONLY leadprotect.backfill_deferred
 
 ALTER TABLE leadprotect.backfill_deferred ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_border ON leadprotect.backfill_deferred AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR ( SELECT pg_has_role('leadprotect_operator'::name, 'USAGE'::text) AS pg_has_role)));
-CREATE POLICY lp_inside ON leadprotect.backfill_deferred TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_border ON leadprotect.backfill_deferred AS RESTRICTIVE USING ((leadprotect.inside() OR ( SELECT pg_has_role('leadprotect_operator'::name, 'USAGE'::text) AS pg_has_role)));
+CREATE POLICY lp_inside ON leadprotect.backfill_deferred TO leadprotect_owner, leadprotect_reader USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
 CREATE POLICY lp_operator ON leadprotect.backfill_deferred FOR SELECT TO leadprotect_operator USING (true);
 
 GRANT SELECT ON TABLE leadprotect.backfill_deferred TO leadprotect_operator;
@@ -5969,7 +6011,7 @@ ALTER TABLE ONLY leadprotect.accepted_conditions
 
 ALTER TABLE leadprotect.accepted_conditions ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_inside ON leadprotect.accepted_conditions TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_inside ON leadprotect.accepted_conditions TO leadprotect_owner, leadprotect_reader USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
 CREATE POLICY lp_operator ON leadprotect.accepted_conditions FOR SELECT TO leadprotect_operator USING (true);
 
 GRANT SELECT ON TABLE leadprotect.accepted_conditions TO leadprotect_reader;
@@ -6052,7 +6094,7 @@ ALTER TABLE ONLY leadprotect.guard_runs
 
 ALTER TABLE leadprotect.guard_runs ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_inside ON leadprotect.guard_runs TO leadprotect_owner, leadprotect_reader USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_inside ON leadprotect.guard_runs TO leadprotect_owner, leadprotect_reader USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
 CREATE POLICY lp_operator ON leadprotect.guard_runs FOR SELECT TO leadprotect_operator USING (true);
 
 GRANT SELECT ON TABLE leadprotect.guard_runs TO leadprotect_operator;
@@ -6480,7 +6522,7 @@ ALTER TABLE ONLY leadprotect.revision_undo
 
 ALTER TABLE leadprotect.revision_undo ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_inside ON leadprotect.revision_undo TO leadprotect_owner USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_inside ON leadprotect.revision_undo TO leadprotect_owner USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
 CREATE POLICY lp_operator ON leadprotect.revision_undo FOR SELECT TO leadprotect_operator USING (true);
 
 GRANT SELECT ON TABLE leadprotect.revision_undo TO leadprotect_operator;
@@ -7079,11 +7121,11 @@ ALTER TABLE ONLY leadprotect.host_row_security
 
 ALTER TABLE leadprotect.host_row_security ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_inside ON leadprotect.host_row_security TO leadprotect_owner USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_inside ON leadprotect.host_row_security TO leadprotect_owner USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
 
 -- policy leadprotect_border on public.leads, lp_0017_contract_enforce
 
-CREATE POLICY leadprotect_border ON public.leads AS RESTRICTIVE USING ((( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR COALESCE(((territory)::text = ANY (( SELECT ARRAY[leadprotect.admitted_territory(), ''::text] AS "array")::text[])), (territory IS NULL))));
+CREATE POLICY leadprotect_border ON public.leads AS RESTRICTIVE USING ((leadprotect.inside() OR COALESCE(((territory)::text = ANY (( SELECT ARRAY[leadprotect.admitted_territory(), ''::text] AS "array")::text[])), (territory IS NULL))));
 
 -- policy leadprotect_rows on public.leads, lp_0017_contract_enforce
 
@@ -7091,7 +7133,7 @@ CREATE POLICY leadprotect_rows ON public.leads USING (true) WITH CHECK (true);
 
 -- policy leadprotect_update on public.leads, lp_0017_contract_enforce
 
-CREATE POLICY leadprotect_update ON public.leads AS RESTRICTIVE FOR UPDATE TO leadprotect_app USING (((territory IS NULL) OR ((territory)::text = ''::text) OR ( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR
+CREATE POLICY leadprotect_update ON public.leads AS RESTRICTIVE FOR UPDATE TO leadprotect_app USING (((territory IS NULL) OR ((territory)::text = ''::text) OR leadprotect.inside() OR
 CASE
     WHEN ( SELECT leadprotect.has_rules() AS has_rules) THEN leadprotect.can_edit_lead(id)
     ELSE (EXISTS ( SELECT
@@ -7101,7 +7143,7 @@ END)) WITH CHECK (true);
 
 -- policy leadprotect_delete on public.leads, lp_0017_contract_enforce
 
-CREATE POLICY leadprotect_delete ON public.leads AS RESTRICTIVE FOR DELETE TO leadprotect_app USING (((territory IS NULL) OR ((territory)::text = ''::text) OR ( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR
+CREATE POLICY leadprotect_delete ON public.leads AS RESTRICTIVE FOR DELETE TO leadprotect_app USING (((territory IS NULL) OR ((territory)::text = ''::text) OR leadprotect.inside() OR
 CASE
     WHEN ( SELECT leadprotect.has_rules() AS has_rules) THEN leadprotect.can_edit_lead(id)
     ELSE (EXISTS ( SELECT
@@ -7111,11 +7153,11 @@ END));
 
 -- policy leadprotect_members_update on public.leads, lp_0017_contract_enforce
 
-CREATE POLICY leadprotect_members_update ON public.leads AS RESTRICTIVE FOR UPDATE USING (((territory IS NULL) OR ((territory)::text = ''::text) OR ( SELECT ((CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])) OR pg_has_role('leadprotect_app'::name, 'USAGE'::text))))) WITH CHECK (true);
+CREATE POLICY leadprotect_members_update ON public.leads AS RESTRICTIVE FOR UPDATE USING (((territory IS NULL) OR ((territory)::text = ''::text) OR leadprotect.inside() OR ( SELECT pg_has_role('leadprotect_app'::name, 'USAGE'::text) AS pg_has_role))) WITH CHECK (true);
 
 -- policy leadprotect_members_delete on public.leads, lp_0017_contract_enforce
 
-CREATE POLICY leadprotect_members_delete ON public.leads AS RESTRICTIVE FOR DELETE USING (((territory IS NULL) OR ((territory)::text = ''::text) OR ( SELECT ((CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])) OR pg_has_role('leadprotect_app'::name, 'USAGE'::text)))));
+CREATE POLICY leadprotect_members_delete ON public.leads AS RESTRICTIVE FOR DELETE USING (((territory IS NULL) OR ((territory)::text = ''::text) OR leadprotect.inside() OR ( SELECT pg_has_role('leadprotect_app'::name, 'USAGE'::text) AS pg_has_role)));
 
 -- row security of public.leads, lp_0017_contract_enforce
 
@@ -7286,7 +7328,7 @@ ALTER TABLE ONLY leadprotect.lead_table_row_security
 
 ALTER TABLE leadprotect.lead_table_row_security ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY lp_inside ON leadprotect.lead_table_row_security TO leadprotect_owner USING (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name])))) WITH CHECK (( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))));
+CREATE POLICY lp_inside ON leadprotect.lead_table_row_security TO leadprotect_owner USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
 
 -- function child_leads, lp_0019_contract_lead_tables, owner leadprotect_reader
 
