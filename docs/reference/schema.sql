@@ -7125,7 +7125,7 @@ CREATE POLICY lp_inside ON leadprotect.host_row_security TO leadprotect_owner US
 
 -- policy leadprotect_border on public.leads, lp_0017_contract_enforce
 
-CREATE POLICY leadprotect_border ON public.leads AS RESTRICTIVE USING ((leadprotect.inside() OR COALESCE(((territory)::text = ANY (( SELECT ARRAY[leadprotect.admitted_territory(), ''::text] AS "array")::text[])), (territory IS NULL))));
+CREATE POLICY leadprotect_border ON public.leads AS RESTRICTIVE USING ((leadprotect.inside() OR ( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR COALESCE(((territory)::text = ANY (( SELECT ARRAY[leadprotect.admitted_territory(), ''::text] AS "array")::text[])), (territory IS NULL))));
 
 -- policy leadprotect_rows on public.leads, lp_0017_contract_enforce
 
@@ -7133,7 +7133,7 @@ CREATE POLICY leadprotect_rows ON public.leads USING (true) WITH CHECK (true);
 
 -- policy leadprotect_update on public.leads, lp_0017_contract_enforce
 
-CREATE POLICY leadprotect_update ON public.leads AS RESTRICTIVE FOR UPDATE TO leadprotect_app USING (((territory IS NULL) OR ((territory)::text = ''::text) OR leadprotect.inside() OR
+CREATE POLICY leadprotect_update ON public.leads AS RESTRICTIVE FOR UPDATE TO leadprotect_app USING (((territory IS NULL) OR ((territory)::text = ''::text) OR leadprotect.inside() OR ( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR
 CASE
     WHEN ( SELECT leadprotect.has_rules() AS has_rules) THEN leadprotect.can_edit_lead(id)
     ELSE (EXISTS ( SELECT
@@ -7143,7 +7143,7 @@ END)) WITH CHECK (true);
 
 -- policy leadprotect_delete on public.leads, lp_0017_contract_enforce
 
-CREATE POLICY leadprotect_delete ON public.leads AS RESTRICTIVE FOR DELETE TO leadprotect_app USING (((territory IS NULL) OR ((territory)::text = ''::text) OR leadprotect.inside() OR
+CREATE POLICY leadprotect_delete ON public.leads AS RESTRICTIVE FOR DELETE TO leadprotect_app USING (((territory IS NULL) OR ((territory)::text = ''::text) OR leadprotect.inside() OR ( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR
 CASE
     WHEN ( SELECT leadprotect.has_rules() AS has_rules) THEN leadprotect.can_edit_lead(id)
     ELSE (EXISTS ( SELECT
@@ -7153,11 +7153,11 @@ END));
 
 -- policy leadprotect_members_update on public.leads, lp_0017_contract_enforce
 
-CREATE POLICY leadprotect_members_update ON public.leads AS RESTRICTIVE FOR UPDATE USING (((territory IS NULL) OR ((territory)::text = ''::text) OR leadprotect.inside() OR ( SELECT pg_has_role('leadprotect_app'::name, 'USAGE'::text) AS pg_has_role))) WITH CHECK (true);
+CREATE POLICY leadprotect_members_update ON public.leads AS RESTRICTIVE FOR UPDATE USING (((territory IS NULL) OR ((territory)::text = ''::text) OR leadprotect.inside() OR ( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR ( SELECT pg_has_role('leadprotect_app'::name, 'USAGE'::text) AS pg_has_role))) WITH CHECK (true);
 
 -- policy leadprotect_members_delete on public.leads, lp_0017_contract_enforce
 
-CREATE POLICY leadprotect_members_delete ON public.leads AS RESTRICTIVE FOR DELETE USING (((territory IS NULL) OR ((territory)::text = ''::text) OR leadprotect.inside() OR ( SELECT pg_has_role('leadprotect_app'::name, 'USAGE'::text) AS pg_has_role)));
+CREATE POLICY leadprotect_members_delete ON public.leads AS RESTRICTIVE FOR DELETE USING (((territory IS NULL) OR ((territory)::text = ''::text) OR leadprotect.inside() OR ( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR ( SELECT pg_has_role('leadprotect_app'::name, 'USAGE'::text) AS pg_has_role)));
 
 -- row security of public.leads, lp_0017_contract_enforce
 
