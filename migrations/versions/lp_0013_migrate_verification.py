@@ -29,7 +29,6 @@ def upgrade() -> None:
     op.execute(sql("GRANT CREATE ON SCHEMA {schema} TO {reader}"))
     op.execute(sql("SET LOCAL ROLE {reader}"))
     create_unowned_leads()
-    create_lead_tally()
     create_stale_leads()
     create_estimates()
     create_status()
@@ -51,9 +50,10 @@ def downgrade() -> None:
           {schema}.backfill_sample(text, integer),
           {schema}.backfill_estimate(text),
           {schema}.backfill_stale(text),
-          {schema}.lead_tally(),
           {schema}.unowned_leads(text),
           {schema}.unowned_leads(text[]),
+          {schema}.probed_leads(text[]),
+          {schema}.few_are_bare(),
           {schema}.bare_leads(text[]),
           {schema}.sources_indexed(),
           {schema}.backfill_request(text, text, text),
@@ -287,7 +287,7 @@ def create_unowned_leads() -> None:
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.bare_leads(territories text[])
-        RETURNS TABLE (territory text, lead_id {lead_id_type})
+        RETURNS TABLE (territory text, lead_id {lead_id_type}, released boolean)
         LANGUAGE plpgsql
         STABLE
         SET search_path = pg_catalog, pg_temp
@@ -297,18 +297,53 @@ def create_unowned_leads() -> None:
         AS $body$
         #variable_conflict use_column
         BEGIN
+          IF territories = '{}' THEN
+            RETURN;
+          END IF;
           RETURN QUERY
-          SELECT {territory_of_l}::text, l.{lead_id}::{lead_id_type}
+          SELECT {territory_of_l}::text, l.{lead_id}::{lead_id_type}, a.lead_id IS NOT NULL
           FROM {leads} AS l
-          WHERE {territory_of_l} = ANY (bare_leads.territories)
-            AND NOT EXISTS (
-              SELECT FROM {schema}.user_lead_assignments AS a
-              WHERE a.lead_id = l.{lead_id} AND a.territory = {territory_of_l});
+          LEFT JOIN {schema}.user_lead_assignments AS a ON a.lead_id = l.{lead_id} AND a.territory = {territory_of_l}
+          WHERE {territory_of_l} = ANY (bare_leads.territories) AND a.user_id IS NULL;
         END
         $body$;
         COMMENT ON FUNCTION {schema}.bare_leads(text[]) IS
-        'Leads of the territories without an owner, and not released by hand, whatever their activities';
+        'Leads of the territories without an owner, whatever their activities; released: by hand, or where a lead moved here';
         REVOKE ALL ON FUNCTION {schema}.bare_leads(text[]) FROM PUBLIC
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.few_are_bare()
+        RETURNS boolean
+        LANGUAGE plpgsql
+        STABLE
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          RETURN {schema}.sources_indexed() AND NOT EXISTS (SELECT FROM {schema}.backfill_jobs AS j WHERE j.ended_at IS NULL);
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.few_are_bare() IS 'Whether every walk has ended, and an index tells of a lead''s activities';
+        REVOKE ALL ON FUNCTION {schema}.few_are_bare() FROM PUBLIC;
+        CREATE FUNCTION {schema}.probed_leads(territories text[])
+        RETURNS TABLE (territory text, lead_id {lead_id_type}, missing boolean)
+        LANGUAGE plpgsql
+        STABLE
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        #variable_conflict use_column
+        BEGIN
+          RETURN QUERY
+          -- no EXISTS: it could become a scan, and a hash of all activities
+          SELECT b.territory, b.lead_id,
+                 NOT b.released AND (SELECT true FROM {qualifying} AS q WHERE q.lead_id = b.lead_id LIMIT 1) IS NOT NULL
+          FROM (SELECT * FROM {schema}.bare_leads(probed_leads.territories) AS b ORDER BY b.lead_id) AS b;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.probed_leads(text[]) IS
+        'Leads of the territories without an owner; missing: one whom an activity makes';
+        REVOKE ALL ON FUNCTION {schema}.probed_leads(text[]) FROM PUBLIC
         """)
     )
     op.execute(
@@ -324,12 +359,8 @@ def create_unowned_leads() -> None:
         AS $body$
         #variable_conflict use_column
         BEGIN
-          IF {schema}.sources_indexed() AND NOT EXISTS (SELECT FROM {schema}.backfill_jobs AS j WHERE j.ended_at IS NULL) THEN
-            RETURN QUERY
-            SELECT b.territory, b.lead_id
-            FROM (SELECT * FROM {schema}.bare_leads(unowned_leads.territories) AS b ORDER BY b.lead_id) AS b
-            -- no EXISTS: it could become a scan, and a hash of all activities
-            WHERE (SELECT true FROM {qualifying} AS q WHERE q.lead_id = b.lead_id LIMIT 1);
+          IF {schema}.few_are_bare() THEN
+            RETURN QUERY SELECT p.territory, p.lead_id FROM {schema}.probed_leads(unowned_leads.territories) AS p WHERE p.missing;
             RETURN;
           END IF;
           RETURN QUERY
@@ -362,35 +393,6 @@ def create_unowned_leads() -> None:
         'Leads of the territory with a qualifying activity, without an owner, and not released by hand';
         REVOKE ALL ON FUNCTION {schema}.unowned_leads(text) FROM PUBLIC;
         GRANT EXECUTE ON FUNCTION {schema}.unowned_leads(text) TO {owner}, {operator}
-        """)
-    )
-
-
-def create_lead_tally() -> None:
-    # Workers count beside each other in what RETURN QUERY returns, and in no SELECT INTO.
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.lead_tally()
-        RETURNS TABLE (territory text, leads bigint, owned bigint)
-        LANGUAGE plpgsql
-        STABLE SECURITY DEFINER
-        SET search_path = pg_catalog, pg_temp
-        SET row_security = on
-        SET jit = off
-        AS $body$
-        #variable_conflict use_column
-        BEGIN
-          RETURN QUERY
-          SELECT t.territory, t.leads, coalesce(o.owned, 0)
-          FROM (SELECT nullif({territory_of_l}::text, '') AS territory, count(*) AS leads FROM {leads} AS l GROUP BY 1) AS t
-          LEFT JOIN (
-            SELECT a.territory, count(a.user_id) AS owned FROM {schema}.user_lead_assignments AS a GROUP BY a.territory) AS o
-            ON o.territory = t.territory;
-        END
-        $body$;
-        COMMENT ON FUNCTION {schema}.lead_tally() IS
-        'Number of leads of each territory that a lead names, and of those that somebody owns; NULL: outside protection';
-        REVOKE ALL ON FUNCTION {schema}.lead_tally() FROM PUBLIC
         """)
     )
 
@@ -538,8 +540,7 @@ def create_estimates() -> None:
         LANGUAGE sql
         STABLE SECURITY DEFINER
         BEGIN ATOMIC
-          SELECT greatest(coalesce(pg_catalog.sum(t.leads - t.owned), 0), 0)::bigint FROM {schema}.lead_tally() AS t
-          WHERE t.territory = ANY ({schema}.all_territories());
+          SELECT pg_catalog.count(*) FROM {schema}.bare_leads({schema}.all_territories()) AS b;
         END;
         COMMENT ON FUNCTION {schema}.unowned_count() IS 'Number of leads of a territory that nobody owns';
         REVOKE ALL ON FUNCTION {schema}.unowned_count() FROM PUBLIC;

@@ -31,6 +31,7 @@ def upgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {reader}"))
     create_tolerance()
     create_shell_word()
+    create_lead_tally()
     create_gate()
     op.execute(sql("SET LOCAL ROLE {owner}"))
     op.execute(sql("REVOKE CREATE ON SCHEMA {schema} FROM {reader}"))
@@ -45,6 +46,7 @@ def downgrade() -> None:
         DROP FUNCTION
           {schema}.require_open_gate(interval, text, name[], text[]),
           {schema}.gate_conditions(interval, text, name[], text[]),
+          {schema}.lead_tally(),
           {schema}.tolerated(text, bigint, bigint, text),
           {schema}.shell_word(text),
           {schema}.accept_condition(text, numeric),
@@ -281,6 +283,44 @@ def create_shell_word() -> None:
     )
 
 
+def create_lead_tally() -> None:
+    # Workers count beside each other in what RETURN QUERY returns, and in no SELECT INTO.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.lead_tally()
+        RETURNS TABLE (territory text, leads bigint, unowned bigint, missing bigint)
+        LANGUAGE plpgsql
+        STABLE SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        SET jit = off
+        AS $body$
+        #variable_conflict use_column
+        DECLARE
+          known text[] := ARRAY(SELECT k.code FROM {schema}.territories AS k);
+          few boolean := {schema}.few_are_bare();
+        BEGIN
+          RETURN QUERY
+          SELECT t.territory, t.leads, coalesce(p.unowned, b.unowned, 0), coalesce(p.missing, u.missing, 0)
+          FROM (SELECT nullif({territory_of_l}::text, '') AS territory, count(*) AS leads FROM {leads} AS l GROUP BY 1) AS t
+          LEFT JOIN (
+            SELECT p.territory, count(*) AS unowned, count(*) FILTER (WHERE p.missing) AS missing
+            FROM {schema}.probed_leads(CASE WHEN few THEN known ELSE '{}' END) AS p GROUP BY 1) AS p ON p.territory = t.territory
+          LEFT JOIN (
+            SELECT b.territory, count(*) AS unowned
+            FROM {schema}.bare_leads(CASE WHEN few THEN '{}' ELSE known END) AS b GROUP BY 1) AS b ON b.territory = t.territory
+          LEFT JOIN (
+            SELECT u.territory, count(*) AS missing
+            FROM {schema}.unowned_leads(CASE WHEN few THEN '{}' ELSE known END) AS u GROUP BY 1) AS u ON u.territory = t.territory;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.lead_tally() IS
+        'Number of leads of each territory that a lead names, of those that nobody owns, and of those whom an activity makes an owner; NULL: outside protection';
+        REVOKE ALL ON FUNCTION {schema}.lead_tally() FROM PUBLIC
+        """)
+    )
+
+
 def create_gate() -> None:
     # The data and the catalog are asked, no status row but the times at which something ended. The
     # settings are arguments, because a release engineer opens the gate by changing them.
@@ -299,7 +339,8 @@ def create_gate() -> None:
           complete_since timestamptz;
           codes text[];
           tallies bigint[];
-          owned bigint[];
+          unowned bigint[];
+          missing bigint[];
           leads bigint;
           several bigint;
           host_owner oid := (SELECT relowner FROM pg_class WHERE oid = {leads_name}::regclass);
@@ -348,16 +389,16 @@ def create_gate() -> None:
           END IF;
           RETURN NEXT;
 
+          SELECT array_agg(t.territory), array_agg(t.leads), array_agg(t.unowned), array_agg(t.missing), coalesce(sum(t.leads), 0)
+          INTO codes, tallies, unowned, missing, leads FROM {schema}.lead_tally() AS t;
+
           condition := 'owners';
           SELECT count(*) = 0,
-                 coalesce(string_agg(format('%s leads in %s have a qualifying activity but no owner', missing.leads, missing.code), ', '),
+                 coalesce(string_agg(format('%s leads in %s have a qualifying activity but no owner', t.leads, t.code), ', ' ORDER BY t.code),
                           'every lead with a qualifying activity has its owner'),
-                 'leadprotect backfill ' || string_agg({schema}.shell_word(missing.code), ' ')
+                 'leadprotect backfill ' || string_agg({schema}.shell_word(t.code), ' ' ORDER BY t.code)
           INTO met, detail, remedy
-          FROM (
-            SELECT u.territory AS code, count(*) AS leads
-            FROM {schema}.unowned_leads(ARRAY(SELECT t.code FROM {schema}.territories AS t)) AS u
-            GROUP BY u.territory ORDER BY u.territory) AS missing;
+          FROM unnest(codes, missing) AS t (code, leads) WHERE t.leads > 0;
           -- Before a walk has ended, a derived owner may be older than the transition's triggers: from a
           -- life before a downgrade. It is asked before that index goes; the triggers keep what was found.
           IF met AND {schema}.sources_indexed() THEN
@@ -421,9 +462,6 @@ def create_gate() -> None:
             RETURN;
           END IF;
 
-          SELECT array_agg(t.territory), array_agg(t.leads), array_agg(t.owned), coalesce(sum(t.leads), 0)
-          INTO codes, tallies, owned, leads FROM {schema}.lead_tally() AS t;
-
           condition := 'territories';
           -- what stands in a lead is data: it is shown in one short line, and no part of a command
           SELECT count(*) = 0,
@@ -458,8 +496,8 @@ def create_gate() -> None:
           RETURN NEXT;
 
           condition := 'unowned';
-          SELECT coalesce(sum(t.leads), 0), greatest(coalesce(sum(t.leads - t.owned), 0), 0) INTO leads, several
-          FROM unnest(codes, tallies, owned) AS t (territory, leads, owned)
+          SELECT coalesce(sum(t.leads), 0), coalesce(sum(t.unowned), 0) INTO leads, several
+          FROM unnest(codes, tallies, unowned) AS t (territory, leads, unowned)
           JOIN {schema}.territories AS known ON known.code = t.territory;
           SELECT t.met, t.detail, t.remedy INTO met, detail, remedy
           FROM {schema}.tolerated('unowned', several, leads, 'of the territories have no owner, so nobody could edit them before he claims one') AS t;

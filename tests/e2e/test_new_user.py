@@ -361,10 +361,8 @@ class Life:
 
 @pytest.fixture(params=[18, *(major for major in servers.installed()[:1] if major != 18)])
 def life(request: pytest.FixtureRequest, python: Path, tmp_path: Path) -> Iterator[Life]:
-    """A server of its own, so that roles, too, are those of nobody; by day the newest alone."""
+    """A server of its own, so that roles, too, are those of nobody."""
     major: int = request.param
-    if major != 18 and not LONG:
-        pytest.skip("by night, and before a release")
     start = servers.embedded() if major not in servers.installed() else servers.system(major)
     with start as server:
         server.create_database("crm")

@@ -145,15 +145,15 @@ SUBJECTS = (
         "Backfill and verification",
         """Owners for the leads that were there before us. Operators call these functions, mostly through `leadprotect
         backfill`: a job per territory, cut into chunks that workers lease. Verification counts what is left.""",
-        "backfill_* chunk_bounds next_leads own_leads bare_leads unowned_leads unowned_count "
-        "lead_tally sources_indexed",
+        "backfill_* chunk_bounds next_leads own_leads bare_leads probed_leads unowned_leads "
+        "few_are_bare unowned_count sources_indexed",
     ),
     Subject(
         "Gate",
         """What holds contract back. gate_conditions() lists each condition and whether it is met, for operators;
         the revisions of contract call require_open_gate(). leadprotect guard keeps its run and its heartbeat here.""",
-        "accepted_conditions accept_condition accepted_share tolerated shell_word acting_logins leaking_views "
-        "ways_around host_code column_code "
+        "accepted_conditions accept_condition accepted_share tolerated shell_word acting_logins lead_tally "
+        "leaking_views ways_around host_code column_code "
         "lost_searches what_changes lead_table_conditions shadow_condition gate_conditions require_open_gate "
         "guard_runs guard_beat "
         "guard_release",
