@@ -137,7 +137,7 @@ FROM (VALUES ('app', '{schema}.can_edit_lead({lead_type})', true), ('app', '{sch
              ('manager', '{schema}.transfer_lead({lead_type}, {user_type}, text)', true),
              ('manager', '{schema}.seal_audit(integer)', false), ('operator', '{schema}.seal_audit(integer)', true),
              ('operator', '{schema}.can_edit_lead({lead_type})', false), ('operator', '{schema}.detach_audit_month(date)', true),
-             ('auditor', '{schema}.seal_audit(integer)', false), ('auditor', '{schema}.audit_number_gaps()', true),
+             ('auditor', '{schema}.seal_audit(integer)', false), ('auditor', '{schema}.audit_number_gaps(date, date)', true),
              ('auditor', '{schema}.claim_lead({lead_type}, text)', false)) AS known (office, call, may);
 
 -- --- row security: for the owner, too, on every table and every partition
