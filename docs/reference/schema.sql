@@ -31,17 +31,17 @@
 -- Contents, with the line:
 --
 --      46  Who calls which function
---     104  Territories and the border
---     429  Ownership and rules
---    1310  Hand-overs
---    1654  Decision
---    2179  Attempts and audit
---    3174  Seals
---    3659  Transition
---    3999  Shadow
---    4489  Backfill and verification
---    5448  Gate
---    6476  Host
+--     105  Territories and the border
+--     430  Ownership and rules
+--    1311  Hand-overs
+--    1655  Decision
+--    2180  Attempts and audit
+--    3175  Seals
+--    3660  Transition
+--    4000  Shadow
+--    4490  Backfill and verification
+--    5457  Gate
+--    6515  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -95,11 +95,12 @@
 --    hide_owner_column, forget_lead, own_active_lead, shadow_note, shadow_failed, shadow_binds,
 --    shadow_reason, shadow_border, shadow_edits, shadow_inserts, shadow_lead, shadow_rows,
 --    shadow_truncate, require_transition, chunk_bounds, next_leads, own_leads, sources_indexed,
---    bare_leads, lead_tally, acting_logins, leaking_views, ways_around, host_code, lost_searches,
---    what_changes, lead_table_conditions, shadow_condition, accept_condition, accepted_share,
---    tolerated, shell_word, require_open_gate, acts_bound, recorded_edit, audit_edit, audit_edits,
---    audit_truncate, refuse_move, refuse_taken, own_new_lead, settings_at_contract, acts_bound_on,
---    edit_through, child_edit, child_move, child_leads, child_truncate
+--    bare_leads, few_are_bare, probed_leads, acting_logins, leaking_views, ways_around, host_code,
+--    lost_searches, what_changes, lead_table_conditions, shadow_condition, accept_condition,
+--    accepted_share, tolerated, shell_word, lead_tally, require_open_gate, acts_bound,
+--    recorded_edit, audit_edit, audit_edits, audit_truncate, refuse_move, refuse_taken,
+--    own_new_lead, settings_at_contract, acts_bound_on, edit_through, child_edit, child_move,
+--    child_leads, child_truncate
 
 -- =================================================================================================
 -- Territories and the border
@@ -5103,7 +5104,7 @@ REVOKE ALL ON FUNCTION leadprotect.sources_indexed() FROM PUBLIC;
 
 -- function bare_leads, lp_0013_migrate_verification, owner leadprotect_reader
 
-CREATE FUNCTION leadprotect.bare_leads(territories text[]) RETURNS TABLE(territory text, lead_id uuid)
+CREATE FUNCTION leadprotect.bare_leads(territories text[]) RETURNS TABLE(territory text, lead_id uuid, released boolean)
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET enable_nestloop TO 'off'
@@ -5112,19 +5113,55 @@ CREATE FUNCTION leadprotect.bare_leads(territories text[]) RETURNS TABLE(territo
     AS $$
         #variable_conflict use_column
         BEGIN
+          IF territories = '{}' THEN
+            RETURN;
+          END IF;
           RETURN QUERY
-          SELECT l."territory"::text, l."id"::uuid
+          SELECT l."territory"::text, l."id"::uuid, a.lead_id IS NOT NULL
           FROM "public"."leads" AS l
-          WHERE l."territory" = ANY (bare_leads.territories)
-            AND NOT EXISTS (
-              SELECT FROM "leadprotect".user_lead_assignments AS a
-              WHERE a.lead_id = l."id" AND a.territory = l."territory");
+          LEFT JOIN "leadprotect".user_lead_assignments AS a ON a.lead_id = l."id" AND a.territory = l."territory"
+          WHERE l."territory" = ANY (bare_leads.territories) AND a.user_id IS NULL;
         END
         $$;
 
-COMMENT ON FUNCTION leadprotect.bare_leads(territories text[]) IS 'Leads of the territories without an owner, and not released by hand, whatever their activities';
+COMMENT ON FUNCTION leadprotect.bare_leads(territories text[]) IS 'Leads of the territories without an owner, whatever their activities; released: by hand, or where a lead moved here';
 
 REVOKE ALL ON FUNCTION leadprotect.bare_leads(territories text[]) FROM PUBLIC;
+
+-- function few_are_bare, lp_0013_migrate_verification, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.few_are_bare() RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          RETURN "leadprotect".sources_indexed() AND NOT EXISTS (SELECT FROM "leadprotect".backfill_jobs AS j WHERE j.ended_at IS NULL);
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.few_are_bare() IS 'Whether every walk has ended, and an index tells of a lead''s activities';
+
+REVOKE ALL ON FUNCTION leadprotect.few_are_bare() FROM PUBLIC;
+
+-- function probed_leads, lp_0013_migrate_verification, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.probed_leads(territories text[]) RETURNS TABLE(territory text, lead_id uuid, missing boolean)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        #variable_conflict use_column
+        BEGIN
+          RETURN QUERY
+          -- no EXISTS: it could become a scan, and a hash of all activities
+          SELECT b.territory, b.lead_id,
+                 NOT b.released AND (SELECT true FROM (SELECT v."lead_id" AS lead_id FROM "public"."activities" AS v WHERE v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL AND (v."created_at" <= pg_catalog.clock_timestamp()) IS NOT FALSE) AS q WHERE q.lead_id = b.lead_id LIMIT 1) IS NOT NULL
+          FROM (SELECT * FROM "leadprotect".bare_leads(probed_leads.territories) AS b ORDER BY b.lead_id) AS b;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.probed_leads(territories text[]) IS 'Leads of the territories without an owner; missing: one whom an activity makes';
+
+REVOKE ALL ON FUNCTION leadprotect.probed_leads(territories text[]) FROM PUBLIC;
 
 -- function unowned_leads, lp_0013_migrate_verification, owner leadprotect_reader
 
@@ -5137,12 +5174,8 @@ CREATE FUNCTION leadprotect.unowned_leads(territories text[]) RETURNS TABLE(terr
     AS $$
         #variable_conflict use_column
         BEGIN
-          IF "leadprotect".sources_indexed() AND NOT EXISTS (SELECT FROM "leadprotect".backfill_jobs AS j WHERE j.ended_at IS NULL) THEN
-            RETURN QUERY
-            SELECT b.territory, b.lead_id
-            FROM (SELECT * FROM "leadprotect".bare_leads(unowned_leads.territories) AS b ORDER BY b.lead_id) AS b
-            -- no EXISTS: it could become a scan, and a hash of all activities
-            WHERE (SELECT true FROM (SELECT v."lead_id" AS lead_id FROM "public"."activities" AS v WHERE v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL AND (v."created_at" <= pg_catalog.clock_timestamp()) IS NOT FALSE) AS q WHERE q.lead_id = b.lead_id LIMIT 1);
+          IF "leadprotect".few_are_bare() THEN
+            RETURN QUERY SELECT p.territory, p.lead_id FROM "leadprotect".probed_leads(unowned_leads.territories) AS p WHERE p.missing;
             RETURN;
           END IF;
           RETURN QUERY
@@ -5174,29 +5207,6 @@ GRANT ALL ON FUNCTION leadprotect.unowned_leads(territories text[]) TO leadprote
 REVOKE ALL ON FUNCTION leadprotect.unowned_leads(territory text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.unowned_leads(territory text) TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.unowned_leads(territory text) TO leadprotect_operator;
-
--- function lead_tally, lp_0013_migrate_verification, owner leadprotect_reader
-
-CREATE FUNCTION leadprotect.lead_tally() RETURNS TABLE(territory text, leads bigint, owned bigint)
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    SET row_security TO 'on'
-    SET jit TO 'off'
-    AS $$
-        #variable_conflict use_column
-        BEGIN
-          RETURN QUERY
-          SELECT t.territory, t.leads, coalesce(o.owned, 0)
-          FROM (SELECT nullif(l."territory"::text, '') AS territory, count(*) AS leads FROM "public"."leads" AS l GROUP BY 1) AS t
-          LEFT JOIN (
-            SELECT a.territory, count(a.user_id) AS owned FROM "leadprotect".user_lead_assignments AS a GROUP BY a.territory) AS o
-            ON o.territory = t.territory;
-        END
-        $$;
-
-COMMENT ON FUNCTION leadprotect.lead_tally() IS 'Number of leads of each territory that a lead names, and of those that somebody owns; NULL: outside protection';
-
-REVOKE ALL ON FUNCTION leadprotect.lead_tally() FROM PUBLIC;
 
 -- function backfill_stale, lp_0013_migrate_verification, owner leadprotect_reader
 
@@ -5329,9 +5339,8 @@ GRANT ALL ON FUNCTION leadprotect.backfill_outside() TO leadprotect_operator;
 CREATE FUNCTION leadprotect.unowned_count() RETURNS bigint
     LANGUAGE sql STABLE SECURITY DEFINER
     BEGIN ATOMIC
- SELECT (GREATEST(COALESCE(sum((t.leads - t.owned)), (0)::numeric), (0)::numeric))::bigint AS "greatest"
-    FROM leadprotect.lead_tally() t(territory, leads, owned)
-   WHERE (t.territory = ANY (leadprotect.all_territories()));
+ SELECT count(*) AS count
+    FROM leadprotect.bare_leads(leadprotect.all_territories()) b(territory, lead_id, released);
 END;
 
 COMMENT ON FUNCTION leadprotect.unowned_count() IS 'Number of leads of a territory that nobody owns';
@@ -6172,6 +6181,38 @@ COMMENT ON FUNCTION leadprotect.shell_word(said text) IS 'A text as one word of 
 
 REVOKE ALL ON FUNCTION leadprotect.shell_word(said text) FROM PUBLIC;
 
+-- function lead_tally, lp_0015_migrate_gate, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.lead_tally() RETURNS TABLE(territory text, leads bigint, unowned bigint, missing bigint)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    SET jit TO 'off'
+    AS $$
+        #variable_conflict use_column
+        DECLARE
+          known text[] := ARRAY(SELECT k.code FROM "leadprotect".territories AS k);
+          few boolean := "leadprotect".few_are_bare();
+        BEGIN
+          RETURN QUERY
+          SELECT t.territory, t.leads, coalesce(p.unowned, b.unowned, 0), coalesce(p.missing, u.missing, 0)
+          FROM (SELECT nullif(l."territory"::text, '') AS territory, count(*) AS leads FROM "public"."leads" AS l GROUP BY 1) AS t
+          LEFT JOIN (
+            SELECT p.territory, count(*) AS unowned, count(*) FILTER (WHERE p.missing) AS missing
+            FROM "leadprotect".probed_leads(CASE WHEN few THEN known ELSE '{}' END) AS p GROUP BY 1) AS p ON p.territory = t.territory
+          LEFT JOIN (
+            SELECT b.territory, count(*) AS unowned
+            FROM "leadprotect".bare_leads(CASE WHEN few THEN '{}' ELSE known END) AS b GROUP BY 1) AS b ON b.territory = t.territory
+          LEFT JOIN (
+            SELECT u.territory, count(*) AS missing
+            FROM "leadprotect".unowned_leads(CASE WHEN few THEN '{}' ELSE known END) AS u GROUP BY 1) AS u ON u.territory = t.territory;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.lead_tally() IS 'Number of leads of each territory that a lead names, of those that nobody owns, and of those whom an activity makes an owner; NULL: outside protection';
+
+REVOKE ALL ON FUNCTION leadprotect.lead_tally() FROM PUBLIC;
+
 -- function gate_conditions, lp_0015_migrate_gate, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rls text, exempt_roles name[], lead_tables text[] DEFAULT '{}'::text[]) RETURNS TABLE(condition text, met boolean, detail text, remedy text)
@@ -6184,7 +6225,8 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
           complete_since timestamptz;
           codes text[];
           tallies bigint[];
-          owned bigint[];
+          unowned bigint[];
+          missing bigint[];
           leads bigint;
           several bigint;
           host_owner oid := (SELECT relowner FROM pg_class WHERE oid = '"public"."leads"'::regclass);
@@ -6233,16 +6275,16 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
           END IF;
           RETURN NEXT;
 
+          SELECT array_agg(t.territory), array_agg(t.leads), array_agg(t.unowned), array_agg(t.missing), coalesce(sum(t.leads), 0)
+          INTO codes, tallies, unowned, missing, leads FROM "leadprotect".lead_tally() AS t;
+
           condition := 'owners';
           SELECT count(*) = 0,
-                 coalesce(string_agg(format('%s leads in %s have a qualifying activity but no owner', missing.leads, missing.code), ', '),
+                 coalesce(string_agg(format('%s leads in %s have a qualifying activity but no owner', t.leads, t.code), ', ' ORDER BY t.code),
                           'every lead with a qualifying activity has its owner'),
-                 'leadprotect backfill ' || string_agg("leadprotect".shell_word(missing.code), ' ')
+                 'leadprotect backfill ' || string_agg("leadprotect".shell_word(t.code), ' ' ORDER BY t.code)
           INTO met, detail, remedy
-          FROM (
-            SELECT u.territory AS code, count(*) AS leads
-            FROM "leadprotect".unowned_leads(ARRAY(SELECT t.code FROM "leadprotect".territories AS t)) AS u
-            GROUP BY u.territory ORDER BY u.territory) AS missing;
+          FROM unnest(codes, missing) AS t (code, leads) WHERE t.leads > 0;
           -- Before a walk has ended, a derived owner may be older than the transition's triggers: from a
           -- life before a downgrade. It is asked before that index goes; the triggers keep what was found.
           IF met AND "leadprotect".sources_indexed() THEN
@@ -6309,9 +6351,6 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
             RETURN;
           END IF;
 
-          SELECT array_agg(t.territory), array_agg(t.leads), array_agg(t.owned), coalesce(sum(t.leads), 0)
-          INTO codes, tallies, owned, leads FROM "leadprotect".lead_tally() AS t;
-
           condition := 'territories';
           -- what stands in a lead is data: it is shown in one short line, and no part of a command
           SELECT count(*) = 0,
@@ -6346,8 +6385,8 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
           RETURN NEXT;
 
           condition := 'unowned';
-          SELECT coalesce(sum(t.leads), 0), greatest(coalesce(sum(t.leads - t.owned), 0), 0) INTO leads, several
-          FROM unnest(codes, tallies, owned) AS t (territory, leads, owned)
+          SELECT coalesce(sum(t.leads), 0), coalesce(sum(t.unowned), 0) INTO leads, several
+          FROM unnest(codes, tallies, unowned) AS t (territory, leads, unowned)
           JOIN "leadprotect".territories AS known ON known.code = t.territory;
           SELECT t.met, t.detail, t.remedy INTO met, detail, remedy
           FROM "leadprotect".tolerated('unowned', several, leads, 'of the territories have no owner, so nobody could edit them before he claims one') AS t;
