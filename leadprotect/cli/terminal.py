@@ -38,7 +38,7 @@ _QUOTED = r"'[^']*'|\"[^\"]*\""
 _OPTION = rf"--?[A-Za-z][\w-]*(?:[= ](?:{_QUOTED}|[^\s-][^\s,;]*))?|--"
 _WORD = rf"(?:{_QUOTED}|{_OPTION}|[A-Z_\[][\w./:|*\]-]*|[^\s,;]*[\d/_=][^\s,;]*)"
 _COMMAND = rf"{_PROGRAM}(?: -\w)?(?: {_WORD})*(?: [a-z][a-z-]+){{0,2}}(?: {_WORD})*"
-_NAME = r"(?:\"(?:[^\"]|\"\")+\"|[\w.{{}}]+|\.\.\.)"
+_NAME = r"(?:\"(?:[^\"]|\"\")+\"(?:\.\"(?:[^\"]|\"\")+\")?|[\w.{{}}]+|\.\.\.)"
 _KINDS = (
     r"TABLE|ROLE|USER|DATABASE|SCHEMA|VIEW|MATERIALIZED VIEW|FUNCTION|POLICY|INDEX|TRIGGER|EXTENSION|DEFAULT PRIVILEGES"
     r"|EVENT TRIGGER|SYSTEM|SEQUENCE|RULE|PUBLICATION|SUBSCRIPTION|TYPE|CONSTRAINT|UNIQUE INDEX|OR REPLACE|OPERATOR"

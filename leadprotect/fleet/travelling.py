@@ -191,11 +191,11 @@ def refuse_numbers(made: Manifest, sent: Mapping[str, Cargo]) -> None:
             for text in one.rows[place]
             if (number := json.loads(text).get(each.column)) is not None and each.comes_again(int(number))
         ]
-        other = f", or --renumber {each.table}" if place else ""
+        other = f" (or --renumber {each.table})" if place else ""
         for lead, number in again:
             why[lead] = (
                 f"the sequence {each.sequence} there would give {each.table}.{each.column} {number} once more: give "
-                f"each server numbers of its own, as by ALTER SEQUENCE {each.sequence} MAXVALUE {number - 1};{other}"
+                f"each server numbers of its own{other}: ALTER SEQUENCE {each.sequence} MAXVALUE {number - 1};"
             )
     if why:
         raise CannotTravel(why)

@@ -166,6 +166,11 @@ def test_a_no_is_red_and_a_yes_is_not(make_database: Callable[..., Database], tm
             "it lacks the role. A DBA can run:",
             "GRANT a_role_with_quite_a_long_name TO another_one_that_is_long",
         ),
+        (
+            'it has to let go: UPDATE "public"."leads" SET "parent" = NULL WHERE "id" = \'7\';',
+            "it has to let go:",
+            'UPDATE "public"."leads" SET "parent" = NULL WHERE "id" = \'7\';',
+        ),
     ],
 )  # fmt: skip
 def test_what_is_to_be_run_has_a_line_of_its_own(columns: int, said: str, prose: str, to_run: str) -> None:
