@@ -32,16 +32,16 @@
 --
 --      46  Who calls which function
 --     105  Territories and the border
---     430  Ownership and rules
---    1311  Hand-overs
---    1655  Decision
---    2180  Attempts and audit
---    3175  Seals
---    3660  Transition
---    4000  Shadow
---    4490  Backfill and verification
---    5457  Gate
---    6515  Host
+--     432  Ownership and rules
+--    1313  Hand-overs
+--    1657  Decision
+--    2182  Attempts and audit
+--    3177  Seals
+--    3662  Transition
+--    4002  Shadow
+--    4492  Backfill and verification
+--    5459  Gate
+--    6517  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -374,7 +374,9 @@ CREATE FUNCTION leadprotect.unreadable() RETURNS TABLE(host regclass, detail tex
               WHEN OTHERS THEN
                 detail := format('a policy of %s fails where %I reads it for leadprotect: %s', host, 'leadprotect_reader', SQLERRM);
             END;
-            SELECT string_agg('ALTER POLICY ' || quote_ident(p.polname) || ' ON ' || c.oid::regclass || ' TO ' || coalesce((
+            SELECT string_agg('ALTER POLICY ' || quote_ident(p.polname) || ' ON '
+              || (SELECT concat_ws('.', quote_ident(n.nspname), quote_ident(c.relname)) FROM pg_namespace AS n WHERE n.oid = c.relnamespace)
+              || ' TO ' || coalesce((
               SELECT string_agg(DISTINCT quote_ident(r.rolname), ', ')
               FROM aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) AS acl
               JOIN pg_roles AS r ON r.oid = acl.grantee

@@ -65,6 +65,7 @@ CHECKS: tuple[Check, ...] = (
     row_security.policy_changed,
     row_security.policy_stray,
     row_security.policy_runs_foreign_code,
+    row_security.host_rows_hidden,
     row_security.host_unreadable,
     row_security.table_without_policies,
     tables.table_owner,

@@ -10,6 +10,7 @@ from leadprotect.doctor.finding import Fault, check
 from leadprotect.doctor.likeness import neutral_name
 from leadprotect.doctor.shipped import known, policy_statement, shipped, shipped_script
 from leadprotect.doctor.versions import applied
+from leadprotect.preflight.host_tables import hidden_rows
 from leadprotect.settings import Settings, ident, literal, render, table
 from leadprotect.settings.names import HOST_POLICIES, unmade
 
@@ -153,6 +154,18 @@ def policy_runs_foreign_code(conn: psycopg.Connection[Any], s: Settings) -> Iter
         mends = f"ALTER POLICY {ident(policy)} ON {where} TO ...;  -- the roles of your application"
         level = None if s.role("owner") in named else "note"
         yield Fault(f"{where}, policy {policy}", f"it calls {function} for {whom}", mends, level)  # type: ignore[arg-type]
+
+
+@check("danger", "What our functions can't see they take for not there: for a lead without an owner, or for no lead.")
+def host_rows_hidden(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """Rows of the host's tables that row security hides from the reader of our functions."""
+    statements: list[str] = []
+    problems = hidden_rows(conn, s, statements)
+    opened = "\n".join(statements) or None
+    for problem in problems:
+        what, by_hand, remedy = problem.partition(": ALTER POLICY")
+        key, _, what = what.partition(": ")
+        yield Fault(key, what, f"#{by_hand[1:]}{remedy}" if by_hand else opened)
 
 
 @check("danger", "What our functions ask of that table is not answered: no gate, no backfill, no status.")

@@ -182,13 +182,26 @@ _QUERY = """
 
 def visibility(conn: AnyConnection, s: Settings, statements: list[str]) -> list[str]:
     """Host tables that the reader of our functions can't see whole; what opens them is added to `statements`."""
+    found = hidden_rows(conn, s, statements)
+    known = "SELECT coalesce(has_function_privilege(to_regprocedure(%s), 'EXECUTE'), false)"
+    if not row(conn, known, (f"{ident(s.schema)}.unreadable()",))[0]:
+        return found + _refused_to_reader(conn, s, _read(s), statements)
+    return found or _unreadable(conn, s, statements)
+
+
+def _read(s: Settings) -> dict[str, str]:
+    """The host tables that our reader reads itself, each with the key that names it."""
+    below = {one.base_table for one in s.activities if one.base_table}
+    return {host: key for host, key in s.host_tables.items() if host not in below}
+
+
+def hidden_rows(conn: AnyConnection, s: Settings, statements: list[str]) -> list[str]:
+    """Host tables of which row security hides rows from our reader, or from the owner of a view that it reads."""
     found = []
     reader = s.role("reader")
     inside = f"(CURRENT_USER = {literal(reader)}::name)"
     ours = [s.role(policy) for policy in (*HOST_POLICIES, *CHILD_POLICIES)]
-    views = [(one.table, one.base_table, one.key("table")) for one in s.activities if one.base_table]
-    read = {host: key for host, key in s.host_tables.items() if host not in {base for _, base, _ in views}}
-    for host, key in read.items():
+    for host, key in _read(s).items():
         for opened, binding in rows(conn, _QUERY, (reader, inside, ours, *host.split(".", 1))):
             if not opened:
                 found.append(
@@ -206,12 +219,10 @@ def visibility(conn: AnyConnection, s: Settings, statements: list[str]) -> list[
                 f"ALTER POLICY {ident(policy)} ON {table(host)} TO the roles of your application"
                 for policy in binding
             ]
-    for view, _, key in views:
-        found += _narrowed(conn, view, key)
-    known = "SELECT coalesce(has_function_privilege(to_regprocedure(%s), 'EXECUTE'), false)"
-    if not row(conn, known, (f"{ident(s.schema)}.unreadable()",))[0]:
-        return found + _refused_to_reader(conn, s, read, statements)
-    return found or _unreadable(conn, s, statements)
+    for one in s.activities:
+        if one.base_table:
+            found += _narrowed(conn, one.table, one.key("table"))
+    return found
 
 
 def _narrowed(conn: AnyConnection, view: str, key: str) -> list[str]:

@@ -134,7 +134,10 @@ def render(statement: str, settings: Settings, child: LeadTable | None = None) -
 
 
 # A policy `p` for everybody, of table `c`, narrowed to the roles that may do something with it: the statement to paste.
-_NARROWING = """'ALTER POLICY ' || quote_ident(p.polname) || ' ON ' || c.oid::regclass || ' TO ' || coalesce((
+_NARROWING = """'ALTER POLICY ' || quote_ident(p.polname) || ' ON '
+              || (SELECT concat_ws('.', quote_ident(n.nspname), quote_ident(c.relname))
+                  FROM pg_namespace AS n WHERE n.oid = c.relnamespace)
+              || ' TO ' || coalesce((
               SELECT string_agg(DISTINCT quote_ident(r.rolname), ', ')
               FROM aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) AS acl
               JOIN pg_roles AS r ON r.oid = acl.grantee

@@ -102,6 +102,12 @@ PLANTED = [
     Planted("version-table-rows", f"INSERT INTO {{versions}} VALUES ('{MIGRATE_HEAD}')"),
     Planted("version-table-rows", "INSERT INTO {versions} VALUES ('lp_0''); SELECT 1/0; --')"),
     Planted(
+        "host-rows-hidden",
+        "CREATE POLICY small ON {leads} AS RESTRICTIVE USING (current_user <> 'nobody')",
+        "restrictive policy small on",
+        mends="ALTER POLICY small ON {leads} TO {app}",
+    ),
+    Planted(
         "contract-not-standing",
         "ALTER TABLE {leads} DISABLE ROW LEVEL SECURITY",
         "row security of",
