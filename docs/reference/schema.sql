@@ -32,16 +32,16 @@
 --
 --      46  Who calls which function
 --     105  Territories and the border
---     432  Ownership and rules
---    1313  Hand-overs
---    1657  Decision
---    2182  Attempts and audit
---    3177  Seals
---    3662  Transition
---    4002  Shadow
---    4492  Backfill and verification
---    5459  Gate
---    6517  Host
+--     433  Ownership and rules
+--    1314  Hand-overs
+--    1658  Decision
+--    2183  Attempts and audit
+--    3178  Seals
+--    3663  Transition
+--    4003  Shadow
+--    4493  Backfill and verification
+--    5460  Gate
+--    6518  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -375,7 +375,8 @@ CREATE FUNCTION leadprotect.unreadable() RETURNS TABLE(host regclass, detail tex
                 detail := format('a policy of %s fails where %I reads it for leadprotect: %s', host, 'leadprotect_reader', SQLERRM);
             END;
             SELECT string_agg('ALTER POLICY ' || quote_ident(p.polname) || ' ON '
-              || (SELECT concat_ws('.', quote_ident(n.nspname), quote_ident(c.relname)) FROM pg_namespace AS n WHERE n.oid = c.relnamespace)
+              || (SELECT concat_ws('.', quote_ident(n.nspname), quote_ident(c.relname))
+                  FROM pg_namespace AS n WHERE n.oid = c.relnamespace)
               || ' TO ' || coalesce((
               SELECT string_agg(DISTINCT quote_ident(r.rolname), ', ')
               FROM aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) AS acl

@@ -219,9 +219,9 @@ def hidden_rows(conn: AnyConnection, s: Settings, statements: list[str]) -> list
                 f"ALTER POLICY {ident(policy)} ON {table(host)} TO the roles of your application"
                 for policy in binding
             ]
-    for one in s.activities:
-        if one.base_table:
-            found += _narrowed(conn, one.table, one.key("table"))
+    for source in s.activities:
+        if source.base_table:
+            found += _narrowed(conn, source.table, source.key("table"))
     return found
 
 
