@@ -27,7 +27,7 @@ from leadprotect.doctor import (
     ways,
 )
 from leadprotect.doctor.finding import LEVELS, Check, Fault, Symptom
-from leadprotect.errors import LeadProtectError
+from leadprotect.errors import LeadProtectError, LockUnavailable
 from leadprotect.preflight.applied import made_with
 from leadprotect.settings import Settings, current
 
@@ -218,7 +218,7 @@ def _asked(conn: psycopg.Connection[Any], s: Settings, check: Check, state: Stat
     try:
         with conn.transaction():
             return [_finding(check, fault) for fault in check.ask(conn, s)]
-    except psycopg.OperationalError:
+    except (psycopg.OperationalError, LockUnavailable):
         if conn.closed:
             raise
         conn.execute(_NO_MORE_PATIENCE)
