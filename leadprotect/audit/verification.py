@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
-from datetime import date
 from itertools import islice
 from math import inf
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from leadprotect.settings import current, render
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
+    from datetime import date
 
     from leadprotect.audit.chains import Entry
     from leadprotect.database.connection import AnyConnection
@@ -119,10 +119,18 @@ class _Months:
     until: date | None
 
     def holds(self, month: str) -> bool:
-        """Whether a month is one of them; one that is infinite lies before or after all others."""
-        at = -inf if month == "-infinity" else inf if month == "infinity" else date.fromisoformat(month).toordinal()
-        low = self.since.toordinal() if self.since else -inf
-        return low <= at and (self.until is None or at < self.until.toordinal())
+        """Whether a month is one of them, as the server writes its first day."""
+        at = _counted(month)
+        low = _counted(self.since.isoformat()) if self.since else -inf
+        return low <= at and (self.until is None or at < _counted(self.until.isoformat()))
+
+
+def _counted(month: str) -> float:
+    """The number of a month, in order; the server knows years that no `date` has, and infinite times."""
+    if month.endswith("infinity"):
+        return float(month)
+    year, number, rest = month.split("-")
+    return (1 - int(year) if rest.endswith(" BC") else int(year)) * 12 + int(number)
 
 
 def _verified(

@@ -152,7 +152,7 @@ def _overhead(fleet: _Fleet, rounds: int) -> list[FleetFigure]:
         )  # fmt: skip
         times[name].append(time.perf_counter() - began)
         if done.returncode:
-            raise LeadProtectError(f"leadprotect {' '.join(cases[name])} ended with {done.returncode}: {done.stderr}")
+            raise LeadProtectError(f"{' '.join(cases[name])} ended with exit code {done.returncode}: {done.stderr}")
     middle = {name: statistics.median(values) for name, values in times.items()}
     slower = max(middle[code] for code in CODES)
     both = f"{middle['both']:.2f} s against {slower:.2f} s"
@@ -169,7 +169,7 @@ def _many(fleet: _Fleet, rounds: int) -> list[FleetFigure]:
             answers = leadprotect.can_edit_many(leadprotect.route, asked[name], user_id=OWNER)
             times[name].append(time.perf_counter() - began)
             if not all(answers.values()):
-                raise LeadProtectError("can_edit_many denied a lead of its owner")
+                raise LeadProtectError("can_edit_many denied a lead of its owner; its figures are of no use: report it")
     middle = {name: 1000 * statistics.median(values[10:]) for name, values in times.items()}
     slower = max(middle[code] for code in CODES)
     both = f"{middle['both']:.1f} ms against {slower:.1f} ms"
