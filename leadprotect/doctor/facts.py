@@ -125,7 +125,7 @@ def leads_unowned(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]
     """Leads of a territory without an owner, counted by our own function."""
     if found := _counted(conn, s, "unowned_count()"):
         # after contract no activity makes an owner
-        mends = None if present.enforced(conn, s) else "leadprotect backfill"
+        mends = None if present.enforced(conn, s) else "leadprotect backfill --all"
         yield Fault(s.leads_table, f"{found:,} leads of a territory have no owner", mends)
 
 

@@ -101,6 +101,10 @@ def version_stamped(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Faul
         says = named_revision(conn, s) or "that nothing is applied"
         what = f"it says {says}, but {s.schema} stands at {stamped[-1]}"
         yield Fault(f"{s.version_table_schema}.{s.version_table}", what, f"alembic stamp {stamped[-1]}")
+    elif named_revision(conn, s) is None and not found and not standing.lost_tables(conn, s, phases.chain()[:1]):
+        what = f"it says that nothing is applied, but tables stand in {s.schema}: their rows were not restored"
+        mends = f"# pg_restore --data-only --schema {ident(s.schema)}, from the dump that the tables came from"
+        yield Fault(f"{s.version_table_schema}.{s.version_table}", what, mends)
 
 
 def _above(conn: psycopg.Connection[Any], s: Settings, found: dict[str, tuple[undo.Undo, bool]]) -> list[str]:

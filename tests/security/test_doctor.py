@@ -126,6 +126,12 @@ PLANTED = [
         mends=f"INSERT INTO {{versions}} VALUES ('{REVISIONS[-1]}')",
     ),
     Planted(
+        "version-stamped",
+        "DELETE FROM {versions}; DELETE FROM {schema}.revision_undo",
+        "their rows were not restored",
+        mends=f"INSERT INTO {{versions}} VALUES ('{REVISIONS[-1]}')",
+    ),
+    Planted(
         "undo-changed",
         "INSERT INTO {schema}.revision_undo (revision, statements, host_locks, hash) "
         "VALUES ('lp_9999_pwn', '{}', '{}', '')",
