@@ -285,7 +285,7 @@ class Life:
             return not extension or conn.execute(query, (extension,)).fetchone() is not None
 
     def typed(self, command: str) -> subprocess.CompletedProcess[str]:
-        """A command of the shell that the one before it was typed into; its answers are no's but for a question."""
+        """A command of the shell that the one before it was typed into: a question gets a y, a new password two."""
         command = (
             ADDRESS.sub(lambda found: self.server.url(found[2], found[1]), command)
             .replace("/mnt/vault", "$HOME/vault")
@@ -296,7 +296,7 @@ class Life:
         script += f"code=$?; export -p > {kept[0]}; pwd > {kept[1]}; exit $code"
         return subprocess.run(
             ["bash", "-o", "pipefail", "-c", script], env=self.environment | {"HOME": str(self.folder)},
-            cwd=self.folder, input="y\n", capture_output=True, text=True, check=False, timeout=120,
+            cwd=self.folder, input="y\ny\n", capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip
 
     def follow(self, step: Step) -> None:
