@@ -119,7 +119,7 @@ def service_unbound(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Faul
             mends = f"ALTER ROLE {ident(login)} {' '.join('NO' + word for word in held.split(', '))};"
             yield Fault(f"login {login}", f"it is a service and has {held}", mends)
         elif held:
-            mends = f"REVOKE {ident(role)} FROM {ident(login)};"
+            mends = " ".join(revokes(conn, role, login))
             yield Fault(f"login {login}", f"it is a service and can become {role}, which has {held}", mends)
 
 

@@ -199,6 +199,12 @@ PLANTED = [
     Planted("service-unbound", SERVICE + 'ALTER ROLE "{p}x" CREATEROLE', "CREATEROLE"),
     Planted("service-unbound", SERVICE + 'ALTER ROLE "{p}x" SUPERUSER', "SUPERUSER"),
     Planted("service-unbound", SERVICE + 'CREATE ROLE "{p}y" BYPASSRLS; GRANT "{p}y" TO "{p}x"', "can become"),
+    Planted(
+        "service-unbound",
+        SERVICE + 'CREATE ROLE "{p}y" BYPASSRLS; CREATE ROLE "{p}g"; GRANT "{p}y" TO "{p}g" WITH ADMIN OPTION;'
+        'SET ROLE "{p}g"; GRANT "{p}y" TO "{p}x"; RESET ROLE',
+        "it is a service and can become",
+    ),
     Planted("service-owns-leads", SERVICE + 'ALTER TABLE {leads} OWNER TO "{p}x"'),
     Planted(
         "exempt-role-reachable",
