@@ -222,6 +222,7 @@ def make_database(
     The last is a head whose leads have a column for the owner. `on` is another server than the profile's.
     """
     usual = running(profile.major)
+    before: dict[str, str] = {}
     with ExitStack() as stack:
 
         def make(phase: str = "head", *, on: servers.Server | None = None, **overrides: str) -> Database:
@@ -233,12 +234,16 @@ def make_database(
             janitor = janitor_of(server, name, templates[key])
             janitor.init()
             stack.callback(janitor.drop)
+            before.update(sessions.roles(usual) | before)  # with those that the template has just brought
             database = Database(server, profile, name, (STEPPING if phase == "stepping" else {}) | overrides)
             use(database, monkeypatch)
             return database
 
         yield make
         ways.close()  # before its database is dropped
+        after = sessions.roles(usual)
+        # roles are the server's: what stays changed about one is met by the tests that come next
+        assert {} == {name: after[name] for name in before.keys() & after.keys() if before[name] != after[name]}
 
 
 @pytest.fixture

@@ -228,7 +228,8 @@ def test_an_engine_of_a_territory_runs_nothing_planted_though_its_path_is_the_lo
     """It is the service's own, on its hot path: what we say there names everything whole."""
     one, two, leads = database.user(1), database.user(2), leads_of(database)
     with database.connect(autocommit=True) as dba:
-        database.query(dba, f'ALTER ROLE "{database.profile.login("manager_de")}" SET search_path = {path}')
+        login = database.profile.login("manager_de")
+        database.query(dba, f'ALTER ROLE "{login}" IN DATABASE "{database.name}" SET search_path = {path}')
     url = database.login_url("manager_de")
     configured(replace(database.settings, databases=(TerritoryDatabase(url, ("DE",)),)))
     engine = leadprotect.route("DE")

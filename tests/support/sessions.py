@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from tests.support.servers import Server
 
 OWNER = "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = %s"
+ROLES = """SELECT rolname, (rolsuper, rolinherit, rolcreaterole, rolcreatedb, rolcanlogin, rolreplication, rolbypassrls,
+    rolconnlimit, setconfig)::text
+FROM pg_roles LEFT JOIN pg_db_role_setting ON (setrole, setdatabase) = (pg_roles.oid, 0)"""
 _sessions: dict[str, psycopg.Connection[Any]] = {}
 
 
@@ -38,6 +41,11 @@ def close(url: str) -> None:
 def close_all() -> None:
     for url in [*_sessions]:
         close(url)
+
+
+def roles(server: Server) -> dict[str, str]:
+    """What each role of a server may do, and with which settings its sessions begin in every database."""
+    return dict(session(server.url("postgres")).execute(ROLES).fetchall())
 
 
 def _answers(conn: psycopg.Connection[Any]) -> bool:
