@@ -33,15 +33,15 @@
 --      46  Who calls which function
 --     105  Territories and the border
 --     433  Ownership and rules
---    1314  Hand-overs
---    1658  Decision
---    2183  Attempts and audit
---    3178  Seals
---    3663  Transition
---    4003  Shadow
---    4493  Backfill and verification
---    5460  Gate
---    6518  Host
+--    1320  Hand-overs
+--    1664  Decision
+--    2189  Attempts and audit
+--    3215  Seals
+--    3700  Transition
+--    4040  Shadow
+--    4530  Backfill and verification
+--    5497  Gate
+--    6555  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -84,11 +84,11 @@
 --
 -- nobody: they serve policies, triggers, revisions and the functions above
 --    publish_territories, keep_assignment, end_lead_rules, require_not_moving, host_lead,
---    host_leads, protected_leads, hold_lead, write_owner_column, derived_owners, earlier_activity,
+--    host_leads, protected_leads, hold_leads, write_owner_column, derived_owners, earlier_activity,
 --    refuse_change, secure_audit_table, add_audit_partition, clear_audit_default,
 --    audit_settled_until, sealed_numbers, append_audit_seal, is_code, in_force, begins, decision,
---    unsuspended, require_fresh_rules, decide_locked, bounded, write_audit, denial_proof,
---    draw_denial, deny, answered, require, try_edit, lead_for_ownership, is_manager,
+--    unsuspended, require_fresh_rules, collaboration, decide_locked, bounded, write_audit,
+--    denial_proof, draw_denial, deny, answered, require, try_edit, lead_for_ownership, is_manager,
 --    try_change_owner, change_together, try_change_sharing, end_rules, make_rule, revoke_rule,
 --    decide_as_manager, require_manager, handover_holds, is_enforced, hold_for_move, in_transition,
 --    note_unsettled, note_contextless_write, own_moved_lead, own_named_lead, follow_owner_column,
@@ -681,7 +681,7 @@ CREATE FUNCTION leadprotect.try_change_owner(lead uuid, change text, new_owner u
           manager boolean := "leadprotect".is_manager() AND change <> 'claim';
           here text := "leadprotect".lead_for_ownership(lead, manager);
           -- in the order in which an UPDATE of the lead takes its locks
-          held boolean := false AND here IS NOT NULL AND "leadprotect".hold_lead(lead);
+          held boolean := false AND here IS NOT NULL AND "leadprotect".hold_leads(ARRAY[lead]);
           standing "leadprotect".user_lead_assignments;
           decision text;
         BEGIN
@@ -745,7 +745,7 @@ CREATE FUNCTION leadprotect.try_change_owner(lead uuid, change text, new_owner u
             RETURN 'not_owner';
           END IF;
           IF held THEN
-            PERFORM "leadprotect".write_owner_column(lead, here, new_owner);
+            PERFORM "leadprotect".write_owner_column(ARRAY[lead], ARRAY[here], new_owner);
           END IF;
           decision := CASE decision WHEN 'manager' THEN decision ELSE 'owner' END;
           PERFORM "leadprotect".write_audit(
@@ -795,8 +795,9 @@ CREATE FUNCTION leadprotect.change_together(leads uuid[], change text, new_owner
           found uuid[];
           places text[];
           owned uuid[];
+          held boolean;
         BEGIN
-          IF false OR change IS NULL OR change NOT IN ('assign', 'transfer', 'release')
+          IF change IS NULL OR change NOT IN ('assign', 'transfer', 'release')
             OR (new_owner IS NULL) <> (change = 'release')
             OR NOT manager AND (change <> 'release' OR author IS NULL)
             OR author IS NULL AND pg_catalog.current_setting('app.user_id', true) <> ''
@@ -809,6 +810,8 @@ CREATE FUNCTION leadprotect.change_together(leads uuid[], change text, new_owner
             WHEN manager THEN ARRAY(SELECT t.code FROM "leadprotect".territories AS t WHERE "leadprotect".is_member(t.code)) END;
           SELECT array_agg(l.lead_id ORDER BY l.lead_id), array_agg(l.territory ORDER BY l.lead_id) INTO found, places
           FROM "leadprotect".host_leads(leads) AS l WHERE l.territory = ANY (admitted);
+          -- in the order in which an UPDATE of the leads takes its locks
+          held := false AND found IS NOT NULL AND "leadprotect".hold_leads(found);
           SELECT array_agg(a.lead_id) FILTER (WHERE a.user_id IS NOT NULL) INTO owned
           FROM (SELECT s.lead_id, s.user_id
                 FROM unnest(found, places) AS l (lead, territory)
@@ -851,7 +854,10 @@ CREATE FUNCTION leadprotect.change_together(leads uuid[], change text, new_owner
                    (SELECT "leadprotect".bounded(pg_catalog.current_setting('app.correlation_id', true))),
                    CASE WHEN manager THEN 'role ' || 'leadprotect_manager' ELSE 'assignment' END
             FROM changed AS c ORDER BY c.lead_id)
-          SELECT array_agg(c.lead_id) INTO owned FROM changed AS c;
+          SELECT array_agg(c.lead_id), array_agg(c.territory) INTO owned, places FROM changed AS c;
+          IF held AND owned IS NOT NULL THEN
+            PERFORM "leadprotect".write_owner_column(owned, places, new_owner);
+          END IF;
           RETURN coalesce(owned, '{}');
         END
         $$;
@@ -1487,7 +1493,7 @@ CREATE FUNCTION leadprotect.send_lead(lead uuid, handover uuid, destination text
           ELSIF NOT "leadprotect".is_enforced() THEN
             RAISE EXCEPTION 'contract does not enforce here, and nothing can be frozen' USING ERRCODE = 'LP422';
           END IF;
-          PERFORM "leadprotect".hold_lead(lead) WHERE false;
+          PERFORM "leadprotect".hold_leads(ARRAY[lead]) WHERE false;
           SELECT * INTO standing FROM "leadprotect".user_lead_assignments AS a WHERE a.lead_id = lead AND a.territory = here FOR UPDATE;
           SELECT * INTO known FROM "leadprotect".lead_handovers AS h WHERE h.lead_id = lead AND h.id = handover FOR UPDATE;
           IF NOT FOUND THEN
@@ -1502,7 +1508,7 @@ CREATE FUNCTION leadprotect.send_lead(lead uuid, handover uuid, destination text
           ELSIF known.state <> 'frozen' OR known.territory <> here OR known.elsewhere <> destination THEN
             RAISE EXCEPTION 'hand-over % is another one, or has ended', handover USING ERRCODE = 'LP422';
           END IF;
-          PERFORM "leadprotect".write_owner_column(lead, here, NULL) WHERE false;
+          PERFORM "leadprotect".write_owner_column(ARRAY[lead], ARRAY[here], NULL) WHERE false;
           PERFORM "leadprotect".hold_for_move(lead, here);
           RETURN decision;
         END
@@ -1616,7 +1622,7 @@ CREATE FUNCTION leadprotect.hand_over(lead uuid, handover uuid, step text, diges
                 SET user_id = known.was_owner, source = known.was_source, assigned_at = clock_timestamp(), assigned_by = author
                 WHERE a.lead_id = lead AND a.territory = here;
               END IF;
-              PERFORM "leadprotect".write_owner_column(lead, here, known.was_owner) WHERE false;
+              PERFORM "leadprotect".write_owner_column(ARRAY[lead], ARRAY[here], known.was_owner) WHERE false;
               UPDATE "leadprotect".lead_handovers AS h SET state = 'cancelled', ended_at = clock_timestamp()
               WHERE h.lead_id = lead AND h.id = handover;
               PERFORM "leadprotect".write_audit(lead, 'ASSIGN', 'manager',
@@ -2683,6 +2689,26 @@ COMMENT ON FUNCTION leadprotect.require_fresh_rules() IS 'Raises a serialization
 
 REVOKE ALL ON FUNCTION leadprotect.require_fresh_rules() FROM PUBLIC;
 
+-- function collaboration, lp_0006_expand_attempts
+
+CREATE FUNCTION leadprotect.collaboration(lead uuid, caller uuid, here text) RETURNS SETOF text
+    LANGUAGE sql STABLE ROWS 1
+    BEGIN ATOMIC
+ SELECT format('rule for the %s since %s'::text,
+         CASE
+             WHEN (r.lead_id IS NULL) THEN 'territory'::text
+             ELSE 'lead'::text
+         END, to_char((r.effective_from AT TIME ZONE 'Etc/UTC'::text), 'YYYY-MM-DD HH24:MI:SS.US "UTC"'::text)) AS format
+    FROM leadprotect.lead_protection_rules r
+   WHERE ((r.user_id = collaboration.caller) AND (r.territory = collaboration.here) AND (r.protection = 'COLLABORATOR'::leadprotect.protection_type) AND ((r.lead_id IS NULL) OR (r.lead_id = collaboration.lead)) AND leadprotect.in_force(r.active, r.effective_from, r.effective_to) AND ((r.effective_to IS NULL) OR (clock_timestamp() < r.effective_to)))
+   ORDER BY r.lead_id, r.effective_from
+  LIMIT 1;
+END;
+
+COMMENT ON FUNCTION leadprotect.collaboration(lead uuid, caller uuid, here text) IS 'The rule by which a user may edit the lead of somebody else, as the audit names it; none where it has ended';
+
+REVOKE ALL ON FUNCTION leadprotect.collaboration(lead uuid, caller uuid, here text) FROM PUBLIC;
+
 -- function decide_locked, lp_0006_expand_attempts
 
 CREATE FUNCTION leadprotect.decide_locked(lead uuid, OUT reason text, OUT basis text) RETURNS record
@@ -2707,15 +2733,7 @@ CREATE FUNCTION leadprotect.decide_locked(lead uuid, OUT reason text, OUT basis 
               WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR'
                 AND (r.lead_id IS NULL OR r.lead_id = lead) FOR SHARE;
             reason := "leadprotect".explain_edit(lead);
-            basis := (
-              SELECT format('rule for the %s since %s', CASE WHEN r.lead_id IS NULL THEN 'territory' ELSE 'lead' END,
-                            to_char(r.effective_from AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS.US "UTC"'))
-              FROM "leadprotect".lead_protection_rules AS r
-              WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR'
-                AND (r.lead_id IS NULL OR r.lead_id = lead)
-                AND "leadprotect".in_force(r.active, r.effective_from, r.effective_to)
-                AND (r.effective_to IS NULL OR clock_timestamp() < r.effective_to)
-              ORDER BY r.lead_id NULLS LAST, r.effective_from LIMIT 1);
+            basis := (SELECT c.rule FROM "leadprotect".collaboration(lead, caller, here) AS c (rule));
             -- the rule has ended while the caller's statement goes on
             IF basis IS NULL AND reason = 'collaborator' THEN
               reason := CASE WHEN EXISTS (
@@ -3106,7 +3124,9 @@ CREATE FUNCTION leadprotect.allow_edits(leads uuid[], action leadprotect.lead_ac
           caller uuid := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
           shared uuid[] := '{}';
           locked uuid[];
-          own uuid[] := '{}';
+          allowed uuid[] := '{}';
+          reasons text[] := '{}';
+          rules text[] := '{}';
           answers text[];
           asked record;
         BEGIN
@@ -3116,23 +3136,40 @@ CREATE FUNCTION leadprotect.allow_edits(leads uuid[], action leadprotect.lead_ac
               SELECT FROM "leadprotect".lead_protection_rules AS r
               WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR')
             THEN
-              shared := ARRAY(SELECT e.lead FROM "leadprotect".editable_among(leads) AS e WHERE e.reason = 'collaborator');
+              shared := ARRAY(SELECT DISTINCT e.lead FROM "leadprotect".editable_among(leads) AS e WHERE e.reason = 'collaborator');
             END IF;
             locked := ARRAY(
               SELECT a.lead_id FROM "leadprotect".user_lead_assignments AS a
               WHERE a.lead_id = ANY (leads) AND a.territory = here AND (a.user_id = caller OR a.lead_id = ANY (shared))
               ORDER BY a.lead_id FOR SHARE);
-            own := ARRAY(SELECT DISTINCT e.lead FROM "leadprotect".editable_among(locked) AS e WHERE e.reason = 'owner');
+            IF cardinality(shared) > 0 THEN
+              PERFORM FROM "leadprotect".lead_protection_rules AS r
+                WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR'
+                  AND (r.lead_id IS NULL OR r.lead_id = ANY (shared))
+                ORDER BY r.lead_id, r.effective_from FOR SHARE;
+              -- what nobody owns has no assignment, and rests on its rule
+              locked := ARRAY(SELECT unnest(locked) UNION SELECT unnest(shared));
+            END IF;
+            SELECT coalesce(array_agg(e.lead), '{}'), coalesce(array_agg(e.reason), '{}'), coalesce(array_agg(c.rule), '{}')
+            INTO allowed, reasons, rules
+            FROM (SELECT DISTINCT e.lead, e.reason FROM "leadprotect".editable_among(leads) AS e) AS e
+            LEFT JOIN unnest(locked) AS k (lead) ON k.lead = e.lead
+            LEFT JOIN LATERAL "leadprotect".collaboration(e.lead, caller, here) AS c (rule) ON e.reason = 'collaborator'
+            WHERE e.reason = 'unprotected' OR k.lead IS NOT NULL AND (e.reason = 'owner' OR c.rule IS NOT NULL);
             INSERT INTO "leadprotect".lead_access_audit
               (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
-            SELECT u.lead, caller, (SELECT "leadprotect".acting_role()), here, coalesce(action, 'EDIT'), 'ALLOW', 'owner',
-                   (SELECT "leadprotect".bounded(note)), (SELECT "leadprotect".bounded(pg_catalog.current_setting('app.correlation_id', true))), 'assignment'
-            FROM unnest(leads) WITH ORDINALITY AS u (lead, place) JOIN unnest(own) AS o (lead) ON o.lead = u.lead
+            SELECT u.lead, caller, (SELECT "leadprotect".acting_role()), CASE WHEN o.reason <> 'unprotected' THEN here END,
+                   coalesce(action, 'EDIT'), 'ALLOW', o.reason,
+                   (SELECT "leadprotect".bounded(note)), (SELECT "leadprotect".bounded(pg_catalog.current_setting('app.correlation_id', true))),
+                   CASE o.reason WHEN 'owner' THEN 'assignment' ELSE o.rule END
+            FROM unnest(leads) WITH ORDINALITY AS u (lead, place)
+            JOIN unnest(allowed, reasons, rules) AS o (lead, reason, rule) ON o.lead = u.lead
             ORDER BY u.lead, u.place;
           END IF;
           answers := ARRAY(
-            SELECT CASE WHEN o.lead IS NOT NULL THEN 'owner' END
-            FROM unnest(leads) WITH ORDINALITY AS u (lead, place) LEFT JOIN unnest(own) AS o (lead) ON o.lead = u.lead
+            SELECT o.reason
+            FROM unnest(leads) WITH ORDINALITY AS u (lead, place)
+            LEFT JOIN unnest(allowed, reasons) AS o (lead, reason) ON o.lead = u.lead
             ORDER BY u.place);
           FOR asked IN
             SELECT u.lead, a.place FROM unnest(answers) WITH ORDINALITY AS a (answer, place)
@@ -6569,45 +6606,48 @@ CREATE POLICY lp_operator ON leadprotect.revision_undo FOR SELECT TO leadprotect
 
 GRANT SELECT ON TABLE leadprotect.revision_undo TO leadprotect_operator;
 
--- function hold_lead, lp_0002_expand_assignments, owner leadprotect_reader
+-- function hold_leads, lp_0002_expand_assignments, owner leadprotect_reader
 
-CREATE FUNCTION leadprotect.hold_lead(lead uuid) RETURNS boolean
+CREATE FUNCTION leadprotect.hold_leads(leads uuid[]) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
     AS $$
         #variable_conflict use_variable
         BEGIN
           IF NOT EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = '"public"."leads"'::regclass AND t.tgname = 'leadprotect_follow_column') THEN
             RETURN false;
           END IF;
-          PERFORM FROM "public"."leads" AS l WHERE l."id" = lead FOR NO KEY UPDATE;
+          PERFORM FROM "public"."leads" AS l WHERE l."id" = ANY (leads) ORDER BY l."id" FOR NO KEY UPDATE;
           RETURN true;
         END
         $$;
 
-COMMENT ON FUNCTION leadprotect.hold_lead(lead uuid) IS 'Locks a lead whose column will be written, before anything else of it; false: the column is not in step yet';
+COMMENT ON FUNCTION leadprotect.hold_leads(leads uuid[]) IS 'Locks leads whose column will be written, before anything else of them; false: the column is not in step yet';
 
-REVOKE ALL ON FUNCTION leadprotect.hold_lead(lead uuid) FROM PUBLIC;
-GRANT ALL ON FUNCTION leadprotect.hold_lead(lead uuid) TO leadprotect_owner;
+REVOKE ALL ON FUNCTION leadprotect.hold_leads(leads uuid[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.hold_leads(leads uuid[]) TO leadprotect_owner;
 
 -- function write_owner_column, lp_0002_expand_assignments, owner leadprotect_reader
 
-CREATE FUNCTION leadprotect.write_owner_column(lead uuid, here text, new_owner uuid) RETURNS void
+CREATE FUNCTION leadprotect.write_owner_column(leads uuid[], places text[], new_owner uuid) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
     AS $$
         #variable_conflict use_variable
         DECLARE
           wanted "public"."leads"."id"%TYPE := new_owner;
         BEGIN
-          IF NOT "leadprotect".hold_lead(lead) THEN
+          IF NOT "leadprotect".hold_leads(leads) THEN
             RETURN;
           END IF;
           UPDATE "public"."leads" AS l SET "id" = wanted
-          WHERE l."id" = lead AND l."territory" = here AND (CASE WHEN NULL::text IS NOT NULL THEN NULL::text::uuid END) IS DISTINCT FROM new_owner;
+          FROM unnest(leads, places) AS u (lead, here)
+          WHERE l."id" = u.lead AND l."territory" = u.here AND (CASE WHEN NULL::text IS NOT NULL THEN NULL::text::uuid END) IS DISTINCT FROM new_owner;
           IF EXISTS (
-            SELECT FROM "public"."leads" AS l
-            WHERE l."id" = lead AND l."territory" = here AND (CASE WHEN NULL::text IS NOT NULL THEN NULL::text::uuid END) IS DISTINCT FROM new_owner)
+            SELECT FROM unnest(leads, places) AS u (lead, here), "public"."leads" AS l
+            WHERE l."id" = u.lead AND l."territory" = u.here AND (CASE WHEN NULL::text IS NOT NULL THEN NULL::text::uuid END) IS DISTINCT FROM new_owner)
           THEN
             RAISE EXCEPTION 'column % of % does not take the owner', '', '"public"."leads"'
               USING ERRCODE = 'LP422', DETAIL = 'A policy, a trigger or a rule of the host kept or changed it, or excluded_users names him.';
@@ -6615,10 +6655,10 @@ CREATE FUNCTION leadprotect.write_owner_column(lead uuid, here text, new_owner u
         END
         $$;
 
-COMMENT ON FUNCTION leadprotect.write_owner_column(lead uuid, here text, new_owner uuid) IS 'Writes the owner of a lead into the host''s own column for it, from contract on';
+COMMENT ON FUNCTION leadprotect.write_owner_column(leads uuid[], places text[], new_owner uuid) IS 'Writes the owner of these leads into the host''s own column for it, from contract on; a lead that is elsewhere by now is left';
 
-REVOKE ALL ON FUNCTION leadprotect.write_owner_column(lead uuid, here text, new_owner uuid) FROM PUBLIC;
-GRANT ALL ON FUNCTION leadprotect.write_owner_column(lead uuid, here text, new_owner uuid) TO leadprotect_owner;
+REVOKE ALL ON FUNCTION leadprotect.write_owner_column(leads uuid[], places text[], new_owner uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.write_owner_column(leads uuid[], places text[], new_owner uuid) TO leadprotect_owner;
 
 -- function follow_owner_column, lp_0010_expand_lead_triggers
 
@@ -6647,7 +6687,7 @@ CREATE FUNCTION leadprotect.follow_owner_column() RETURNS trigger
             AND (NOT (OLD."territory" IS NULL OR OLD."territory" = '') OR named IS NULL)
           THEN
             -- it came from elsewhere, and is whose it is here
-            PERFORM "leadprotect".write_owner_column(NEW."id", here, standing);
+            PERFORM "leadprotect".write_owner_column(ARRAY[NEW."id"]::uuid[], ARRAY[here], standing);
             RETURN NULL;
           END IF;
           change := CASE WHEN named IS NOT DISTINCT FROM standing THEN NULL WHEN named IS NULL THEN 'release'
@@ -6762,17 +6802,20 @@ CREATE FUNCTION leadprotect.settle_owner_column(here text, leads integer DEFAULT
     SET row_security TO 'on'
     AS $$
         DECLARE
-          found record;
-          written bigint := 0;
+          found uuid[] := ARRAY(
+            SELECT d.lead_id FROM "leadprotect".owner_column_differs(here) AS d ORDER BY 1 LIMIT leads);
+          same record;
         BEGIN
-          FOR found IN SELECT d.lead_id, d.owner FROM "leadprotect".owner_column_differs(here) AS d ORDER BY 1 LIMIT leads LOOP
-            PERFORM "leadprotect".hold_lead(found.lead_id);
-            -- who owns it under the lock
-            PERFORM "leadprotect".write_owner_column(found.lead_id, here, (
-              SELECT a.user_id FROM "leadprotect".user_lead_assignments AS a WHERE a.lead_id = found.lead_id AND a.territory = here));
-            written := written + 1;
+          PERFORM "leadprotect".hold_leads(found);
+          -- who owns them under the lock
+          FOR same IN
+            SELECT a.user_id AS owner, array_agg(f.lead) AS leads, array_agg(here) AS places
+            FROM unnest(found) AS f (lead) LEFT JOIN "leadprotect".user_lead_assignments AS a ON a.lead_id = f.lead AND a.territory = here
+            GROUP BY a.user_id
+          LOOP
+            PERFORM "leadprotect".write_owner_column(same.leads, same.places, same.owner);
           END LOOP;
-          RETURN written;
+          RETURN cardinality(found);
         END
         $$;
 
@@ -7113,7 +7156,7 @@ CREATE FUNCTION leadprotect.own_new_lead() RETURNS trigger
           IF FOUND THEN
             PERFORM "leadprotect".write_audit(NEW."id", 'ASSIGN', 'owner', 'creator to ' || author);
             IF false THEN
-              PERFORM "leadprotect".write_owner_column(NEW."id", NEW."territory"::text, author);
+              PERFORM "leadprotect".write_owner_column(ARRAY[NEW."id"]::uuid[], ARRAY[NEW."territory"::text], author);
             END IF;
           END IF;
           RETURN NULL;

@@ -377,53 +377,56 @@ def create_readers() -> None:
     # leads tells that it is. A statement that changes nothing where somebody else's code keeps it from it is an error.
     op.execute(
         sql("""
-        CREATE FUNCTION {schema}.hold_lead(lead {lead_id_type})
+        CREATE FUNCTION {schema}.hold_leads(leads {lead_id_type}[])
         RETURNS boolean
         LANGUAGE plpgsql
         SECURITY DEFINER
         SET search_path = pg_catalog, pg_temp
+        SET enable_seqscan = off
         AS $body$
         #variable_conflict use_variable
         BEGIN
           IF NOT EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = {leads_name}::regclass AND t.tgname = {follow_column_name}) THEN
             RETURN false;
           END IF;
-          PERFORM FROM {leads} AS l WHERE l.{lead_id} = lead FOR NO KEY UPDATE;
+          PERFORM FROM {leads} AS l WHERE l.{lead_id} = ANY (leads) ORDER BY l.{lead_id} FOR NO KEY UPDATE;
           RETURN true;
         END
         $body$;
-        COMMENT ON FUNCTION {schema}.hold_lead({lead_id_type}) IS
-        'Locks a lead whose column will be written, before anything else of it; false: the column is not in step yet';
-        REVOKE ALL ON FUNCTION {schema}.hold_lead({lead_id_type}) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.hold_lead({lead_id_type}) TO {owner};
-        CREATE FUNCTION {schema}.write_owner_column(lead {lead_id_type}, here text, new_owner {user_id_type})
+        COMMENT ON FUNCTION {schema}.hold_leads({lead_id_type}[]) IS
+        'Locks leads whose column will be written, before anything else of them; false: the column is not in step yet';
+        REVOKE ALL ON FUNCTION {schema}.hold_leads({lead_id_type}[]) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.hold_leads({lead_id_type}[]) TO {owner};
+        CREATE FUNCTION {schema}.write_owner_column(leads {lead_id_type}[], places text[], new_owner {user_id_type})
         RETURNS void
         LANGUAGE plpgsql
         SECURITY DEFINER
         SET search_path = pg_catalog, pg_temp
+        SET enable_seqscan = off
         AS $body$
         #variable_conflict use_variable
         DECLARE
           wanted {leads}.{owner_column_here}%TYPE := new_owner;
         BEGIN
-          IF NOT {schema}.hold_lead(lead) THEN
+          IF NOT {schema}.hold_leads(leads) THEN
             RETURN;
           END IF;
           UPDATE {leads} AS l SET {owner_column_here} = wanted
-          WHERE l.{lead_id} = lead AND {territory_of_l} = here AND {owner_in_l} IS DISTINCT FROM new_owner;
+          FROM unnest(leads, places) AS u (lead, here)
+          WHERE l.{lead_id} = u.lead AND {territory_of_l} = u.here AND {owner_in_l} IS DISTINCT FROM new_owner;
           IF EXISTS (
-            SELECT FROM {leads} AS l
-            WHERE l.{lead_id} = lead AND {territory_of_l} = here AND {owner_in_l} IS DISTINCT FROM new_owner)
+            SELECT FROM unnest(leads, places) AS u (lead, here), {leads} AS l
+            WHERE l.{lead_id} = u.lead AND {territory_of_l} = u.here AND {owner_in_l} IS DISTINCT FROM new_owner)
           THEN
             RAISE EXCEPTION 'column % of % does not take the owner', {owner_column_name}, {leads_name}
               USING ERRCODE = 'LP422', DETAIL = 'A policy, a trigger or a rule of the host kept or changed it, or excluded_users names him.';
           END IF;
         END
         $body$;
-        COMMENT ON FUNCTION {schema}.write_owner_column({lead_id_type}, text, {user_id_type}) IS
-        'Writes the owner of a lead into the host''s own column for it, from contract on';
-        REVOKE ALL ON FUNCTION {schema}.write_owner_column({lead_id_type}, text, {user_id_type}) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.write_owner_column({lead_id_type}, text, {user_id_type}) TO {owner}
+        COMMENT ON FUNCTION {schema}.write_owner_column({lead_id_type}[], text[], {user_id_type}) IS
+        'Writes the owner of these leads into the host''s own column for it, from contract on; a lead that is elsewhere by now is left';
+        REVOKE ALL ON FUNCTION {schema}.write_owner_column({lead_id_type}[], text[], {user_id_type}) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.write_owner_column({lead_id_type}[], text[], {user_id_type}) TO {owner}
         """)
     )
     # What makes an owner is said once, in the settings' terms: the newest qualifying activity with a user,
@@ -512,8 +515,8 @@ def drop_functions() -> None:
         DROP FUNCTION
           {schema}.earlier_activity(text, text, text),
           {schema}.derived_owners({lead_id_type}[]),
-          {schema}.write_owner_column({lead_id_type}, text, {user_id_type}),
-          {schema}.hold_lead({lead_id_type}),
+          {schema}.write_owner_column({lead_id_type}[], text[], {user_id_type}),
+          {schema}.hold_leads({lead_id_type}[]),
           {schema}.protected_leads(),
           {schema}.host_leads({lead_id_type}[]),
           {schema}.host_lead({lead_id_type}),

@@ -24,6 +24,7 @@ locks: dict[str, dict[str, str]] = {"upgrade": {}, "downgrade": {}}
 def upgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
     create_freshness()
+    create_collaboration()
     create_locked_decision()
     create_audit_writer()
     create_denials()
@@ -52,6 +53,7 @@ def downgrade() -> None:
           {schema}.write_audit({lead_id_type}, {schema}.lead_action, text, text, text, text, bigint),
           {schema}.bounded(text),
           {schema}.decide_locked({lead_id_type}),
+          {schema}.collaboration({lead_id_type}, {user_id_type}, text),
           {schema}.require_fresh_rules()
         """)
     )
@@ -113,6 +115,32 @@ def create_freshness() -> None:
     )
 
 
+def create_collaboration() -> None:
+    # What lets a collaborator edit, as the audit keeps it. By the clock: a rule may end while the caller's statement
+    # goes on. The planner puts its body where it is asked.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.collaboration(lead {lead_id_type}, caller {user_id_type}, here text)
+        RETURNS SETOF text
+        LANGUAGE sql
+        STABLE ROWS 1
+        BEGIN ATOMIC
+          SELECT pg_catalog.format('rule for the %s since %s', CASE WHEN r.lead_id IS NULL THEN 'territory' ELSE 'lead' END,
+                   pg_catalog.to_char(r.effective_from AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS.US "UTC"'))
+          FROM {schema}.lead_protection_rules AS r
+          WHERE r.user_id = collaboration.caller AND r.territory = collaboration.here AND r.protection = 'COLLABORATOR'
+            AND (r.lead_id IS NULL OR r.lead_id = collaboration.lead)
+            AND {schema}.in_force(r.active, r.effective_from, r.effective_to)
+            AND (r.effective_to IS NULL OR pg_catalog.clock_timestamp() < r.effective_to)
+          ORDER BY r.lead_id NULLS LAST, r.effective_from LIMIT 1;
+        END;
+        COMMENT ON FUNCTION {schema}.collaboration({lead_id_type}, {user_id_type}, text) IS
+        'The rule by which a user may edit the lead of somebody else, as the audit names it; none where it has ended';
+        REVOKE ALL ON FUNCTION {schema}.collaboration({lead_id_type}, {user_id_type}, text) FROM PUBLIC
+        """)
+    )
+
+
 def create_locked_decision() -> None:
     # Allowed means: the rows on which the answer rests are locked until the caller's transaction
     # ends, so a transfer or a revocation waits for the edit; the decision is made under the lock, in
@@ -141,15 +169,7 @@ def create_locked_decision() -> None:
               WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR'
                 AND (r.lead_id IS NULL OR r.lead_id = lead) FOR SHARE;
             reason := {schema}.explain_edit(lead);
-            basis := (
-              SELECT format('rule for the %s since %s', CASE WHEN r.lead_id IS NULL THEN 'territory' ELSE 'lead' END,
-                            to_char(r.effective_from AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS.US "UTC"'))
-              FROM {schema}.lead_protection_rules AS r
-              WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR'
-                AND (r.lead_id IS NULL OR r.lead_id = lead)
-                AND {schema}.in_force(r.active, r.effective_from, r.effective_to)
-                AND (r.effective_to IS NULL OR clock_timestamp() < r.effective_to)
-              ORDER BY r.lead_id NULLS LAST, r.effective_from LIMIT 1);
+            basis := (SELECT c.rule FROM {schema}.collaboration(lead, caller, here) AS c (rule));
             -- the rule has ended while the caller's statement goes on
             IF basis IS NULL AND reason = 'collaborator' THEN
               reason := CASE WHEN EXISTS (
@@ -576,8 +596,8 @@ def create_attempts() -> None:
         """)
     )
     # Always in the order of the ids: of two who lock many leads, one waits for the other and never both. So whatever an
-    # answer may rest on is locked first, at one go. Of what was locked, the owner's plain case is decided and recorded
-    # together, in a snapshot of its own; whoever is not in it is decided one by one.
+    # answer may rest on is locked first, at one go: assignments, then rules. Of what was locked, and of what is outside
+    # protection, all that is allowed is decided and recorded together, in a snapshot of its own; the rest one by one.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.allow_edits(
@@ -595,7 +615,9 @@ def create_attempts() -> None:
           caller {user_id_type} := {schema}.parse_user({declared_user});
           shared {lead_id_type}[] := '{}';
           locked {lead_id_type}[];
-          own {lead_id_type}[] := '{}';
+          allowed {lead_id_type}[] := '{}';
+          reasons text[] := '{}';
+          rules text[] := '{}';
           answers text[];
           asked record;
         BEGIN
@@ -605,23 +627,40 @@ def create_attempts() -> None:
               SELECT FROM {schema}.lead_protection_rules AS r
               WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR')
             THEN
-              shared := ARRAY(SELECT e.lead FROM {schema}.editable_among(leads) AS e WHERE e.reason = 'collaborator');
+              shared := ARRAY(SELECT DISTINCT e.lead FROM {schema}.editable_among(leads) AS e WHERE e.reason = 'collaborator');
             END IF;
             locked := ARRAY(
               SELECT a.lead_id FROM {schema}.user_lead_assignments AS a
               WHERE a.lead_id = ANY (leads) AND a.territory = here AND (a.user_id = caller OR a.lead_id = ANY (shared))
               ORDER BY a.lead_id FOR SHARE);
-            own := ARRAY(SELECT DISTINCT e.lead FROM {schema}.editable_among(locked) AS e WHERE e.reason = 'owner');
+            IF cardinality(shared) > 0 THEN
+              PERFORM FROM {schema}.lead_protection_rules AS r
+                WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR'
+                  AND (r.lead_id IS NULL OR r.lead_id = ANY (shared))
+                ORDER BY r.lead_id, r.effective_from FOR SHARE;
+              -- what nobody owns has no assignment, and rests on its rule
+              locked := ARRAY(SELECT unnest(locked) UNION SELECT unnest(shared));
+            END IF;
+            SELECT coalesce(array_agg(e.lead), '{}'), coalesce(array_agg(e.reason), '{}'), coalesce(array_agg(c.rule), '{}')
+            INTO allowed, reasons, rules
+            FROM (SELECT DISTINCT e.lead, e.reason FROM {schema}.editable_among(leads) AS e) AS e
+            LEFT JOIN unnest(locked) AS k (lead) ON k.lead = e.lead
+            LEFT JOIN LATERAL {schema}.collaboration(e.lead, caller, here) AS c (rule) ON e.reason = 'collaborator'
+            WHERE e.reason = 'unprotected' OR k.lead IS NOT NULL AND (e.reason = 'owner' OR c.rule IS NOT NULL);
             INSERT INTO {schema}.lead_access_audit
               (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
-            SELECT u.lead, caller, (SELECT {schema}.acting_role()), here, coalesce(action, 'EDIT'), 'ALLOW', 'owner',
-                   (SELECT {schema}.bounded(note)), (SELECT {schema}.bounded({declared_correlation})), 'assignment'
-            FROM unnest(leads) WITH ORDINALITY AS u (lead, place) JOIN unnest(own) AS o (lead) ON o.lead = u.lead
+            SELECT u.lead, caller, (SELECT {schema}.acting_role()), CASE WHEN o.reason <> 'unprotected' THEN here END,
+                   coalesce(action, 'EDIT'), 'ALLOW', o.reason,
+                   (SELECT {schema}.bounded(note)), (SELECT {schema}.bounded({declared_correlation})),
+                   CASE o.reason WHEN 'owner' THEN 'assignment' ELSE o.rule END
+            FROM unnest(leads) WITH ORDINALITY AS u (lead, place)
+            JOIN unnest(allowed, reasons, rules) AS o (lead, reason, rule) ON o.lead = u.lead
             ORDER BY u.lead, u.place;
           END IF;
           answers := ARRAY(
-            SELECT CASE WHEN o.lead IS NOT NULL THEN 'owner' END
-            FROM unnest(leads) WITH ORDINALITY AS u (lead, place) LEFT JOIN unnest(own) AS o (lead) ON o.lead = u.lead
+            SELECT o.reason
+            FROM unnest(leads) WITH ORDINALITY AS u (lead, place)
+            LEFT JOIN unnest(allowed, reasons) AS o (lead, reason) ON o.lead = u.lead
             ORDER BY u.place);
           FOR asked IN
             SELECT u.lead, a.place FROM unnest(answers) WITH ORDINALITY AS a (answer, place)

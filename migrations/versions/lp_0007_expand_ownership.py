@@ -104,7 +104,7 @@ def create_ownership() -> None:
           manager boolean := {schema}.is_manager() AND change <> 'claim';
           here text := {schema}.lead_for_ownership(lead, manager);
           -- in the order in which an UPDATE of the lead takes its locks
-          held boolean := {named} AND here IS NOT NULL AND {schema}.hold_lead(lead);
+          held boolean := {named} AND here IS NOT NULL AND {schema}.hold_leads(ARRAY[lead]);
           standing {schema}.user_lead_assignments;
           decision text;
         BEGIN
@@ -168,7 +168,7 @@ def create_ownership() -> None:
             RETURN 'not_owner';
           END IF;
           IF held THEN
-            PERFORM {schema}.write_owner_column(lead, here, new_owner);
+            PERFORM {schema}.write_owner_column(ARRAY[lead], ARRAY[here], new_owner);
           END IF;
           decision := CASE decision WHEN 'manager' THEN decision ELSE 'owner' END;
           PERFORM {schema}.write_audit(
@@ -225,8 +225,9 @@ def create_ownership() -> None:
           found {lead_id_type}[];
           places text[];
           owned {lead_id_type}[];
+          held boolean;
         BEGIN
-          IF {named} OR change IS NULL OR change NOT IN ('assign', 'transfer', 'release')
+          IF change IS NULL OR change NOT IN ('assign', 'transfer', 'release')
             OR (new_owner IS NULL) <> (change = 'release')
             OR NOT manager AND (change <> 'release' OR author IS NULL)
             OR author IS NULL AND {declared_user} <> ''
@@ -239,6 +240,8 @@ def create_ownership() -> None:
             WHEN manager THEN ARRAY(SELECT t.code FROM {schema}.territories AS t WHERE {schema}.is_member(t.code)) END;
           SELECT array_agg(l.lead_id ORDER BY l.lead_id), array_agg(l.territory ORDER BY l.lead_id) INTO found, places
           FROM {schema}.host_leads(leads) AS l WHERE l.territory = ANY (admitted);
+          -- in the order in which an UPDATE of the leads takes its locks
+          held := {named} AND found IS NOT NULL AND {schema}.hold_leads(found);
           SELECT array_agg(a.lead_id) FILTER (WHERE a.user_id IS NOT NULL) INTO owned
           FROM (SELECT s.lead_id, s.user_id
                 FROM unnest(found, places) AS l (lead, territory)
@@ -281,7 +284,10 @@ def create_ownership() -> None:
                    (SELECT {schema}.bounded({declared_correlation})),
                    CASE WHEN manager THEN 'role ' || {manager_name} ELSE 'assignment' END
             FROM changed AS c ORDER BY c.lead_id)
-          SELECT array_agg(c.lead_id) INTO owned FROM changed AS c;
+          SELECT array_agg(c.lead_id), array_agg(c.territory) INTO owned, places FROM changed AS c;
+          IF held AND owned IS NOT NULL THEN
+            PERFORM {schema}.write_owner_column(owned, places, new_owner);
+          END IF;
           RETURN coalesce(owned, '{}');
         END
         $body$;

@@ -461,7 +461,7 @@ def create_departure() -> None:
           ELSIF NOT {schema}.is_enforced() THEN
             RAISE EXCEPTION 'contract does not enforce here, and nothing can be frozen' USING ERRCODE = 'LP422';
           END IF;
-          PERFORM {schema}.hold_lead(lead) WHERE {named};
+          PERFORM {schema}.hold_leads(ARRAY[lead]) WHERE {named};
           SELECT * INTO standing FROM {schema}.user_lead_assignments AS a WHERE a.lead_id = lead AND a.territory = here FOR UPDATE;
           SELECT * INTO known FROM {schema}.lead_handovers AS h WHERE h.lead_id = lead AND h.id = handover FOR UPDATE;
           IF NOT FOUND THEN
@@ -476,7 +476,7 @@ def create_departure() -> None:
           ELSIF known.state <> 'frozen' OR known.territory <> here OR known.elsewhere <> destination THEN
             RAISE EXCEPTION 'hand-over % is another one, or has ended', handover USING ERRCODE = 'LP422';
           END IF;
-          PERFORM {schema}.write_owner_column(lead, here, NULL) WHERE {named};
+          PERFORM {schema}.write_owner_column(ARRAY[lead], ARRAY[here], NULL) WHERE {named};
           PERFORM {schema}.hold_for_move(lead, here);
           RETURN decision;
         END
@@ -603,7 +603,7 @@ def create_steps() -> None:
                 SET user_id = known.was_owner, source = known.was_source, assigned_at = clock_timestamp(), assigned_by = author
                 WHERE a.lead_id = lead AND a.territory = here;
               END IF;
-              PERFORM {schema}.write_owner_column(lead, here, known.was_owner) WHERE {named};
+              PERFORM {schema}.write_owner_column(ARRAY[lead], ARRAY[here], known.was_owner) WHERE {named};
               UPDATE {schema}.lead_handovers AS h SET state = 'cancelled', ended_at = clock_timestamp()
               WHERE h.lead_id = lead AND h.id = handover;
               PERFORM {schema}.write_audit(lead, 'ASSIGN', 'manager',

@@ -349,7 +349,7 @@ def create_step() -> None:
             AND (NOT {outside_old} OR named IS NULL)
           THEN
             -- it came from elsewhere, and is whose it is here
-            PERFORM {schema}.write_owner_column(NEW.{lead_id}, here, standing);
+            PERFORM {schema}.write_owner_column(ARRAY[NEW.{lead_id}]::{lead_id_type}[], ARRAY[here], standing);
             RETURN NULL;
           END IF;
           change := CASE WHEN named IS NOT DISTINCT FROM standing THEN NULL WHEN named IS NULL THEN 'release'
@@ -482,17 +482,20 @@ def create_differences() -> None:
         SET row_security = on
         AS $body$
         DECLARE
-          found record;
-          written bigint := 0;
+          found {lead_id_type}[] := ARRAY(
+            SELECT d.lead_id FROM {schema}.owner_column_differs(here) AS d ORDER BY 1 LIMIT leads);
+          same record;
         BEGIN
-          FOR found IN SELECT d.lead_id, d.owner FROM {schema}.owner_column_differs(here) AS d ORDER BY 1 LIMIT leads LOOP
-            PERFORM {schema}.hold_lead(found.lead_id);
-            -- who owns it under the lock
-            PERFORM {schema}.write_owner_column(found.lead_id, here, (
-              SELECT a.user_id FROM {schema}.user_lead_assignments AS a WHERE a.lead_id = found.lead_id AND a.territory = here));
-            written := written + 1;
+          PERFORM {schema}.hold_leads(found);
+          -- who owns them under the lock
+          FOR same IN
+            SELECT a.user_id AS owner, array_agg(f.lead) AS leads, array_agg(here) AS places
+            FROM unnest(found) AS f (lead) LEFT JOIN {schema}.user_lead_assignments AS a ON a.lead_id = f.lead AND a.territory = here
+            GROUP BY a.user_id
+          LOOP
+            PERFORM {schema}.write_owner_column(same.leads, same.places, same.owner);
           END LOOP;
-          RETURN written;
+          RETURN cardinality(found);
         END
         $body$;
         COMMENT ON FUNCTION {schema}.settle_owner_column(text, integer) IS

@@ -406,7 +406,7 @@ def create_owner_of_new_lead() -> None:
           IF FOUND THEN
             PERFORM {schema}.write_audit(NEW.{lead_id}, 'ASSIGN', 'owner', 'creator to ' || author);
             IF {named} THEN
-              PERFORM {schema}.write_owner_column(NEW.{lead_id}, {territory_of_new}::text, author);
+              PERFORM {schema}.write_owner_column(ARRAY[NEW.{lead_id}]::{lead_id_type}[], ARRAY[{territory_of_new}::text], author);
             END IF;
           END IF;
           RETURN NULL;

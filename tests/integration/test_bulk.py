@@ -197,7 +197,7 @@ def test_of_many_edits_one_that_waited_for_a_transfer_is_decided_after_it(databa
         edit = thread.submit(edits, database, [last, gone, first])
         wait_for_waiters(database, 1)
         manager.commit()
-        assert {first: "owner", gone: "not_owner", last: "owner"} == edit.result(timeout=120)
+        assert {first: "allowed", gone: "not_owner", last: "allowed"} == edit.result(timeout=120)
     # control: without the lock it is decided as if nobody had taken it
     instead(database, "allow_edits", "ORDER BY a.lead_id FOR SHARE", "ORDER BY a.lead_id")
     with database.acting("manager_de", 9) as manager:
@@ -236,13 +236,43 @@ def test_many_shares_of_other_leads_do_not_hold_up_whoever_owns_them(database: D
                 leadprotect.transfer(manager, shared, database.user(3))
 
 
+@pytest.mark.profiles("pg18", "pg15")
+def test_a_revocation_waits_for_each_of_many_edits_that_rest_on_the_share(database: Database) -> None:
+    shared = owned(database, 2, 2)
+    for lead in shared:
+        database.rule(database.user(1), "COLLABORATOR", lead)
+    for locks in (True, False):
+        if not locks:  # control: without the lock it does not wait
+            instead(database, "allow_edits", "ORDER BY r.lead_id, r.effective_from FOR SHARE", "")
+        with database.acting("seller_de", 1) as seller:
+            found = leadprotect.assert_edit_many(seller, shared)
+            assert {"collaborator"} == {one.reason for one in found.values()}
+            for lead in shared:
+                with database.acting("manager_de", 9) as manager:
+                    manager.execute("SET LOCAL lock_timeout = '100ms'")
+                    assert locks == ("LockUnavailable" == tried(leadprotect.unshare, manager, lead, database.user(1)))
+                    manager.rollback()
+
+
+def test_of_many_edits_one_that_waited_for_a_revocation_is_decided_after_it(database: Database) -> None:
+    first, ended = owned(database, 2, 2)
+    for lead in (first, ended):
+        database.rule(database.user(1), "COLLABORATOR", lead)
+    with database.acting("manager_de", 9) as manager, ThreadPoolExecutor(1) as thread:
+        leadprotect.unshare(manager, ended, database.user(1))
+        edit = thread.submit(edits, database, [ended, first])
+        wait_for_waiters(database, 1)
+        manager.commit()
+        assert {first: "allowed", ended: "not_owner"} == edit.result(timeout=120)
+
+
 def edits(database: Database, leads: list[Any]) -> dict[Any, str]:
-    """Of each lead what user 1 is answered."""
+    """Of each lead what user 1 is answered; where one is denied, of the others that they are not."""
     with database.acting("seller_de", 1) as conn:
         try:
             return {lead: one.reason for lead, one in leadprotect.assert_edit_many(conn, leads).items()}
         except leadprotect.LeadsAccessDenied as denied:
-            return dict.fromkeys(leads, "owner") | {one.lead_id: one.reason for one in denied.decisions}
+            return dict.fromkeys(leads, "allowed") | {one.lead_id: one.reason for one in denied.decisions}
 
 
 def tried(function: Any, *given: Any) -> str:

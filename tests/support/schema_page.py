@@ -112,8 +112,9 @@ SUBJECTS = (
         who_could_edit().""",
         "lead_action lead_access_outcome lead_access_audit lead_access_audit_default refuse_change secure_audit_table "
         "audit_partitions add_audit_partition clear_audit_default create_audit_partitions who_could_edit rule_changes "
-        "require_fresh_rules decide_locked bounded write_audit denial_secret denial_proof draw_denial proved_denials "
-        "deny record_denial answered require record_edit_attempt try_edit allow_edit allow_edits assert_edit_and_audit",
+        "require_fresh_rules collaboration decide_locked bounded write_audit denial_secret denial_proof draw_denial "
+        "proved_denials deny record_denial answered require record_edit_attempt try_edit allow_edit allow_edits "
+        "assert_edit_and_audit",
     ),
     Subject(
         "Seals",
@@ -163,7 +164,7 @@ SUBJECTS = (
         """What stands on the host's tables, the functions behind it, and what the tables were like before (that is
         how a downgrade gives them back). The triggers fire ALWAYS: session_replication_role does not silence them.""",
         "forget_lead acts_bound recorded_edit audit_edit audit_edits audit_truncate refuse_move refuse_taken "
-        "own_new_lead hold_lead write_owner_column follow_owner_column hide_owner_column owner_column_differs "
+        "own_new_lead hold_leads write_owner_column follow_owner_column hide_owner_column owner_column_differs "
         "settle_owner_column settings_at_contract "
         "host_row_security acts_bound_on edit_through child_edit child_move child_leads child_truncate "
         "lead_table_row_security alembic_version revision_undo host:*",
