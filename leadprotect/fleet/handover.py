@@ -24,7 +24,7 @@ from leadprotect.fleet.exchange import BEGIN, COMMIT, Sent, exchange, undo
 from leadprotect.settings import acting_with, ident, render
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from uuid import UUID
 
     import psycopg
@@ -57,7 +57,8 @@ class Side:
 class Route:
     """From where to where leads go, by whom, and what travels.
 
-    `unheard` are hand-overs that neither side has heard of, so that nothing needs to be looked up.
+    `unheard` are hand-overs that neither side has heard of, so that nothing needs to be looked up. `lasts`: its end
+    is on disk before it is told; another slice that follows brings it there, too.
     """
 
     here: Side
@@ -67,6 +68,7 @@ class Route:
     correlation_id: str
     plan: Manifest
     unheard: set[UUID] = field(default_factory=set)
+    lasts: bool = True
 
 
 class ChangedSince(LeadProtectError):
@@ -93,22 +95,24 @@ def carry(route: Route, pairs: Pairs, *, fresh: bool) -> None:
     with _undone(route.here.conn, route.there.conn):
         cargo = copy(route, pairs, fresh=fresh)
         settle(route, pairs, cargo)
-        leave(route, pairs, cargo)
+        leave(route)
 
 
 def try_out(route: Route, pairs: Pairs, *, fresh: bool) -> None:
     """All of it on both sides, and rolled back there and here."""
     with _undone(route.here.conn, route.there.conn):
         cargo = copy(route, pairs, fresh=fresh)
-        exchange(route.here.conn, [_step(route, "freeze", pairs, cargo), _first(route, route.here, pairs)]).all_done()
-        _delete(route, pairs, cargo)
+        frozen = [_step(route, "freeze", pairs, cargo), _first(route, route.here, pairs)]
+        answers = exchange(route.here.conn, [*frozen, *_going(route, pairs)]).all_done()
+        _refuse_changed(route, pairs, cargo, answers.of(len(frozen) + 1, len(route.plan.tables)))
         undo(route.there.conn, route.here.conn)
 
 
 def copy(route: Route, pairs: Pairs, *, fresh: bool) -> dict[str, Cargo]:
     """Lock and read the leads here, and write them there, frozen; neither side has committed."""
     plan = route.plan
-    steps = [*_begun(route, route.here), _first(route, route.here, pairs)]
+    # a server that crashes and forgets the freeze has the lead as before, and nobody may edit the copy
+    steps = [*_begun(route, route.here, lasts=False), _first(route, route.here, pairs)]
     reads = travelling.picking_up(plan, pairs, lock=True)
     looks, tries = travelling.looking(plan, pairs), travelling.trying(plan, pairs)
     answers = exchange(route.here.conn, [*steps, *reads, *looks, *tries])
@@ -129,28 +133,25 @@ def copy(route: Route, pairs: Pairs, *, fresh: bool) -> dict[str, Cargo]:
 
 
 def settle(route: Route, pairs: Pairs, cargo: Mapping[str, Cargo]) -> None:
-    """Commit here, then there, and make sure that the copy is the same.
+    """Commit here, then there; the leads are deleted here when this is done, and that is not committed.
 
-    It is asked for when the hand-over here and the leads are locked again, which whoever cancels it takes first, and
-    whoever adds a row to a lead. Raises `ChangedSince` where the copy is another one.
+    Whether the copy is the same is asked for when the hand-over here and the leads are locked again, which whoever
+    cancels it takes first, and whoever adds a row to a lead. Raises `ChangedSince` where it is another one, or where
+    a row came to a lead while it was frozen.
     """
     again = [*_begun(route, route.here), _first(route, route.here, pairs), travelling.locking(route.plan, pairs)]
-    frozen = exchange(route.here.conn, [_step(route, "freeze", pairs, cargo), COMMIT, *again])
-    frozen.of(0, 2)
+    steps = [_step(route, "freeze", pairs, cargo), COMMIT, *again]
+    answers = exchange(route.here.conn, [*steps, *_going(route, pairs)])
+    _refuse_denied(route, route.here, pairs, answers[4])
+    _refuse_changed(route, pairs, cargo, answers.all_done().of(len(steps) + 1, len(route.plan.tables)))
     committed = exchange(route.there.conn, [COMMIT, *_begun(route, route.there), _asking(route, pairs), COMMIT])
     stands = _states(committed.all_done()[3])
     if any(stands.get(lead) != ("arriving", one.digest) for lead, one in cargo.items()):
         raise ChangedSince("the copy is another one by now")
-    _refuse_denied(route, route.here, pairs, frozen[4])
-    frozen.all_done()
 
 
-def leave(route: Route, pairs: Pairs, cargo: Mapping[str, Cargo]) -> None:
-    """Delete the leads here, now that their copies are durable there and the hand-over is locked.
-
-    Raises `ChangedSince` where a row came to a lead while it was frozen; nothing is deleted then.
-    """
-    _delete(route, pairs, cargo)
+def leave(route: Route) -> None:
+    """Commit that the leads are deleted here, now that their copies are durable there."""
     exchange(route.here.conn, [COMMIT]).all_done()
 
 
@@ -164,7 +165,7 @@ def finish(route: Route, pairs: Pairs) -> None:
     )
     asked = Sent(unfreeze, ([*set(pairs.values())], [*pairs]), recording=True)
     with _undone(route.there.conn):
-        steps = [*_begun(route, route.there), asked, _asking(route, pairs), COMMIT]
+        steps = [*_begun(route, route.there, lasts=route.lasts), asked, _asking(route, pairs), COMMIT]
         standing = _states(exchange(route.there.conn, steps).all_done()[3])
     if lost := pairs.keys() - standing.keys():
         raise LeadProtectError(
@@ -174,11 +175,16 @@ def finish(route: Route, pairs: Pairs) -> None:
 
 
 def withdraw(route: Route, pairs: Pairs) -> None:
-    """Give frozen leads back to their owners here; a copy there is deleted first, and none can come after it."""
+    """Give frozen leads back to their owners here; a copy there is deleted first, and none can come after it.
+
+    A hand-over that is known there only, because a crash has made here forget it, is made known here and cancelled.
+    """
     here, there = route.here, route.there
     with _undone(here.conn, there.conn):
-        found = exchange(here.conn, [*_begun(route, here), _first(route, here, pairs)])
-        _refuse_denied(route, here, pairs, found[2])
+        found = exchange(here.conn, [*_begun(route, here), _asking(route, pairs), _first(route, here, pairs)])
+        if left := [lead for lead, (state, _) in _states(found[2]).items() if state == "gone"]:
+            raise LeadProtectError(f"lead {min(left)} has left already: --resume ends that")
+        _refuse_denied(route, here, pairs, found[3])
         found = exchange(there.conn, [*_begun(route, there), _first(route, there, pairs), _asking(route, pairs)])
         _refuse_denied(route, there, pairs, found[2])
         standing = _states(found[3])
@@ -225,9 +231,10 @@ def _kept_here() -> Iterator[None]:
         raise LeadProtectError(f"the host's keys, triggers or rules keep it here: {error}") from error.__cause__
 
 
-def _begun(route: Route, side: Side) -> tuple[Sent, Sent]:
-    """A transaction of the manager in the territory of one side."""
-    same = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in _SAME.items())
+def _begun(route: Route, side: Side, *, lasts: bool = True) -> tuple[Sent, Sent]:
+    """A transaction of the manager in the territory of one side; one that does not last is not waited for on disk."""
+    settings = _SAME if lasts else _SAME | {"synchronous_commit": "off"}
+    same = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
     context = render("{schema}.set_context(%s::text, %s::text, %s::text)", route.settings)
     return BEGIN, Sent(f"SELECT {same}, {context}", (route.actor, side.territory, route.correlation_id))
 
@@ -273,10 +280,13 @@ def _write(route: Route, pairs: Pairs, cargo: Mapping[str, Cargo], first: list[S
     answers.all_done()
 
 
-def _delete(route: Route, pairs: Pairs, cargo: Mapping[str, Cargo]) -> None:
-    away = travelling.deleting(route.plan, pairs)
-    answers = exchange(route.here.conn, [_step(route, "leave", pairs), *away]).all_done()
-    gone = answers.of(1, len(away))
+def _going(route: Route, pairs: Pairs) -> list[Sent]:
+    """Delete the leads here; the answers of each table come after that of the step."""
+    return [_step(route, "leave", pairs), *travelling.deleting(route.plan, pairs)]
+
+
+def _refuse_changed(route: Route, pairs: Pairs, cargo: Mapping[str, Cargo], gone: Sequence[Rows]) -> None:
+    """Raise where what was deleted is not what was sent."""
     travelling.all_gone([*pairs], gone[-1])
     if not travelling.same(route.plan, cargo, gone):
         raise ChangedSince("a row came to the lead while it was frozen")

@@ -118,8 +118,8 @@ def move(
             total = len(given)
         else:
             slices = _all_of(route, at_once)
-        for part in slices:
-            said = _slice(route, part, dry_run=dry_run)
+        for part, last in _and_last(slices):
+            said = _slice(replace(route, lasts=last), part, dry_run=dry_run)
             refused += said
             moved += len(part) - len(said)
             if tell:
@@ -155,11 +155,9 @@ def cancel_moves(settings: Settings, leads: Iterable[Any], *, actor: UUID | str)
     """
     user = as_user_id(actor)
     wanted = {str(lead) for lead in leads}
-    ways = _by_way([one for one in standing_in(settings, user) if one.lead_id in wanted and one.direction == "out"])
+    ways = _by_way([one for one in standing_in(settings, user) if one.lead_id in wanted])
     if unknown := wanted - {lead for pairs in ways.values() for lead, _ in pairs}:
-        raise LeadProtectError(
-            f"lead {min(unknown)} is not on its way anywhere, or has left already: --resume ends that"
-        )
+        raise LeadProtectError(f"lead {min(unknown)} is not on its way anywhere")
     for (origin, to, correlation_id), pairs in ways.items():
         with _route(settings, origin, to, user, correlation_id, values=None, renumber=()) as route:
             handover.withdraw(route, dict(pairs))
@@ -213,8 +211,14 @@ def _route(
         raise InvalidRequest(manifest.one_database(s, origin, to))
     first, second = (_of(s, one) for one in ends)
     with connect(first, lock_timeout=_LOCK_MS) as here, connect(second, lock_timeout=_LOCK_MS) as there:
+        for conn in (here, there):
+            conn.execute(_LASTING)
         made = manifest.manifest(here, there, s, origin=origin, to=to, values=values, renumber=renumber)
         yield Route(Side(here, origin), Side(there, to), s, actor, correlation_id, made)
+
+
+_LASTING = "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+"""A login may do without; but a row is deleted here because its copy there is on disk."""
 
 
 def _database(s: Settings, code: str) -> TerritoryDatabase:
@@ -248,6 +252,16 @@ def _all_of(route: Route, at_once: int) -> Iterator[list[str]]:
         leads = [lead for (lead,) in found]
         last = leads[-1]
         yield from (leads[n : n + at_once] for n in range(0, len(leads), at_once))
+
+
+def _and_last(slices: Iterable[list[str]]) -> Iterator[tuple[list[str], bool]]:
+    """Each slice, and whether no other one comes after it."""
+    coming = iter(slices)
+    part = next(coming, None)
+    while part is not None:
+        following = next(coming, None)
+        yield part, following is None
+        part = following
 
 
 def _slice(route: Route, leads: Sequence[str], *, dry_run: bool) -> list[Refused]:

@@ -44,26 +44,40 @@ def picking_up(made: Manifest, leads: Iterable[str], *, lock: bool) -> list[Sent
 
     What somebody else has locked is not waited for.
     """
-    return [Sent(_marked(_read(one, lock=lock)), ([*leads],)) for one in made.tables]
+    leads = [*leads]
+    return [_of_these(_read(one, lock=lock), one, leads) for one in made.tables]
 
 
 def _read(one: Travelling, *, lock: bool) -> str:
     order = ", ".join(f"t.{ident(column)}" for column in one.order) or "1"
     return (
         f"SELECT t.{ident(one.key)}::text, row_to_json(t)::text "
-        f"FROM {table(one.table)} AS t WHERE t.{ident(one.key)} = ANY (@::{one.key_type}[]) "
+        f"FROM {table(one.table)} AS t WHERE t.{ident(one.key)} = {THESE} "
         f"ORDER BY t.{ident(one.key)}, {order}{' FOR UPDATE NOWAIT' if lock else ''}"
     )
+
+
+THESE = "ANY (@::[])"
+"""The leads of a statement, which `_of_these` sends with it."""
+
+
+def _of_these(statement: str, one: Travelling, leads: Sequence[str]) -> Sent:
+    """The statement with these leads; of one lead by equality.
+
+    The server keeps a plan for that. One for an array it takes for ten, and plans each time anew where there is one.
+    https://www.postgresql.org/docs/current/sql-prepare.html#SQL-PREPARE-NOTES
+    """
+    if len(leads) == 1:
+        return Sent(_marked(statement.replace(THESE, f"@::{one.key_type}")), (leads[0],))
+    return Sent(_marked(statement.replace(THESE, f"ANY (@::{one.key_type}[])")), ([*leads],))
 
 
 def locking(made: Manifest, leads: Iterable[str]) -> Sent:
     """Lock the leads themselves, so that no row comes to them by a key."""
     one = made.leads
     key = f"t.{ident(one.key)}"
-    query = (
-        f"SELECT FROM {table(one.table)} AS t WHERE {key} = ANY (@::{one.key_type}[]) ORDER BY {key} FOR UPDATE NOWAIT"
-    )
-    return Sent(_marked(query), ([*leads],))
+    query = f"SELECT FROM {table(one.table)} AS t WHERE {key} = {THESE} ORDER BY {key} FOR UPDATE NOWAIT"
+    return _of_these(query, one, [*leads])
 
 
 def cargo(made: Manifest, leads: Sequence[str], answers: Sequence[Sequence[tuple[str, str]]]) -> dict[str, Cargo]:
@@ -233,9 +247,12 @@ def _parsed(text: str) -> dict[str, Any]:
 
 def deleting(made: Manifest, leads: Iterable[str]) -> list[Sent]:
     """Delete all rows of these leads, the leads themselves last; `all_gone` takes the last answer, `same` all."""
-    away = "DELETE FROM {} AS t WHERE t.{key} = ANY (@::{}[]) RETURNING t.{key}::text, row_to_json(t)::text"
-    found = [away.format(table(one.table), one.key_type, key=ident(one.key)) for one in reversed(made.tables)]
-    return [Sent(_marked(statement), ([*leads],)) for statement in found]
+    leads = [*leads]
+    away = "DELETE FROM {} AS t WHERE t.{key} = {these} RETURNING t.{key}::text, row_to_json(t)::text"
+    return [
+        _of_these(away.format(table(one.table), key=ident(one.key), these=THESE), one, leads)
+        for one in reversed(made.tables)
+    ]
 
 
 def same(made: Manifest, sent: Mapping[str, Cargo], gone: Sequence[Sequence[tuple[str, str]]]) -> bool:

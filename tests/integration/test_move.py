@@ -215,6 +215,59 @@ def test_a_cancel_that_was_killed_half_way_keeps_the_copy_from_coming(
     assert ["DE"] == pair.homes(lead) == pair.editable(lead)
 
 
+@pytest.mark.profiles("pg18")
+@pytest.mark.parametrize("ends", ["move", "resume", "cancel"])
+def test_what_a_crash_made_one_side_forget_is_ended_by_any_of_them(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    """The first commit is not waited for on disk: a server that crashes then has the lead as it was, and it goes on."""
+    lead = pair.furnished()
+    stopped(pair, monkeypatch, lead, copied=True)
+    with pair.de.connect(autocommit=True) as conn:
+        conn.execute("SET session_replication_role = replica")
+        pair.de.query(conn, "DELETE FROM {schema}.lead_handovers WHERE lead_id = %s", lead)
+        owns = "UPDATE {schema}.user_lead_assignments SET user_id = %s, source = 'assign' WHERE lead_id = %s"
+        pair.de.query(conn, owns, pair.de.user(1), lead)
+    assert [[], ["arriving"]] == pair.states(lead)
+    assert ["DE"] == pair.editable(lead)
+    note(pair.de, lead, "late")
+    if ends == "cancel":
+        assert 1 == cancel_moves(pair.settings, [lead], actor=pair.de.user(MANAGER))
+        assert [["cancelled"], ["cancelled"]] == pair.states(lead)
+        assert (["DE"], pair.de.user(1)) == (pair.homes(lead), pair.de.owner(lead))
+        return
+    pair.move(lead) if ends == "move" else resume_moves(pair.settings, actor=pair.de.user(MANAGER))
+    assert [["gone"], ["arrived"]] == pair.states(lead)
+    assert (["CH"], []) == (pair.homes(lead), pair.de.sql("SELECT 1 FROM {leads} WHERE {lead_id} = %s", lead))
+    assert ["a \\ note's\n100 %", "late"] == pair.ch.sql(f"SELECT body FROM {NOTES} ORDER BY id")
+
+
+WAITS_FOR_DISK = """
+    CREATE TABLE public.waits (state text, waits text);
+    GRANT INSERT ON public.waits TO PUBLIC;
+    CREATE FUNCTION public.waits() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN INSERT INTO public.waits VALUES (NEW.state, current_setting(''synchronous_commit'')); RETURN NULL; END';
+    CREATE CONSTRAINT TRIGGER waits AFTER INSERT OR UPDATE OF state ON {schema}.lead_handovers
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.waits();
+    DO $do$ BEGIN
+      EXECUTE format('ALTER ROLE {manager} IN DATABASE %I SET synchronous_commit = off', current_database());
+    END $do$
+    """
+
+
+def test_what_must_not_be_forgotten_is_on_disk_even_if_the_login_waits_for_nothing(pair: Pair) -> None:
+    """A row goes here because its copy there lasts; a crash there that forgot the copy would lose the lead."""
+    leads = [pair.furnished() for _ in range(2)]
+    for one, login in ((pair.de, "manager_de"), (pair.ch, "manager_ch")):
+        one.sql_script(WAITS_FOR_DISK.replace("{manager}", ident(one.profile.login(login))))
+        with one.connect(login) as conn:  # the control: what he does otherwise is forgotten
+            assert ("off",) == conn.execute("SELECT current_setting('synchronous_commit')").fetchone()
+    pair.move(*leads, at_once=1)
+    query = "SELECT state, waits FROM public.waits"
+    assert [("frozen", "off"), ("gone", "on")] * 2 == pair.de.sql(query)
+    assert [("arriving", "on"), ("arrived", "off"), ("arriving", "on"), ("arrived", "on")] == pair.ch.sql(query)
+
+
 def test_a_cancel_does_not_come_between_the_commits_of_a_move(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     lead = pair.furnished()
     said: list[str] = []
@@ -530,7 +583,7 @@ def test_the_command_moves_and_tells(pair: Pair, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("side", ["DE", "CH"])
 def test_a_command_that_is_killed_leaves_what_resume_ends(pair: Pair, tmp_path: Path, side: str) -> None:
-    """A lock of the host's holds it: in the middle of the copy, or when it deletes here what has its copy there."""
+    """A lock of the host's holds it: in the middle of the copy, or when it deletes here what is frozen."""
     lead = pair.furnished()
     # not where deleting is tried before anything is frozen
     slow = (
@@ -553,7 +606,8 @@ def test_a_command_that_is_killed_leaves_what_resume_ends(pair: Pair, tmp_path: 
     ours = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'leadprotect' AND datname = ANY (%s)"
     while pair.de.sql(ours, [pair.de.name, pair.ch.name]):
         time.sleep(0.02)
-    assert pair.homes(lead) == (["DE", "CH"] if side == "DE" else ["DE"])
+    assert ["DE"] == pair.homes(lead)
+    assert [["frozen"] if side == "DE" else [], []] == pair.states(lead)
     assert len(pair.editable(lead)) == (0 if side == "DE" else 1)
     words = ("--resume",) if side == "DE" else (str(lead), "--to", "CH")
     done = subprocess.run(**command(pair, tmp_path, *words), capture_output=True, check=False)
