@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import re
@@ -39,10 +40,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """A shell starts what runs in the background with Ctrl-C ignored; programs of the tests would inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    gc.disable()  # until everything is collected: nothing of it is garbage
     for name in [name for name in os.environ if is_ours(name)]:
         del os.environ[name]
     if config.option.record and not hasattr(config, "workerinput"):  # of several processes the one that hears all
         config.pluginmanager.register(durations.Recorder())
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """What was collected stays until the end: the collector need not look through it again and again."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_report_header() -> str:
