@@ -41,7 +41,7 @@
 --    4040  Shadow
 --    4530  Backfill and verification
 --    5497  Gate
---    6555  Host
+--    6570  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -95,10 +95,10 @@
 --    hide_owner_column, forget_lead, own_active_lead, shadow_note, shadow_failed, shadow_binds,
 --    shadow_reason, shadow_border, shadow_edits, shadow_inserts, shadow_lead, shadow_rows,
 --    shadow_truncate, require_transition, chunk_bounds, next_leads, own_leads, sources_indexed,
---    bare_leads, few_are_bare, probed_leads, acting_logins, leaking_views, ways_around, host_code,
---    lost_searches, what_changes, lead_table_conditions, shadow_condition, accept_condition,
---    accepted_share, tolerated, shell_word, lead_tally, require_open_gate, acts_bound,
---    recorded_edit, audit_edit, audit_edits, audit_truncate, refuse_move, refuse_taken,
+--    bare_leads, few_are_bare, probed_leads, acting_logins, granting, leaking_views, ways_around,
+--    host_code, lost_searches, what_changes, lead_table_conditions, shadow_condition,
+--    accept_condition, accepted_share, tolerated, shell_word, lead_tally, require_open_gate,
+--    acts_bound, recorded_edit, audit_edit, audit_edits, audit_truncate, refuse_move, refuse_taken,
 --    own_new_lead, settings_at_contract, acts_bound_on, edit_through, child_edit, child_move,
 --    child_leads, child_truncate
 
@@ -5553,6 +5553,29 @@ COMMENT ON FUNCTION leadprotect.acting_logins(target regclass, exempt_roles name
 
 REVOKE ALL ON FUNCTION leadprotect.acting_logins(target regclass, exempt_roles name[], codes text[], borders name[]) FROM PUBLIC;
 
+-- function granting, lp_0014_migrate_ways, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.granting(member name) RETURNS text
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+          SELECT format('GRANT %I, %I%s TO %I%s;', 'leadprotect_app', t.roles[1],
+                        ' /* or ' || nullif(array_to_string(t.roles[2:], ', '), '') || ' */', m.rolname,
+                        CASE WHEN m.rolinherit AND NOT EXISTS (
+                               SELECT FROM pg_auth_members AS g JOIN pg_roles AS r ON r.oid = g.roleid
+                               WHERE g.member = m.oid AND r.rolname IN ('leadprotect_app', t.roles[1])
+                                 AND NOT coalesce((to_jsonb(g) ->> 'inherit_option')::boolean, true)) THEN ''
+                             WHEN current_setting('server_version_num')::integer >= 160000 THEN ' WITH INHERIT TRUE'
+                             ELSE format('; ALTER ROLE %I INHERIT', m.rolname) END)
+          FROM pg_roles AS m
+          CROSS JOIN (SELECT array_agg("leadprotect".territory_role(code) ORDER BY code) AS roles FROM "leadprotect".territories) AS t
+          WHERE m.rolname = member
+        $$;
+
+COMMENT ON FUNCTION leadprotect.granting(member name) IS 'What a superuser runs so that a login, or the role that it sets, is a member of the app role and a territory, and acts with them';
+
+REVOKE ALL ON FUNCTION leadprotect.granting(member name) FROM PUBLIC;
+
 -- function leaking_views, lp_0014_migrate_ways, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.leaking_views(target regclass, host_rls text, exempt_roles name[]) RETURNS TABLE(login name, detail text, remedy text)
@@ -5924,10 +5947,7 @@ CREATE FUNCTION leadprotect.lead_table_conditions(host_rls text, exempt_roles na
                 CASE
                   WHEN a.owns_it AND NOT a.owns_leads AND a.member THEN
                     format('ALTER TABLE %s OWNER TO %I;', target, pg_get_userbyid(lead_owner))
-                  WHEN NOT (a.serves AND a.territories <> '{}') AND NOT a.exempt THEN (
-                    SELECT format('GRANT %I, %I%s TO %I;', 'leadprotect_app', t.roles[1],
-                                  ' /* or ' || nullif(array_to_string(t.roles[2:], ', '), '') || ' */', a.role)
-                    FROM (SELECT array_agg("leadprotect".territory_role(code) ORDER BY code) AS roles FROM "leadprotect".territories) AS t)
+                  WHEN NOT (a.serves AND a.territories <> '{}') AND NOT a.exempt THEN "leadprotect".granting(a.role)
                   ELSE format('GRANT SELECT ("id", "territory") ON %s TO %I;', '"public"."leads"'::regclass, a.role) END AS remedy
               FROM "leadprotect".acting_logins(target, exempt_roles, known, borders) AS a
               WHERE NOT a.bypasses AND CASE WHEN a.owns_it AND host_rls <> 'force' THEN NOT a.owns_leads AND a.member AND NOT a.exempt
@@ -5936,7 +5956,7 @@ CREATE FUNCTION leadprotect.lead_table_conditions(host_rls text, exempt_roles na
               ORDER BY a.login LIMIT 20
             LOOP
               locked := locked || found.detail;
-              unlocks := unlocks || found.remedy;
+              unlocks := CASE WHEN found.remedy = ANY (unlocks) THEN unlocks ELSE unlocks || found.remedy END;
             END LOOP;
             FOR found IN
               SELECT format('%s inherits from %s, so the rows in it are not protected', i.inhrelid::regclass, i.inhparent::regclass) AS detail,
@@ -6483,12 +6503,7 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
               CASE WHEN s.owns
                 THEN format('let the service log in as another member of %I and wait until %s,', 'leadprotect_app',
                             to_char((s.wrote + observation_window + noted) AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'))
-                -- which territory a login serves, only its owner knows: the others are named beside the first
-                ELSE (
-                  SELECT format('GRANT %I, %I%s TO %I;', 'leadprotect_app', t.roles[1],
-                                ' /* or ' || nullif(array_to_string(t.roles[2:], ', '), '') || ' */', s.role)
-                  FROM (SELECT array_agg("leadprotect".territory_role(code) ORDER BY code) AS roles
-                        FROM "leadprotect".territories) AS t) END AS remedy
+                ELSE "leadprotect".granting(s.role) END AS remedy
             FROM suspects AS s
             WHERE NOT s.ready AND (NOT s.owns OR s.wrote IS NOT NULL) OR s.owns AND s.wrote IS NOT NULL
             ORDER BY s.login LIMIT 20) AS locked;

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from leadprotect.database.catalog import territory_role
 from leadprotect.database.connection import row, rows
+from leadprotect.database.memberships import grants
 from leadprotect.errors import InvalidRequest, ProtectionUnavailable
-from leadprotect.settings import current, ident, render
+from leadprotect.settings import current, render
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -90,4 +91,4 @@ def _nothing(conn: AnyConnection, left_out: Sequence[str]) -> str:
 def _grant(conn: AnyConnection, left_out: Sequence[str]) -> str:
     query = "SELECT coalesce(nullif(pg_catalog.current_setting('role'), 'none'), session_user::pg_catalog.text)"
     (login,) = row(conn, query)
-    return f"GRANT {', '.join(ident(territory_role(conn, code)) for code in left_out)} TO {ident(login)}"
+    return grants(conn, [territory_role(conn, code) for code in left_out], login)

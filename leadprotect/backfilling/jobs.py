@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from leadprotect.backfilled import Job
 from leadprotect.database.connection import row, rows
+from leadprotect.database.memberships import grants
 from leadprotect.errors import BackfillError, InvalidRequest
 from leadprotect.settings import Settings, current, ident, render
 
@@ -52,8 +53,8 @@ def known_territories(conn: AnyConnection, s: Settings) -> list[str]:
     known = rows(conn, render("SELECT territory FROM {schema}.backfill_jobs ORDER BY 1", s))
     if not known:  # each territory has its job, from the migration on
         (login,) = row(conn, "SELECT current_user::text")
-        grant = render("GRANT {operator} TO", s)
-        raise BackfillError(f"login {login} sees no territory of the backfill. A DBA can run: {grant} {ident(login)};")
+        grant = grants(conn, [s.role("operator")], login)
+        raise BackfillError(f"login {login} sees no territory of the backfill. A DBA can run: {grant}")
     return [code for (code,) in known]
 
 

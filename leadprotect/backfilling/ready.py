@@ -8,6 +8,7 @@ from leadprotect.backfilling.jobs import check_known, known_territories
 from leadprotect.database import replication
 from leadprotect.database.catalog import relation
 from leadprotect.database.connection import mapped_errors, row, rows
+from leadprotect.database.memberships import grants
 from leadprotect.errors import BackfillError, InvalidRequest, ProtectionUnavailable
 from leadprotect.preflight.host_tables import check_visible
 from leadprotect.preflight.installed import check_installed
@@ -73,8 +74,8 @@ def _check_login(conn: psycopg.Connection[Any], s: Settings) -> None:
         (s.schema, ident(s.schema)),
     ).fetchone()
     if allowed != (True,):
-        grant = render("GRANT {operator} TO", s)
-        raise BackfillError(f"login {login} may not call {function}. A DBA can run: {grant} {ident(login)};")
+        grant = grants(conn, [s.role("operator")], login)
+        raise BackfillError(f"login {login} may not call {function}. A DBA can run: {grant}")
 
 
 def _check_writable(conn: psycopg.Connection[Any]) -> None:

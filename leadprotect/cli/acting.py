@@ -12,9 +12,10 @@ from leadprotect.access.context import acting_as, declaring
 from leadprotect.cli.complete import territories_like
 from leadprotect.database.catalog import territory_role
 from leadprotect.database.connection import connect, mapped_errors, row
+from leadprotect.database.memberships import grants
 from leadprotect.database.opening import LOCK_TIMEOUT_MS
 from leadprotect.errors import InvalidRequest, LeadAccessDenied, LeadProtectError, ProtectionUnavailable
-from leadprotect.settings import current, ident, render
+from leadprotect.settings import current, render
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -111,4 +112,4 @@ def _remedy(conn: psycopg.Connection[Any], denied: LeadAccessDenied, territory: 
 
 
 def _grants(conn: psycopg.Connection[Any], role: str) -> str:
-    return f"A DBA can run: GRANT {ident(role)} TO {ident(conn.info.user)};"
+    return f"A DBA can run: {grants(conn, [role], conn.info.user)}"

@@ -1,15 +1,29 @@
-"""Takes a membership away as it was given: whoever granted it, by whichever group, and without what hangs on it."""
+"""Memberships: given so that they count, and taken away as they were given, by whichever group and grantor."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from leadprotect.database.connection import row
 from leadprotect.settings import ident
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import psycopg
 
+    from leadprotect.database.connection import AnyConnection
+
 _GRANTORS = 160000  # from here on each grantor's grant is one of its own, and REVOKE takes back one of them only
+# a second GRANT changes the options that it names, and no other: https://www.postgresql.org/docs/current/sql-grant.html
+_INHERITING = """
+    SELECT m.rolinherit AND NOT EXISTS (
+             SELECT FROM pg_catalog.pg_auth_members AS g JOIN pg_catalog.pg_roles AS r ON r.oid = g.roleid
+             WHERE g.member = m.oid AND r.rolname = ANY (%s)
+               AND NOT coalesce((pg_catalog.to_jsonb(g) ->> 'inherit_option')::pg_catalog.bool, true)),
+           pg_catalog.current_setting('server_version_num')::pg_catalog.int4 >= %s
+    FROM pg_catalog.pg_roles AS m WHERE m.rolname = %s
+    """
 _HELD = """
     SELECT r.rolname::text, CASE WHEN {modern} AND g.grantor <> 10
              THEN pg_catalog.pg_get_userbyid(g.grantor)::text END, g.admin_option AND {modern}
@@ -35,6 +49,20 @@ _HANGING = """
       'INHERIT', bool_or(h.inherit_option), 'SET', bool_or(h.set_option)))
     FROM hanging AS h JOIN pg_catalog.pg_roles AS m ON m.oid = h.member GROUP BY 1 ORDER BY 1
     """
+
+
+def grants(conn: AnyConnection, roles: Sequence[str], member: str, *, or_rather: Sequence[str] = ()) -> str:
+    """What a superuser runs so that `member` holds `roles`, and acts with them without SET ROLE.
+
+    `or_rather` are roles that may be meant instead of the last one. A login that made our roles is a member of them
+    that inherits nothing, and so is who was created NOINHERIT: a plain GRANT would leave it so.
+    """
+    inherits, modern = row(conn, _INHERITING, ([*roles], _GRANTORS, member))
+    beside = f" /* or {', '.join(map(ident, or_rather))} */" if or_rather else ""
+    grant = f"GRANT {', '.join(map(ident, roles))}{beside} TO {ident(member)}"
+    if inherits:
+        return f"{grant};"
+    return f"{grant} WITH INHERIT TRUE;" if modern else f"{grant}; ALTER ROLE {ident(member)} INHERIT;"
 
 
 def revokes(conn: psycopg.Connection[Any], role: str, member: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from leadprotect.database.memberships import revokes, revokes_grant_option
+from leadprotect.database.memberships import grants, revokes, revokes_grant_option
 from leadprotect.doctor import present
 from leadprotect.doctor.finding import Fault, check
 from leadprotect.migration.roles import territory_roles
@@ -181,11 +181,7 @@ def service_without_territory(conn: psycopg.Connection[Any], s: Settings) -> Ite
     offices = {s.role(office) for office in OFFICES}
     territories = [role for role in _ours(conn, s) if role not in offices]
     for (login,) in conn.execute(query.encode(), {"app": s.role("app"), "territories": territories}).fetchall():
-        mends = (
-            f"GRANT {ident(territories[0])} TO {ident(login)};  -- or the territory that it serves"
-            if territories
-            else None
-        )
+        mends = f"{grants(conn, [territories[0]], login)}  -- or the territory that it serves" if territories else None
         yield Fault(f"login {login}", f"it is a member of {s.role('app')} and of no territory", mends)
 
 

@@ -11,6 +11,7 @@ from leadprotect.access.context import trace_id
 from leadprotect.database.blockers import sqlstate
 from leadprotect.database.catalog import territory_role
 from leadprotect.database.connection import row
+from leadprotect.database.memberships import grants
 from leadprotect.decision import Decision
 from leadprotect.errors import (
     ConnectionUnusable,
@@ -21,7 +22,7 @@ from leadprotect.errors import (
 )
 from leadprotect.fleet import travelling
 from leadprotect.fleet.exchange import BEGIN, COMMIT, Sent, exchange, undo
-from leadprotect.settings import acting_with, ident, render
+from leadprotect.settings import acting_with, render
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -334,7 +335,7 @@ def _refuse_denied(route: Route, side: Side, pairs: Pairs, found: Rows) -> None:
         denials.record_denials(side.conn, attempts)
         if action == "ASSIGN" or attempts[0].reason != "not_found":
             role = territory_role(side.conn, side.territory)
-            needs = f"GRANT {ident(route.settings.role('manager'))}, {ident(role)} TO {ident(side.conn.info.user)};"
+            needs = grants(side.conn, [route.settings.role("manager"), role], side.conn.info.user)
             raise ProtectionUnavailable(
                 f"the login is no manager of {side.territory} ({attempts[0].reason}), which is recorded. "
                 f"A DBA can run: {needs}"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.catalog import relation
 from leadprotect.database.connection import connect, mapped_errors, rows
+from leadprotect.database.memberships import grants
 from leadprotect.errors import InvalidRequest
 from leadprotect.settings import LeadTable, Settings, current, ident, render
 from leadprotect.settings.names import SHADOW_CHILD_TRIGGERS, SHADOW_TRIGGERS
@@ -186,10 +187,10 @@ def shadow_report(conn: AnyConnection, *, settings: Settings | None = None) -> S
         ),
     )
     bound = _memberships(conn, s, [login for login, *_ in noted])
-    denied = [_denied(s, row, member=bound.get(row[0], (True, False))[1]) for row in noted if row[5] != "read"]
+    denied = [_denied(conn, s, row, member=bound.get(row[0], (True, False))[1]) for row in noted if row[5] != "read"]
     without = {one.login for one in denied if one.reason == "no_context"}
     readers = [
-        _reader(s, row, *bound.get(row[0], (True, False)), without=row[0] in without)
+        _reader(conn, s, row, bound.get(row[0], (True, False)), without=row[0] in without)
         for row in noted
         if row[5] == "read"
     ]
@@ -312,31 +313,33 @@ def _memberships(conn: AnyConnection, s: Settings, logins: list[str]) -> dict[st
     return {login: (bound, member) for login, bound, member in rows(conn, render(_LOGINS, s), values)}
 
 
-def _denied(s: Settings, row: tuple[Any, ...], *, member: bool) -> WouldBeDenied:
+def _denied(conn: AnyConnection, s: Settings, row: tuple[Any, ...], *, member: bool) -> WouldBeDenied:
     login, role, applications, kind, host, reason, first_at, last_at, times = row
     shown = tuple(one for one in applications if one)
     locks_out = reason not in MEANT
-    remedy = _remedy(s, role, reason, member=member)
+    remedy = _remedy(conn, s, role, reason, member=member)
     return WouldBeDenied(login, role, shown, kind, host, reason, first_at, last_at, times, locks_out, remedy)
 
 
-def _reader(s: Settings, row: tuple[Any, ...], bound: bool, member: bool, *, without: bool) -> Reader:  # noqa: FBT001 - a row
+def _reader(
+    conn: AnyConnection, s: Settings, row: tuple[Any, ...], counted: tuple[bool, bool], *, without: bool
+) -> Reader:
+    bound, member = counted
     login, role, applications, _, host, _, first_at, last_at, times = row
     remedy = None
     if not bound:
         sees = "everything"
     elif not member or without:
-        sees, remedy = "nothing", _remedy(s, role, "no_context" if member else "not_member", member=member)
+        sees, remedy = "nothing", _remedy(conn, s, role, "no_context" if member else "not_member", member=member)
     else:
         sees = "declared"
     return Reader(login, tuple(one for one in applications if one), host, first_at, last_at, times, sees, remedy)
 
 
-def _remedy(s: Settings, role: str, reason: str, *, member: bool) -> str:
+def _remedy(conn: AnyConnection, s: Settings, role: str, reason: str, *, member: bool) -> str:
     """What to run or to deploy for a reason."""
     first, *others = map(s.territory_role, s.territories)
-    beside = f" /* or {', '.join(map(ident, others))} */" if others else ""
-    grant = f"GRANT {ident(s.role('app'))}, {ident(first)}{beside} TO {ident(role)};"
+    grant = grants(conn, [s.role("app"), first], role, or_rather=others)
     exempt = f"name it in exempt_roles: {', '.join((*s.exempt_roles, role))}"
     declare = (
         f"declare who acts in each transaction: leadprotect.acting_as(conn, user_id, {s.territories[0]!r}), or in SQL "

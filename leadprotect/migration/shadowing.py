@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.catalog import relation
 from leadprotect.database.connection import mapped_errors, rows
+from leadprotect.database.memberships import grants
 from leadprotect.errors import InvalidRequest
 from leadprotect.migration import steps
 from leadprotect.migration.rollback import alembic_config
@@ -98,7 +99,7 @@ def _require_owned(conn: psycopg.Connection[Any], name: str) -> None:
     if not owns:
         raise InvalidRequest(
             f"{me} does not own {name}, and only its owner puts a trigger on it: run this as the login that migrates, "
-            f"or GRANT {ident(owner)} TO {ident(me)};"
+            f"or {grants(conn, [owner], me)}"
         )
 
 

@@ -15,6 +15,7 @@ import psycopg
 from leadprotect.database.blockers import redact
 from leadprotect.database.catalog import one, relation
 from leadprotect.database.connection import as_role
+from leadprotect.database.memberships import grants
 from leadprotect.doctor.keys import index_not_leakproof
 from leadprotect.doctor.ways import foreign_key_action, host_before_trigger
 from leadprotect.migration.shadow import shadow_report
@@ -134,10 +135,12 @@ def losses(conn: psycopg.Connection[Any], s: Settings, unseen: list[str]) -> lis
     asked = _asked(conn, s)
     actors = _actors(conn, s, s.leads_table, asked)
     actors = [actor for actor in actors if not actor.exempt]
-    found = [loss for actor in actors for loss in _of_actor(s, actor, asked)]
+    found = [loss for actor in actors for loss in _of_actor(conn, s, actor, asked)]
     for child in s.lead_tables:
         found += [
-            loss for actor in _actors(conn, s, child.table, asked) for loss in _of_child(s, child.table, actor, asked)
+            loss
+            for actor in _actors(conn, s, child.table, asked)
+            for loss in _of_child(conn, s, child.table, actor, asked)
         ]
     found += _views(conn, s)
     bound = {actor.login for actor in actors if asked["forced"] or not actor.owns}
@@ -191,7 +194,7 @@ def _actors(conn: psycopg.Connection[Any], s: Settings, name: str, asked: dict[s
     return [actor for actor in found if not actor.bypasses]
 
 
-def _of_actor(s: Settings, actor: _Actor, asked: dict[str, Any]) -> Iterator[Loss]:
+def _of_actor(conn: psycopg.Connection[Any], s: Settings, actor: _Actor, asked: dict[str, Any]) -> Iterator[Loss]:
     leads = s.leads_table
     if actor.owns and not asked["forced"]:
         return  # row security does not bind who owns the table
@@ -224,7 +227,11 @@ def _of_actor(s: Settings, actor: _Actor, asked: dict[str, Any]) -> Iterator[Los
         for kind, what in meets.items():
             if actor.reads if kind == "reads" else actor.edits or actor.inserts:
                 yield Loss(
-                    kind, actor.login, f"{actor.named}{lacks}, so it {what}", _membership(s, actor, asked), "logins"
+                    kind,
+                    actor.login,
+                    f"{actor.named}{lacks}, so it {what}",
+                    _membership(conn, s, actor, asked),
+                    "logins",
                 )
     if actor.inserts:
         given = asked["given"]
@@ -238,7 +245,9 @@ def _of_actor(s: Settings, actor: _Actor, asked: dict[str, Any]) -> Iterator[Los
         )
 
 
-def _of_child(s: Settings, name: str, actor: _Actor, asked: dict[str, Any]) -> Iterator[Loss]:
+def _of_child(
+    conn: psycopg.Connection[Any], s: Settings, name: str, actor: _Actor, asked: dict[str, Any]
+) -> Iterator[Loss]:
     if actor.owns_it and s.host_rls != "force":
         if actor.member and not actor.owns and not actor.exempt:
             what = f"owns {name} and not {s.leads_table}, so the row security of the one does not bind it"
@@ -250,7 +259,7 @@ def _of_child(s: Settings, name: str, actor: _Actor, asked: dict[str, Any]) -> I
     if not actor.ready and not actor.exempt:
         lacks = f"{actor.named}is no member of {s.role('app')} and a territory"
         what = f"{lacks}, so it sees no row of {name} that belongs to a lead"
-        yield Loss("reads", actor.login, what, _membership(s, actor, asked), "lead_tables")
+        yield Loss("reads", actor.login, what, _membership(conn, s, actor, asked), "lead_tables")
     elif not actor.narrow:
         columns = ", ".join(map(ident, asked["columns"]))
         what = f"{actor.named}may not read id and territory of {s.leads_table}, by which rows of {name} are seen"
@@ -267,11 +276,10 @@ def _of_child(s: Settings, name: str, actor: _Actor, asked: dict[str, Any]) -> I
         )
 
 
-def _membership(s: Settings, actor: _Actor, asked: dict[str, Any]) -> str:
+def _membership(conn: psycopg.Connection[Any], s: Settings, actor: _Actor, asked: dict[str, Any]) -> str:
     """Which territory a login serves, only its owner knows: the others are named beside the first."""
     first, *others = asked["borders"] or ["..."]
-    more = f" /* or {', '.join(map(ident, others))} */" if others else ""
-    return f"GRANT {ident(s.role('app'))}, {ident(first)}{more} TO {ident(actor.role)};"
+    return grants(conn, [s.role("app"), first], actor.role, or_rather=others)
 
 
 def _views(conn: psycopg.Connection[Any], s: Settings) -> list[Loss]:

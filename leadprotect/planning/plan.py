@@ -15,6 +15,7 @@ from leadprotect.backfilling.jobs import list_jobs
 from leadprotect.backfilling.verify import estimate_backfill, most_of
 from leadprotect.database.catalog import one
 from leadprotect.database.connection import own_names
+from leadprotect.database.memberships import grants
 from leadprotect.database.modes import MODES, in_sql
 from leadprotect.doctor.repair import altered
 from leadprotect.doctor.versions import named_revision
@@ -165,8 +166,7 @@ def _present(conn: psycopg.Connection[Any], s: Settings, unseen: list[str]) -> s
     except PreflightError:
         return standing.furthest(conn, s)
     except ProtectionUnavailable:
-        me = ident(str(one(conn, "SELECT current_user")))
-        unseen.append(f"the version table, so what stands counts: GRANT {ident(s.role('operator'))} TO {me};")
+        unseen.append(f"the version table, so what stands counts: {_operator(conn, s)}")
         return standing.furthest(conn, s)
 
 
@@ -195,9 +195,13 @@ def _gate(conn: psycopg.Connection[Any], s: Settings, unseen: list[str]) -> list
     found = _asked(conn, lambda: gate.conditions(conn, settings=s), "the conditions of the gate", unseen)
     if found is not None:
         return found
-    me = ident(str(one(conn, "SELECT current_user")))
-    asks = f"GRANT {ident(s.role('operator'))} TO {me}; and wait for whoever holds a lock"
+    asks = f"{_operator(conn, s)} and wait for whoever holds a lock"
     return [gate.Condition("gate", met=False, detail="not asked, so it may be closed", remedy=asks)]
+
+
+def _operator(conn: psycopg.Connection[Any], s: Settings) -> str:
+    """What lets this login ask our functions."""
+    return grants(conn, [s.role("operator")], str(one(conn, "SELECT current_user")))
 
 
 def _foreseen(s: Settings, lost: Iterable[Loss], left: Iterable[Estimate]) -> list[gate.Condition]:

@@ -26,6 +26,7 @@ def upgrade() -> None:
     op.execute(sql("GRANT CREATE ON SCHEMA {schema} TO {reader}"))
     op.execute(sql("SET LOCAL ROLE {reader}"))
     create_acting_logins()
+    create_granting()
     create_leaking_views()
     create_ways_around()
     create_host_code()
@@ -52,6 +53,7 @@ def downgrade() -> None:
           {schema}.host_code(regclass, text),
           {schema}.ways_around(text, name[]),
           {schema}.leaking_views(regclass, text, name[]),
+          {schema}.granting(name),
           {schema}.acting_logins(regclass, name[], text[], name[])
         """)
     )
@@ -115,6 +117,36 @@ def create_acting_logins() -> None:
         COMMENT ON FUNCTION {schema}.acting_logins(regclass, name[], text[], name[]) IS
         'The logins that may do something with a table, each with the role by which it does, and what it holds of ours';
         REVOKE ALL ON FUNCTION {schema}.acting_logins(regclass, name[], text[], name[]) FROM PUBLIC
+        """)
+    )
+
+
+def create_granting() -> None:
+    # Which territory a login serves, only its owner knows: the others are named beside the first. Who was created
+    # NOINHERIT, and who made our roles, would inherit nothing by a plain GRANT, and the gate would stay closed.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.granting(member name)
+        RETURNS text
+        LANGUAGE sql
+        STABLE
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+          SELECT format('GRANT %I, %I%s TO %I%s;', {app_name}, t.roles[1],
+                        ' /* or ' || nullif(array_to_string(t.roles[2:], ', '), '') || ' */', m.rolname,
+                        CASE WHEN m.rolinherit AND NOT EXISTS (
+                               SELECT FROM pg_auth_members AS g JOIN pg_roles AS r ON r.oid = g.roleid
+                               WHERE g.member = m.oid AND r.rolname IN ({app_name}, t.roles[1])
+                                 AND NOT coalesce((to_jsonb(g) ->> 'inherit_option')::boolean, true)) THEN ''
+                             WHEN current_setting('server_version_num')::integer >= 160000 THEN ' WITH INHERIT TRUE'
+                             ELSE format('; ALTER ROLE %I INHERIT', m.rolname) END)
+          FROM pg_roles AS m
+          CROSS JOIN (SELECT array_agg({schema}.territory_role(code) ORDER BY code) AS roles FROM {schema}.territories) AS t
+          WHERE m.rolname = member
+        $body$;
+        COMMENT ON FUNCTION {schema}.granting(name) IS
+        'What a superuser runs so that a login, or the role that it sets, is a member of the app role and a territory, and acts with them';
+        REVOKE ALL ON FUNCTION {schema}.granting(name) FROM PUBLIC
         """)
     )
 
@@ -538,10 +570,7 @@ def create_lead_tables() -> None:
                 CASE
                   WHEN a.owns_it AND NOT a.owns_leads AND a.member THEN
                     format('ALTER TABLE %s OWNER TO %I;', target, pg_get_userbyid(lead_owner))
-                  WHEN NOT (a.serves AND a.territories <> '{}') AND NOT a.exempt THEN (
-                    SELECT format('GRANT %I, %I%s TO %I;', {app_name}, t.roles[1],
-                                  ' /* or ' || nullif(array_to_string(t.roles[2:], ', '), '') || ' */', a.role)
-                    FROM (SELECT array_agg({schema}.territory_role(code) ORDER BY code) AS roles FROM {schema}.territories) AS t)
+                  WHEN NOT (a.serves AND a.territories <> '{}') AND NOT a.exempt THEN {schema}.granting(a.role)
                   ELSE format('GRANT SELECT ({lead_id}, {territory_columns}) ON %s TO %I;', {leads_name}::regclass, a.role) END AS remedy
               FROM {schema}.acting_logins(target, exempt_roles, known, borders) AS a
               WHERE NOT a.bypasses AND CASE WHEN a.owns_it AND host_rls <> 'force' THEN NOT a.owns_leads AND a.member AND NOT a.exempt
@@ -550,7 +579,7 @@ def create_lead_tables() -> None:
               ORDER BY a.login LIMIT 20
             LOOP
               locked := locked || found.detail;
-              unlocks := unlocks || found.remedy;
+              unlocks := CASE WHEN found.remedy = ANY (unlocks) THEN unlocks ELSE unlocks || found.remedy END;
             END LOOP;
             FOR found IN
               SELECT format('%s inherits from %s, so the rows in it are not protected', i.inhrelid::regclass, i.inhparent::regclass) AS detail,

@@ -554,12 +554,7 @@ def create_gate() -> None:
               CASE WHEN s.owns
                 THEN format('let the service log in as another member of %I and wait until %s,', {app_name},
                             to_char((s.wrote + observation_window + noted) AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'))
-                -- which territory a login serves, only its owner knows: the others are named beside the first
-                ELSE (
-                  SELECT format('GRANT %I, %I%s TO %I;', {app_name}, t.roles[1],
-                                ' /* or ' || nullif(array_to_string(t.roles[2:], ', '), '') || ' */', s.role)
-                  FROM (SELECT array_agg({schema}.territory_role(code) ORDER BY code) AS roles
-                        FROM {schema}.territories) AS t) END AS remedy
+                ELSE {schema}.granting(s.role) END AS remedy
             FROM suspects AS s
             WHERE NOT s.ready AND (NOT s.owns OR s.wrote IS NOT NULL) OR s.owns AND s.wrote IS NOT NULL
             ORDER BY s.login LIMIT 20) AS locked;

@@ -311,6 +311,20 @@ def test_a_login_that_would_be_locked_out_closes_the_gate(watched: Database, log
     assert is_open(watched)
 
 
+@pytest.mark.parametrize("held", [(), ("app",), ("app", "de", "ch")])
+def test_a_login_that_inherits_nothing_is_let_in_by_what_the_gate_prints(
+    watched: Database, login: Callable[..., str], held: tuple[str, ...]
+) -> None:
+    """A second GRANT changes no option that it does not name; nor does the first one, for who was made NOINHERIT."""
+    name = login(options="LOGIN NOINHERIT")
+    grant(watched, "SELECT ON {leads}", name)
+    for office in held:
+        grant(watched, f'"{watched.settings.role(office)}"', name)
+    remedy = only(watched, "logins").remedy  # control: with all three as well
+    execute(watched, statements(remedy))
+    assert is_open(watched)
+
+
 def test_the_login_for_backups_may_stay_as_long_as_no_service_can_become_it(watched: Database) -> None:
     """It was made before contract, as the how-to says, reads every table, and row security does not bind it."""
     backup = watched.settings.role("backup")

@@ -153,7 +153,7 @@ SUBJECTS = (
         "Gate",
         """What holds contract back. gate_conditions() lists each condition and whether it is met, for operators;
         the revisions of contract call require_open_gate(). leadprotect guard keeps its run and its heartbeat here.""",
-        "accepted_conditions accept_condition accepted_share tolerated shell_word acting_logins lead_tally "
+        "accepted_conditions accept_condition accepted_share tolerated shell_word acting_logins granting lead_tally "
         "leaking_views ways_around host_code column_code "
         "lost_searches what_changes lead_table_conditions shadow_condition gate_conditions require_open_gate "
         "guard_runs guard_beat "
