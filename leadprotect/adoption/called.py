@@ -56,8 +56,13 @@ QUALIFY = re.compile(
 
 def rank(name: str, patterns: tuple[str, ...]) -> int:
     """Which pattern a name is like: the first one tells most; as many as there are for none."""
-    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)  # as some tools call it: createdAt
-    return next((place for place, one in enumerate(patterns) if re.fullmatch(one, snake, re.IGNORECASE)), len(patterns))
+    spelled = snake(name)
+    return next((place for place, one in enumerate(patterns) if re.fullmatch(one, spelled)), len(patterns))
+
+
+def snake(name: str) -> str:
+    """The name as the patterns spell it, also where some tool calls it createdAt."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 def like(one: HostTable, patterns: tuple[str, ...], fits: Callable[[HostColumn], bool]) -> list[str]:
@@ -91,13 +96,18 @@ def names_people(table: str | None) -> bool:
     """Whether a foreign key leads to users, or nothing says where a column leads."""
     return (
         table is None
-        or re.search(r"user|profile|staff|sales|seller|employee|member|people|person|agent", table) is not None
+        or re.search(r"user|profile|staff|sales|seller|employee|member|people|person|agent", snake(table)) is not None
     )
 
 
 def is_aside(one: HostTable) -> bool:
     """Whether a table is about leads rather than of them: its name says more than that."""
-    return rank(one.plain, LEADS) > 0 and re.search(ASIDE, one.plain) is not None
+    return rank(one.plain, LEADS) > 0 and re.search(ASIDE, snake(one.plain)) is not None
+
+
+def is_activities(one: HostTable) -> bool:
+    """Whether it is called like what people did; an audit trail is what was written down about them."""
+    return rank(one.plain, ACTIVITIES) < len(ACTIVITIES) and "audit" not in snake(one.plain)
 
 
 def is_text(column: HostColumn) -> bool:

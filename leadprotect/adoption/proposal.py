@@ -22,6 +22,7 @@ from leadprotect.adoption.called import (
     TYPES,
     USERS,
     first_of,
+    is_activities,
     is_aside,
     is_id,
     is_text,
@@ -30,6 +31,7 @@ from leadprotect.adoption.called import (
     one_of,
     rank,
     says_of_what,
+    snake,
 )
 from leadprotect.adoption.survey import (
     HostTable,
@@ -119,10 +121,13 @@ class _Look:
     guess: bool
     proposal: Proposal = field(default_factory=Proposal)
     tables: dict[str, HostTable] = field(default_factory=dict)
+    views: dict[str, HostTable] = field(default_factory=dict)
 
     def leads_and_what_hangs_on_them(self) -> None:
         schema = self.given.get("schema", Settings().schema)
-        self.tables = {one.name: one for one in tables_of(self.conn, but=(schema, f"{schema}_quarantine"))}
+        there = {one.name: one for one in tables_of(self.conn, but=(schema, f"{schema}_quarantine"))}
+        self.tables = {name: one for name, one in there.items() if one.kind != "v"}
+        self.views = {name: one for name, one in there.items() if one.kind == "v"}
         leads = self._leads()
         if leads is None:
             return
@@ -325,7 +330,7 @@ class _Look:
 
     def _owners_from(self, leads: HostTable, owner: str | None, activities: HostTable | None) -> None:
         """Where owners come from: the column first, where there is one of the users' type."""
-        if owner is None or owner not in leads.columns or "owners_from" in self.given:
+        if owner is None or owner not in leads.columns or self.given.get("owners_from") == "activities":
             return
         kind = TYPES.get(leads.columns[owner].type)
         users = self.proposal.settings.get("user_id_type", kind)
@@ -337,6 +342,7 @@ class _Look:
         self._say("owner_column", owner, "the owner that the host keeps himself")
         if activities is None:
             self._say("owners_from", "column", "no table of activities refers to the leads")
+            self._linked(leads)
             self._say("user_id_type", kind, f"{owner} is {leads.columns[owner].type}")
         else:
             self._say(
@@ -345,12 +351,14 @@ class _Look:
 
     def _activities(self, leads: HostTable, owner: str | None) -> HostTable | None:
         if said := self.given.get("activities_table"):
-            return self._known("activities_table", said)
+            return self.views.get(said) or self._known("activities_table", said)
+        if self.given.get("owners_from") == "column":  # then none is asked who owns a lead
+            return None
         fit = [one for one in self.tables.values() if one is not leads and self._serves(leads, one)]
         ranked = sorted(
             fit, key=lambda one: (rank(one.plain, ACTIVITIES), leads.name not in one.refers.values(), one.name)
         )
-        best = [one.name for one in ranked if rank(one.plain, ACTIVITIES) < len(ACTIVITIES)]
+        best = [one.name for one in ranked if is_activities(one)]
         first = [
             name
             for name in best
@@ -364,6 +372,29 @@ class _Look:
         answer = self._ask("activities_table", question, best or [one.name for one in ranked])
         return self.tables[answer] if answer else None
 
+    def _linked(self, leads: HostTable) -> None:
+        """Activities that a table of links leads to: no setting names two tables, a view of the host's does."""
+        for link in self.tables.values():
+            lead = self._lead_of(leads, link)
+            for column, target in link.refers.items():
+                one = self.tables.get(target)
+                if lead is None or one is None or column == lead or not (is_activities(one) and one.keys):
+                    continue
+                user, at = first_of(one, USERS, is_id), first_of(one, MOMENTS, lambda each: each.type in TIMES)
+                if user and at and not self._lead_of(leads, one):
+                    kind, says = first_of(one, KINDS, is_text), self._subjects(link).get(lead)
+                    shown = [*(("l", name) for name in (*link.keys[:1], lead, says) if name),
+                             *(("a", name) for name in (user, at, kind) if name)]  # fmt: skip
+                    self.proposal.remarks.append(
+                        f"{one.name} may say who works on a lead, and {link.name} of which. If its users are to own "
+                        f"leads, make a view: CREATE VIEW {table(link.name + '_of_leads')} AS SELECT "
+                        f"{', '.join(f'{alias}.{ident(name)}' for alias, name in shown)} "
+                        f"FROM {table(link.name)} AS l JOIN {table(one.name)} AS a "
+                        f"ON a.{ident(one.keys[0])} = l.{ident(column)}; and name it: leadprotect init "
+                        f"--set 'activities_table={link.name}_of_leads' --set 'activity_base_table={link.name}'"
+                    )
+                    return
+
     def _has_activities(self, one: HostTable) -> bool:
         return any(self._serves(one, other) for other in self._referring(one))
 
@@ -376,7 +407,7 @@ class _Look:
     def _lead_of(self, leads: HostTable, one: HostTable) -> str | None:
         """The column that names the lead: by its foreign key, or by its name."""
         by_key = [column for column, target in one.refers.items() if target == leads.name]
-        named = (r"lead(_id)?", rf"{re.escape(one_of(leads))}(_id)?")
+        named = (r"lead(_id)?", rf"{re.escape(snake(one_of(leads)))}(_id)?")
         return next(iter(by_key), None) or first_of(one, named, is_id) or next(iter(self._subjects(one)), None)
 
     def _subjects(self, one: HostTable) -> dict[str, str]:
@@ -392,7 +423,11 @@ class _Look:
 
     def _activity(self, leads: HostTable, one: HostTable) -> None:
         lead = self._lead_of(leads, one)
-        self._say("activity_id_column", next(iter(one.keys), None), "unique alone")
+        if one.kind == "v":
+            self._base_of(one)
+            self._say("activity_id_column", first_of(one, ("id", r".*_?id"), is_id), "called like a key")
+        else:
+            self._say("activity_id_column", next(iter(one.keys), None), "unique alone")
         if lead in (subjects := self._subjects(one)):
             self._of_subject(leads, one, lead, subjects[lead])
         else:
@@ -409,10 +444,19 @@ class _Look:
         self._say("activity_at_column", at, "called like when it happened")
         self._kind(one)
 
+    def _base_of(self, view: HostTable) -> None:
+        """A view has no triggers: of which table its rows are is said, or asked."""
+        base = self.given.get("activity_base_table")
+        if base is None:
+            question = f"{view.name} is a view: of which table is each row of it one?"
+            self._ask("activity_base_table", question, [], plausible=False)
+        else:
+            self._say("activity_base_table", self._known("activity_base_table", base).name, "as you said")
+
     def _of_subject(self, leads: HostTable, one: HostTable, lead: str, says: str) -> None:
         """An activity of anything: which of them are of leads stands in a second column."""
         found = values_of(self.conn, one, says) or {}
-        called = (rf"(.*[\\.:/])?{re.escape(one_of(leads))}s?", r"(.*[\\.:/])?leads?")
+        called = (rf"(.*[\\.:/])?{re.escape(snake(one_of(leads)))}s?", r"(.*[\\.:/])?leads?")
         ranked = sorted((rank(value, called), value) for value in found)
         likely = [value for place, value in ranked if place < len(called)]
         if not likely:
@@ -431,7 +475,7 @@ class _Look:
     def _kept(self, one: HostTable) -> tuple[str, str] | None:
         """What leaves out rows that the host counts as deleted, and why."""
         for name, column in one.columns.items():
-            if not re.fullmatch(r"(is_)?(deleted|archived|voided|cancell?ed|removed)(_at|_on)?", name, re.IGNORECASE):
+            if not re.fullmatch(r"(is_)?(deleted|archived|voided|cancell?ed|removed)(_at|_on)?", snake(name)):
                 continue
             if column.type == "boolean":
                 condition = f"NOT {ident(name)}" if column.required else f"{ident(name)} IS NOT TRUE"
@@ -466,7 +510,7 @@ class _Look:
                     f"{what} holds data of leads: name it in lead_tables once it has an index: {index}"
                 )
             else:
-                adds = one is activities or re.search(r"activit|event|log|histor|audit|note|comment", one.plain)
+                adds = one is activities or re.search(r"activit|event|log|histor|audit|note|comment", snake(one.plain))
                 found.append(what + (" append" if adds else ""))
                 why.append(one.plain)
         if found:

@@ -52,7 +52,7 @@ SELECT n.nspname, c.relname, c.relkind::text, c.relrowsecurity, c.relforcerowsec
                                       pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid))))
         FROM pg_catalog.pg_policy AS p WHERE p.polrelid = c.oid)
 FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND n.nspname !~ '^pg_'
+WHERE c.relkind IN ('r', 'p', 'v') AND NOT c.relispartition AND n.nspname !~ '^pg_'
   AND n.nspname <> 'information_schema' AND n.nspname <> ALL (%s)
   AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend AS d WHERE d.objid = c.oid AND d.deptype = 'e')
 ORDER BY 1, 2
@@ -87,7 +87,7 @@ class HostColumn:
 
 @dataclass(frozen=True)
 class HostTable:
-    """A table of the host; `keys` are columns unique alone, the primary one first; `refers` tells column -> table.
+    """A table or view; `keys` are columns unique alone, the primary one first; `refers` tells column -> table.
 
     `cascades` are those of `refers` whose rows go with what they refer to, `indexed` columns that an index begins with.
     `binding` says whether its row security binds who looks, and hides rows.
@@ -124,7 +124,7 @@ def read_only(conn: psycopg.Connection[Any]) -> Iterator[None]:
 
 
 def tables_of(conn: psycopg.Connection[Any], *, but: tuple[str, ...]) -> list[HostTable]:
-    """Every table that is the host's; `but` names our schemas. Extensions' own are left out."""
+    """Every table and view that is the host's; `but` names our schemas. Extensions' own are left out."""
     return [_table(*row) for row in conn.execute(_TABLES, (list(but),)).fetchall()]
 
 

@@ -539,3 +539,69 @@ def test_names_in_camel_case_are_understood(filled: Database) -> None:
     assert ["createdAt", "userId", "activityType"] == [
         found[f"activity_{key}_column"] for key in ("at", "user_id", "kind")
     ]
+
+
+LINKED = """
+    DROP TABLE {activities};
+    CREATE TABLE public."Users" (id uuid PRIMARY KEY);
+    ALTER TABLE {leads} ADD COLUMN "assignedTo" uuid REFERENCES public."Users";
+    CREATE TABLE public."AuditLog" (
+      id uuid PRIMARY KEY, "entityType" text, "entityId" uuid, action text, "userId" uuid, "createdAt" timestamptz);
+    CREATE TABLE public."Activities" (
+      id uuid PRIMARY KEY DEFAULT gen_random_uuid(), type text NOT NULL, "createdBy" uuid,
+      "createdAt" timestamptz DEFAULT now());
+    CREATE TABLE public."ActivityLinks" (
+      id uuid PRIMARY KEY DEFAULT gen_random_uuid(), "activityId" uuid REFERENCES public."Activities",
+      "entityType" text, "entityId" uuid);
+    WITH called AS (INSERT INTO public."Activities" (type, "createdBy") VALUES ('call', gen_random_uuid()) RETURNING id)
+    INSERT INTO public."ActivityLinks" ("activityId", "entityType", "entityId")
+    SELECT called.id, 'lead', leads.id FROM called, {leads} AS leads
+    """
+"""Activities that a table of links leads to, beside an audit trail of every change; all in camel case."""
+
+
+@pytest.mark.profiles("pg18")
+def test_an_audit_trail_is_none_of_activities_and_an_owner_s_column_is_told_in_camel_case(filled: Database) -> None:
+    found = proposed(filled, LINKED)
+    assert ("column", "assignedTo") == (found["owners_from"], found["owner_column"])
+    assert "activities_table" not in found
+
+
+@pytest.mark.profiles("pg18")
+def test_activities_that_links_lead_to_are_had_by_the_view_that_it_writes_out(filled: Database, folder: Path) -> None:
+    filled.sql_script(LINKED)
+    code, said = init("--yes", "--dry-run")
+    assert 0 == code, said
+    told = " ".join(said.split())
+    (view,) = re.findall(r"CREATE VIEW .+?;", told)
+    filled.sql_script(view)
+    named, base = re.findall(r"--set '(\S+)'", told)
+    code, said = init("--yes", "--set", named)
+    assert (1, True) == (code, "is a view: of which table is each row of it one?" in said), said
+    assert 0 == init("--yes", "--set", named, "--set", base)[0]
+    found = section(folder / "alembic.ini")
+    assert ("\"entityType\" = 'lead'", "column, activities") == (found["activity_condition"], found["owners_from"])
+    assert 0 == alembic(filled, "upgrade", MIGRATE_HEAD, cwd=folder).returncode
+    assert 0 == CliRunner().invoke(main, ["backfill", "--all"]).exit_code
+    owners = filled.sql("SELECT DISTINCT user_id FROM {schema}.user_lead_assignments")
+    assert owners == filled.sql('SELECT "createdBy" FROM public."Activities"')
+
+
+@pytest.mark.profiles("pg18")
+def test_who_says_that_owners_come_from_the_column_is_asked_for_no_activities(filled: Database, folder: Path) -> None:
+    filled.sql_script("""
+        ALTER TABLE {activities} RENAME COLUMN kind TO what_it_was; ALTER TABLE {leads} ADD COLUMN "assignedTo" uuid
+        """)
+    assert 1 == init()[0]  # control: else which kind of them makes an owner
+    code, said = init("--set", "owners_from=column")
+    assert 0 == code, said
+    found = section(folder / "alembic.ini")
+    assert ("column", "assignedTo", False) == (found["owners_from"], found["owner_column"], "activities_table" in found)
+
+
+@pytest.mark.profiles("pg18")
+@pytest.mark.parametrize("name", ["deletedAt", "isArchived"])
+def test_deleted_rows_are_told_in_camel_case(filled: Database, name: str) -> None:
+    kind = "timestamptz" if name.endswith("At") else "boolean"
+    found = proposed(filled, f'ALTER TABLE {{activities}} ADD COLUMN "{name}" {kind}')
+    assert f'"{name}" IS N' in found["activity_condition"]
