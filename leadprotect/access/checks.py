@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, overload
 
 from leadprotect import metrics
 from leadprotect.access.arguments import as_lead_id, as_lead_ids, check_caller, missing
-from leadprotect.access.context import declared, require_order, set_context, trace_id
+from leadprotect.access.context import declared, in_order, require_order, set_context, trace_id
 from leadprotect.access.places import living, not_here, whereabouts
 from leadprotect.access.routing import K, ask_each
 from leadprotect.database.bound import its_settings, per_database
-from leadprotect.database.connection import row, rows
+from leadprotect.database.connection import awaited_rows, rows
 from leadprotect.database.drivers import is_router
+from leadprotect.database.waiting import aside, at_once, awaited_as
 from leadprotect.decision import ALLOWED, Decision
 from leadprotect.errors import InvalidRequest
 from leadprotect.settings import current, render, type_name
@@ -43,7 +44,15 @@ class Page:
         return self.after is not None
 
 
+async def _can_edit(
+    conn: AnyConnection, lead_id: Any, *, user_id: UUID | str | None = None, territory: str | None = None
+) -> bool:
+    (reason,) = await _decide(conn, lead_id, user_id, territory)
+    return reason in ALLOWED
+
+
 @per_database
+@awaited_as(_can_edit)
 def can_edit(
     conn: AnyConnection, lead_id: Any, *, user_id: UUID | str | None = None, territory: str | None = None
 ) -> bool:
@@ -57,16 +66,22 @@ def can_edit(
     for an id of the wrong type, `ProtectionUnavailable` when no answer could be had. Source of the
     rule: docs/explanation/decisions.md.
     """
-    (reason,) = _decide(conn, lead_id, user_id, territory)
-    return reason in ALLOWED
+    return at_once(_can_edit, conn, lead_id, user_id=user_id, territory=territory)
+
+
+async def _explain(
+    conn: AnyConnection, lead_id: Any, *, user_id: UUID | str | None = None, territory: str | None = None
+) -> Decision:
+    return Decision(lead_id, *await _decide(conn, lead_id, user_id, territory, f", {_ON_STANDBY}"))
 
 
 @per_database
+@awaited_as(_explain)
 def explain(
     conn: AnyConnection, lead_id: Any, *, user_id: UUID | str | None = None, territory: str | None = None
 ) -> Decision:
     """The decision of `can_edit` with its reason, and whether a standby took it; takes and raises the same."""
-    return Decision(lead_id, *_decide(conn, lead_id, user_id, territory, f", {_ON_STANDBY}"))
+    return at_once(_explain, conn, lead_id, user_id=user_id, territory=territory)
 
 
 @overload
@@ -154,28 +169,30 @@ def editable_leads(conn: AnyConnection, *, after: Any = None, limit: int = 100) 
     return Page(leads, leads[-1].lead_id if len(found) > limit else None)
 
 
-def _decide(
+async def _decide(
     conn: AnyConnection, lead_id: Any, user_id: UUID | str | None, territory: str | None, more: str = ""
 ) -> tuple[Any, ...]:
     """The reason, and what `more` asks in the same statement."""
     s = current()
     lead = as_lead_id(lead_id)
-    require_order(conn)
+    if not in_order(conn):
+        await aside(conn, require_order)
     with metrics.timed("check"):
         if user_id is None and territory is None:
-            found = row(conn, render("SELECT {schema}.explain_edit(%s::{lead_type})" + more, s), (lead,))
+            explained = render("SELECT {schema}.explain_edit(%s::{lead_type})" + more, s)
+            (found,) = await awaited_rows(conn, explained, (lead,))
             if found[0] == "no_context":
-                require_context(conn)
+                await aside(conn, require_context)
         else:
             if user_id is None or territory is None:
-                outer_user, outer_territory, _ = declared(conn)
+                outer_user, outer_territory, _ = await aside(conn, declared)
                 user_id = outer_user if user_id is None else user_id
                 territory = outer_territory if territory is None else territory
             check_caller(user_id, territory)
             statement = "SELECT {schema}.decide(%s::{lead_type}, %s::pg_catalog.text, %s::pg_catalog.text)"
             values = (lead, str(user_id), territory, *whereabouts(s, territory))
             here = living(s)
-            answers = rows(conn, render(statement + more, s) + (here and f" WHERE {here}"), values)
+            answers = await awaited_rows(conn, render(statement + more, s) + (here and f" WHERE {here}"), values)
             if not answers:
                 raise not_here(s, territory)
             (found,) = answers

@@ -142,23 +142,33 @@ _entered: ContextVar[tuple[_Block, ...]] = ContextVar("leadprotect_entered", def
 """The blocks of this task or thread, the innermost last; a task that it starts is inside them, too."""
 
 
-def require_order(conn: AnyConnection) -> None:
-    """Raise `ContextOutOfOrder` where the context that stands on `conn` is another task's or thread's."""
+def in_order(conn: AnyConnection) -> bool:
+    """Whether no context stands on `conn`, or one of this task or thread."""
     if not _standing and not _lasting and not _entered.get():
-        return
+        return True
     driver = _driver(conn)
     standing = _standing.get(driver, [])
-    mine = next((block for block in reversed(_entered.get()) if block.on(driver)), None)
+    mine = _innermost(driver)
     if mine is None:
-        foreign = bool(standing) and not _mine(standing[-1])
-    elif mine in standing:
-        foreign = standing[-1] is not mine
-        if foreign:
-            _empty(conn, driver)
-    else:
-        foreign = mine.lost or not _within(mine, standing)
-    if foreign:
-        raise ContextOutOfOrder(_OUT_OF_ORDER)
+        return not standing or _mine(standing[-1])
+    if mine in standing:
+        return standing[-1] is mine
+    return not mine.lost and _within(mine, standing)
+
+
+def require_order(conn: AnyConnection) -> None:
+    """Raise `ContextOutOfOrder` where the context that stands on `conn` is another task's or thread's."""
+    if in_order(conn):
+        return
+    driver = _driver(conn)
+    if _innermost(driver) in _standing.get(driver, ()):
+        _empty(conn, driver)
+    raise ContextOutOfOrder(_OUT_OF_ORDER)
+
+
+def _innermost(driver: _Driver) -> _Block | None:
+    """Of the blocks of this task or thread the innermost on this connection."""
+    return next((block for block in reversed(_entered.get()) if block.on(driver)), None)
 
 
 def acting_on(core: Connection) -> bool:

@@ -21,7 +21,7 @@ from psycopg.rows import tuple_row
 from leadprotect.database.blockers import sqlstate
 from leadprotect.database.drivers import refuse, require_driver
 from leadprotect.database.opening import LOCK_TIMEOUT_MS, open_connection
-from leadprotect.database.waiting import wait
+from leadprotect.database.waiting import aside, wait
 from leadprotect.errors import (
     AuditUnavailable,
     ConnectionUnusable,
@@ -169,6 +169,20 @@ def row(conn: AnyConnection, statement: str, params: Sequence[Any] = (), *, reco
     """The same for a statement that returns exactly one row."""
     (found,) = rows(conn, statement, params, recording=recording)
     return found
+
+
+async def awaited_rows(conn: AnyConnection, statement: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    """The same as `rows` inside a coroutine: of an asynchronous connection of psycopg awaited, of others at once."""
+    given: object = conn
+    if not isinstance(given, psycopg.AsyncConnection):
+        return rows(conn, statement, params)
+    if owed:
+        return await aside(given, rows, statement, params)
+    try:
+        with mapped_errors():
+            return _texts(given, await _fetched(given, statement, params))
+    except ConnectionUnusable as error:
+        raise naming_primary(conn, error) from error.__cause__
 
 
 def streamed(

@@ -16,7 +16,8 @@ import leadprotect
 from leadprotect import ContextOutOfOrder, InvalidRequest, LeadAccessDenied, aio
 from leadprotect.access import context
 from leadprotect.access.context import declared
-from leadprotect.database.waiting import call
+from leadprotect.database import waiting
+from leadprotect.database.waiting import at_once, call
 from tests.integration import test_access, test_context, test_denials, test_ownership
 from tests.support import twin
 from tests.support.database import Database
@@ -288,3 +289,33 @@ def test_another_driver_s_connection_is_refused_by_name(database: Database, modu
 def test_a_synchronous_connection_is_refused_here(database: Database) -> None:
     with database.connect("seller_de") as conn, pytest.raises(InvalidRequest, match="serves the synchronous ones"):
         asyncio.run(aio.can_edit(conn, database.new_id()))  # type: ignore[arg-type]
+
+
+def test_a_check_is_awaited_as_it_is_and_costs_no_greenlet(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    lead, user = database.lead("DE", owner=database.user(1)), database.user(1)
+    begun: list[object] = []
+    spawner = waiting._spawner  # noqa: SLF001
+
+    def counting() -> Any:
+        begun.append(spawner)
+        return spawner()
+
+    monkeypatch.setattr(waiting, "_spawner", counting)
+
+    async def check(conn: psycopg.AsyncConnection[Any]) -> list[Any]:
+        by_name = await aio.can_edit(conn, lead, user_id=user, territory="DE")
+        async with aio.acting_as(conn, user, "DE"):
+            begun.clear()
+            found: list[Any] = [by_name, await aio.can_edit(conn, lead), (await aio.explain(conn, lead)).reason]
+            found.append(len(begun))
+            return [*found, await aio.can_edit_many(conn, [lead]), len(begun)]  # the control
+
+    assert [True, True, "owner", 0, {lead: True}, 1] == awaited(database, check)
+
+
+def test_what_awaits_for_a_synchronous_connection_is_a_mistake_of_ours() -> None:
+    async def waits(_: object) -> None:
+        await asyncio.sleep(0)
+
+    with pytest.raises(RuntimeError, match="waits has awaited"):
+        at_once(waits, None)
