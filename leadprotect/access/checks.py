@@ -135,15 +135,17 @@ def _many(conn: AnyConnection, lead_ids: Iterable[K]) -> dict[K, bool]:
     # in binary, a thousand ids are sent in a fifth of the time
     given_type = type_name(kind)
     among = render("{schema}.editable_among", s)
-    statement = f"SELECT lead::{given_type} FROM {among}(%b::{given_type}[]::{type_name(s.lead_id_type)}[])"
+    # one array costs a fraction of as many rows
+    answered = f"SELECT pg_catalog.array_agg(lead::{given_type})"
+    statement = f"{answered} FROM {among}(%b::{given_type}[]::{type_name(s.lead_id_type)}[])"
     with metrics.timed("many"):
-        found = rows(conn, statement, ([lead for lead in given.values() if lead is not None],))
+        (found,) = row(conn, statement, ([lead for lead in given.values() if lead is not None],))
     if not found:
         require_context(conn)
     # to hash a UUID is work of Python's own, and a third of what is done here; a copied key is not hashed again
     if all(typed is lead for lead, typed in given.items()):
-        return dict.fromkeys(given, False) | {lead: True for (lead,) in found}
-    editable = {lead for (lead,) in found}
+        return dict.fromkeys(given, False) | dict.fromkeys(found or (), True)
+    editable = set(found or ())
     return {lead: typed in editable for lead, typed in given.items()}
 
 

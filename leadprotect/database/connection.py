@@ -327,7 +327,13 @@ def _texts(
     """To a client of SQL_ASCII the driver gives bytes for text, and b'owner' is not 'owner'; we ask for no bytea."""
     if driver.info.encoding != "ascii":
         return found
-    return [tuple(value.decode() if isinstance(value, bytes) else value for value in row) for row in found]
+    return [tuple(map(_decoded, row)) for row in found]
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decoded(one) for one in value]
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def core_connection(conn: Connection | Session) -> Connection:
