@@ -104,11 +104,14 @@ class _Commands(click.Group):
             with tidied_when_killed():
                 if ctx.params["fleet"]:
                     _on_all(ctx)
+                words = _words(ctx)
+                if words and words[0] in _ALEMBIC:
+                    _as_alembic(ctx, words)
                 return super().invoke(ctx)
         except LeadProtectError as error:
             raise _Refused(str(error)) from None
         except click.UsageError as error:
-            raise _Misused(error.format_message(), error.ctx) from None
+            raise _Misused(_misused(error, ctx), error.ctx) from None
         except (KeyboardInterrupt, click.Abort) as ended:
             stopped = ended.__context__ if isinstance(ended, click.Abort) else ended
             if not isinstance(stopped, KeyboardInterrupt):  # nobody is there to be asked
@@ -142,9 +145,38 @@ def _on_all(ctx: click.Context) -> NoReturn:
 
     if ctx.params["on"]:
         raise click.UsageError("--on means one database, and --fleet all of them")
-    command = [*ctx._protected_args, *ctx.args]  # noqa: SLF001 - a group's own words, which it is about to resolve
     _choose(ctx.params["config"], None)
-    run_fleet(command, workers=ctx.params["workers"])
+    run_fleet(_words(ctx), workers=ctx.params["workers"])
+
+
+_ALEMBIC = ("upgrade", "downgrade", "current")
+"""Words that are Alembic's; `fleet.run` has them, too, and more to load."""
+
+
+def _as_alembic(ctx: click.Context, words: list[str]) -> NoReturn:
+    """Run Alembic on the one database that is meant, as ``--fleet`` runs it on all."""
+    from leadprotect.cli.fleet import run_alembic  # noqa: PLC0415 - help needs no driver
+
+    if ctx.params["workers"]:
+        raise click.UsageError(_NO_WORKERS)
+    _choose(ctx.params["config"], ctx.params["on"])
+    run_alembic(words)
+
+
+def _words(ctx: click.Context) -> list[str]:
+    return [*ctx._protected_args, *ctx.args]  # noqa: SLF001 - a group's own words, which it is about to resolve
+
+
+def _misused(error: click.UsageError, ctx: click.Context) -> str:
+    if isinstance(error, click.NoSuchOption) and error.ctx and error.ctx.parent:
+        own = {option for parameter in ctx.command.params for option in parameter.opts}
+        if error.option_name in own:
+            path = error.ctx.command_path.removeprefix(ctx.command_path)
+            return f"{error.option_name} comes before the command: {ctx.command_path} {error.option_name}{path}"
+    return error.format_message()
+
+
+_NO_WORKERS = "--workers is how many databases of --fleet are served at once"
 
 
 def _choose(config: Path | None, on: str | None) -> None:
@@ -172,6 +204,6 @@ def main(config: Path | None, on: str | None, *, fleet: bool, workers: int | Non
     (DATABASE_URL, LEADPROTECT_<KEY>).
     """
     if workers and not fleet:
-        raise click.UsageError("--workers is how many databases of --fleet are served at once")
+        raise click.UsageError(_NO_WORKERS)
     _choose(config, on)
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s")

@@ -32,6 +32,7 @@ from leadprotect.errors import (
     ProtectionUnavailable,
 )
 from leadprotect.settings import current, url
+from leadprotect.settings.databases import SECTION as DATABASES
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -141,12 +142,28 @@ def _unreached(error: psycopg.OperationalError) -> str:
         if value
     )
     same = " ".join(f"-{flag} {shlex.quote(value)}" for flag, value in given)
-    cause = "start the server, or correct host, port, name and login in DATABASE_URL"
+    key = _named(failed)
+    cause = f"start the server, or correct host, port, name and login in {key}"
     if failed.needs_password:
         cause = "it asks for a password: set PGPASSWORD, or write it into ~/.pgpass"
     elif failed.used_password:
-        cause = "correct the password in ~/.pgpass, PGPASSWORD or DATABASE_URL"
+        cause = f"correct the password in ~/.pgpass, PGPASSWORD or {key}"
     return f"{cause}; what tries the same: psql {same}"
+
+
+def _named(failed: psycopg.pq.abc.PGconn) -> str:
+    """Where the server is named: in the section of the databases, if it is one of them."""
+    try:
+        for one in current.whole().databases:
+            given: dict[str, Any] = {"host": "", "port": "5432", "dbname": ""}
+            given |= conninfo_to_dict(one.url) if one.address else {}  # none where a function tells the URL
+            if [failed.host, failed.port, failed.db] == [
+                str(given[key]).encode() for key in ("host", "port", "dbname")
+            ]:
+                return f"[{DATABASES}] {one.territories[0]}"
+    except LeadProtectError:  # settings that can't be read, of which somebody else tells
+        pass
+    return "DATABASE_URL"
 
 
 def rows(

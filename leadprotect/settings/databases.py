@@ -47,18 +47,26 @@ def databases_of(
     """The databases of section ``[leadprotect.databases]``, which hold all of `territories`; none without it.
 
     Its keys are codes, or the suffixes of their roles, in any case: a file of ini has no other. Territories with
-    one URL share a database. Raises `SettingsError` for a name that is no territory, for a URL that is none, and
-    for a territory without a database.
+    one URL share a database. Raises `SettingsError` for a name that is no territory, for a URL that is none, for a
+    territory without a database, and for one that is named twice.
     """
     if not given:
         return ()
     ends = dict(suffixes)
     known = {name.lower(): code for code in territories for name in (ends.get(code, code), code)}
     urls: dict[str, str] = {}
+    named: dict[str, str] = {}
     for name, text in given.items():
         code = known.get(name.lower())
         if code is None:
-            raise SettingsError(f"[{SECTION}]: {name!r} is none of territories: {', '.join(territories)}")
+            raise SettingsError(
+                f"[{SECTION}]: {name!r} is none of territories: {', '.join(territories)}; correct it, or add it there"
+            )
+        if code in named:
+            raise SettingsError(
+                f"[{SECTION}] names the database of {code} twice, as {named[code]} and as {name}; leave one of them"
+            )
+        named[code] = name
         try:
             urls[code] = str(read("database_url", text.strip()))
         except SettingsError as error:

@@ -354,6 +354,13 @@ def _sources(parser: configparser.ConfigParser) -> list[str]:
     return [name for name in parser.sections() if name.startswith(SOURCES)]
 
 
+def _refuse_unknown(parser: configparser.ConfigParser) -> None:
+    known = (SECTION, DATABASES, *_sources(parser))
+    for name in parser.sections():
+        if name.split(".")[0] == SECTION and name not in known:
+            raise SettingsError(f"unknown section [{name}]; known are [{SECTION}], [{DATABASES}], [{SOURCES}NAME]")
+
+
 def _section(parser: configparser.ConfigParser, section: str) -> dict[str, str]:
     known = {SECTION: KEYS, DATABASES: ()}.get(section, ACTIVITY_KEYS)
     try:
@@ -378,6 +385,7 @@ def _from_files(environ: Mapping[str, str]) -> Given:
 
 def _read_both(toml: Path | None, parser: configparser.ConfigParser) -> Given:
     """What pyproject.toml and the ini file give, the ini file first."""
+    _refuse_unknown(parser)
     given, sections, databases = _from_toml(toml) if toml else ({}, {}, {})
     further = {name.removeprefix(SOURCES): _section(parser, name) for name in _sources(parser)}
     return given | _section(parser, SECTION), sections | further, databases | _section(parser, DATABASES)
@@ -403,6 +411,9 @@ def _parsed(path: Path) -> configparser.ConfigParser:
     parser = configparser.ConfigParser({"here": path.parent.absolute().as_posix()})
     try:
         parser.read(path, encoding="utf-8")
+    except (configparser.DuplicateOptionError, configparser.DuplicateSectionError) as error:
+        what = f"{error.option!r} in [{error.section}]" if hasattr(error, "option") else f"[{error.section}]"
+        raise SettingsError(f"{path}, line {error.lineno}: {what} stands there twice; leave one of them") from None
     except (configparser.Error, UnicodeDecodeError) as error:  # only its first line is free of values
         raise SettingsError(f"{path} can't be read: {str(error).splitlines()[0]}") from None
     return parser

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import psycopg
 import pytest
+from click.testing import CliRunner
 
+from leadprotect.cli import main
 from leadprotect.errors import InvalidRequest, SettingsError
 from leadprotect.fleet.run import run_on_all, worst
 from leadprotect.settings import load, parse
@@ -81,6 +83,10 @@ def test_the_whole_life_on_two_databases_one_of_which_is_dead_at_first(
 
     done = fleet(broken, "upgrade", "head")
     assert done.returncode == 1
+    assert re.search(r"^CH +1 +[0-9.]+ +no connection to the database", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^DE AT +0 +[0-9.]+ +stopped before lp_0016_contract_indexes", done.stdout, re.MULTILINE), (
+        done.stdout
+    )
     assert "CH    | ERROR" in done.stdout.replace("FAILED", "ERROR"), done.stdout
     assert "no connection to the database" in done.stdout
     assert here.sql("SELECT array_agg(code ORDER BY code) FROM {schema}.territories") == [["AT", "DE"]]
@@ -218,6 +224,9 @@ def test_one_database_is_named_by_a_territory(
         **command(file, "--on", "CH", "status", "--json"), capture_output=True, text=True, check=False
     )
     assert json.loads(done.stdout)["phase"] == "none"
+    words = ("--on", "CH", "upgrade", "lp_0001_expand_territories")
+    assert 0 == subprocess.run(**command(file, *words), check=False).returncode
+    assert (None, "lp_0001_expand_territories") == (here.revision(), there.revision())
     none = subprocess.run(**command(file, "status"), capture_output=True, text=True, check=False)
     assert none.returncode == 1
     assert "which database is not said: --on or LEADPROTECT_ON with one of DE, CH, or --fleet for all" in none.stderr
@@ -276,7 +285,14 @@ def test_territories_with_one_url_share_a_database() -> None:
     ("urls", "said"),
     [
         ({"DE": "postgresql://a/x"}, r"names no database of CH, North America, all: CH = postgresql://"),
-        (URLS | {"FR": "postgresql://c/x"}, r"'FR' is none of territories: DE, CH, North America, all"),
+        (
+            URLS | {"FR": "postgresql://c/x"},
+            r"'FR' is none of territories: DE, CH, North America, all; correct it, or add",
+        ),
+        (
+            URLS | {"North America, all": "postgresql://c/x"},
+            r"North America, all twice, as na and as North America, all; le",
+        ),
         (URLS | {"CH": "mysql://geheim@c/x"}, r"\[leadprotect.databases\] CH: database_url"),
     ],
 )
@@ -284,6 +300,58 @@ def test_a_section_that_can_t_be_meant_is_refused_by_name(urls: dict[str, str], 
     with pytest.raises(SettingsError, match=said) as refused:
         parse(GIVEN, {}, urls)
     assert "geheim" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ("[leadprotect.database]\nDE = x", r"unknown section \[leadprotect.database\]; known are \[leadprotect\], "),
+        (
+            "[leadprotect.databases]\nDE = x\nde = geheim",
+            r"line \d+: 'de' in \[leadprotect.databases\] stands there twice",
+        ),
+        (
+            "[leadprotect.databases]\nDE = x\n[leadprotect.databases]",
+            r"line \d+: \[leadprotect.databases\] stands there",
+        ),
+    ],
+)
+def test_a_file_that_can_t_be_meant_is_refused_by_line_or_section(tmp_path: Path, section: str, said: str) -> None:
+    file = write_ini(tmp_path, territories="DE")
+    file.write_text(file.read_text(encoding="utf-8") + section, encoding="utf-8")
+    with pytest.raises(SettingsError, match=said) as refused:
+        load(environ={CONFIG: str(file)})
+    assert "geheim" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["status", "--fleet"], "--fleet comes before the command: leadprotect --fleet status"),
+        (["audit", "list", "--on", "DE"], "--on comes before the command: leadprotect --on audit list"),
+        (["--fleet", "audit", "who", "7"], "Error: Missing option '--at'."),
+        (["--fleet", "shadow", "nope"], "Error: No such command 'nope'."),
+        (["--workers", "2", "upgrade", "head"], "--workers is how many databases of --fleet"),
+        (["current"], "which database is not said: --on or LEADPROTECT_ON with one of DE, CH, or --fleet for all"),
+    ],
+)
+def test_wrong_words_are_told_once_with_what_was_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    file = write_ini(tmp_path, {"leadprotect.databases": {"DE": DEAD, "CH": f"{DEAD}/ch"}})
+    done = CliRunner().invoke(main, ["-c", str(file), *words], prog_name="leadprotect")
+    assert (2 if words != ["current"] else 1) == done.exit_code
+    assert 1 == done.output.count(said), done.output
+
+
+def test_without_a_place_of_the_revisions_it_is_told_what_to_write(tmp_path: Path) -> None:
+    file = tmp_path / "alembic.ini"
+    file.write_text(f"[leadprotect.databases]\nDE = {DEAD}\nCH = {DEAD}\n", encoding="utf-8")
+    for words in (["--fleet"], ["--on", "DE"]):
+        done = CliRunner().invoke(main, ["-c", str(file), *words, "upgrade", "head"])
+        assert 1 == done.exit_code
+        assert "write into [alembic]: script_location = " in done.output
 
 
 def test_a_territory_that_no_database_holds_is_refused() -> None:
