@@ -11,7 +11,7 @@ from leadprotect.access.context import declared, in_order, require_order, set_co
 from leadprotect.access.places import living, not_here, whereabouts
 from leadprotect.access.routing import K, ask_each
 from leadprotect.database.bound import its_settings, per_database
-from leadprotect.database.connection import awaited_rows, rows
+from leadprotect.database.connection import awaited_rows, row, rows
 from leadprotect.database.drivers import is_router
 from leadprotect.database.waiting import aside, at_once, awaited_as
 from leadprotect.decision import ALLOWED, Decision
