@@ -40,6 +40,13 @@ _POLL_S = 0.2
 _REMIND_S = 10.0
 _LONGEST_PAUSE_S = 1.0
 
+_GRANTED = """
+    l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND (l.classid::bigint << 32) | l.objid::bigint = %s
+    """
+_HELD = f"SELECT EXISTS (SELECT FROM pg_locks AS l WHERE l.pid = pg_backend_pid() AND {_GRANTED})"
+
 
 @dataclass
 class Budget:
@@ -115,12 +122,10 @@ def one_at_a_time(
 def holders(conn: psycopg.Connection[Any], key: int) -> list[Holder]:
     """Who holds the advisory lock `key`; most often one, and none when it was given back meanwhile."""
     found = conn.execute(
-        """
+        f"""
         SELECT l.pid, a.usename::text, a.application_name, a.backend_start AT TIME ZONE 'Etc/UTC'
         FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
-        WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-          AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-          AND (l.classid::bigint << 32) | l.objid::bigint = %s ORDER BY l.pid
+        WHERE {_GRANTED} ORDER BY l.pid
         """,
         (key,),
     ).fetchall()
@@ -144,8 +149,7 @@ def _not_ours(settings: Settings, found: list[Holder], wait: float) -> str:
 
 def _check_held(conn: psycopg.Connection[Any], key: int) -> None:
     try:
-        mine = one(conn, "SELECT pg_backend_pid()") if not conn.closed else None
-        held = mine in [holder.pid for holder in holders(conn, key)] if mine else False
+        held = not conn.closed and one(conn, _HELD, key)  # once or twice for each revision
     except psycopg.OperationalError:
         held = False
     if not held:
