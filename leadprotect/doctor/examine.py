@@ -172,7 +172,7 @@ def examine(
     lock beyond that of a SELECT; set a lock_timeout on `conn` where somebody may hold the host's tables.
     """
     s = settings or current()
-    with conn.transaction(), own_names(conn):
+    with conn.transaction(), own_names(conn), present.one_look():
         conn.execute("SET TRANSACTION READ ONLY")
         made = made_with(conn, s) or s
         state, revision = _state(conn, s)

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from leadprotect.database.catalog import relation
 from leadprotect.doctor.likeness import neutral, neutral_name
 from leadprotect.settings.names import CHILD_POLICIES, CHILD_TRIGGERS, HOST_POLICIES, trigger_names
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     import psycopg
 
     from leadprotect.settings import LeadTable, Settings
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MONTH = re.compile(r"lead_access_audit_\d{4}_\d{2}")
 DEFAULT_PARTITION = "lead_access_audit_default"
@@ -140,6 +148,37 @@ class Table:
         return DEFAULT_PARTITION if MONTH.fullmatch(self.name) else self.name
 
 
+_look: ContextVar[dict[Any, Any] | None] = ContextVar("look", default=None)
+
+
+@contextmanager
+def one_look() -> Iterator[None]:
+    """Inside, what is read of the catalog is read once: some twenty checks ask for the same functions and tables."""
+    token = _look.set({})
+    try:
+        yield
+    finally:
+        _look.reset(token)
+
+
+def _once(read: Callable[P, list[T]]) -> Callable[P, list[T]]:
+    """Read it once inside `one_look`; elsewhere, each time."""
+
+    @wraps(read)
+    def remembered(*args: P.args, **kwargs: P.kwargs) -> list[T]:
+        look = _look.get()
+        if look is None:
+            return read(*args, **kwargs)
+        key = (read, args, *kwargs.items())
+        if key not in look:
+            look[key] = read(*args, **kwargs)
+        found: list[T] = look[key]
+        return found
+
+    return remembered
+
+
+@_once
 def functions(conn: psycopg.Connection[Any], s: Settings) -> list[Function]:
     """Every function of our schema."""
     return [
@@ -155,6 +194,7 @@ def functions(conn: psycopg.Connection[Any], s: Settings) -> list[Function]:
     ]
 
 
+@_once
 def tables(conn: psycopg.Connection[Any], s: Settings) -> list[Table]:
     """Every table, view and sequence of our schema but the version table."""
     versions = (s.version_table_schema, s.version_table)
@@ -173,6 +213,7 @@ def _table(row: tuple[Any, ...], s: Settings) -> Table:
     )
 
 
+@_once
 def policies(
     conn: psycopg.Connection[Any], s: Settings, oid: int | None, child: LeadTable | None = None
 ) -> list[Policy]:
@@ -187,6 +228,7 @@ def policies(
     ]
 
 
+@_once
 def triggers(
     conn: psycopg.Connection[Any], s: Settings, oid: int | None, child: LeadTable | None = None
 ) -> list[Trigger]:

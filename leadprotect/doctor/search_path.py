@@ -72,8 +72,10 @@ def function_shadows(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fau
     """A function on a search path, of no extension, with the name of one of the server's and types of the server's."""
     del s
     query = f"""
-        SELECT f.oid::regprocedure::text, f.proname::text, f.prokind::text
-        FROM pg_proc AS f JOIN ({_PATHS}) AS p ON p.oid = f.pronamespace
+        WITH f AS MATERIALIZED (  -- of thousands a few, if any: their arguments are looked up last
+          SELECT f.oid, f.proname, f.prokind, f.proargtypes
+          FROM pg_proc AS f JOIN ({_PATHS}) AS p ON p.oid = f.pronamespace)
+        SELECT f.oid::regprocedure::text, f.proname::text, f.prokind::text FROM f
         WHERE EXISTS (SELECT FROM pg_proc AS b
                       WHERE b.proname = f.proname AND b.pronamespace = 'pg_catalog'::regnamespace)
           AND NOT EXISTS (SELECT FROM unnest(f.proargtypes) AS a JOIN pg_type AS t ON t.oid = a
