@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from leadprotect.access.arguments import as_lead_id
 from leadprotect.access.bulk import change_owners, transfer_all
 from leadprotect.access.owners import Owned, owned
 from leadprotect.cli import output
 from leadprotect.cli.acting import TERRITORY, changes, reading, transaction
 from leadprotect.cli.terminal import echo
 from leadprotect.database.connection import connect
-from leadprotect.errors import LeadProtectError
+from leadprotect.errors import InvalidRequest, LeadProtectError
 from leadprotect.settings import current
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def release_command(leads: tuple[str, ...], *, file: Path | None, **how: Any) ->
 
 
 def _change(
-    change: str, leads: list[str], new_owner: str | None,
+    change: str, leads: list[Any], new_owner: str | None,
     *, territory: str, actor: str, note: str | None, dry_run: bool, at_once: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     size = len(leads) if dry_run or at_once is None else at_once
@@ -171,17 +172,27 @@ def _say(done: int, new_owner: str | None, territory: str, *, dry_run: bool, as_
     echo(f"dry run, rolled back: {said}" if dry_run else said)
 
 
-def _leads(given: tuple[str, ...], file: Path | None) -> list[str]:
-    """Ids of the arguments and of the file, each once."""
-    try:
-        text = "" if file is None else sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.BadParameter(f"{file} can't be read: {error}", param_hint="--file") from None
-    lines = (line.strip() for line in text.splitlines())
-    leads = list(dict.fromkeys([*given, *(line for line in lines if line and not line.startswith("#"))]))
+def _leads(given: tuple[str, ...], file: Path | None) -> list[Any]:
+    """Ids of the arguments and of the file, each once, however it is written."""
+    leads = {as_lead_id(lead): None for lead in given}
+    for number, line in enumerate(_lines(file) if file else (), 1):
+        try:
+            leads |= {as_lead_id(line): None} if line and not line.startswith("#") else {}
+        except InvalidRequest as error:
+            raise InvalidRequest(f"{file}, line {number}: {error}") from None
     if not leads:
-        raise click.UsageError("name a lead, or a file of them with --file")
-    return leads
+        raise click.UsageError(f"{file} names no lead" if file else "name a lead, or a file of them with --file")
+    return list(leads)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        # a spreadsheet begins its file with a mark that is no part of the first id
+        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        return [line.strip() for line in data.decode("utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise click.BadParameter(f"{file} can't be read: {reason}", param_hint="--file") from None
 
 
 def _told(one: Owned, territory: str) -> str:

@@ -45,6 +45,29 @@ def owned(database: Database, count: int, owner: int = 1) -> list[Any]:
     return [database.lead("DE", owner=database.user(owner)) for _ in range(count)]
 
 
+@pytest.mark.profiles("pg18")
+@pytest.mark.parametrize(
+    ("written", "code", "said"),
+    [
+        (b"\xef\xbb\xbf{0}\r\n{0}\r\n{1}\r\n", 0, "2 leads of DE now belong to"),  # as a spreadsheet writes it
+        (b"{0}\n{2}\n", 0, "1 lead of DE now belongs to"),  # the same in capitals
+        (b"# both\n{0}\nnonsense\n", 1, "leads.txt, line 3: lead_id: 'nonsense' is not of type uuid"),
+        (b"\n# nobody\n", 2, "leads.txt names no lead"),
+        (b"\xff\xfe{0}", 2, "leads.txt can't be read: it is no text in UTF-8"),
+    ],
+)
+def test_a_file_of_leads_is_read_as_people_write_it_or_refused_by_its_line(
+    database: Database, shell: Any, tmp_path: Path, written: bytes, code: int, said: str
+) -> None:
+    first, second = (str(lead).encode() for lead in owned(database, 2))
+    for place, lead in ((b"{0}", first), (b"{1}", second), (b"{2}", first.upper())):
+        written = written.replace(place, lead)
+    (file := tmp_path / "leads.txt").write_bytes(written)
+    output = shell("owner assign", "--file", file, "--to", database.user(2), code=code).output
+    assert said in " ".join(output.split())
+    assert (code == 0) == (database.user(2) in [database.owner(lead.decode()) for lead in (first, second)])
+
+
 def test_leads_of_arguments_and_of_a_file_are_assigned_in_one_transaction(
     database: Database, shell: Any, tmp_path: Path
 ) -> None:
