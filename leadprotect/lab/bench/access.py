@@ -482,7 +482,40 @@ def services(bench: Bench) -> list[Line]:
             driver: Any = core.connection.driver_connection
             driver.autocommit = False
             found += _services(bench, "SQLAlchemy", core, driver, core.exec_driver_sql, {})
-    return found + served(bench)
+    return found + in_one_trip(bench) + served(bench)
+
+
+def in_one_trip(bench: Bench) -> list[Line]:
+    """An edit with its context and assertion, in one round trip and in five, against its UPDATE alone; committed."""
+    own, update = bench.own, "UPDATE public.leads SET company = company WHERE id = %s::uuid"
+
+    def alone(conn: psycopg.Connection[Any], lead: str) -> None:
+        with conn.pipeline(), conn.transaction():
+            conn.execute("SELECT set_config('app.user_id', %s, true), set_config('app.territory', 'DE', true)", (USER,))
+            conn.execute(update, (lead,))
+
+    def editing(conn: psycopg.Connection[Any], lead: str) -> None:
+        with leadprotect.editing(conn, lead, USER, "DE"):
+            conn.execute(update, (lead,))
+
+    def step_by_step(conn: psycopg.Connection[Any], lead: str) -> None:
+        with conn.transaction(), leadprotect.acting_as(conn, USER, "DE"):
+            leadprotect.assert_edit(conn, lead)
+            conn.execute(update, (lead,))
+
+    def case(edit: Callable[[psycopg.Connection[Any], str], None]) -> Case:
+        conn = bound()
+        return Case(conn, lambda n: edit(conn, own[n * 7919 % len(own)]), 20)
+
+    with bench.connections() as bound:
+        found = measured({one.__name__: case(one) for one in (alone, editing, step_by_step)}, rounds=bench.blocks)
+    base = "its UPDATE with a context, pipelined"
+    return [
+        _client_line(bench, "editing: context, assert, UPDATE, commit", base, found["editing"], found["alone"], 1.5),
+        _client_line(
+            bench, "the same with acting_as and assert_edit", base, found["step_by_step"], found["alone"], None
+        ),
+    ]
 
 
 def served(bench: Bench) -> list[Line]:
