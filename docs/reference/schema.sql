@@ -35,13 +35,13 @@
 --     433  Ownership and rules
 --    1320  Hand-overs
 --    1664  Decision
---    2189  Attempts and audit
---    3215  Seals
---    3700  Transition
---    4040  Shadow
---    4530  Backfill and verification
---    5497  Gate
---    6570  Host
+--    2186  Attempts and audit
+--    3212  Seals
+--    3697  Transition
+--    4037  Shadow
+--    4527  Backfill and verification
+--    5494  Gate
+--    6567  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -1944,27 +1944,28 @@ CREATE FUNCTION leadprotect.editable_among(leads uuid[]) RETURNS TABLE(lead uuid
           caller uuid := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
           strongest "leadprotect".protection_type;
           own uuid[];
-          others uuid[] := leads;
+          outside uuid[];
+          others uuid[];
         BEGIN
-          IF caller IS NOT NULL AND "leadprotect".is_member(here) THEN
+          SELECT array_agg(l."id"::uuid) FILTER (WHERE l."territory" = here),
+                 array_agg(l."id"::uuid) FILTER (WHERE (l."territory" IS NULL OR l."territory" = ''))
+          INTO others, outside
+          FROM "public"."leads" AS l WHERE l."id" = ANY (leads);
+          IF others IS NOT NULL AND caller IS NOT NULL AND "leadprotect".is_member(here) THEN
             strongest := (
               SELECT r.protection FROM "leadprotect".lead_protection_rules AS r
               WHERE r.user_id = caller AND r.territory = here
               ORDER BY r.protection DESC LIMIT 1);
             own := ARRAY(
-              SELECT a.lead_id
-              FROM "leadprotect".user_lead_assignments AS a
-              JOIN "public"."leads" AS l ON l."id" = a.lead_id AND l."territory" = here
-              WHERE a.user_id = caller AND a.territory = here AND a.lead_id = ANY (leads));
+              SELECT a.lead_id FROM unnest(others) AS o (lead) JOIN "leadprotect".user_lead_assignments AS a ON a.lead_id = o.lead
+              WHERE a.user_id = caller AND a.territory = here);
             IF strongest = 'VIEW_ONLY' THEN
               own := ARRAY(SELECT o.lead FROM unnest(own) AS o (lead), LATERAL "leadprotect".decision(o.lead, caller, here) AS d
                            WHERE d.reason = 'owner');
             END IF;
             RETURN QUERY SELECT o.lead, 'owner' FROM unnest(own) AS o (lead);
-            IF cardinality(own) > 0 THEN
-              others := ARRAY(SELECT unnest(leads) EXCEPT SELECT unnest(own));
-            END IF;
-            IF strongest IN ('VIEW_ONLY', 'COLLABORATOR') AND cardinality(others) > 0 THEN
+            IF strongest IN ('VIEW_ONLY', 'COLLABORATOR') AND cardinality(own) < cardinality(others) THEN
+              others := ARRAY(SELECT unnest(others) EXCEPT SELECT unnest(own));
               RETURN QUERY
                 SELECT may.lead, d.reason
                 FROM unnest(CASE
@@ -1979,11 +1980,7 @@ CREATE FUNCTION leadprotect.editable_among(leads uuid[]) RETURNS TABLE(lead uuid
                 WHERE d.reason = 'collaborator';
             END IF;
           END IF;
-          IF cardinality(others) > 0 THEN
-            RETURN QUERY
-              SELECT l."id"::uuid, 'unprotected' FROM "public"."leads" AS l
-              WHERE l."id" = ANY (others) AND (l."territory" IS NULL OR l."territory" = '');
-          END IF;
+          RETURN QUERY SELECT o.lead, 'unprotected' FROM unnest(outside) AS o (lead);
         END
         $$;
 

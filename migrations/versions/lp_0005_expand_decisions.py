@@ -369,8 +369,9 @@ def create_decision() -> None:
 
 
 def create_lists() -> None:
-    # Which of many leads the caller may edit. His own are found in his part of ix_ula_user, what may be shared with him
-    # in his part of ix_lpr_user, so a lead of somebody else is read once, and only to see that it is not outside protection.
+    # Which of many leads the caller may edit. Each lead is read once, which tells its territory and whether it is outside
+    # protection. Of those in his territory his own are found in his part of ix_ula_user, what may be shared with him in
+    # his part of ix_lpr_user.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.editable_among(leads {lead_id_type}[])
@@ -386,27 +387,28 @@ def create_lists() -> None:
           caller {user_id_type} := {schema}.parse_user({declared_user});
           strongest {schema}.protection_type;
           own {lead_id_type}[];
-          others {lead_id_type}[] := leads;
+          outside {lead_id_type}[];
+          others {lead_id_type}[];
         BEGIN
-          IF caller IS NOT NULL AND {schema}.is_member(here) THEN
+          SELECT array_agg(l.{lead_id}::{lead_id_type}) FILTER (WHERE {territory_of_l} = here),
+                 array_agg(l.{lead_id}::{lead_id_type}) FILTER (WHERE {outside_l})
+          INTO others, outside
+          FROM {leads} AS l WHERE l.{lead_id} = ANY (leads);
+          IF others IS NOT NULL AND caller IS NOT NULL AND {schema}.is_member(here) THEN
             strongest := (
               SELECT r.protection FROM {schema}.lead_protection_rules AS r
               WHERE r.user_id = caller AND r.territory = here
               ORDER BY r.protection DESC LIMIT 1);
             own := ARRAY(
-              SELECT a.lead_id
-              FROM {schema}.user_lead_assignments AS a
-              JOIN {leads} AS l ON l.{lead_id} = a.lead_id AND {territory_of_l} = here
-              WHERE a.user_id = caller AND a.territory = here AND a.lead_id = ANY (leads));
+              SELECT a.lead_id FROM unnest(others) AS o (lead) JOIN {schema}.user_lead_assignments AS a ON a.lead_id = o.lead
+              WHERE a.user_id = caller AND a.territory = here);
             IF strongest = 'VIEW_ONLY' THEN
               own := ARRAY(SELECT o.lead FROM unnest(own) AS o (lead), LATERAL {schema}.decision(o.lead, caller, here) AS d
                            WHERE d.reason = 'owner');
             END IF;
             RETURN QUERY SELECT o.lead, 'owner' FROM unnest(own) AS o (lead);
-            IF cardinality(own) > 0 THEN
-              others := ARRAY(SELECT unnest(leads) EXCEPT SELECT unnest(own));
-            END IF;
-            IF strongest IN ('VIEW_ONLY', 'COLLABORATOR') AND cardinality(others) > 0 THEN
+            IF strongest IN ('VIEW_ONLY', 'COLLABORATOR') AND cardinality(own) < cardinality(others) THEN
+              others := ARRAY(SELECT unnest(others) EXCEPT SELECT unnest(own));
               RETURN QUERY
                 SELECT may.lead, d.reason
                 FROM unnest(CASE
@@ -421,11 +423,7 @@ def create_lists() -> None:
                 WHERE d.reason = 'collaborator';
             END IF;
           END IF;
-          IF cardinality(others) > 0 THEN
-            RETURN QUERY
-              SELECT l.{lead_id}::{lead_id_type}, 'unprotected' FROM {leads} AS l
-              WHERE l.{lead_id} = ANY (others) AND {outside_l};
-          END IF;
+          RETURN QUERY SELECT o.lead, 'unprotected' FROM unnest(outside) AS o (lead);
         END
         $body$;
         COMMENT ON FUNCTION {schema}.editable_among({lead_id_type}[]) IS

@@ -196,6 +196,31 @@ def test_many_owners_are_changed_by_keys_whatever_was_analysed(database: Databas
     assert "leads" in scanned_as_owners_change(database, owner)
 
 
+@pytest.mark.parametrize("planned", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.profiles("pg18", "pg15")
+def test_own_leads_among_many_are_looked_up_once_whatever_was_analysed(database: Database, planned: str) -> None:
+    owner = database.user(1)
+    asked = "SELECT count(*) FROM {schema}.editable_among(ARRAY(SELECT {lead_id} FROM {leads}))"
+    everybody_owns_one = "SELECT {lead_id}, 'DE', gen_random_uuid(), 'assign' FROM {leads}"
+    owned = "INSERT INTO {schema}.user_lead_assignments (lead_id, territory, user_id, source) "
+    many_own_leads(database, owner)
+    for rows in (everybody_owns_one, everybody_owns_one.replace("gen_random_uuid()", "%s")):
+        database.sql("TRUNCATE {schema}.user_lead_assignments")
+        database.sql(owned + rows, *([owner] if "%s" in rows else []))
+        if "%s" not in rows:  # by the statistics each user has one lead
+            database.sql_script("ANALYZE {schema}.user_lead_assignments")
+    database.sql("ALTER FUNCTION {schema}.editable_among({lead_id_type}[]) SET plan_cache_mode = " + planned)
+    found = plans(database, asked, owner)
+    (of_own,) = [plan for plan in found.split("Query Text:") if "unnest(others) AS o (lead) JOIN" in plan]
+    assert "Hash Join" in of_own or re.search(r"Index Cond: .*lead_id = o\.lead", of_own), of_own
+    assert set() == set(re.findall(r"Seq Scan on (\w+)", of_own))
+    # control: where they may not be hashed each is compared with all of them, and this test sees it
+    database.sql("ALTER FUNCTION {schema}.editable_among({lead_id_type}[]) SET enable_hashjoin = off")
+    found = plans(database, asked, owner)
+    (of_own,) = [plan for plan in found.split("Query Text:") if "unnest(others) AS o (lead) JOIN" in plan]
+    assert "Nested Loop" in of_own, of_own
+
+
 def scanned_as_owners_change(database: Database, owner: str) -> set[str]:
     """The tables that are scanned when a manager hands over half of what somebody owns, and he gives back the rest."""
     seen: list[str] = []
