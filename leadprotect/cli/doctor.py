@@ -66,6 +66,7 @@ def _headline(found: Diagnosis, s: Settings) -> str:
     )
     said = {
         "quarantine": f"rolled back: its tables are in {s.quarantine}, and nothing is protected",
+        "closed": f"inside of a host-change: its tables are in {s.quarantine}, and the leads are closed",
         "newer": f"revision {found.revision} is of a newer version of leadprotect, whose texts this one can't judge",
         "absent": "",
         "installed": f"revision {found.revision}",

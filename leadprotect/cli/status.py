@@ -68,7 +68,8 @@ def _show(found: Status) -> None:
     if found.backfill:
         _jobs(found)
     if found.quarantine:
-        echo("\nquarantine: alembic upgrade head takes it back, leadprotect purge deletes it")
+        back = "alembic upgrade head takes it back, leadprotect purge deletes it"
+        echo(f"\nquarantine: {'leadprotect host-change --resume takes it back' if found.taken_away else back}")
         show_table(("table", "rows"), [(name, _rows(rows)) for name, rows in found.quarantine.items()])
     for index in found.invalid_indexes:
         echo(f"invalid index {index}: rebuilt, where it is ours, by alembic upgrade head")

@@ -29,6 +29,7 @@ from leadprotect.doctor import (
 from leadprotect.doctor.finding import LEVELS, Check, Fault, Symptom
 from leadprotect.errors import LeadProtectError, LockUnavailable
 from leadprotect.preflight.applied import made_with
+from leadprotect.preflight.standing import taken_away
 from leadprotect.settings import Settings, current
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ CHECKS: tuple[Check, ...] = (
     versions.version_table_open,
     versions.version_table_rows,
     versions.version_stamped,
+    versions.host_change_under_way,
     versions.contract_not_standing,
     versions.undo_changed,
     row_security.row_security_off,
@@ -133,7 +135,7 @@ DANGERS = tuple(check for check in CHECKS if check.level == "danger")
 # whoever waited once for somebody's lock does not wait again for it in each check
 _NO_MORE_PATIENCE = "SET LOCAL lock_timeout = '20ms'"
 
-State = Literal["absent", "quarantine", "installed", "newer"]
+State = Literal["absent", "quarantine", "closed", "installed", "newer"]
 
 
 @dataclass(frozen=True)
@@ -149,9 +151,9 @@ class NotJudged:
 class Diagnosis:
     """What stands in a database: `verdict` is sound, danger or not judged; `asked` counts the checks that were.
 
-    `state` is absent (none of ours), quarantine (rolled back), installed, or newer (of a release that this
-    version does not know, so its texts are not judged). `revision` is what the version table says, or for a
-    login that may not read it, the least that stands. `standby`: a read replica answered.
+    `state` is absent (none of ours), quarantine (rolled back), closed (inside of a host-change), installed, or newer
+    (of a release that this version does not know, so its texts are not judged). `revision` is what the version table
+    says, or for a login that may not read it, the least that stands. `standby`: a read replica answered.
     """
 
     verdict: Literal["sound", "danger", "not judged"]
@@ -201,13 +203,15 @@ def _state(conn: psycopg.Connection[Any], s: Settings) -> tuple[State, str | Non
     revision = versions.applied(conn, s)
     if s.schema not in standing and revision is None:
         return "quarantine" if s.quarantine in standing else "absent", None
+    if revision and taken_away(conn, s):
+        return "closed", revision
     return "installed" if revision in phases.chain() or revision is None else "newer", revision
 
 
 def _applies(conn: psycopg.Connection[Any], s: Settings, check: Check, state: State) -> bool:
     """Whether there is anything to ask about."""
-    if state in ("absent", "quarantine"):
-        return check.needs is None and state == "quarantine"
+    if state in ("absent", "quarantine", "closed"):
+        return check.needs is None and state != "absent"
     return check.needs != "enforced" or (present.enforced(conn, s) and s.host_rls != "off")
 
 

@@ -101,6 +101,11 @@ class Status:
         return tuple(c for c in self.conditions if self.phase == "contract" and c.name in _LOCKED_OUT and not c.met)
 
     @property
+    def taken_away(self) -> bool:
+        """Whether a host-change has put our tables into the quarantine, and is to put them back."""
+        return any(found.check == "host-change-under-way" for found in self.dangers)
+
+    @property
     def sound(self) -> bool:
         """Whether what the phase promises is there."""
         return not self.lacking and not self.open_ways and not self.dangers
@@ -114,6 +119,8 @@ class Status:
     @property
     def verdict(self) -> str:
         """One line: what holds now."""
+        if self.taken_away:
+            return f"CLOSED: {standing.TAKEN_AWAY}"
         if not self.sound:
             missing = [*self.lacking, *(way.detail for way in self.open_ways)] or [
                 f"{found.where}: {found.what}" for found in self.dangers

@@ -62,6 +62,13 @@ def version_table_rows(conn: psycopg.Connection[Any], s: Settings) -> Iterator[F
         )
 
 
+@check("danger", "Nobody whom row security binds reads a lead, and nothing is recorded; no row is lost.", needs=None)
+def host_change_under_way(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """Our tables in the quarantine, and a revision in the version table: a host-change runs, or ended halfway."""
+    if (present := applied(conn, s)) and standing.taken_away(conn, s):
+        yield Fault(f"schema {s.quarantine}", f"it holds what {present} made", "leadprotect host-change --resume")
+
+
 @check("danger", "A number says that the leads are protected, and they are not.")
 def contract_not_standing(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
     """A revision that is applied, while what it made is gone: a swapped table, a restore without roles, a stamp."""

@@ -368,7 +368,12 @@ def _check(guard: psycopg.Connection[Any], settings: Settings, left: list[Any], 
 
 
 def _check_number(guard: psycopg.Connection[Any], settings: Settings, heads: tuple[str, ...]) -> None:
-    """Refuse where the version table was lost, emptied or stamped below what stands: the revisions say what that is."""
+    """Refuse where the version table was lost, emptied or stamped below what stands: the revisions say what that is.
+
+    And while a host-change has what it names in the quarantine.
+    """
+    if heads and standing.taken_away(guard, settings):
+        raise CommandError(standing.TAKEN_AWAY)
     if reason := undo.contradicted(guard, settings, heads):
         raise CommandError(reason)
 

@@ -80,7 +80,7 @@ def host_change(
         head = revision(at.guard, s)
         if head is None or head not in phases.chain():
             raise InvalidRequest(f"{head or 'nothing'} is applied: there is no hold of this version to take away")
-        away = _away(at.guard, s)
+        away = standing.taken_away(at.guard, s)
         try:
             if not away:
                 _take(at, alembic, s, head)
@@ -89,7 +89,7 @@ def host_change(
             again = config or alembic_config()  # one of Alembic's reads its file once
             _put_back(at, again, load(again), head)
         except KeyboardInterrupt:
-            if _away(at.guard, s):
+            if standing.taken_away(at.guard, s):
                 tell("stopped; everything is put back first")
                 again = config or alembic_config()
                 _put_back(at, again, load(again), head)
@@ -111,11 +111,6 @@ def run_for_host(command: Sequence[str]) -> int:
             process.terminate()
             process.wait()
             raise
-
-
-def _away(conn: psycopg.Connection[Any], s: Settings) -> bool:
-    """Whether a run that was killed took the holds away."""
-    return bool(relation(conn, s.quarantine, "territories")) and not relation(conn, s.schema, "territories")
 
 
 def _take(at: steps.Steps, config: Config, s: Settings, head: str) -> None:

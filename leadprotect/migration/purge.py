@@ -11,6 +11,7 @@ from leadprotect.database.connection import mapped_errors
 from leadprotect.errors import RollbackError
 from leadprotect.migration import inventory, version_table
 from leadprotect.migration.locks import LOCK_TIMEOUT_MS
+from leadprotect.preflight import standing
 from leadprotect.preflight.version_table import revision
 from leadprotect.settings import Settings, current, ident, render
 
@@ -41,13 +42,15 @@ class Quarantine:
 
 
 def quarantine(conn: psycopg.Connection[Any], *, settings: Settings | None = None) -> Quarantine:
-    """Look into the quarantine; raises `RollbackError` when there is none."""
+    """Look into the quarantine; raises `RollbackError` when there is none, or while a host-change is to put it back."""
     s = settings or current()
     with mapped_errors():
         if conn.execute("SELECT to_regnamespace(%s)", (ident(s.quarantine),)).fetchone() == (None,):
             applied = revision(conn, s)
             where = f"revision {applied} is applied and" if applied else "leadprotect is not installed, and"
             raise RollbackError(f"nothing to purge: {where} there is no schema {s.quarantine}; a downgrade makes one")
+        if standing.taken_away(conn, s) and revision(conn, s):
+            raise RollbackError(f"nothing to purge: {standing.TAKEN_AWAY}")
         size = conn.execute(
             "SELECT coalesce(sum(pg_total_relation_size(oid)), 0)::bigint FROM pg_catalog.pg_class "
             "WHERE relnamespace = to_regnamespace(%s) AND relkind = 'r'",
@@ -60,8 +63,8 @@ def purge(conn: psycopg.Connection[Any], *, settings: Settings | None = None) ->
     """Delete the quarantine with every row in it, in one transaction of `conn`; returns what was deleted.
 
     An empty version table that an interrupted command left goes, too.
-    Nothing outside the quarantine goes with it. Raises `RollbackError` when there is none, or when
-    somebody's object depends on it: the message names it.
+    Nothing outside the quarantine goes with it. Raises `RollbackError` when there is none, when
+    somebody's object depends on it, which the message names, or while a host-change is to put it back.
     """
     s = settings or current()
     with mapped_errors():

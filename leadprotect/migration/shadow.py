@@ -346,7 +346,7 @@ def _remedy(conn: AnyConnection, s: Settings, role: str, reason: str, *, member:
         + render("SELECT {schema}.set_context('user id', 'territory');", s)
     )
     return {
-        "no_context": f"{'' if member else grant + ' then '}{declare}; for maintenance {exempt}",
+        "no_context": f"{'' if member else grant + ' then '}{declare} for maintenance {exempt}",
         "not_member": f"{grant} for maintenance {exempt}",
         "not_found": f"it declared another territory than the lead's: declare that one; for maintenance {exempt}",
         "moved": f"id and territory are changed by maintenance only: let the owner of the table do it, or {exempt}",

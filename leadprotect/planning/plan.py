@@ -23,7 +23,7 @@ from leadprotect.errors import LeadProtectError, PreflightError, ProtectionUnava
 from leadprotect.migration import gate
 from leadprotect.planning.losses import EVERYBODY, Loss, losses, noted
 from leadprotect.planning.obstacles import Obstacle, obstacles
-from leadprotect.planning.refusals import refusals
+from leadprotect.planning.refusals import Refusals, refusals
 from leadprotect.planning.steps import PendingRevision, TableSize, spare_patience, steps, touched
 from leadprotect.preflight import standing
 from leadprotect.settings import Settings, current, ident, render, table
@@ -115,11 +115,12 @@ def plan_deploy(conn: psycopg.Connection[Any], *, settings: Settings | None = No
 def _plan(conn: psycopg.Connection[Any], s: Settings) -> DeployPlan:
     unseen: list[str] = []
     present = _present(conn, s, unseen)
-    refused = refusals(conn, s, present)
+    away = present is not None and standing.taken_away(conn, s)
+    refused = Refusals([standing.TAKEN_AWAY]) if away else refusals(conn, s, present)
     unseen += refused.unseen
-    lacking = standing.lacking(conn, s, phases.through(present))
+    lacking = [] if away else standing.lacking(conn, s, phases.through(present))
     waiting = phases.pending(present)
-    if not waiting and phases.reached(present) == "contract":
+    if not waiting and not away and phases.reached(present) == "contract":
         lacking = lacking or altered(conn, settings=s)
         refused.problems += [f"{one}: leadprotect doctor says what mends it" for one in lacking]
     pending = steps(conn, s, waiting, unseen)

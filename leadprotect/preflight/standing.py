@@ -29,6 +29,10 @@ _TABLES = {
     "lp_0017_contract_enforce": "host_row_security",
     "lp_0019_contract_lead_tables": "lead_table_row_security",
 }
+TAKEN_AWAY = (
+    "leadprotect host-change took its holds off the host's tables, and the leads are closed until they are put back: "
+    "leadprotect host-change --resume"
+)
 _ENFORCES = "lp_0017_contract_enforce"
 _TRIGGERS = (
     "audit_edit",
@@ -49,6 +53,14 @@ _ENFORCES_CHILDREN = "lp_0019_contract_lead_tables"
 # where the host had row security, its own permissive policies decide
 _ONLY_WITHOUT_OWN = "rows"
 _ONLY_WITHOUT_OWN_ON_CHILD = "child_rows"
+
+
+def taken_away(conn: AnyConnection, s: Settings) -> bool:
+    """Whether our tables wait in the quarantine and not in the schema: after a rollback, or inside of a host-change.
+
+    The version table tells the two apart: it goes on naming what a host-change is to put back.
+    """
+    return bool(relation(conn, s.quarantine, "territories")) and not relation(conn, s.schema, "territories")
 
 
 def lacking(conn: AnyConnection, s: Settings, applied: Iterable[str]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from leadprotect.database.catalog import one, relation
 from leadprotect.database.connection import as_role
 from leadprotect.errors import PreflightError
+from leadprotect.preflight import standing
 from leadprotect.preflight.leftovers import foreign_quarantine
 from leadprotect.preflight.names_taken import taken_triggers
 from leadprotect.settings import KEYS, Settings, ident, table
@@ -63,6 +64,8 @@ _STRANGERS = """
 
 def check_way_down(conn: psycopg.Connection[Any], s: Settings, script: str) -> None:
     """Raise `PreflightError` where `script`, the statements of the way down, would fail after some of them."""
+    if standing.taken_away(conn, s):
+        raise PreflightError([standing.TAKEN_AWAY])
     statements: list[str] = []
     problems = _dependants(conn, s, script, statements) + _strangers(conn, s, script) + _renamed(conn, s, script)
     problems += _renamed_children(conn, s, script)

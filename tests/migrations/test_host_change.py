@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+from alembic.util import CommandError
 from click.testing import CliRunner
 
 import leadprotect
@@ -183,6 +184,7 @@ def test_a_command_that_fails_leaves_everything_as_it_was(database: Database) ->
 
 @pytest.mark.profiles("pg18")
 def test_a_killed_run_is_resumed_by_the_same_command(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    database.lead("DE", owner=database.user(1))
     before = standing(database)
 
     class Killed(BaseException):
@@ -198,8 +200,17 @@ def test_a_killed_run_is_resumed_by_the_same_command(database: Database, monkeyp
     assert HEAD == database.revision()
     with database.connect("seller_de", autocommit=True) as conn:
         assert [0] == database.query(conn, "SELECT count(*) FROM {leads}")
-    stopped = CliRunner().invoke(main, ["status"])
-    assert 1 == stopped.exit_code
+    kept = "SELECT count(*) FROM {quarantine}.user_lead_assignments"
+    assert [1] == database.sql(kept)
+    for words in (["status"], ["purge", "--yes"], ["rollback"], ["doctor"], ["plan"]):
+        refused = CliRunner().invoke(main, words, env={"COLUMNS": "400"})
+        assert (1, True) == (refused.exit_code, "leadprotect host-change --resume" in refused.output), refused.output
+    for go in (database.upgrade, database.downgrade):
+        with pytest.raises(CommandError, match="leadprotect host-change --resume"):
+            go()
+    (only,) = dangers(database)
+    assert only.startswith("host-change-under-way ")
+    assert [1] == database.sql(kept)
     resumed = CliRunner().invoke(main, ["host-change", "--resume"], catch_exceptions=False)
     assert 0 == resumed.exit_code, resumed.output
     assert {} == difference(before, standing(database))
