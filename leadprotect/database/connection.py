@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import shlex
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -216,24 +215,33 @@ def streamed(
         query = client(driver).mogrify(statement, params).replace("%", "%%")  # type: ignore[arg-type]
     cursor = f"leadprotect_{next(_cursors)}"
     rows(conn, f"DECLARE {cursor} NO SCROLL CURSOR FOR {query}")
+    fetch = f"FETCH {at_once} FROM {cursor}"
     try:
-        for found in _ahead(conn, partial(rows, conn, f"FETCH {at_once} FROM {cursor}")):
-            yield from found
+        if isinstance(conn, psycopg.Connection) and psycopg.Pipeline.is_supported():
+            yield from _ahead(conn, fetch)
+        else:
+            for found in iter(partial(rows, conn, fetch), []):
+                yield from found
     finally:
         if not driver.closed and driver.info.transaction_status == TransactionStatus.INTRANS:
             _execute(conn, f"CLOSE {cursor}", ())
 
 
-def _ahead(conn: AnyConnection, fetch: Callable[[], list[tuple[Any, ...]]]) -> Iterator[list[tuple[Any, ...]]]:
-    """Batches until an empty one; the server makes the next while the caller works on this."""
-    if not isinstance(conn, psycopg.Connection):  # SQLAlchemy's belong to one thread
-        yield from iter(fetch, [])
-        return
-    with ThreadPoolExecutor(1, "leadprotect-fetch") as worker:
-        coming = worker.submit(fetch)
-        while found := coming.result():
-            coming = worker.submit(fetch)
-            yield found
+def _ahead(conn: psycopg.Connection[Any], fetch: str) -> Iterator[tuple[Any, ...]]:
+    """Rows until a batch is empty; the server makes the next one while the caller works on this.
+
+    A thread that fetched would wait for the interpreter whenever the caller has it, and the server for the thread.
+    """
+    with conn.pipeline(), mapped_errors():
+        coming = _asked(conn, fetch)
+        while found := coming.fetchall():
+            coming = _asked(conn, fetch)
+            yield from _texts(conn, found)
+
+
+def _asked(conn: psycopg.Connection[Any], fetch: str) -> psycopg.Cursor[tuple[Any, ...]]:
+    # numbers are written out and read again slower than they are sent as they are
+    return conn.cursor(row_factory=tuple_row, binary=True).execute(fetch)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -317,6 +325,9 @@ def _settle(conn: AnyConnection) -> None:
 def _execute(conn: AnyConnection, statement: str, params: Sequence[Any]) -> list[tuple[Any, ...]]:
     if isinstance(conn, psycopg.Connection):
         cursor = conn.cursor(row_factory=tuple_row).execute(statement, params)
+        if cursor.pgresult is None:  # queued only
+            with conn.pipeline() as pipeline:
+                pipeline.sync()
         return _texts(conn, cursor.fetchall() if _returns_rows(cursor) else [])
     given: object = conn
     if isinstance(given, psycopg.AsyncConnection):
