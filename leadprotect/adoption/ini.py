@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from leadprotect.errors import SettingsError
 from leadprotect.settings.files import LOGGING, migrations
+from leadprotect.settings.load import text_of
 
 if TYPE_CHECKING:
     from leadprotect.adoption.proposal import Proposed
@@ -54,7 +55,7 @@ def compose(file: Path, proposed: list[Proposed], *, force: bool = False) -> Wri
     if not file.is_file():
         head = _HEAD.format(chain=_chain())
         return Written(file, head + ours + LOGGING.format(names=",leadprotect", sections=_OURS), _command(file))
-    text = file.read_text(encoding="utf-8")
+    text = text_of(file)
     parser = _parsed(file, text)
     if parser.has_section(SECTION):
         if not force:

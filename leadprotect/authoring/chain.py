@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from leadprotect.errors import ChainError
 from leadprotect.settings.files import ini_file, migrations, version_path
+from leadprotect.settings.load import check_readable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -166,6 +167,7 @@ def read_chain(prefix: str | None = None, *, ini: Path | None = None) -> Revisio
     file = ini or ini_file()
     if not file.is_file():
         raise ChainError(f"there is no {file} here: leadprotect init writes one, or name yours with --config")
+    check_readable(file)
     try:
         script = ScriptDirectory.from_config(Config(str(file)))
     except CommandError as error:

@@ -11,7 +11,7 @@ from collections import deque
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, field
 from io import StringIO
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from alembic import command as commands
@@ -21,6 +21,7 @@ from alembic.script.revision import RevisionError
 from alembic.util import CommandError
 
 from leadprotect.errors import InvalidRequest
+from leadprotect.settings.load import check_readable
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -104,6 +105,7 @@ def _upgrade(words: tuple[str, ...]) -> Upgrade:
     given = [options.config] if isinstance(options.config, str) else options.config or []
     pairs = [("-c", file) for file in given] + [("-x", one) for one in options.x or []]
     pairs += [("-n", options.name)] if options.name != "alembic" else []
+    check_readable(Path(given[0] if given else "alembic.ini"))
     config = _config(options, given)
     config.attributes["configure_logger"] = False
     tag = ("--tag", options.tag) if options.tag else ()

@@ -31,6 +31,7 @@ from leadprotect.preflight.version_table import revision
 from leadprotect.preflight.way_down import check_way_down
 from leadprotect.settings import Settings, duration, load
 from leadprotect.settings.files import ini_file, migrations
+from leadprotect.settings.load import check_readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -146,6 +147,7 @@ def rollback(
 def alembic_config() -> Config:
     """Alembic's config from our ini file; where that knows nothing of ours, with our own revisions."""
     here = ini_file()
+    check_readable(here)
     config = Config(str(here)) if here.exists() else Config()
     config.attributes["configure_logger"] = False
     try:

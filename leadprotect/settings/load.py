@@ -11,6 +11,7 @@ import configparser
 import logging
 import os
 import re
+import shlex
 import tomllib
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -47,6 +48,7 @@ _SERVICE_LINK = re.compile(
     r"_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$"
 )
 # `alembic init` writes driver://user:pass@localhost/dbname there, and a host may have another server
+_MARK = "\ufeff"
 _POSTGRES = re.compile(r"postgres(ql)?(\+\w+)?://")
 
 
@@ -394,8 +396,8 @@ def _read_both(toml: Path | None, parser: configparser.ConfigParser) -> Given:
 def _from_toml(path: Path) -> Given:
     """``[tool.leadprotect]`` of pyproject.toml, where Alembic reads ``[tool.alembic]``: a list is one with commas."""
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        found = tomllib.loads(text_of(path)) if path.is_file() else {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise SettingsError(f"{path} can't be read: {error}") from None
     ours = dict(found.get("tool", {}).get(SECTION, {}))
     further, databases = ours.pop("activities", {}), ours.pop("databases", {})
@@ -406,14 +408,29 @@ def _texts(given: Mapping[str, object]) -> dict[str, str]:
     return {key: ", ".join(map(str, value)) if isinstance(value, list) else str(value) for key, value in given.items()}
 
 
+def text_of(path: Path) -> str:
+    """The text of a file of settings; raises `SettingsError` for what ends Alembic, which reads it too, in a trace."""
+    text = path.read_text(encoding="utf-8")
+    if text.startswith(_MARK):
+        # the file must be one that Alembic reads, too
+        remedy = f"sed -i '1s/^\\xEF\\xBB\\xBF//' {shlex.quote(str(path))}"
+        raise SettingsError(f"{path} begins with a byte order mark, which Alembic does not read; run {remedy}")
+    return text
+
+
+def check_readable(path: Path) -> None:
+    """Raise `SettingsError` for an ini file that Alembic would end at with a stack trace."""
+    _parsed(path)
+
+
 def _parsed(path: Path) -> configparser.ConfigParser:
     # the same interpolation as Alembic's own: one file means the same to both
     parser = configparser.ConfigParser({"here": path.parent.absolute().as_posix()})
     try:
-        parser.read(path, encoding="utf-8")
+        parser.read_string(text_of(path) if path.is_file() else "", str(path))
     except (configparser.DuplicateOptionError, configparser.DuplicateSectionError) as error:
         what = f"{error.option!r} in [{error.section}]" if hasattr(error, "option") else f"[{error.section}]"
         raise SettingsError(f"{path}, line {error.lineno}: {what} stands there twice; leave one of them") from None
-    except (configparser.Error, UnicodeDecodeError) as error:  # only its first line is free of values
+    except (configparser.Error, UnicodeDecodeError, OSError) as error:  # only its first line is free of values
         raise SettingsError(f"{path} can't be read: {str(error).splitlines()[0]}") from None
     return parser

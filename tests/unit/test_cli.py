@@ -34,6 +34,24 @@ def test_every_command_says_what_it_does(name: str) -> None:
     assert first.endswith(".")
 
 
+@pytest.mark.parametrize(
+    "bytes_", [b"\xef\xbb\xbf[alembic]\n", b"[alembic\n", "[alembic]\n".encode("utf-16")], ids=repr
+)
+@pytest.mark.parametrize(
+    "command",
+    ["validate", "next", "new x --phase expand", "rollback", "apply", "init", "guard -- alembic upgrade head"],
+)
+def test_an_ini_file_that_alembic_can_t_read_is_one_error_before_it_tries(
+    command: str, bytes_: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATABASE_URL", "postgresql://127.0.0.1:1/nowhere")
+    (tmp_path / "alembic.ini").write_bytes(bytes_)
+    done = CliRunner().invoke(main, command.split())
+    assert (True, "Error: ") == (done.exit_code in {1, 2}, done.output[:7])
+    assert "alembic.ini" in done.output
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_is_explained(name: str) -> None:
     options = [parameter for parameter in COMMANDS[name].params if isinstance(parameter, click.Option)]

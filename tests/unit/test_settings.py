@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -655,6 +657,19 @@ def test_a_file_in_another_encoding_is_named(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "alembic.ini").write_bytes(b"[leadprotect]\nschema = M\xe4rkte\n")
     with pytest.raises(SettingsError, match=r"alembic\.ini can't be read"):
         load(environ={})
+
+
+@pytest.mark.parametrize("name", ["alembic.ini", "pyproject.toml"])
+def test_a_byte_order_mark_is_named_with_what_takes_it_away(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    section = "[leadprotect]\nschema = crm\n" if name == "alembic.ini" else '[tool.leadprotect]\nschema = "crm"\n'
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + section.encode())
+    with pytest.raises(SettingsError, match="begins with a byte order mark") as caught:
+        load(environ={})
+    subprocess.run(shlex.split(str(caught.value).partition("; run ")[2]), check=True)
+    assert "crm" == load(environ={}).schema
 
 
 # --- what a revision sees
