@@ -135,7 +135,7 @@ def losses(conn: psycopg.Connection[Any], s: Settings, unseen: list[str]) -> lis
     asked = _asked(conn, s)
     actors = _actors(conn, s, s.leads_table, asked)
     actors = [actor for actor in actors if not actor.exempt]
-    found = [loss for actor in actors for loss in _of_actor(conn, s, actor, asked)]
+    found = [loss for actor in actors for loss in (_of_unbound if actor.bypasses else _of_actor)(conn, s, actor, asked)]
     for child in s.lead_tables:
         found += [
             loss
@@ -143,7 +143,7 @@ def losses(conn: psycopg.Connection[Any], s: Settings, unseen: list[str]) -> lis
             for loss in _of_child(conn, s, child.table, actor, asked)
         ]
     found += _views(conn, s)
-    bound = {actor.login for actor in actors if asked["forced"] or not actor.owns}
+    bound = {actor.login for actor in actors if not actor.bypasses and (asked["forced"] or not actor.owns)}
     found += _queues(conn, s, asked, bound, unseen)
     found += _jobs(conn, s, asked, bound, unseen)
     found += _host_code(conn, s)
@@ -190,8 +190,7 @@ def _actors(conn: psycopg.Connection[Any], s: Settings, name: str, asked: dict[s
     if oid is None:
         return []
     borders = dict(zip(asked["codes"], asked["borders"], strict=True))
-    found = [_Actor(*row) for row in ask_as_gate(conn, s, "acting_logins", target=oid, label=name, borders=borders)]
-    return [actor for actor in found if not actor.bypasses]
+    return [_Actor(*row) for row in ask_as_gate(conn, s, "acting_logins", target=oid, label=name, borders=borders)]
 
 
 def _of_actor(conn: psycopg.Connection[Any], s: Settings, actor: _Actor, asked: dict[str, Any]) -> Iterator[Loss]:
@@ -245,9 +244,20 @@ def _of_actor(conn: psycopg.Connection[Any], s: Settings, actor: _Actor, asked: 
         )
 
 
+def _of_unbound(conn: psycopg.Connection[Any], s: Settings, actor: _Actor, asked: dict[str, Any]) -> Iterator[Loss]:
+    """What BYPASSRLS may do stays, and whether that is meant is what the gate asks."""
+    if not actor.ready and not actor.owns:
+        meant = "where that is meant, name it in exempt_roles"
+        what = f"{actor.named}keeps the leads of every territory, because it has BYPASSRLS; {meant}"
+        remedy = f"ALTER ROLE {ident(actor.login)} NOBYPASSRLS; {_membership(conn, s, actor, asked)}"
+        yield Loss("reads" if actor.reads else "edits", actor.login, what, remedy, "logins")
+
+
 def _of_child(
     conn: psycopg.Connection[Any], s: Settings, name: str, actor: _Actor, asked: dict[str, Any]
 ) -> Iterator[Loss]:
+    if actor.bypasses:
+        return
     if actor.owns_it and s.host_rls != "force":
         if actor.member and not actor.owns and not actor.exempt:
             what = f"owns {name} and not {s.leads_table}, so the row security of the one does not bind it"

@@ -192,16 +192,24 @@ def create_leaking_views() -> None:
                 SELECT FROM pg_class AS c
                 WHERE c.oid IN (target, {leads_name}::regclass) AND pg_has_role(o.oid, c.relowner, 'USAGE')))),
           grants AS (
-            SELECT l.oid, l.relowner, g.grantee FROM leaks AS l, aclexplode(l.relacl) AS g
+            SELECT l.oid, l.relowner, g.grantee, g.grantor, g.is_grantable FROM leaks AS l, aclexplode(l.relacl) AS g
             WHERE g.privilege_type = 'SELECT'
             UNION
-            SELECT l.oid, l.relowner, g.grantee
+            SELECT l.oid, l.relowner, g.grantee, g.grantor, g.is_grantable
             FROM leaks AS l JOIN pg_attribute AS a ON a.attrelid = l.oid, aclexplode(a.attacl) AS g
             WHERE g.privilege_type = 'SELECT'
             UNION
-            SELECT l.oid, l.relowner, 'pg_read_all_data'::regrole FROM leaks AS l),
+            SELECT l.oid, l.relowner, 'pg_read_all_data'::regrole, NULL, false FROM leaks AS l),
           readers AS (
-            SELECT g.oid, g.grantee, min(r.rolname) AS login
+            SELECT g.oid, g.grantee, min(r.rolname) AS login, bool_or(g.grantor <> g.relowner) AS passed_on,
+                   string_agg((
+                     -- since PostgreSQL 16 each grantor's grant is one of its own
+                     SELECT string_agg(format('REVOKE %I FROM %I%s;', pg_get_userbyid(m.roleid), r.rolname,
+                              CASE WHEN to_jsonb(m) ? 'set_option' AND m.grantor <> 10
+                                THEN format(' GRANTED BY %I', pg_get_userbyid(m.grantor)) ELSE '' END), ' ')
+                     FROM pg_auth_members AS m
+                     WHERE m.member = r.oid AND pg_has_role(m.roleid, 'pg_read_all_data', 'MEMBER')), ' ' ORDER BY r.rolname)
+                     FILTER (WHERE g.grantor IS NULL) AS members
             FROM grants AS g JOIN pg_roles AS r
               ON CASE g.grantee WHEN 0 THEN true ELSE pg_has_role(r.oid, g.grantee, 'MEMBER') END
             WHERE r.rolcanlogin AND NOT r.rolsuper AND NOT r.rolbypassrls AND r.rolname <> ALL (exempt_roles)
@@ -212,8 +220,13 @@ def create_leaking_views() -> None:
                  format('%s reads %s as its owner %I, so login %I sees those of every territory', l.oid::regclass,
                         what, pg_get_userbyid(l.relowner), min(r.login)) AS detail,
                  CASE l.relkind WHEN 'v' THEN format('ALTER VIEW %s SET (security_invoker = true);', l.oid::regclass)
-                   ELSE string_agg(format('REVOKE SELECT ON %s FROM %s;', l.oid::regclass,
-                     CASE r.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(r.grantee)) END), ' ') END AS remedy
+                   -- what somebody passed on goes with his right to
+                   ELSE concat_ws(' ', (
+                     SELECT string_agg(DISTINCT format('REVOKE GRANT OPTION FOR SELECT ON %s FROM %I CASCADE;', l.oid::regclass,
+                              pg_get_userbyid(g.grantee)), ' ')
+                     FROM grants AS g WHERE g.oid = l.oid AND g.grantor = l.relowner AND g.is_grantable AND bool_or(r.passed_on)),
+                     string_agg(coalesce(r.members, format('REVOKE SELECT ON %s FROM %s;', l.oid::regclass,
+                       CASE r.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(r.grantee)) END)), ' ')) END AS remedy
           FROM leaks AS l JOIN readers AS r ON r.oid = l.oid
           GROUP BY l.oid, l.relkind, l.relowner ORDER BY l.oid::regclass::text LIMIT 20;
         END

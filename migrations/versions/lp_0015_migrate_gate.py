@@ -537,7 +537,7 @@ def create_gate() -> None:
           INTO met, detail, remedy
           FROM (
             WITH suspects AS (
-              SELECT a.login, a.role, a.owns_leads AS owns, a.serves AND a.territories <> '{}' AS ready,
+              SELECT a.login, a.role, a.owns_leads AS owns, a.bypasses, a.serves AND a.territories <> '{}' AS ready,
                      (SELECT max(w.at) FROM {schema}.contextless_writes AS w
                       WHERE w.login = a.login AND w.at > clock_timestamp() - observation_window - noted) AS wrote
               FROM {schema}.acting_logins({leads_name}::regclass, exempt_roles,
@@ -554,7 +554,9 @@ def create_gate() -> None:
               CASE WHEN s.owns
                 THEN format('let the service log in as another member of %I and wait until %s,', {app_name},
                             to_char((s.wrote + observation_window + noted) AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'))
-                ELSE {schema}.granting(s.role) END AS remedy
+                -- what contract does not bind is to be meant
+                ELSE CASE WHEN s.bypasses THEN format('ALTER ROLE %I NOBYPASSRLS; ', s.login) ELSE '' END
+                     || {schema}.granting(s.role) END AS remedy
             FROM suspects AS s
             WHERE NOT s.ready AND (NOT s.owns OR s.wrote IS NOT NULL) OR s.owns AND s.wrote IS NOT NULL
             ORDER BY s.login LIMIT 20) AS locked;
@@ -571,15 +573,36 @@ def create_gate() -> None:
           SELECT count(*) = 0,
                  coalesce(string_agg(format('login %I is a service and can become %I, which is exempt', m.login, m.exempt), ', '),
                           'no service can become an exempt role'),
-                 string_agg(format('REVOKE %I FROM %I;', m.exempt, m.login), ' ') || ' or take it out of exempt_roles'
+                 string_agg(taken.back, ' ') || ' or take it out of exempt_roles'
           INTO met, detail, remedy
           FROM (
-            SELECT l.rolname AS login, e.rolname AS exempt
+            SELECT l.oid, l.rolname AS login, e.oid AS exempt_oid, e.rolname AS exempt
             FROM pg_roles AS l JOIN pg_roles AS e ON e.rolname = ANY (exempt_roles) AND e.oid <> l.oid
             WHERE l.rolcanlogin AND NOT l.rolsuper AND pg_has_role(l.oid, e.oid, 'MEMBER')
               AND pg_has_role(l.oid, {app_name}, 'MEMBER')
               AND has_database_privilege(l.oid, current_database(), 'CONNECT')
-            ORDER BY 1, 2 LIMIT 20) AS m;
+            ORDER BY 2, 4 LIMIT 20) AS m
+          CROSS JOIN LATERAL (
+            -- a group may be what gives it; since PostgreSQL 16 each grantor's grant is one of its own, which only a newer
+            -- server's memberships tell, and whom the login granted it keeps it, by a superuser's own grant
+            SELECT string_agg(
+                     coalesce(below.kept || ' ', '') || format('REVOKE %I FROM %I', pg_get_userbyid(g.roleid), m.login)
+                     || CASE WHEN g.options ? 'set_option' AND g.grantor <> 10
+                          THEN format(' GRANTED BY %I', pg_get_userbyid(g.grantor)) ELSE '' END
+                     || CASE WHEN below.kept IS NULL THEN ';' ELSE ' CASCADE;' END, ' ' ORDER BY g.roleid, g.grantor) AS back
+            FROM (SELECT a.roleid, a.member, a.grantor, to_jsonb(a) AS options FROM pg_auth_members AS a) AS g
+            CROSS JOIN LATERAL (
+              WITH RECURSIVE hanging AS (
+                SELECT h.member, to_jsonb(h) AS options FROM pg_auth_members AS h
+                WHERE h.roleid = g.roleid AND h.grantor = g.member AND g.options ? 'set_option'
+                UNION
+                SELECT h.member, to_jsonb(h) FROM hanging JOIN pg_auth_members AS h
+                  ON h.roleid = g.roleid AND h.grantor = hanging.member)
+              SELECT string_agg(format('GRANT %I TO %I WITH ADMIN %s, INHERIT %s, SET %s;', pg_get_userbyid(g.roleid),
+                       pg_get_userbyid(h.member), h.options ->> 'admin_option', h.options ->> 'inherit_option',
+                       h.options ->> 'set_option'), ' ') AS kept
+              FROM hanging AS h) AS below
+            WHERE g.member = m.oid AND (g.roleid = m.exempt_oid OR pg_has_role(g.roleid, m.exempt_oid, 'MEMBER'))) AS taken;
           RETURN NEXT;
 
           RETURN QUERY SELECT * FROM {schema}.ways_around(host_rls, exempt_roles);

@@ -15,6 +15,8 @@ from leadprotect.cli import main
 from leadprotect.errors import ProtectionUnavailable
 from leadprotect.migration import gate
 from leadprotect.migration.gate import Condition
+from leadprotect.planning.plan import plan_deploy
+from leadprotect.settings import ident
 from tests.support.revisions import HEAD, MIGRATE_HEAD, NAMED
 
 if TYPE_CHECKING:
@@ -335,6 +337,39 @@ def test_the_login_for_backups_may_stay_as_long_as_no_service_can_become_it(watc
         assert f"become {backup}" in str(only(watched, "exempt_roles").detail).replace('"', "")
     finally:
         watched.sql_script(f'DROP OWNED BY "{backup}"; DROP ROLE "{backup}"')
+
+
+def test_what_takes_an_exempt_role_away_does_so_whoever_granted_it_and_by_which_group(
+    watched: Database, login: Callable[..., str]
+) -> None:
+    exempt, giver, group = login(options="NOLOGIN"), login(options="NOLOGIN"), login(options="NOLOGIN")
+    service, other = login(), login(options="NOLOGIN")
+    inside = f"{{app}}, {ident(watched.settings.territory_role('DE'))}"
+    watched.sql_script(
+        f'GRANT {inside} TO "{service}"; GRANT "{exempt}" TO "{giver}" WITH ADMIN OPTION; '
+        f'SET ROLE "{giver}"; GRANT "{exempt}" TO "{group}"; GRANT "{exempt}" TO "{service}" WITH ADMIN OPTION; '
+        f'RESET ROLE; GRANT "{group}" TO "{service}"; SET ROLE "{service}"; GRANT "{exempt}" TO "{other}"; RESET ROLE'
+    )
+    found = only(watched, "exempt_roles", exempt_roles=exempt)
+    execute(watched, statements(found.remedy))
+    assert is_open(watched, exempt_roles=exempt)
+    held = "SELECT pg_has_role(%s, %s, 'MEMBER')"
+    assert [[True], [False]] == [watched.sql(held, name, exempt) for name in (other, service)]
+
+
+def test_a_login_with_bypassrls_is_named_by_the_plan_as_by_the_gate(
+    watched: Database, login: Callable[..., str]
+) -> None:
+    name = login(options="LOGIN BYPASSRLS")
+    grant(watched, "SELECT ON {leads}", name)
+    found = only(watched, "logins")
+    assert name in found.detail
+    with watched.connect() as conn:
+        planned = plan_deploy(conn, settings=watched.settings)
+    (loss,) = [one for one in planned.losses if one.login == name]
+    assert "logins" == loss.condition
+    execute(watched, statements(loss.remedy))
+    assert is_open(watched)
 
 
 def test_a_member_without_a_territory_is_locked_out_too(watched: Database, login: Callable[..., str]) -> None:
@@ -666,6 +701,21 @@ def test_a_view_for_everybody_closes_the_gate(watched: Database, login: Callable
     login()
     watched.sql_script(script)
     watched.sql("GRANT SELECT ON crm.report TO PUBLIC")
+    execute(watched, statements(only(watched, "views").remedy))
+    assert is_open(watched)
+
+
+def test_a_materialised_view_is_closed_however_its_readers_came_to_it(
+    watched: Database, login: Callable[..., str]
+) -> None:
+    """By somebody who may grant it, by who got that from him, and by the right to read everything."""
+    giver, reader, service = login(options="NOLOGIN"), login(), login()
+    inside = f"{{app}}, {ident(watched.settings.territory_role('DE'))}, pg_read_all_data"
+    watched.sql_script(
+        f"CREATE MATERIALIZED VIEW crm.report AS SELECT * FROM {{leads}}; GRANT USAGE ON SCHEMA crm TO PUBLIC; "
+        f'GRANT SELECT ON crm.report TO "{giver}" WITH GRANT OPTION; SET ROLE "{giver}"; '
+        f'GRANT SELECT ON crm.report TO "{reader}"; RESET ROLE; GRANT {inside} TO "{service}"'
+    )
     execute(watched, statements(only(watched, "views").remedy))
     assert is_open(watched)
 
