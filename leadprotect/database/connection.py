@@ -241,7 +241,7 @@ def _ahead(conn: psycopg.Connection[Any], fetch: str) -> Iterator[tuple[Any, ...
 
 def _asked(conn: psycopg.Connection[Any], fetch: str) -> psycopg.Cursor[tuple[Any, ...]]:
     # numbers are written out and read again slower than they are sent as they are
-    return conn.cursor(row_factory=tuple_row, binary=True).execute(fetch)  # type: ignore[arg-type]
+    return conn.cursor(row_factory=tuple_row, binary=True).execute(fetch)
 
 
 @contextmanager

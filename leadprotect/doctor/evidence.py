@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.catalog import relation
+from leadprotect.database.privileges import Object, revoking
 from leadprotect.doctor import present
 from leadprotect.doctor.finding import Fault, check
 from leadprotect.preflight.leftovers import foreign_quarantine, leftovers
@@ -123,17 +124,22 @@ def quarantine_foreign(conn: psycopg.Connection[Any], s: Settings) -> Iterator[F
 
 @check("danger", "It holds owners and evidence, and a downgrade took every right on it away.", needs=None)
 def quarantine_readable(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
-    """A privilege on a table in the quarantine."""
+    """A privilege on a table in the quarantine, or on a column of it."""
     query = """
-        SELECT c.relname::text, coalesce(r.rolname::text, 'PUBLIC'), string_agg(DISTINCT acl.privilege_type, ', ')
+        SELECT c.oid, c.relname::text, given.column_name, coalesce(r.rolname::text, 'PUBLIC'),
+               string_agg(DISTINCT acl.privilege_type, ', ')
         FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-        CROSS JOIN LATERAL aclexplode(c.relacl) AS acl LEFT JOIN pg_roles AS r ON r.oid = acl.grantee
-        WHERE n.nspname = %s AND acl.grantee <> c.relowner GROUP BY 1, 2 ORDER BY 1, 2
+        CROSS JOIN LATERAL (
+          SELECT NULL, c.relacl
+          UNION ALL SELECT a.attname::text, a.attacl FROM pg_attribute AS a WHERE a.attrelid = c.oid
+        ) AS given (column_name, list)
+        CROSS JOIN LATERAL aclexplode(given.list) AS acl LEFT JOIN pg_roles AS r ON r.oid = acl.grantee
+        WHERE n.nspname = %s AND acl.grantee <> c.relowner GROUP BY 1, 2, 3, 4 ORDER BY 2, 3 NULLS FIRST, 4
         """
-    for name, role, verbs in conn.execute(query, (s.quarantine,)).fetchall():
-        whom = role if role == "PUBLIC" else ident(role)
-        mends = f"REVOKE ALL ON {ident(s.quarantine, name)} FROM {whom};"
-        yield Fault(f"{s.quarantine}.{name}", f"{role} has {verbs}", mends)
+    for oid, name, column, role, verbs in conn.execute(query, (s.quarantine,)).fetchall():
+        on = Object("column" if column else "relation", oid, ident(s.quarantine, name), column)
+        where = f"{s.quarantine}.{name}{'.' + column if column else ''}"
+        yield Fault(where, f"{role} has {verbs}", revoking(conn, on, role))
 
 
 @check("warning", "The next upgrade refuses what it can't take back.", needs=None)

@@ -6,9 +6,10 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from leadprotect import phases
+from leadprotect.database.privileges import Object, revoking
 from leadprotect.doctor import present
 from leadprotect.doctor.finding import Fault, check
-from leadprotect.doctor.likeness import neutral_name
+from leadprotect.doctor.likeness import neutral_name, real_role
 from leadprotect.doctor.shipped import body_of, following, known, shipped, shipped_script, sources
 from leadprotect.doctor.versions import applied
 from leadprotect.settings import Settings, ident
@@ -94,13 +95,13 @@ def function_grants(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Faul
     for one, wanted in _pairs(conn, s):
         shipped_grants = {(role, privilege) for role, privilege in wanted["grants"]}
         for role, privilege in sorted(one.grants - shipped_grants):
-            yield Fault(
-                one.signature,
-                f"{role} has {privilege}",
-                f"REVOKE ALL ON FUNCTION {one.signature} FROM {role if role == 'PUBLIC' else ident(_real(role, s))};",
-            )
-        for role, _ in sorted(shipped_grants - one.grants) if complete else ():
-            whom = role if role == "PUBLIC" else ident(_real(role, s))
+            on = Object("function", one.oid, f"FUNCTION {one.signature}")
+            kept = (role, "EXECUTE") in shipped_grants
+            mends = revoking(conn, on, real_role(role, s), "EXECUTE", option=kept)
+            yield Fault(one.signature, f"{role} has {privilege}", mends)
+        held = {role for role, _ in one.grants}
+        for role in sorted({role for role, _ in shipped_grants} - held) if complete else ():
+            whom = role if role == "PUBLIC" else ident(real_role(role, s))
             mends = f"GRANT EXECUTE ON FUNCTION {one.signature} TO {whom};"
             yield Fault(one.signature, f"{role} may not call it", mends, "warning")
 
@@ -124,11 +125,6 @@ def _fitting(texts: list[str], one: present.Function) -> str | None:
     return next(
         (text for text in texts if all(part in text.replace("pg_catalog.", "") for part in arguments)), None
     ) or (texts[0] if texts else None)
-
-
-def _real(role: str, s: Settings) -> str:
-    """The role of ours that a neutral name stands for."""
-    return next((ours for ours in s.roles if neutral_name(ours, s) == role), role)
 
 
 def _drop(one: present.Function) -> str:

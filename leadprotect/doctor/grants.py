@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from leadprotect import phases
+from leadprotect.database.privileges import Object, revoking
 from leadprotect.doctor import present
 from leadprotect.doctor.finding import Fault, check
-from leadprotect.doctor.likeness import neutral_name
+from leadprotect.doctor.likeness import real_role
 from leadprotect.doctor.shipped import shipped
 from leadprotect.doctor.versions import applied
 from leadprotect.settings import Settings, ident, table
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import psycopg
+
+WITH_OPTION = " WITH GRANT OPTION"
 
 
 @check(
@@ -29,10 +32,13 @@ def table_grants(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
     for one in present.tables(conn, s):
         expected = {(role, verb) for role, verb in wanted.get(one.shipped_as, {}).get("grants", ())}
         what = f"{'SEQUENCE' if one.kind == 'S' else 'TABLE'} {ident(s.schema, one.name)}"
+        on = Object("relation", one.oid, what)
         for role, verb in sorted(one.grants - expected):
-            mends = f"REVOKE {verb.removesuffix(' WITH GRANT OPTION')} ON {what} FROM {_who(role, s)};"
+            plain = verb.removesuffix(WITH_OPTION)
+            mends = revoking(conn, on, real_role(role, s), plain, option=(role, plain) in expected)
             yield Fault(f"{s.schema}.{one.name}", f"{role} has {verb}", mends)
-        for role, verb in sorted(expected - one.grants) if complete else ():
+        held = {(role, verb.removesuffix(WITH_OPTION)) for role, verb in one.grants}
+        for role, verb in sorted(expected - held) if complete else ():
             mends = f"GRANT {verb} ON {what} TO {_who(role, s)};"
             yield Fault(f"{s.schema}.{one.name}", f"{role} lacks {verb}", mends, "warning")
 
@@ -41,14 +47,15 @@ def table_grants(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
 def column_grants(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
     """A privilege on a single column of a table of ours: none was shipped."""
     query = """
-        SELECT c.relname::text, a.attname::text, coalesce(r.rolname::text, 'PUBLIC'), acl.privilege_type
+        SELECT DISTINCT c.oid, c.relname::text, a.attname::text, coalesce(r.rolname::text, 'PUBLIC'), acl.privilege_type
         FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace JOIN pg_attribute AS a ON a.attrelid = c.oid
         CROSS JOIN LATERAL aclexplode(a.attacl) AS acl LEFT JOIN pg_roles AS r ON r.oid = acl.grantee
-        WHERE n.nspname = %s AND acl.grantee <> c.relowner AND (n.nspname, c.relname) <> (%s, %s) ORDER BY 1, 2, 3
+        WHERE n.nspname = %s AND acl.grantee <> c.relowner AND (n.nspname, c.relname) <> (%s, %s)
+        ORDER BY 2, 3, 4, 5
         """
     values = (s.schema, s.version_table_schema, s.version_table)
-    for name, column, role, verb in conn.execute(query, values).fetchall():
-        mends = f"REVOKE {verb} ({ident(column)}) ON {ident(s.schema, name)} FROM {_who(role, s)};"
+    for oid, name, column, role, verb in conn.execute(query, values).fetchall():
+        mends = revoking(conn, Object("column", oid, ident(s.schema, name), column), role, verb)
         yield Fault(f"{s.schema}.{name}.{column}", f"{role} has {verb}", mends)
 
 
@@ -56,18 +63,18 @@ def column_grants(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]
 def schema_open(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
     """A role other than our owner that may create in our schema; or the schema of another owner."""
     query = """
-        SELECT pg_get_userbyid(n.nspowner)::text, ARRAY(
-                 SELECT coalesce(r.rolname::text, 'PUBLIC') FROM aclexplode(n.nspacl) AS acl
+        SELECT n.oid, pg_get_userbyid(n.nspowner)::text, ARRAY(
+                 SELECT DISTINCT coalesce(r.rolname::text, 'PUBLIC') FROM aclexplode(n.nspacl) AS acl
                  LEFT JOIN pg_roles AS r ON r.oid = acl.grantee
                  WHERE acl.privilege_type = 'CREATE' AND acl.grantee <> n.nspowner ORDER BY 1)
         FROM pg_namespace AS n WHERE n.nspname = %s
         """
-    for owner, roles in conn.execute(query, (s.schema,)).fetchall():
+    for oid, owner, roles in conn.execute(query, (s.schema,)).fetchall():
         if owner != s.role("owner"):
             mends = f"ALTER SCHEMA {ident(s.schema)} OWNER TO {ident(s.role('owner'))};"
             yield Fault(f"schema {s.schema}", f"it belongs to {owner}", mends)
         for role in roles:
-            mends = f"REVOKE CREATE ON SCHEMA {ident(s.schema)} FROM {_who(role, s)};"
+            mends = revoking(conn, Object("schema", oid, f"SCHEMA {ident(s.schema)}"), role, "CREATE")
             yield Fault(f"schema {s.schema}", f"{role} may create in it", mends)
 
 
@@ -99,19 +106,25 @@ def default_privileges(conn: psycopg.Connection[Any], s: Settings) -> Iterator[F
 def leads_dangerous_grants(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
     """TRIGGER or REFERENCES on the leads or lead_tables for others than their owner, by name or through PUBLIC."""
     query = """
-        SELECT coalesce(r.rolname::text, 'PUBLIC'), string_agg(DISTINCT acl.privilege_type, ', ')
-        FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS acl LEFT JOIN pg_roles AS r ON r.oid = acl.grantee
-        WHERE c.oid = %s AND acl.grantee <> c.relowner AND acl.privilege_type IN ('TRIGGER', 'REFERENCES')
-          AND coalesce(NOT r.rolsuper, true) GROUP BY 1 ORDER BY 1
+        SELECT given.attname, coalesce(r.rolname::text, 'PUBLIC'), array_agg(DISTINCT acl.privilege_type)
+        FROM (
+          SELECT NULL, c.relowner, c.relacl FROM pg_class AS c WHERE c.oid = %(table)s
+          UNION ALL SELECT a.attname::text, c.relowner, a.attacl
+          FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid WHERE c.oid = %(table)s
+        ) AS given (attname, relowner, list)
+        CROSS JOIN LATERAL aclexplode(given.list) AS acl LEFT JOIN pg_roles AS r ON r.oid = acl.grantee
+        WHERE acl.grantee <> given.relowner AND acl.privilege_type IN ('TRIGGER', 'REFERENCES')
+          AND coalesce(NOT r.rolsuper, true) GROUP BY 1, 2 ORDER BY 1 NULLS FIRST, 2
         """
     children = [(child.table, oid) for child, oid in present.children(conn, s)]
     for host, oid in [(s.leads_table, present.leads(conn, s)), *children]:
-        for role, verbs in conn.execute(query, (oid,)).fetchall():
-            mends = f"REVOKE {verbs} ON {table(host)} FROM {_who(role, s)};"
-            yield Fault(host, f"{role} has {verbs}", mends)
+        for column, role, verbs in conn.execute(query, {"table": oid}).fetchall():
+            on = Object("column" if column else "relation", oid or 0, table(host), column)
+            where = f"{host}.{column}" if column else host
+            yield Fault(where, f"{role} has {', '.join(verbs)}", revoking(conn, on, role, *verbs))
 
 
 def _who(role: str, s: Settings) -> str:
     """A role as SQL; of a neutral name, the role of ours that bears it."""
-    real = next((ours for ours in s.roles if neutral_name(ours, s) == role), role)
+    real = real_role(role, s)
     return real if real == "PUBLIC" else ident(real)

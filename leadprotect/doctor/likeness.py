@@ -32,6 +32,7 @@ _TOKEN = re.compile(
 )
 _WORD = re.compile(r'"(?:[^"]|"")*"|\w+')
 _KIND = "'{kind}'"
+_ELSEWHERE = " of another database"
 
 
 def neutral(text: str, s: Settings, child: LeadTable | None = None) -> str:
@@ -77,6 +78,22 @@ def _expressions(s: Settings) -> list[tuple[str, str]]:
 def neutral_name(name: str, s: Settings) -> str:
     """The same for one name."""
     return _names(s).get(name, name)
+
+
+def neutral_role(role: str, s: Settings) -> str:
+    """The same for a role of the cluster: one that bears a default name and is not ours stays somebody else."""
+    ours = _neutral_roles(s)
+    return ours.get(role) or (f"{role}{_ELSEWHERE}" if role in ours.values() else role)
+
+
+def real_role(role: str, s: Settings) -> str:
+    """The role that `neutral_role` gave this name."""
+    ours = {neutral: name for name, neutral in _neutral_roles(s).items()}
+    return ours.get(role) or role.removesuffix(_ELSEWHERE)
+
+
+def _neutral_roles(s: Settings) -> dict[str, str]:
+    return {s.role(office): neutral_name(s.role(office), s) for office in OFFICES}
 
 
 @lru_cache(maxsize=4)

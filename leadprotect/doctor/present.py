@@ -10,7 +10,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from leadprotect.database.catalog import relation
-from leadprotect.doctor.likeness import neutral, neutral_name
+from leadprotect.doctor.likeness import neutral, neutral_role
 from leadprotect.settings.names import CHILD_POLICIES, CHILD_TRIGGERS, HOST_POLICIES, trigger_names
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _GRANTS = """
       WHERE acl.grantee <> {owner}) AS given
     """
 _FUNCTIONS = f"""
-    SELECT p.proname::text, ARRAY(
+    SELECT p.oid, p.proname::text, ARRAY(
              SELECT name FROM unnest(p.proargnames, p.proargmodes) WITH ORDINALITY AS a (name, mode, place)
              WHERE a.mode IS NULL OR a.mode IN ('i', 'b', 'v') ORDER BY a.place),
            format('%%I.%%I(%%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)),
@@ -44,7 +44,7 @@ _FUNCTIONS = f"""
            l.lanname::text, p.prosrc, pg_get_function_sqlbody(p.oid),
            ({_GRANTS.format(acl="coalesce(p.proacl, acldefault('f', p.proowner))", owner="p.proowner")})
     FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace JOIN pg_language AS l ON l.oid = p.prolang
-    WHERE n.nspname = %s ORDER BY 3
+    WHERE n.nspname = %s ORDER BY 4
     """
 _TABLES = f"""
     SELECT c.oid, c.relname::text, c.relkind::text, pg_get_userbyid(c.relowner)::text,
@@ -84,6 +84,7 @@ _TRIGGERS = """
 class Function:
     """A function of our schema; `source` is its text where a language of its own keeps it, else `body` is neutral."""
 
+    oid: int
     key: str
     name: str
     signature: str
@@ -181,17 +182,18 @@ def _once(read: Callable[P, list[T]]) -> Callable[P, list[T]]:
 @_once
 def functions(conn: psycopg.Connection[Any], s: Settings) -> list[Function]:
     """Every function of our schema."""
-    return [
-        Function(
-            f"{name}({', '.join(names)})",
-            *(name, signature, owner, definer, tuple(config), volatile, language, source),
-            body=None if body is None else neutral(body, s),
-            grants=_pairs(grants, s),
-        )
-        for name, names, signature, owner, definer, config, volatile, language, source, body, grants in conn.execute(
-            _FUNCTIONS.encode(), (s.schema,)
-        ).fetchall()
-    ]
+    return [_function(row, s) for row in conn.execute(_FUNCTIONS.encode(), (s.schema,)).fetchall()]
+
+
+def _function(row: tuple[Any, ...], s: Settings) -> Function:
+    oid, name, names, signature, owner, definer, config, volatile, language, source, body, grants = row
+    return Function(
+        *(oid, f"{name}({', '.join(names)})", name, signature, owner, definer),
+        tuple(config),
+        *(volatile, language, source),
+        body=None if body is None else neutral(body, s),
+        grants=_pairs(grants, s),
+    )
 
 
 @_once
@@ -221,7 +223,7 @@ def policies(
     return [
         Policy(
             name,
-            *(command, permissive, tuple(sorted(neutral_name(role, s) for role in roles))),
+            *(command, permissive, tuple(sorted(neutral_role(role, s) for role in roles))),
             *(neutral(condition, s, child), neutral(check, s, child)),
         )
         for name, command, permissive, roles, condition, check in conn.execute(_POLICIES, (oid,)).fetchall()
@@ -293,4 +295,4 @@ def enforced(conn: psycopg.Connection[Any], s: Settings) -> bool:
 
 
 def _pairs(found: list[list[str]], s: Settings) -> frozenset[tuple[str, str]]:
-    return frozenset((neutral_name(role, s), privilege) for role, privilege in found)
+    return frozenset((neutral_role(role, s), privilege) for role, privilege in found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from leadprotect.database.privileges import Object, revoking
 from leadprotect.doctor.finding import Fault, check
 from leadprotect.settings import Settings, ident
 from leadprotect.settings.values import of_setting
@@ -48,17 +49,17 @@ def replication_role_granted(conn: psycopg.Connection[Any], s: Settings) -> Iter
     """A login that is no superuser and may set session_replication_role."""
     del s
     query = """
-        SELECT coalesce(r.rolname::text, 'PUBLIC') FROM pg_parameter_acl AS p
+        SELECT DISTINCT p.oid, coalesce(r.rolname::text, 'PUBLIC') FROM pg_parameter_acl AS p
         CROSS JOIN LATERAL aclexplode(p.paracl) AS acl LEFT JOIN pg_roles AS r ON r.oid = acl.grantee
         WHERE p.parname = 'session_replication_role' AND acl.privilege_type = 'SET' AND coalesce(NOT r.rolsuper, true)
-        ORDER BY 1
+        ORDER BY 2
         """
-    for (role,) in conn.execute(query).fetchall():
-        whom = role if role == "PUBLIC" else ident(role)
+    for oid, role in conn.execute(query).fetchall():
+        on = Object("parameter", oid, "PARAMETER session_replication_role")
         yield Fault(
             f"role {role}",
             "it may set session_replication_role",
-            f"REVOKE SET ON PARAMETER session_replication_role FROM {whom};",
+            revoking(conn, on, role, "SET"),
         )
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from leadprotect.database.catalog import relation
 from leadprotect.doctor import present
 from leadprotect.doctor.finding import Fault, check
-from leadprotect.doctor.likeness import neutral_name
 from leadprotect.doctor.shipped import known, policy_statement, shipped, shipped_script
 from leadprotect.doctor.versions import applied
 from leadprotect.preflight.host_tables import hidden_rows
@@ -93,21 +92,21 @@ def policy_changed(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault
     for one in present.tables(conn, s):
         known_policies = wanted.tables.get(one.shipped_as, {}).get("policies", {})
         for policy in present.policies(conn, s, one.oid):
-            if policy.name in known_policies and not _alike(policy, known_policies[policy.name], s):
+            if policy.name in known_policies and not _alike(policy, known_policies[policy.name]):
                 drop = f"DROP POLICY {ident(policy.name)} ON {ident(s.schema, one.name)}; "
                 again = _again(text, s, policy.name, one)
                 mends = drop + again if again else None
                 yield Fault(f"{s.schema}.{one.name}", f"policy {policy.name} is not as shipped", mends)
     if present.enforced(conn, s) and s.host_rls != "off":
         for name, policy in present.host_policies(conn, s).items():
-            if not any(_alike(policy, variant, s) for variant in wanted.host_policies[name]):
+            if not any(_alike(policy, variant) for variant in wanted.host_policies[name]):
                 drop = f"DROP POLICY {ident(policy.name)} ON {table(s.leads_table)}; "
                 again = _host_statement(conn, s, text, name)
                 yield Fault(s.leads_table, f"policy {policy.name} is not as shipped", drop + again if again else None)
     for child, oid in present.children(conn, s):
         expected = shipped(s, child).child_policies
         for name, policy in present.child_policies(conn, s, child, oid).items():
-            if not _alike(policy, expected[name], s):
+            if not _alike(policy, expected[name]):
                 drop = f"DROP POLICY {ident(policy.name)} ON {table(child.table)}; "
                 again = policy_statement(text, ident(policy.name), table(child.table))
                 yield Fault(child.table, f"policy {policy.name} is not as shipped", drop + again if again else None)
@@ -159,13 +158,8 @@ def policy_runs_foreign_code(conn: psycopg.Connection[Any], s: Settings) -> Iter
 @check("danger", "What our functions can't see they take for not there: for a lead without an owner, or for no lead.")
 def host_rows_hidden(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
     """Rows of the host's tables that row security hides from the reader of our functions."""
-    statements: list[str] = []
-    problems = hidden_rows(conn, s, statements)
-    opened = "\n".join(statements) or None
-    for problem in problems:
-        what, by_hand, remedy = problem.partition(": ALTER POLICY")
-        key, _, what = what.partition(": ")
-        yield Fault(key, what, f"#{by_hand[1:]}{remedy}" if by_hand else opened)
+    for one in hidden_rows(conn, s):
+        yield Fault(one.key, one.what, one.statement or (f"# {one.by_hand}" if one.by_hand else None))
 
 
 @check("danger", "What our functions ask of that table is not answered: no gate, no backfill, no status.")
@@ -192,9 +186,8 @@ def table_without_policies(conn: psycopg.Connection[Any], s: Settings) -> Iterat
             )
 
 
-def _alike(policy: present.Policy, wanted: dict[str, Any], s: Settings) -> bool:
-    roles = sorted(neutral_name(role, s) for role in policy.roles)
-    mine = (policy.command, policy.permissive, roles, policy.condition, policy.check)
+def _alike(policy: present.Policy, wanted: dict[str, Any]) -> bool:
+    mine = (policy.command, policy.permissive, sorted(policy.roles), policy.condition, policy.check)
     return mine == (
         *(wanted["command"], wanted["permissive"], sorted(wanted["roles"])),
         *(wanted["condition"], wanted["check"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from leadprotect.database.privileges import Object, revoking
 from leadprotect.doctor.finding import Fault, check
 from leadprotect.settings import Settings, ident
 
@@ -31,17 +32,17 @@ def search_path_open(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fau
     """A schema of the search path in which others than its owner may create: PUBLIC, or a role (a warning)."""
     del s
     query = f"""
-        SELECT p.nspname, coalesce(r.rolname::text, 'PUBLIC')
+        SELECT DISTINCT n.oid, p.nspname, coalesce(r.rolname::text, 'PUBLIC')
         FROM ({_PATHS}) AS p JOIN pg_namespace AS n ON n.oid = p.oid
         CROSS JOIN LATERAL aclexplode(n.nspacl) AS acl LEFT JOIN pg_roles AS r ON r.oid = acl.grantee
-        WHERE acl.privilege_type = 'CREATE' AND acl.grantee <> n.nspowner ORDER BY 1, 2
+        WHERE acl.privilege_type = 'CREATE' AND acl.grantee <> n.nspowner ORDER BY 2, 3
         """
-    for schema, role in conn.execute(query.encode()).fetchall():
+    for oid, schema, role in conn.execute(query.encode()).fetchall():
         public = role == "PUBLIC"
         yield Fault(
             f"schema {schema}",
             f"{'every login' if public else f'role {role}'} may create in it",
-            f"REVOKE CREATE ON SCHEMA {ident(schema)} FROM {role if public else ident(role)};",
+            revoking(conn, Object("schema", oid, f"SCHEMA {ident(schema)}"), role, "CREATE"),
             None if public else "warning",
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from leadprotect.database.privileges import Object, revoking
 from leadprotect.doctor import present
 from leadprotect.doctor.finding import Fault, check
 from leadprotect.doctor.shipped import known, shipped, shipped_script
@@ -53,7 +54,7 @@ _LEAKS = """
       SELECT v.oid, below.source,
              CASE WHEN below.reader <> 0 THEN below.reader WHEN v.invoker THEN 0::oid ELSE v.relowner END
       FROM reached AS below JOIN rules ON rules.source = below.oid JOIN relations AS v ON v.oid = rules.view)
-    SELECT v.oid::regclass::text, v.relkind::text, pg_get_userbyid(v.relowner)::text, min(l.rolname)::text,
+    SELECT v.oid, v.oid::regclass::text, pg_get_userbyid(v.relowner)::text, min(l.rolname)::text,
            array_agg(DISTINCT coalesce(pg_get_userbyid(nullif(g.grantee, 0))::text, 'PUBLIC'))
     FROM reached JOIN relations AS v ON v.oid = reached.oid JOIN pg_roles AS o ON o.oid = reached.reader
     JOIN pg_class AS source ON source.oid = reached.source
@@ -71,14 +72,14 @@ _LEAKS = """
         OR o.rolname = ANY (%(exempt)s))
       AND l.rolcanlogin AND NOT l.rolsuper AND NOT l.rolbypassrls AND l.rolname <> ALL (%(exempt)s)
       AND NOT pg_has_role(l.oid, v.relowner, 'MEMBER')
-    GROUP BY 1, 2, 3 ORDER BY 1
+    GROUP BY 1, 2, 3 ORDER BY 2
     """
 
 
 @check("danger", "It reads as its owner, whom row security does not bind: its readers see every territory.")
 def definer_view(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
     """A view over the leads or our tables that a login may read, and that reads as an owner who is not bound."""
-    for view, _, owner, login, _ in conn.execute(_LEAKS, _asked(conn, s, "v")).fetchall():
+    for _, view, owner, login, _ in conn.execute(_LEAKS, _asked(conn, s, "v")).fetchall():
         mends = f"ALTER VIEW {view} SET (security_invoker = true);"
         yield Fault(view, f"it reads leads as {owner}, so login {login} sees those of every territory", mends)
 
@@ -86,9 +87,8 @@ def definer_view(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
 @check("danger", "Its rows were read past row security, and no policy holds for them.")
 def materialised_view(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
     """A materialised view over the leads or our tables that a login may read."""
-    for view, _, _, login, grantees in conn.execute(_LEAKS, _asked(conn, s, "m")).fetchall():
-        whom = ", ".join(role if role == "PUBLIC" else ident(role) for role in grantees)
-        mends = f"REVOKE SELECT ON {view} FROM {whom};"
+    for oid, view, _, login, grantees in conn.execute(_LEAKS, _asked(conn, s, "m")).fetchall():
+        mends = " ".join(revoking(conn, Object("relation", oid, view), role, "SELECT") for role in grantees)
         yield Fault(view, f"it holds leads of every territory, and login {login} may read it", mends)
 
 

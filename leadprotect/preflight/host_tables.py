@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -182,7 +183,9 @@ _QUERY = """
 
 def visibility(conn: AnyConnection, s: Settings, statements: list[str]) -> list[str]:
     """Host tables that the reader of our functions can't see whole; what opens them is added to `statements`."""
-    found = hidden_rows(conn, s, statements)
+    hidden = hidden_rows(conn, s)
+    statements += [one.statement for one in hidden if one.statement]
+    found = [f"{one.key}: {one.what}{f': {one.by_hand}' if one.by_hand else ''}" for one in hidden]
     known = "SELECT coalesce(has_function_privilege(to_regprocedure(%s), 'EXECUTE'), false)"
     if not row(conn, known, (f"{ident(s.schema)}.unreadable()",))[0]:
         return found + _refused_to_reader(conn, s, _read(s), statements)
@@ -195,7 +198,17 @@ def _read(s: Settings) -> dict[str, str]:
     return {host: key for host, key in s.host_tables.items() if host not in below}
 
 
-def hidden_rows(conn: AnyConnection, s: Settings, statements: list[str]) -> list[str]:
+@dataclass(frozen=True)
+class HiddenRows:
+    """`key` is the setting that names the table; either a `statement` opens it, or somebody decides, `by_hand`."""
+
+    key: str
+    what: str
+    statement: str | None = None
+    by_hand: str | None = None
+
+
+def hidden_rows(conn: AnyConnection, s: Settings) -> list[HiddenRows]:
     """Host tables of which row security hides rows from our reader, or from the owner of a view that it reads."""
     found = []
     reader = s.role("reader")
@@ -204,38 +217,36 @@ def hidden_rows(conn: AnyConnection, s: Settings, statements: list[str]) -> list
     for host, key in _read(s).items():
         for opened, binding in rows(conn, _QUERY, (reader, inside, ours, *host.split(".", 1))):
             if not opened:
-                found.append(
-                    f"{key}: {host} has row-level security, and no policy lets {reader} see every row: "
-                    "leads without an owner would look like none"
-                )
+                what = f"{host} has row-level security, and no policy lets {reader} see every row"
                 # a name of its own: whatever begins like our schema is dropped or refused as ours; and a
                 # condition that no member of the role meets
-                statements.append(
+                opens = (
                     f"CREATE POLICY {ident(f'read_for_{reader}')} ON {table(host)} "
                     f"FOR SELECT TO {ident(reader)} USING (current_user = {literal(reader)});"
                 )
-            found += [
-                f"{key}: the restrictive policy {policy} on {host} hides rows from {reader}, which must see them all: "
-                f"ALTER POLICY {ident(policy)} ON {table(host)} TO the roles of your application"
-                for policy in binding
-            ]
+                found.append(HiddenRows(key, f"{what}: leads without an owner would look like none", opens))
+            for policy in binding or ():
+                what = f"the restrictive policy {policy} on {host} hides rows from {reader}, which must see them all"
+                narrows = f"ALTER POLICY {ident(policy)} ON {table(host)} TO the roles of your application"
+                found.append(HiddenRows(key, what, by_hand=narrows))
     for source in s.activities:
         if source.base_table:
             found += _narrowed(conn, source.table, source.key("table"))
     return found
 
 
-def _narrowed(conn: AnyConnection, view: str, key: str) -> list[str]:
+def _narrowed(conn: AnyConnection, view: str, key: str) -> list[HiddenRows]:
     """A view reads as its owner, and what row security hides from him no derivation sees."""
     found = []
     for owner, schema, name in rows(conn, BELOW, (relation(conn, *view.split(".", 1)),)):
         for opened, binding in rows(conn, _QUERY, (owner, "true", [], schema, name)):
             if binding or not opened:
-                found.append(
-                    f"{key}: {view} reads {schema}.{name} as its owner {owner}, from whom row-level security "
+                what = (
+                    f"{view} reads {schema}.{name} as its owner {owner}, from whom row-level security "
                     "hides rows: leads without an owner would look like none. Name the table itself and a condition, "
                     f"or give {view} an owner that sees every row"
                 )
+                found.append(HiddenRows(key, what))
     return found
 
 

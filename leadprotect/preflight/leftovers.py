@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from leadprotect.database.privileges import Object, revoking
 from leadprotect.settings import Settings, ident
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def foreign_quarantine(conn: psycopg.Connection[Any], s: Settings, statements: l
     owner, me = s.role("owner"), s.quarantine
     found = conn.execute(
         """
-        SELECT pg_get_userbyid(n.nspowner)::text, ARRAY(
+        SELECT n.oid, pg_get_userbyid(n.nspowner)::text, ARRAY(
                  SELECT DISTINCT coalesce(r.rolname, 'PUBLIC')::text FROM aclexplode(n.nspacl) AS acl
                  LEFT JOIN pg_roles AS r ON r.oid = acl.grantee
                  WHERE acl.privilege_type = 'CREATE' AND acl.grantee <> n.nspowner ORDER BY 1)
@@ -83,14 +84,15 @@ def foreign_quarantine(conn: psycopg.Connection[Any], s: Settings, statements: l
     ).fetchone()
     if found is None:
         return []
-    if found[0] != owner:
+    oid, its_owner, roles = found
+    if its_owner != owner:
         statements.append(f"ALTER SCHEMA {ident(me)} RENAME TO {ident(me + '_of_others')};")
-        whose = f"schema {me} exists and belongs to {found[0]}, not to {owner}: it is not leadprotect's quarantine"
+        whose = f"schema {me} exists and belongs to {its_owner}, not to {owner}: it is not leadprotect's quarantine"
         return [f"{whose}, and its owner could drop what is moved there; rename it"]
     problems = []
-    for role in found[1]:
+    for role in roles:
         problems.append(f"role {role} may create in {me}: what it puts there would be taken for leadprotect's own")
-        statements.append(f"REVOKE CREATE ON SCHEMA {ident(me)} FROM {role if role == 'PUBLIC' else ident(role)};")
+        statements.append(revoking(conn, Object("schema", oid, f"SCHEMA {ident(me)}"), role, "CREATE"))
     objects = conn.execute(
         """
         SELECT name, pg_get_userbyid(owner)::text FROM (

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.catalog import one
 from leadprotect.database.connection import rows
+from leadprotect.database.privileges import Object, revoking
 from leadprotect.errors import PreflightError
 from leadprotect.preflight.rights import rights
 from leadprotect.settings import Settings, ident
@@ -59,12 +60,14 @@ _HANGING = """
     ORDER BY 1, 2
     """
 _GRANTS = """
-    SELECT coalesce(r.rolname::text, 'PUBLIC'), pg_catalog.string_agg(DISTINCT acl.privilege_type, ', ')
+    SELECT coalesce(r.rolname::text, 'PUBLIC'), pg_catalog.string_agg(DISTINCT acl.privilege_type, ', '),
+           pg_catalog.array_agg(DISTINCT given.attname)
     FROM (
-      SELECT c.relowner, c.relacl FROM pg_catalog.pg_class AS c WHERE c.oid = %s
+      SELECT NULL, c.relowner, c.relacl FROM pg_catalog.pg_class AS c WHERE c.oid = %s
       UNION ALL
-      SELECT c.relowner, a.attacl FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid
-      WHERE c.oid = %s) AS given (owner, list)
+      SELECT a.attname::text, c.relowner, a.attacl
+      FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid
+      WHERE c.oid = %s) AS given (attname, owner, list)
     CROSS JOIN LATERAL pg_catalog.aclexplode(given.list) AS acl
     LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = acl.grantee
     WHERE acl.grantee <> given.owner
@@ -166,12 +169,13 @@ def _hanging(conn: AnyConnection, s: Settings, oid: int, statements: list[str]) 
 
 def _grants(conn: AnyConnection, s: Settings, oid: int, statements: list[str]) -> list[str]:
     found = rows(conn, _GRANTS, (oid, oid, s.role("operator")))
-    for role, _ in found:
-        who = role if role == "PUBLIC" else ident(role)
-        statements.append(f"REVOKE ALL ON {_name(s)} FROM {who};")
+    for role, _, columns in found:
+        for column in columns:
+            on = Object("column" if column else "relation", oid, _name(s), column)
+            statements.append(revoking(conn, on, role))
         if role == s.role("operator"):
-            statements.append(f"GRANT SELECT ON {_name(s)} TO {who};")
-    return [f"role {role} has {verbs} on {_label(s)}: it could say what is applied" for role, verbs in found]
+            statements.append(f"GRANT SELECT ON {_name(s)} TO {ident(role)};")
+    return [f"role {role} has {verbs} on {_label(s)}: it could say what is applied" for role, verbs, _ in found]
 
 
 def _name(s: Settings) -> str:

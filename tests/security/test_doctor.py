@@ -73,12 +73,39 @@ def logins(database: Database) -> Iterator[str]:
         ).fetchall()
         for (role,) in roles:
             conn.execute(f'REASSIGN OWNED BY "{role}" TO CURRENT_USER; DROP OWNED BY "{role}"'.encode())
+        for (role,) in roles:  # one may have granted another something
             conn.execute(f'DROP ROLE "{role}"'.encode())
 
 
 SERVICE = 'CREATE ROLE "{p}x" LOGIN; GRANT {app} TO "{p}x"; '
 
+
+def passed_on(privilege: str, on: str) -> str:
+    """A role gets a privilege with the right to grant it and passes both on, and who got them passes it on again."""
+    asked = f"{privilege} ON {on}"
+    return (
+        f'CREATE ROLE "{{p}}x"; CREATE ROLE "{{p}}Y.y"; CREATE ROLE "{{p}}z"; '
+        f'GRANT USAGE ON SCHEMA {{schema}} TO "{{p}}x", "{{p}}Y.y"; GRANT {asked} TO "{{p}}x" WITH GRANT OPTION; '
+        f'SET ROLE "{{p}}x"; GRANT {asked} TO "{{p}}Y.y" WITH GRANT OPTION; '
+        f'SET ROLE "{{p}}Y.y"; GRANT {asked} TO "{{p}}z"; RESET ROLE'
+    )
+
+
 PLANTED = [
+    *(
+        Planted(check, passed_on(privilege, on), level=level)
+        for check, privilege, on, level in (
+            ("table-grants", "SELECT, DELETE", "{schema}.user_lead_assignments", "danger"),
+            ("table-grants", "USAGE", "SEQUENCE {schema}.rule_changes", "danger"),
+            ("column-grants", "UPDATE (user_id)", "{schema}.user_lead_assignments", "danger"),
+            ("function-grants", "EXECUTE", "FUNCTION {schema}.audit_origin()", "danger"),
+            ("schema-open", "CREATE", "SCHEMA {schema}", "danger"),
+            ("search-path-open", "CREATE", "SCHEMA public", "warning"),
+            ("replication-role-granted", "SET", "PARAMETER session_replication_role", "danger"),
+            ("version-table-open", "UPDATE (version_num)", "{versions}", "danger"),
+            ("leads-dangerous-grants", "TRIGGER, REFERENCES", "{leads}", "warning"),
+        )
+    ),
     Planted("search-path-open", "GRANT CREATE ON SCHEMA public TO PUBLIC", "every login"),
     Planted("search-path-open", 'CREATE ROLE "{p}x"; GRANT CREATE ON SCHEMA public TO "{p}x"', "role", "warning"),
     Planted(
@@ -106,6 +133,12 @@ PLANTED = [
         "CREATE POLICY small ON {leads} AS RESTRICTIVE USING (current_user <> 'nobody')",
         "restrictive policy small on",
         mends="ALTER POLICY small ON {leads} TO {app}",
+    ),
+    Planted(
+        "host-rows-hidden",
+        "CREATE POLICY \"x: ALTER POLICY y\" ON {leads} AS RESTRICTIVE USING (current_user <> 'nobody')",
+        "restrictive policy x: ALTER POLICY y on",
+        mends='ALTER POLICY "x: ALTER POLICY y" ON {leads} TO {app}',
     ),
     Planted(
         "contract-not-standing",
@@ -366,6 +399,13 @@ PLANTED = [
         level="warning",
     ),
     Planted("leads-dangerous-grants", 'CREATE ROLE "{p}x"; GRANT TRIGGER ON {leads} TO "{p}x"', level="warning"),
+    Planted(
+        "leads-dangerous-grants",
+        'CREATE ROLE "{p}x"; GRANT REFERENCES ({lead_id}) ON {leads} TO "{p}x"',
+        level="warning",
+    ),
+    Planted("table-grants", "GRANT SELECT ON {schema}.lead_access_audit TO {auditor} WITH GRANT OPTION", "OPTION"),
+    Planted("function-grants", "GRANT EXECUTE ON FUNCTION {schema}.audit_origin() TO {auditor} WITH GRANT OPTION"),
     Planted("preset-context", "ALTER DATABASE {d} SET {territory_setting} = 'DE'", "database"),
     Planted("preset-context", 'CREATE ROLE "{p}x" LOGIN; ALTER ROLE "{p}x" SET {user_setting} = \'1\'', "role"),
     Planted(
@@ -387,6 +427,12 @@ PLANTED = [
         "quarantine-readable",
         "CREATE SCHEMA {quarantine} AUTHORIZATION {owner}; CREATE TABLE {quarantine}.kept (); "
         "GRANT SELECT ON {quarantine}.kept TO PUBLIC",
+    ),
+    Planted(
+        "quarantine-readable",
+        "CREATE SCHEMA {quarantine} AUTHORIZATION {owner}; CREATE TABLE {quarantine}.kept (a integer); "
+        "GRANT SELECT (a) ON {quarantine}.kept TO PUBLIC",
+        "kept.a",
     ),
     Planted(
         "quarantine-of-another-version",
@@ -708,6 +754,27 @@ def test_who_may_grant_a_role_without_being_a_member_is_named(database: Database
 
 
 @pytest.mark.profiles("pg18", "pg15")
+@pytest.mark.profiles("other_names")
+def test_a_role_of_the_usual_name_where_ours_bear_others_is_somebody_else(database: Database) -> None:
+    """As that of another database of the cluster is: it was granted nothing of ours, and no policy names it."""
+    there = database.sql("SELECT FROM pg_roles WHERE rolname = 'leadprotect_auditor'")
+    run(database, "" if there else "CREATE ROLE leadprotect_auditor")
+    try:
+        run(
+            database,
+            database.text(
+                "GRANT SELECT ON {schema}.lead_access_audit TO leadprotect_auditor; "
+                "ALTER POLICY lp_read ON {schema}.lead_access_audit TO {auditor}, leadprotect_auditor"
+            ),
+        )
+        for check in ("table-grants", "policy-changed"):
+            (first,) = found(database, check)
+            run(database, str(first.mends))
+            assert [] == found(database, check)
+    finally:
+        run(database, "DROP OWNED BY leadprotect_auditor" + ("" if there else "; DROP ROLE leadprotect_auditor"))
+
+
 def test_a_role_that_bears_another_name_is_named(database: Database) -> None:
     assert [] == found(database, "role-missing")
     with database.connect() as conn:  # never committed: the cluster is everybody's
