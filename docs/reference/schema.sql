@@ -41,7 +41,7 @@
 --    4037  Shadow
 --    4527  Backfill and verification
 --    5494  Gate
---    6567  Host
+--    6603  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -5608,16 +5608,24 @@ CREATE FUNCTION leadprotect.leaking_views(target regclass, host_rls text, exempt
                 SELECT FROM pg_class AS c
                 WHERE c.oid IN (target, '"public"."leads"'::regclass) AND pg_has_role(o.oid, c.relowner, 'USAGE')))),
           grants AS (
-            SELECT l.oid, l.relowner, g.grantee FROM leaks AS l, aclexplode(l.relacl) AS g
+            SELECT l.oid, l.relowner, g.grantee, g.grantor, g.is_grantable FROM leaks AS l, aclexplode(l.relacl) AS g
             WHERE g.privilege_type = 'SELECT'
             UNION
-            SELECT l.oid, l.relowner, g.grantee
+            SELECT l.oid, l.relowner, g.grantee, g.grantor, g.is_grantable
             FROM leaks AS l JOIN pg_attribute AS a ON a.attrelid = l.oid, aclexplode(a.attacl) AS g
             WHERE g.privilege_type = 'SELECT'
             UNION
-            SELECT l.oid, l.relowner, 'pg_read_all_data'::regrole FROM leaks AS l),
+            SELECT l.oid, l.relowner, 'pg_read_all_data'::regrole, NULL, false FROM leaks AS l),
           readers AS (
-            SELECT g.oid, g.grantee, min(r.rolname) AS login
+            SELECT g.oid, g.grantee, min(r.rolname) AS login, bool_or(g.grantor <> g.relowner) AS passed_on,
+                   string_agg((
+                     -- since PostgreSQL 16 each grantor's grant is one of its own
+                     SELECT string_agg(format('REVOKE %I FROM %I%s;', pg_get_userbyid(m.roleid), r.rolname,
+                              CASE WHEN to_jsonb(m) ? 'set_option' AND m.grantor <> 10
+                                THEN format(' GRANTED BY %I', pg_get_userbyid(m.grantor)) ELSE '' END), ' ')
+                     FROM pg_auth_members AS m
+                     WHERE m.member = r.oid AND pg_has_role(m.roleid, 'pg_read_all_data', 'MEMBER')), ' ' ORDER BY r.rolname)
+                     FILTER (WHERE g.grantor IS NULL) AS members
             FROM grants AS g JOIN pg_roles AS r
               ON CASE g.grantee WHEN 0 THEN true ELSE pg_has_role(r.oid, g.grantee, 'MEMBER') END
             WHERE r.rolcanlogin AND NOT r.rolsuper AND NOT r.rolbypassrls AND r.rolname <> ALL (exempt_roles)
@@ -5628,8 +5636,13 @@ CREATE FUNCTION leadprotect.leaking_views(target regclass, host_rls text, exempt
                  format('%s reads %s as its owner %I, so login %I sees those of every territory', l.oid::regclass,
                         what, pg_get_userbyid(l.relowner), min(r.login)) AS detail,
                  CASE l.relkind WHEN 'v' THEN format('ALTER VIEW %s SET (security_invoker = true);', l.oid::regclass)
-                   ELSE string_agg(format('REVOKE SELECT ON %s FROM %s;', l.oid::regclass,
-                     CASE r.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(r.grantee)) END), ' ') END AS remedy
+                   -- what somebody passed on goes with his right to
+                   ELSE concat_ws(' ', (
+                     SELECT string_agg(DISTINCT format('REVOKE GRANT OPTION FOR SELECT ON %s FROM %I CASCADE;', l.oid::regclass,
+                              pg_get_userbyid(g.grantee)), ' ')
+                     FROM grants AS g WHERE g.oid = l.oid AND g.grantor = l.relowner AND g.is_grantable AND bool_or(r.passed_on)),
+                     string_agg(coalesce(r.members, format('REVOKE SELECT ON %s FROM %s;', l.oid::regclass,
+                       CASE r.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(r.grantee)) END)), ' ')) END AS remedy
           FROM leaks AS l JOIN readers AS r ON r.oid = l.oid
           GROUP BY l.oid, l.relkind, l.relowner ORDER BY l.oid::regclass::text LIMIT 20;
         END
@@ -6483,7 +6496,7 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
           INTO met, detail, remedy
           FROM (
             WITH suspects AS (
-              SELECT a.login, a.role, a.owns_leads AS owns, a.serves AND a.territories <> '{}' AS ready,
+              SELECT a.login, a.role, a.owns_leads AS owns, a.bypasses, a.serves AND a.territories <> '{}' AS ready,
                      (SELECT max(w.at) FROM "leadprotect".contextless_writes AS w
                       WHERE w.login = a.login AND w.at > clock_timestamp() - observation_window - noted) AS wrote
               FROM "leadprotect".acting_logins('"public"."leads"'::regclass, exempt_roles,
@@ -6500,7 +6513,9 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
               CASE WHEN s.owns
                 THEN format('let the service log in as another member of %I and wait until %s,', 'leadprotect_app',
                             to_char((s.wrote + observation_window + noted) AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'))
-                ELSE "leadprotect".granting(s.role) END AS remedy
+                -- what contract does not bind is to be meant
+                ELSE CASE WHEN s.bypasses THEN format('ALTER ROLE %I NOBYPASSRLS; ', s.login) ELSE '' END
+                     || "leadprotect".granting(s.role) END AS remedy
             FROM suspects AS s
             WHERE NOT s.ready AND (NOT s.owns OR s.wrote IS NOT NULL) OR s.owns AND s.wrote IS NOT NULL
             ORDER BY s.login LIMIT 20) AS locked;
@@ -6517,15 +6532,36 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
           SELECT count(*) = 0,
                  coalesce(string_agg(format('login %I is a service and can become %I, which is exempt', m.login, m.exempt), ', '),
                           'no service can become an exempt role'),
-                 string_agg(format('REVOKE %I FROM %I;', m.exempt, m.login), ' ') || ' or take it out of exempt_roles'
+                 string_agg(taken.back, ' ') || ' or take it out of exempt_roles'
           INTO met, detail, remedy
           FROM (
-            SELECT l.rolname AS login, e.rolname AS exempt
+            SELECT l.oid, l.rolname AS login, e.oid AS exempt_oid, e.rolname AS exempt
             FROM pg_roles AS l JOIN pg_roles AS e ON e.rolname = ANY (exempt_roles) AND e.oid <> l.oid
             WHERE l.rolcanlogin AND NOT l.rolsuper AND pg_has_role(l.oid, e.oid, 'MEMBER')
               AND pg_has_role(l.oid, 'leadprotect_app', 'MEMBER')
               AND has_database_privilege(l.oid, current_database(), 'CONNECT')
-            ORDER BY 1, 2 LIMIT 20) AS m;
+            ORDER BY 2, 4 LIMIT 20) AS m
+          CROSS JOIN LATERAL (
+            -- a group may be what gives it; since PostgreSQL 16 each grantor's grant is one of its own, which only a newer
+            -- server's memberships tell, and whom the login granted it keeps it, by a superuser's own grant
+            SELECT string_agg(
+                     coalesce(below.kept || ' ', '') || format('REVOKE %I FROM %I', pg_get_userbyid(g.roleid), m.login)
+                     || CASE WHEN g.options ? 'set_option' AND g.grantor <> 10
+                          THEN format(' GRANTED BY %I', pg_get_userbyid(g.grantor)) ELSE '' END
+                     || CASE WHEN below.kept IS NULL THEN ';' ELSE ' CASCADE;' END, ' ' ORDER BY g.roleid, g.grantor) AS back
+            FROM (SELECT a.roleid, a.member, a.grantor, to_jsonb(a) AS options FROM pg_auth_members AS a) AS g
+            CROSS JOIN LATERAL (
+              WITH RECURSIVE hanging AS (
+                SELECT h.member, to_jsonb(h) AS options FROM pg_auth_members AS h
+                WHERE h.roleid = g.roleid AND h.grantor = g.member AND g.options ? 'set_option'
+                UNION
+                SELECT h.member, to_jsonb(h) FROM hanging JOIN pg_auth_members AS h
+                  ON h.roleid = g.roleid AND h.grantor = hanging.member)
+              SELECT string_agg(format('GRANT %I TO %I WITH ADMIN %s, INHERIT %s, SET %s;', pg_get_userbyid(g.roleid),
+                       pg_get_userbyid(h.member), h.options ->> 'admin_option', h.options ->> 'inherit_option',
+                       h.options ->> 'set_option'), ' ') AS kept
+              FROM hanging AS h) AS below
+            WHERE g.member = m.oid AND (g.roleid = m.exempt_oid OR pg_has_role(g.roleid, m.exempt_oid, 'MEMBER'))) AS taken;
           RETURN NEXT;
 
           RETURN QUERY SELECT * FROM "leadprotect".ways_around(host_rls, exempt_roles);
