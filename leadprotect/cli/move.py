@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from leadprotect.cli.terminal import echo
 from leadprotect.errors import ConnectionUnusable, InvalidRequest, LeadProtectError
 from leadprotect.fleet.move import AT_ONCE, MoveRun, cancel_moves, move, resume_moves
 from leadprotect.settings import current
-from leadprotect.settings.databases import ON
+from leadprotect.settings.databases import ON, SECTION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _RESUMES = "what was begun is frozen on both sides until it ends: leadprotect move --resume"
 _NAMED = 20
+FILE = "--from-file"
 
 
 @click.command("move")
@@ -33,7 +35,7 @@ _NAMED = 20
 @click.option("--from", "origin", metavar="CODE", help="Where they are.  [default: --on, or the only other territory]")
 @click.option("--as", "actor", required=True, metavar="USER", help="Who does it: recorded beside the login.")
 @click.option(
-    "--from-file", "file", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path), metavar="PATH",
+    FILE, "file", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path), metavar="PATH",
     help="More leads, one id a line; - is the standard input.",
 )  # fmt: skip
 @click.option("--all", "every", is_flag=True, help="Every lead of the territory that they leave.")
@@ -61,12 +63,13 @@ def move_command(
     except InvalidRequest as error:
         raise click.BadParameter(str(error), param_hint="--as") from None
     s, given = current(), _values(values)
+    s = replace(s, databases=(*s.databases, *s.elsewhere), elsewhere=())  # --on names where they are, and not only that
     if resumes + cancels > 1 or (resumes and (leads or file or every or to)):
         raise click.UsageError("--resume takes what stands, and no lead; --cancel takes leads")
     try:
         with _progress() as tell:
             if cancels:
-                done = cancel_moves(s, _leads(leads, file), actor=user)
+                done = cancel_moves(s, _leads(leads, file, FILE), actor=user)
             elif resumes:
                 moved = resume_moves(
                     s, actor=user, values=given, renumber=renumber, at_once=at_once, tell=_counted(tell)
@@ -92,7 +95,7 @@ def move_command(
 
 def _named(leads: tuple[str, ...], file: Path | None, *, every: bool) -> list[str] | None:
     if not every:
-        return _leads(leads, file)
+        return _leads(leads, file, FILE)
     if leads or file:
         raise click.UsageError("--all names the leads itself: leave out LEAD and --from-file")
     return None
@@ -114,7 +117,10 @@ def _values(given: Sequence[str]) -> dict[str, str | None]:
 
 def _origin(s: Settings, to: str) -> str:
     """Where leads are that go to `to`, if nothing was said and it can be only one territory."""
-    others = [code for one in s.databases for code in one.territories if code != to]
+    every = [code for one in s.databases for code in one.territories]
+    if every and to not in every:
+        raise click.BadParameter(f"{to!r} is in no database of [{SECTION}]: {', '.join(every)}", param_hint="--to")
+    others = [code for code in every if code != to]
     if on := os.environ.get(ON):
         return on
     if len(others) == 1:

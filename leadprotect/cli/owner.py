@@ -172,27 +172,27 @@ def _say(done: int, new_owner: str | None, territory: str, *, dry_run: bool, as_
     echo(f"dry run, rolled back: {said}" if dry_run else said)
 
 
-def _leads(given: tuple[str, ...], file: Path | None) -> list[Any]:
-    """Ids of the arguments and of the file, each once, however it is written."""
+def _leads(given: tuple[str, ...], file: Path | None, option: str = "--file") -> list[Any]:
+    """Ids of the arguments and of the file that `option` names, each once, however it is written."""
     leads = {as_lead_id(lead): None for lead in given}
-    for number, line in enumerate(_lines(file) if file else (), 1):
+    for number, line in enumerate(_lines(file, option) if file else (), 1):
         try:
             leads |= {as_lead_id(line): None} if line and not line.startswith("#") else {}
         except InvalidRequest as error:
             raise InvalidRequest(f"{file}, line {number}: {error}") from None
     if not leads:
-        raise click.UsageError(f"{file} names no lead" if file else "name a lead, or a file of them with --file")
+        raise click.UsageError(f"{file} names no lead" if file else f"name a lead, or a file of them with {option}")
     return list(leads)
 
 
-def _lines(file: Path) -> list[str]:
+def _lines(file: Path, option: str) -> list[str]:
     try:
         # a spreadsheet begins its file with a mark that is no part of the first id
         data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
         return [line.strip() for line in data.decode("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
-        raise click.BadParameter(f"{file} can't be read: {reason}", param_hint="--file") from None
+        raise click.BadParameter(f"{file} can't be read: {reason}", param_hint=option) from None
 
 
 def _told(one: Owned, territory: str) -> str:

@@ -367,10 +367,14 @@ def _keys_into(conn: Connection, names: Sequence[str], code: str) -> list[str]:
     """Foreign keys into what travels, from what does not: its rows would be lost, or keep the lead from leaving."""
     return [
         f"{source} of {code} refers to {target} by {key}{action and f' ON DELETE {action}'}, "
-        "and is not one of lead_tables: its rows would stay behind; name it there, and run leadprotect apply"
+        f"and is not one of lead_tables: its rows would stay behind; {_NAME_IT if target == names[0] else _GIVE_IT}"
         for key, source, target, travels, action, *_ in rows(conn, _KEYS, ([table(name) for name in names],))
         if not travels
     ]
+
+
+_NAME_IT = "name it there, and run leadprotect apply"
+_GIVE_IT = f"give it a column with the id of the lead, {_NAME_IT}"
 
 
 def _references(conn: Connection, tables: Sequence[Travelling]) -> tuple[tuple[Reference, ...], tuple[str, ...]]:

@@ -368,7 +368,7 @@ REFUSALS = {
     "a table refers to its rows": (
         "DE",
         f"CREATE TABLE public.mails (contact bigint REFERENCES {CONTACTS} ON DELETE CASCADE)",
-        "public.mails of DE refers to .* and is not one of lead_tables",
+        "public.mails of DE refers to .* and is not one of lead_tables: .* give it a column with the id of",
     ),
     "the login may not write there": ("CH", "REVOKE INSERT ON {leads} FROM {manager_ch}", "GRANT INSERT ON .* TO "),
     "rows may be hidden": (
@@ -388,7 +388,7 @@ REFUSALS = {
     "another table would lose its lead": (
         "DE",
         "CREATE TABLE public.deals (lead {lead_id_type} REFERENCES {leads} ON DELETE SET NULL)",
-        "public.deals of DE refers to .* ON DELETE SET NULL, and is not one of lead_tables",
+        "public.deals of DE refers to .* ON DELETE SET NULL, and is not one of lead_tables: .*; name it there, and run",
     ),
     "large objects": (
         "DE",
@@ -579,6 +579,28 @@ def test_the_command_moves_and_tells(pair: Pair, tmp_path: Path) -> None:
     assert [(str(other), False)] == [(one["lead_id"], one["standing"]) for one in refused]
     again = subprocess.run(**command(pair, tmp_path, "--resume"), capture_output=True, check=False)
     assert (0, "nothing stands between the databases\n") == (again.returncode, again.stdout)
+
+
+@pytest.mark.profiles("pg18")
+def test_the_command_takes_its_origin_from_on_and_names_what_is_wrong(pair: Pair, tmp_path: Path) -> None:
+    lead = pair.furnished()
+    started = command(pair, tmp_path, str(lead), "--to", "CH", "--dry-run")
+    at = started["args"].index("move")
+    done = subprocess.run(
+        **started | {"args": [*started["args"][:at], "--on", "DE", *started["args"][at:]]},
+        capture_output=True,
+        check=False,
+    )
+    assert 0 == done.returncode, done.stderr
+    assert "1 lead would move from DE to CH" in done.stdout
+    for words, said in (
+        ((str(lead), "--to", "FR"), "--to: 'FR' is in no database of [leadprotect.databases]: DE, CH"),
+        (("--to", "CH"), "name a lead, or a file of them with --from-file"),
+        (("--to", "CH", "--from-file", "/nowhere"), "--from-file: /nowhere can't be read"),
+    ):
+        done = subprocess.run(**command(pair, tmp_path, *words), capture_output=True, check=False)
+        assert 2 == done.returncode
+        assert said in done.stderr
 
 
 @pytest.mark.parametrize("side", ["DE", "CH"])
