@@ -226,10 +226,31 @@ def _kept_here() -> Iterator[None]:
     try:
         yield
     except ConnectionUnusable as error:
-        state = sqlstate(error.__cause__) if error.__cause__ else None
-        if not state or not state.startswith(_OF_THE_HOST):
+        if not _of_the_host(error):
             raise
         raise LeadProtectError(f"the host's keys, triggers or rules keep it here: {error}") from error.__cause__
+
+
+@contextmanager
+def _taken(there: Side) -> Iterator[None]:
+    """What the receiving schema says of the rows; the server's own words only where they hold none of them."""
+    try:
+        yield
+    except InvalidRequest as error:
+        if error.__cause__ and sqlstate(error.__cause__) == "LP422":
+            raise
+        raise InvalidRequest(f"{there.territory} does not take what a row holds: {error}") from error.__cause__
+    except ConnectionUnusable as error:
+        if not _of_the_host(error):
+            raise
+        told = str(error).removeprefix("the database gave no answer").lstrip(": ")
+        raise InvalidRequest(f"{there.territory} does not take it: {told}") from error.__cause__
+
+
+def _of_the_host(error: ConnectionUnusable) -> str:
+    """The SQLSTATE of what a constraint or code of the host said; empty for anything else."""
+    state = (sqlstate(error.__cause__) if error.__cause__ else None) or ""
+    return state if state.startswith(_OF_THE_HOST) else ""
 
 
 def _begun(route: Route, side: Side, *, lasts: bool = True) -> tuple[Sent, Sent]:
@@ -270,15 +291,12 @@ def _write(route: Route, pairs: Pairs, cargo: Mapping[str, Cargo], first: list[S
     answers = exchange(route.there.conn, [*first, *writes, *back, *last])
     if first:
         _refuse_denied(route, route.there, pairs, answers[len(first) - 1])
-    try:
+    with _taken(route.there):
         answers.of(len(first), len(writes))
-    except InvalidRequest as error:
-        if error.__cause__ and sqlstate(error.__cause__) == "LP422":
-            raise
-        raise InvalidRequest(f"{route.there.territory} does not take what a row holds: {error}") from error.__cause__
     arrived = answers.of(len(first) + len(writes), len(back))
     travelling.compare(plan, cargo, travelling.cargo(plan, [*pairs], arrived))
-    answers.all_done()
+    with _taken(route.there):
+        answers.all_done()
 
 
 def _going(route: Route, pairs: Pairs) -> list[Sent]:

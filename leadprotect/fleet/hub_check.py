@@ -12,7 +12,7 @@ from leadprotect.audit.reach import reach
 from leadprotect.database.connection import connect, row, rows
 from leadprotect.errors import LeadProtectError, PreflightError
 from leadprotect.fleet.hub import MARK, WITHOUT_TERRITORY, hub_faults, hub_mark, hub_schema, open_mappings, spokes
-from leadprotect.settings import ident, render
+from leadprotect.settings import ident, literal, render
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,17 +75,18 @@ def verify_hub(conn: Connection, s: Settings) -> HubVerified:
         )
     if faults := hub_faults(conn, s, spokes(s)):
         raise PreflightError([f"{', '.join(faults)}: not as leadprotect made it; leadprotect hub create puts it right"])
-    found = tuple(number for one in s.databases for number in _of_database(conn, s, one))
-    loose = tuple(open_mappings(conn, s))
+    loose = [*open_mappings(conn, s)]
+    found = tuple(number for one in s.databases for number in _of_database(conn, s, one, loose))
     verdicts = {number.verdict for number in found} | ({DIFFERS} if loose else set())
     worst = next(verdict for verdict in (DIFFERS, NOT_JUDGED, SAME) if verdict in verdicts)
-    return HubVerified(found, loose, worst)
+    return HubVerified(found, tuple(loose), worst)
 
 
-def _of_database(hub: Connection, s: Settings, one: TerritoryDatabase) -> Iterator[HubNumber]:
+def _of_database(hub: Connection, s: Settings, one: TerritoryDatabase, loose: list[str]) -> Iterator[HubNumber]:
     there = replace(s, database_url=one.url, territories=one.territories, databases=(one,))
     try:
         with connect(there) as server:
+            loose += _unbound(hub, server, s, one)
             readable = reach(server).inside
             for code in (*one.territories, None):
                 if code is not None and code not in readable:
@@ -97,6 +98,24 @@ def _of_database(hub: Connection, s: Settings, one: TerritoryDatabase) -> Iterat
     except (LeadProtectError, psycopg.Error) as error:
         why = " ".join(str(error).split())
         yield HubNumber(None, one.name, "server", None, None, NOT_JUDGED, why)
+
+
+def _unbound(hub: Connection, server: Connection, s: Settings, one: TerritoryDatabase) -> Iterator[str]:
+    """Mappings of this login to somebody there whom row security does not bind: no border is left to him."""
+    names = [spoke.server for spoke in spokes(s) if spoke.territory in one.territories]
+    mine = """
+        SELECT u.srvname::text, coalesce(o.option_value, u.usename::text), u.usename::text
+        FROM pg_user_mappings AS u LEFT JOIN LATERAL pg_options_to_table(u.umoptions) AS o ON o.option_name = 'user'
+        WHERE u.usename = current_user AND u.srvname = ANY (%s) ORDER BY 1
+        """
+    free = "SELECT 1 FROM pg_roles AS r WHERE r.rolname = %s AND (r.rolsuper OR r.rolbypassrls)"
+    for name, login, auditor in hub.execute(mine, (names,)).fetchall():
+        if rows(server, free, (login,)):
+            yield (
+                f"{ident(auditor)} is {ident(login)} behind {ident(name)}, whom row security does not bind; map to a "
+                f"login that it binds: ALTER USER MAPPING FOR {ident(auditor)} SERVER {ident(name)} "
+                f"OPTIONS (SET user {literal(auditor)});"
+            )
 
 
 def _compared(

@@ -10,7 +10,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
-from leadprotect.access.arguments import as_user_id, check_text
+from leadprotect.access.arguments import as_lead_id, as_user_id, check_text
 from leadprotect.database.blockers import sqlstate
 from leadprotect.database.connection import connect, rows
 from leadprotect.errors import (
@@ -25,7 +25,7 @@ from leadprotect.errors import (
 from leadprotect.fleet import handover, manifest, travelling
 from leadprotect.fleet.exchange import Sent
 from leadprotect.fleet.handover import Route, Side
-from leadprotect.settings import render
+from leadprotect.settings import acting_with, render
 from leadprotect.settings.databases import SECTION
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def move(
         moved, refused = 0, []
         total = None
         if leads is not None:
-            given = travelling.ordered(route.here.conn, settings, [str(lead) for lead in leads])
+            given = travelling.ordered(route.here.conn, settings, [*_ids(settings, leads)])
             slices: Iterable[list[str]] = (given[n : n + at_once] for n in range(0, len(given), at_once))
             total = len(given)
         else:
@@ -154,7 +154,7 @@ def cancel_moves(settings: Settings, leads: Iterable[Any], *, actor: UUID | str)
     Raises `LeadProtectError` for one that has arrived already, or is not on its way.
     """
     user = as_user_id(actor)
-    wanted = {str(lead) for lead in leads}
+    wanted = _ids(settings, leads)
     ways = _by_way([one for one in standing_in(settings, user) if one.lead_id in wanted])
     if unknown := wanted - {lead for pairs in ways.values() for lead, _ in pairs}:
         raise LeadProtectError(f"lead {min(unknown)} is not on its way anywhere")
@@ -162,6 +162,12 @@ def cancel_moves(settings: Settings, leads: Iterable[Any], *, actor: UUID | str)
         with _route(settings, origin, to, user, correlation_id, values=None, renumber=()) as route:
             handover.withdraw(route, dict(pairs))
     return len(wanted)
+
+
+def _ids(settings: Settings, leads: Iterable[Any]) -> set[str]:
+    """As the server writes them, each once; raises `InvalidRequest` naming one that is none."""
+    with acting_with(settings):
+        return {str(as_lead_id(lead)) for lead in leads}
 
 
 def standing_in(settings: Settings, actor: str) -> list[HandOver]:

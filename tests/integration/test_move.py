@@ -335,6 +335,7 @@ def test_rows_get_new_numbers_where_that_is_asked(pair: Pair) -> None:
     )
     pair.ch.sql(f"SELECT setval(pg_get_serial_sequence('{NOTES}', 'id'), 50)")
     (why,) = [one.why for one in pair.move(lead).refused]
+    assert why.startswith("CH does not take it: duplicate key value violates unique constraint")
     assert "notes_pkey" in why
     assert 1 == pair.move(lead, renumber=[NOTES]).moved
     assert [51] == pair.ch.sql(f"SELECT id FROM {NOTES} WHERE lead_id = %s", lead)
@@ -374,7 +375,7 @@ REFUSALS = {
     "rows may be hidden": (
         "DE",
         f"CREATE POLICY mine ON {CONTACTS} AS RESTRICTIVE USING (email <> '')",
-        "row security of the host on crm.lead contacts of DE may hide rows",
+        "row security of the host on crm.lead contacts of DE may hide rows .* show him every row: mine",
     ),
     "another table refers to it by two columns, and at the end": (
         "DE",
@@ -541,6 +542,22 @@ def test_code_of_the_host_that_changes_what_arrives_keeps_it_where_it_is(pair: P
     assert [[], []] == pair.states(lead)
 
 
+@pytest.mark.profiles("pg18")
+def test_row_security_of_the_host_that_shows_him_everything_keeps_no_lead(pair: Pair) -> None:
+    """Where the host had its own, no policy of ours shows rows; and one of theirs that shows some is not enough."""
+    lead = pair.furnished()
+    manager = ident(pair.de.profile.login("manager_de"))
+    ours = ident(pair.de.settings.role("child_rows"))
+    pair.de.sql_script(f"DROP POLICY {ours} ON {CONTACTS}; CREATE POLICY part ON {CONTACTS} USING (email <> '')")
+    with pytest.raises(InvalidRequest, match="lets him SELECT, UPDATE, DELETE some only") as refused:
+        pair.move(lead)
+    (remedy,) = re.findall("A DBA can run: (CREATE POLICY .*;)", str(refused.value))
+    assert f"TO {manager} USING (true)" in remedy
+    pair.de.sql_script(remedy)
+    assert 1 == pair.move(lead).moved
+    assert ["CH"] == pair.homes(lead)
+
+
 def test_within_one_database_an_update_moves_a_lead(pair: Pair) -> None:
     lead = pair.furnished()
     url = pair.de.login_url("manager_de")
@@ -596,10 +613,11 @@ def test_the_command_takes_its_origin_from_on_and_names_what_is_wrong(pair: Pair
     for words, said in (
         ((str(lead), "--to", "FR"), "--to: 'FR' is in no database of [leadprotect.databases]: DE, CH"),
         (("--to", "CH"), "name a lead, or a file of them with --from-file"),
+        (("--to", "CH", "abc"), "lead_id: 'abc' is not of type uuid, which the setting lead_id_type names"),
         (("--to", "CH", "--from-file", "/nowhere"), "--from-file: /nowhere can't be read"),
     ):
         done = subprocess.run(**command(pair, tmp_path, *words), capture_output=True, check=False)
-        assert 2 == done.returncode
+        assert (1 if "abc" in words else 2) == done.returncode
         assert said in done.stderr
 
 

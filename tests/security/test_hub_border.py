@@ -118,6 +118,24 @@ def test_a_mapping_for_everybody_is_refused_and_said(hubs: Hubs) -> None:
     assert () == hubs.verify().open
 
 
+def test_a_mapping_to_somebody_whom_nothing_binds_is_said(hubs: Hubs) -> None:
+    """A DBA made it: the numbers are the same, and the auditor of one territory would read every one behind it."""
+    assert ("same", ()) == (hubs.verify().verdict, hubs.verify().open)
+    hubs.map("auditor_both", "CH", there="postgres")
+    everything = "SELECT usename FROM {hub}.everybody"
+    hubs.run(
+        f"CREATE FOREIGN TABLE {{hub}}.everybody (usename name) SERVER {hubs.server('CH')} "
+        f"OPTIONS (schema_name 'pg_catalog', table_name 'pg_shadow'); "
+        f"GRANT SELECT ON {{hub}}.everybody TO {ident(hubs.login('auditor_both'))}"
+    )
+    assert ("postgres",) in hubs.ask("auditor_both", everything)  # what it would mean
+    hubs.run("DROP FOREIGN TABLE {hub}.everybody")
+    found = hubs.verify()
+    assert ("differs", 1) == (found.verdict, len(found.open))
+    hubs.run(found.open[0].rpartition(": ")[2])
+    assert ("same", ()) == (hubs.verify().verdict, hubs.verify().open)
+
+
 def test_who_needs_no_password_can_t_choose_whom_he_is_there(hubs: Hubs) -> None:
     """He may use the hub's servers for mappings of his own, but this one is a superuser's to change."""
     change = f"ALTER USER MAPPING FOR CURRENT_USER SERVER {hubs.server('CH')} OPTIONS (SET user 'postgres')"
