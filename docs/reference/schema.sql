@@ -34,14 +34,14 @@
 --     105  Territories and the border
 --     433  Ownership and rules
 --    1320  Hand-overs
---    1664  Decision
---    2186  Attempts and audit
---    3212  Seals
---    3697  Transition
---    4037  Shadow
---    4527  Backfill and verification
---    5494  Gate
---    6603  Host
+--    1667  Decision
+--    2189  Attempts and audit
+--    3215  Seals
+--    3700  Transition
+--    4040  Shadow
+--    4530  Backfill and verification
+--    5497  Gate
+--    6606  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -1546,6 +1546,9 @@ CREATE FUNCTION leadprotect.receive_lead(lead uuid, handover uuid, origin text) 
           VALUES (lead, handover, here, origin, 'in', 'arriving', "leadprotect".bounded(pg_catalog.current_setting('app.correlation_id', true)),
                   "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true)))
           ON CONFLICT (lead_id, id) DO NOTHING;
+          IF FOUND AND EXISTS (SELECT FROM "leadprotect".host_lead(lead) AS l (territory) WHERE l.territory = here) THEN
+            RAISE EXCEPTION 'lead % is in territory % already, and does not arrive', lead, here USING ERRCODE = 'LP422';
+          END IF;
           SELECT * INTO known FROM "leadprotect".lead_handovers AS h WHERE h.lead_id = lead AND h.id = handover FOR UPDATE;
           IF known.direction <> 'in' OR known.territory <> here OR known.elsewhere <> origin THEN
             RAISE EXCEPTION 'hand-over % is another one', handover USING ERRCODE = 'LP422';

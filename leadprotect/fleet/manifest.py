@@ -194,8 +194,14 @@ def _given(s: Settings, to: str, values: Mapping[str, str | None]) -> tuple[tupl
 def _of_settings(
     s: Settings, values: Mapping[str, str | None], wanted: Sequence[tuple[str, str]], *, to: str
 ) -> list[str]:
-    problems = []
     names = [name for name, _ in wanted]
+    kept = {
+        s.lead_id_column: "a lead keeps its id",
+        s.owner_column: "nobody owns a lead that arrives; leadprotect owner assign gives it to somebody there",
+    }
+    if not s.territory_expression:
+        kept[s.territory_column] = f"it becomes {to}, as --to says"
+    problems = [f"--set {column}: {kept[column]}" for column in values if column in kept]
     if s.territory_expression and not set(territory_columns(s)) & set(values):
         read = ", ".join(territory_columns(s))
         problems.append(f"territory_expression reads {read}: say what makes it {to}, with --set COLUMN=VALUE")

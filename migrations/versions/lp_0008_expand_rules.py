@@ -519,6 +519,9 @@ def create_arrival() -> None:
           VALUES (lead, handover, here, origin, 'in', 'arriving', {schema}.bounded({declared_correlation}),
                   {schema}.parse_user({declared_user}))
           ON CONFLICT (lead_id, id) DO NOTHING;
+          IF FOUND AND EXISTS (SELECT FROM {schema}.host_lead(lead) AS l (territory) WHERE l.territory = here) THEN
+            RAISE EXCEPTION 'lead % is in territory % already, and does not arrive', lead, here USING ERRCODE = 'LP422';
+          END IF;
           SELECT * INTO known FROM {schema}.lead_handovers AS h WHERE h.lead_id = lead AND h.id = handover FOR UPDATE;
           IF known.direction <> 'in' OR known.territory <> here OR known.elsewhere <> origin THEN
             RAISE EXCEPTION 'hand-over % is another one', handover USING ERRCODE = 'LP422';

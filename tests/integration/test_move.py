@@ -294,7 +294,7 @@ def test_of_many_those_that_can_t_travel_are_named_and_the_others_go(pair: Pair)
     assert 6 == done.moved
     assert {str(taken), str(nobody)} == {one.lead_id for one in done.refused}
     (why,) = [one.why for one in done.refused if one.lead_id == str(taken)]
-    assert "duplicate key value violates unique constraint" in why
+    assert f"lead {taken} is in territory CH already, and does not arrive" in why
     assert pair.de.user(1) == pair.de.owner(taken)
     assert [[], []] == pair.states(taken)
     assert 6 == pair.move(*[lead for lead in leads if lead != taken]).moved
@@ -539,6 +539,16 @@ def test_code_of_the_host_that_changes_what_arrives_keeps_it_where_it_is(pair: P
     (refused,) = pair.move(lead).refused
     assert "company would be changed, by code of that database (triggers shout)" in refused.why
     assert not refused.standing
+    assert [[], []] == pair.states(lead)
+
+
+def test_what_decides_whose_it_is_there_is_not_set_by_hand(pair: Pair) -> None:
+    lead, s = pair.furnished(), pair.de.settings
+    values = {s.lead_id_column: str(pair.de.new_id()), s.territory_column: "DE"}
+    with pytest.raises(InvalidRequest) as refused:
+        pair.move(lead, values=values)
+    for column, why in ((s.lead_id_column, "a lead keeps its id"), (s.territory_column, "it becomes CH, as --to says")):
+        assert f"--set {column}: {why}" in str(refused.value)
     assert [[], []] == pair.states(lead)
 
 

@@ -103,6 +103,49 @@ def test_control_without_guards_an_arrival_is_forged(pair: Pair) -> None:
     assert [[], ["arriving"]] == pair.states(lead)
 
 
+FORGES = (
+    "SELECT {schema}.receive_lead(%s, %s, 'DE'), {schema}.hand_over(%s, %s, 'hold'), "
+    "{schema}.hand_over(%s, %s, 'freeze', 'x')"
+)
+
+
+def test_a_lead_that_is_there_does_not_arrive_and_loses_no_owner(pair: Pair) -> None:
+    """By the functions alone a manager would take it from its owner, and the record would speak of another server."""
+    lead = pair.ch.lead("CH", owner=pair.ch.user(5))
+    given = (lead, ID) * 3
+    assert INVALID == tried(pair.ch, "manager_ch", "CH", FORGES, *given)
+    assert (pair.ch.user(5), [[], []]) == (pair.ch.owner(lead, "CH"), pair.states(lead))
+    # the control: where it could not be seen that it is there
+    pair.ch.sql_script(
+        """
+        CREATE OR REPLACE FUNCTION {schema}.receive_lead(lead {lead_id_type}, handover uuid, origin text) RETURNS text
+        LANGUAGE sql SECURITY DEFINER AS $$
+          INSERT INTO {schema}.lead_handovers (lead_id, id, territory, elsewhere, direction, state)
+          VALUES (lead, handover, 'CH', origin, 'in', 'arriving') RETURNING 'manager' $$
+        """
+    )
+    assert None is tried(pair.ch, "manager_ch", "CH", FORGES, *given)
+    assert None is pair.ch.owner(lead, "CH")
+
+
+def test_a_hand_over_that_has_ended_is_not_played_again(pair: Pair) -> None:
+    lead = pair.furnished()
+    assert 1 == pair.move(lead).moved
+    (handover_id,) = pair.ch.sql("SELECT id FROM {schema}.lead_handovers")
+    with pair.ch.acting("seller_ch", 5, "CH") as conn:
+        pair.ch.query(conn, "SELECT {schema}.claim_lead(%s)", lead)
+        conn.commit()
+    for database, login, code, first in (
+        (pair.de, "manager_de", "DE", "send_lead(%s, %s, 'CH')"),
+        (pair.ch, "manager_ch", "CH", "receive_lead(%s, %s, 'DE')"),
+    ):
+        again = f"SELECT {{schema}}.{first}, {{schema}}.hand_over(%s, %s, %s, 'x')"
+        for step in ("hold", "freeze", "finish", "leave", "cancel"):
+            assert INVALID == tried(database, login, code, again, lead, handover_id, lead, handover_id, step)
+    assert [["gone"], ["arrived"]] == pair.states(lead)
+    assert pair.ch.user(5) == pair.ch.owner(lead, "CH")
+
+
 def stopped(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A lead that stands between the databases."""
     lead = pair.furnished()
