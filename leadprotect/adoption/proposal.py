@@ -593,6 +593,12 @@ class _Look:
                 self._say(key, found, "the host's policies read it")
             elif claim := next(((name, of) for name, of in claims if re.search(pattern, of, re.IGNORECASE)), None):
                 self._say(key, " ->> ".join(claim), "the host's policies, or functions that they call, read it so")
+                kind = self.proposal.settings.get("user_id_type")
+                if key == "user_guc" and kind in ("bigint", "integer") and key not in self.given:
+                    self.proposal.remarks.append(
+                        f"users are {kind} here: a claim {claim[1]} that holds anything else is no context; put the "
+                        f"number into a claim of its own, and name it: user_guc = {claim[0]} ->> user_id"
+                    )
             elif key == "territory_guc" and claims and "user_guc" in self.proposal.settings:
                 holds = f"users are declared in {claims[0][0]}, and no field of it is called like a territory"
                 self.proposal.remarks.append(

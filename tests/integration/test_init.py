@@ -526,7 +526,11 @@ def test_a_user_in_a_json_setting_is_read_where_the_policies_read_him(make_host:
             AS $$ SELECT current_setting('request.jwt.claims', true)::json ->> 'market' $$
             """)
         found = propose(conn, given={}, guess=True)
-    assert "request.jwt.claims ->> market" == found.settings["territory_guc"]
+        assert "request.jwt.claims ->> market" == found.settings["territory_guc"]
+        number = "put the number into a claim of its own"
+        assert not [one for one in found.remarks if number in one]
+        by_number = propose(conn, given={"user_id_type": "bigint"}, guess=True)
+    assert [one for one in by_number.remarks if number in one]
 
 
 @pytest.mark.profiles("pg18")
