@@ -142,12 +142,8 @@ def values_told(conn: psycopg.Connection[Any], of: HostTable, expression: str) -
         f"SELECT v::text, count(*) FROM (SELECT ({expression}) AS v FROM {table(of.name)} LIMIT {SAMPLED}) AS s "
         f"WHERE v IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {_MOST + 1}"
     )
-    try:
-        with conn.transaction():
-            found = dict(conn.execute(query).fetchall())
-    except psycopg.Error:  # no privilege, a policy that fails, or a table too large to be read in time
-        return None
-    return found if len(found) <= _MOST else None
+    found = _looked_up(conn, query)
+    return dict(found) if found is not None and len(found) <= _MOST else None
 
 
 def meant_by(conn: psycopg.Connection[Any], of: HostTable, column: str, code: str) -> list[tuple[str, str, int]] | None:
@@ -171,12 +167,8 @@ def meant_by(conn: psycopg.Connection[Any], of: HostTable, column: str, code: st
         f"JOIN {table(of.refers[column])} AS p ON p.{ident(key[0][0])} = s.v "
         f"WHERE p.{ident(code)} IS NOT NULL GROUP BY 1, 2 ORDER BY 3 DESC, 2 LIMIT {_MOST + 1}"
     )
-    try:
-        with conn.transaction():
-            found = conn.execute(query).fetchall()
-    except psycopg.Error:
-        return None
-    return [(key, value, count) for key, value, count in found] if len(found) <= _MOST else None
+    found = _looked_up(conn, query)
+    return [(key, value, count) for key, value, count in found] if found is not None and len(found) <= _MOST else None
 
 
 def exempt_logins(conn: psycopg.Connection[Any], of: HostTable) -> list[str]:
@@ -224,12 +216,17 @@ def compared(conn: psycopg.Connection[Any], of: HostTable, column: str, other: s
         f"FROM (SELECT coalesce({ident(column)}::text, '') AS v, coalesce({ident(other)}::text, '') AS w "
         f"FROM {table(of.name)} LIMIT {SAMPLED}) AS s"
     )
+    ((alone, differ),) = _looked_up(conn, query) or [(0, 0)]
+    return alone, differ
+
+
+def _looked_up(conn: psycopg.Connection[Any], query: str) -> list[Any] | None:
+    """None where it can't be read: no privilege, a policy that fails, or a table too large to be read in time."""
     try:
         with conn.transaction():
-            alone, differ = conn.execute(query).fetchall()[0]
-            return alone, differ
+            return conn.execute(query.encode()).fetchall()
     except psycopg.Error:
-        return 0, 0
+        return None
 
 
 def _table(*row: Any) -> HostTable:

