@@ -109,7 +109,7 @@ class _Commands(click.Group):
                     _as_alembic(ctx, words)
                 return super().invoke(ctx)
         except LeadProtectError as error:
-            raise _Refused(str(error)) from None
+            raise _Refused(f"{error}{_primary(error)}") from None
         except click.UsageError as error:
             raise _Misused(_misused(error, ctx), error.ctx) from None
         except (KeyboardInterrupt, click.Abort) as ended:
@@ -122,6 +122,22 @@ class _Commands(click.Group):
             if (told := _of_the_database(error)) is None:
                 raise
             raise _Refused(told) from None
+
+
+def _primary(error: LeadProtectError) -> str:
+    """Which server can write, where this one could not because it is a standby and knows whose."""
+    if getattr(error.__cause__, "sqlstate", None) != "25006":
+        return ""
+    from leadprotect.database.connection import connect  # noqa: PLC0415 - help needs no driver
+    from leadprotect.database.replication import standby  # noqa: PLC0415 - as above
+    from leadprotect.settings import current  # noqa: PLC0415 - as above
+
+    try:
+        with connect(current()) as conn:
+            found = standby(conn)
+    except LeadProtectError:
+        return ""
+    return f"; its primary is {found.primary}" if found and found.primary and found.primary not in str(error) else ""
 
 
 def _of_the_database(error: Exception) -> str | None:

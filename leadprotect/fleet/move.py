@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 from leadprotect.access.arguments import as_lead_id, as_user_id, check_text
 from leadprotect.database.blockers import sqlstate
 from leadprotect.database.connection import connect, rows
+from leadprotect.database.replication import standby
 from leadprotect.errors import (
     ConnectionUnusable,
     InvalidRequest,
@@ -217,7 +218,12 @@ def _route(
         raise InvalidRequest(manifest.one_database(s, origin, to))
     first, second = (_of(s, one) for one in ends)
     with connect(first, lock_timeout=_LOCK_MS) as here, connect(second, lock_timeout=_LOCK_MS) as there:
-        for conn in (here, there):
+        for conn, code in ((here, origin), (there, to)):
+            if found := standby(conn):
+                named = f", {found.primary}" if found.primary else ""
+                raise InvalidRequest(
+                    f"the server of {code} is a standby, and nothing moves there: name its primary{named}"
+                )
             conn.execute(_LASTING)
         made = manifest.manifest(here, there, s, origin=origin, to=to, values=values, renumber=renumber)
         yield Route(Side(here, origin), Side(there, to), s, actor, correlation_id, made)

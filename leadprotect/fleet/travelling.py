@@ -192,7 +192,7 @@ def first_of_trial(made: Manifest) -> int:
 
 def refuse_numbers(made: Manifest, sent: Mapping[str, Cargo]) -> None:
     """Raises `CannotTravel` for leads with a number that a sequence there would give once more."""
-    why: dict[str, str] = {}
+    why: dict[str, list[str]] = {}
     places = {one.table: place for place, one in enumerate(made.tables)}
     given = set(dict(made.given))
     for each in made.numbers:
@@ -207,12 +207,12 @@ def refuse_numbers(made: Manifest, sent: Mapping[str, Cargo]) -> None:
         ]
         other = f" (or --renumber {each.table})" if place else ""
         for lead, number in again:
-            why[lead] = (
+            why.setdefault(lead, []).append(
                 f"the sequence {each.sequence} there would give {each.table}.{each.column} {number} once more: give "
                 f"each server numbers of its own{other}: ALTER SEQUENCE {each.sequence} MAXVALUE {number - 1};"
             )
     if why:
-        raise CannotTravel(why)
+        raise CannotTravel({lead: " ".join(told) for lead, told in why.items()})
 
 
 def compare(made: Manifest, sent: Mapping[str, Cargo], arrived: Mapping[str, Cargo]) -> None:

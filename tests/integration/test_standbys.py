@@ -17,6 +17,8 @@ from sqlalchemy.orm import Session
 import leadprotect
 from leadprotect import settings
 from leadprotect.cli import main
+from leadprotect.errors import InvalidRequest
+from leadprotect.fleet.move import move
 from tests.support.topology import crash, pooler, replica
 
 if TYPE_CHECKING:
@@ -156,7 +158,11 @@ def test_commands_that_read_answer_and_commands_that_write_refuse(
             code, said = run(command)
             assert code == 1, (command, said)
             assert "replica" in said or "standby" in said, said
+            assert database.server.host in "".join(said.split()), said
             assert "Traceback" not in said
+        both = settings.parse(database.profile.settings, {}, {"DE": standby.url, "CH": database.url})
+        with pytest.raises(InvalidRequest, match=f"DE is a standby, .*: name its primary, {database.server.host}"):
+            move(both, [words["lead"]], to="CH", origin="DE", actor=words["user"])
     assert {} == {command: said for command, (code, said) in expected.items() if code}
 
 
