@@ -23,14 +23,16 @@ from leadprotect.cli import main
 from leadprotect.database import opening
 from leadprotect.settings import configured
 from leadprotect.settings.databases import TerritoryDatabase
+from tests.conftest import janitor_of
 from tests.support.hijacking import PACKAGE, hijacked, honest, plant
 from tests.support.revisions import MIGRATE_HEAD
 from tests.support.tracing import in_a_trace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.support.database import Database
+    from tests.support.profiles import Profile
 
 PROFILES = pytest.mark.profiles("pg18", "pg15")
 # file of the package -> why it connects without a pin
@@ -168,6 +170,14 @@ PATHS = {"first": "public", "last": "public, pg_catalog"}
 """pg_catalog is asked first where the path does not name it; a path that names it last prefers what was planted."""
 
 
+# one worker plants for a path, and copies that
+each_path = pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.xdist_group(f"planted {name}")) for name, path in PATHS.items()],
+    ids=PATHS,
+)
+
+
 def ask(database: Database, path: str, monkeypatch: pytest.MonkeyPatch, leads: dict[str, Any]) -> None:
     """What services call, with each kind of answer; raises where something planted is called."""
     one, two, options = database.user(1), database.user(2), f"-c search_path={path.replace(' ', '')}"
@@ -209,19 +219,51 @@ def leads_of(database: Database) -> dict[str, Any]:
     }
 
 
+@pytest.fixture(scope="session")
+def standing() -> dict[tuple[str, str], dict[str, Any]]:
+    """The leads of the planted databases that tests copy, by profile and path."""
+    return {}
+
+
+@pytest.fixture
+def planted(
+    path: str,
+    profile: Profile,
+    make_database: Callable[..., Database],
+    templates: dict[tuple[str, str], str],
+    standing: dict[tuple[str, str], dict[str, Any]],
+) -> tuple[Database, dict[str, Any]]:
+    """A database in which somebody planted everything after one edit was recorded, and its leads.
+
+    Planting takes seconds, so it is done once for each path, and copied.
+    """
+    key = (profile.name, f"planted, {path}")
+    if key not in templates:
+        database = make_database()
+        template = replace(
+            database, name=f"template_{profile.name}_planted_{'last' if 'pg_catalog' in path else 'first'}"
+        )
+        janitor_of(database.server, template.name, templates[profile.name, "head"]).init()
+        standing[key] = leads_of(template)
+        with template.acting("seller_de", 1) as conn:
+            leadprotect.assert_edit(conn, standing[key]["mine"])
+        plant(template, shadow="pg_catalog" in path)
+        templates[key] = template.name
+    return make_database(key[1]), standing[key]
+
+
 @pytest.mark.profiles("pg18", "pg15", "other_names")
-@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+@each_path
 def test_no_call_of_a_service_runs_what_somebody_planted(
-    database: Database, path: str, monkeypatch: pytest.MonkeyPatch
+    planted: tuple[Database, dict[str, Any]], path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    leads = leads_of(database)
-    plant(database, shadow="pg_catalog" in path)
+    database, leads = planted
     ask(database, path, monkeypatch, leads)
     assert not hijacked(database)
 
 
 @PROFILES
-@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+@each_path
 def test_an_engine_of_a_territory_runs_nothing_planted_though_its_path_is_the_login_s(
     database: Database, path: str
 ) -> None:
@@ -251,12 +293,9 @@ def test_an_engine_of_a_territory_runs_nothing_planted_though_its_path_is_the_lo
 
 
 @PROFILES
-@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
-def test_no_question_of_an_auditor_runs_it_either(database: Database, path: str) -> None:
-    lead, options = database.lead("DE", owner=database.user(1)), f"-c search_path={path.replace(' ', '')}"
-    with database.acting("seller_de", 1) as conn:
-        leadprotect.assert_edit(conn, lead)
-    plant(database, shadow="pg_catalog" in path)
+@each_path
+def test_no_question_of_an_auditor_runs_it_either(planted: tuple[Database, dict[str, Any]], path: str) -> None:
+    database, lead, options = planted[0], planted[1]["mine"], f"-c search_path={path.replace(' ', '')}"
     with psycopg.connect(database.login_url("operator"), options=options, autocommit=True) as conn:
         assert seals.seal(conn)
         assert list(partitions.detach(conn, date(2020, 1, 1))) == []
@@ -273,9 +312,11 @@ def test_no_question_of_an_auditor_runs_it_either(database: Database, path: str)
 
 
 @PROFILES
-@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
-def test_an_operator_that_is_not_named_whole_would_be_the_planted_one(database: Database, path: str) -> None:
-    plant(database, shadow="pg_catalog" in path)
+@each_path
+def test_an_operator_that_is_not_named_whole_would_be_the_planted_one(
+    planted: tuple[Database, dict[str, Any]], path: str
+) -> None:
+    database = planted[0]
     query = "SELECT 1 FROM pg_catalog.pg_class WHERE oid = 'public'::pg_catalog.regnamespace"
     with psycopg.connect(database.url, options=f"-c search_path={path.replace(' ', '')}") as conn:
         with pytest.raises(psycopg.errors.RaiseException, match="hijacked as postgres"):

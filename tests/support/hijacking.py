@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,6 @@ import psycopg
 import leadprotect
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.support.database import Database
 
 PACKAGE = Path(leadprotect.__file__).parent
@@ -74,7 +73,7 @@ def plant(database: Database, *, shadow: bool = False) -> None:
     """Plant them in `public`; with `shadow` also those that PostgreSQL has itself, for a path that names it last."""
     with honest(database) as conn:
         names = [name for (name,) in conn.execute("SELECT DISTINCT proname FROM pg_proc")]
-        called = sorted(set(names) & set(called_in_sql()))
+        called = sorted(called_in_sql().intersection(names))
         values = {"types": list(TYPES), "few": list(FEW), "operators": list(OPERATORS), "functions": called}
         script = psycopg.ClientCursor(conn).mogrify(_PLANT, values | {"shadow": shadow})
         conn.execute(script)
@@ -94,9 +93,12 @@ def honest(database: Database) -> psycopg.Connection[Any]:
     return psycopg.connect(database.url, options="-c search_path=pg_catalog", autocommit=True)
 
 
-def called_in_sql() -> Iterator[str]:
+@cache
+def called_in_sql() -> frozenset[str]:
     """Every name that a text of the package calls."""
+    found: set[str] = set()
     for file in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                yield from re.findall(r"([a-z_][a-z0-9_]*)\(", node.value)
+                found |= set(re.findall(r"([a-z_][a-z0-9_]*)\(", node.value))
+    return frozenset(found)

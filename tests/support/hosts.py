@@ -216,8 +216,8 @@ class Host(Database):
 
     def run_as_dba(self, statements: list[str]) -> None:
         self.asked += statements
-        for statement in statements:
-            with self.connect(autocommit=True) as conn:
+        with self.connect(autocommit=True) as conn:
+            for statement in statements:
                 conn.execute(statement)
 
     def expand(self) -> None:
