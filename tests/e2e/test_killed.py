@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,15 +38,24 @@ AGAIN = pytest.mark.nightly("by day each command, each signal, each moment and e
 def folder() -> Iterator[Path]:
     """Where the command makes its folders, and what its processes are known by; short, for the path of a socket."""
     made = Path(tempfile.mkdtemp(prefix="lp-"))
+    before(made)
     yield made
     shutil.rmtree(made)
+
+
+@cache
+def before(folder: Path) -> frozenset[int]:
+    """Processes that are older than the folder, and so inherit nothing of it."""
+    del folder
+    return frozenset(psutil.pids())
 
 
 def running(folder: Path) -> dict[int, str]:
     """Command lines of all processes that inherited the folder as their TMPDIR."""
     found = {}
-    for process in psutil.process_iter():
+    for pid in set(psutil.pids()) - before(folder):
         with suppress(psutil.Error, OSError):
+            process = psutil.Process(pid)
             if process.environ().get("TMPDIR") == str(folder):
                 found[process.pid] = " ".join(process.cmdline())
     return found
