@@ -91,16 +91,16 @@
 --    denial_proof, draw_denial, deny, answered, require, try_edit, lead_for_ownership, is_manager,
 --    try_change_owner, change_together, try_change_sharing, end_rules, make_rule, revoke_rule,
 --    decide_as_manager, require_manager, handover_holds, is_enforced, hold_for_move, in_transition,
---    note_unsettled, note_contextless_write, own_moved_lead, own_named_lead, follow_owner_column,
---    hide_owner_column, forget_lead, own_active_lead, shadow_note, shadow_failed, shadow_binds,
---    shadow_reason, shadow_border, shadow_edits, shadow_inserts, shadow_lead, shadow_rows,
---    shadow_truncate, require_transition, chunk_bounds, next_leads, own_leads, sources_indexed,
---    bare_leads, few_are_bare, probed_leads, acting_logins, granting, leaking_views, ways_around,
---    host_code, lost_searches, what_changes, lead_table_conditions, shadow_condition,
---    accept_condition, accepted_share, tolerated, shell_word, lead_tally, require_open_gate,
---    acts_bound, recorded_edit, audit_edit, audit_edits, audit_truncate, refuse_move, refuse_taken,
---    own_new_lead, settings_at_contract, acts_bound_on, edit_through, child_edit, child_move,
---    child_leads, child_truncate
+--    note_unsettled, note_contextless_write, own_moved_lead, own_named_lead, follow_lead,
+--    follow_leads, follow_owner_column, hide_owner_column, forget_lead, own_active_lead,
+--    shadow_note, shadow_failed, shadow_binds, shadow_reason, shadow_border, shadow_edits,
+--    shadow_inserts, shadow_lead, shadow_rows, shadow_truncate, require_transition, chunk_bounds,
+--    next_leads, own_leads, sources_indexed, bare_leads, few_are_bare, probed_leads, acting_logins,
+--    granting, leaking_views, ways_around, host_code, lost_searches, what_changes,
+--    lead_table_conditions, shadow_condition, accept_condition, accepted_share, tolerated,
+--    shell_word, lead_tally, require_open_gate, acts_bound, recorded_edit, audit_edit, audit_edits,
+--    audit_truncate, refuse_move, refuse_taken, own_new_lead, settings_at_contract, acts_bound_on,
+--    edit_through, child_edit, child_move, child_leads, child_truncate
 
 -- =================================================================================================
 -- Territories and the border
@@ -6711,6 +6711,119 @@ COMMENT ON FUNCTION leadprotect.write_owner_column(leads uuid[], places text[], 
 REVOKE ALL ON FUNCTION leadprotect.write_owner_column(leads uuid[], places text[], new_owner uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.write_owner_column(leads uuid[], places text[], new_owner uuid) TO leadprotect_owner;
 
+-- function follow_lead, lp_0010_expand_lead_triggers
+
+CREATE FUNCTION leadprotect.follow_lead(lead uuid, here text, named uuid, protected boolean, touched boolean) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    AS $$
+        DECLARE
+          author uuid := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
+          standing uuid := (
+            SELECT a.user_id FROM "leadprotect".user_lead_assignments AS a WHERE a.lead_id = lead AND a.territory = here);
+          reason text;
+          basis text;
+          edited boolean;
+          change text;
+        BEGIN
+          change := CASE WHEN named IS NOT DISTINCT FROM standing THEN NULL WHEN named IS NULL THEN 'release'
+                         WHEN named = author AND NOT "leadprotect".is_manager() THEN 'claim' ELSE 'assign' END;
+          IF NOT "leadprotect".acts_bound() THEN
+            IF change IS NOT NULL THEN
+              INSERT INTO "leadprotect".user_lead_assignments AS a (lead_id, territory, user_id, assigned_at, assigned_by, source)
+              VALUES (lead, here, named, clock_timestamp(), author, change)
+              ON CONFLICT (lead_id, territory) DO UPDATE
+                SET user_id = excluded.user_id, assigned_at = excluded.assigned_at, assigned_by = excluded.assigned_by,
+                    source = excluded.source, activity_at = NULL, activity_id = NULL, activity_source = NULL;
+              PERFORM "leadprotect".write_audit(
+                lead, CASE change WHEN 'release' THEN 'UNASSIGN' ELSE 'ASSIGN' END::"leadprotect".lead_action, 'maintenance',
+                concat_ws('; ', 'by ' || '', change || coalesce(' to ' || named, '')), 'not bound by row security', here);
+            END IF;
+            RETURN;
+          END IF;
+          IF protected THEN
+            edited := change IS NULL OR touched;
+            SELECT d.reason, d.basis INTO reason, basis FROM "leadprotect".decide_locked(lead) AS d;
+            IF edited AND reason NOT IN ('owner', 'collaborator')
+              AND NOT coalesce(change = 'claim' AND reason = 'unassigned'
+                OR change IS NOT NULL AND "leadprotect".is_manager() AND author IS NOT NULL AND reason IN ('unassigned', 'not_owner'), false)
+            THEN
+              PERFORM "leadprotect".deny(lead, 'EDIT', reason, 'update without assertion');
+            END IF;
+          END IF;
+          IF change IS NOT NULL THEN
+            PERFORM "leadprotect".require(
+              lead, CASE change WHEN 'release' THEN 'UNASSIGN' ELSE 'ASSIGN' END::"leadprotect".lead_action,
+              "leadprotect".try_change_owner(lead, change, named, 'by ' || ''), 'by ' || '');
+          END IF;
+          IF edited AND NOT EXISTS (SELECT FROM "leadprotect".recorded_edit(lead, author)) THEN
+            PERFORM "leadprotect".write_audit(
+              lead, 'EDIT', CASE WHEN reason IN ('owner', 'collaborator') THEN reason WHEN change = 'claim' THEN 'owner' ELSE 'manager' END,
+              'update without assertion', CASE WHEN reason = 'unassigned' AND change = 'claim' THEN 'assignment' ELSE basis END);
+          END IF;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.follow_lead(lead uuid, here text, named uuid, protected boolean, touched boolean) IS 'Changes the owner of a lead to whom its own column names, where the caller may; touched: other columns changed, too';
+
+REVOKE ALL ON FUNCTION leadprotect.follow_lead(lead uuid, here text, named uuid, protected boolean, touched boolean) FROM PUBLIC;
+
+-- function follow_leads, lp_0010_expand_lead_triggers
+
+CREATE FUNCTION leadprotect.follow_leads(leads uuid[], places text[], names uuid[], touched boolean[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    AS $$
+        #variable_conflict use_column
+        DECLARE
+          bound boolean := "leadprotect".acts_bound();
+          same record;
+          other record;
+          changed uuid[] := '{}';
+        BEGIN
+          IF bound AND cardinality(leads) > 1 THEN
+            -- in the order of their ids, whoever gets which
+            PERFORM FROM "leadprotect".user_lead_assignments AS a
+              WHERE a.lead_id = ANY (leads) AND a.territory = ANY (places) ORDER BY a.lead_id FOR UPDATE;
+            FOR same IN
+              SELECT u.named, array_agg(u.lead) AS leads
+              FROM unnest(leads, places, names, touched) AS u (lead, here, named, touched)
+              LEFT JOIN "leadprotect".user_lead_assignments AS a ON a.lead_id = u.lead AND a.territory = u.here
+              WHERE NOT u.touched AND u.named IS DISTINCT FROM a.user_id
+              GROUP BY u.named
+            LOOP
+              changed := changed || "leadprotect".change_together(
+                same.leads, CASE WHEN same.named IS NULL THEN 'release' ELSE 'assign' END, same.named,
+                'by ' || '', NULL);
+            END LOOP;
+          END IF;
+          FOR other IN
+            SELECT u.lead, t.code AS here, u.named, u.touched
+            FROM unnest(leads, places, names, touched) AS u (lead, here, named, touched)
+            JOIN "leadprotect".territories AS t ON t.code = u.here
+            LEFT JOIN unnest(changed) AS c (lead) ON c.lead = u.lead
+            WHERE c.lead IS NULL ORDER BY u.lead
+          LOOP
+            PERFORM "leadprotect".follow_lead(other.lead, other.here, other.named, true, other.touched);
+          END LOOP;
+          IF NOT bound THEN
+            FOR same IN
+              SELECT u.named, array_agg(u.lead) AS leads, array_agg(u.here) AS places
+              FROM unnest(leads, places, names) AS u (lead, here, named) JOIN "leadprotect".territories AS t ON t.code = u.here
+              GROUP BY u.named
+            LOOP
+              PERFORM "leadprotect".write_owner_column(same.leads, same.places, same.named);
+            END LOOP;
+          END IF;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.follow_leads(leads uuid[], places text[], names uuid[], touched boolean[]) IS 'follow_lead for each of the leads of an UPDATE; those of which nothing but the owner changes together';
+
+REVOKE ALL ON FUNCTION leadprotect.follow_leads(leads uuid[], places text[], names uuid[], touched boolean[]) FROM PUBLIC;
+
 -- function follow_owner_column, lp_0010_expand_lead_triggers
 
 CREATE FUNCTION leadprotect.follow_owner_column() RETURNS trigger
@@ -6719,65 +6832,27 @@ CREATE FUNCTION leadprotect.follow_owner_column() RETURNS trigger
     SET row_security TO 'on'
     AS $$
         DECLARE
-          author uuid := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
           here text := (SELECT t.code FROM "leadprotect".territories AS t WHERE t.code = NEW."territory");
           named uuid := (CASE WHEN NULL::text IS NOT NULL THEN NULL::text::uuid END);
-          standing uuid;
+          protected boolean := false;
+          touched boolean := false;
           was record;
-          reason text;
-          basis text;
-          edited boolean;
-          change text;
         BEGIN
           IF here IS NULL THEN
             RETURN NULL;
-          END IF;
-          SELECT a.user_id INTO standing FROM "leadprotect".user_lead_assignments AS a
-            WHERE a.lead_id = NEW."id" AND a.territory = here;
-          IF TG_OP = 'UPDATE' AND NEW."id" IS NOT DISTINCT FROM OLD."id"
-            AND (NOT (OLD."territory" IS NULL OR OLD."territory" = '') OR named IS NULL)
-          THEN
-            -- it came from elsewhere, and is whose it is here
-            PERFORM "leadprotect".write_owner_column(ARRAY[NEW."id"]::uuid[], ARRAY[here], standing);
-            RETURN NULL;
-          END IF;
-          change := CASE WHEN named IS NOT DISTINCT FROM standing THEN NULL WHEN named IS NULL THEN 'release'
-                         WHEN named = author AND NOT "leadprotect".is_manager() THEN 'claim' ELSE 'assign' END;
-          IF NOT "leadprotect".acts_bound() THEN
-            IF change IS NOT NULL THEN
-              INSERT INTO "leadprotect".user_lead_assignments AS a (lead_id, territory, user_id, assigned_at, assigned_by, source)
-              VALUES (NEW."id", here, named, clock_timestamp(), author, change)
-              ON CONFLICT (lead_id, territory) DO UPDATE
-                SET user_id = excluded.user_id, assigned_at = excluded.assigned_at, assigned_by = excluded.assigned_by,
-                    source = excluded.source, activity_at = NULL, activity_id = NULL, activity_source = NULL;
-              PERFORM "leadprotect".write_audit(
-                NEW."id", CASE change WHEN 'release' THEN 'UNASSIGN' ELSE 'ASSIGN' END::"leadprotect".lead_action, 'maintenance',
-                concat_ws('; ', 'by ' || '', change || coalesce(' to ' || named, '')), 'not bound by row security', here);
+          ELSIF TG_OP = 'UPDATE' THEN
+            IF NEW."id" IS NOT DISTINCT FROM OLD."id" AND (NOT (OLD."territory" IS NULL OR OLD."territory" = '') OR named IS NULL) THEN
+              -- it came from elsewhere, and is whose it is here
+              PERFORM "leadprotect".write_owner_column(ARRAY[NEW."id"]::uuid[], ARRAY[here], (
+                SELECT a.user_id FROM "leadprotect".user_lead_assignments AS a WHERE a.lead_id = NEW."id" AND a.territory = here));
+              RETURN NULL;
             END IF;
-            RETURN NULL;
-          END IF;
-          IF TG_OP = 'UPDATE' AND NOT (OLD."territory" IS NULL OR OLD."territory" = '') THEN
+            protected := NOT (OLD."territory" IS NULL OR OLD."territory" = '');
             was := NEW;
             was."id" := OLD."id";
-            edited := change IS NULL OR was OPERATOR(pg_catalog.*<>) OLD;
-            SELECT d.reason, d.basis INTO reason, basis FROM "leadprotect".decide_locked(NEW."id") AS d;
-            IF edited AND reason NOT IN ('owner', 'collaborator')
-              AND NOT coalesce(change = 'claim' AND reason = 'unassigned'
-                OR change IS NOT NULL AND "leadprotect".is_manager() AND author IS NOT NULL AND reason IN ('unassigned', 'not_owner'), false)
-            THEN
-              PERFORM "leadprotect".deny(NEW."id", 'EDIT', reason, 'update without assertion');
-            END IF;
+            touched := was OPERATOR(pg_catalog.*<>) OLD;
           END IF;
-          IF change IS NOT NULL THEN
-            PERFORM "leadprotect".require(
-              NEW."id", CASE change WHEN 'release' THEN 'UNASSIGN' ELSE 'ASSIGN' END::"leadprotect".lead_action,
-              "leadprotect".try_change_owner(NEW."id", change, named, 'by ' || ''), 'by ' || '');
-          END IF;
-          IF edited AND NOT EXISTS (SELECT FROM "leadprotect".recorded_edit(NEW."id", author)) THEN
-            PERFORM "leadprotect".write_audit(
-              NEW."id", 'EDIT', CASE WHEN reason IN ('owner', 'collaborator') THEN reason WHEN change = 'claim' THEN 'owner' ELSE 'manager' END,
-              'update without assertion', CASE WHEN reason = 'unassigned' AND change = 'claim' THEN 'assignment' ELSE basis END);
-          END IF;
+          PERFORM "leadprotect".follow_lead(NEW."id", here, named, protected, touched);
           RETURN NULL;
         END
         $$;
@@ -7037,11 +7112,45 @@ CREATE FUNCTION leadprotect.audit_edits() RETURNS trigger
                  count(*) FILTER (WHERE (l."territory" IS NULL OR l."territory" = '')) > 0
           INTO leads, outside FROM edited AS l;
           IF false THEN
-            -- follow_owner_column() decided those whose owner was written; grouped, which stays linear for many
+            -- of whom it is decides follow_leads(); grouped, and sorted below, which stays linear for many
             given := ARRAY(
               SELECT u."id" FROM (SELECT e."id", e."id" AS named FROM edited AS e
                                        UNION ALL SELECT s."id", s."id" FROM stepped AS s) AS u
               GROUP BY u."id" HAVING min(u.named::text) IS DISTINCT FROM max(u.named::text) OR count(u.named) = 1);
+            IF cardinality(given) > 0 AND current_setting('session_replication_role') <> 'replica' THEN
+              DECLARE
+                l record;
+                before record;
+                was record;
+                place text;
+                given_leads uuid[] := '{}';
+                places text[] := '{}';
+                names uuid[] := '{}';
+                touched boolean[] := '{}';
+              BEGIN
+                FOR l IN
+                  SELECT u.* FROM (SELECT e.*, false AS leadprotect_after FROM edited AS e
+                                   UNION ALL SELECT s.*, true FROM stepped AS s) AS u
+                  ORDER BY u."id", u.leadprotect_after
+                LOOP
+                  IF NOT l.leadprotect_after THEN
+                    before := l;
+                    place := CASE WHEN NOT (l."territory" IS NULL OR l."territory" = '') THEN l."territory"::text END;
+                  ELSIF before."id" = l."id" AND place = l."territory"::text
+                    AND before."id" IS DISTINCT FROM l."id"
+                  THEN
+                    was := l;
+                    was.leadprotect_after := false;
+                    was."id" := before."id";
+                    given_leads := given_leads || l."id"::uuid;
+                    places := places || place;
+                    names := names || (CASE WHEN NULL::text IS NOT NULL THEN NULL::text::uuid END);
+                    touched := touched || (was OPERATOR(pg_catalog.*<>) before);
+                  END IF;
+                END LOOP;
+                PERFORM "leadprotect".follow_leads(given_leads, places, names, touched);
+              END;
+            END IF;
           END IF;
           -- the owner's plain case first, one lead of his: the same locks, decision and row as below
           IF NOT outside AND cardinality(leads) = 1 AND cardinality(given) = 0

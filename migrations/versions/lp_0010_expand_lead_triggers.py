@@ -60,6 +60,8 @@ def downgrade() -> None:
           {schema}.owner_column_differs(text),
           {schema}.hide_owner_column(),
           {schema}.follow_owner_column(),
+          {schema}.follow_leads({lead_id_type}[], text[], {user_id_type}[], boolean[]),
+          {schema}.follow_lead({lead_id_type}, text, {user_id_type}, boolean, boolean),
           {schema}.own_named_lead(),
           {schema}.note_contextless_write(),
           {schema}.note_unsettled({lead_id_type}),
@@ -322,6 +324,127 @@ def create_step() -> None:
     # Our own write of the column fires nothing of this. Maintenance is followed, and recorded as that.
     op.execute(
         sql("""
+        CREATE FUNCTION {schema}.follow_lead(
+          lead {lead_id_type}, here text, named {user_id_type}, protected boolean, touched boolean)
+        RETURNS void
+        LANGUAGE plpgsql
+        SET search_path = pg_catalog, pg_temp
+        SET enable_seqscan = off
+        AS $body$
+        DECLARE
+          author {user_id_type} := {schema}.parse_user({declared_user});
+          standing {user_id_type} := (
+            SELECT a.user_id FROM {schema}.user_lead_assignments AS a WHERE a.lead_id = lead AND a.territory = here);
+          reason text;
+          basis text;
+          edited boolean;
+          change text;
+        BEGIN
+          change := CASE WHEN named IS NOT DISTINCT FROM standing THEN NULL WHEN named IS NULL THEN 'release'
+                         WHEN named = author AND NOT {schema}.is_manager() THEN 'claim' ELSE 'assign' END;
+          IF NOT {schema}.acts_bound() THEN
+            IF change IS NOT NULL THEN
+              INSERT INTO {schema}.user_lead_assignments AS a (lead_id, territory, user_id, assigned_at, assigned_by, source)
+              VALUES (lead, here, named, clock_timestamp(), author, change)
+              ON CONFLICT (lead_id, territory) DO UPDATE
+                SET user_id = excluded.user_id, assigned_at = excluded.assigned_at, assigned_by = excluded.assigned_by,
+                    source = excluded.source, activity_at = NULL, activity_id = NULL, activity_source = NULL;
+              PERFORM {schema}.write_audit(
+                lead, CASE change WHEN 'release' THEN 'UNASSIGN' ELSE 'ASSIGN' END::{schema}.lead_action, 'maintenance',
+                concat_ws('; ', 'by ' || {owner_column_name}, change || coalesce(' to ' || named, '')), 'not bound by row security', here);
+            END IF;
+            RETURN;
+          END IF;
+          IF protected THEN
+            edited := change IS NULL OR touched;
+            SELECT d.reason, d.basis INTO reason, basis FROM {schema}.decide_locked(lead) AS d;
+            IF edited AND reason NOT IN ('owner', 'collaborator')
+              AND NOT coalesce(change = 'claim' AND reason = 'unassigned'
+                OR change IS NOT NULL AND {schema}.is_manager() AND author IS NOT NULL AND reason IN ('unassigned', 'not_owner'), false)
+            THEN
+              PERFORM {schema}.deny(lead, 'EDIT', reason, 'update without assertion');
+            END IF;
+          END IF;
+          IF change IS NOT NULL THEN
+            PERFORM {schema}.require(
+              lead, CASE change WHEN 'release' THEN 'UNASSIGN' ELSE 'ASSIGN' END::{schema}.lead_action,
+              {schema}.try_change_owner(lead, change, named, 'by ' || {owner_column_name}), 'by ' || {owner_column_name});
+          END IF;
+          IF edited AND NOT EXISTS (SELECT FROM {schema}.recorded_edit(lead, author)) THEN
+            PERFORM {schema}.write_audit(
+              lead, 'EDIT', CASE WHEN reason IN ('owner', 'collaborator') THEN reason WHEN change = 'claim' THEN 'owner' ELSE 'manager' END,
+              'update without assertion', CASE WHEN reason = 'unassigned' AND change = 'claim' THEN 'assignment' ELSE basis END);
+          END IF;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.follow_lead({lead_id_type}, text, {user_id_type}, boolean, boolean) IS
+        'Changes the owner of a lead to whom its own column names, where the caller may; touched: other columns changed, too';
+        REVOKE ALL ON FUNCTION {schema}.follow_lead({lead_id_type}, text, {user_id_type}, boolean, boolean) FROM PUBLIC
+        """)
+    )
+    # Of an UPDATE: what changes nothing but the owner is changed together, and whatever is left one by one. Where
+    # maintenance gave leads other ids, rows of one id need not be of one lead: the column is written with the owner.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.follow_leads(
+          leads {lead_id_type}[], places text[], names {user_id_type}[], touched boolean[])
+        RETURNS void
+        LANGUAGE plpgsql
+        SET search_path = pg_catalog, pg_temp
+        SET enable_seqscan = off
+        AS $body$
+        #variable_conflict use_column
+        DECLARE
+          bound boolean := {schema}.acts_bound();
+          same record;
+          other record;
+          changed {lead_id_type}[] := '{}';
+        BEGIN
+          IF bound AND cardinality(leads) > 1 THEN
+            -- in the order of their ids, whoever gets which
+            PERFORM FROM {schema}.user_lead_assignments AS a
+              WHERE a.lead_id = ANY (leads) AND a.territory = ANY (places) ORDER BY a.lead_id FOR UPDATE;
+            FOR same IN
+              SELECT u.named, array_agg(u.lead) AS leads
+              FROM unnest(leads, places, names, touched) AS u (lead, here, named, touched)
+              LEFT JOIN {schema}.user_lead_assignments AS a ON a.lead_id = u.lead AND a.territory = u.here
+              WHERE NOT u.touched AND u.named IS DISTINCT FROM a.user_id
+              GROUP BY u.named
+            LOOP
+              changed := changed || {schema}.change_together(
+                same.leads, CASE WHEN same.named IS NULL THEN 'release' ELSE 'assign' END, same.named,
+                'by ' || {owner_column_name}, NULL);
+            END LOOP;
+          END IF;
+          FOR other IN
+            SELECT u.lead, t.code AS here, u.named, u.touched
+            FROM unnest(leads, places, names, touched) AS u (lead, here, named, touched)
+            JOIN {schema}.territories AS t ON t.code = u.here
+            LEFT JOIN unnest(changed) AS c (lead) ON c.lead = u.lead
+            WHERE c.lead IS NULL ORDER BY u.lead
+          LOOP
+            PERFORM {schema}.follow_lead(other.lead, other.here, other.named, true, other.touched);
+          END LOOP;
+          IF NOT bound THEN
+            FOR same IN
+              SELECT u.named, array_agg(u.lead) AS leads, array_agg(u.here) AS places
+              FROM unnest(leads, places, names) AS u (lead, here, named) JOIN {schema}.territories AS t ON t.code = u.here
+              GROUP BY u.named
+            LOOP
+              PERFORM {schema}.write_owner_column(same.leads, same.places, same.named);
+            END LOOP;
+          END IF;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.follow_leads({lead_id_type}[], text[], {user_id_type}[], boolean[]) IS
+        'follow_lead for each of the leads of an UPDATE; those of which nothing but the owner changes together';
+        REVOKE ALL ON FUNCTION {schema}.follow_leads({lead_id_type}[], text[], {user_id_type}[], boolean[]) FROM PUBLIC
+        """)
+    )
+    # Of an INSERT, of a lead that came from elsewhere, and of what replication applies, which fires no trigger of
+    # statements; audit_edits() follows every other UPDATE, once for the statement.
+    op.execute(
+        sql("""
         CREATE FUNCTION {schema}.follow_owner_column()
         RETURNS trigger
         LANGUAGE plpgsql
@@ -330,65 +453,27 @@ def create_step() -> None:
         SET row_security = on
         AS $body$
         DECLARE
-          author {user_id_type} := {schema}.parse_user({declared_user});
           here text := (SELECT t.code FROM {schema}.territories AS t WHERE t.code = {territory_of_new});
           named {user_id_type} := {owner_in_new};
-          standing {user_id_type};
+          protected boolean := false;
+          touched boolean := false;
           was record;
-          reason text;
-          basis text;
-          edited boolean;
-          change text;
         BEGIN
           IF here IS NULL THEN
             RETURN NULL;
-          END IF;
-          SELECT a.user_id INTO standing FROM {schema}.user_lead_assignments AS a
-            WHERE a.lead_id = NEW.{lead_id} AND a.territory = here;
-          IF TG_OP = 'UPDATE' AND NEW.{owner_column_here} IS NOT DISTINCT FROM OLD.{owner_column_here}
-            AND (NOT {outside_old} OR named IS NULL)
-          THEN
-            -- it came from elsewhere, and is whose it is here
-            PERFORM {schema}.write_owner_column(ARRAY[NEW.{lead_id}]::{lead_id_type}[], ARRAY[here], standing);
-            RETURN NULL;
-          END IF;
-          change := CASE WHEN named IS NOT DISTINCT FROM standing THEN NULL WHEN named IS NULL THEN 'release'
-                         WHEN named = author AND NOT {schema}.is_manager() THEN 'claim' ELSE 'assign' END;
-          IF NOT {schema}.acts_bound() THEN
-            IF change IS NOT NULL THEN
-              INSERT INTO {schema}.user_lead_assignments AS a (lead_id, territory, user_id, assigned_at, assigned_by, source)
-              VALUES (NEW.{lead_id}, here, named, clock_timestamp(), author, change)
-              ON CONFLICT (lead_id, territory) DO UPDATE
-                SET user_id = excluded.user_id, assigned_at = excluded.assigned_at, assigned_by = excluded.assigned_by,
-                    source = excluded.source, activity_at = NULL, activity_id = NULL, activity_source = NULL;
-              PERFORM {schema}.write_audit(
-                NEW.{lead_id}, CASE change WHEN 'release' THEN 'UNASSIGN' ELSE 'ASSIGN' END::{schema}.lead_action, 'maintenance',
-                concat_ws('; ', 'by ' || {owner_column_name}, change || coalesce(' to ' || named, '')), 'not bound by row security', here);
+          ELSIF TG_OP = 'UPDATE' THEN
+            IF NEW.{owner_column_here} IS NOT DISTINCT FROM OLD.{owner_column_here} AND (NOT {outside_old} OR named IS NULL) THEN
+              -- it came from elsewhere, and is whose it is here
+              PERFORM {schema}.write_owner_column(ARRAY[NEW.{lead_id}]::{lead_id_type}[], ARRAY[here], (
+                SELECT a.user_id FROM {schema}.user_lead_assignments AS a WHERE a.lead_id = NEW.{lead_id} AND a.territory = here));
+              RETURN NULL;
             END IF;
-            RETURN NULL;
-          END IF;
-          IF TG_OP = 'UPDATE' AND NOT {outside_old} THEN
+            protected := NOT {outside_old};
             was := NEW;
             was.{owner_column_here} := OLD.{owner_column_here};
-            edited := change IS NULL OR was OPERATOR(pg_catalog.*<>) OLD;
-            SELECT d.reason, d.basis INTO reason, basis FROM {schema}.decide_locked(NEW.{lead_id}) AS d;
-            IF edited AND reason NOT IN ('owner', 'collaborator')
-              AND NOT coalesce(change = 'claim' AND reason = 'unassigned'
-                OR change IS NOT NULL AND {schema}.is_manager() AND author IS NOT NULL AND reason IN ('unassigned', 'not_owner'), false)
-            THEN
-              PERFORM {schema}.deny(NEW.{lead_id}, 'EDIT', reason, 'update without assertion');
-            END IF;
+            touched := was OPERATOR(pg_catalog.*<>) OLD;
           END IF;
-          IF change IS NOT NULL THEN
-            PERFORM {schema}.require(
-              NEW.{lead_id}, CASE change WHEN 'release' THEN 'UNASSIGN' ELSE 'ASSIGN' END::{schema}.lead_action,
-              {schema}.try_change_owner(NEW.{lead_id}, change, named, 'by ' || {owner_column_name}), 'by ' || {owner_column_name});
-          END IF;
-          IF edited AND NOT EXISTS (SELECT FROM {schema}.recorded_edit(NEW.{lead_id}, author)) THEN
-            PERFORM {schema}.write_audit(
-              NEW.{lead_id}, 'EDIT', CASE WHEN reason IN ('owner', 'collaborator') THEN reason WHEN change = 'claim' THEN 'owner' ELSE 'manager' END,
-              'update without assertion', CASE WHEN reason = 'unassigned' AND change = 'claim' THEN 'assignment' ELSE basis END);
-          END IF;
+          PERFORM {schema}.follow_lead(NEW.{lead_id}, here, named, protected, touched);
           RETURN NULL;
         END
         $body$;

@@ -216,11 +216,45 @@ def create_edit_audit() -> None:
                  count(*) FILTER (WHERE {outside_l}) > 0
           INTO leads, outside FROM edited AS l;
           IF {named} THEN
-            -- follow_owner_column() decided those whose owner was written; grouped, which stays linear for many
+            -- of whom it is decides follow_leads(); grouped, and sorted below, which stays linear for many
             given := ARRAY(
               SELECT u.{lead_id} FROM (SELECT e.{lead_id}, e.{owner_column_here} AS named FROM edited AS e
                                        UNION ALL SELECT s.{lead_id}, s.{owner_column_here} FROM stepped AS s) AS u
               GROUP BY u.{lead_id} HAVING min(u.named::text) IS DISTINCT FROM max(u.named::text) OR count(u.named) = 1);
+            IF cardinality(given) > 0 AND current_setting('session_replication_role') <> 'replica' THEN
+              DECLARE
+                l record;
+                before record;
+                was record;
+                place text;
+                given_leads {lead_id_type}[] := '{}';
+                places text[] := '{}';
+                names {user_id_type}[] := '{}';
+                touched boolean[] := '{}';
+              BEGIN
+                FOR l IN
+                  SELECT u.* FROM (SELECT e.*, false AS leadprotect_after FROM edited AS e
+                                   UNION ALL SELECT s.*, true FROM stepped AS s) AS u
+                  ORDER BY u.{lead_id}, u.leadprotect_after
+                LOOP
+                  IF NOT l.leadprotect_after THEN
+                    before := l;
+                    place := CASE WHEN NOT {outside_l} THEN {territory_of_l}::text END;
+                  ELSIF before.{lead_id} = l.{lead_id} AND place = {territory_of_l}::text
+                    AND before.{owner_column_here} IS DISTINCT FROM l.{owner_column_here}
+                  THEN
+                    was := l;
+                    was.leadprotect_after := false;
+                    was.{owner_column_here} := before.{owner_column_here};
+                    given_leads := given_leads || l.{lead_id}::{lead_id_type};
+                    places := places || place;
+                    names := names || {owner_in_l};
+                    touched := touched || (was OPERATOR(pg_catalog.*<>) before);
+                  END IF;
+                END LOOP;
+                PERFORM {schema}.follow_leads(given_leads, places, names, touched);
+              END;
+            END IF;
           END IF;
           -- the owner's plain case first, one lead of his: the same locks, decision and row as below
           IF NOT outside AND cardinality(leads) = 1 AND cardinality(given) = 0
@@ -569,8 +603,9 @@ def enforce() -> None:
               FOR EACH ROW WHEN (NOT {outside_new}) EXECUTE FUNCTION {schema}.follow_owner_column();
             CREATE TRIGGER {follow_column} AFTER UPDATE ON {leads}
               FOR EACH ROW WHEN ({by_hand} AND NOT {outside_new}
-                AND (NEW.{owner_column_here} IS DISTINCT FROM OLD.{owner_column_here} OR NEW.{lead_id} IS DISTINCT FROM OLD.{lead_id}
-                  OR {territory_of_new} IS DISTINCT FROM {territory_of_old}))
+                AND (NEW.{lead_id} IS DISTINCT FROM OLD.{lead_id} OR {territory_of_new} IS DISTINCT FROM {territory_of_old}
+                  OR NEW.{owner_column_here} IS DISTINCT FROM OLD.{owner_column_here}
+                    AND pg_catalog.current_setting('session_replication_role') = 'replica'))
               EXECUTE FUNCTION {schema}.follow_owner_column();
             ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {audit_stepped};
             ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {follow_new};

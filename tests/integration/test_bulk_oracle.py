@@ -93,6 +93,129 @@ def test_many_at_once_are_decided_changed_and_recorded_as_one_by_one(
         assert set() == rare, "too alike to prove anything"
 
 
+@dataclass(frozen=True)
+class Write:
+    """What the host writes into its column, by the number of the user, and whether into another one, too."""
+
+    names: dict[int, int | None]
+    other: bool = False
+
+
+@st.composite
+def writes(draw: st.DrawFn) -> Write:
+    several: list[list[int | None]] = [[1], [3], [None], [1, None], [2, 3], [1, 2, 3, None]]
+    few = draw(st.sampled_from(several))
+    return Write({lead: draw(st.sampled_from(few)) for lead in LEADS}, draw(st.sampled_from([False] * 3 + [True])))
+
+
+@pytest.mark.profiles("pg18", "pg15")
+@pytest.mark.parametrize("denied", ["hidden", "raised"])
+def test_an_update_of_many_is_followed_as_one_of_each(make_database: Callable[..., Database], denied: str) -> None:
+    database = make_database("stepping")
+    if denied == "raised":
+        database.sql("DROP POLICY {named_update_policy} ON {leads}")
+        database.sql("DROP TRIGGER {hide_column} ON {leads}")
+    many = MANY if database.profile.name == "pg18" else MANY // 3
+    seen: Counter[str] = Counter()
+    with database.connect() as conn:
+        ids = numbered(database)
+
+        @given(worlds(), writes(), st.sampled_from(["manager_de", "manager_de", "seller_both"]), st.booleans())
+        @settings(
+            max_examples=many, derandomize=not NIGHTLY, deadline=None, database=None,
+            suppress_health_check=list(HealthCheck),
+        )  # fmt: skip
+        def agree(world: World, write: Write, login: str, silent: bool) -> None:  # noqa: FBT001 - drawn
+            single, together = both_written(database, conn, ids, replace(world, login=login), write, silent=silent)
+            assert single == together
+            seen.update(record.split("'")[1] for record in single["reasons"])
+            seen.update(["refused"] if isinstance(single["changed"], str) else [])
+
+        agree()
+    if many == MANY:
+        usual = {"manager", "owner"} | ({"refused"} if denied == "raised" else set())
+        assert set() == {one for one in usual if seen[one] < MANY / 50}, "too alike to prove anything"
+
+
+def both_written(
+    database: Database, conn: psycopg.Connection[Any], ids: dict[int | None, Any], world: World, write: Write,
+    *, silent: bool = False,
+) -> tuple[Any, Any]:  # fmt: skip
+    """What an UPDATE of each lead leaves, and what one of all."""
+    build(database, conn, world, {lead: ids[lead] for lead in LEADS})
+    as_superuser(conn, database.text(NAME_OWNERS), ids[3])
+    if silent:
+        database.context(conn, None, world.territory)
+    conn.execute("SAVEPOINT built")
+    names = {ids[lead]: database.user(user) if user else None for lead, user in write.names.items()}
+    single = written(database, conn, [{lead: names[lead]} for lead in sorted(names)], other=write.other)
+    conn.execute("ROLLBACK TO SAVEPOINT built")
+    together = written(database, conn, [names], other=write.other)
+    conn.rollback()
+    return single, together
+
+
+def written(
+    database: Database, conn: psycopg.Connection[Any], parts: list[dict[Any, str | None]], *, other: bool
+) -> Any:
+    statement = (
+        f"UPDATE {{leads}} AS l SET seller = u.named{', city = coalesce(city, %s) || %s' * other} "
+        "FROM unnest(%s::{lead_id_type}[], %s::{user_id_type}[]) AS u (lead, named) "
+        "WHERE l.{lead_id} = u.lead RETURNING l.{lead_id}::text"
+    )
+    changed: Any = []
+    conn.execute("SAVEPOINT asked")
+    for part in parts:
+        try:
+            with conn.transaction():
+                changed += database.query(conn, statement, *["x", "y"] * other, [*part], [*part.values()])
+        except psycopg.DatabaseError as refused:
+            conn.execute("ROLLBACK TO SAVEPOINT asked")
+            changed = f"{refused.sqlstate} {refused.diag.message_detail}"
+            break
+    looked_at = (
+        LEFT | COLUMN | {"reasons": "SELECT reason FROM {schema}.lead_access_audit WHERE reason <> 'maintenance'"}
+    )
+    stands = {name: sorted(map(str, as_superuser(conn, database.text(query)))) for name, query in looked_at.items()}
+    return stands | {"changed": changed if isinstance(changed, str) else sorted(changed)}
+
+
+# what is taken out of it -> of which function, and where it shows
+UNFOLLOWED: dict[str, tuple[str, str, str, World, Write]] = {
+    "who is named": (
+        "follow_leads", "same.named,\n                'by", "(names)[1],\n                'by", World(
+            {0: "DE", 1: "DE", 2: "DE"}, {}, frozenset(), "manager_de", 1, "DE"), Write({0: 2, 1: 3, 2: 3, 3: 3}),
+    ),
+    "what else is written": (
+        "audit_edits", "(was OPERATOR(pg_catalog.*<>) before)", "false", World(
+            {0: "DE", 1: "DE"}, {(0, "DE"): 2}, frozenset(), "manager_de", 1, "DE"),
+        Write(dict.fromkeys(LEADS, 3), other=True),
+    ),
+    "the rest": (
+        "follow_leads", "WHERE c.lead IS NULL", "WHERE false", World(
+            {0: "DE", 1: "DE"}, {}, frozenset(), "seller_de", 1, "DE"), Write(dict.fromkeys(LEADS, 1)),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.profiles("pg18")
+@pytest.mark.parametrize("what", UNFOLLOWED)
+def test_what_is_left_out_of_the_following_shows(make_database: Callable[..., Database], what: str) -> None:
+    database = make_database("stepping")
+    function, right, wrong, world, write = UNFOLLOWED[what]
+    ids = numbered(database)
+    with database.connect() as conn:
+        single, together = both_written(database, conn, ids, world, write)
+        assert single == together
+        kept = single
+    (body,) = database.sql(f"SELECT pg_get_functiondef('{{schema}}.{function}'::regproc)")
+    broken = body.replace(database.text(right), database.text(wrong), 1)
+    assert broken != body
+    database.sql_script(broken.replace("%", "%%"))
+    with database.connect() as conn:
+        assert kept != both_written(database, conn, ids, world, write)[1]
+
+
 HERE = World(
     leads={0: "DE", 1: "DE", 2: "DE", 3: "CH"},
     owners={(0, "DE"): 1, (1, "DE"): 2},

@@ -108,9 +108,10 @@ def test_two_who_change_the_owner_at_once_leave_column_and_owner_one(stepping: D
         assert [] == out_of_step(stepping), (first, second)
 
 
-def test_without_its_trigger_who_comes_second_takes_the_owner_from_the_column(stepping: Database) -> None:
+def test_without_its_triggers_who_comes_second_takes_the_owner_from_the_column(stepping: Database) -> None:
     """The control of the test above."""
     stepping.sql("DROP TRIGGER {follow_column} ON {leads}")
+    stepping.sql("DROP TRIGGER {audit_stepped} ON {leads}")
     lead = new_lead(stepping, 1)
     assert at_once(stepping, STEPS["assign"], STEPS["maintenance"], lead) is None
     assert [(lead, stepping.user(4), stepping.user(3))] == out_of_step(stepping)
