@@ -169,10 +169,23 @@ def finish(route: Route, pairs: Pairs) -> None:
         steps = [*_begun(route, route.there, lasts=route.lasts), asked, _asking(route, pairs), COMMIT]
         standing = _states(exchange(route.there.conn, steps).all_done()[3])
     if lost := pairs.keys() - standing.keys():
-        raise LeadProtectError(
-            f"lead {min(lost)} left {route.here.territory}, and {route.there.territory} knows nothing of it: that "
-            "database is older than the hand-over; restore it to a later time, or the lead from a backup"
-        )
+        raise LeadProtectError(f"lead {min(lost)}: {lost_between(route)}")
+
+
+def lost_between(route: Route) -> str:
+    """Why a lead is on neither side: a server was restored, or a standby took over that had not come so far."""
+    return (
+        f"it left {route.here.territory}, and {route.there.territory} knows nothing of it: that database is older than "
+        "the hand-over; restore it to a later time, or the lead from a backup"
+    )
+
+
+def unknown(route: Route, pairs: Pairs) -> set[str]:
+    """Of leads that have left here, those of whose hand-over the other side knows nothing."""
+    if not pairs:
+        return set()
+    (found,) = look_up(route, route.there, _asking(route, pairs))
+    return set(pairs) - _states(found).keys()
 
 
 def withdraw(route: Route, pairs: Pairs) -> None:

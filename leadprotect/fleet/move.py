@@ -278,12 +278,14 @@ def _and_last(slices: Iterable[list[str]]) -> Iterator[tuple[list[str], bool]]:
 
 def _slice(route: Route, leads: Sequence[str], *, dry_run: bool) -> list[Refused]:
     """Move these leads, or say of each why not; what was begun before goes on under its own id."""
-    known, done = _known(route, leads)
-    leads = [lead for lead in leads if lead not in done]
+    known, went = _known(route, leads)
+    lost = [Refused(lead, handover.lost_between(route)) for lead in sorted(handover.unknown(route, went))]
+    leads = [lead for lead in leads if lead not in went]
     if dry_run:
         ids = {lead: known[lead].id if lead in known else uuid4() for lead in leads}
-        return _each(ids, lambda some: handover.try_out(route, some, fresh=known.keys().isdisjoint(some)), _tries)
-    refused = _go(route, leads, known)
+        tried = _each(ids, lambda some: handover.try_out(route, some, fresh=known.keys().isdisjoint(some)), _tries)
+        return lost + tried
+    refused = lost + _go(route, leads, known)
     # here is committed before there: what stands there alone, a database that was restored has forgotten here
     unknown = [one.lead_id for one in refused if one.lead_id not in known]
     if came := _came(route, unknown):
@@ -316,15 +318,15 @@ def _standing_of(route: Route, refused: list[Refused]) -> list[Refused]:
     return [replace(one, standing=one.lead_id in standing) for one in refused]
 
 
-def _known(route: Route, leads: Sequence[str]) -> tuple[dict[str, HandOver], set[str]]:
-    """Hand-overs of these leads that were begun before and are not through, and the leads that went already."""
+def _known(route: Route, leads: Sequence[str]) -> tuple[dict[str, HandOver], dict[str, UUID]]:
+    """Hand-overs of these leads that were begun before and are not through, and those by which leads went already."""
     left, went = handover.look_up(
         route, route.here, _asked(route, f"{_STANDING} AND h.direction = 'out'", leads),
         _asked(route, _WENT, leads, route.there.territory),
     )  # fmt: skip
-    gone = {lead for (lead,) in went}
+    gone: dict[str, UUID] = dict(went)
     known = _came(route, [*gone]) | {one[0]: HandOver(*one) for one in left}
-    return known, gone - known.keys()
+    return known, {lead: one for lead, one in gone.items() if lead not in known}
 
 
 def _came(route: Route, leads: Sequence[str]) -> dict[str, HandOver]:
@@ -341,8 +343,9 @@ _STANDING = (
 )
 _FROM = " AND h.direction = 'in' AND h.elsewhere = %s"
 _WENT = (
-    "SELECT h.lead_id::text FROM {schema}.lead_handovers AS h WHERE h.lead_id = ANY (%s::{lead_type}[]) "
-    "AND h.state = 'gone' AND h.elsewhere = %s AND NOT EXISTS (SELECT FROM {leads} AS l WHERE l.{lead_id} = h.lead_id)"
+    "SELECT h.lead_id::text, h.id FROM {schema}.lead_handovers AS h WHERE h.lead_id = ANY (%s::{lead_type}[]) "
+    "AND h.state = 'gone' AND h.elsewhere = %s AND NOT EXISTS (SELECT FROM {leads} AS l WHERE l.{lead_id} = h.lead_id) "
+    "ORDER BY h.began_at"
 )
 
 

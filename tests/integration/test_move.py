@@ -242,6 +242,22 @@ def test_what_a_crash_made_one_side_forget_is_ended_by_any_of_them(
     assert ["a \\ note's\n100 %", "late"] == pair.ch.sql(f"SELECT body FROM {NOTES} ORDER BY id")
 
 
+@pytest.mark.profiles("pg18")
+def test_a_lead_that_the_other_side_has_forgotten_is_named_and_not_called_moved(pair: Pair) -> None:
+    """A standby took over there that had not come so far, or a backup was restored: it is on neither side."""
+    lead, there = pair.furnished(), pair.furnished()
+    assert 2 == pair.move(lead, there).moved
+    with pair.ch.connect(autocommit=True) as conn:
+        conn.execute("SET session_replication_role = replica")
+        for table in (CONTACTS, NOTES, "{activities}", "{schema}.lead_handovers"):
+            column = {CONTACTS: '"of lead"', "{activities}": "{activity_lead_id}"}.get(table, "lead_id")
+            pair.ch.query(conn, f"DELETE FROM {table} WHERE {column} = %s", lead)
+        pair.ch.query(conn, "DELETE FROM {leads} WHERE {lead_id} = %s", lead)
+    done = pair.move(lead, there)  # the other one is the control
+    assert (1, [str(lead)]) == (done.moved, [one.lead_id for one in done.refused])
+    assert "it left DE, and CH knows nothing of it: that database is older" in done.refused[0].why
+
+
 WAITS_FOR_DISK = """
     CREATE TABLE public.waits (state text, waits text);
     GRANT INSERT ON public.waits TO PUBLIC;
