@@ -63,15 +63,16 @@ def function_stray(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault
     needs="text",
 )
 def function_unpinned(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
-    """A function whose pinned settings, SECURITY DEFINER or volatility are not as shipped."""
+    """A function whose pinned settings, SECURITY DEFINER, volatility, STRICT or LEAKPROOF are not as shipped."""
     made = sources(shipped_script(s, known(applied(conn, s))), s)
     for one, wanted in _pairs(conn, s):
-        mine = (one.definer, sorted(one.config), one.volatile)
-        if mine != (wanted["definer"], sorted(wanted["config"]), wanted["volatile"]):
+        flags = {"volatility": "volatile", "STRICT": "strict", "LEAKPROOF": "leakproof"}
+        changed = [flag for flag, key in flags.items() if getattr(one, key) != wanted[key]]
+        if changed or (one.definer, sorted(one.config)) != (wanted["definer"], sorted(wanted["config"])):
             differs = [
                 *(["SECURITY DEFINER"] if one.definer != wanted["definer"] else []),
                 *sorted({*one.config} ^ {*wanted["config"]}),
-                *(["volatility"] if one.volatile != wanted["volatile"] else []),
+                *changed,
             ]
             again = _fitting(made.get(one.name, []), one)
             mends = f"ALTER FUNCTION {one.signature} RESET ALL;\n{again}" if again else None
@@ -128,4 +129,4 @@ def _fitting(texts: list[str], one: present.Function) -> str | None:
 
 
 def _drop(one: present.Function) -> str:
-    return f"DROP FUNCTION {one.signature};"
+    return f"DROP ROUTINE {one.signature};"  # or a procedure, or an aggregate

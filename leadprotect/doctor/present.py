@@ -41,6 +41,7 @@ _FUNCTIONS = f"""
              WHERE a.mode IS NULL OR a.mode IN ('i', 'b', 'v') ORDER BY a.place),
            format('%%I.%%I(%%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)),
            pg_get_userbyid(p.proowner)::text, p.prosecdef, coalesce(p.proconfig, '{{}}'), p.provolatile::text,
+           p.proisstrict, p.proleakproof,
            l.lanname::text, p.prosrc, pg_get_function_sqlbody(p.oid),
            ({_GRANTS.format(acl="coalesce(p.proacl, acldefault('f', p.proowner))", owner="p.proowner")})
     FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace JOIN pg_language AS l ON l.oid = p.prolang
@@ -92,6 +93,8 @@ class Function:
     definer: bool
     config: tuple[str, ...]
     volatile: str
+    strict: bool
+    leakproof: bool
     language: str
     source: str
     body: str | None
@@ -186,11 +189,12 @@ def functions(conn: psycopg.Connection[Any], s: Settings) -> list[Function]:
 
 
 def _function(row: tuple[Any, ...], s: Settings) -> Function:
-    oid, name, names, signature, owner, definer, config, volatile, language, source, body, grants = row
+    oid, name, names, signature, owner, definer, config, volatile, strict, leakproof, language, source, *kept = row
+    body, grants = kept
     return Function(
         *(oid, f"{name}({', '.join(names)})", name, signature, owner, definer),
         tuple(config),
-        *(volatile, language, source),
+        *(volatile, strict, leakproof, language, source),
         body=None if body is None else neutral(body, s),
         grants=_pairs(grants, s),
     )

@@ -129,15 +129,31 @@ def policy_stray(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
 @check("danger", "What it calls runs inside our functions, with the rights of their owner.")
 def policy_runs_foreign_code(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
     """A policy of the host that names a role of ours; a note where it is for everybody, and so for our reader too."""
+    # by its name, by an operator or a domain, or inside a view that it reads
     query = """
-        SELECT p.polrelid::regclass::text, p.polname::text, f.oid::regprocedure::text, coalesce((
+        WITH RECURSIVE used AS (
+          SELECT p.oid AS policy, d.refclassid AS kind, d.refobjid AS oid
+          FROM pg_policy AS p JOIN pg_depend AS d ON d.classid = 'pg_policy'::regclass AND d.objid = p.oid
+          WHERE p.polrelid = ANY (%(host)s)
+          UNION
+          SELECT used.policy, d.kind, d.oid FROM used CROSS JOIN LATERAL (
+            SELECT 'pg_proc'::regclass::oid, o.oprcode::oid FROM pg_operator AS o
+            WHERE used.kind = 'pg_operator'::regclass AND o.oid = used.oid
+            UNION ALL
+            SELECT d.refclassid, d.refobjid FROM pg_rewrite AS w
+            JOIN pg_depend AS d ON d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid
+            WHERE used.kind = 'pg_class'::regclass AND w.ev_class = used.oid AND w.ev_type = '1'
+            UNION ALL
+            SELECT d.refclassid, d.refobjid FROM pg_constraint AS k
+            JOIN pg_depend AS d ON d.classid = 'pg_constraint'::regclass AND d.objid = k.oid
+            WHERE used.kind = 'pg_type'::regclass AND k.contypid = used.oid) AS d (kind, oid))
+        SELECT DISTINCT p.polrelid::regclass::text, p.polname::text, f.oid::regprocedure::text, coalesce((
                  SELECT string_agg(r.rolname::text, ', ') FROM pg_roles AS r
                  WHERE r.oid = ANY (p.polroles) AND r.rolname = ANY (%(offices)s)), '')
-        FROM pg_policy AS p
-        JOIN pg_depend AS d ON d.classid = 'pg_policy'::regclass AND d.objid = p.oid
-          AND d.refclassid = 'pg_proc'::regclass
-        JOIN pg_proc AS f ON f.oid = d.refobjid JOIN pg_namespace AS n ON n.oid = f.pronamespace
-        WHERE p.polrelid = ANY (%(host)s) AND n.nspname NOT IN ('pg_catalog', %(schema)s)
+        FROM used JOIN pg_policy AS p ON p.oid = used.policy
+        JOIN pg_proc AS f ON used.kind = 'pg_proc'::regclass AND f.oid = used.oid
+        JOIN pg_namespace AS n ON n.oid = f.pronamespace
+        WHERE n.nspname NOT IN ('pg_catalog', %(schema)s)
           AND p.polname <> ALL (%(ours)s) AND (0 = ANY (p.polroles) AND p.polcmd IN ('r', '*') OR EXISTS (
             SELECT FROM pg_roles AS r WHERE r.oid = ANY (p.polroles) AND r.rolname = ANY (%(offices)s)))
         ORDER BY 1, 2, 3

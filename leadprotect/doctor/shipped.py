@@ -108,7 +108,7 @@ def taken(conn: psycopg.Connection[Any], s: Settings) -> dict[str, Any]:
 
 
 def _function(one: present.Function) -> dict[str, Any]:
-    kept = ("owner", "definer", "config", "volatile", "language", "body", "grants")
+    kept = ("owner", "definer", "config", "volatile", "strict", "leakproof", "language", "body", "grants")
     found = {name: value for name, value in asdict(one).items() if name in kept}
     return found | {"config": list(one.config), "grants": sorted(one.grants)}
 

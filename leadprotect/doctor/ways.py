@@ -116,25 +116,25 @@ def view_changed(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
 def definer_function(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
     """A SECURITY DEFINER function of the host that names leads or lead_tables, and that everybody may call."""
     query = """
-        SELECT p.oid::regprocedure::text, pg_get_userbyid(p.proowner)::text
+        SELECT p.oid::regprocedure::text, pg_get_userbyid(p.proowner)::text,
+               CASE p.prokind WHEN 'p' THEN 'PROCEDURE' ELSE 'FUNCTION' END
         FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace JOIN pg_roles AS o ON o.oid = p.proowner
         JOIN pg_class AS c ON c.oid = %(leads)s
         WHERE p.prosecdef AND n.nspname NOT IN ('pg_catalog', 'information_schema', %(schema)s, %(quarantine)s)
-          AND p.prorettype <> 'trigger'::regtype AND p.prosrc ~* ('\\m' || %(name)s || '\\M')
+          AND p.prorettype <> 'trigger'::regtype
+          AND coalesce(pg_get_function_sqlbody(p.oid), p.prosrc) ~* ('\\m' || %(name)s || '\\M')
           AND (o.rolsuper OR o.rolbypassrls OR NOT c.relforcerowsecurity AND pg_has_role(o.oid, c.relowner, 'USAGE'))
           AND EXISTS (
             SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS acl WHERE acl.grantee = 0)
         ORDER BY 1
         """
     asked = [(s.leads_table, present.leads(conn, s)), *((child.table, oid) for child, oid in present.children(conn, s))]
-    ours, found = {"schema": s.schema, "quarantine": s.quarantine}, set[tuple[str, str]]()
+    ours, found = {"schema": s.schema, "quarantine": s.quarantine}, set[tuple[str, str, str]]()
     for table_name, oid in asked:
         plain = "".join(f"[{one}]" if one not in r"\^]" else f"\\{one}" for one in table_name.split(".", 1)[1])
         found |= {*conn.execute(query, ours | {"leads": oid, "name": plain}).fetchall()}
-    for signature, owner in sorted(found):
-        mends = (
-            f"ALTER FUNCTION {signature} SECURITY INVOKER;  -- or REVOKE EXECUTE ON FUNCTION {signature} FROM PUBLIC;"
-        )
+    for signature, owner, kind in sorted(found):
+        mends = f"ALTER {kind} {signature} SECURITY INVOKER;  -- or REVOKE EXECUTE ON {kind} {signature} FROM PUBLIC;"
         yield Fault(f"function {signature}", f"it runs as {owner}, and everybody may call it", mends)
 
 

@@ -200,6 +200,9 @@ PLANTED = [
     ),
     Planted("function-unpinned", "ALTER FUNCTION {schema}.audit_edit() RESET search_path", "search_path"),
     Planted("function-unpinned", "ALTER FUNCTION {schema}.acts_bound() SECURITY DEFINER", "SECURITY DEFINER"),
+    Planted("function-unpinned", "ALTER FUNCTION {schema}.audit_origin() LEAKPROOF", "LEAKPROOF"),
+    Planted("function-unpinned", "ALTER FUNCTION {schema}.can_edit_lead({lead_id_type}) STRICT", "STRICT"),
+    Planted("function-stray", "CREATE PROCEDURE {schema}.helper() LANGUAGE sql AS 'SELECT 1'"),
     Planted("function-owner", "ALTER FUNCTION {schema}.audit_edit() OWNER TO postgres"),
     Planted("function-grants", "GRANT EXECUTE ON FUNCTION {schema}.audit_origin() TO PUBLIC", "PUBLIC"),
     Planted(
@@ -265,6 +268,26 @@ PLANTED = [
         "CREATE FUNCTION public.evil() RETURNS boolean LANGUAGE sql AS 'SELECT true';"
         "CREATE POLICY z ON {leads} AS RESTRICTIVE FOR SELECT TO {owner} USING (public.evil())",
         mends="DROP POLICY z ON {leads}",
+    ),
+    *(
+        Planted(
+            "policy-runs-foreign-code",
+            f"CREATE FUNCTION public.evil(text) RETURNS boolean LANGUAGE sql AS 'SELECT true'; {hides}; "
+            f"CREATE POLICY z ON {{leads}} FOR SELECT TO {{owner}} USING ({calls})",
+            "calls public.evil(text)",
+            mends="DROP POLICY z ON {leads}",
+        )
+        for hides, calls in (
+            (
+                "CREATE OPERATOR public.!!! (RIGHTARG = text, FUNCTION = public.evil)",
+                "OPERATOR(public.!!!) current_user::text",
+            ),
+            (
+                "CREATE VIEW public.low AS SELECT public.evil('') AS e; CREATE VIEW public.seen AS TABLE public.low",
+                "(SELECT e FROM public.seen)",
+            ),
+            ("CREATE DOMAIN public.fine AS text CHECK (public.evil(VALUE))", "current_user::public.fine IS NOT NULL"),
+        )
     ),
     Planted(
         "host-unreadable",
@@ -363,6 +386,11 @@ PLANTED = [
         "definer-function",
         "CREATE FUNCTION public.all_leads() RETURNS bigint LANGUAGE sql SECURITY DEFINER "
         "AS 'SELECT count(*) FROM {leads}'",
+        level="warning",
+    ),
+    Planted(
+        "definer-function",
+        "CREATE PROCEDURE public.all_leads() LANGUAGE sql SECURITY DEFINER BEGIN ATOMIC SELECT FROM {leads}; END",
         level="warning",
     ),
     Planted("child-table", "CREATE TABLE public.old_leads () INHERITS ({leads})"),
