@@ -46,20 +46,20 @@ def preset_names(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
 
 @check("danger", "Triggers of the host are silent for whoever sets it, and ours are the only ones left.", needs=None)
 def replication_role_granted(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
-    """A login that is no superuser and may set session_replication_role."""
+    """A role that is no superuser and may set session_replication_role, for itself or by ALTER SYSTEM for all."""
     del s
     query = """
-        SELECT DISTINCT p.oid, coalesce(r.rolname::text, 'PUBLIC') FROM pg_parameter_acl AS p
+        SELECT DISTINCT p.oid, coalesce(r.rolname::text, 'PUBLIC'), acl.privilege_type FROM pg_parameter_acl AS p
         CROSS JOIN LATERAL aclexplode(p.paracl) AS acl LEFT JOIN pg_roles AS r ON r.oid = acl.grantee
-        WHERE p.parname = 'session_replication_role' AND acl.privilege_type = 'SET' AND coalesce(NOT r.rolsuper, true)
-        ORDER BY 2
+        WHERE p.parname = 'session_replication_role' AND coalesce(NOT r.rolsuper, true)
+        ORDER BY 2, 3 DESC
         """
-    for oid, role in conn.execute(query).fetchall():
+    for oid, role, privilege in conn.execute(query).fetchall():
         on = Object("parameter", oid, "PARAMETER session_replication_role")
         yield Fault(
             f"role {role}",
-            "it may set session_replication_role",
-            revoking(conn, on, role, "SET"),
+            f"it may {'alter' if privilege == 'ALTER SYSTEM' else 'set'} session_replication_role",
+            revoking(conn, on, role, privilege),
         )
 
 

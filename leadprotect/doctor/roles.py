@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from leadprotect.database.memberships import grants, revokes, revokes_grant_option
+from leadprotect.database.memberships import grants, revokes, revokes_grant_option, revokes_whole
 from leadprotect.doctor import present
 from leadprotect.doctor.finding import Fault, check
 from leadprotect.migration.roles import territory_roles
@@ -31,6 +31,15 @@ _SERVICES = """
         OR NOT to_jsonb(g) ? 'set_option')
     SELECT l.* FROM reached JOIN pg_roles AS l ON l.oid = reached.oid WHERE l.rolcanlogin
     """
+# the admin option alone is another check's, and a role of ours that holds another is one, too
+_GROUPS = """
+    SELECT m.rolname::text, r.rolname::text FROM pg_auth_members AS g
+    JOIN pg_roles AS r ON r.oid = g.roleid JOIN pg_roles AS m ON m.oid = g.member
+    WHERE r.rolname = ANY (%(ours)s) AND NOT m.rolcanlogin AND m.rolname <> ALL (%(ours)s)
+      AND (to_jsonb(g) @> '{"inherit_option": true}' OR to_jsonb(g) @> '{"set_option": true}'
+        OR NOT to_jsonb(g) ? 'set_option')
+    GROUP BY 1, 2 ORDER BY 1, 2
+    """
 _POWERS = {
     "rolsuper": "SUPERUSER",
     "rolbypassrls": "BYPASSRLS",
@@ -49,7 +58,7 @@ _PREDEFINED = {
 
 @check("danger", "Whoever becomes our owner can switch off every guard; who owns the leads too, only by intent.")
 def owner_reachable(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
-    """A login that can act as the owner of our objects; a warning for the migrating login, that owns the leads too."""
+    """A login that can act as the owner of our objects; a warning for who migrates, and for a group that holds it."""
     query = """
         SELECT l.rolname::text, r.rolname::text, coalesce((
                  SELECT pg_has_role(l.oid, c.relowner, 'MEMBER') FROM pg_class AS c WHERE c.oid = %(leads)s), false)
@@ -64,6 +73,9 @@ def owner_reachable(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Faul
             " ".join(revokes(conn, role, login)),
             "warning" if migrates else None,
         )
+    for group, role in conn.execute(_GROUPS, values).fetchall():
+        what = f"whoever becomes a member of it can act as {role}"
+        yield Fault(f"role {group}", what, " ".join(revokes_whole(conn, role, group)), "warning")
 
 
 @check("danger", "Whoever held it has lost what it stands for, and a new one of the name would have nobody in it.")
@@ -106,7 +118,7 @@ def admin_option_alone(conn: psycopg.Connection[Any], s: Settings) -> Iterator[F
 
 @check("danger", "Row security does not bind it, or it can grant itself what is not bound.")
 def service_unbound(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
-    """A service with SUPERUSER, BYPASSRLS, CREATEROLE or REPLICATION, or that can become a role with one of them."""
+    """A service that has or can become SUPERUSER, BYPASSRLS, CREATEROLE or REPLICATION; who has BYPASSRLS unnamed."""
     columns = ", ".join(f"r.{column}" for column in _POWERS)
     # SET ROLE gives what no membership inherits
     query = f"""
@@ -121,6 +133,24 @@ def service_unbound(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Faul
         elif held:
             mends = " ".join(revokes(conn, role, login))
             yield Fault(f"login {login}", f"it is a service and can become {role}, which has {held}", mends)
+    if present.enforced(conn, s):
+        yield from _unnamed(conn, s)
+
+
+def _unnamed(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
+    """Whom the gate would not have let pass: it asks whether that is meant."""
+    query = f"""
+        SELECT l.rolname::text FROM pg_roles AS l JOIN pg_class AS c ON c.oid = %(leads)s
+        WHERE l.rolcanlogin AND l.rolbypassrls AND NOT l.rolsuper AND NOT pg_has_role(l.oid, c.relowner, 'MEMBER')
+          AND l.rolname <> ALL (%(exempt)s) AND l.oid NOT IN (SELECT v.oid FROM ({_SERVICES}) AS v)
+          AND (has_table_privilege(l.oid, c.oid, 'SELECT, INSERT, UPDATE, DELETE')
+            OR has_any_column_privilege(l.oid, c.oid, 'SELECT, INSERT, UPDATE')) ORDER BY 1
+        """
+    exempt = {*s.exempt_roles, *(made_with(conn, s) or s).exempt_roles, s.role("backup")}
+    values = {"leads": present.leads(conn, s), "exempt": sorted(exempt), "app": s.role("app")}
+    for (login,) in conn.execute(query.encode(), values).fetchall():
+        mends = f"ALTER ROLE {ident(login)} NOBYPASSRLS;  -- or name it in exempt_roles"
+        yield Fault(f"login {login}", f"it has BYPASSRLS and privileges on {s.leads_table}", mends)
 
 
 @check("danger", "Row security does not bind the owner of a table unless it is forced.", needs="enforced")

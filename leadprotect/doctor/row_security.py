@@ -149,7 +149,9 @@ def policy_runs_foreign_code(conn: psycopg.Connection[Any], s: Settings) -> Iter
             WHERE used.kind = 'pg_type'::regclass AND k.contypid = used.oid) AS d (kind, oid))
         SELECT DISTINCT p.polrelid::regclass::text, p.polname::text, f.oid::regprocedure::text, coalesce((
                  SELECT string_agg(r.rolname::text, ', ') FROM pg_roles AS r
-                 WHERE r.oid = ANY (p.polroles) AND r.rolname = ANY (%(offices)s)), '')
+                 WHERE r.oid = ANY (p.polroles) AND r.rolname = ANY (%(offices)s)), ''), (
+                 SELECT string_agg(quote_ident(r.rolname), ', ' ORDER BY r.rolname) FROM pg_roles AS r
+                 WHERE r.oid = ANY (p.polroles) AND r.rolname <> ALL (%(offices)s))
         FROM used JOIN pg_policy AS p ON p.oid = used.policy
         JOIN pg_proc AS f ON used.kind = 'pg_proc'::regclass AND f.oid = used.oid
         JOIN pg_namespace AS n ON n.oid = f.pronamespace
@@ -164,9 +166,13 @@ def policy_runs_foreign_code(conn: psycopg.Connection[Any], s: Settings) -> Iter
         "schema": s.schema,
         "ours": [s.role(name) for name in HOST_POLICIES],
     }
-    for where, policy, function, named in conn.execute(query, values).fetchall():
+    for where, policy, function, named, others in conn.execute(query, values).fetchall():
         whom = named or f"everybody, {s.role('reader')} too"
-        mends = f"ALTER POLICY {ident(policy)} ON {where} TO ...;  -- the roles of your application"
+        mends = f"# ALTER POLICY {ident(policy)} ON {where} TO the roles of your application"
+        if named:
+            mends = f"DROP POLICY {ident(policy)} ON {where};"
+        if others:
+            mends = f"ALTER POLICY {ident(policy)} ON {where} TO {others};"
         level = None if s.role("owner") in named else "note"
         yield Fault(f"{where}, policy {policy}", f"it calls {function} for {whom}", mends, level)  # type: ignore[arg-type]
 

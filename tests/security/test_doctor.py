@@ -149,7 +149,7 @@ PLANTED = [
     Planted(
         "version-stamped",
         f"UPDATE {{versions}} SET version_num = '{MIGRATE_HEAD}'",
-        f"says {MIGRATE_HEAD}, but leadprotect stands at {REVISIONS[-1]}",
+        f"says {MIGRATE_HEAD}, but",
         mends=f"UPDATE {{versions}} SET version_num = '{REVISIONS[-1]}'",
     ),
     Planted(
@@ -203,6 +203,7 @@ PLANTED = [
     Planted("function-unpinned", "ALTER FUNCTION {schema}.audit_origin() LEAKPROOF", "LEAKPROOF"),
     Planted("function-unpinned", "ALTER FUNCTION {schema}.can_edit_lead({lead_id_type}) STRICT", "STRICT"),
     Planted("function-stray", "CREATE PROCEDURE {schema}.helper() LANGUAGE sql AS 'SELECT 1'"),
+    Planted("owner-reachable", 'CREATE ROLE "{p}x"; GRANT {owner} TO "{p}x"', "role", "warning"),
     Planted("function-owner", "ALTER FUNCTION {schema}.audit_edit() OWNER TO postgres"),
     Planted("function-grants", "GRANT EXECUTE ON FUNCTION {schema}.audit_origin() TO PUBLIC", "PUBLIC"),
     Planted(
@@ -232,6 +233,11 @@ PLANTED = [
     Planted("role-powers", "ALTER ROLE {app} LOGIN", "powers"),
     Planted("role-powers", 'CREATE ROLE "{p}x"; GRANT "{p}x" TO {owner}', "member of"),
     Planted("service-unbound", SERVICE + 'ALTER ROLE "{p}x" BYPASSRLS', "BYPASSRLS"),
+    Planted(
+        "service-unbound",
+        'CREATE ROLE "{p}x" LOGIN BYPASSRLS; GRANT SELECT ({lead_id}) ON {leads} TO "{p}x"',
+        "has BYPASSRLS and privileges on",
+    ),
     Planted("service-unbound", SERVICE + 'ALTER ROLE "{p}x" CREATEROLE', "CREATEROLE"),
     Planted("service-unbound", SERVICE + 'ALTER ROLE "{p}x" SUPERUSER', "SUPERUSER"),
     Planted("service-unbound", SERVICE + 'CREATE ROLE "{p}y" BYPASSRLS; GRANT "{p}y" TO "{p}x"', "can become"),
@@ -444,6 +450,11 @@ PLANTED = [
     Planted(
         "replication-role-granted",
         'CREATE ROLE "{p}x" LOGIN; GRANT SET ON PARAMETER session_replication_role TO "{p}x"',
+    ),
+    Planted(
+        "replication-role-granted",
+        'CREATE ROLE "{p}x"; GRANT ALTER SYSTEM ON PARAMETER session_replication_role TO "{p}x"',
+        "it may alter",
     ),
     Planted(
         "quarantine-foreign",
