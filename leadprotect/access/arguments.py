@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from leadprotect.errors import ContextMissing, InvalidRequest
 from leadprotect.settings import current
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
 _UUID_DIGITS = 32
 _WRITTEN_UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}").fullmatch
@@ -35,6 +36,9 @@ def as_lead_ids(lead_ids: Iterable[Any]) -> tuple[str, dict[Any, Any]]:
     them, they stay text.
     """
     kind = current().lead_id_type
+    # a text is a collection, too: of its characters
+    if isinstance(lead_ids, (str, bytes)) or not isinstance(lead_ids, Iterable):
+        raise InvalidRequest(f"lead_ids: {type(lead_ids).__name__} is no collection of ids; of one, give [lead_id]")
     given = list(lead_ids)
     try:
         if kind == "uuid" and all(lead is None or _WRITTEN_UUID(lead) for lead in given):

@@ -271,6 +271,11 @@ def parse(
     unknown = sorted(set(given) - set(KEYS))
     if unknown:
         raise SettingsError(f"unknown key {unknown[0]!r} in [{SECTION}]; known keys: {', '.join(KEYS)}")
+    untyped: Mapping[str, object] = given
+    for key, value in untyped.items():
+        if not isinstance(value, str):  # none is shown, for it may hold a password
+            kind = "None" if value is None else type(value).__name__
+            raise SettingsError(f"{key}: {kind} was given; give a text, as [{SECTION}] has it, or leave the key out")
     texts = {key: text.strip() for key, text in given.items()}
     if texts.get("version_table_schema") == "":
         del texts["version_table_schema"]

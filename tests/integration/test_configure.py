@@ -175,5 +175,9 @@ def test_what_is_given_is_checked() -> None:
         leadprotect.configure(shema="leads")
     with pytest.raises(SettingsError, match="lead_id_type"):
         leadprotect.configure(lead_id_type="float")
+    for wrong in (None, 3, b"a secret"):
+        with pytest.raises(SettingsError, match=r"^database_url: (None|int|bytes) was given; give a text") as refused:
+            leadprotect.configure(database_url=wrong)  # type: ignore[arg-type]
+        assert "secret" not in str(refused.value)
     with pytest.raises(InvalidRequest, match="the pool's configure"):
         leadprotect.configure(object(), schema="guard")  # type: ignore[arg-type]

@@ -68,6 +68,16 @@ def test_what_is_no_id_is_refused(wrong: Any) -> None:
         as_lead_ids(iter([None, wrong]))
 
 
+@pytest.mark.parametrize("lead_id_type", ["text", "uuid"], indirect=True)
+@pytest.mark.usefixtures("lead_id_type")
+def test_one_lead_is_not_taken_for_many() -> None:
+    """A text in place of a list would ask for each of its characters."""
+    for one in ("lead 7", b"lead 7", ONE, 7, None):
+        with pytest.raises(InvalidRequest, match=rf"lead_ids: {type(one).__name__} is no collection of ids"):
+            as_lead_ids(one)  # type: ignore[arg-type]
+    assert "text" == as_lead_ids([])[0]
+
+
 RIGHT: list[tuple[str, Any, Any]] = [
     *(
         ("bigint", given, typed)
