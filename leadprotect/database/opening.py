@@ -51,7 +51,11 @@ POOLED = (
     "set DATABASE_URL to the server itself, or to a pool in session mode"
 )
 
-_TRANSACTION_TIMEOUT = 170000  # the first server that knows it
+_SINCE = {
+    "createrole_self_grant": (160000, ""),  # else who migrates becomes a member of each role that he makes, a service
+    "transaction_timeout": (170000, "0"),
+}
+"""Setting -> (the first server that knows it, value), pinned like the others."""
 _PROBES = 20
 _PID = "pg_catalog.pg_backend_pid()"
 
@@ -122,8 +126,7 @@ def pin(
     """
     mine = conn.info.backend_pid if pid is None else pid
     values = PINNED | {"lock_timeout": f"{lock_timeout}ms"} | (more or {})
-    if conn.info.server_version >= _TRANSACTION_TIMEOUT:
-        values["transaction_timeout"] = "0"
+    values |= {name: value for name, (since, value) in _SINCE.items() if conn.info.server_version >= since}
     foreign = f"{_PID} OPERATOR(pg_catalog.<>) {mine}"
     settings = ", ".join(f"pg_catalog.set_config('{name}', '{value}', {foreign})" for name, value in values.items())
     try:

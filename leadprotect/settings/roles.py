@@ -15,6 +15,10 @@ def making_roles(wanted: str, acting: str) -> str:
         DECLARE
           wanted text;
         BEGIN
+          -- else whoever migrates becomes a member of each, as if he were a service: no parameter of an older server
+          IF pg_catalog.current_setting('createrole_self_grant', true) <> '' THEN
+            PERFORM pg_catalog.set_config('createrole_self_grant', '', true);
+          END IF;
           FOR wanted IN
             {wanted}
           LOOP

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from leadprotect.cli import main
 from leadprotect.database.memberships import grants
+from leadprotect.settings.roles import making_roles
 from tests.hosts import PLAIN
 
 if TYPE_CHECKING:
@@ -59,3 +60,20 @@ def test_a_grant_is_one_that_counts(host: Database, options: str, held: str) -> 
             assert [(True,)] == conn.execute(uses, (name, [a, b])).fetchall()
     finally:
         host.sql_script(f'DROP ROLE "{name}"; DROP ROLE "{a}"; DROP ROLE "{b}"')
+
+
+@pytest.mark.profiles("pg18")
+def test_who_makes_our_roles_is_no_service_by_that(make_host: Callable[..., Host]) -> None:
+    """A preset of the server would make him a member of each; he is, of a role of his own: the control."""
+    host = make_host(PLAIN)
+    host.sql(f"ALTER DATABASE \"{host.name}\" SET createrole_self_grant = 'set, inherit'")
+    host.expand()
+    migrator, own, made = host.role(host.shape.migrator), f"own {host.name}", f"made {host.name}"
+    holds = "SELECT pg_has_role(%s::name, %s::name, 'USAGE')"
+    assert [False] == host.sql(holds, migrator, host.settings.role("app"))
+    with psycopg.connect(host.url_of(host.shape.migrator), autocommit=True) as conn:  # as psql runs a script
+        conn.execute(f'CREATE ROLE "{own}"'.encode())
+        conn.execute(host.text(making_roles(f"SELECT '{made}'", "{owner_name}")).encode())
+    assert [True] == host.sql(holds, migrator, own)
+    assert [False] == host.sql(holds, migrator, made)
+    host.sql_script(f'DROP ROLE "{own}"; DROP ROLE "{made}"')
