@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -77,14 +78,15 @@ def bind(target: Bindable, provider: Provider, *, missing: Literal["raise", "emp
 def _listen(target: Any, binding: _Binding) -> Callable[[], None]:
     """Let it be told; returns what ends that."""
     from sqlalchemy import Engine  # noqa: PLC0415 - who has one has loaded it
-    from sqlalchemy.ext.asyncio import async_sessionmaker  # noqa: PLC0415
     from sqlalchemy.orm import sessionmaker  # noqa: PLC0415
 
     if isinstance(target, Engine):
         require_driver(target.dialect.driver)
         at_begin(target, binding.declare)
         return partial(at_begin, target, None)
-    if isinstance(target, async_sessionmaker):
+    # who has one has loaded it, and nobody else need have the extra that it takes
+    awaited = getattr(sys.modules.get("sqlalchemy.ext.asyncio"), "async_sessionmaker", None)
+    if awaited and isinstance(target, awaited):
         # its sessions are of a class that others use, too
         base = target.kw.get("sync_session_class") or target.class_.sync_session_class
         own = base if isinstance(base, sessionmaker) else type(base.__name__, (base,), {})

@@ -117,7 +117,6 @@ def _kept(settings: Settings, one: TerritoryDatabase, *, awaited: bool) -> AnyEn
 
 def _made(settings: Settings, *, awaited: bool) -> AnyEngine:
     from sqlalchemy import create_engine  # noqa: PLC0415 - half a second that a command line need not spend
-    from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415
 
     def parameters() -> dict[str, Any]:
         given = psycopg.conninfo.conninfo_to_dict(url(settings))
@@ -130,6 +129,10 @@ def _made(settings: Settings, *, awaited: bool) -> AnyEngine:
 
     engine: AnyEngine
     if awaited:
+        try:
+            from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - an extra
+        except ImportError:
+            raise InvalidRequest("leadprotect.aio needs the extra aio: pip install 'leadprotect[aio]'") from None
         engine = create_async_engine("postgresql+psycopg://", async_creator=opened)
     else:
         engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(**parameters()))
@@ -168,8 +171,11 @@ def ask_each(
     """
     asked = list(leads)
     by_territory: dict[str, list[K]] = {}
-    for territory, lead in asked:
-        by_territory.setdefault(territory, []).append(lead)
+    try:
+        for territory, lead in asked:
+            by_territory.setdefault(territory, []).append(lead)
+    except (TypeError, ValueError):
+        raise InvalidRequest("lead_ids: of several databases they are pairs: (territory, lead_id)") from None
     by_engine: dict[AnyEngine, dict[str, list[K]]] = {}
     for territory, among in by_territory.items():
         by_engine.setdefault(router(territory), {})[territory] = among

@@ -83,6 +83,42 @@ def test_settings_that_name_the_same_keep_the_engine_and_others_close_it(two: Tw
     assert 0 == engine.pool.checkedin()  # type: ignore[attr-defined]
 
 
+WITHOUT_EXTRAS = """
+import sys
+sys.modules["greenlet"] = None  # it is of the extra aio
+import leadprotect
+from leadprotect import aio
+from leadprotect.settings import configured, parse
+
+url, user, lead = sys.argv[1:]
+configured(parse({"territories": "DE"}, {}, {"DE": url}))
+engine = leadprotect.route("DE")
+with engine.begin() as conn, leadprotect.acting_as(conn, user, "DE"):
+    print(leadprotect.can_edit(conn, lead))
+print(leadprotect.can_edit_many(leadprotect.route, [("DE", lead)], user_id=user))
+leadprotect.bind(engine, lambda: leadprotect.Context(user, "DE"))
+with engine.begin() as conn:
+    print(leadprotect.can_edit(conn, lead))
+try:
+    aio.route("DE")
+except leadprotect.InvalidRequest as error:
+    print(error)
+"""
+
+
+@pytest.mark.profiles("pg18")
+def test_a_service_without_extras_has_its_engine(two: Two) -> None:
+    here, _ = two
+    user = here.user(1)
+    words = [sys.executable, "-c", WITHOUT_EXTRAS, url(here, "seller_de"), user, str(here.lead("DE", owner=user))]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert 0 == done.returncode, done.stderr
+    first, many, bound, awaited = done.stdout.splitlines()
+    assert ("True", "True") == (first, bound)
+    assert many.endswith("): True}")
+    assert "leadprotect.aio needs the extra aio: pip install 'leadprotect[aio]'" == awaited
+
+
 def test_the_url_is_asked_for_with_each_connection(two: Two, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     here, there = two
     (tmp_path / "vault_of_the_host.py").write_text(
@@ -322,6 +358,7 @@ def test_a_mistake_of_the_caller_is_none_of_a_server_s(two: Two) -> None:
     for wrong, error in (
         (lambda: many(leadprotect.route, [("FR", 1)], user_id=user), leadprotect.InvalidRequest),
         (lambda: many(leadprotect.route, [("DE", object())], user_id=user), leadprotect.InvalidRequest),
+        (lambda: many(leadprotect.route, [7], user_id=user), leadprotect.InvalidRequest),  # type: ignore[arg-type]
         (lambda: many(leadprotect.route, [("DE", None)], user_id=""), leadprotect.ContextMissing),
         (lambda: many(lambda _: leadprotect.route("DE"), [("CH", None)], user_id=user), leadprotect.NotHere),
     ):
