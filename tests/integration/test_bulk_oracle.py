@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tests.support.database import Database
 
-MANY = 2_000 if NIGHTLY else 150
+MANY = 2_000 if NIGHTLY else 100
 CHANGES = ("assign", "transfer", "release", "EDIT", "VIEW")
 LEFT = {
     "assignments": "SELECT lead_id, territory, user_id, assigned_by, source FROM {schema}.user_lead_assignments",
@@ -115,7 +115,7 @@ def test_an_update_of_many_is_followed_as_one_of_each(make_database: Callable[..
     if denied == "raised":
         database.sql("DROP POLICY {named_update_policy} ON {leads}")
         database.sql("DROP TRIGGER {hide_column} ON {leads}")
-    many = MANY if database.profile.name == "pg18" else MANY // 3
+    many = MANY // 2 if database.profile.name == "pg18" else MANY // 6
     seen: Counter[str] = Counter()
     with database.connect() as conn:
         ids = numbered(database)
@@ -132,9 +132,9 @@ def test_an_update_of_many_is_followed_as_one_of_each(make_database: Callable[..
             seen.update(["refused"] if isinstance(single["changed"], str) else [])
 
         agree()
-    if many == MANY:
+    if many == MANY // 2:
         usual = {"manager", "owner"} | ({"refused"} if denied == "raised" else set())
-        assert set() == {one for one in usual if seen[one] < MANY / 50}, "too alike to prove anything"
+        assert set() == {one for one in usual if seen[one] < many / 25}, "too alike to prove anything"
 
 
 def both_written(
