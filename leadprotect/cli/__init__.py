@@ -171,12 +171,12 @@ _ALEMBIC = ("upgrade", "downgrade", "current")
 
 def _as_alembic(ctx: click.Context, words: list[str]) -> NoReturn:
     """Run Alembic on the one database that is meant, as ``--fleet`` runs it on all."""
-    from leadprotect.cli.fleet import run_alembic  # noqa: PLC0415 - help needs no driver
+    from leadprotect.cli.fleet import alembic_alone  # noqa: PLC0415 - help needs no driver
 
     if ctx.params["workers"]:
         raise click.UsageError(_NO_WORKERS)
     _choose(ctx.params["config"], ctx.params["on"])
-    run_alembic(words)
+    alembic_alone(words)
 
 
 def _words(ctx: click.Context) -> list[str]:

@@ -45,7 +45,7 @@ def run_fleet(command: Sequence[str], *, workers: int | None) -> NoReturn:
     sys.exit(found.exit_code)
 
 
-def run_alembic(words: list[str]) -> NoReturn:
+def alembic_alone(words: list[str]) -> NoReturn:
     """Run a command of Alembic on the database that is meant, with its own exit code, 1 for every error."""
     url(current())  # which database is meant, and a mistake in the settings, is told as ours
     _require_script_location()
