@@ -6,7 +6,7 @@ import asyncio
 import sys
 from contextvars import ContextVar
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import psycopg
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 F = TypeVar("F", bound="Callable[..., Any]")
-P = ParamSpec("P")
 
 _loop: ContextVar[asyncio.AbstractEventLoop | None] = ContextVar("leadprotect_loop", default=None)
 
@@ -41,25 +40,6 @@ def wait(conn: object, awaited: Callable[[], Awaitable[T]]) -> T:
         refuse(conn)
     answer: T = inside.parent.switch(awaited())
     return answer
-
-
-def at_once(
-    function: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]], /, conn: object, *given: P.args, **more: P.kwargs
-) -> T:
-    """What a coroutine function answers whose statements go through `awaited_rows`: it ends at its first step.
-
-    Of an asynchronous connection, from inside a function that `call` has called, it is awaited.
-    """
-    if isinstance(conn, psycopg.AsyncConnection):
-        return wait(conn, partial(function, conn, *given, **more))
-    coroutine = function(conn, *given, **more)
-    try:
-        coroutine.send(None)
-    except StopIteration as done:
-        answer: T = done.value
-        return answer
-    coroutine.close()
-    raise RuntimeError(f"{function.__name__} has awaited for a synchronous connection")
 
 
 def awaited_as(function: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[[F], F]:

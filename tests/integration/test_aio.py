@@ -17,7 +17,7 @@ from leadprotect import ContextOutOfOrder, InvalidRequest, LeadAccessDenied, aio
 from leadprotect.access import context
 from leadprotect.access.context import declared
 from leadprotect.database import waiting
-from leadprotect.database.waiting import at_once, call
+from leadprotect.database.waiting import call
 from tests.integration import test_access, test_context, test_denials, test_ownership
 from tests.support import twin
 from tests.support.database import Database
@@ -311,11 +311,3 @@ def test_a_check_is_awaited_as_it_is_and_costs_no_greenlet(database: Database, m
             return [*found, await aio.can_edit_many(conn, [lead]), len(begun)]  # the control
 
     assert [True, True, "owner", 0, {lead: True}, 1] == awaited(database, check)
-
-
-def test_what_awaits_for_a_synchronous_connection_is_a_mistake_of_ours() -> None:
-    async def waits(_: object) -> None:
-        await asyncio.sleep(0)
-
-    with pytest.raises(RuntimeError, match="waits has awaited"):
-        at_once(waits, None)
