@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -65,3 +66,11 @@ def check(level: Level, why: str, *, needs: Needs = "schema") -> Callable[[Ask],
         return Check(ask.__name__.replace("_", "-"), level, " ".join((ask.__doc__ or "").split()), why, needs, ask)
 
     return made
+
+
+def replacing(drop: str, again: str | None) -> str | None:
+    """What takes something away and makes it anew, as one statement: where the second fails, the first is not done.
+
+    As a script that is pasted into psql, the first would be done alone: a border that is gone.
+    """
+    return again and f"DO $mend$ BEGIN {drop} {re.sub('^SELECT ', 'PERFORM ', again)} END $mend$;"

@@ -74,8 +74,7 @@ def function_unpinned(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fa
                 *sorted({*one.config} ^ {*wanted["config"]}),
                 *changed,
             ]
-            again = _fitting(made.get(one.name, []), one)
-            mends = f"ALTER FUNCTION {one.signature} RESET ALL;\n{again}" if again else None
+            mends = _fitting(made.get(one.name, []), one)  # which resets all settings, too
             yield Fault(one.signature, f"not as shipped: {', '.join(differs)}", mends)
 
 

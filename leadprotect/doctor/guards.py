@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.doctor import present
-from leadprotect.doctor.finding import Fault, check
+from leadprotect.doctor.finding import Fault, check, replacing
 from leadprotect.doctor.shipped import known, shipped, shipped_script, trigger_statement
 from leadprotect.doctor.versions import applied
 from leadprotect.migration.shadow import lacking_triggers, shadow, standing_on
@@ -57,7 +57,7 @@ def guard_changed(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]
                 yield Fault(where, f"trigger {trigger.name} is not leadprotect's", drop)
             elif trigger.definition != expected[trigger.name]["definition"]:
                 again = _again(text, s, trigger.name, one)
-                yield Fault(where, f"trigger {trigger.name} is not as shipped", f"{drop} {again}" if again else None)
+                yield Fault(where, f"trigger {trigger.name} is not as shipped", replacing(drop, again))
 
 
 @check("danger", "Edits of leads leave no row, or owners and rules outlive their lead.", needs="text")
@@ -99,16 +99,17 @@ def lead_trigger_changed(conn: psycopg.Connection[Any], s: Settings) -> Iterator
     for host, oid in present.host_tables(conn, s).items():
         for name, trigger in present.host_triggers(conn, s, oid).items():
             if trigger.definition != wanted[trigger_names(s)[name]]["definition"]:
-                again = trigger_statement(text, ident(trigger.name), table(host)) or ""
+                again = trigger_statement(text, ident(trigger.name), table(host))
                 drop = f"DROP TRIGGER {ident(trigger.name)} ON {table(host)};"
                 always = f"ALTER TABLE {table(host)} ENABLE ALWAYS TRIGGER {ident(trigger.name)};"
-                yield Fault(host, f"trigger {trigger.name} is not as shipped", f"{drop} {again} {always}")
+                mends = replacing(drop, again and f"{again} {always}")
+                yield Fault(host, f"trigger {trigger.name} is not as shipped", mends)
     for child, oid in present.children(conn, s):
         expected = shipped(s, child).child_triggers
         for name, trigger in present.child_triggers(conn, s, child, oid).items():
             if trigger.definition != expected[name]["definition"]:
                 drop = f"DROP TRIGGER {ident(trigger.name)} ON {table(child.table)};"
-                mends = f"{drop} {_on_child(text, s, child.table, name)}"
+                mends = replacing(drop, _on_child(text, s, child.table, name))
                 yield Fault(child.table, f"trigger {trigger.name} is not as shipped", mends)
 
 

@@ -77,7 +77,7 @@ _TRIGGERS = """
     FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid JOIN pg_namespace AS home ON home.oid = c.relnamespace
     JOIN pg_proc AS p ON p.oid = t.tgfoid
     JOIN pg_namespace AS n ON n.oid = p.pronamespace
-    WHERE t.tgrelid = %s AND NOT t.tgisinternal ORDER BY 1
+    WHERE t.tgrelid = %s AND NOT t.tgisinternal AND NOT (t.tgparentid <> 0 AND n.nspname <> %s) ORDER BY 1
     """
 
 
@@ -239,7 +239,8 @@ def triggers(
     conn: psycopg.Connection[Any], s: Settings, oid: int | None, child: LeadTable | None = None
 ) -> list[Trigger]:
     """The triggers of one table that are no part of a constraint; of a `child` as `policies` has them."""
-    found = conn.execute(_TRIGGERS, (oid,)).fetchall()
+    # what the server made on a partition goes with the one on its parent
+    found = conn.execute(_TRIGGERS, (oid, s.schema)).fetchall()
     return [
         Trigger(name, enabled, neutral(definition, s, child), schema == s.schema)
         for name, enabled, definition, schema in found

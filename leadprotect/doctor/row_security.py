@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.catalog import relation
 from leadprotect.doctor import present
-from leadprotect.doctor.finding import Fault, check
+from leadprotect.doctor.finding import Fault, check, replacing
 from leadprotect.doctor.shipped import known, policy_statement, shipped, shipped_script
 from leadprotect.doctor.versions import applied
 from leadprotect.preflight.host_tables import hidden_rows
@@ -93,23 +93,22 @@ def policy_changed(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault
         known_policies = wanted.tables.get(one.shipped_as, {}).get("policies", {})
         for policy in present.policies(conn, s, one.oid):
             if policy.name in known_policies and not _alike(policy, known_policies[policy.name]):
-                drop = f"DROP POLICY {ident(policy.name)} ON {ident(s.schema, one.name)}; "
-                again = _again(text, s, policy.name, one)
-                mends = drop + again if again else None
+                drop = f"DROP POLICY {ident(policy.name)} ON {ident(s.schema, one.name)};"
+                mends = replacing(drop, _again(text, s, policy.name, one))
                 yield Fault(f"{s.schema}.{one.name}", f"policy {policy.name} is not as shipped", mends)
     if present.enforced(conn, s) and s.host_rls != "off":
         for name, policy in present.host_policies(conn, s).items():
             if not any(_alike(policy, variant) for variant in wanted.host_policies[name]):
-                drop = f"DROP POLICY {ident(policy.name)} ON {table(s.leads_table)}; "
-                again = _host_statement(conn, s, text, name)
-                yield Fault(s.leads_table, f"policy {policy.name} is not as shipped", drop + again if again else None)
+                drop = f"DROP POLICY {ident(policy.name)} ON {table(s.leads_table)};"
+                mends = replacing(drop, _host_statement(conn, s, text, name))
+                yield Fault(s.leads_table, f"policy {policy.name} is not as shipped", mends)
     for child, oid in present.children(conn, s):
         expected = shipped(s, child).child_policies
         for name, policy in present.child_policies(conn, s, child, oid).items():
             if not _alike(policy, expected[name]):
-                drop = f"DROP POLICY {ident(policy.name)} ON {table(child.table)}; "
-                again = policy_statement(text, ident(policy.name), table(child.table))
-                yield Fault(child.table, f"policy {policy.name} is not as shipped", drop + again if again else None)
+                drop = f"DROP POLICY {ident(policy.name)} ON {table(child.table)};"
+                mends = replacing(drop, policy_statement(text, ident(policy.name), table(child.table)))
+                yield Fault(child.table, f"policy {policy.name} is not as shipped", mends)
 
 
 @check("danger", "A permissive policy opens a table of ours to whom it names.", needs="text")

@@ -155,7 +155,7 @@ def server_version(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault
 
 @check("warning", "The log is what explains the gap that a denial in plain SQL leaves in the audit's numbers.")
 def log_too_quiet(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
-    """Server settings under which lines of level LOG, and so denials, are not written."""
+    """Settings of the server, or of a role, under which lines of level LOG, and so denials, are not written."""
     del s
     row = conn.execute("SELECT current_setting('log_min_messages')").fetchone()
     if row and row[0] in ("fatal", "panic"):
@@ -164,3 +164,14 @@ def log_too_quiet(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]
             f"it is {row[0]}, so no line of level LOG is written",
             "ALTER SYSTEM SET log_min_messages = 'warning'; SELECT pg_reload_conf();",
         )
+    query = """
+        SELECT r.rolname::text, d.datname::text, setting FROM pg_db_role_setting AS p
+        CROSS JOIN LATERAL unnest(p.setconfig) AS setting JOIN pg_roles AS r ON r.oid = p.setrole
+        LEFT JOIN pg_database AS d ON d.oid = p.setdatabase
+        WHERE (p.setdatabase = 0 OR d.datname = current_database())
+          AND setting IN ('log_min_messages=fatal', 'log_min_messages=panic') ORDER BY 1, 2
+        """
+    for role, database, setting in conn.execute(query).fetchall():
+        inside = f" IN DATABASE {ident(database)}" if database else ""
+        mends = f"ALTER ROLE {ident(role)}{inside} RESET log_min_messages;"
+        yield Fault(f"role {role}", f"its sessions begin with {setting.replace('=', ' = ')}", mends)

@@ -615,6 +615,18 @@ PLANTED = [
         mends="ALTER DATABASE {d} RESET log_min_messages",
     ),
     Planted(
+        "log-too-quiet",
+        'CREATE ROLE "{p}x" LOGIN; ALTER ROLE "{p}x" IN DATABASE {d} SET log_min_messages = \'panic\'',
+        "its sessions begin with",
+        "warning",
+    ),
+    Planted(
+        "guard-changed",
+        "CREATE FUNCTION public.noted() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
+        "CREATE TRIGGER noted AFTER INSERT ON {schema}.lead_access_audit FOR EACH ROW EXECUTE FUNCTION public.noted()",
+        "trigger noted is not leadprotect's",
+    ),
+    Planted(
         "leads-unprotected",
         "INSERT INTO {leads} ({lead_id}) VALUES ({nil_lead}::{lead_id_type})",
         level="note",
@@ -825,6 +837,28 @@ def test_a_role_that_bears_another_name_is_named(database: Database) -> None:
     assert [database.settings.role(office) for office in ("DE", "manager")] == [
         one.where.removeprefix("role ") for one in missing
     ]
+
+
+def test_what_mends_a_policy_or_a_trigger_takes_nothing_away_where_it_can_t_be_made_anew(database: Database) -> None:
+    """A column of the host that was renamed: doctor says that first, and the other mends fail as a whole."""
+    s = database.settings
+    database.sql("ALTER TABLE {leads} RENAME COLUMN {territory} TO moved")
+    standing = (
+        "SELECT polname FROM pg_policy WHERE polrelid = '{leads}'::regclass "
+        "UNION ALL SELECT tgname FROM pg_trigger WHERE tgrelid = '{leads}'::regclass AND NOT tgisinternal ORDER BY 1"
+    )
+    before = database.sql(standing)
+    changed = found(database, "policy-changed") + found(database, "lead-trigger-changed")
+    assert s.role("border") in " ".join(one.what for one in changed)
+    failed = 0
+    with database.connect(autocommit=True) as conn:
+        for one in changed:
+            for statement in re.findall(r"DO \$mend\$.*?\$mend\$;|[^;]+;", str(one.mends), re.DOTALL):  # as psql does
+                try:
+                    conn.execute(statement.encode())
+                except psycopg.Error:
+                    failed += 1
+    assert (True, before) == (failed > 0, database.sql(standing))
 
 
 def test_nothing_is_repaired_while_the_number_is_wrong(database: Database) -> None:
