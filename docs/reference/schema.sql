@@ -35,13 +35,13 @@
 --     433  Ownership and rules
 --    1320  Hand-overs
 --    1667  Decision
---    2189  Attempts and audit
---    3215  Seals
---    3700  Transition
---    4040  Shadow
---    4530  Backfill and verification
---    5497  Gate
---    6606  Host
+--    2195  Attempts and audit
+--    3221  Seals
+--    3706  Transition
+--    4046  Shadow
+--    4536  Backfill and verification
+--    5503  Gate
+--    6612  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -49,7 +49,7 @@
 
 -- PUBLIC
 --    all_territories, territory_roles, territory_role, claimed, admitted_territory, inside,
---    own_border
+--    own_border, asked_by
 --
 -- leadprotect_app
 --    acting_role, is_member, parse_user, context, claiming, set_context, decide, editable_among,
@@ -85,22 +85,22 @@
 -- nobody: they serve policies, triggers, revisions and the functions above
 --    publish_territories, keep_assignment, end_lead_rules, require_not_moving, host_lead,
 --    host_leads, protected_leads, hold_leads, write_owner_column, derived_owners, earlier_activity,
---    refuse_change, secure_audit_table, add_audit_partition, clear_audit_default,
---    audit_settled_until, sealed_numbers, append_audit_seal, is_code, in_force, begins, decision,
---    unsuspended, require_fresh_rules, collaboration, decide_locked, bounded, write_audit,
---    denial_proof, draw_denial, deny, answered, require, try_edit, lead_for_ownership, is_manager,
---    try_change_owner, change_together, try_change_sharing, end_rules, make_rule, revoke_rule,
---    decide_as_manager, require_manager, handover_holds, is_enforced, hold_for_move, in_transition,
---    note_unsettled, note_contextless_write, own_moved_lead, own_named_lead, follow_lead,
---    follow_leads, follow_owner_column, hide_owner_column, forget_lead, own_active_lead,
---    shadow_note, shadow_failed, shadow_binds, shadow_reason, shadow_border, shadow_edits,
---    shadow_inserts, shadow_lead, shadow_rows, shadow_truncate, require_transition, chunk_bounds,
---    next_leads, own_leads, sources_indexed, bare_leads, few_are_bare, probed_leads, acting_logins,
---    granting, leaking_views, ways_around, host_code, lost_searches, what_changes,
+--    refuse_change, secure_audit_table, add_audit_partition, clear_audit_default, edit_own_one,
+--    edit_own, audit_settled_until, sealed_numbers, append_audit_seal, is_code, in_force, begins,
+--    decision, unsuspended, require_fresh_rules, collaboration, decide_locked, bounded,
+--    write_audit, denial_proof, draw_denial, deny, answered, require, try_edit, lead_for_ownership,
+--    is_manager, try_change_owner, change_together, try_change_sharing, end_rules, make_rule,
+--    revoke_rule, decide_as_manager, require_manager, handover_holds, is_enforced, hold_for_move,
+--    in_transition, note_unsettled, note_contextless_write, own_moved_lead, own_named_lead,
+--    follow_lead, follow_leads, follow_owner_column, hide_owner_column, forget_lead,
+--    own_active_lead, shadow_note, shadow_failed, shadow_binds, shadow_reason, shadow_border,
+--    shadow_edits, shadow_inserts, shadow_lead, shadow_rows, shadow_truncate, require_transition,
+--    chunk_bounds, next_leads, own_leads, sources_indexed, bare_leads, few_are_bare, probed_leads,
+--    acting_logins, granting, leaking_views, ways_around, host_code, lost_searches, what_changes,
 --    lead_table_conditions, shadow_condition, accept_condition, accepted_share, tolerated,
 --    shell_word, lead_tally, require_open_gate, acts_bound, recorded_edit, audit_edit, audit_edits,
 --    audit_truncate, refuse_move, refuse_taken, own_new_lead, settings_at_contract, acts_bound_on,
---    edit_through, child_edit, child_move, child_leads, child_truncate
+--    edit_through, child_edit, child_move, child_edits, child_leads, child_truncate
 
 -- =================================================================================================
 -- Territories and the border
@@ -1871,19 +1871,25 @@ CREATE FUNCTION leadprotect.decide(lead uuid, declared_user text, declared_terri
     AS $$
         #variable_conflict use_variable
         DECLARE
-          caller uuid := "leadprotect".parse_user(declared_user);
+          caller uuid;
           owner uuid;
           strongest "leadprotect".protection_type;
         BEGIN
           SELECT (
             SELECT a.user_id FROM "leadprotect".user_lead_assignments AS a
-            WHERE a.lead_id = lead AND a.territory = declared_territory), (
-            SELECT r.protection FROM "leadprotect".lead_protection_rules AS r
-            WHERE r.user_id = caller AND r.territory = declared_territory
-            ORDER BY r.protection DESC LIMIT 1)
-          INTO owner, strongest
+            WHERE a.lead_id = lead AND a.territory = declared_territory)
+          INTO owner
           FROM "public"."leads" AS l
           WHERE l."id" = lead AND l."territory" = declared_territory;
+          IF owner::text = declared_user THEN
+            caller := owner; -- declared in its own spelling: nothing is left to tell by its form
+          ELSE
+            caller := "leadprotect".parse_user(declared_user);
+          END IF;
+          strongest := (
+            SELECT r.protection FROM "leadprotect".lead_protection_rules AS r
+            WHERE r.user_id = caller AND r.territory = declared_territory
+            ORDER BY r.protection DESC LIMIT 1);
           IF FOUND AND caller IS NOT NULL AND "leadprotect".is_member(declared_territory) THEN
             IF strongest IS NOT NULL THEN
               IF strongest = 'VIEW_ONLY' OR strongest = 'COLLABORATOR' AND owner IS DISTINCT FROM caller THEN
@@ -6711,6 +6717,72 @@ COMMENT ON FUNCTION leadprotect.write_owner_column(leads uuid[], places text[], 
 REVOKE ALL ON FUNCTION leadprotect.write_owner_column(leads uuid[], places text[], new_owner uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.write_owner_column(leads uuid[], places text[], new_owner uuid) TO leadprotect_owner;
 
+-- function edit_own_one, lp_0003_expand_audit
+
+CREATE FUNCTION leadprotect.edit_own_one(lead uuid, remark text) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        #variable_conflict use_variable
+        DECLARE
+          declared_user text := pg_catalog.current_setting('app.user_id', true);
+          author uuid;
+          here text := pg_catalog.current_setting('app.territory', true);
+        BEGIN
+          IF current_setting('transaction_isolation') <> 'read committed' THEN
+            RETURN false;
+          END IF;
+          SELECT a.user_id INTO author FROM "leadprotect".user_lead_assignments AS a
+            WHERE a.lead_id = lead AND a.territory = here AND a.user_id::text = declared_user AND "leadprotect".is_member(here)
+            FOR SHARE;
+          IF NOT FOUND OR NOT "leadprotect".unsuspended(lead, author, here) THEN
+            RETURN false;
+          END IF;
+          INSERT INTO "leadprotect".lead_access_audit
+            (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
+          SELECT lead, author, "leadprotect".acting_role(), here, 'EDIT', 'ALLOW', 'owner', remark,
+                 CASE WHEN pg_catalog.current_setting('app.correlation_id', true) <> '' THEN "leadprotect".bounded(pg_catalog.current_setting('app.correlation_id', true)) END, 'assignment'
+          WHERE NOT EXISTS (SELECT FROM "leadprotect".recorded_edit(lead, author));
+          RETURN true;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.edit_own_one(lead uuid, remark text) IS 'Whether an edit is the plain case of the owner of its lead; if so it is decided under locks and recorded once a transaction';
+
+REVOKE ALL ON FUNCTION leadprotect.edit_own_one(lead uuid, remark text) FROM PUBLIC;
+
+-- function edit_own, lp_0003_expand_audit
+
+CREATE FUNCTION leadprotect.edit_own(leads uuid[], remark text) RETURNS uuid[]
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        #variable_conflict use_variable
+        DECLARE
+          author uuid := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
+          here text := pg_catalog.current_setting('app.territory', true);
+          own uuid[];
+        BEGIN
+          PERFORM "leadprotect".require_fresh_rules();
+          own := ARRAY(
+            SELECT a.lead_id FROM "leadprotect".user_lead_assignments AS a
+            WHERE a.lead_id = ANY (leads) AND a.territory = here AND a.user_id = author AND "leadprotect".is_member(here)
+            ORDER BY a.lead_id FOR SHARE);
+          own := ARRAY(SELECT e.lead FROM "leadprotect".editable_among(own) AS e WHERE e.reason = 'owner');
+          INSERT INTO "leadprotect".lead_access_audit
+            (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
+          SELECT o.lead, author, (SELECT "leadprotect".acting_role()), here, 'EDIT', 'ALLOW', 'owner', remark,
+                 (SELECT "leadprotect".bounded(pg_catalog.current_setting('app.correlation_id', true))), 'assignment'
+          FROM unnest(own) AS o (lead) LEFT JOIN LATERAL "leadprotect".recorded_edit(o.lead, author) AS r (id) ON true
+          WHERE r.id IS NULL;
+          RETURN own;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.edit_own(leads uuid[], remark text) IS 'Decides edits of leads that the user in context owns, under locks, and records each once a transaction; returns those';
+
+REVOKE ALL ON FUNCTION leadprotect.edit_own(leads uuid[], remark text) FROM PUBLIC;
+
 -- function follow_lead, lp_0010_expand_lead_triggers
 
 CREATE FUNCTION leadprotect.follow_lead(lead uuid, here text, named uuid, protected boolean, touched boolean) RETURNS void
@@ -6976,6 +7048,19 @@ COMMENT ON FUNCTION leadprotect.forget_lead() IS 'Trigger: a lead that is gone t
 
 REVOKE ALL ON FUNCTION leadprotect.forget_lead() FROM PUBLIC;
 
+-- function asked_by, lp_0010_expand_lead_triggers
+
+CREATE FUNCTION leadprotect.asked_by(roles name[]) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          RETURN current_user = ANY (roles);
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.asked_by(roles name[]) IS 'Whether one of these roles asks, for policies that do not bind them: whoever is a member of one is not it';
+
 -- trigger leadprotect_forget on public.leads, lp_0010_expand_lead_triggers
 
 CREATE TRIGGER leadprotect_forget AFTER DELETE ON public.leads FOR EACH ROW EXECUTE FUNCTION leadprotect.forget_lead();
@@ -7095,7 +7180,6 @@ CREATE FUNCTION leadprotect.audit_edits() RETURNS trigger
     AS $$
         #variable_conflict use_variable
         DECLARE
-          declared_user text := pg_catalog.current_setting('app.user_id', true);
           author uuid;
           here text := pg_catalog.current_setting('app.territory', true);
           remark text := 'update without assertion';
@@ -7152,23 +7236,12 @@ CREATE FUNCTION leadprotect.audit_edits() RETURNS trigger
               END;
             END IF;
           END IF;
-          -- the owner's plain case first, one lead of his: the same locks, decision and row as below
-          IF NOT outside AND cardinality(leads) = 1 AND cardinality(given) = 0
-            AND current_setting('transaction_isolation') = 'read committed' THEN
-            lead := leads[1];
-            SELECT a.user_id INTO author FROM "leadprotect".user_lead_assignments AS a
-              WHERE a.lead_id = lead AND a.territory = here AND a.user_id::text = declared_user AND "leadprotect".is_member(here)
-              FOR SHARE;
-            IF FOUND AND "leadprotect".decide(lead, declared_user, here) = 'owner' THEN
-              INSERT INTO "leadprotect".lead_access_audit
-                (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
-              SELECT lead, author, "leadprotect".acting_role(), here, 'EDIT', 'ALLOW', 'owner', remark,
-                     CASE WHEN pg_catalog.current_setting('app.correlation_id', true) <> '' THEN "leadprotect".bounded(pg_catalog.current_setting('app.correlation_id', true)) END, 'assignment'
-              WHERE NOT EXISTS (SELECT FROM "leadprotect".recorded_edit(lead, author));
+          IF NOT outside AND cardinality(leads) = 1 AND cardinality(given) = 0 THEN
+            IF "leadprotect".edit_own_one(leads[1], remark) THEN
               RETURN NULL;
             END IF;
           END IF;
-          author := "leadprotect".parse_user(declared_user);
+          author := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
           bound := "leadprotect".acts_bound();
           -- outside protection everybody edits, and maintenance everywhere: what was declared and can't be stored
           -- as it is stays in the note
@@ -7195,19 +7268,7 @@ CREATE FUNCTION leadprotect.audit_edits() RETURNS trigger
           IF NOT bound OR cardinality(leads) = 0 THEN
             RETURN NULL;
           END IF;
-          PERFORM "leadprotect".require_fresh_rules();
-          own := ARRAY(
-            SELECT a.lead_id FROM "leadprotect".user_lead_assignments AS a
-            WHERE a.lead_id = ANY (leads) AND a.territory = here AND a.user_id = author AND "leadprotect".is_member(here)
-            ORDER BY a.lead_id FOR SHARE);
-          -- of what is locked: a lead that became his since then is decided alone, and locked there
-          own := ARRAY(SELECT e.lead FROM "leadprotect".editable_among(own) AS e WHERE e.reason = 'owner');
-          INSERT INTO "leadprotect".lead_access_audit
-            (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
-          SELECT o.lead, author, (SELECT "leadprotect".acting_role()), here, 'EDIT', 'ALLOW', 'owner', remark,
-                 (SELECT "leadprotect".bounded(pg_catalog.current_setting('app.correlation_id', true))), 'assignment'
-          FROM unnest(own) AS o (lead) LEFT JOIN LATERAL "leadprotect".recorded_edit(o.lead, author) AS r (id) ON true
-          WHERE r.id IS NULL;
+          own := "leadprotect".edit_own(leads, remark);
           IF cardinality(own) = cardinality(leads) THEN
             RETURN NULL;
           END IF;
@@ -7370,7 +7431,7 @@ CREATE POLICY lp_inside ON leadprotect.host_row_security TO leadprotect_owner US
 
 -- policy leadprotect_border on public.leads, lp_0017_contract_enforce
 
-CREATE POLICY leadprotect_border ON public.leads AS RESTRICTIVE USING ((leadprotect.inside() OR ( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR COALESCE(((territory)::text = ANY (( SELECT ARRAY[leadprotect.admitted_territory(), ''::text] AS "array")::text[])), (territory IS NULL))));
+CREATE POLICY leadprotect_border ON public.leads AS RESTRICTIVE USING ((leadprotect.asked_by(ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]) OR COALESCE(((territory)::text = ANY (( SELECT ARRAY[leadprotect.admitted_territory(), ''::text] AS "array")::text[])), (territory IS NULL))));
 
 -- policy leadprotect_rows on public.leads, lp_0017_contract_enforce
 
@@ -7378,7 +7439,7 @@ CREATE POLICY leadprotect_rows ON public.leads USING (true) WITH CHECK (true);
 
 -- policy leadprotect_update on public.leads, lp_0017_contract_enforce
 
-CREATE POLICY leadprotect_update ON public.leads AS RESTRICTIVE FOR UPDATE TO leadprotect_app USING (((territory IS NULL) OR ((territory)::text = ''::text) OR leadprotect.inside() OR ( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR
+CREATE POLICY leadprotect_update ON public.leads AS RESTRICTIVE FOR UPDATE TO leadprotect_app USING (((territory IS NULL) OR ((territory)::text = ''::text) OR leadprotect.asked_by(ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]) OR
 CASE
     WHEN ( SELECT leadprotect.has_rules() AS has_rules) THEN leadprotect.can_edit_lead(id)
     ELSE (EXISTS ( SELECT
@@ -7388,7 +7449,7 @@ END)) WITH CHECK (true);
 
 -- policy leadprotect_delete on public.leads, lp_0017_contract_enforce
 
-CREATE POLICY leadprotect_delete ON public.leads AS RESTRICTIVE FOR DELETE TO leadprotect_app USING (((territory IS NULL) OR ((territory)::text = ''::text) OR leadprotect.inside() OR ( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR
+CREATE POLICY leadprotect_delete ON public.leads AS RESTRICTIVE FOR DELETE TO leadprotect_app USING (((territory IS NULL) OR ((territory)::text = ''::text) OR leadprotect.asked_by(ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]) OR
 CASE
     WHEN ( SELECT leadprotect.has_rules() AS has_rules) THEN leadprotect.can_edit_lead(id)
     ELSE (EXISTS ( SELECT
@@ -7398,11 +7459,11 @@ END));
 
 -- policy leadprotect_members_update on public.leads, lp_0017_contract_enforce
 
-CREATE POLICY leadprotect_members_update ON public.leads AS RESTRICTIVE FOR UPDATE USING (((territory IS NULL) OR ((territory)::text = ''::text) OR leadprotect.inside() OR ( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR ( SELECT pg_has_role('leadprotect_app'::name, 'USAGE'::text) AS pg_has_role))) WITH CHECK (true);
+CREATE POLICY leadprotect_members_update ON public.leads AS RESTRICTIVE FOR UPDATE USING (((territory IS NULL) OR ((territory)::text = ''::text) OR leadprotect.asked_by(ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]) OR ( SELECT pg_has_role('leadprotect_app'::name, 'USAGE'::text) AS pg_has_role))) WITH CHECK (true);
 
 -- policy leadprotect_members_delete on public.leads, lp_0017_contract_enforce
 
-CREATE POLICY leadprotect_members_delete ON public.leads AS RESTRICTIVE FOR DELETE USING (((territory IS NULL) OR ((territory)::text = ''::text) OR leadprotect.inside() OR ( SELECT (CURRENT_USER = ANY (ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]))) OR ( SELECT pg_has_role('leadprotect_app'::name, 'USAGE'::text) AS pg_has_role)));
+CREATE POLICY leadprotect_members_delete ON public.leads AS RESTRICTIVE FOR DELETE USING (((territory IS NULL) OR ((territory)::text = ''::text) OR leadprotect.asked_by(ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]) OR ( SELECT pg_has_role('leadprotect_app'::name, 'USAGE'::text) AS pg_has_role)));
 
 -- row security of public.leads, lp_0017_contract_enforce
 
@@ -7458,7 +7519,7 @@ REVOKE ALL ON FUNCTION leadprotect.acts_bound_on(target regclass) FROM PUBLIC;
 
 -- function edit_through, lp_0019_contract_lead_tables
 
-CREATE FUNCTION leadprotect.edit_through(lead uuid, target regclass, remark text) RETURNS void
+CREATE FUNCTION leadprotect.edit_through(lead uuid, bound boolean, remark text) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
@@ -7473,7 +7534,7 @@ CREATE FUNCTION leadprotect.edit_through(lead uuid, target regclass, remark text
             RETURN;
           ELSIF here IS NULL THEN
             reason := 'unprotected';
-          ELSIF "leadprotect".acts_bound_on(target) THEN
+          ELSIF bound THEN
             SELECT d.reason, d.basis INTO reason, basis FROM "leadprotect".decide_locked(lead) AS d;
             IF reason NOT IN ('owner', 'collaborator') THEN
               PERFORM "leadprotect".deny(lead, 'EDIT', reason, remark);
@@ -7493,9 +7554,9 @@ CREATE FUNCTION leadprotect.edit_through(lead uuid, target regclass, remark text
         END
         $$;
 
-COMMENT ON FUNCTION leadprotect.edit_through(lead uuid, target regclass, remark text) IS 'An edit of a row of lead_tables is one of its lead: decided under locks, denied with LP403, recorded once a transaction';
+COMMENT ON FUNCTION leadprotect.edit_through(lead uuid, bound boolean, remark text) IS 'An edit of a row of lead_tables is one of its lead: decided under locks, denied with LP403, recorded once a transaction';
 
-REVOKE ALL ON FUNCTION leadprotect.edit_through(lead uuid, target regclass, remark text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION leadprotect.edit_through(lead uuid, bound boolean, remark text) FROM PUBLIC;
 
 -- function child_edit, lp_0019_contract_lead_tables
 
@@ -7509,12 +7570,12 @@ CREATE FUNCTION leadprotect.child_edit() RETURNS trigger
           lead uuid;
         BEGIN
           EXECUTE format('SELECT ($1).%I', TG_ARGV[0]) INTO lead USING OLD;
-          PERFORM "leadprotect".edit_through(lead, TG_RELID, format('%s of %s without assertion', lower(TG_OP), TG_RELID::regclass));
+          PERFORM "leadprotect".edit_through(lead, "leadprotect".acts_bound_on(TG_RELID), format('%s of %s without assertion', lower(TG_OP), TG_RELID::regclass));
           RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
         END
         $_$;
 
-COMMENT ON FUNCTION leadprotect.child_edit() IS 'Trigger of contract: who changes or deletes a row of lead_tables edits the lead that it belongs to';
+COMMENT ON FUNCTION leadprotect.child_edit() IS 'Trigger of contract, where replication applies rows: who changes or deletes one edits the lead that it belongs to';
 
 REVOKE ALL ON FUNCTION leadprotect.child_edit() FROM PUBLIC;
 
@@ -7529,12 +7590,13 @@ CREATE FUNCTION leadprotect.child_move() RETURNS trigger
         DECLARE
           lead uuid;
           before uuid;
+          bound boolean := "leadprotect".acts_bound_on(TG_RELID);
         BEGIN
           EXECUTE format('SELECT ($1).%I', TG_ARGV[0]) INTO lead USING NEW;
           IF TG_OP = 'UPDATE' THEN
             EXECUTE format('SELECT ($1).%I', TG_ARGV[0]) INTO before USING OLD;
             -- out of protection it goes by maintenance only; whose the row of a lead that is gone was, nobody can tell
-            IF before IS NOT NULL AND "leadprotect".acts_bound_on(TG_RELID)
+            IF before IS NOT NULL AND bound
               AND NOT EXISTS (SELECT FROM "leadprotect".host_lead(before) AS l (territory) WHERE l.territory IS NULL)
               AND NOT EXISTS (SELECT FROM "leadprotect".host_lead(lead) AS l (territory) WHERE l.territory IS NOT NULL)
             THEN
@@ -7542,14 +7604,71 @@ CREATE FUNCTION leadprotect.child_move() RETURNS trigger
                 USING ERRCODE = 'insufficient_privilege';
             END IF;
           END IF;
-          PERFORM "leadprotect".edit_through(lead, TG_RELID, format('%s of %s without assertion', lower(TG_OP), TG_RELID::regclass));
+          IF current_setting('session_replication_role') = 'replica' THEN
+            PERFORM "leadprotect".edit_through(lead, bound, format('%s of %s without assertion', lower(TG_OP), TG_RELID::regclass));
+          END IF;
           RETURN NULL;
         END
         $_$;
 
-COMMENT ON FUNCTION leadprotect.child_move() IS 'Trigger of contract: who gives a lead a new row of lead_tables, or one of another lead, edits it';
+COMMENT ON FUNCTION leadprotect.child_move() IS 'Trigger of contract: a row of lead_tables is taken from its lead by maintenance only; where replication applies rows, a new one edits its lead';
 
 REVOKE ALL ON FUNCTION leadprotect.child_move() FROM PUBLIC;
+
+-- function child_edits, lp_0019_contract_lead_tables
+
+CREATE FUNCTION leadprotect.child_edits() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $_$
+        DECLARE
+          bound boolean;
+          remark text := format('%s of %s without assertion', lower(TG_OP), TG_RELID::regclass);
+          rows text[] := ARRAY['SELECT %1$I FROM edited', 'SELECT %1$I FROM written'];
+          leads uuid[];
+          own uuid[] := '{}';
+          lead uuid;
+        BEGIN
+          -- a statement that changes nothing is not planned for
+          IF TG_OP = 'INSERT' THEN
+            PERFORM FROM written LIMIT 1;
+          ELSE
+            PERFORM FROM edited LIMIT 1;
+          END IF;
+          IF FOUND THEN
+            EXECUTE format(
+              'SELECT array_agg(DISTINCT u.lead::uuid) FROM ('
+              || CASE TG_OP WHEN 'DELETE' THEN rows[1] WHEN 'INSERT' THEN rows[2] ELSE concat_ws(' UNION ALL ', VARIADIC rows) END
+              || ') AS u (lead) WHERE u.lead IS NOT NULL', TG_ARGV[0])
+            INTO leads;
+          END IF;
+          IF leads IS NULL THEN
+            RETURN NULL;
+          ELSIF cardinality(leads) = 1 THEN
+            IF "leadprotect".edit_own_one(leads[1], remark) THEN
+              RETURN NULL;
+            END IF;
+          END IF;
+          bound := "leadprotect".acts_bound_on(TG_RELID);
+          IF bound THEN
+            own := "leadprotect".edit_own(leads, remark);
+          END IF;
+          IF cardinality(own) < cardinality(leads) THEN
+            FOR lead IN SELECT unnest(leads) EXCEPT SELECT unnest(own) ORDER BY 1 LOOP
+              PERFORM "leadprotect".edit_through(lead, bound, remark);
+            END LOOP;
+          END IF;
+          RETURN NULL;
+        END
+        $_$;
+
+COMMENT ON FUNCTION leadprotect.child_edits() IS 'Trigger of contract: who changes, deletes or adds rows of lead_tables edits each of their leads, decided and recorded once';
+
+REVOKE ALL ON FUNCTION leadprotect.child_edits() FROM PUBLIC;
 
 -- table lead_table_row_security, lp_0019_contract_lead_tables
 

@@ -10,7 +10,7 @@ from leadprotect.doctor.shipped import known, shipped, shipped_script, trigger_s
 from leadprotect.doctor.versions import applied
 from leadprotect.migration.shadow import lacking_triggers, shadow, standing_on
 from leadprotect.settings import Settings, ident, literal, table
-from leadprotect.settings.names import CHILD_TRIGGERS, HOST_TRIGGERS, trigger_names, unmade
+from leadprotect.settings.names import CHILD_TRIGGERS, HOST_TRIGGERS, NOT_APPENDED, trigger_names, unmade
 from leadprotect.settings.sources import suffix
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def lead_trigger_missing(conn: psycopg.Connection[Any], s: Settings) -> Iterator
     for child, oid in present.children(conn, s):
         standing = present.child_triggers(conn, s, child, oid)
         for name in shipped(s, child).child_triggers:
-            if name not in standing and not (child.append and name == "child_insert"):
+            if name not in standing and not (child.append and name in NOT_APPENDED):
                 yield Fault(child.table, f"trigger {s.role(name)} is missing", _on_child(text, s, child.table, name))
 
 

@@ -11,7 +11,7 @@ from leadprotect.doctor.shipped import known, policy_statement, shipped, shipped
 from leadprotect.doctor.versions import applied
 from leadprotect.preflight.host_tables import hidden_rows
 from leadprotect.settings import Settings, ident, literal, render, table
-from leadprotect.settings.names import HOST_POLICIES, unmade
+from leadprotect.settings.names import HOST_POLICIES, NOT_APPENDED, unmade
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,7 +80,7 @@ def _missing_on_leads(conn: psycopg.Connection[Any], s: Settings, text: str) -> 
     for child, oid in present.children(conn, s):
         standing = present.child_policies(conn, s, child, oid)
         for name in shipped(s, child).child_policies:
-            if name not in standing and name != "child_rows" and not (child.append and name == "child_insert"):
+            if name not in standing and name != "child_rows" and not (child.append and name in NOT_APPENDED):
                 mends = policy_statement(text, ident(s.role(name)), table(child.table))
                 yield Fault(child.table, f"policy {s.role(name)} is missing", mends)
 

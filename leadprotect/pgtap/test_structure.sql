@@ -128,7 +128,7 @@ SELECT is_empty(format(pg_temp.t($$SELECT p.oid::regprocedure FROM pg_proc AS p
   pg_temp.role('owner'), pg_temp.role('reader')), 'every function is our owner''s or our reader''s');
 SELECT is_empty(pg_temp.t($$SELECT p.oid::regprocedure FROM pg_proc AS p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS acl
   WHERE p.pronamespace = '{schema}'::regnamespace AND acl.grantee = 0
-    AND p.proname NOT IN ('admitted_territory', 'all_territories', 'claimed', 'inside', 'own_border', 'territory_role', 'territory_roles')$$), 'no function is PUBLIC''s but those that the border asks');
+    AND p.proname NOT IN ('admitted_territory', 'all_territories', 'asked_by', 'claimed', 'inside', 'own_border', 'territory_role', 'territory_roles')$$), 'no function is PUBLIC''s but those that the border asks');
 SELECT ok(has_function_privilege(pg_temp.role(office), pg_temp.t(call), 'EXECUTE') = may,
           office || CASE WHEN may THEN ' may call ' ELSE ' may not call ' END || call)
 FROM (VALUES ('app', '{schema}.can_edit_lead({lead_type})', true), ('app', '{schema}.claim_lead({lead_type}, text)', true),

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 from leadprotect.database.catalog import relation
 from leadprotect.database.connection import rows
 from leadprotect.preflight.applied import made_with
-from leadprotect.settings.names import CHILD_POLICIES, CHILD_TRIGGERS, HOST_POLICIES, HOST_TRIGGERS, unmade
+from leadprotect.settings.names import (
+    CHILD_POLICIES,
+    CHILD_TRIGGERS,
+    HOST_POLICIES,
+    HOST_TRIGGERS,
+    NOT_APPENDED,
+    unmade,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -101,7 +108,7 @@ def _on_leads(conn: AnyConnection, s: Settings) -> list[str]:
 
 
 def _on_child(conn: AnyConnection, s: Settings, child: LeadTable) -> list[str]:
-    unless = {_ONLY_WITHOUT_OWN_ON_CHILD, *(["child_insert"] if child.append else [])}
+    unless = {_ONLY_WITHOUT_OWN_ON_CHILD, *(NOT_APPENDED if child.append else [])}
     wanted = [[one for one in names if one not in unless] for names in (CHILD_POLICIES, CHILD_TRIGGERS.values())]
     return [
         lost if lost.endswith(child.table) else f"{lost} on {child.table}"

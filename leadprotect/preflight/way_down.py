@@ -121,7 +121,8 @@ def _renamed_children(conn: psycopg.Connection[Any], s: Settings, script: str) -
     query = """
         SELECT DISTINCT n.nspname::text, c.relname::text FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
         JOIN pg_class AS c ON c.oid = t.tgrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
-        WHERE p.pronamespace = to_regnamespace(%s) AND p.proname IN ('child_edit', 'child_move', 'child_truncate')
+        WHERE p.pronamespace = to_regnamespace(%s)
+          AND p.proname IN ('child_edit', 'child_edits', 'child_move', 'child_truncate')
         """
     standing = {ident(*found) for found in conn.execute(query, (ident(s.schema),)).fetchall()}
     with as_role(conn, s.role("owner")):

@@ -27,6 +27,7 @@ def upgrade() -> None:
     create_partitions()
     secure_partitions()
     create_who_could_edit()
+    create_edits_of_own()
     grant_access()
     op.execute("RESET ROLE")
 
@@ -440,6 +441,76 @@ def create_who_could_edit() -> None:
     )
 
 
+def create_edits_of_own() -> None:
+    # For the triggers of contract. The owner's plain case first, one lead of his: the same locks, decision and row as of
+    # many. Of these the assignments are locked in the order of the ids, and of what is locked owners are decided together,
+    # in a snapshot of its own. A lead that became his since then is decided alone, and locked there.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.edit_own_one(lead {lead_id_type}, remark text)
+        RETURNS boolean
+        LANGUAGE plpgsql
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        #variable_conflict use_variable
+        DECLARE
+          declared_user text := {declared_user};
+          author {user_id_type};
+          here text := {declared_territory};
+        BEGIN
+          IF current_setting('transaction_isolation') <> 'read committed' THEN
+            RETURN false;
+          END IF;
+          SELECT a.user_id INTO author FROM {schema}.user_lead_assignments AS a
+            WHERE a.lead_id = lead AND a.territory = here AND a.user_id::text = declared_user AND {schema}.is_member(here)
+            FOR SHARE;
+          IF NOT FOUND OR NOT {schema}.unsuspended(lead, author, here) THEN
+            RETURN false;
+          END IF;
+          INSERT INTO {schema}.lead_access_audit
+            (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
+          SELECT lead, author, {schema}.acting_role(), here, 'EDIT', 'ALLOW', 'owner', remark,
+                 CASE WHEN {declared_correlation} <> '' THEN {schema}.bounded({declared_correlation}) END, 'assignment'
+          WHERE NOT EXISTS (SELECT FROM {schema}.recorded_edit(lead, author));
+          RETURN true;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.edit_own_one({lead_id_type}, text) IS
+        'Whether an edit is the plain case of the owner of its lead; if so it is decided under locks and recorded once a transaction';
+        REVOKE ALL ON FUNCTION {schema}.edit_own_one({lead_id_type}, text) FROM PUBLIC;
+        CREATE FUNCTION {schema}.edit_own(leads {lead_id_type}[], remark text)
+        RETURNS {lead_id_type}[]
+        LANGUAGE plpgsql
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        #variable_conflict use_variable
+        DECLARE
+          author {user_id_type} := {schema}.parse_user({declared_user});
+          here text := {declared_territory};
+          own {lead_id_type}[];
+        BEGIN
+          PERFORM {schema}.require_fresh_rules();
+          own := ARRAY(
+            SELECT a.lead_id FROM {schema}.user_lead_assignments AS a
+            WHERE a.lead_id = ANY (leads) AND a.territory = here AND a.user_id = author AND {schema}.is_member(here)
+            ORDER BY a.lead_id FOR SHARE);
+          own := ARRAY(SELECT e.lead FROM {schema}.editable_among(own) AS e WHERE e.reason = 'owner');
+          INSERT INTO {schema}.lead_access_audit
+            (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
+          SELECT o.lead, author, (SELECT {schema}.acting_role()), here, 'EDIT', 'ALLOW', 'owner', remark,
+                 (SELECT {schema}.bounded({declared_correlation})), 'assignment'
+          FROM unnest(own) AS o (lead) LEFT JOIN LATERAL {schema}.recorded_edit(o.lead, author) AS r (id) ON true
+          WHERE r.id IS NULL;
+          RETURN own;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.edit_own({lead_id_type}[], text) IS
+        'Decides edits of leads that the user in context owns, under locks, and records each once a transaction; returns those';
+        REVOKE ALL ON FUNCTION {schema}.edit_own({lead_id_type}[], text) FROM PUBLIC
+        """)
+    )
+
+
 def grant_access() -> None:
     # The audit's reasons tell what the answer to a service hides: auditors only.
     op.execute(
@@ -466,6 +537,8 @@ def drop_functions() -> None:
     op.execute(
         sql("""
         DROP FUNCTION
+          {schema}.edit_own({lead_id_type}[], text),
+          {schema}.edit_own_one({lead_id_type}, text),
           {schema}.who_could_edit({lead_id_type}, timestamptz),
           {schema}.create_audit_partitions(integer, integer),
           {schema}.clear_audit_default(integer),

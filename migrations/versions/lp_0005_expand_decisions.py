@@ -283,7 +283,7 @@ def create_decision() -> None:
         REVOKE ALL ON FUNCTION {schema}.decision({lead_id_type}, {user_id_type}, text) FROM PUBLIC
         """)
     )
-    # One read decides for whoever has no rule, and for an owner whom none suspends: lead, assignment and the
+    # Two reads decide for whoever has no rule, and for an owner whom none suspends: lead with assignment, and the
     # strongest rule of the caller, which is the last by the order of the type. In PL/pgSQL because its plans
     # last for the session; a body in SQL is planned anew in every call before PostgreSQL 18. Without scans:
     # a plan that was made while a table was small outlives it, and statistics may say that a row is near. One plan
@@ -302,19 +302,25 @@ def create_decision() -> None:
         AS $body$
         #variable_conflict use_variable
         DECLARE
-          caller {user_id_type} := {schema}.parse_user(declared_user);
+          caller {user_id_type};
           owner {user_id_type};
           strongest {schema}.protection_type;
         BEGIN
           SELECT (
             SELECT a.user_id FROM {schema}.user_lead_assignments AS a
-            WHERE a.lead_id = lead AND a.territory = declared_territory), (
-            SELECT r.protection FROM {schema}.lead_protection_rules AS r
-            WHERE r.user_id = caller AND r.territory = declared_territory
-            ORDER BY r.protection DESC LIMIT 1)
-          INTO owner, strongest
+            WHERE a.lead_id = lead AND a.territory = declared_territory)
+          INTO owner
           FROM {leads} AS l
           WHERE l.{lead_id} = lead AND {territory_of_l} = declared_territory;
+          IF owner::text = declared_user THEN
+            caller := owner; -- declared in its own spelling: nothing is left to tell by its form
+          ELSE
+            caller := {schema}.parse_user(declared_user);
+          END IF;
+          strongest := (
+            SELECT r.protection FROM {schema}.lead_protection_rules AS r
+            WHERE r.user_id = caller AND r.territory = declared_territory
+            ORDER BY r.protection DESC LIMIT 1);
           IF FOUND AND caller IS NOT NULL AND {schema}.is_member(declared_territory) THEN
             IF strongest IS NOT NULL THEN
               IF strongest = 'VIEW_ONLY' OR strongest = 'COLLABORATOR' AND owner IS DISTINCT FROM caller THEN

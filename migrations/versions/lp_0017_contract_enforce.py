@@ -199,7 +199,6 @@ def create_edit_audit() -> None:
         AS $body$
         #variable_conflict use_variable
         DECLARE
-          declared_user text := {declared_user};
           author {user_id_type};
           here text := {declared_territory};
           remark text := 'update without assertion';
@@ -256,23 +255,12 @@ def create_edit_audit() -> None:
               END;
             END IF;
           END IF;
-          -- the owner's plain case first, one lead of his: the same locks, decision and row as below
-          IF NOT outside AND cardinality(leads) = 1 AND cardinality(given) = 0
-            AND current_setting('transaction_isolation') = 'read committed' THEN
-            lead := leads[1];
-            SELECT a.user_id INTO author FROM {schema}.user_lead_assignments AS a
-              WHERE a.lead_id = lead AND a.territory = here AND a.user_id::text = declared_user AND {schema}.is_member(here)
-              FOR SHARE;
-            IF FOUND AND {schema}.decide(lead, declared_user, here) = 'owner' THEN
-              INSERT INTO {schema}.lead_access_audit
-                (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
-              SELECT lead, author, {schema}.acting_role(), here, 'EDIT', 'ALLOW', 'owner', remark,
-                     CASE WHEN {declared_correlation} <> '' THEN {schema}.bounded({declared_correlation}) END, 'assignment'
-              WHERE NOT EXISTS (SELECT FROM {schema}.recorded_edit(lead, author));
+          IF NOT outside AND cardinality(leads) = 1 AND cardinality(given) = 0 THEN
+            IF {schema}.edit_own_one(leads[1], remark) THEN
               RETURN NULL;
             END IF;
           END IF;
-          author := {schema}.parse_user(declared_user);
+          author := {schema}.parse_user({declared_user});
           bound := {schema}.acts_bound();
           -- outside protection everybody edits, and maintenance everywhere: what was declared and can't be stored
           -- as it is stays in the note
@@ -299,19 +287,7 @@ def create_edit_audit() -> None:
           IF NOT bound OR cardinality(leads) = 0 THEN
             RETURN NULL;
           END IF;
-          PERFORM {schema}.require_fresh_rules();
-          own := ARRAY(
-            SELECT a.lead_id FROM {schema}.user_lead_assignments AS a
-            WHERE a.lead_id = ANY (leads) AND a.territory = here AND a.user_id = author AND {schema}.is_member(here)
-            ORDER BY a.lead_id FOR SHARE);
-          -- of what is locked: a lead that became his since then is decided alone, and locked there
-          own := ARRAY(SELECT e.lead FROM {schema}.editable_among(own) AS e WHERE e.reason = 'owner');
-          INSERT INTO {schema}.lead_access_audit
-            (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
-          SELECT o.lead, author, (SELECT {schema}.acting_role()), here, 'EDIT', 'ALLOW', 'owner', remark,
-                 (SELECT {schema}.bounded({declared_correlation})), 'assignment'
-          FROM unnest(own) AS o (lead) LEFT JOIN LATERAL {schema}.recorded_edit(o.lead, author) AS r (id) ON true
-          WHERE r.id IS NULL;
+          own := {schema}.edit_own(leads, remark);
           IF cardinality(own) = cardinality(leads) THEN
             RETURN NULL;
           END IF;

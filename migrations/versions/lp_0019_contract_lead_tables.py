@@ -74,8 +74,8 @@ def drop() -> None:
         sql("""
         SET LOCAL ROLE {owner};
         DROP FUNCTION
-          {schema}.child_truncate(), {schema}.child_leads(regclass, name), {schema}.child_move(), {schema}.child_edit(),
-          {schema}.edit_through({lead_id_type}, regclass, text), {schema}.acts_bound_on(regclass);
+          {schema}.child_truncate(), {schema}.child_leads(regclass, name), {schema}.child_edits(), {schema}.child_move(),
+          {schema}.child_edit(), {schema}.edit_through({lead_id_type}, boolean, text), {schema}.acts_bound_on(regclass);
         DROP TABLE {schema}.lead_table_row_security;
         RESET ROLE
         """)
@@ -123,7 +123,7 @@ def create_edit_through() -> None:
     # knows are seen by nobody whom row security binds.
     op.execute(
         sql("""
-        CREATE FUNCTION {schema}.edit_through(lead {lead_id_type}, target regclass, remark text)
+        CREATE FUNCTION {schema}.edit_through(lead {lead_id_type}, bound boolean, remark text)
         RETURNS void
         LANGUAGE plpgsql
         SET search_path = pg_catalog, pg_temp
@@ -139,7 +139,7 @@ def create_edit_through() -> None:
             RETURN;
           ELSIF here IS NULL THEN
             reason := 'unprotected';
-          ELSIF {schema}.acts_bound_on(target) THEN
+          ELSIF bound THEN
             SELECT d.reason, d.basis INTO reason, basis FROM {schema}.decide_locked(lead) AS d;
             IF reason NOT IN ('owner', 'collaborator') THEN
               PERFORM {schema}.deny(lead, 'EDIT', reason, remark);
@@ -158,16 +158,17 @@ def create_edit_through() -> None:
           END IF;
         END
         $body$;
-        COMMENT ON FUNCTION {schema}.edit_through({lead_id_type}, regclass, text) IS
+        COMMENT ON FUNCTION {schema}.edit_through({lead_id_type}, boolean, text) IS
         'An edit of a row of lead_tables is one of its lead: decided under locks, denied with LP403, recorded once a transaction';
-        REVOKE ALL ON FUNCTION {schema}.edit_through({lead_id_type}, regclass, text) FROM PUBLIC
+        REVOKE ALL ON FUNCTION {schema}.edit_through({lead_id_type}, boolean, text) FROM PUBLIC
         """)
     )
 
 
 def create_edit_triggers() -> None:
-    # The column is the trigger's argument, so that one function serves every table. Before the row is changed the
-    # lead that it belongs to is decided; what it belongs to in the end is known after every trigger of the host.
+    # The column is the trigger's argument, so that one function serves every table. A statement decides each lead once,
+    # whatever its rows belonged to and belong to after every trigger of the host: the rows are changed already, and a
+    # denial takes all of it back. Replication applies rows, and fires no trigger of statements: there each row decides.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.child_edit()
@@ -182,12 +183,12 @@ def create_edit_triggers() -> None:
           lead {lead_id_type};
         BEGIN
           EXECUTE format('SELECT ($1).%I', TG_ARGV[0]) INTO lead USING OLD;
-          PERFORM {schema}.edit_through(lead, TG_RELID, format('%s of %s without assertion', lower(TG_OP), TG_RELID::regclass));
+          PERFORM {schema}.edit_through(lead, {schema}.acts_bound_on(TG_RELID), format('%s of %s without assertion', lower(TG_OP), TG_RELID::regclass));
           RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
         END
         $body$;
         COMMENT ON FUNCTION {schema}.child_edit() IS
-        'Trigger of contract: who changes or deletes a row of lead_tables edits the lead that it belongs to';
+        'Trigger of contract, where replication applies rows: who changes or deletes one edits the lead that it belongs to';
         REVOKE ALL ON FUNCTION {schema}.child_edit() FROM PUBLIC;
         CREATE FUNCTION {schema}.child_move()
         RETURNS trigger
@@ -200,12 +201,13 @@ def create_edit_triggers() -> None:
         DECLARE
           lead {lead_id_type};
           before {lead_id_type};
+          bound boolean := {schema}.acts_bound_on(TG_RELID);
         BEGIN
           EXECUTE format('SELECT ($1).%I', TG_ARGV[0]) INTO lead USING NEW;
           IF TG_OP = 'UPDATE' THEN
             EXECUTE format('SELECT ($1).%I', TG_ARGV[0]) INTO before USING OLD;
             -- out of protection it goes by maintenance only; whose the row of a lead that is gone was, nobody can tell
-            IF before IS NOT NULL AND {schema}.acts_bound_on(TG_RELID)
+            IF before IS NOT NULL AND bound
               AND NOT EXISTS (SELECT FROM {schema}.host_lead(before) AS l (territory) WHERE l.territory IS NULL)
               AND NOT EXISTS (SELECT FROM {schema}.host_lead(lead) AS l (territory) WHERE l.territory IS NOT NULL)
             THEN
@@ -213,13 +215,68 @@ def create_edit_triggers() -> None:
                 USING ERRCODE = 'insufficient_privilege';
             END IF;
           END IF;
-          PERFORM {schema}.edit_through(lead, TG_RELID, format('%s of %s without assertion', lower(TG_OP), TG_RELID::regclass));
+          IF current_setting('session_replication_role') = 'replica' THEN
+            PERFORM {schema}.edit_through(lead, bound, format('%s of %s without assertion', lower(TG_OP), TG_RELID::regclass));
+          END IF;
           RETURN NULL;
         END
         $body$;
         COMMENT ON FUNCTION {schema}.child_move() IS
-        'Trigger of contract: who gives a lead a new row of lead_tables, or one of another lead, edits it';
-        REVOKE ALL ON FUNCTION {schema}.child_move() FROM PUBLIC
+        'Trigger of contract: a row of lead_tables is taken from its lead by maintenance only; where replication applies rows, a new one edits its lead';
+        REVOKE ALL ON FUNCTION {schema}.child_move() FROM PUBLIC;
+        CREATE FUNCTION {schema}.child_edits()
+        RETURNS trigger
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        SET enable_seqscan = off
+        SET enable_bitmapscan = off
+        SET plan_cache_mode = force_generic_plan
+        AS $body$
+        DECLARE
+          bound boolean;
+          remark text := format('%s of %s without assertion', lower(TG_OP), TG_RELID::regclass);
+          rows text[] := ARRAY['SELECT %1$I FROM edited', 'SELECT %1$I FROM written'];
+          leads {lead_id_type}[];
+          own {lead_id_type}[] := '{}';
+          lead {lead_id_type};
+        BEGIN
+          -- a statement that changes nothing is not planned for
+          IF TG_OP = 'INSERT' THEN
+            PERFORM FROM written LIMIT 1;
+          ELSE
+            PERFORM FROM edited LIMIT 1;
+          END IF;
+          IF FOUND THEN
+            EXECUTE format(
+              'SELECT array_agg(DISTINCT u.lead::{lead_id_type}) FROM ('
+              || CASE TG_OP WHEN 'DELETE' THEN rows[1] WHEN 'INSERT' THEN rows[2] ELSE concat_ws(' UNION ALL ', VARIADIC rows) END
+              || ') AS u (lead) WHERE u.lead IS NOT NULL', TG_ARGV[0])
+            INTO leads;
+          END IF;
+          IF leads IS NULL THEN
+            RETURN NULL;
+          ELSIF cardinality(leads) = 1 THEN
+            IF {schema}.edit_own_one(leads[1], remark) THEN
+              RETURN NULL;
+            END IF;
+          END IF;
+          bound := {schema}.acts_bound_on(TG_RELID);
+          IF bound THEN
+            own := {schema}.edit_own(leads, remark);
+          END IF;
+          IF cardinality(own) < cardinality(leads) THEN
+            FOR lead IN SELECT unnest(leads) EXCEPT SELECT unnest(own) ORDER BY 1 LOOP
+              PERFORM {schema}.edit_through(lead, bound, remark);
+            END LOOP;
+          END IF;
+          RETURN NULL;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.child_edits() IS
+        'Trigger of contract: who changes, deletes or adds rows of lead_tables edits each of their leads, decided and recorded once';
+        REVOKE ALL ON FUNCTION {schema}.child_edits() FROM PUBLIC
         """)
     )
 
@@ -351,22 +408,39 @@ def create_policies(child: LeadTable) -> None:
           IF NOT (SELECT c.relrowsecurity FROM pg_catalog.pg_class AS c WHERE c.oid = {child_name}::regclass) THEN
             CREATE POLICY {child_rows_policy} ON {child} USING (true) WITH CHECK (true);
           END IF;
-          -- a new row needs the right to edit its lead, but where rows are appended by everybody who sees it
+          -- a new row needs the right to edit its lead, but where rows are appended by everybody who sees it. Who has no
+          -- rule edits rows of what he owns: hashed or looked up for many at once; that the lead is there, and in this
+          -- territory, is the border's to say
           IF NOT {child_append} THEN
             CREATE POLICY {child_insert_policy} ON {child} AS RESTRICTIVE FOR INSERT
               WITH CHECK ({passing} OR {child_lead} IS NULL
-                OR EXISTS (SELECT FROM {leads} AS l WHERE l.{lead_id} = {child}.{child_lead} AND {outside_l})
-                OR (SELECT pg_catalog.pg_has_role({app_name}, 'USAGE')) AND {schema}.can_edit_lead({child_lead}));
+                OR (SELECT pg_catalog.pg_has_role({app_name}, 'USAGE'))
+                  AND CASE WHEN (SELECT {schema}.has_rules()) THEN {schema}.can_edit_lead({child_lead})
+                    ELSE EXISTS (
+                      SELECT FROM {schema}.user_lead_assignments AS a
+                      WHERE a.lead_id = {child}.{child_lead} AND a.territory = (SELECT {schema}.admitted_territory())
+                        AND a.user_id = (SELECT {schema}.parse_user({declared_user}))) END
+                OR EXISTS (SELECT FROM {leads} AS l WHERE l.{lead_id} = {child}.{child_lead} AND {outside_l}));
           END IF;
           -- the old row and the new one: to move a row needs both leads
           CREATE POLICY {child_update_policy} ON {child} AS RESTRICTIVE FOR UPDATE
             USING ({passing} OR {child_lead} IS NULL
-              OR EXISTS (SELECT FROM {leads} AS l WHERE l.{lead_id} = {child}.{child_lead} AND {outside_l})
-              OR (SELECT pg_catalog.pg_has_role({app_name}, 'USAGE')) AND {schema}.can_edit_lead({child_lead}));
+              OR (SELECT pg_catalog.pg_has_role({app_name}, 'USAGE'))
+                AND CASE WHEN (SELECT {schema}.has_rules()) THEN {schema}.can_edit_lead({child_lead})
+                  ELSE EXISTS (
+                    SELECT FROM {schema}.user_lead_assignments AS a
+                    WHERE a.lead_id = {child}.{child_lead} AND a.territory = (SELECT {schema}.admitted_territory())
+                      AND a.user_id = (SELECT {schema}.parse_user({declared_user}))) END
+              OR EXISTS (SELECT FROM {leads} AS l WHERE l.{lead_id} = {child}.{child_lead} AND {outside_l}));
           CREATE POLICY {child_delete_policy} ON {child} AS RESTRICTIVE FOR DELETE
             USING ({passing} OR {child_lead} IS NULL
-              OR EXISTS (SELECT FROM {leads} AS l WHERE l.{lead_id} = {child}.{child_lead} AND {outside_l})
-              OR (SELECT pg_catalog.pg_has_role({app_name}, 'USAGE')) AND {schema}.can_edit_lead({child_lead}));
+              OR (SELECT pg_catalog.pg_has_role({app_name}, 'USAGE'))
+                AND CASE WHEN (SELECT {schema}.has_rules()) THEN {schema}.can_edit_lead({child_lead})
+                  ELSE EXISTS (
+                    SELECT FROM {schema}.user_lead_assignments AS a
+                    WHERE a.lead_id = {child}.{child_lead} AND a.territory = (SELECT {schema}.admitted_territory())
+                      AND a.user_id = (SELECT {schema}.parse_user({declared_user}))) END
+              OR EXISTS (SELECT FROM {leads} AS l WHERE l.{lead_id} = {child}.{child_lead} AND {outside_l}));
           ALTER TABLE {child} ENABLE ROW LEVEL SECURITY;
           IF {host_rls} = 'force' THEN
             ALTER TABLE {child} FORCE ROW LEVEL SECURITY;
@@ -391,19 +465,30 @@ def create_triggers(child: LeadTable) -> None:
             RETURN;
           END IF;
           CREATE TRIGGER {child_edit} BEFORE UPDATE OR DELETE ON {child}
-            FOR EACH ROW WHEN (OLD.{child_lead} IS NOT NULL) EXECUTE FUNCTION {schema}.child_edit({child_lead_name});
+            FOR EACH ROW WHEN (OLD.{child_lead} IS NOT NULL AND pg_catalog.current_setting('session_replication_role') = 'replica')
+            EXECUTE FUNCTION {schema}.child_edit({child_lead_name});
           CREATE TRIGGER {child_move} AFTER UPDATE ON {child}
             FOR EACH ROW WHEN (NEW.{child_lead} IS DISTINCT FROM OLD.{child_lead})
             EXECUTE FUNCTION {schema}.child_move({child_lead_name});
+          CREATE TRIGGER {child_edits} AFTER UPDATE ON {child} REFERENCING OLD TABLE AS edited NEW TABLE AS written
+            FOR EACH STATEMENT EXECUTE FUNCTION {schema}.child_edits({child_lead_name});
+          CREATE TRIGGER {child_deletes} AFTER DELETE ON {child} REFERENCING OLD TABLE AS edited
+            FOR EACH STATEMENT EXECUTE FUNCTION {schema}.child_edits({child_lead_name});
           CREATE TRIGGER {child_truncate} BEFORE TRUNCATE ON {child}
             FOR EACH STATEMENT EXECUTE FUNCTION {schema}.child_truncate({child_lead_name});
           ALTER TABLE {child} ENABLE ALWAYS TRIGGER {child_edit};
           ALTER TABLE {child} ENABLE ALWAYS TRIGGER {child_move};
+          ALTER TABLE {child} ENABLE ALWAYS TRIGGER {child_edits};
+          ALTER TABLE {child} ENABLE ALWAYS TRIGGER {child_deletes};
           ALTER TABLE {child} ENABLE ALWAYS TRIGGER {child_truncate};
           IF NOT {child_append} THEN
             CREATE TRIGGER {child_insert} AFTER INSERT ON {child}
-              FOR EACH ROW WHEN (NEW.{child_lead} IS NOT NULL) EXECUTE FUNCTION {schema}.child_move({child_lead_name});
+              FOR EACH ROW WHEN (NEW.{child_lead} IS NOT NULL AND pg_catalog.current_setting('session_replication_role') = 'replica')
+              EXECUTE FUNCTION {schema}.child_move({child_lead_name});
+            CREATE TRIGGER {child_inserts} AFTER INSERT ON {child} REFERENCING NEW TABLE AS written
+              FOR EACH STATEMENT EXECUTE FUNCTION {schema}.child_edits({child_lead_name});
             ALTER TABLE {child} ENABLE ALWAYS TRIGGER {child_insert};
+            ALTER TABLE {child} ENABLE ALWAYS TRIGGER {child_inserts};
           END IF;
         END
         $do$
@@ -462,7 +547,7 @@ def open_again() -> None:
             FOR ours IN
               SELECT t.tgname FROM pg_catalog.pg_trigger AS t JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid
               WHERE t.tgrelid = before_contract.host_table::regclass AND p.pronamespace = {schema_name}::regnamespace
-                AND p.proname IN ('child_edit', 'child_move', 'child_truncate')
+                AND p.proname IN ('child_edit', 'child_edits', 'child_move', 'child_truncate')
             LOOP
               EXECUTE pg_catalog.format('DROP TRIGGER %I ON %s', ours, before_contract.host_table);
             END LOOP;

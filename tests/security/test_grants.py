@@ -37,6 +37,7 @@ EVERYBODY = {"app", "auditor", "manager"}
 PUBLIC = {
     "admitted_territory",
     "all_territories",
+    "asked_by",
     "claimed",
     "inside",
     "own_border",
