@@ -175,7 +175,7 @@ def ask_each(
         for territory, lead in asked:
             by_territory.setdefault(territory, []).append(lead)
     except (TypeError, ValueError):
-        raise InvalidRequest("lead_ids: of several databases they are pairs: (territory, lead_id)") from None
+        raise InvalidRequest("lead_ids: of several databases; give pairs of (territory, lead_id)") from None
     by_engine: dict[AnyEngine, dict[str, list[K]]] = {}
     for territory, among in by_territory.items():
         by_engine.setdefault(router(territory), {})[territory] = among

@@ -82,9 +82,9 @@ def purge(conn: psycopg.Connection[Any], *, settings: Settings | None = None) ->
 
 def _purge(conn: psycopg.Connection[Any], s: Settings) -> Quarantine:
     conn.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_MS}ms'")
+    found = quarantine(conn, settings=s)  # our owner need not read the version table of a host
     conn.execute(render("SET LOCAL ROLE {owner}", s))
     conn.execute("SET LOCAL search_path = pg_catalog")
-    found = quarantine(conn, settings=s)
     for kind, query in _KINDS.items():
         names = [name for (name,) in conn.execute(query, (ident(s.quarantine),)).fetchall()]
         _drop(conn, kind, [name if kind == "ROUTINE" else ident(s.quarantine, name) for name in names])
