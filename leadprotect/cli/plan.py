@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from leadprotect.cli import output
-from leadprotect.cli.terminal import echo
+from leadprotect.cli.terminal import echo, pasted, remedy_lines
 from leadprotect.database.connection import connect, mapped_errors
 from leadprotect.errors import InvalidRequest
 from leadprotect.planning.losses import EVERYBODY
@@ -184,14 +184,14 @@ def _list(lines: Iterable[str]) -> None:
 
 
 def _say(text: str, indent: str = "", further: str | None = None) -> None:
-    """Prose, folded at the width of the terminal; words stay whole, so that a name can be copied."""
+    """Prose, folded at the width of the terminal; words stay whole, and so does what is to be run, in a line below."""
     width = min(shutil.get_terminal_size((_WIDEST, 24)).columns, _WIDEST)
     rest = indent if further is None else further
-    echo(
-        textwrap.fill(
-            text, width, initial_indent=indent, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
-        )
-    )
+    for step in remedy_lines(text):
+        echo(indent + step if pasted(step) else textwrap.fill(
+            step, width, initial_indent=indent, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+        ))  # fmt: skip
+        indent = rest
 
 
 def _command(text: str, indent: str = "    ") -> None:

@@ -513,6 +513,19 @@ def test_the_text_leads_from_the_verdict_to_what_can_be_pasted(
 
 
 @pytest.mark.profiles("pg18")
+@pytest.mark.parametrize("columns", ["60", "80"])
+def test_what_a_refusal_says_to_run_stands_whole_on_a_line_of_its_own(
+    make_database: Callable[..., Database], columns: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = make_database("host", lead_tables="public.remarks (lead)")
+    host.sql("CREATE TABLE public.remarks (lead {lead_id_type} REFERENCES {leads})")
+    monkeypatch.setenv("COLUMNS", columns)
+    code, text = command()
+    index = 'CREATE INDEX CONCURRENTLY ON "public"."remarks" ("lead");'
+    assert (1, True) == (code, index in map(str.strip, text.splitlines())), text
+
+
+@pytest.mark.profiles("pg18")
 def test_json_is_the_whole_plan(expanded: Database) -> None:
     planted(expanded)
     code, text = command("--json")
