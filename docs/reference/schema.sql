@@ -7439,31 +7439,31 @@ CREATE POLICY leadprotect_rows ON public.leads USING (true) WITH CHECK (true);
 
 -- policy leadprotect_update on public.leads, lp_0017_contract_enforce
 
-CREATE POLICY leadprotect_update ON public.leads AS RESTRICTIVE FOR UPDATE TO leadprotect_app USING (((territory IS NULL) OR ((territory)::text = ''::text) OR leadprotect.asked_by(ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]) OR
+CREATE POLICY leadprotect_update ON public.leads AS RESTRICTIVE FOR UPDATE TO leadprotect_app USING ((NULLIF(((territory IS NULL) OR ((territory)::text = ''::text) OR leadprotect.asked_by(ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]) OR
 CASE
     WHEN ( SELECT leadprotect.has_rules() AS has_rules) THEN leadprotect.can_edit_lead(id)
     ELSE (EXISTS ( SELECT
        FROM leadprotect.user_lead_assignments a
       WHERE ((a.lead_id = leads.id) AND (a.territory = ( SELECT leadprotect.admitted_territory() AS admitted_territory)) AND (a.user_id = ( SELECT leadprotect.parse_user(current_setting('app.user_id'::text, true)) AS parse_user)))))
-END)) WITH CHECK (true);
+END), false) IS NOT NULL)) WITH CHECK (true);
 
 -- policy leadprotect_delete on public.leads, lp_0017_contract_enforce
 
-CREATE POLICY leadprotect_delete ON public.leads AS RESTRICTIVE FOR DELETE TO leadprotect_app USING (((territory IS NULL) OR ((territory)::text = ''::text) OR leadprotect.asked_by(ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]) OR
+CREATE POLICY leadprotect_delete ON public.leads AS RESTRICTIVE FOR DELETE TO leadprotect_app USING ((NULLIF(((territory IS NULL) OR ((territory)::text = ''::text) OR leadprotect.asked_by(ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]) OR
 CASE
     WHEN ( SELECT leadprotect.has_rules() AS has_rules) THEN leadprotect.can_edit_lead(id)
     ELSE (EXISTS ( SELECT
        FROM leadprotect.user_lead_assignments a
       WHERE ((a.lead_id = leads.id) AND (a.territory = ( SELECT leadprotect.admitted_territory() AS admitted_territory)) AND (a.user_id = ( SELECT leadprotect.parse_user(current_setting('app.user_id'::text, true)) AS parse_user)))))
-END));
+END), false) IS NOT NULL));
 
 -- policy leadprotect_members_update on public.leads, lp_0017_contract_enforce
 
-CREATE POLICY leadprotect_members_update ON public.leads AS RESTRICTIVE FOR UPDATE USING (((territory IS NULL) OR ((territory)::text = ''::text) OR leadprotect.asked_by(ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]) OR ( SELECT pg_has_role('leadprotect_app'::name, 'USAGE'::text) AS pg_has_role))) WITH CHECK (true);
+CREATE POLICY leadprotect_members_update ON public.leads AS RESTRICTIVE FOR UPDATE USING ((NULLIF(((territory IS NULL) OR ((territory)::text = ''::text) OR leadprotect.asked_by(ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]) OR ( SELECT pg_has_role('leadprotect_app'::name, 'USAGE'::text) AS pg_has_role)), false) IS NOT NULL)) WITH CHECK (true);
 
 -- policy leadprotect_members_delete on public.leads, lp_0017_contract_enforce
 
-CREATE POLICY leadprotect_members_delete ON public.leads AS RESTRICTIVE FOR DELETE USING (((territory IS NULL) OR ((territory)::text = ''::text) OR leadprotect.asked_by(ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]) OR ( SELECT pg_has_role('leadprotect_app'::name, 'USAGE'::text) AS pg_has_role)));
+CREATE POLICY leadprotect_members_delete ON public.leads AS RESTRICTIVE FOR DELETE USING ((NULLIF(((territory IS NULL) OR ((territory)::text = ''::text) OR leadprotect.asked_by(ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]) OR ( SELECT pg_has_role('leadprotect_app'::name, 'USAGE'::text) AS pg_has_role)), false) IS NOT NULL));
 
 -- row security of public.leads, lp_0017_contract_enforce
 

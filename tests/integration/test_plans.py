@@ -339,6 +339,30 @@ def test_what_is_read_is_estimated_within_a_factor_of_three(database: Database) 
     assert misjudged(database, "SELECT 1 FROM {leads}") > 3
 
 
+@pytest.mark.profiles("pg18", "pg15")
+def test_what_a_search_changes_is_not_estimated_low_enough_to_look_up_each_lead(database: Database) -> None:
+    """An estimate of fewer rows makes the planner probe what the user owns, lead by lead, where it should be hashed."""
+    database.sql(
+        "INSERT INTO {leads} ({lead_id}, {territory}) "
+        "SELECT gen_random_uuid(), CASE WHEN n % 10 < 7 THEN 'DE' ELSE 'CH' END FROM generate_series(1, 2000) AS n"
+    )
+    database.sql_script("ANALYZE")
+    for statement in ("UPDATE {leads} SET city = 'Bern'", "DELETE FROM {leads}"):
+        assert estimated(database, statement) >= 900
+    # control: the same condition bare
+    database.sql(
+        "ALTER POLICY {update_policy} ON {leads} USING ({outside_here} OR CASE WHEN (SELECT {schema}.has_rules()) "
+        "THEN {schema}.can_edit_lead({lead_id}) ELSE false END)"
+    )
+    assert estimated(database, "UPDATE {leads} SET city = 'Bern'") < 900
+
+
+def estimated(database: Database, statement: str) -> int:
+    """How many rows the planner takes a search of a seller for to look at, whose words it knows nothing about."""
+    plan = explained(database, f"{statement} WHERE city || '' <> 'x'", database.user(1))
+    return max(map(int, re.findall(r"on leads.*? rows=(\d+)", plan)))
+
+
 def misjudged(database: Database, query: str) -> float:
     """By which factor the planner takes the rows that a seller of DE reads for more, or for less."""
     top = explained(database, query, database.user(1), "ANALYZE, TIMING OFF").splitlines()[0]
