@@ -114,28 +114,46 @@ def view_changed(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
 
 @check("warning", "It runs as its owner, so whoever calls it reads or changes leads past row security.")
 def definer_function(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
-    """A SECURITY DEFINER function of the host that names leads or lead_tables, and that everybody may call."""
+    """A SECURITY DEFINER function of the host that names leads, lead_tables or a table of ours, and who may call it."""
     query = """
-        SELECT p.oid::regprocedure::text, pg_get_userbyid(p.proowner)::text,
-               CASE p.prokind WHEN 'p' THEN 'PROCEDURE' ELSE 'FUNCTION' END
+        SELECT p.oid, p.oid::regprocedure::text, pg_get_userbyid(p.proowner)::text,
+               CASE p.prokind WHEN 'p' THEN 'PROCEDURE' ELSE 'FUNCTION' END,
+               ARRAY(SELECT DISTINCT coalesce(pg_get_userbyid(nullif(acl.grantee, 0))::text, 'PUBLIC')
+                     FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS acl
+                     JOIN pg_roles AS l ON l.rolcanlogin AND NOT l.rolsuper AND NOT l.rolbypassrls
+                       AND l.rolname <> ALL (%(exempt)s) AND NOT pg_has_role(l.oid, p.proowner, 'MEMBER')
+                       AND CASE acl.grantee WHEN 0 THEN true ELSE pg_has_role(l.oid, acl.grantee, 'MEMBER') END
+                     ORDER BY 1)
         FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace JOIN pg_roles AS o ON o.oid = p.proowner
-        JOIN pg_class AS c ON c.oid = %(leads)s
+        JOIN pg_class AS c ON c.oid = %(table)s
         WHERE p.prosecdef AND n.nspname NOT IN ('pg_catalog', 'information_schema', %(schema)s, %(quarantine)s)
           AND p.prorettype <> 'trigger'::regtype
-          AND coalesce(pg_get_function_sqlbody(p.oid), p.prosrc) ~* ('\\m' || %(name)s || '\\M')
+          AND coalesce(pg_get_function_sqlbody(p.oid), p.prosrc) ~* %(named)s
           AND (o.rolsuper OR o.rolbypassrls OR NOT c.relforcerowsecurity AND pg_has_role(o.oid, c.relowner, 'USAGE'))
-          AND EXISTS (
-            SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS acl WHERE acl.grantee = 0)
-        ORDER BY 1
         """
-    asked = [(s.leads_table, present.leads(conn, s)), *((child.table, oid) for child, oid in present.children(conn, s))]
-    ours, found = {"schema": s.schema, "quarantine": s.quarantine}, set[tuple[str, str, str]]()
-    for table_name, oid in asked:
-        plain = "".join(f"[{one}]" if one not in r"\^]" else f"\\{one}" for one in table_name.split(".", 1)[1])
-        found |= {*conn.execute(query, ours | {"leads": oid, "name": plain}).fetchall()}
-    for signature, owner, kind in sorted(found):
-        mends = f"ALTER {kind} {signature} SECURITY INVOKER;  -- or REVOKE EXECUTE ON {kind} {signature} FROM PUBLIC;"
-        yield Fault(f"function {signature}", f"it runs as {owner}, and everybody may call it", mends)
+    named = [(s.leads_table, present.leads(conn, s)), *((child.table, oid) for child, oid in present.children(conn, s))]
+    asked = [(rf"\m{_literally(one.split('.', 1)[1])}\M", oid) for one, oid in named]
+    if ours := [
+        one for one in present.tables(conn, s) if one.kind in ("r", "p")
+    ]:  # by their schema: a host has such names
+        names = "|".join(_literally(one.name) for one in ours)
+        asked.append((rf'\m{_literally(s.schema)}"?[.]"?({names})\M', ours[0].oid))
+    known_to = {"schema": s.schema, "quarantine": s.quarantine, "exempt": list(s.exempt_roles)}
+    found = {}
+    for pattern, oid in asked:
+        for row in conn.execute(query, known_to | {"table": oid, "named": pattern}).fetchall():
+            found[row[1]] = row
+    for _, (oid, signature, owner, kind, callers) in sorted(found.items()):
+        if callers:
+            revoke = " ".join(revoking(conn, Object("function", oid, f"{kind} {signature}"), role) for role in callers)
+            who = "everybody" if "PUBLIC" in callers else ", ".join(callers)
+            mends = f"ALTER {kind} {signature} SECURITY INVOKER;  -- or {revoke}"
+            yield Fault(f"function {signature}", f"it runs as {owner}, and {who} may call it", mends)
+
+
+def _literally(name: str) -> str:
+    """The name as a regular expression of the server has it."""
+    return "".join(f"[{one}]" if one not in r"\^]" else f"\\{one}" for one in name)
 
 
 @check("danger", "Rows in it are leads without row security.")

@@ -399,6 +399,20 @@ PLANTED = [
         "CREATE PROCEDURE public.all_leads() LANGUAGE sql SECURITY DEFINER BEGIN ATOMIC SELECT FROM {leads}; END",
         level="warning",
     ),
+    Planted(
+        "definer-function",
+        SERVICE + "CREATE FUNCTION public.all_leads() RETURNS bigint LANGUAGE sql SECURITY DEFINER "
+        "AS 'SELECT count(*) FROM {leads}'; REVOKE ALL ON FUNCTION public.all_leads() FROM PUBLIC; "
+        'GRANT EXECUTE ON FUNCTION public.all_leads() TO "{p}x"',
+        "may call it",
+        level="warning",
+    ),
+    Planted(
+        "definer-function",
+        "CREATE FUNCTION public.who_owns() RETURNS SETOF text LANGUAGE sql SECURITY DEFINER "
+        "AS 'SELECT user_id::text FROM {schema}.user_lead_assignments'",
+        level="warning",
+    ),
     Planted("child-table", "CREATE TABLE public.old_leads () INHERITS ({leads})"),
     Planted("rule-on-leads", "CREATE RULE r AS ON DELETE TO {leads} DO ALSO SELECT 1", level="warning"),
     Planted("publication", "CREATE PUBLICATION p FOR TABLE {leads}", level="warning"),
