@@ -37,8 +37,10 @@ def repair_command(*, yes: bool, as_json: bool) -> None:
     with connect(s, lock_timeout=_LOCK_TIMEOUT_MS) as conn, mapped_errors():
         todo = plan(conn, settings=s)
         if as_json:
-            left = repair(conn, todo, settings=s) if yes and todo.statements else todo.own
-            click.echo(output.as_json({"statements": todo.statements, "run": yes, "left": left, "others": todo.others}))
+            runs = yes and bool(todo.statements)
+            left = repair(conn, todo, settings=s) if runs else todo.own
+            others = plan(conn, settings=s).others if runs else todo.others
+            click.echo(output.as_json({"statements": todo.statements, "run": yes, "left": left, "others": others}))
             sys.exit(bool(left))
         if not todo.statements:
             echo("nothing of leadprotect's own is to be repaired")
@@ -50,9 +52,10 @@ def repair_command(*, yes: bool, as_json: bool) -> None:
             echo("nothing was changed")
             sys.exit(1)
         left = repair(conn, todo, settings=s)
+        others = plan(conn, settings=s).others  # what stood there for want of ours is no longer to be judged
     echo("repaired" if not left else "not everything could be repaired")
     _name(left, "left")
-    _name(todo.others, "only a DBA can judge")
+    _name(others, "only a DBA can judge")
     sys.exit(bool(left))
 
 

@@ -1097,6 +1097,15 @@ def test_what_is_not_ours_is_named_and_left(database: Database) -> None:
     assert 0 == code
 
 
+def test_what_a_repair_has_put_back_is_left_to_nobody(database: Database) -> None:
+    """Of a policy that is gone two checks tell: one puts it back, and the other names what is to be restored."""
+    run(database, database.text("DROP POLICY {border_policy} ON {leads}"))
+    before, (code, text) = {one.check for one in diagnosed(database).findings}, repaired("--yes")
+    assert {"policy-missing", "contract-not-standing"} <= before
+    assert (0, True) == (code, "\nrepaired\n" in text), text
+    assert "contract-not-standing" not in text
+
+
 def test_repair_without_the_rights_changes_nothing_and_says_so(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
