@@ -219,18 +219,15 @@ def service_without_territory(conn: psycopg.Connection[Any], s: Settings) -> Ite
 def service_does_not_inherit(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
     """A login that was granted our app role itself, and does not inherit it."""
     query = """
-        SELECT m.rolname::text, r.rolname::text, current_setting('server_version_num')::integer >= %s
+        SELECT m.rolname::text, r.rolname::text
         FROM pg_auth_members AS g JOIN pg_roles AS r ON r.oid = g.roleid JOIN pg_roles AS m ON m.oid = g.member
         WHERE r.rolname = %s AND m.rolcanlogin AND NOT m.rolsuper AND NOT pg_has_role(m.oid, r.oid, 'USAGE')
           AND (NOT g.admin_option OR pg_has_role(m.oid, r.oid, 'SET')) ORDER BY 1
         """
     if conn.info.server_version < _SET_OPTION:
         query = query.replace(" OR pg_has_role(m.oid, r.oid, 'SET')", "")
-    for login, role, modern in conn.execute(query.encode(), (_SET_OPTION, s.role("app"))).fetchall():
-        grant = f"GRANT {ident(role)} TO {ident(login)} WITH INHERIT TRUE;"
-        yield Fault(
-            f"login {login}", f"it does not inherit {role}", grant if modern else f"ALTER ROLE {ident(login)} INHERIT;"
-        )
+    for login, role in conn.execute(query.encode(), (s.role("app"),)).fetchall():
+        yield Fault(f"login {login}", f"it does not inherit {role}", grants(conn, [role], login))
 
 
 def _ours(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
