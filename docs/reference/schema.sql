@@ -41,7 +41,7 @@
 --    4046  Shadow
 --    4536  Backfill and verification
 --    5503  Gate
---    6612  Host
+--    6614  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -6464,8 +6464,9 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
           RETURN NEXT;
 
           condition := 'unowned';
-          SELECT coalesce(sum(t.leads), 0), coalesce(sum(t.unowned), 0) INTO leads, several
-          FROM unnest(codes, tallies, unowned) AS t (territory, leads, unowned)
+          -- a walk gives the missing ones their owners: who answers for them now answers for what will not be
+          SELECT coalesce(sum(t.leads), 0), coalesce(sum(t.unowned - t.missing), 0) INTO leads, several
+          FROM unnest(codes, tallies, unowned, missing) AS t (territory, leads, unowned, missing)
           JOIN "leadprotect".territories AS known ON known.code = t.territory;
           SELECT t.met, t.detail, t.remedy INTO met, detail, remedy
           FROM "leadprotect".tolerated('unowned', several, leads, 'of the territories have no owner, so nobody could edit them before he claims one') AS t;
@@ -6475,7 +6476,8 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
             condition := 'owner_column';
             SELECT count(d.lead_id) INTO several FROM "leadprotect".territories AS t, "leadprotect".owner_column_differs(t.code) AS d;
             met := true;
-            detail := CASE several WHEN 0 THEN format('%s names the owner of every lead, and will be written with him', '')
+            detail := CASE WHEN 0 < ANY (missing) THEN format('%s is compared with the owners once every lead has its own', '')
+              WHEN several = 0 THEN format('%s names the owner of every lead, and will be written with him', '')
               ELSE format('%s leads name somebody else in %s than their owner, who counts from contract on; it is written with the next change, or then by SELECT %s.settle_owner_column(...)',
                           several, '', '"leadprotect"') END;
             remedy := NULL;

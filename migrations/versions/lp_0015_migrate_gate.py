@@ -496,8 +496,9 @@ def create_gate() -> None:
           RETURN NEXT;
 
           condition := 'unowned';
-          SELECT coalesce(sum(t.leads), 0), coalesce(sum(t.unowned), 0) INTO leads, several
-          FROM unnest(codes, tallies, unowned) AS t (territory, leads, unowned)
+          -- a walk gives the missing ones their owners: who answers for them now answers for what will not be
+          SELECT coalesce(sum(t.leads), 0), coalesce(sum(t.unowned - t.missing), 0) INTO leads, several
+          FROM unnest(codes, tallies, unowned, missing) AS t (territory, leads, unowned, missing)
           JOIN {schema}.territories AS known ON known.code = t.territory;
           SELECT t.met, t.detail, t.remedy INTO met, detail, remedy
           FROM {schema}.tolerated('unowned', several, leads, 'of the territories have no owner, so nobody could edit them before he claims one') AS t;
@@ -507,7 +508,8 @@ def create_gate() -> None:
             condition := 'owner_column';
             SELECT count(d.lead_id) INTO several FROM {schema}.territories AS t, {schema}.owner_column_differs(t.code) AS d;
             met := true;
-            detail := CASE several WHEN 0 THEN format('%s names the owner of every lead, and will be written with him', {owner_column_name})
+            detail := CASE WHEN 0 < ANY (missing) THEN format('%s is compared with the owners once every lead has its own', {owner_column_name})
+              WHEN several = 0 THEN format('%s names the owner of every lead, and will be written with him', {owner_column_name})
               ELSE format('%s leads name somebody else in %s than their owner, who counts from contract on; it is written with the next change, or then by SELECT %s.settle_owner_column(...)',
                           several, {owner_column_name}, {schema_name}) END;
             remedy := NULL;

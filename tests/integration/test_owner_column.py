@@ -142,6 +142,7 @@ def test_the_gate_says_how_many_leads_name_somebody_else(named: Database) -> Non
     lead = named.new_id()
     named.sql("INSERT INTO {leads} ({lead_id}, {territory}, seller) VALUES (%s, 'DE', %s)", lead, named.user(1))
     named.upgrade(MIGRATE_HEAD)
+    assert said(named) == "seller is compared with the owners once every lead has its own"
     backfill(named.url, ["DE"])
     assert "names the owner of every lead" in said(named)
     named.sql("UPDATE {schema}.user_lead_assignments SET user_id = %s, source = 'assign'", named.user(2))
