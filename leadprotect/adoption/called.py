@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from leadprotect.adoption.survey import HostColumn, HostTable
 
@@ -20,6 +20,8 @@ LEADS = (
     r"leads?", r".*_leads?", r"leads?_.*", r"opportunit(y|ies)|.*_opportunit(y|ies)", r"prospects?|.*_prospects?",
     r"deals?|.*_deals?",
 )  # fmt: skip
+CUSTOMERS = (r"contacts?|.*_contacts?", r"customers?|clients?|kunden?|accounts?|compan(y|ies)|partners?|inquir(y|ies)")
+"""What may hold the leads where no table is called like leads: never taken without being asked."""
 ASIDE = r"history|log|audit|tag|source|status|stage|score|import|view|type|contact|note|file|activit|event"
 TERRITORIES = (
     r"territor(y|ies)(_code)?", r".*territor(y|ies).*",
@@ -27,10 +29,14 @@ TERRITORIES = (
 )  # fmt: skip
 PLACES = (
     r".*territor(y|ies)", r".*(market|region)s?|.*(country|countries)|gebiete?|laender",
-    r".*(province|district|canton|zone|branch|office|area|state|bundesland)(s|es)?",
+    r".*(province|district|canton|zone|branch|office|area|state|bundesland|site)(s|es)?(_ids?)?",
 )  # fmt: skip
 """Tables of places that a lead may refer to, each a territory."""
-CODES = (r"(iso|country|region|territory|market)?_?code", r"iso\d?|slug|key|abbrev(iation)?|short(_name)?", r"name")
+CODES = (
+    r"(iso|country|region|territory|market)?_?code",
+    r"iso\d?|slug|key|abbrev(iation)?|short(_name|_description)?",
+    r"name",
+)
 ACTIVITIES = (
     r".*activit(y|ies).*", r".*(interaction|engagement|touch(es|point)?s?).*",
     r".*(event|call|task|visit|contact|log|histor).*",
@@ -43,7 +49,7 @@ USERS = (
 KINDS = (r"kind|type|verb|what|action", r".*(kind|type|verb|action|channel|category).*")
 MOMENTS = (
     r"(happened|occurred|performed|done|completed|activity|event)(_at|_on|_date|_time)?",
-    r"created(_at|_on|_date)?|date|at|timestamp|inserted_at", r".*(_at|_date|_on|_time)",
+    r"(created|entered|recorded|logged|inserted)(_at|_on|_date)?|date|at|timestamp", r".*(_at|_date|_on|_time)",
 )  # fmt: skip
 OWNERS = (
     r"(owner|assigned_to|assignee|seller|sales|agent|salesperson|responsible)(_user)?(_id)?",
@@ -92,11 +98,12 @@ def says_of_what(name: str) -> list[str]:
     return [*(f"{begin[1]}{begin[2]}{word}" for word in after), *alone]
 
 
-def names_people(table: str | None) -> bool:
-    """Whether a foreign key leads to users, or nothing says where a column leads."""
+def names_people(table: str | None, keys: Iterable[str] = ()) -> bool:
+    """Whether a foreign key leads to users, by the name of their table or of its keys; or nothing says where to."""
     return (
         table is None
         or re.search(r"user|profile|staff|sales|seller|employee|member|people|person|agent", snake(table)) is not None
+        or any(rank(key, USERS) == 0 for key in keys)
     )
 
 

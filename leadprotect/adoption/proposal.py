@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from leadprotect.adoption.called import (
     ACTIVITIES,
     CODES,
+    CUSTOMERS,
     KINDS,
     LEADS,
     MOMENTS,
@@ -35,6 +36,7 @@ from leadprotect.adoption.called import (
 )
 from leadprotect.adoption.survey import (
     HostTable,
+    by_few_values,
     changing,
     claims_read,
     compared,
@@ -185,7 +187,11 @@ class _Look:
             best = self._ask("leads_table", "which table holds the leads?", [name for _, name in those])
         else:  # by another name they have owners, and activities
             owned = [one for one in self.tables.values() if one.keys and self._owner(one)]
-            owned.sort(key=lambda one: (not self._has_activities(one), -len(self._referring(one)), one.name))
+            owned.sort(
+                key=lambda one: (
+                    not self._has_activities(one), rank(one.plain, CUSTOMERS), -len(self._referring(one)), one.name
+                )
+            )  # fmt: skip
             question = "no table is called like leads: which one holds them?"
             best = self._ask("leads_table", question, [one.name for one in owned[:5]], plausible=False)
         return self.tables[best] if best else None
@@ -236,7 +242,7 @@ class _Look:
         if column is None and (place := self._place(leads)):
             return self._of_place(leads, place)
         if column is None:
-            texts = [one.name for one in leads.columns.values() if is_text(one)]
+            texts = by_few_values(self.conn, leads, [one.name for one in leads.columns.values() if is_text(one)])
             question = f"no text column of {leads.name} is called like a territory: which one tells it?"
             column = self._ask("territory_column", question, texts, plausible=False)
         if column is None:
@@ -324,7 +330,10 @@ class _Look:
         """The column in which the host names an owner himself."""
 
         def fits(one: HostColumn) -> bool:
-            return one.type in TYPES and one.name not in leads.keys and names_people(leads.refers.get(one.name))
+            if one.type not in TYPES or one.name in leads.keys:
+                return False
+            target = leads.refers.get(one.name)
+            return names_people(target, self.tables[target].keys if target in self.tables else ())
 
         return self._column("owner_column", leads, OWNERS, fits)
 

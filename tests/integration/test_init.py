@@ -221,9 +221,41 @@ def test_on_a_terminal_it_asks_one_thing_after_the_other(
 @pytest.mark.profiles("pg18")
 def test_a_territory_is_never_guessed(filled: Database) -> None:
     filled.sql("ALTER TABLE {leads} RENAME COLUMN territory TO city_of_court")
+    filled.sql("ALTER TABLE {leads} ADD COLUMN a_note text")
+    filled.sql("ANALYZE {leads}")
     code, said = init("--yes")
     assert 1 == code
     assert "territory_column: no text column of public.leads is called like a territory" in said
+    # what holds a few values comes first, whatever its name is and wherever it stands
+    assert "--set 'territory_column=city_of_court' (or" in said
+
+
+CONTACTS = """
+    CREATE TABLE crm.login (user_id uuid PRIMARY KEY); INSERT INTO crm.login SELECT DISTINCT {author} FROM {activities};
+    CREATE TABLE crm.lookup_site_id (code int PRIMARY KEY, description text, short_description text);
+    INSERT INTO crm.lookup_site_id VALUES (1, 'Bern', 'BE'), (2, 'Basel', 'BS');
+    ALTER TABLE {leads} DROP COLUMN territory, ADD COLUMN owner uuid, ADD COLUMN site int REFERENCES crm.lookup_site_id;
+    ALTER TABLE {leads} ADD FOREIGN KEY (owner) REFERENCES crm.login;
+    UPDATE {leads} SET site = 1 + (get_byte(decode(right(id::text, 2), 'hex'), 0) % 2);
+    ALTER TABLE {activities} ADD COLUMN assign_date timestamptz; ALTER TABLE {activities} RENAME {at} TO entered;
+    ALTER TABLE {leads} RENAME TO contact
+    """
+
+
+@pytest.mark.profiles("pg18")
+def test_leads_that_are_called_contacts_are_asked_for_first_and_known_by_what_they_refer_to(filled: Database) -> None:
+    filled.sql_script(CONTACTS.replace("{author}", "user_id").replace("{at}", "created_at"))
+    code, said = init("--yes")
+    assert (1, True) == (code, "Say it: --set 'leads_table=public.contact'" in said), said
+    with psycopg.connect(filled.url, autocommit=True) as conn:
+        found = propose(conn, given={"leads_table": "public.contact"}, guess=True).settings
+    assert "site" in found["territory_expression"]
+    assert {"BE", "BS"} >= {*found["territories"].split(", ")}
+    assert ("owner", "entered") == (found["owner_column"], found["activity_at_column"])
+    # control: keys that say nothing are no users
+    filled.sql("ALTER TABLE crm.login RENAME user_id TO number")
+    with psycopg.connect(filled.url, autocommit=True) as conn:
+        assert "owner_column" not in propose(conn, given={"leads_table": "public.contact"}, guess=True).settings
 
 
 @pytest.mark.profiles("pg18")
