@@ -21,7 +21,7 @@ _NUMBER = re.compile(r"-?[0-9]{1,19}")
 # what a text of PostgreSQL can't hold, or the driver can't send
 _UNSENDABLE = re.compile(r"[\0\ud800-\udfff]")
 
-_NOT_READ = (TypeError, ValueError, AttributeError)
+NOT_READ = (TypeError, ValueError, AttributeError)
 
 
 def as_lead_id(lead_id: Any) -> Any:
@@ -45,10 +45,10 @@ def as_lead_ids(lead_ids: Iterable[Any]) -> tuple[str, dict[Any, Any]]:
             return "text", {lead: lead for lead in given}
     except TypeError:  # not every one is a text
         pass
-    reader = _READERS[kind]
+    reader = READERS[kind]
     try:
         return kind, {lead: None if lead is None else reader(lead) for lead in given}
-    except _NOT_READ:
+    except NOT_READ:
         return kind, {lead: as_lead_id(lead) for lead in given}  # names the first that is wrong
 
 
@@ -107,8 +107,8 @@ def missing(user_id: object, territory: object) -> None:
 
 def _typed(name: str, given: Any, kind: str) -> Any:
     try:
-        return _READERS[kind](given)
-    except _NOT_READ:
+        return READERS[kind](given)
+    except NOT_READ:
         message = f"{name}: {given!r} is not of type {kind}, which the setting {name}_type names"
         raise InvalidRequest(message) from None
 
@@ -141,7 +141,7 @@ def _text(given: Any) -> str:
     return given
 
 
-_READERS: dict[str, Callable[[Any], Any]] = {
+READERS: dict[str, Callable[[Any], Any]] = {
     "uuid": _uuid,
     "bigint": partial(_number, bits=63),
     "integer": partial(_number, bits=31),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
+    from psycopg.adapt import Dumper
     from sqlalchemy import Engine
     from sqlalchemy.engine import AdaptedConnection, Connection
     from sqlalchemy.orm import Session
@@ -285,6 +286,20 @@ def driver_connection(conn: AnyConnection) -> psycopg.Connection[Any] | psycopg.
         return conn
     core = core_connection(conn)
     return core.connection.driver_connection  # type: ignore[return-value]
+
+
+_told_to_send: WeakSet[psycopg.Connection[Any] | psycopg.AsyncConnection[Any]] = WeakSet()
+
+
+def let_send(conn: AnyConnection, kind: type, dumper: type[Dumper]) -> None:
+    """Let the driver's connection send values of a class of our own; nothing else of it changes."""
+    if not of_psycopg(conn):
+        require_driver(core_connection(conn).dialect.driver)
+    with mapped_errors():
+        driver = driver_connection(conn)
+    if driver not in _told_to_send:
+        driver.adapters.register_dumper(kind, dumper)
+        _told_to_send.add(driver)
 
 
 def waiter(conn: AnyConnection) -> Waiter | None:
