@@ -31,7 +31,7 @@ pytestmark = pytest.mark.profiles("pg18")
 # stands before the first revision
 INDEXES = {NAMED["expand_indexes"], NAMED["contract_indexes"]}
 MANY_COMMITS = {NAMED["expand_territories"], *INDEXES}
-STRIDE = 1 if NIGHTLY else 12
+STRIDE = 1 if NIGHTLY else 24
 # one step up from each revision, then one step down
 STEPS = [("upgrade", "+1", script.revision) for script in SCRIPTS]
 STEPS += [("downgrade", "-1", script.revision) for script in reversed(SCRIPTS)]
@@ -42,13 +42,21 @@ STATE = "SELECT " + ", ".join(f"(SELECT sum(xmin::text::bigint) FROM pg_{name})"
 GONE = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name = %s)"
 
 
-def clean_states(database: Database) -> list[dict[str, str]]:
-    """The schema after each step, when nothing goes wrong."""
-    states = []
-    for direction, target, _ in STEPS:
-        {"upgrade": database.upgrade, "downgrade": database.downgrade}[direction](target)
-        states.append(schema(database))
-    return states
+@pytest.fixture(scope="module")
+def walked() -> list[dict[str, str]]:
+    """The schema after each step, when nothing goes wrong: walked once for both ways to end a migration."""
+    return []
+
+
+@pytest.fixture
+def clean_states(make_database: Callable[..., Database], walked: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The schema after each step."""
+    if not walked:
+        database = make_database("host")
+        for direction, target, _ in STEPS:
+            {"upgrade": database.upgrade, "downgrade": database.downgrade}[direction](target)
+            walked.append(schema(database))
+    return walked
 
 
 def schema(database: Database) -> dict[str, str]:
@@ -85,21 +93,24 @@ def terminator(database: Database) -> Iterator[End]:
 
 
 @pytest.mark.timeout(1200)  # a migration for each statement, twice; minutes on a busy machine
+@pytest.mark.xdist_group("crash")  # which walks the steps once
 @pytest.mark.parametrize(
     ("way", "first"),
-    # to the server both are a session that is gone: by day they take turns, at each sixth moment one of them
-    [(killer, 0), (terminator, 6)],
+    # to the server both are a session that is gone: by day they take turns, at each twelfth moment one of them
+    [(killer, 0), (terminator, 12)],
     ids=["kill-9", "terminated-session"],
 )
 def test_a_migration_that_ends_before_or_after_any_statement_is_run_again(
-    make_database: Callable[..., Database], way: Callable[[Database], AbstractContextManager[End]], first: int
+    make_database: Callable[..., Database],
+    clean_states: list[dict[str, str]],
+    way: Callable[[Database], AbstractContextManager[End]],
+    first: int,
 ) -> None:
-    expected = clean_states(make_database("host"))
     database = make_database("host")
     database.lead("CH")
     ends = 0
     with way(database) as end, database.connect(autocommit=True) as conn:
-        for (direction, target, revision), after in zip(STEPS, expected, strict=True):
+        for (direction, target, revision), after in zip(STEPS, clean_states, strict=True):
             ends += every_moment(database, conn, (direction, target, revision), end, first)
             assert difference(after, schema(database)) == {}, f"{direction} {revision}"
             if revision == NAMED["expand_activity_triggers"] and direction == "upgrade":
@@ -113,7 +124,7 @@ def test_a_migration_that_ends_before_or_after_any_statement_is_run_again(
 def every_moment(
     database: Database, conn: psycopg.Connection[Any], step: tuple[str, str, str], end: End, first: int
 ) -> int:
-    """End a step at every moment until it finishes, or by day at each twelfth from `first`; returns how often.
+    """End a step at every moment until it finishes, or by day at each twenty-fourth from `first`; returns how often.
 
     A revision in one transaction leaves nothing behind, and what it commits too early is seen at each later
     moment, too. One that commits in between may leave the host an index, or an empty version table, and the
