@@ -5666,16 +5666,17 @@ REVOKE ALL ON FUNCTION leadprotect.leaking_views(target regclass, host_rls text,
 CREATE FUNCTION leadprotect.ways_around(host_rls text, exempt_roles name[]) RETURNS TABLE(condition text, met boolean, detail text, remedy text)
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
+    AS $_$
         #variable_conflict use_variable
         BEGIN
           condition := 'inheritance';
           SELECT count(*) = 0,
                  coalesce(string_agg(format('%s inherits from %s, so the leads in it are not protected', i.inhrelid::regclass,
                             i.inhparent::regclass), ', '), 'no table shares its rows with ' || 'public.leads'),
-                 string_agg(format('ALTER TABLE %s NO INHERIT %s;', i.inhrelid::regclass, i.inhparent::regclass), ' ')
+                 string_agg(format(CASE WHEN c.relispartition THEN 'ALTER TABLE %2$s DETACH PARTITION %1$s;' ELSE 'ALTER TABLE %1$s NO INHERIT %2$s;' END,
+                                   i.inhrelid::regclass, i.inhparent::regclass), ' ')
           INTO met, detail, remedy
-          FROM pg_inherits AS i WHERE '"public"."leads"'::regclass IN (i.inhparent, i.inhrelid);
+          FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid WHERE '"public"."leads"'::regclass IN (i.inhparent, i.inhrelid);
           RETURN NEXT;
 
           -- they run as the owner of the table, past row security; the triggers of contract decide them like
@@ -5715,7 +5716,7 @@ CREATE FUNCTION leadprotect.ways_around(host_rls text, exempt_roles name[]) RETU
           INTO met, detail, remedy FROM "leadprotect".leaking_views('"public"."leads"'::regclass, host_rls, exempt_roles) AS leak;
           RETURN NEXT;
         END
-        $$;
+        $_$;
 
 COMMENT ON FUNCTION leadprotect.ways_around(host_rls text, exempt_roles name[]) IS 'Conditions of the gate: what would show leads past row security';
 
@@ -5979,8 +5980,9 @@ CREATE FUNCTION leadprotect.lead_table_conditions(host_rls text, exempt_roles na
             END LOOP;
             FOR found IN
               SELECT format('%s inherits from %s, so the rows in it are not protected', i.inhrelid::regclass, i.inhparent::regclass) AS detail,
-                     format('ALTER TABLE %s NO INHERIT %s;', i.inhrelid::regclass, i.inhparent::regclass) AS remedy
-              FROM pg_inherits AS i WHERE target IN (i.inhparent, i.inhrelid)
+                     format(CASE WHEN c.relispartition THEN 'ALTER TABLE %2$s DETACH PARTITION %1$s;' ELSE 'ALTER TABLE %1$s NO INHERIT %2$s;' END,
+                       i.inhrelid::regclass, i.inhparent::regclass) AS remedy
+              FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid WHERE target IN (i.inhparent, i.inhrelid)
               UNION ALL
               SELECT leak.detail, leak.remedy FROM "leadprotect".leaking_views(target, host_rls, exempt_roles) AS leak
             LOOP
@@ -7491,7 +7493,7 @@ ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_audit_truncate;
 
 -- trigger leadprotect_refuse_move on public.leads, lp_0017_contract_enforce
 
-CREATE TRIGGER leadprotect_refuse_move AFTER UPDATE ON public.leads FOR EACH ROW WHEN (((NOT ((old.territory IS NULL) OR ((old.territory)::text = ''::text))) AND (((new.territory)::text IS DISTINCT FROM (old.territory)::text) OR (new.id IS DISTINCT FROM old.id)))) EXECUTE FUNCTION leadprotect.refuse_move();
+CREATE TRIGGER leadprotect_refuse_move AFTER UPDATE ON public.leads REFERENCING OLD TABLE AS edited FOR EACH ROW WHEN (((NOT ((old.territory IS NULL) OR ((old.territory)::text = ''::text))) AND (((new.territory)::text IS DISTINCT FROM (old.territory)::text) OR (new.id IS DISTINCT FROM old.id)))) EXECUTE FUNCTION leadprotect.refuse_move();
 
 ALTER TABLE public.leads ENABLE ALWAYS TRIGGER leadprotect_refuse_move;
 

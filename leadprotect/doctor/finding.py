@@ -74,3 +74,10 @@ def replacing(drop: str, again: str | None) -> str | None:
     As a script that is pasted into psql, the first would be done alone: a border that is gone.
     """
     return again and f"DO $mend$ BEGIN {drop} {re.sub('^SELECT ', 'PERFORM ', again)} END $mend$;"
+
+
+def apart(parent: str, child: str, *, partition: bool) -> str:
+    """What parts two tables that share rows, both as SQL."""
+    if partition:
+        return f"ALTER TABLE {parent} DETACH PARTITION {child};"
+    return f"ALTER TABLE {child} NO INHERIT {parent};"

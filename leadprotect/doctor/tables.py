@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.doctor import present
-from leadprotect.doctor.finding import Fault, check
+from leadprotect.doctor.finding import Fault, apart, check
 from leadprotect.doctor.shipped import shipped
 from leadprotect.settings import Settings, ident
 
@@ -90,9 +90,4 @@ def partition_outside(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fa
         WHERE n.nspname = %s AND c.relkind IN ('r', 'p') AND k.relnamespace <> c.relnamespace ORDER BY 1, 2
         """
     for parent, child, partition in conn.execute(query, (s.schema,)).fetchall():
-        detach = (
-            f"ALTER TABLE {parent} DETACH PARTITION {child};"
-            if partition
-            else f"ALTER TABLE {child} NO INHERIT {parent};"
-        )
-        yield Fault(parent, f"{child} holds rows of it", detach)
+        yield Fault(parent, f"{child} holds rows of it", apart(parent, child, partition=partition))

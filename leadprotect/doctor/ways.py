@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.privileges import Object, revoking
 from leadprotect.doctor import present
-from leadprotect.doctor.finding import Fault, check
+from leadprotect.doctor.finding import Fault, apart, check
 from leadprotect.doctor.shipped import known, shipped, shipped_script
 from leadprotect.doctor.versions import applied
 from leadprotect.settings import Settings, ident, render, table
@@ -160,12 +160,13 @@ def _literally(name: str) -> str:
 def child_table(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
     """A table that shares its rows with the leads or lead_tables by inheritance."""
     query = """
-        SELECT i.inhrelid::regclass::text, i.inhparent::regclass::text FROM pg_inherits AS i
+        SELECT i.inhrelid::regclass::text, i.inhparent::regclass::text, c.relispartition
+        FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
         WHERE ARRAY[i.inhparent, i.inhrelid] && %s::oid[] ORDER BY 1, 2
         """
     hosts = [present.leads(conn, s), *(oid for _, oid in present.children(conn, s))]
-    for child, parent in conn.execute(query, (hosts,)).fetchall():
-        yield Fault(child, f"it inherits from {parent}", f"ALTER TABLE {child} NO INHERIT {parent};")
+    for child, parent, partition in conn.execute(query, (hosts,)).fetchall():
+        yield Fault(child, f"it inherits from {parent}", apart(parent, child, partition=partition))
 
 
 @check("note", "It changes leads as the owner of the table; contract decides it like an edit of each of them.")

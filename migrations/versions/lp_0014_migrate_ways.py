@@ -254,9 +254,10 @@ def create_ways_around() -> None:
           SELECT count(*) = 0,
                  coalesce(string_agg(format('%s inherits from %s, so the leads in it are not protected', i.inhrelid::regclass,
                             i.inhparent::regclass), ', '), 'no table shares its rows with ' || {leads_label}),
-                 string_agg(format('ALTER TABLE %s NO INHERIT %s;', i.inhrelid::regclass, i.inhparent::regclass), ' ')
+                 string_agg(format(CASE WHEN c.relispartition THEN 'ALTER TABLE %2$s DETACH PARTITION %1$s;' ELSE 'ALTER TABLE %1$s NO INHERIT %2$s;' END,
+                                   i.inhrelid::regclass, i.inhparent::regclass), ' ')
           INTO met, detail, remedy
-          FROM pg_inherits AS i WHERE {leads_name}::regclass IN (i.inhparent, i.inhrelid);
+          FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid WHERE {leads_name}::regclass IN (i.inhparent, i.inhrelid);
           RETURN NEXT;
 
           -- they run as the owner of the table, past row security; the triggers of contract decide them like
@@ -596,8 +597,9 @@ def create_lead_tables() -> None:
             END LOOP;
             FOR found IN
               SELECT format('%s inherits from %s, so the rows in it are not protected', i.inhrelid::regclass, i.inhparent::regclass) AS detail,
-                     format('ALTER TABLE %s NO INHERIT %s;', i.inhrelid::regclass, i.inhparent::regclass) AS remedy
-              FROM pg_inherits AS i WHERE target IN (i.inhparent, i.inhrelid)
+                     format(CASE WHEN c.relispartition THEN 'ALTER TABLE %2$s DETACH PARTITION %1$s;' ELSE 'ALTER TABLE %1$s NO INHERIT %2$s;' END,
+                       i.inhrelid::regclass, i.inhparent::regclass) AS remedy
+              FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid WHERE target IN (i.inhparent, i.inhrelid)
               UNION ALL
               SELECT leak.detail, leak.remedy FROM {schema}.leaking_views(target, host_rls, exempt_roles) AS leak
             LOOP

@@ -594,7 +594,9 @@ def enforce() -> None:
           END IF;
           CREATE TRIGGER {audit_truncate} BEFORE TRUNCATE ON {leads}
             FOR EACH STATEMENT EXECUTE FUNCTION {schema}.audit_truncate();
-          CREATE TRIGGER {refuse_move} AFTER UPDATE ON {leads}
+          -- a trigger of rows that sees the old table keeps the leads from becoming a partition or child of another table, through
+          -- which neither row security nor triggers of statements would be met: the server refuses that
+          CREATE TRIGGER {refuse_move} AFTER UPDATE ON {leads} REFERENCING OLD TABLE AS edited
             FOR EACH ROW WHEN (NOT {outside_old}
               AND ({territory_of_new} IS DISTINCT FROM {territory_of_old} OR NEW.{lead_id} IS DISTINCT FROM OLD.{lead_id}))
             EXECUTE FUNCTION {schema}.refuse_move();

@@ -467,7 +467,8 @@ def create_triggers(child: LeadTable) -> None:
           CREATE TRIGGER {child_edit} BEFORE UPDATE OR DELETE ON {child}
             FOR EACH ROW WHEN (OLD.{child_lead} IS NOT NULL AND pg_catalog.current_setting('session_replication_role') = 'replica')
             EXECUTE FUNCTION {schema}.child_edit({child_lead_name});
-          CREATE TRIGGER {child_move} AFTER UPDATE ON {child}
+          -- by its old table, too, no partition or child of another table can be made of this one (lp_0017)
+          CREATE TRIGGER {child_move} AFTER UPDATE ON {child} REFERENCING OLD TABLE AS edited
             FOR EACH ROW WHEN (NEW.{child_lead} IS DISTINCT FROM OLD.{child_lead})
             EXECUTE FUNCTION {schema}.child_move({child_lead_name});
           CREATE TRIGGER {child_edits} AFTER UPDATE ON {child} REFERENCING OLD TABLE AS edited NEW TABLE AS written

@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 from alembic.util import CommandError
 
 from leadprotect.doctor.examine import CHECKS, examine
 from leadprotect.doctor.repair import plan, repair
+from leadprotect.doctor.status import status
 from leadprotect.migration import gate
 from leadprotect.migration.apply import apply
 from leadprotect.migration.purge import purge
@@ -21,6 +23,7 @@ from tests.support.revisions import MIGRATE_HEAD
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from leadprotect.doctor.finding import Symptom
     from tests.support.database import Database
 
 ONE_SERVER = pytest.mark.profiles("pg18")
@@ -347,12 +350,16 @@ DAMAGES = {
 }
 
 
-def faults(database: Database) -> list[str]:
+def examined(database: Database) -> tuple[Symptom, ...]:
     checks = [
         check for check in CHECKS if check.name in {*DAMAGES, "setting-not-applied", "child-table", "publication"}
     ]
     with database.connect(autocommit=True) as conn:
-        return [one.check for one in examine(conn, settings=database.settings, checks=checks).findings]
+        return tuple(examine(conn, settings=database.settings, checks=checks).findings)
+
+
+def faults(database: Database) -> list[str]:
+    return [one.check for one in examined(database)]
 
 
 @pytest.mark.nightly_elsewhere("by day a sound one has no danger there, and each check asks the catalog of both")
@@ -386,6 +393,61 @@ def test_doctor_names_a_publication_that_carries_one(make_database: Callable[...
     database = contracted(make_database)
     database.sql_script(f"CREATE PUBLICATION notes FOR TABLE {NOTES}")
     assert faults(database) == ["publication"]
+
+
+PARENTS = {
+    "a child": "CREATE TABLE crm.every (LIKE {one}); ALTER TABLE {one} INHERIT crm.every",
+    "a partition": """
+        CREATE TABLE crm.every (LIKE {one}) PARTITION BY RANGE ({key});
+        ALTER TABLE crm.every ATTACH PARTITION {one} DEFAULT
+        """,
+}
+
+
+@pytest.mark.everywhere
+def test_no_table_that_contract_protects_becomes_part_of_another_one(make_database: Callable[..., Database]) -> None:
+    """Through a parent neither its row security nor the triggers of its statements would be met."""
+    database = contracted(make_database)
+    protected = {
+        database.text("{leads}"): ("{refuse_move}", "{lead_id}", "inheritance"),
+        CONTACTS: ("{child_move}", "id", "lead_tables_ways"),
+        NOTES: ("{child_move}", "id", "lead_tables_ways"),
+    }
+    for one, (keeps, key, condition) in protected.items():
+        for what, script in PARENTS.items():
+            attach = script.replace("{one}", one).replace("{key}", key)
+            with pytest.raises(psycopg.errors.Error, match=r"prevents table .* from becoming") as refused_by:
+                database.sql_script(attach)
+            assert database.text(keeps).strip('"') in str(refused_by.value), (one, what)
+            # control: without the trigger nothing keeps them apart, and what is printed does
+            database.sql_script(f"DROP TRIGGER {keeps} ON {one}")
+            database.sql_script(attach)
+            assert sorted(faults(database)) == ["child-table", "lead-trigger-missing"], (one, what)
+            ways = conditions(database)[condition]
+            assert not ways.met
+            (remedy,) = (found.mends for found in examined(database) if found.check == "child-table")
+            assert remedy == ways.remedy
+            database.sql_script(remedy or "")
+            with database.connect(autocommit=True) as conn:
+                repair(conn, plan(conn, settings=database.settings), settings=database.settings)
+            database.sql_script("DROP TABLE crm.every")
+            assert faults(database) == [], (one, what)
+
+
+@ONE_SERVER
+def test_a_table_that_inherits_from_a_protected_one_is_named_until_it_does_not(
+    make_database: Callable[..., Database],
+) -> None:
+    database = contracted(make_database)
+    for one in (NOTES, "{leads}"):
+        database.sql_script(f"CREATE TABLE crm.more () INHERITS ({one})")
+        (found,) = examined(database)
+        assert (found.check, found.where) == ("child-table", "crm.more")
+        with database.connect(autocommit=True) as conn:
+            assert not status(conn, settings=database.settings).sound
+        database.sql_script(f"{found.mends}; DROP TABLE crm.more")
+    with database.connect(autocommit=True) as conn:
+        assert status(conn, settings=database.settings).sound
 
 
 # --- apply
