@@ -422,25 +422,26 @@ def create_policies(child: LeadTable) -> None:
                         AND a.user_id = (SELECT {schema}.parse_user({declared_user}))) END
                 OR EXISTS (SELECT FROM {leads} AS l WHERE l.{lead_id} = {child}.{child_lead} AND {outside_l}));
           END IF;
-          -- the old row and the new one: to move a row needs both leads
+          -- the old row and the new one: to move a row needs both leads. As on the leads (lp_0017) it is taken for nearly all
+          -- rows, so that what is changed is guessed by the border alone
           CREATE POLICY {child_update_policy} ON {child} AS RESTRICTIVE FOR UPDATE
-            USING ({passing} OR {child_lead} IS NULL
+            USING (nullif({passing} OR {child_lead} IS NULL
               OR (SELECT pg_catalog.pg_has_role({app_name}, 'USAGE'))
                 AND CASE WHEN (SELECT {schema}.has_rules()) THEN {schema}.can_edit_lead({child_lead})
                   ELSE EXISTS (
                     SELECT FROM {schema}.user_lead_assignments AS a
                     WHERE a.lead_id = {child}.{child_lead} AND a.territory = (SELECT {schema}.admitted_territory())
                       AND a.user_id = (SELECT {schema}.parse_user({declared_user}))) END
-              OR EXISTS (SELECT FROM {leads} AS l WHERE l.{lead_id} = {child}.{child_lead} AND {outside_l}));
+              OR EXISTS (SELECT FROM {leads} AS l WHERE l.{lead_id} = {child}.{child_lead} AND {outside_l}), false) IS NOT NULL);
           CREATE POLICY {child_delete_policy} ON {child} AS RESTRICTIVE FOR DELETE
-            USING ({passing} OR {child_lead} IS NULL
+            USING (nullif({passing} OR {child_lead} IS NULL
               OR (SELECT pg_catalog.pg_has_role({app_name}, 'USAGE'))
                 AND CASE WHEN (SELECT {schema}.has_rules()) THEN {schema}.can_edit_lead({child_lead})
                   ELSE EXISTS (
                     SELECT FROM {schema}.user_lead_assignments AS a
                     WHERE a.lead_id = {child}.{child_lead} AND a.territory = (SELECT {schema}.admitted_territory())
                       AND a.user_id = (SELECT {schema}.parse_user({declared_user}))) END
-              OR EXISTS (SELECT FROM {leads} AS l WHERE l.{lead_id} = {child}.{child_lead} AND {outside_l}));
+              OR EXISTS (SELECT FROM {leads} AS l WHERE l.{lead_id} = {child}.{child_lead} AND {outside_l}), false) IS NOT NULL);
           ALTER TABLE {child} ENABLE ROW LEVEL SECURITY;
           IF {host_rls} = 'force' THEN
             ALTER TABLE {child} FORCE ROW LEVEL SECURITY;
