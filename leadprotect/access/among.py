@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
 from struct import iter_unpack, pack
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -74,7 +73,6 @@ class LeadList:
         return [lead is not None and next(told) for lead in self.given]
 
 
-@lru_cache(maxsize=256)
 def _statement(s: Settings) -> str:
     # in binary, and as one array, a thousand ids cost a fraction of as many rows
     found = "pg_catalog.array_agg(lead)"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 from leadprotect import metrics
 from leadprotect.access.among import LeadList
 from leadprotect.access.arguments import as_lead_id, check_caller, missing
-from leadprotect.access.context import declared, in_order, require_order, set_context, trace_id
+from leadprotect.access.context import declared, in_order, require_order, set_context, setting_context, trace_id
 from leadprotect.access.places import living, not_here, whereabouts
 from leadprotect.access.routing import K, ask_each
 from leadprotect.database.bound import its_settings, per_database
@@ -20,13 +20,13 @@ from leadprotect.errors import InvalidRequest
 from leadprotect.settings import current, render
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from uuid import UUID
 
     from sqlalchemy import Connection
 
     from leadprotect.access.routing import Router
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.connection import AnyConnection, Send
     from leadprotect.settings import Settings
 
 MAX_PAGE = 1000
@@ -113,32 +113,55 @@ def can_edit_many(
     answers of the others, `NotHere` where one does not have the territory, and what the function raises.
     """
     if is_router(conn):
-        return _many_there(conn, lead_ids, user_id)
+        with metrics.timed("many"):
+            return ask_each(conn, lead_ids, _Editable(user_id))
     if user_id is not None:
         raise InvalidRequest("user_id: the context of the connection says who asks; leave it out")
-    return _many(conn, lead_ids)
-
-
-def _many_there(router: Router, leads: Iterable[tuple[str, K]], user_id: UUID | str | None) -> dict[Any, bool]:
-    """Each in a session of its own, with a context for the transaction."""
-
-    def ask(conn: Connection, territory: str, among: list[K]) -> dict[K, bool]:
-        check_caller(user_id, territory)
-        with its_settings(conn):
-            set_context(conn, str(user_id), territory, trace_id())
-            return _many(conn, among)
-
-    return ask_each(router, leads, ask)
-
-
-def _many(conn: AnyConnection, lead_ids: Iterable[K]) -> dict[K, bool]:
     leads = LeadList(lead_ids)
-    require_order(conn)
     with metrics.timed("many"):
-        (found,) = row(conn, leads.statement(), (leads.value(conn),))
+        told = _told(conn, leads)
+    return dict(zip(leads.given, told, strict=True))
+
+
+class _Editable:
+    """Which leads a user may edit; each territory in a transaction of its own session, with a context for it."""
+
+    def __init__(self, user_id: UUID | str | None) -> None:
+        self._user_id = user_id
+
+    def ask(self, conn: Connection, territory: str, leads: list[Any]) -> list[bool]:
+        asked, user_id = LeadList(leads), self._declaring(territory)
+        with its_settings(conn):
+            set_context(conn, user_id, territory, trace_id())
+            return _told(conn, asked)
+
+    def send(self, conn: Connection, send: Send, territory: str, leads: list[Any]) -> Callable[[], list[bool]]:
+        user_id = self._declaring(territory)
+        with its_settings(conn):
+            s = current()
+            asked = LeadList(leads)
+            declared = send(*setting_context(s, user_id, territory, trace_id()))
+            found = send(asked.statement(), (asked.value(conn),))
+
+        def read() -> list[bool]:
+            if not declared():
+                raise not_here(s, territory)
+            ((answer,),) = found()
+            return asked.told(answer)
+
+        return read
+
+    def _declaring(self, territory: str) -> str:
+        check_caller(self._user_id, territory)
+        return str(self._user_id)
+
+
+def _told(conn: AnyConnection, leads: LeadList) -> list[bool]:
+    require_order(conn)
+    (found,) = row(conn, leads.statement(), (leads.value(conn),))
     if not found:
         require_context(conn)
-    return dict(zip(leads.given, leads.told(found), strict=True))
+    return leads.told(found)
 
 
 @per_database

@@ -365,9 +365,21 @@ def declared(conn: AnyConnection) -> tuple[str | None, str | None, str | None]:
 def set_context(conn: AnyConnection, user_id: str, territory: str, correlation_id: str | None) -> None:
     """Set the context of the transaction, for as long as it lasts, without a block around it."""
     s = current()
-    values = (user_id, territory, correlation_id, "", *whereabouts(s, territory))
-    if not rows(conn, f"{declaration()} WHERE {_possible(s)}", values):
+    if not rows(conn, *setting_context(s, user_id, territory, correlation_id)):
         raise not_here(s, territory)
+
+
+def setting_context(
+    s: Settings, user_id: str, territory: str, correlation_id: str | None
+) -> tuple[str, tuple[str | None, ...]]:
+    """The statement that does it, with its values; it returns a row, and none where the territory is not here."""
+    return f"SELECT {_set(s)} WHERE {_possible(s)}", (
+        user_id,
+        territory,
+        correlation_id,
+        "",
+        *whereabouts(s, territory),
+    )
 
 
 def declaration() -> str:

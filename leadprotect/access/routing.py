@@ -7,14 +7,15 @@ import atexit
 import contextvars
 import os
 import threading
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from contextlib import ExitStack, closing, contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import psycopg
 
 from leadprotect.database.bound import bind_settings
-from leadprotect.database.connection import mapped_errors, no_connection
+from leadprotect.database.connection import is_lost, mapped_errors, no_connection, sending
 from leadprotect.database.waiting import loop_of_caller
 from leadprotect.errors import (
     ConnectionUnusable,
@@ -28,11 +29,12 @@ from leadprotect.settings.databases import SECTION
 from leadprotect.settings.load import of_database
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     from sqlalchemy import Connection, Engine
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from leadprotect.database.connection import Send
     from leadprotect.settings import Settings
     from leadprotect.settings.databases import TerritoryDatabase
 
@@ -162,40 +164,95 @@ os.register_at_fork(after_in_child=_forked)
 # --- one question, several databases
 
 
-def ask_each(
-    router: Router, leads: Iterable[tuple[str, K]], ask: Callable[[Connection, str, list[K]], dict[K, bool]]
-) -> dict[tuple[str, K], bool]:
-    """What `ask` answers for the leads of each territory, keys as given: every database at once.
+class Question(Protocol):
+    """What is asked of each territory: which of some leads; `send` says how to read what it has sent."""
+
+    def ask(self, conn: Connection, territory: str, leads: list[Any]) -> list[bool]:
+        """The answers, in their order."""
+
+    def send(self, conn: Connection, send: Send, territory: str, leads: list[Any]) -> Callable[[], list[bool]]:
+        """Send it on a synchronous connection; what comes back reads the answers."""
+
+
+_Told = tuple[dict[str, list[bool]], dict[str, ProtectionUnavailable]]
+"""Of one database: the answers by territory, and why the others have none."""
+
+
+def ask_each(router: Router, leads: Iterable[tuple[str, K]], question: Question) -> dict[tuple[str, K], bool]:
+    """What the question answers for the leads of each territory, keys as given: every database at once.
 
     Raises `DatabasesUnavailable`, with the answers of the others, where some gave none.
     """
     asked = list(leads)
-    by_territory: dict[str, list[K]] = {}
+    by_territory: defaultdict[str, list[tuple[str, K]]] = defaultdict(list)
     try:
-        for territory, lead in asked:
-            by_territory.setdefault(territory, []).append(lead)
+        for pair in asked:
+            territory, _ = pair
+            by_territory[territory].append(pair)
     except (TypeError, ValueError):
         raise InvalidRequest("lead_ids: of several databases; give pairs of (territory, lead_id)") from None
     by_engine: dict[AnyEngine, dict[str, list[K]]] = {}
-    for territory, among in by_territory.items():
-        by_engine.setdefault(router(territory), {})[territory] = among
-    answered: dict[str, dict[K, bool]] = {}
+    for territory, pairs in by_territory.items():
+        by_engine.setdefault(router(territory), {})[territory] = [lead for _, lead in pairs]
+    # in the order in which they were asked, whatever comes first
+    answers: dict[tuple[str, K], bool | None] = dict.fromkeys(asked)
     failed: dict[str, ProtectionUnavailable] = {}
-    for found, silent in _at_once([(engine, parts, ask) for engine, parts in by_engine.items()]):
-        answered |= found
+    for found, silent in _at_once([(engine, parts, question) for engine, parts in by_engine.items()]):
+        for territory, told in found.items():
+            answers.update(zip(by_territory[territory], told, strict=True))
         failed |= silent
-    # in the order in which each was asked, a lead need not be hashed to be found
-    if all(len(answered[territory]) == len(by_territory[territory]) for territory in answered):
-        told = {territory: iter(found.values()) for territory, found in answered.items()}
-        answers = {one: next(told[one[0]]) for one in asked if one[0] in told}
-    else:  # one was asked for twice
-        answers = {one: answered[one[0]][one[1]] for one in asked if one[0] in answered}
     if failed:
-        raise DatabasesUnavailable(failed, answers, len(set(asked)))
-    return answers
+        had = {one: may for one, may in answers.items() if may is not None}
+        raise DatabasesUnavailable(failed, had, len(answers))
+    return cast("dict[tuple[str, K], bool]", answers)
 
 
-def _at_once(parts: list[tuple[Any, ...]]) -> list[tuple[dict[str, Any], dict[str, ProtectionUnavailable]]]:
+def _at_once(parts: list[tuple[Any, ...]]) -> list[_Told]:
+    """Sent to all before one is read where a session of each stands open, else each in a thread of its own.
+
+    Threads would take turns with the interpreter, and each its own time to begin. To open a session may take as long
+    as it may, and the others don't wait for that.
+    """
+    if not all(_at_hand(engine) for engine, *_ in parts):
+        return _in_threads(parts)
+    with ExitStack() as stack:
+        visits = [stack.enter_context(closing(_sent_and_read(*part))) for part in parts]
+        sent = [next(visit) for visit in visits]
+        # one that could not be sent has told all it has to
+        told = [next(visit, first) for visit, first in zip(visits, sent, strict=True)]
+    # a session that was lost while nobody used it is no answer of its server's
+    again = iter(_in_threads([part for part, found in zip(parts, told, strict=True) if found is None]))
+    return [next(again) if found is None else found for found in told]
+
+
+def _at_hand(engine: Any) -> bool:
+    """Whether it has a session of psycopg's that nobody uses, and that can be sent to without waiting."""
+    idle = getattr(getattr(engine, "pool", None), "checkedin", None)
+    return callable(idle) and idle() > 0 and engine.dialect.driver == "psycopg" and psycopg.Pipeline.is_supported()
+
+
+def _sent_and_read(engine: Engine, parts: dict[str, list[Any]], question: Question) -> Generator[_Told | None]:
+    """Once sent, it yields nothing, and once read, what was told; again nothing where the session is lost."""
+    found: dict[str, list[bool]] = {}
+    failed: ProtectionUnavailable | None = None
+    lost = False
+    with engine.connect() as conn:
+        try:
+            conn.begin()  # of which listeners of the host are told
+            with mapped_errors(), sending(conn) as send:
+                reading = {code: question.send(conn, send, code, leads) for code, leads in parts.items()}
+                send("ROLLBACK", ())
+                yield None
+                for code, read in reading.items():
+                    found[code] = read()
+        except ProtectionUnavailable as error:
+            failed = error
+            if lost := is_lost(conn):
+                conn.invalidate()
+    yield None if lost else (found, {code: failed for code in parts if failed and code not in found})
+
+
+def _in_threads(parts: list[tuple[Any, ...]]) -> list[_Told]:
     """One of them in this thread; in the context of the caller, where its trace is."""
     if not parts:
         return []
@@ -205,15 +262,13 @@ def _at_once(parts: list[tuple[Any, ...]]) -> list[tuple[dict[str, Any], dict[st
         return [first, *(other.result() for other in others)]
 
 
-def _visited(
-    engine: Any, parts: dict[str, list[K]], ask: Callable[[Connection, str, list[K]], dict[K, bool]]
-) -> tuple[dict[str, dict[K, bool]], dict[str, ProtectionUnavailable]]:
+def _visited(engine: Any, parts: dict[str, list[Any]], question: Question) -> _Told:
     """The answers of one database, territory by territory in one session, and who got none."""
-    found: dict[str, dict[K, bool]] = {}
+    found: dict[str, list[bool]] = {}
 
     def visit(conn: Connection) -> None:
         for territory, leads in parts.items():
-            found[territory] = ask(conn, territory, leads)
+            found[territory] = question.ask(conn, territory, leads)
 
     try:
         with mapped_errors():

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import psycopg
+from psycopg.adapt import PyFormat
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.rows import tuple_row
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
     AnyConnection = Connection | Session | psycopg.Connection[Any]
     Waiter = Callable[[Callable[[], Awaitable[Any]]], Any]
+    Send = Callable[[str, Sequence[Any]], Callable[[], list[tuple[Any, ...]]]]
 
 _ABSENT = "leadprotect is not installed in this database, or was rolled back; what brings it is: alembic upgrade head"
 _NO_VALUE = (
@@ -188,6 +190,28 @@ def row(conn: AnyConnection, statement: str, params: Sequence[Any] = (), *, reco
     return found
 
 
+@contextmanager
+def sending(conn: Connection) -> Iterator[Send]:
+    """What sends statements on SQLAlchemy's synchronous connection of psycopg, and gives what reads the rows of each.
+
+    None is waited for before it is read, so other servers can be asked meanwhile. SQLAlchemy tells its listeners of
+    none. Source: https://www.psycopg.org/psycopg3/docs/advanced/pipeline.html.
+    """
+    driver: psycopg.Connection[Any] = conn.connection.driver_connection  # type: ignore[assignment]
+
+    def send(statement: str, params: Sequence[Any]) -> Callable[[], list[tuple[Any, ...]]]:
+        cursor = driver.cursor(row_factory=tuple_row).execute(statement, params)
+        return lambda: _texts(driver, cursor.fetchall())
+
+    with driver.pipeline():
+        yield send
+
+
+def is_lost(conn: Connection) -> bool:
+    """Whether the session of SQLAlchemy's connection is over."""
+    return bool(driver_connection(conn).closed)
+
+
 async def awaited_rows(conn: AnyConnection, statement: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
     """The same as `rows` inside a coroutine: of an asynchronous connection of psycopg awaited, of others at once."""
     given: object = conn
@@ -288,18 +312,16 @@ def driver_connection(conn: AnyConnection) -> psycopg.Connection[Any] | psycopg.
     return core.connection.driver_connection  # type: ignore[return-value]
 
 
-_told_to_send: WeakSet[psycopg.Connection[Any] | psycopg.AsyncConnection[Any]] = WeakSet()
-
-
 def let_send(conn: AnyConnection, kind: type, dumper: type[Dumper]) -> None:
     """Let the driver's connection send values of a class of our own; nothing else of it changes."""
     if not of_psycopg(conn):
         require_driver(core_connection(conn).dialect.driver)
     with mapped_errors():
         driver = driver_connection(conn)
-    if driver not in _told_to_send:
+    try:
+        driver.adapters.get_dumper(kind, PyFormat.BINARY)
+    except psycopg.ProgrammingError:  # it is asked for the first time
         driver.adapters.register_dumper(kind, dumper)
-        _told_to_send.add(driver)
 
 
 def waiter(conn: AnyConnection) -> Waiter | None:

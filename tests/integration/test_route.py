@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 import threading
+import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -336,6 +338,80 @@ def test_the_servers_are_asked_at_once(two: Two) -> None:
     for code in ("DE", "CH"):
         event.listen(leadprotect.route(code), "begin", lambda _: meeting.wait())
     assert right == leadprotect.can_edit_many(leadprotect.route, pairs, user_id=two[0].user(1))
+
+
+def warm(*codes: str) -> list[int]:
+    """A session of each stands open, and nobody uses it: its process on the server."""
+    pids = []
+    for code in codes:
+        with leadprotect.route(code).connect() as conn:
+            pids.append(conn.scalar(text("SELECT pg_backend_pid()")))
+    return pids
+
+
+def test_with_sessions_at_hand_all_are_asked_before_one_has_answered(two: Two) -> None:
+    """Leads that somebody has locked let both wait; one after the other only the first would."""
+    pairs, right = asked(two)
+    sessions = warm("DE", "CH")
+    waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND pid = ANY (%s)"
+    found: list[dict[Any, bool]] = []
+    ask = threading.Thread(
+        target=lambda: found.append(leadprotect.can_edit_many(leadprotect.route, pairs, user_id=two[0].user(1)))
+    )
+    with ExitStack() as locked:
+        for database in two:
+            conn = locked.enter_context(database.connect())
+            database.query(conn, "LOCK TABLE {leads} IN ACCESS EXCLUSIVE MODE")
+        ask.start()
+        while {*two[0].sql(waiting, sessions)} != {*sessions}:
+            assert ask.is_alive()
+            time.sleep(0.01)
+    ask.join()
+    assert [right] == found
+
+
+def test_a_session_that_was_ended_while_nobody_used_it_is_no_answer(two: Two) -> None:
+    pairs, right = asked(two)
+    (gone, stays) = warm("DE", "CH")
+    two[0].sql("SELECT pg_terminate_backend(%s, 10000)", gone)
+    assert right == leadprotect.can_edit_many(leadprotect.route, pairs, user_id=two[0].user(1))
+    (new, same) = warm("DE", "CH")
+    assert (gone, stays) != (new, same) == (new, stays)
+
+
+def test_one_that_refuses_is_told_like_one_that_is_dead_and_its_session_is_of_use_again(two: Two) -> None:
+    here, there = two
+    pairs, right = asked(two)
+    sessions = warm("DE", "CH")
+    among = "ON FUNCTION {schema}.editable_among({lead_id_type}[])"
+    there.sql(f"REVOKE EXECUTE {among} FROM {{app}}")
+    with pytest.raises(leadprotect.DatabasesUnavailable, match=r"none of CH: the login lacks the role") as error:
+        leadprotect.can_edit_many(leadprotect.route, pairs, user_id=here.user(1))
+    assert {pair: may for pair, may in right.items() if pair[0] == "DE"} == error.value.answers
+    with pytest.raises(leadprotect.NotHere):
+        leadprotect.can_edit_many(lambda _: leadprotect.route("DE"), [("CH", None)], user_id=here.user(1))
+    there.sql(f"GRANT EXECUTE {among} TO {{app}}")
+    assert right == leadprotect.can_edit_many(leadprotect.route, pairs, user_id=here.user(1))
+    assert sessions == warm("DE", "CH")
+    # nothing that was declared stays
+    for code in ("DE", "CH"):
+        with leadprotect.route(code).connect() as conn, pytest.raises(leadprotect.ContextMissing):
+            leadprotect.can_edit_many(conn, [])
+
+
+def test_what_the_host_does_at_the_begin_of_a_transaction_holds_for_the_question(two: Two) -> None:
+    """A pool that logs in as one and sets a role for each request has its border at that role."""
+    here, there = two
+    pairs, right = asked(two)
+    split(here, there, DE=here.url, CH=there.url)
+    for code, role in (("DE", "seller_de"), ("CH", "seller_de")):
+        login = here.profile.login(role)
+        event.listen(
+            leadprotect.route(code), "begin", lambda conn, login=login: conn.execute(text(f'SET LOCAL ROLE "{login}"'))
+        )
+    for _ in ("in threads", "with sessions at hand"):
+        answers = leadprotect.can_edit_many(leadprotect.route, pairs, user_id=here.user(1))
+        assert {pair: may and pair[0] == "DE" for pair, may in right.items()} == answers
 
 
 def test_a_dead_server_is_named_and_the_answers_of_the_others_are_kept(two: Two) -> None:
