@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.errors import InvalidRequest, SettingsError
-from leadprotect.fleet.run import WORKERS, part_of, run_on, worst
+from leadprotect.fleet.parts import part_of, require_held
+from leadprotect.fleet.run import WORKERS, run_on, worst
 from leadprotect.gates.heeding import LEAVE
 from leadprotect.gates.machine import DONE, ENDS, REFUSED, ROLLED_BACK, Phase
 from leadprotect.gates.rollout import Child
@@ -157,7 +158,7 @@ class FleetGuard:
 
     `canary` is the territory whose database goes first. `together`: a pause of one pauses all, a rollback of one takes
     all back; else each is on its own. `tell` hears what each guard says. Raises `SettingsError` without databases,
-    `InvalidRequest` for a canary that is none.
+    `InvalidRequest` for a canary that is none, or a territory that none of them has.
     """
 
     def __init__(
@@ -299,7 +300,8 @@ def _part(settings: Settings, one: TerritoryDatabase, command: Sequence[str]) ->
     if "backfill" not in command:
         return tuple(command)
     at = list(command).index("backfill")
-    part = part_of(settings, one, command[at:])
+    require_held(settings, command[at:])
+    part = part_of(one, command[at:])
     return None if part is None else (*command[:at], *part)
 
 

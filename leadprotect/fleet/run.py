@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from leadprotect.errors import InvalidRequest, SettingsError
 from leadprotect.fleet.forks import Forked
+from leadprotect.fleet.parts import part_of, require_held
 from leadprotect.settings.databases import ON, SECTION
 from leadprotect.settings.files import ini_file
 
@@ -78,7 +79,8 @@ def run_on_all(
     One that can't be reached ends with its own error, and the others go on; so the same command again does what is
     left. `tell` gets each line as it comes, with the name of the database. `work` runs a command in this process; it is
     forked for each database while it has one thread, and what it has loaded is not loaded again. Raises
-    `SettingsError` without databases, `InvalidRequest` for a command that is about one of them.
+    `SettingsError` without databases, `InvalidRequest` for a command that is about one of them, or that names a
+    territory which none of them has.
     """
     if not settings.databases:
         raise SettingsError(f"--fleet: there is no section [{SECTION}]; write into it: DE = postgresql://...")
@@ -88,7 +90,8 @@ def run_on_all(
             f"--fleet runs {', '.join(COMMANDS)}, not {said}; for one database: --on DE COMMAND; "
             "for a rollout over all: leadprotect guard --fleet"
         )
-    parts = [(one, part) for one in settings.databases if (part := part_of(settings, one, command)) is not None]
+    require_held(settings, command)
+    parts = [(one, part) for one in settings.databases if (part := part_of(one, command)) is not None]
     processes = _Processes(parts, work)
     with ThreadPoolExecutor(min(workers, len(parts)), "leadprotect-fleet") as pool:
         started = [pool.submit(processes.run, one, part, tell) for one, part in parts]
@@ -110,18 +113,6 @@ def worst(command: str, codes: Sequence[int]) -> int:
     """The exit code that tells most of what went wrong."""
     order = _WORST_LAST.get(command, ())
     return max(codes, key=lambda code: (order.index(code) if code in order else len(order), code))
-
-
-def part_of(settings: Settings, one: TerritoryDatabase, command: Sequence[str]) -> list[str] | None:
-    """The command for one database: of territories that it names, those that are there; None if none is."""
-    if command[0] != "backfill":
-        return list(command)
-    named = [word for word in command if word in settings.territories]
-    if not named:
-        return list(command)
-    rest = [word for word in command if word not in named]
-    here = [code for code in named if code in one.territories]
-    return [*rest, *here] if here else None
 
 
 class _Processes:
