@@ -73,34 +73,34 @@
 --    standing_handovers
 --
 -- leadprotect_operator
---    acting_role, unreadable, audit_partitions, create_audit_partitions, seal_audit,
---    detach_audit_month, territory_terms, standing_handovers, owner_column_differs,
---    settle_owner_column, shadow_saw, shadow_run, shadow_noted, shadow_fold, backfill_settings,
+--    acting_role, unreadable, owner_column_differs, settle_owner_column, audit_partitions,
+--    create_audit_partitions, seal_audit, detach_audit_month, territory_terms, standing_handovers,
+--    unowned_leads, shadow_saw, shadow_run, shadow_noted, shadow_fold, backfill_settings,
 --    backfill_start, backfill_claim, backfill_slice, backfill_release, backfill_defer,
---    backfill_retry, backfill_settle, backfill_finish, backfill_request, unowned_leads,
+--    backfill_retry, backfill_settle, backfill_finish, backfill_request, guard_beat, guard_release,
 --    backfill_stale, backfill_estimate, backfill_sample, backfill_outside, unowned_count,
---    backfill_counts, backfill_report, backfill_status, column_code, guard_beat, guard_release,
---    gate_conditions
+--    backfill_counts, backfill_report, backfill_status, column_code, gate_conditions
 --
 -- nobody: they serve policies, triggers, revisions and the functions above
---    publish_territories, keep_assignment, end_lead_rules, require_not_moving, host_lead,
---    host_leads, protected_leads, hold_leads, write_owner_column, derived_owners, earlier_activity,
---    refuse_change, secure_audit_table, add_audit_partition, clear_audit_default, edit_own_one,
---    edit_own, audit_settled_until, sealed_numbers, append_audit_seal, is_code, in_force, begins,
---    decision, unsuspended, require_fresh_rules, collaboration, decide_locked, bounded,
+--    publish_territories, keep_assignment, end_lead_rules, end_rules, in_force, begins,
+--    collaboration, require_not_moving, host_lead, host_leads, protected_leads, hold_leads,
+--    write_owner_column, bounded, refuse_change, secure_audit_table, add_audit_partition,
+--    clear_audit_default, edit_own_one, edit_own, audit_settled_until, sealed_numbers,
+--    append_audit_seal, is_code, decision, unsuspended, require_fresh_rules, decide_locked,
 --    write_audit, denial_proof, draw_denial, deny, answered, require, try_edit, lead_for_ownership,
---    is_manager, try_change_owner, change_together, try_change_sharing, end_rules, make_rule,
---    revoke_rule, decide_as_manager, require_manager, handover_holds, is_enforced, hold_for_move,
---    in_transition, note_unsettled, note_contextless_write, own_moved_lead, own_named_lead,
---    follow_lead, follow_leads, follow_owner_column, hide_owner_column, forget_lead,
---    own_active_lead, shadow_note, shadow_failed, shadow_binds, shadow_reason, shadow_border,
---    shadow_edits, shadow_inserts, shadow_lead, shadow_rows, shadow_truncate, require_transition,
---    chunk_bounds, next_leads, own_leads, sources_indexed, bare_leads, few_are_bare, probed_leads,
---    acting_logins, granting, leaking_views, ways_around, host_code, lost_searches, what_changes,
---    lead_table_conditions, shadow_condition, accept_condition, accepted_share, tolerated,
+--    is_manager, try_change_owner, change_together, try_change_sharing, make_rule, revoke_rule,
+--    decide_as_manager, require_manager, handover_holds, is_enforced, hold_for_move,
+--    earlier_activity, in_transition, note_unsettled, derived_owners, sources_indexed, bare_leads,
+--    few_are_bare, probed_leads, note_contextless_write, own_moved_lead, own_named_lead,
+--    follow_lead, follow_leads, follow_owner_column, hide_owner_column, own_new_lead, refuse_move,
+--    refuse_taken, forget_lead, own_active_lead, shadow_note, shadow_failed, shadow_binds,
+--    shadow_reason, shadow_border, shadow_edits, shadow_inserts, shadow_lead, shadow_rows,
+--    shadow_truncate, require_transition, chunk_bounds, next_leads, own_leads, acting_logins,
+--    granting, leaking_views, ways_around, host_code, lost_searches, what_changes,
+--    lead_table_conditions, accept_condition, accepted_share, shadow_condition, tolerated,
 --    shell_word, lead_tally, require_open_gate, acts_bound, recorded_edit, audit_edit, audit_edits,
---    audit_truncate, refuse_move, refuse_taken, own_new_lead, settings_at_contract, acts_bound_on,
---    edit_through, child_edit, child_move, child_edits, child_leads, child_truncate
+--    audit_truncate, settings_at_contract, acts_bound_on, edit_through, child_edit, child_move,
+--    child_edits, child_leads, child_truncate
 
 -- =================================================================================================
 -- Territories and the border
@@ -288,42 +288,6 @@ GRANT SELECT ON TABLE leadprotect.territories TO leadprotect_auditor;
 GRANT SELECT ON TABLE leadprotect.territories TO leadprotect_operator;
 GRANT SELECT ON TABLE leadprotect.territories TO leadprotect_manager;
 
--- table territory_vat_rates, lp_0001_expand_territories
-
-CREATE TABLE leadprotect.territory_vat_rates (
-    territory text NOT NULL,
-    rate numeric(5,2) NOT NULL,
-    valid_from date NOT NULL,
-    valid_to date,
-    CONSTRAINT territory_vat_rates_check CHECK ((valid_to >= valid_from)),
-    CONSTRAINT territory_vat_rates_rate_check CHECK (((rate >= (0)::numeric) AND (rate <= (100)::numeric)))
-);
-
-ALTER TABLE ONLY leadprotect.territory_vat_rates FORCE ROW LEVEL SECURITY;
-
-COMMENT ON TABLE leadprotect.territory_vat_rates IS 'VAT rates of the territories by day';
-COMMENT ON COLUMN leadprotect.territory_vat_rates.territory IS 'the territory in which the rate holds';
-COMMENT ON COLUMN leadprotect.territory_vat_rates.rate IS 'percent; DE: UStG paragraph 12 and the 2020 tax relief act, CH: MWSTG article 25';
-COMMENT ON COLUMN leadprotect.territory_vat_rates.valid_from IS 'first day';
-COMMENT ON COLUMN leadprotect.territory_vat_rates.valid_to IS 'last day, inclusive; NULL: until further notice';
-
-ALTER TABLE ONLY leadprotect.territory_vat_rates
-    ADD CONSTRAINT territory_vat_rates_pkey PRIMARY KEY (territory, valid_from);
-
-ALTER TABLE ONLY leadprotect.territory_vat_rates
-    ADD CONSTRAINT territory_vat_rates_territory_fkey FOREIGN KEY (territory) REFERENCES leadprotect.territories(code);
-
-ALTER TABLE leadprotect.territory_vat_rates ENABLE ROW LEVEL SECURITY;
-
-CREATE POLICY lp_border ON leadprotect.territory_vat_rates AS RESTRICTIVE USING ((leadprotect.inside() OR (territory = ( SELECT leadprotect.own_border() AS own_border))));
-CREATE POLICY lp_inside ON leadprotect.territory_vat_rates TO leadprotect_owner, leadprotect_reader USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
-CREATE POLICY lp_reference ON leadprotect.territory_vat_rates FOR SELECT TO leadprotect_app, leadprotect_auditor, leadprotect_manager, leadprotect_operator USING (true);
-
-GRANT SELECT ON TABLE leadprotect.territory_vat_rates TO leadprotect_app;
-GRANT SELECT ON TABLE leadprotect.territory_vat_rates TO leadprotect_auditor;
-GRANT SELECT ON TABLE leadprotect.territory_vat_rates TO leadprotect_operator;
-GRANT SELECT ON TABLE leadprotect.territory_vat_rates TO leadprotect_manager;
-
 -- function publish_territories, lp_0001_expand_territories
 
 CREATE FUNCTION leadprotect.publish_territories() RETURNS void
@@ -407,6 +371,42 @@ COMMENT ON FUNCTION leadprotect.is_code(territory text) IS 'Whether this can be 
 REVOKE ALL ON FUNCTION leadprotect.is_code(territory text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.is_code(territory text) TO leadprotect_reader;
 
+-- table territory_vat_rates, lp_0007_expand_ownership
+
+CREATE TABLE leadprotect.territory_vat_rates (
+    territory text NOT NULL,
+    rate numeric(5,2) NOT NULL,
+    valid_from date NOT NULL,
+    valid_to date,
+    CONSTRAINT territory_vat_rates_check CHECK ((valid_to >= valid_from)),
+    CONSTRAINT territory_vat_rates_rate_check CHECK (((rate >= (0)::numeric) AND (rate <= (100)::numeric)))
+);
+
+ALTER TABLE ONLY leadprotect.territory_vat_rates FORCE ROW LEVEL SECURITY;
+
+COMMENT ON TABLE leadprotect.territory_vat_rates IS 'VAT rates of the territories by day';
+COMMENT ON COLUMN leadprotect.territory_vat_rates.territory IS 'the territory in which the rate holds';
+COMMENT ON COLUMN leadprotect.territory_vat_rates.rate IS 'percent; DE: UStG paragraph 12 and the 2020 tax relief act, CH: MWSTG article 25';
+COMMENT ON COLUMN leadprotect.territory_vat_rates.valid_from IS 'first day';
+COMMENT ON COLUMN leadprotect.territory_vat_rates.valid_to IS 'last day, inclusive; NULL: until further notice';
+
+ALTER TABLE ONLY leadprotect.territory_vat_rates
+    ADD CONSTRAINT territory_vat_rates_pkey PRIMARY KEY (territory, valid_from);
+
+ALTER TABLE ONLY leadprotect.territory_vat_rates
+    ADD CONSTRAINT territory_vat_rates_territory_fkey FOREIGN KEY (territory) REFERENCES leadprotect.territories(code);
+
+ALTER TABLE leadprotect.territory_vat_rates ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY lp_border ON leadprotect.territory_vat_rates AS RESTRICTIVE USING ((leadprotect.inside() OR (territory = ( SELECT leadprotect.own_border() AS own_border))));
+CREATE POLICY lp_inside ON leadprotect.territory_vat_rates TO leadprotect_owner, leadprotect_reader USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
+CREATE POLICY lp_reference ON leadprotect.territory_vat_rates FOR SELECT TO leadprotect_app, leadprotect_auditor, leadprotect_manager, leadprotect_operator USING (true);
+
+GRANT SELECT ON TABLE leadprotect.territory_vat_rates TO leadprotect_app;
+GRANT SELECT ON TABLE leadprotect.territory_vat_rates TO leadprotect_auditor;
+GRANT SELECT ON TABLE leadprotect.territory_vat_rates TO leadprotect_operator;
+GRANT SELECT ON TABLE leadprotect.territory_vat_rates TO leadprotect_manager;
+
 -- function territory_terms, lp_0007_expand_ownership
 
 CREATE FUNCTION leadprotect.territory_terms(territory text, on_date date) RETURNS TABLE(code text, name text, currency text, legal_framework text, vat_rate numeric)
@@ -439,7 +439,7 @@ GRANT ALL ON FUNCTION leadprotect.territory_terms(territory text, on_date date) 
 -- same for the library: they return a denial where the public functions raise.
 -- =================================================================================================
 
--- type protection_type, lp_0001_expand_territories
+-- type protection_type, lp_0002_expand_assignments
 
 CREATE TYPE leadprotect.protection_type AS ENUM (
     'SOLE_OWNER',
@@ -644,6 +644,35 @@ CREATE FUNCTION leadprotect.end_lead_rules(lead uuid, of_owner uuid DEFAULT NULL
 COMMENT ON FUNCTION leadprotect.end_lead_rules(lead uuid, of_owner uuid) IS 'Ends what this owner shared of the lead, or every rule of the lead where no owner is named';
 
 REVOKE ALL ON FUNCTION leadprotect.end_lead_rules(lead uuid, of_owner uuid) FROM PUBLIC;
+
+-- function end_rules, lp_0002_expand_assignments
+
+CREATE FUNCTION leadprotect.end_rules(of_user uuid, here text, kind leadprotect.protection_type, lead uuid) RETURNS integer
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    AS $$
+        DECLARE
+          ended integer;
+        BEGIN
+          -- what never took effect has no history to keep
+          DELETE FROM "leadprotect".lead_protection_rules AS r
+          WHERE r.user_id = of_user AND r.territory = here AND r.protection = kind
+            AND r.lead_id IS NOT DISTINCT FROM lead AND r.effective_from >= clock_timestamp();
+          -- active as well: who waits for this row's lock began before the new effective_to
+          UPDATE "leadprotect".lead_protection_rules AS r
+          SET active = false, effective_to = clock_timestamp()
+          WHERE r.user_id = of_user AND r.territory = here AND r.protection = kind
+            AND r.lead_id IS NOT DISTINCT FROM lead
+            AND r.active AND (r.effective_to IS NULL OR r.effective_to > clock_timestamp());
+          GET DIAGNOSTICS ended = ROW_COUNT;
+          RETURN ended;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.end_rules(of_user uuid, here text, kind leadprotect.protection_type, lead uuid) IS 'Ends the rules of a user of one kind; what had taken effect stays as history';
+
+REVOKE ALL ON FUNCTION leadprotect.end_rules(of_user uuid, here text, kind leadprotect.protection_type, lead uuid) FROM PUBLIC;
 
 -- function lead_for_ownership, lp_0007_expand_ownership
 
@@ -988,35 +1017,6 @@ COMMENT ON FUNCTION leadprotect.change_sharing(lead uuid, change text, with_user
 REVOKE ALL ON FUNCTION leadprotect.change_sharing(lead uuid, change text, with_user uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.change_sharing(lead uuid, change text, with_user uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.change_sharing(lead uuid, change text, with_user uuid, effective_from timestamp with time zone, effective_to timestamp with time zone, note text) TO leadprotect_manager;
-
--- function end_rules, lp_0007_expand_ownership
-
-CREATE FUNCTION leadprotect.end_rules(of_user uuid, here text, kind leadprotect.protection_type, lead uuid) RETURNS integer
-    LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    SET enable_seqscan TO 'off'
-    AS $$
-        DECLARE
-          ended integer;
-        BEGIN
-          -- what never took effect has no history to keep
-          DELETE FROM "leadprotect".lead_protection_rules AS r
-          WHERE r.user_id = of_user AND r.territory = here AND r.protection = kind
-            AND r.lead_id IS NOT DISTINCT FROM lead AND r.effective_from >= clock_timestamp();
-          -- active as well: who waits for this row's lock began before the new effective_to
-          UPDATE "leadprotect".lead_protection_rules AS r
-          SET active = false, effective_to = clock_timestamp()
-          WHERE r.user_id = of_user AND r.territory = here AND r.protection = kind
-            AND r.lead_id IS NOT DISTINCT FROM lead
-            AND r.active AND (r.effective_to IS NULL OR r.effective_to > clock_timestamp());
-          GET DIAGNOSTICS ended = ROW_COUNT;
-          RETURN ended;
-        END
-        $$;
-
-COMMENT ON FUNCTION leadprotect.end_rules(of_user uuid, here text, kind leadprotect.protection_type, lead uuid) IS 'Ends the rules of a user of one kind; what had taken effect stays as history';
-
-REVOKE ALL ON FUNCTION leadprotect.end_rules(of_user uuid, here text, kind leadprotect.protection_type, lead uuid) FROM PUBLIC;
 
 -- function claim_lead, lp_0007_expand_ownership
 
@@ -1671,6 +1671,28 @@ GRANT ALL ON FUNCTION leadprotect.standing_handovers() TO leadprotect_manager;
 -- context, or answer for many leads at once. None of them writes.
 -- =================================================================================================
 
+-- function in_force, lp_0002_expand_assignments
+
+CREATE FUNCTION leadprotect.in_force(active boolean, effective_from timestamp with time zone, effective_to timestamp with time zone) RETURNS boolean
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN (active AND (effective_from <= statement_timestamp()) AND ((effective_to IS NULL) OR (statement_timestamp() < effective_to)));
+
+COMMENT ON FUNCTION leadprotect.in_force(active boolean, effective_from timestamp with time zone, effective_to timestamp with time zone) IS 'Whether a rule counts now: active, begun, and not ended';
+
+REVOKE ALL ON FUNCTION leadprotect.in_force(active boolean, effective_from timestamp with time zone, effective_to timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.in_force(active boolean, effective_from timestamp with time zone, effective_to timestamp with time zone) TO leadprotect_reader;
+
+-- function begins, lp_0002_expand_assignments
+
+CREATE FUNCTION leadprotect.begins(effective_from timestamp with time zone, made_at timestamp with time zone) RETURNS timestamp with time zone
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE WHEN (effective_from <= made_at) THEN '-infinity'::timestamp with time zone ELSE effective_from END;
+
+COMMENT ON FUNCTION leadprotect.begins(effective_from timestamp with time zone, made_at timestamp with time zone) IS 'From when a rule takes a right away from whoever can see it: at once where it was to begin when it was made';
+
+REVOKE ALL ON FUNCTION leadprotect.begins(effective_from timestamp with time zone, made_at timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.begins(effective_from timestamp with time zone, made_at timestamp with time zone) TO leadprotect_reader;
+
 -- function host_lead, lp_0002_expand_assignments, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.host_lead(lead uuid) RETURNS SETOF text
@@ -1804,28 +1826,6 @@ REVOKE ALL ON FUNCTION leadprotect.set_context(user_id uuid, territory text, cor
 GRANT ALL ON FUNCTION leadprotect.set_context(user_id uuid, territory text, correlation_id text) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.set_context(user_id uuid, territory text, correlation_id text) TO leadprotect_auditor;
 GRANT ALL ON FUNCTION leadprotect.set_context(user_id uuid, territory text, correlation_id text) TO leadprotect_manager;
-
--- function in_force, lp_0005_expand_decisions
-
-CREATE FUNCTION leadprotect.in_force(active boolean, effective_from timestamp with time zone, effective_to timestamp with time zone) RETURNS boolean
-    LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN (active AND (effective_from <= statement_timestamp()) AND ((effective_to IS NULL) OR (statement_timestamp() < effective_to)));
-
-COMMENT ON FUNCTION leadprotect.in_force(active boolean, effective_from timestamp with time zone, effective_to timestamp with time zone) IS 'Whether a rule counts now: active, begun, and not ended';
-
-REVOKE ALL ON FUNCTION leadprotect.in_force(active boolean, effective_from timestamp with time zone, effective_to timestamp with time zone) FROM PUBLIC;
-GRANT ALL ON FUNCTION leadprotect.in_force(active boolean, effective_from timestamp with time zone, effective_to timestamp with time zone) TO leadprotect_reader;
-
--- function begins, lp_0005_expand_decisions
-
-CREATE FUNCTION leadprotect.begins(effective_from timestamp with time zone, made_at timestamp with time zone) RETURNS timestamp with time zone
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN CASE WHEN (effective_from <= made_at) THEN '-infinity'::timestamp with time zone ELSE effective_from END;
-
-COMMENT ON FUNCTION leadprotect.begins(effective_from timestamp with time zone, made_at timestamp with time zone) IS 'From when a rule takes a right away from whoever can see it: at once where it was to begin when it was made';
-
-REVOKE ALL ON FUNCTION leadprotect.begins(effective_from timestamp with time zone, made_at timestamp with time zone) FROM PUBLIC;
-GRANT ALL ON FUNCTION leadprotect.begins(effective_from timestamp with time zone, made_at timestamp with time zone) TO leadprotect_reader;
 
 -- function decision, lp_0005_expand_decisions, owner leadprotect_reader
 
@@ -2201,7 +2201,27 @@ GRANT ALL ON FUNCTION leadprotect.protection_page(after uuid, page_size integer)
 -- auditors read, and managers may ask who_could_edit().
 -- =================================================================================================
 
--- type lead_action, lp_0001_expand_territories
+-- function collaboration, lp_0002_expand_assignments
+
+CREATE FUNCTION leadprotect.collaboration(lead uuid, caller uuid, here text) RETURNS SETOF text
+    LANGUAGE sql STABLE ROWS 1
+    BEGIN ATOMIC
+ SELECT format('rule for the %s since %s'::text,
+         CASE
+             WHEN (r.lead_id IS NULL) THEN 'territory'::text
+             ELSE 'lead'::text
+         END, to_char((r.effective_from AT TIME ZONE 'Etc/UTC'::text), 'YYYY-MM-DD HH24:MI:SS.US "UTC"'::text)) AS format
+    FROM leadprotect.lead_protection_rules r
+   WHERE ((r.user_id = collaboration.caller) AND (r.territory = collaboration.here) AND (r.protection = 'COLLABORATOR'::leadprotect.protection_type) AND ((r.lead_id IS NULL) OR (r.lead_id = collaboration.lead)) AND leadprotect.in_force(r.active, r.effective_from, r.effective_to) AND ((r.effective_to IS NULL) OR (clock_timestamp() < r.effective_to)))
+   ORDER BY r.lead_id, r.effective_from
+  LIMIT 1;
+END;
+
+COMMENT ON FUNCTION leadprotect.collaboration(lead uuid, caller uuid, here text) IS 'The rule by which a user may edit the lead of somebody else, as the audit names it; none where it has ended';
+
+REVOKE ALL ON FUNCTION leadprotect.collaboration(lead uuid, caller uuid, here text) FROM PUBLIC;
+
+-- type lead_action, lp_0003_expand_audit
 
 CREATE TYPE leadprotect.lead_action AS ENUM (
     'VIEW',
@@ -2210,7 +2230,7 @@ CREATE TYPE leadprotect.lead_action AS ENUM (
     'UNASSIGN'
 );
 
--- type lead_access_outcome, lp_0001_expand_territories
+-- type lead_access_outcome, lp_0003_expand_audit
 
 CREATE TYPE leadprotect.lead_access_outcome AS ENUM (
     'ALLOW',
@@ -2322,6 +2342,48 @@ ALTER TABLE leadprotect.lead_access_audit_default ENABLE ROW LEVEL SECURITY;
 CREATE POLICY lp_border ON leadprotect.lead_access_audit_default AS RESTRICTIVE USING ((leadprotect.inside() OR COALESCE((territory = ( SELECT leadprotect.own_border() AS own_border)), (territory IS NULL))));
 CREATE POLICY lp_inside ON leadprotect.lead_access_audit_default TO leadprotect_owner, leadprotect_reader USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
 CREATE POLICY lp_read ON leadprotect.lead_access_audit_default FOR SELECT TO leadprotect_auditor USING (true);
+
+-- function bounded, lp_0003_expand_audit
+
+CREATE FUNCTION leadprotect.bounded(said text) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        DECLARE
+          clean text;
+          anything boolean := getdatabaseencoding() = 'SQL_ASCII';
+        BEGIN
+          IF said IS NULL OR said = '' THEN
+            RETURN NULL;
+          END IF;
+          -- a character has one byte or more, and seldom four
+          clean := left(said, 1024);
+          WHILE octet_length(clean) > 1024 LOOP
+            clean := left(clean, length(clean) * 1024 / octet_length(clean));
+          END LOOP;
+          IF getdatabaseencoding() = 'UTF8' THEN
+            -- what turns the direction of a line, ends it or takes no room hides as much as a control character does
+            clean := regexp_replace(clean, '[\u0001-\u001f\u007f-\u009f\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]', ' ', 'g');
+          ELSIF anything THEN
+            clean := regexp_replace(clean, '[\u0001-\u001f\u007f]', ' ', 'g');
+          ELSE
+            clean := regexp_replace(clean, '[[:cntrl:]]', ' ', 'g');
+          END IF;
+          IF anything THEN
+            -- there a character is a byte, and what is no UTF-8 would end whoever reads it
+            BEGIN
+              PERFORM convert_from(convert_to(clean, 'SQL_ASCII'), 'UTF8');
+            EXCEPTION WHEN character_not_in_repertoire THEN
+              clean := regexp_replace(clean, '[^ -~]', '?', 'g');
+            END;
+          END IF;
+          RETURN clean;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.bounded(said text) IS 'What a service said, at most 1 kB of it, without control characters and what is not seen; NULL for nothing';
+
+REVOKE ALL ON FUNCTION leadprotect.bounded(said text) FROM PUBLIC;
 
 -- function refuse_change, lp_0003_expand_audit
 
@@ -2695,26 +2757,6 @@ COMMENT ON FUNCTION leadprotect.require_fresh_rules() IS 'Raises a serialization
 
 REVOKE ALL ON FUNCTION leadprotect.require_fresh_rules() FROM PUBLIC;
 
--- function collaboration, lp_0006_expand_attempts
-
-CREATE FUNCTION leadprotect.collaboration(lead uuid, caller uuid, here text) RETURNS SETOF text
-    LANGUAGE sql STABLE ROWS 1
-    BEGIN ATOMIC
- SELECT format('rule for the %s since %s'::text,
-         CASE
-             WHEN (r.lead_id IS NULL) THEN 'territory'::text
-             ELSE 'lead'::text
-         END, to_char((r.effective_from AT TIME ZONE 'Etc/UTC'::text), 'YYYY-MM-DD HH24:MI:SS.US "UTC"'::text)) AS format
-    FROM leadprotect.lead_protection_rules r
-   WHERE ((r.user_id = collaboration.caller) AND (r.territory = collaboration.here) AND (r.protection = 'COLLABORATOR'::leadprotect.protection_type) AND ((r.lead_id IS NULL) OR (r.lead_id = collaboration.lead)) AND leadprotect.in_force(r.active, r.effective_from, r.effective_to) AND ((r.effective_to IS NULL) OR (clock_timestamp() < r.effective_to)))
-   ORDER BY r.lead_id, r.effective_from
-  LIMIT 1;
-END;
-
-COMMENT ON FUNCTION leadprotect.collaboration(lead uuid, caller uuid, here text) IS 'The rule by which a user may edit the lead of somebody else, as the audit names it; none where it has ended';
-
-REVOKE ALL ON FUNCTION leadprotect.collaboration(lead uuid, caller uuid, here text) FROM PUBLIC;
-
 -- function decide_locked, lp_0006_expand_attempts
 
 CREATE FUNCTION leadprotect.decide_locked(lead uuid, OUT reason text, OUT basis text) RETURNS record
@@ -2754,48 +2796,6 @@ CREATE FUNCTION leadprotect.decide_locked(lead uuid, OUT reason text, OUT basis 
 COMMENT ON FUNCTION leadprotect.decide_locked(lead uuid, OUT reason text, OUT basis text) IS 'The decision about the user in context, with the rows on which it rests locked until the transaction ends';
 
 REVOKE ALL ON FUNCTION leadprotect.decide_locked(lead uuid, OUT reason text, OUT basis text) FROM PUBLIC;
-
--- function bounded, lp_0006_expand_attempts
-
-CREATE FUNCTION leadprotect.bounded(said text) RETURNS text
-    LANGUAGE plpgsql IMMUTABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-        DECLARE
-          clean text;
-          anything boolean := getdatabaseencoding() = 'SQL_ASCII';
-        BEGIN
-          IF said IS NULL OR said = '' THEN
-            RETURN NULL;
-          END IF;
-          -- a character has one byte or more, and seldom four
-          clean := left(said, 1024);
-          WHILE octet_length(clean) > 1024 LOOP
-            clean := left(clean, length(clean) * 1024 / octet_length(clean));
-          END LOOP;
-          IF getdatabaseencoding() = 'UTF8' THEN
-            -- what turns the direction of a line, ends it or takes no room hides as much as a control character does
-            clean := regexp_replace(clean, '[\u0001-\u001f\u007f-\u009f\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]', ' ', 'g');
-          ELSIF anything THEN
-            clean := regexp_replace(clean, '[\u0001-\u001f\u007f]', ' ', 'g');
-          ELSE
-            clean := regexp_replace(clean, '[[:cntrl:]]', ' ', 'g');
-          END IF;
-          IF anything THEN
-            -- there a character is a byte, and what is no UTF-8 would end whoever reads it
-            BEGIN
-              PERFORM convert_from(convert_to(clean, 'SQL_ASCII'), 'UTF8');
-            EXCEPTION WHEN character_not_in_repertoire THEN
-              clean := regexp_replace(clean, '[^ -~]', '?', 'g');
-            END;
-          END IF;
-          RETURN clean;
-        END
-        $$;
-
-COMMENT ON FUNCTION leadprotect.bounded(said text) IS 'What a service said, at most 1 kB of it, without control characters and what is not seen; NULL for nothing';
-
-REVOKE ALL ON FUNCTION leadprotect.bounded(said text) FROM PUBLIC;
 
 -- function write_audit, lp_0006_expand_attempts
 
@@ -3711,7 +3711,92 @@ GRANT ALL ON FUNCTION leadprotect.note_anchor() TO leadprotect_auditor;
 -- contract, their triggers do not: undoing contract needs them.
 -- =================================================================================================
 
--- function derived_owners, lp_0002_expand_assignments, owner leadprotect_reader
+-- function earlier_activity, lp_0009_expand_indexes
+
+CREATE FUNCTION leadprotect.earlier_activity(of_source text, one text, other text) RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          IF of_source IS NOT DISTINCT FROM NULL THEN
+            DECLARE this "public"."activities"."id"%TYPE := one; that "public"."activities"."id"%TYPE := other; BEGIN RETURN this < that; END;
+          END IF;
+          RETURN one < other;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.earlier_activity(of_source text, one text, other text) IS 'Whether the first of two activities of one table and time is the lower one';
+
+REVOKE ALL ON FUNCTION leadprotect.earlier_activity(of_source text, one text, other text) FROM PUBLIC;
+
+-- function in_transition, lp_0009_expand_indexes
+
+CREATE FUNCTION leadprotect.in_transition() RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          RETURN EXISTS (
+            SELECT FROM pg_trigger AS t
+            JOIN (VALUES ('own_active_lead', '"public"."activities"'::regclass, 'leadprotect_transition')) AS s (function, host, name) ON t.tgrelid = s.host AND t.tgname = s.name);
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.in_transition() IS 'Whether activities make owners: from expand to contract; afterwards owners change by hand only';
+
+REVOKE ALL ON FUNCTION leadprotect.in_transition() FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.in_transition() TO leadprotect_reader;
+
+-- table unsettled_leads, lp_0009_expand_indexes
+
+CREATE TABLE leadprotect.unsettled_leads (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    lead_id uuid NOT NULL
+);
+
+ALTER TABLE ONLY leadprotect.unsettled_leads FORCE ROW LEVEL SECURITY;
+
+COMMENT ON TABLE leadprotect.unsettled_leads IS 'Leads that changed while a backfill may have read them: it looks at them again at its end';
+COMMENT ON COLUMN leadprotect.unsettled_leads.id IS 'no meaning: notes of one lead may be several';
+COMMENT ON COLUMN leadprotect.unsettled_leads.lead_id IS 'the lead';
+
+ALTER TABLE ONLY leadprotect.unsettled_leads
+    ADD CONSTRAINT unsettled_leads_pkey PRIMARY KEY (id);
+
+ALTER TABLE leadprotect.unsettled_leads ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY lp_inside ON leadprotect.unsettled_leads TO leadprotect_owner, leadprotect_reader USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
+CREATE POLICY lp_operator ON leadprotect.unsettled_leads FOR SELECT TO leadprotect_operator USING (true);
+
+GRANT SELECT ON TABLE leadprotect.unsettled_leads TO leadprotect_reader;
+GRANT SELECT ON TABLE leadprotect.unsettled_leads TO leadprotect_operator;
+
+-- function note_unsettled, lp_0009_expand_indexes
+
+CREATE FUNCTION leadprotect.note_unsettled(lead uuid) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          -- the jobs come with a later revision; before it, every backfill is still to come
+          IF to_regclass('"leadprotect".backfill_jobs') IS NOT NULL THEN
+            IF NOT EXISTS (SELECT FROM "leadprotect".backfill_jobs AS j WHERE j.ended_at IS NULL) THEN
+              RETURN;
+            END IF;
+            -- nor after contract, when activities make no owners any more
+            IF NOT "leadprotect".in_transition() THEN
+              RETURN;
+            END IF;
+          END IF;
+          INSERT INTO "leadprotect".unsettled_leads (lead_id) VALUES (lead);
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.note_unsettled(lead uuid) IS 'Notes a lead that changed while a backfill may have read it; nothing where no backfill runs';
+
+REVOKE ALL ON FUNCTION leadprotect.note_unsettled(lead uuid) FROM PUBLIC;
+
+-- function derived_owners, lp_0009_expand_indexes, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.derived_owners(leads uuid[]) RETURNS TABLE(lead_id uuid, user_id uuid, activity_at timestamp with time zone, activity_id bigint, activity_source text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -3734,24 +3819,6 @@ COMMENT ON FUNCTION leadprotect.derived_owners(leads uuid[]) IS 'For each lead i
 
 REVOKE ALL ON FUNCTION leadprotect.derived_owners(leads uuid[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.derived_owners(leads uuid[]) TO leadprotect_owner;
-
--- function earlier_activity, lp_0002_expand_assignments
-
-CREATE FUNCTION leadprotect.earlier_activity(of_source text, one text, other text) RETURNS boolean
-    LANGUAGE plpgsql STABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-        BEGIN
-          IF of_source IS NOT DISTINCT FROM NULL THEN
-            DECLARE this "public"."activities"."id"%TYPE := one; that "public"."activities"."id"%TYPE := other; BEGIN RETURN this < that; END;
-          END IF;
-          RETURN one < other;
-        END
-        $$;
-
-COMMENT ON FUNCTION leadprotect.earlier_activity(of_source text, one text, other text) IS 'Whether the first of two activities of one table and time is the lower one';
-
-REVOKE ALL ON FUNCTION leadprotect.earlier_activity(of_source text, one text, other text) FROM PUBLIC;
 
 -- table contextless_writes, lp_0010_expand_lead_triggers
 
@@ -3782,73 +3849,6 @@ ALTER TABLE leadprotect.contextless_writes ENABLE ROW LEVEL SECURITY;
 CREATE POLICY lp_inside ON leadprotect.contextless_writes TO leadprotect_owner, leadprotect_reader USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
 
 GRANT SELECT ON TABLE leadprotect.contextless_writes TO leadprotect_reader;
-
--- function in_transition, lp_0010_expand_lead_triggers
-
-CREATE FUNCTION leadprotect.in_transition() RETURNS boolean
-    LANGUAGE plpgsql STABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-        BEGIN
-          RETURN EXISTS (
-            SELECT FROM pg_trigger AS t
-            JOIN (VALUES ('own_active_lead', '"public"."activities"'::regclass, 'leadprotect_transition')) AS s (function, host, name) ON t.tgrelid = s.host AND t.tgname = s.name);
-        END
-        $$;
-
-COMMENT ON FUNCTION leadprotect.in_transition() IS 'Whether activities make owners: from expand to contract; afterwards owners change by hand only';
-
-REVOKE ALL ON FUNCTION leadprotect.in_transition() FROM PUBLIC;
-GRANT ALL ON FUNCTION leadprotect.in_transition() TO leadprotect_reader;
-
--- table unsettled_leads, lp_0010_expand_lead_triggers
-
-CREATE TABLE leadprotect.unsettled_leads (
-    id uuid DEFAULT gen_random_uuid() NOT NULL,
-    lead_id uuid NOT NULL
-);
-
-ALTER TABLE ONLY leadprotect.unsettled_leads FORCE ROW LEVEL SECURITY;
-
-COMMENT ON TABLE leadprotect.unsettled_leads IS 'Leads that changed while a backfill may have read them: it looks at them again at its end';
-COMMENT ON COLUMN leadprotect.unsettled_leads.id IS 'no meaning: notes of one lead may be several';
-COMMENT ON COLUMN leadprotect.unsettled_leads.lead_id IS 'the lead';
-
-ALTER TABLE ONLY leadprotect.unsettled_leads
-    ADD CONSTRAINT unsettled_leads_pkey PRIMARY KEY (id);
-
-ALTER TABLE leadprotect.unsettled_leads ENABLE ROW LEVEL SECURITY;
-
-CREATE POLICY lp_inside ON leadprotect.unsettled_leads TO leadprotect_owner, leadprotect_reader USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
-CREATE POLICY lp_operator ON leadprotect.unsettled_leads FOR SELECT TO leadprotect_operator USING (true);
-
-GRANT SELECT ON TABLE leadprotect.unsettled_leads TO leadprotect_reader;
-GRANT SELECT ON TABLE leadprotect.unsettled_leads TO leadprotect_operator;
-
--- function note_unsettled, lp_0010_expand_lead_triggers
-
-CREATE FUNCTION leadprotect.note_unsettled(lead uuid) RETURNS void
-    LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-        BEGIN
-          -- the jobs come with a later revision; before it, every backfill is still to come
-          IF to_regclass('"leadprotect".backfill_jobs') IS NOT NULL THEN
-            IF NOT EXISTS (SELECT FROM "leadprotect".backfill_jobs AS j WHERE j.ended_at IS NULL) THEN
-              RETURN;
-            END IF;
-            -- nor after contract, when activities make no owners any more
-            IF NOT "leadprotect".in_transition() THEN
-              RETURN;
-            END IF;
-          END IF;
-          INSERT INTO "leadprotect".unsettled_leads (lead_id) VALUES (lead);
-        END
-        $$;
-
-COMMENT ON FUNCTION leadprotect.note_unsettled(lead uuid) IS 'Notes a lead that changed while a backfill may have read it; nothing where no backfill runs';
-
-REVOKE ALL ON FUNCTION leadprotect.note_unsettled(lead uuid) FROM PUBLIC;
 
 -- function note_contextless_write, lp_0010_expand_lead_triggers
 
@@ -4541,6 +4541,129 @@ REVOKE ALL ON FUNCTION leadprotect.shadow_truncate() FROM PUBLIC;
 -- counts what is left.
 -- =================================================================================================
 
+-- function sources_indexed, lp_0009_expand_indexes, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.sources_indexed() RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          RETURN NOT EXISTS (
+            SELECT FROM unnest(ARRAY['"public"."ix_leadprotect_activities"']::text[]) AS wanted (path)
+            LEFT JOIN pg_index AS i ON i.indexrelid = to_regclass(wanted.path) WHERE i.indisvalid IS NOT TRUE);
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.sources_indexed() IS 'Whether every index of the transition on activities stands';
+
+REVOKE ALL ON FUNCTION leadprotect.sources_indexed() FROM PUBLIC;
+
+-- function bare_leads, lp_0009_expand_indexes, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.bare_leads(territories text[]) RETURNS TABLE(territory text, lead_id uuid, released boolean)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_nestloop TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET parallel_tuple_cost TO '0'
+    AS $$
+        #variable_conflict use_column
+        BEGIN
+          IF territories = '{}' THEN
+            RETURN;
+          END IF;
+          RETURN QUERY
+          SELECT l."territory"::text, l."id"::uuid, a.lead_id IS NOT NULL
+          FROM "public"."leads" AS l
+          LEFT JOIN "leadprotect".user_lead_assignments AS a ON a.lead_id = l."id" AND a.territory = l."territory"
+          WHERE l."territory" = ANY (bare_leads.territories) AND a.user_id IS NULL;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.bare_leads(territories text[]) IS 'Leads of the territories without an owner, whatever their activities; released: by hand, or where a lead moved here';
+
+REVOKE ALL ON FUNCTION leadprotect.bare_leads(territories text[]) FROM PUBLIC;
+
+-- function few_are_bare, lp_0009_expand_indexes, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.few_are_bare() RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          RETURN "leadprotect".sources_indexed() AND NOT EXISTS (SELECT FROM "leadprotect".backfill_jobs AS j WHERE j.ended_at IS NULL);
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.few_are_bare() IS 'Whether every walk has ended, and an index tells of a lead''s activities';
+
+REVOKE ALL ON FUNCTION leadprotect.few_are_bare() FROM PUBLIC;
+
+-- function probed_leads, lp_0009_expand_indexes, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.probed_leads(territories text[]) RETURNS TABLE(territory text, lead_id uuid, missing boolean)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        #variable_conflict use_column
+        BEGIN
+          RETURN QUERY
+          -- no EXISTS: it could become a scan, and a hash of all activities
+          SELECT b.territory, b.lead_id,
+                 NOT b.released AND (SELECT true FROM (SELECT v."lead_id" AS lead_id FROM "public"."activities" AS v WHERE v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL AND (v."created_at" <= pg_catalog.clock_timestamp()) IS NOT FALSE) AS q WHERE q.lead_id = b.lead_id LIMIT 1) IS NOT NULL
+          FROM (SELECT * FROM "leadprotect".bare_leads(probed_leads.territories) AS b ORDER BY b.lead_id) AS b;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.probed_leads(territories text[]) IS 'Leads of the territories without an owner; missing: one whom an activity makes';
+
+REVOKE ALL ON FUNCTION leadprotect.probed_leads(territories text[]) FROM PUBLIC;
+
+-- function unowned_leads, lp_0009_expand_indexes, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.unowned_leads(territories text[]) RETURNS TABLE(territory text, lead_id uuid)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    SET enable_nestloop TO 'off'
+    SET jit TO 'off'
+    AS $$
+        #variable_conflict use_column
+        BEGIN
+          IF "leadprotect".few_are_bare() THEN
+            RETURN QUERY SELECT p.territory, p.lead_id FROM "leadprotect".probed_leads(unowned_leads.territories) AS p WHERE p.missing;
+            RETURN;
+          END IF;
+          RETURN QUERY
+          SELECT l."territory"::text, l."id"::uuid
+          FROM "public"."leads" AS l
+          WHERE l."territory" = ANY (unowned_leads.territories)
+            AND NOT EXISTS (
+              SELECT FROM "leadprotect".user_lead_assignments AS a
+              WHERE a.lead_id = l."id" AND a.territory = l."territory")
+            AND EXISTS (
+              SELECT FROM (SELECT v."lead_id" AS lead_id FROM "public"."activities" AS v WHERE v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL AND (v."created_at" <= pg_catalog.clock_timestamp()) IS NOT FALSE) AS q WHERE q.lead_id = l."id");
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.unowned_leads(territories text[]) IS 'Leads of the territories with a qualifying activity, without an owner, and not released by hand';
+
+CREATE FUNCTION leadprotect.unowned_leads(territory text) RETURNS SETOF uuid
+    LANGUAGE sql STABLE
+    BEGIN ATOMIC
+ SELECT u.lead_id
+    FROM leadprotect.unowned_leads(ARRAY[unowned_leads.territory]) u(territory, lead_id);
+END;
+
+COMMENT ON FUNCTION leadprotect.unowned_leads(territory text) IS 'Leads of the territory with a qualifying activity, without an owner, and not released by hand';
+
+REVOKE ALL ON FUNCTION leadprotect.unowned_leads(territories text[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.unowned_leads(territories text[]) TO leadprotect_owner;
+GRANT ALL ON FUNCTION leadprotect.unowned_leads(territories text[]) TO leadprotect_operator;
+REVOKE ALL ON FUNCTION leadprotect.unowned_leads(territory text) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.unowned_leads(territory text) TO leadprotect_owner;
+GRANT ALL ON FUNCTION leadprotect.unowned_leads(territory text) TO leadprotect_operator;
+
 -- table backfill_jobs, lp_0012_migrate_backfill
 
 CREATE TABLE leadprotect.backfill_jobs (
@@ -5131,129 +5254,6 @@ COMMENT ON FUNCTION leadprotect.backfill_request(here text, wanted text, reason 
 REVOKE ALL ON FUNCTION leadprotect.backfill_request(here text, wanted text, reason text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_request(here text, wanted text, reason text) TO leadprotect_operator;
 
--- function sources_indexed, lp_0013_migrate_verification, owner leadprotect_reader
-
-CREATE FUNCTION leadprotect.sources_indexed() RETURNS boolean
-    LANGUAGE plpgsql STABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-        BEGIN
-          RETURN NOT EXISTS (
-            SELECT FROM unnest(ARRAY['"public"."ix_leadprotect_activities"']::text[]) AS wanted (path)
-            LEFT JOIN pg_index AS i ON i.indexrelid = to_regclass(wanted.path) WHERE i.indisvalid IS NOT TRUE);
-        END
-        $$;
-
-COMMENT ON FUNCTION leadprotect.sources_indexed() IS 'Whether every index of the transition on activities stands';
-
-REVOKE ALL ON FUNCTION leadprotect.sources_indexed() FROM PUBLIC;
-
--- function bare_leads, lp_0013_migrate_verification, owner leadprotect_reader
-
-CREATE FUNCTION leadprotect.bare_leads(territories text[]) RETURNS TABLE(territory text, lead_id uuid, released boolean)
-    LANGUAGE plpgsql STABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    SET enable_nestloop TO 'off'
-    SET enable_mergejoin TO 'off'
-    SET parallel_tuple_cost TO '0'
-    AS $$
-        #variable_conflict use_column
-        BEGIN
-          IF territories = '{}' THEN
-            RETURN;
-          END IF;
-          RETURN QUERY
-          SELECT l."territory"::text, l."id"::uuid, a.lead_id IS NOT NULL
-          FROM "public"."leads" AS l
-          LEFT JOIN "leadprotect".user_lead_assignments AS a ON a.lead_id = l."id" AND a.territory = l."territory"
-          WHERE l."territory" = ANY (bare_leads.territories) AND a.user_id IS NULL;
-        END
-        $$;
-
-COMMENT ON FUNCTION leadprotect.bare_leads(territories text[]) IS 'Leads of the territories without an owner, whatever their activities; released: by hand, or where a lead moved here';
-
-REVOKE ALL ON FUNCTION leadprotect.bare_leads(territories text[]) FROM PUBLIC;
-
--- function few_are_bare, lp_0013_migrate_verification, owner leadprotect_reader
-
-CREATE FUNCTION leadprotect.few_are_bare() RETURNS boolean
-    LANGUAGE plpgsql STABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-        BEGIN
-          RETURN "leadprotect".sources_indexed() AND NOT EXISTS (SELECT FROM "leadprotect".backfill_jobs AS j WHERE j.ended_at IS NULL);
-        END
-        $$;
-
-COMMENT ON FUNCTION leadprotect.few_are_bare() IS 'Whether every walk has ended, and an index tells of a lead''s activities';
-
-REVOKE ALL ON FUNCTION leadprotect.few_are_bare() FROM PUBLIC;
-
--- function probed_leads, lp_0013_migrate_verification, owner leadprotect_reader
-
-CREATE FUNCTION leadprotect.probed_leads(territories text[]) RETURNS TABLE(territory text, lead_id uuid, missing boolean)
-    LANGUAGE plpgsql STABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-        #variable_conflict use_column
-        BEGIN
-          RETURN QUERY
-          -- no EXISTS: it could become a scan, and a hash of all activities
-          SELECT b.territory, b.lead_id,
-                 NOT b.released AND (SELECT true FROM (SELECT v."lead_id" AS lead_id FROM "public"."activities" AS v WHERE v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL AND (v."created_at" <= pg_catalog.clock_timestamp()) IS NOT FALSE) AS q WHERE q.lead_id = b.lead_id LIMIT 1) IS NOT NULL
-          FROM (SELECT * FROM "leadprotect".bare_leads(probed_leads.territories) AS b ORDER BY b.lead_id) AS b;
-        END
-        $$;
-
-COMMENT ON FUNCTION leadprotect.probed_leads(territories text[]) IS 'Leads of the territories without an owner; missing: one whom an activity makes';
-
-REVOKE ALL ON FUNCTION leadprotect.probed_leads(territories text[]) FROM PUBLIC;
-
--- function unowned_leads, lp_0013_migrate_verification, owner leadprotect_reader
-
-CREATE FUNCTION leadprotect.unowned_leads(territories text[]) RETURNS TABLE(territory text, lead_id uuid)
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    SET row_security TO 'on'
-    SET enable_nestloop TO 'off'
-    SET jit TO 'off'
-    AS $$
-        #variable_conflict use_column
-        BEGIN
-          IF "leadprotect".few_are_bare() THEN
-            RETURN QUERY SELECT p.territory, p.lead_id FROM "leadprotect".probed_leads(unowned_leads.territories) AS p WHERE p.missing;
-            RETURN;
-          END IF;
-          RETURN QUERY
-          SELECT l."territory"::text, l."id"::uuid
-          FROM "public"."leads" AS l
-          WHERE l."territory" = ANY (unowned_leads.territories)
-            AND NOT EXISTS (
-              SELECT FROM "leadprotect".user_lead_assignments AS a
-              WHERE a.lead_id = l."id" AND a.territory = l."territory")
-            AND EXISTS (
-              SELECT FROM (SELECT v."lead_id" AS lead_id FROM "public"."activities" AS v WHERE v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL AND (v."created_at" <= pg_catalog.clock_timestamp()) IS NOT FALSE) AS q WHERE q.lead_id = l."id");
-        END
-        $$;
-
-COMMENT ON FUNCTION leadprotect.unowned_leads(territories text[]) IS 'Leads of the territories with a qualifying activity, without an owner, and not released by hand';
-
-CREATE FUNCTION leadprotect.unowned_leads(territory text) RETURNS SETOF uuid
-    LANGUAGE sql STABLE
-    BEGIN ATOMIC
- SELECT u.lead_id
-    FROM leadprotect.unowned_leads(ARRAY[unowned_leads.territory]) u(territory, lead_id);
-END;
-
-COMMENT ON FUNCTION leadprotect.unowned_leads(territory text) IS 'Leads of the territory with a qualifying activity, without an owner, and not released by hand';
-
-REVOKE ALL ON FUNCTION leadprotect.unowned_leads(territories text[]) FROM PUBLIC;
-GRANT ALL ON FUNCTION leadprotect.unowned_leads(territories text[]) TO leadprotect_owner;
-GRANT ALL ON FUNCTION leadprotect.unowned_leads(territories text[]) TO leadprotect_operator;
-REVOKE ALL ON FUNCTION leadprotect.unowned_leads(territory text) FROM PUBLIC;
-GRANT ALL ON FUNCTION leadprotect.unowned_leads(territory text) TO leadprotect_owner;
-GRANT ALL ON FUNCTION leadprotect.unowned_leads(territory text) TO leadprotect_operator;
-
 -- function backfill_stale, lp_0013_migrate_verification, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.backfill_stale(here text) RETURNS SETOF uuid
@@ -5507,6 +5507,87 @@ GRANT ALL ON FUNCTION leadprotect.backfill_status() TO leadprotect_operator;
 -- operators; the revisions of contract call require_open_gate(). leadprotect guard keeps its run
 -- and its heartbeat here.
 -- =================================================================================================
+
+-- table guard_runs, lp_0013_migrate_verification
+
+CREATE TABLE leadprotect.guard_runs (
+    run uuid NOT NULL,
+    command text NOT NULL,
+    began text,
+    revision text,
+    guard text NOT NULL,
+    login name DEFAULT SESSION_USER NOT NULL,
+    started_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    heartbeat_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    ended_at timestamp with time zone,
+    state text NOT NULL,
+    reason text,
+    CONSTRAINT gr_state CHECK ((state = ANY (ARRAY['running'::text, 'held'::text, 'baking'::text, 'stopping'::text, 'rolling_back'::text, 'done'::text, 'failed'::text, 'paused'::text, 'unknown'::text, 'rolled_back'::text, 'refused'::text, 'lost'::text])))
+);
+
+ALTER TABLE ONLY leadprotect.guard_runs FORCE ROW LEVEL SECURITY;
+
+COMMENT ON TABLE leadprotect.guard_runs IS 'Runs of leadprotect guard: where each began, what it does, and when it was last heard of';
+COMMENT ON COLUMN leadprotect.guard_runs.run IS 'the run';
+COMMENT ON COLUMN leadprotect.guard_runs.command IS 'what it guards';
+COMMENT ON COLUMN leadprotect.guard_runs.began IS 'the revision at which it began, where a rollback goes; NULL: the base';
+COMMENT ON COLUMN leadprotect.guard_runs.revision IS 'the revision that it saw last; NULL: the base';
+COMMENT ON COLUMN leadprotect.guard_runs.guard IS 'host and process id';
+COMMENT ON COLUMN leadprotect.guard_runs.login IS 'its login';
+COMMENT ON COLUMN leadprotect.guard_runs.started_at IS 'when its row was made';
+COMMENT ON COLUMN leadprotect.guard_runs.heartbeat_at IS 'when it was last heard of; older than 60 seconds, and every backfill holds';
+COMMENT ON COLUMN leadprotect.guard_runs.ended_at IS 'when it ended, or was given up';
+COMMENT ON COLUMN leadprotect.guard_runs.state IS 'what it does, or how it ended';
+COMMENT ON COLUMN leadprotect.guard_runs.reason IS 'why, in words';
+
+ALTER TABLE ONLY leadprotect.guard_runs
+    ADD CONSTRAINT guard_runs_pkey PRIMARY KEY (run);
+
+ALTER TABLE leadprotect.guard_runs ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY lp_inside ON leadprotect.guard_runs TO leadprotect_owner, leadprotect_reader USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
+CREATE POLICY lp_operator ON leadprotect.guard_runs FOR SELECT TO leadprotect_operator USING (true);
+
+GRANT SELECT ON TABLE leadprotect.guard_runs TO leadprotect_operator;
+
+-- function guard_beat, lp_0013_migrate_verification
+
+CREATE FUNCTION leadprotect.guard_beat(run uuid, command text, began text, revision text, guard text, state text, reason text, ended boolean) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    BEGIN ATOMIC
+ INSERT INTO leadprotect.guard_runs AS r (run, command, began, revision, guard, state, reason, ended_at)
+   VALUES (guard_beat.run, guard_beat.command, guard_beat.began, guard_beat.revision, guard_beat.guard, guard_beat.state, "left"(guard_beat.reason, 1000),
+         CASE
+             WHEN guard_beat.ended THEN clock_timestamp()
+             ELSE NULL::timestamp with time zone
+         END) ON CONFLICT(run) DO UPDATE SET revision = excluded.revision, state = excluded.state, reason = excluded.reason, heartbeat_at = clock_timestamp(), ended_at = excluded.ended_at;
+END;
+
+COMMENT ON FUNCTION leadprotect.guard_beat(run uuid, command text, began text, revision text, guard text, state text, reason text, ended boolean) IS 'The heartbeat of a guard: makes the row of its run, and says what it does';
+
+REVOKE ALL ON FUNCTION leadprotect.guard_beat(run uuid, command text, began text, revision text, guard text, state text, reason text, ended boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.guard_beat(run uuid, command text, began text, revision text, guard text, state text, reason text, ended boolean) TO leadprotect_operator;
+
+-- function guard_release, lp_0013_migrate_verification
+
+CREATE FUNCTION leadprotect.guard_release(silent_for interval) RETURNS bigint
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    BEGIN ATOMIC
+ WITH lost AS (
+          UPDATE leadprotect.guard_runs r SET ended_at = clock_timestamp(), state = 'lost'::text
+           WHERE ((r.ended_at IS NULL) AND (r.heartbeat_at < (clock_timestamp() - guard_release.silent_for)))
+           RETURNING r.run
+         )
+  SELECT count(*) AS count
+    FROM lost;
+END;
+
+COMMENT ON FUNCTION leadprotect.guard_release(silent_for interval) IS 'Gives up the guards that were not heard of for so long, so that a backfill may go on; how many there were';
+
+REVOKE ALL ON FUNCTION leadprotect.guard_release(silent_for interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.guard_release(silent_for interval) TO leadprotect_operator;
 
 -- function acting_logins, lp_0014_migrate_ways, owner leadprotect_reader
 
@@ -6037,47 +6118,6 @@ COMMENT ON FUNCTION leadprotect.lead_table_conditions(host_rls text, exempt_role
 
 REVOKE ALL ON FUNCTION leadprotect.lead_table_conditions(host_rls text, exempt_roles name[], lead_tables text[]) FROM PUBLIC;
 
--- function shadow_condition, lp_0014_migrate_ways
-
-CREATE FUNCTION leadprotect.shadow_condition(observation_window interval, exempt_roles name[]) RETURNS TABLE(condition text, met boolean, detail text, remedy text)
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    SET row_security TO 'on'
-    AS $$
-        DECLARE
-          started timestamptz := (SELECT max(r.started_at) FROM "leadprotect".shadow_runs AS r);
-        BEGIN
-          IF started IS NULL THEN
-            RETURN;
-          END IF;
-          condition := 'shadow';
-          SELECT count(*) = 0 OR "leadprotect".accepted_share('shadow') IS NOT NULL,
-                 coalesce(string_agg(format('login %I would have been denied %s (%s)', denied.login, denied.kinds, denied.reasons), ', '
-                            ORDER BY denied.login) || CASE WHEN "leadprotect".accepted_share('shadow') IS NOT NULL THEN '; accepted' ELSE '' END,
-                          format('since %s the shadow saw no login that contract would lock out',
-                            to_char(started AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'))),
-                 'see leadprotect shadow report, and begin anew when that is mended: leadprotect shadow stop, leadprotect shadow start; '
-                   'or answer for it: alembic -x accept=shadow:1 upgrade head'
-          INTO met, detail, remedy
-          FROM (
-            SELECT n.login, string_agg(DISTINCT n.kind, ', ') AS kinds, string_agg(DISTINCT n.reason, ', ') AS reasons
-            FROM "leadprotect".shadow_notes AS n
-            WHERE n.reason NOT IN ('read', 'owner', 'not_owner', 'unassigned', 'suspended', 'not_manager') AND n.last_at >= started
-              AND (observation_window = interval '0' OR n.last_at > clock_timestamp() - observation_window)
-              AND n.login <> ALL (exempt_roles) AND n.role <> ALL (exempt_roles)
-            GROUP BY n.login ORDER BY n.login LIMIT 20) AS denied;
-          IF met THEN
-            remedy := NULL;
-          END IF;
-          RETURN NEXT;
-        END
-        $$;
-
-COMMENT ON FUNCTION leadprotect.shadow_condition(observation_window interval, exempt_roles name[]) IS 'The condition of the gate about a shadow: whom contract would lock out by what was noted; no row where none was started';
-
-REVOKE ALL ON FUNCTION leadprotect.shadow_condition(observation_window interval, exempt_roles name[]) FROM PUBLIC;
-GRANT ALL ON FUNCTION leadprotect.shadow_condition(observation_window interval, exempt_roles name[]) TO leadprotect_reader;
-
 -- table accepted_conditions, lp_0015_migrate_gate
 
 CREATE TABLE leadprotect.accepted_conditions (
@@ -6147,86 +6187,46 @@ COMMENT ON FUNCTION leadprotect.accepted_share(condition text) IS 'The share of 
 REVOKE ALL ON FUNCTION leadprotect.accepted_share(condition text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.accepted_share(condition text) TO leadprotect_reader;
 
--- table guard_runs, lp_0015_migrate_gate
+-- function shadow_condition, lp_0015_migrate_gate
 
-CREATE TABLE leadprotect.guard_runs (
-    run uuid NOT NULL,
-    command text NOT NULL,
-    began text,
-    revision text,
-    guard text NOT NULL,
-    login name DEFAULT SESSION_USER NOT NULL,
-    started_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    heartbeat_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    ended_at timestamp with time zone,
-    state text NOT NULL,
-    reason text,
-    CONSTRAINT gr_state CHECK ((state = ANY (ARRAY['running'::text, 'held'::text, 'baking'::text, 'stopping'::text, 'rolling_back'::text, 'done'::text, 'failed'::text, 'paused'::text, 'unknown'::text, 'rolled_back'::text, 'refused'::text, 'lost'::text])))
-);
-
-ALTER TABLE ONLY leadprotect.guard_runs FORCE ROW LEVEL SECURITY;
-
-COMMENT ON TABLE leadprotect.guard_runs IS 'Runs of leadprotect guard: where each began, what it does, and when it was last heard of';
-COMMENT ON COLUMN leadprotect.guard_runs.run IS 'the run';
-COMMENT ON COLUMN leadprotect.guard_runs.command IS 'what it guards';
-COMMENT ON COLUMN leadprotect.guard_runs.began IS 'the revision at which it began, where a rollback goes; NULL: the base';
-COMMENT ON COLUMN leadprotect.guard_runs.revision IS 'the revision that it saw last; NULL: the base';
-COMMENT ON COLUMN leadprotect.guard_runs.guard IS 'host and process id';
-COMMENT ON COLUMN leadprotect.guard_runs.login IS 'its login';
-COMMENT ON COLUMN leadprotect.guard_runs.started_at IS 'when its row was made';
-COMMENT ON COLUMN leadprotect.guard_runs.heartbeat_at IS 'when it was last heard of; older than 60 seconds, and every backfill holds';
-COMMENT ON COLUMN leadprotect.guard_runs.ended_at IS 'when it ended, or was given up';
-COMMENT ON COLUMN leadprotect.guard_runs.state IS 'what it does, or how it ended';
-COMMENT ON COLUMN leadprotect.guard_runs.reason IS 'why, in words';
-
-ALTER TABLE ONLY leadprotect.guard_runs
-    ADD CONSTRAINT guard_runs_pkey PRIMARY KEY (run);
-
-ALTER TABLE leadprotect.guard_runs ENABLE ROW LEVEL SECURITY;
-
-CREATE POLICY lp_inside ON leadprotect.guard_runs TO leadprotect_owner, leadprotect_reader USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
-CREATE POLICY lp_operator ON leadprotect.guard_runs FOR SELECT TO leadprotect_operator USING (true);
-
-GRANT SELECT ON TABLE leadprotect.guard_runs TO leadprotect_operator;
-
--- function guard_beat, lp_0015_migrate_gate
-
-CREATE FUNCTION leadprotect.guard_beat(run uuid, command text, began text, revision text, guard text, state text, reason text, ended boolean) RETURNS void
-    LANGUAGE sql SECURITY DEFINER
+CREATE FUNCTION leadprotect.shadow_condition(observation_window interval, exempt_roles name[]) RETURNS TABLE(condition text, met boolean, detail text, remedy text)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
-    BEGIN ATOMIC
- INSERT INTO leadprotect.guard_runs AS r (run, command, began, revision, guard, state, reason, ended_at)
-   VALUES (guard_beat.run, guard_beat.command, guard_beat.began, guard_beat.revision, guard_beat.guard, guard_beat.state, "left"(guard_beat.reason, 1000),
-         CASE
-             WHEN guard_beat.ended THEN clock_timestamp()
-             ELSE NULL::timestamp with time zone
-         END) ON CONFLICT(run) DO UPDATE SET revision = excluded.revision, state = excluded.state, reason = excluded.reason, heartbeat_at = clock_timestamp(), ended_at = excluded.ended_at;
-END;
+    SET row_security TO 'on'
+    AS $$
+        DECLARE
+          started timestamptz := (SELECT max(r.started_at) FROM "leadprotect".shadow_runs AS r);
+        BEGIN
+          IF started IS NULL THEN
+            RETURN;
+          END IF;
+          condition := 'shadow';
+          SELECT count(*) = 0 OR "leadprotect".accepted_share('shadow') IS NOT NULL,
+                 coalesce(string_agg(format('login %I would have been denied %s (%s)', denied.login, denied.kinds, denied.reasons), ', '
+                            ORDER BY denied.login) || CASE WHEN "leadprotect".accepted_share('shadow') IS NOT NULL THEN '; accepted' ELSE '' END,
+                          format('since %s the shadow saw no login that contract would lock out',
+                            to_char(started AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'))),
+                 'see leadprotect shadow report, and begin anew when that is mended: leadprotect shadow stop, leadprotect shadow start; '
+                   'or answer for it: alembic -x accept=shadow:1 upgrade head'
+          INTO met, detail, remedy
+          FROM (
+            SELECT n.login, string_agg(DISTINCT n.kind, ', ') AS kinds, string_agg(DISTINCT n.reason, ', ') AS reasons
+            FROM "leadprotect".shadow_notes AS n
+            WHERE n.reason NOT IN ('read', 'owner', 'not_owner', 'unassigned', 'suspended', 'not_manager') AND n.last_at >= started
+              AND (observation_window = interval '0' OR n.last_at > clock_timestamp() - observation_window)
+              AND n.login <> ALL (exempt_roles) AND n.role <> ALL (exempt_roles)
+            GROUP BY n.login ORDER BY n.login LIMIT 20) AS denied;
+          IF met THEN
+            remedy := NULL;
+          END IF;
+          RETURN NEXT;
+        END
+        $$;
 
-COMMENT ON FUNCTION leadprotect.guard_beat(run uuid, command text, began text, revision text, guard text, state text, reason text, ended boolean) IS 'The heartbeat of a guard: makes the row of its run, and says what it does';
+COMMENT ON FUNCTION leadprotect.shadow_condition(observation_window interval, exempt_roles name[]) IS 'The condition of the gate about a shadow: whom contract would lock out by what was noted; no row where none was started';
 
-REVOKE ALL ON FUNCTION leadprotect.guard_beat(run uuid, command text, began text, revision text, guard text, state text, reason text, ended boolean) FROM PUBLIC;
-GRANT ALL ON FUNCTION leadprotect.guard_beat(run uuid, command text, began text, revision text, guard text, state text, reason text, ended boolean) TO leadprotect_operator;
-
--- function guard_release, lp_0015_migrate_gate
-
-CREATE FUNCTION leadprotect.guard_release(silent_for interval) RETURNS bigint
-    LANGUAGE sql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    BEGIN ATOMIC
- WITH lost AS (
-          UPDATE leadprotect.guard_runs r SET ended_at = clock_timestamp(), state = 'lost'::text
-           WHERE ((r.ended_at IS NULL) AND (r.heartbeat_at < (clock_timestamp() - guard_release.silent_for)))
-           RETURNING r.run
-         )
-  SELECT count(*) AS count
-    FROM lost;
-END;
-
-COMMENT ON FUNCTION leadprotect.guard_release(silent_for interval) IS 'Gives up the guards that were not heard of for so long, so that a backfill may go on; how many there were';
-
-REVOKE ALL ON FUNCTION leadprotect.guard_release(silent_for interval) FROM PUBLIC;
-GRANT ALL ON FUNCTION leadprotect.guard_release(silent_for interval) TO leadprotect_operator;
+REVOKE ALL ON FUNCTION leadprotect.shadow_condition(observation_window interval, exempt_roles name[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.shadow_condition(observation_window interval, exempt_roles name[]) TO leadprotect_reader;
 
 -- function tolerated, lp_0015_migrate_gate, owner leadprotect_reader
 
@@ -6721,6 +6721,58 @@ COMMENT ON FUNCTION leadprotect.write_owner_column(leads uuid[], places text[], 
 REVOKE ALL ON FUNCTION leadprotect.write_owner_column(leads uuid[], places text[], new_owner uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.write_owner_column(leads uuid[], places text[], new_owner uuid) TO leadprotect_owner;
 
+-- function owner_column_differs, lp_0002_expand_assignments, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.owner_column_differs(here text) RETURNS TABLE(lead_id uuid, owner uuid)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    AS $$
+        #variable_conflict use_column
+        BEGIN
+          RETURN QUERY
+          SELECT l."id"::uuid, a.user_id
+          FROM "public"."leads" AS l LEFT JOIN "leadprotect".user_lead_assignments AS a ON a.lead_id = l."id" AND a.territory = here
+          WHERE false AND l."territory" = here AND (CASE WHEN NULL::text IS NOT NULL THEN NULL::text::uuid END) IS DISTINCT FROM a.user_id;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.owner_column_differs(here text) IS 'Leads of the territory whose own column names somebody else than their owner, and the owner; none where there is no owner_column';
+
+REVOKE ALL ON FUNCTION leadprotect.owner_column_differs(here text) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.owner_column_differs(here text) TO leadprotect_owner;
+GRANT ALL ON FUNCTION leadprotect.owner_column_differs(here text) TO leadprotect_operator;
+
+-- function settle_owner_column, lp_0002_expand_assignments
+
+CREATE FUNCTION leadprotect.settle_owner_column(here text, leads integer DEFAULT 1000) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    AS $$
+        DECLARE
+          found uuid[] := ARRAY(
+            SELECT d.lead_id FROM "leadprotect".owner_column_differs(here) AS d ORDER BY 1 LIMIT leads);
+          same record;
+        BEGIN
+          PERFORM "leadprotect".hold_leads(found);
+          -- who owns them under the lock
+          FOR same IN
+            SELECT a.user_id AS owner, array_agg(f.lead) AS leads, array_agg(here) AS places
+            FROM unnest(found) AS f (lead) LEFT JOIN "leadprotect".user_lead_assignments AS a ON a.lead_id = f.lead AND a.territory = here
+            GROUP BY a.user_id
+          LOOP
+            PERFORM "leadprotect".write_owner_column(same.leads, same.places, same.owner);
+          END LOOP;
+          RETURN cardinality(found);
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.settle_owner_column(here text, leads integer) IS 'After contract: writes the owner into the lead''s own column where it names somebody else; how many leads there were';
+
+REVOKE ALL ON FUNCTION leadprotect.settle_owner_column(here text, leads integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.settle_owner_column(here text, leads integer) TO leadprotect_operator;
+
 -- function edit_own_one, lp_0003_expand_audit
 
 CREATE FUNCTION leadprotect.edit_own_one(lead uuid, remark text) RETURNS boolean
@@ -6974,57 +7026,77 @@ COMMENT ON FUNCTION leadprotect.hide_owner_column() IS 'Trigger of contract wher
 
 REVOKE ALL ON FUNCTION leadprotect.hide_owner_column() FROM PUBLIC;
 
--- function owner_column_differs, lp_0010_expand_lead_triggers, owner leadprotect_reader
+-- function own_new_lead, lp_0010_expand_lead_triggers
 
-CREATE FUNCTION leadprotect.owner_column_differs(here text) RETURNS TABLE(lead_id uuid, owner uuid)
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    SET row_security TO 'on'
-    AS $$
-        #variable_conflict use_column
-        BEGIN
-          RETURN QUERY
-          SELECT l."id"::uuid, a.user_id
-          FROM "public"."leads" AS l LEFT JOIN "leadprotect".user_lead_assignments AS a ON a.lead_id = l."id" AND a.territory = here
-          WHERE false AND l."territory" = here AND (CASE WHEN NULL::text IS NOT NULL THEN NULL::text::uuid END) IS DISTINCT FROM a.user_id;
-        END
-        $$;
-
-COMMENT ON FUNCTION leadprotect.owner_column_differs(here text) IS 'Leads of the territory whose own column names somebody else than their owner, and the owner; none where there is no owner_column';
-
-REVOKE ALL ON FUNCTION leadprotect.owner_column_differs(here text) FROM PUBLIC;
-GRANT ALL ON FUNCTION leadprotect.owner_column_differs(here text) TO leadprotect_owner;
-GRANT ALL ON FUNCTION leadprotect.owner_column_differs(here text) TO leadprotect_operator;
-
--- function settle_owner_column, lp_0010_expand_lead_triggers
-
-CREATE FUNCTION leadprotect.settle_owner_column(here text, leads integer DEFAULT 1000) RETURNS bigint
+CREATE FUNCTION leadprotect.own_new_lead() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'on'
     AS $$
         DECLARE
-          found uuid[] := ARRAY(
-            SELECT d.lead_id FROM "leadprotect".owner_column_differs(here) AS d ORDER BY 1 LIMIT leads);
-          same record;
+          author uuid := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
         BEGIN
-          PERFORM "leadprotect".hold_leads(found);
-          -- who owns them under the lock
-          FOR same IN
-            SELECT a.user_id AS owner, array_agg(f.lead) AS leads, array_agg(here) AS places
-            FROM unnest(found) AS f (lead) LEFT JOIN "leadprotect".user_lead_assignments AS a ON a.lead_id = f.lead AND a.territory = here
-            GROUP BY a.user_id
-          LOOP
-            PERFORM "leadprotect".write_owner_column(same.leads, same.places, same.owner);
-          END LOOP;
-          RETURN cardinality(found);
+          IF "leadprotect".explain_edit(NEW."id") NOT IN ('unassigned', 'collaborator') THEN
+            RETURN NULL;
+          END IF;
+          INSERT INTO "leadprotect".user_lead_assignments (lead_id, territory, user_id, assigned_at, assigned_by, source)
+          VALUES (NEW."id", NEW."territory", author, clock_timestamp(), author, 'creator')
+          ON CONFLICT (lead_id, territory) DO NOTHING;
+          IF FOUND THEN
+            PERFORM "leadprotect".write_audit(NEW."id", 'ASSIGN', 'owner', 'creator to ' || author);
+            IF false THEN
+              PERFORM "leadprotect".write_owner_column(ARRAY[NEW."id"]::uuid[], ARRAY[NEW."territory"::text], author);
+            END IF;
+          END IF;
+          RETURN NULL;
         END
         $$;
 
-COMMENT ON FUNCTION leadprotect.settle_owner_column(here text, leads integer) IS 'After contract: writes the owner into the lead''s own column where it names somebody else; how many leads there were';
+COMMENT ON FUNCTION leadprotect.own_new_lead() IS 'Trigger of contract where owner_on_insert = creator: who inserts a lead in his territory owns it, and that is recorded';
 
-REVOKE ALL ON FUNCTION leadprotect.settle_owner_column(here text, leads integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION leadprotect.settle_owner_column(here text, leads integer) TO leadprotect_operator;
+REVOKE ALL ON FUNCTION leadprotect.own_new_lead() FROM PUBLIC;
+
+-- function refuse_move, lp_0010_expand_lead_triggers
+
+CREATE FUNCTION leadprotect.refuse_move() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        BEGIN
+          IF "leadprotect".acts_bound() THEN
+            RAISE EXCEPTION 'id and territory of a protected lead can be changed by maintenance only'
+              USING ERRCODE = 'insufficient_privilege';
+          END IF;
+          RETURN NULL;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.refuse_move() IS 'Trigger of contract: id and territory of a protected lead are changed by maintenance only';
+
+REVOKE ALL ON FUNCTION leadprotect.refuse_move() FROM PUBLIC;
+
+-- function refuse_taken, lp_0010_expand_lead_triggers
+
+CREATE FUNCTION leadprotect.refuse_taken() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    AS $$
+        BEGIN
+          IF EXISTS (
+            SELECT FROM "leadprotect".host_lead(NEW."id") AS l (territory)
+            WHERE l.territory IS DISTINCT FROM "leadprotect".admitted_territory() AND l.territory IS NOT NULL)
+            AND "leadprotect".acts_bound()
+          THEN
+            RAISE EXCEPTION 'the id of the new lead is taken' USING ERRCODE = 'unique_violation';
+          END IF;
+          RETURN NEW;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.refuse_taken() IS 'Trigger of contract: an INSERT meets no lead of another territory, whatever it says ON CONFLICT';
+
+REVOKE ALL ON FUNCTION leadprotect.refuse_taken() FROM PUBLIC;
 
 -- function forget_lead, lp_0010_expand_lead_triggers
 
@@ -7319,78 +7391,6 @@ CREATE FUNCTION leadprotect.audit_truncate() RETURNS trigger
 COMMENT ON FUNCTION leadprotect.audit_truncate() IS 'Trigger of contract: TRUNCATE is refused to whom row security binds; by maintenance it leaves a row for each lead';
 
 REVOKE ALL ON FUNCTION leadprotect.audit_truncate() FROM PUBLIC;
-
--- function refuse_move, lp_0017_contract_enforce
-
-CREATE FUNCTION leadprotect.refuse_move() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-        BEGIN
-          IF "leadprotect".acts_bound() THEN
-            RAISE EXCEPTION 'id and territory of a protected lead can be changed by maintenance only'
-              USING ERRCODE = 'insufficient_privilege';
-          END IF;
-          RETURN NULL;
-        END
-        $$;
-
-COMMENT ON FUNCTION leadprotect.refuse_move() IS 'Trigger of contract: id and territory of a protected lead are changed by maintenance only';
-
-REVOKE ALL ON FUNCTION leadprotect.refuse_move() FROM PUBLIC;
-
--- function refuse_taken, lp_0017_contract_enforce
-
-CREATE FUNCTION leadprotect.refuse_taken() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    SET row_security TO 'on'
-    AS $$
-        BEGIN
-          IF EXISTS (
-            SELECT FROM "leadprotect".host_lead(NEW."id") AS l (territory)
-            WHERE l.territory IS DISTINCT FROM "leadprotect".admitted_territory() AND l.territory IS NOT NULL)
-            AND "leadprotect".acts_bound()
-          THEN
-            RAISE EXCEPTION 'the id of the new lead is taken' USING ERRCODE = 'unique_violation';
-          END IF;
-          RETURN NEW;
-        END
-        $$;
-
-COMMENT ON FUNCTION leadprotect.refuse_taken() IS 'Trigger of contract: an INSERT meets no lead of another territory, whatever it says ON CONFLICT';
-
-REVOKE ALL ON FUNCTION leadprotect.refuse_taken() FROM PUBLIC;
-
--- function own_new_lead, lp_0017_contract_enforce
-
-CREATE FUNCTION leadprotect.own_new_lead() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    SET row_security TO 'on'
-    AS $$
-        DECLARE
-          author uuid := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
-        BEGIN
-          IF "leadprotect".explain_edit(NEW."id") NOT IN ('unassigned', 'collaborator') THEN
-            RETURN NULL;
-          END IF;
-          INSERT INTO "leadprotect".user_lead_assignments (lead_id, territory, user_id, assigned_at, assigned_by, source)
-          VALUES (NEW."id", NEW."territory", author, clock_timestamp(), author, 'creator')
-          ON CONFLICT (lead_id, territory) DO NOTHING;
-          IF FOUND THEN
-            PERFORM "leadprotect".write_audit(NEW."id", 'ASSIGN', 'owner', 'creator to ' || author);
-            IF false THEN
-              PERFORM "leadprotect".write_owner_column(ARRAY[NEW."id"]::uuid[], ARRAY[NEW."territory"::text], author);
-            END IF;
-          END IF;
-          RETURN NULL;
-        END
-        $$;
-
-COMMENT ON FUNCTION leadprotect.own_new_lead() IS 'Trigger of contract where owner_on_insert = creator: who inserts a lead in his territory owns it, and that is recorded';
-
-REVOKE ALL ON FUNCTION leadprotect.own_new_lead() FROM PUBLIC;
 
 -- function settings_at_contract, lp_0017_contract_enforce
 

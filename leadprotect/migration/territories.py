@@ -143,9 +143,9 @@ def _require_unnamed(conn: psycopg.Connection[Any], s: Settings, code: str, done
 def _delete(conn: psycopg.Connection[Any], s: Settings, code: str) -> None:
     """As the owner of our tables, which the session stays."""
     conn.execute(render("SET LOCAL ROLE {owner}", s))
-    jobs = rows(conn, "SELECT to_regclass(%s)", (render("{schema}.backfill_jobs", s),)) != [(None,)]
-    for table in (*(["backfill_jobs"] if jobs else []), "territory_vat_rates"):
-        conn.execute(f"DELETE FROM {ident(s.schema, table)} WHERE territory = %s", (code,))
+    for table in (ident(s.schema, name) for name in ("backfill_jobs", "territory_vat_rates")):
+        if rows(conn, "SELECT to_regclass(%s)", (table,)) != [(None,)]:
+            conn.execute(f"DELETE FROM {table} WHERE territory = %s", (code,))
     conn.execute(render("DELETE FROM {schema}.territories WHERE code = %s", s), (code,))
 
 

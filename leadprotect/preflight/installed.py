@@ -16,7 +16,7 @@ _SCHEMAS = """
     SELECT n.nspname::text FROM pg_catalog.pg_namespace AS n
     WHERE 2 = (
       SELECT count(*) FROM pg_catalog.pg_class AS c
-      WHERE c.relnamespace = n.oid AND c.relname IN ('territories', 'territory_vat_rates'))
+      WHERE c.relnamespace = n.oid AND c.relname IN ('territories', 'revision_undo'))
       AND (n.nspname = %s OR n.nspname !~ '_quarantine$')
     ORDER BY 1
     """

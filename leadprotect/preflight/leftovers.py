@@ -12,10 +12,7 @@ if TYPE_CHECKING:
 
 # what the revisions of today take back: table -> its columns, for each revision that moves tables
 _KEPT = (
-    {
-        "territories": "code name currency legal_framework suffix",
-        "territory_vat_rates": "territory rate valid_from valid_to",
-    },
+    {"territories": "code name currency legal_framework suffix"},
     {
         "user_lead_assignments": (
             "lead_id territory user_id assigned_at assigned_by source activity_source activity_at activity_id"
@@ -38,16 +35,15 @@ _KEPT = (
         "audit_anchors": "anchored_at anchored_by",
     },
     {"denial_secret": "secret"},
+    {"territory_vat_rates": "territory rate valid_from valid_to"},
     {
         "lead_handovers": (
             "lead_id id territory elsewhere direction state digest correlation_id began_at ended_at user_id login "
             "was_owner was_source"
         ),
     },
-    {
-        "contextless_writes": "id login at host_table with_context",
-        "unsettled_leads": "id lead_id",
-    },
+    {"unsettled_leads": "id lead_id"},
+    {"contextless_writes": "id login at host_table with_context"},
     {
         "shadow_runs": "started_at started_by host_rls exempt_roles ended_at",
         "shadow_notes": "id login role application kind host_table reason first_at last_at times",
@@ -62,10 +58,8 @@ _KEPT = (
         ),
         "backfill_deferred": "territory lead_id reason deferred_at",
     },
-    {
-        "accepted_conditions": "condition accepted_at accepted_by share",
-        "guard_runs": "run command began revision guard login started_at heartbeat_at ended_at state reason",
-    },
+    {"guard_runs": "run command began revision guard login started_at heartbeat_at ended_at state reason"},
+    {"accepted_conditions": "condition accepted_at accepted_by share"},
 )
 
 

@@ -23,16 +23,19 @@ if TYPE_CHECKING:
     from leadprotect.settings import LeadTable, Settings
 
 _TABLES = {
-    "lp_0001_expand_territories": "territories territory_vat_rates revision_undo",
+    "lp_0001_expand_territories": "territories revision_undo",
     "lp_0002_expand_assignments": "user_lead_assignments user_lead_assignment_history lead_protection_rules",
     "lp_0003_expand_audit": "lead_access_audit",
     "lp_0004_expand_seals": "lead_access_audit_seals audit_anchors",
     "lp_0006_expand_attempts": "denial_secret",
+    "lp_0007_expand_ownership": "territory_vat_rates",
     "lp_0008_expand_rules": "lead_handovers",
-    "lp_0010_expand_lead_triggers": "contextless_writes unsettled_leads",
+    "lp_0009_expand_indexes": "unsettled_leads",
+    "lp_0010_expand_lead_triggers": "contextless_writes",
     "lp_0011_expand_activity_triggers": "shadow_runs shadow_notes",
     "lp_0012_migrate_backfill": "backfill_jobs backfill_chunks backfill_deferred",
-    "lp_0015_migrate_gate": "accepted_conditions guard_runs",
+    "lp_0013_migrate_verification": "guard_runs",
+    "lp_0015_migrate_gate": "accepted_conditions",
     "lp_0017_contract_enforce": "host_row_security",
     "lp_0019_contract_lead_tables": "lead_table_row_security",
 }

@@ -14,6 +14,7 @@ takes them back with every row. Roles are cluster-wide and stay.
 
 from alembic import op
 from alembic.util import CommandError
+from sqlalchemy import DDL
 
 from leadprotect.settings import activity_sources, ident, literal, making_roles, sql
 
@@ -32,11 +33,9 @@ def upgrade() -> None:
     create_schema()
     op.execute(sql("SET LOCAL ROLE {owner}"))
     describe_schema()
-    create_types()
     create_border()
     create_territories()
     create_territory_list()
-    grant_access()
     create_reading_check()
     create_undo()
     op.execute("RESET ROLE")
@@ -77,12 +76,7 @@ def create_schema() -> None:
     # The version table, or a DBA, may have needed it beforehand; it then belongs to leadprotect_owner already.
     op.execute(sql("CREATE SCHEMA IF NOT EXISTS {schema} AUTHORIZATION {owner}"))
     # What our functions read of the host: these columns and no others.
-    op.execute(
-        sql("""
-        GRANT SELECT ({lead_id}, {territory_columns}) ON {leads} TO {reader};
-        GRANT SELECT ({named_columns}) ON {leads} TO {reader}
-        """)
-    )
+    op.execute(sql("GRANT SELECT ({lead_id}, {territory_columns}), SELECT ({named_columns}) ON {leads} TO {reader}"))
     for source in activity_sources():
         op.execute(sql(source.fill("GRANT SELECT ({source_columns}) ON {source_read} TO {reader}")))
         # a condition, or an expression for the lead, names others
@@ -129,29 +123,7 @@ def describe_schema() -> None:
         sql("""
         COMMENT ON SCHEMA {schema} IS 'leadprotect: one owner per lead and territory, audited';
         REVOKE ALL ON SCHEMA {schema} FROM PUBLIC;
-        GRANT USAGE ON SCHEMA {schema} TO {reader}
-        """)
-    )
-
-
-def create_types() -> None:
-    # Territory is text and never an enum: comparison of enums is not leakproof, so row security
-    # could not use an index on it.
-    op.execute(
-        sql("""
-        DO $do$
-        BEGIN
-          IF pg_catalog.to_regtype('{quarantine}.lead_action') IS NOT NULL THEN
-            ALTER TYPE {quarantine}.lead_action SET SCHEMA {schema};
-            ALTER TYPE {quarantine}.lead_access_outcome SET SCHEMA {schema};
-            ALTER TYPE {quarantine}.protection_type SET SCHEMA {schema};
-          ELSE
-            CREATE TYPE {schema}.lead_action AS ENUM ('VIEW', 'EDIT', 'ASSIGN', 'UNASSIGN');
-            CREATE TYPE {schema}.lead_access_outcome AS ENUM ('ALLOW', 'DENY');
-            CREATE TYPE {schema}.protection_type AS ENUM ('SOLE_OWNER', 'COLLABORATOR', 'VIEW_ONLY');
-          END IF;
-        END
-        $do$
+        GRANT USAGE ON SCHEMA {schema} TO {reader}, {app}, {auditor}, {operator}, {manager}
         """)
     )
 
@@ -364,14 +336,14 @@ def create_border() -> None:
 
 
 def create_territories() -> None:
-    # Reference data: the legal terms of a territory, no secret of another one.
+    # Territory is text and never an enum: comparison of enums is not leakproof, so row security
+    # could not use an index on it.
     op.execute(
         sql("""
         DO $do$
         BEGIN
           IF pg_catalog.to_regclass('{quarantine}.territories') IS NOT NULL THEN
             ALTER TABLE {quarantine}.territories SET SCHEMA {schema};
-            ALTER TABLE {quarantine}.territory_vat_rates SET SCHEMA {schema};
           ELSE
             CREATE TABLE {schema}.territories (
               code text PRIMARY KEY,
@@ -381,13 +353,6 @@ def create_territories() -> None:
               suffix text CHECK (suffix ~ '^[a-z0-9][a-z0-9_]{0,15}$')
             );
             CREATE UNIQUE INDEX ix_territories_role ON {schema}.territories (coalesce(suffix, lower(code)));
-            CREATE TABLE {schema}.territory_vat_rates (
-              territory text NOT NULL REFERENCES {schema}.territories (code),
-              rate numeric(5, 2) NOT NULL CHECK (rate BETWEEN 0 AND 100),
-              valid_from date NOT NULL,
-              valid_to date CHECK (valid_to >= valid_from),
-              PRIMARY KEY (territory, valid_from)
-            );
           END IF;
         END
         $do$;
@@ -404,27 +369,7 @@ def create_territories() -> None:
         DROP POLICY IF EXISTS lp_reference ON {schema}.territories;
         CREATE POLICY lp_reference ON {schema}.territories FOR SELECT
         TO {app}, {auditor}, {operator}, {manager} USING (true);
-        GRANT SELECT ON {schema}.territories TO {reader}
-        """)
-    )
-    op.execute(
-        sql("""
-        COMMENT ON COLUMN {schema}.territory_vat_rates.rate IS
-        'percent; DE: UStG paragraph 12 and the 2020 tax relief act, CH: MWSTG article 25';
-        COMMENT ON COLUMN {schema}.territory_vat_rates.valid_to IS 'last day, inclusive; NULL: until further notice';
-        COMMENT ON TABLE {schema}.territory_vat_rates IS 'VAT rates of the territories by day';
-        COMMENT ON COLUMN {schema}.territory_vat_rates.territory IS 'the territory in which the rate holds';
-        COMMENT ON COLUMN {schema}.territory_vat_rates.valid_from IS 'first day';
-        ALTER TABLE {schema}.territory_vat_rates ENABLE ROW LEVEL SECURITY;
-        ALTER TABLE {schema}.territory_vat_rates FORCE ROW LEVEL SECURITY;
-        DROP POLICY IF EXISTS lp_inside ON {schema}.territory_vat_rates;
-        CREATE POLICY lp_inside ON {schema}.territory_vat_rates TO {owner}, {reader} USING ({inside}) WITH CHECK ({inside});
-        DROP POLICY IF EXISTS lp_reference ON {schema}.territory_vat_rates;
-        CREATE POLICY lp_reference ON {schema}.territory_vat_rates FOR SELECT
-        TO {app}, {auditor}, {operator}, {manager} USING (true);
-        DROP POLICY IF EXISTS lp_border ON {schema}.territory_vat_rates;
-        CREATE POLICY lp_border ON {schema}.territory_vat_rates AS RESTRICTIVE
-        USING ({inside} OR territory = (SELECT {schema}.own_border()))
+        GRANT SELECT ON {schema}.territories TO {reader}, {app}, {auditor}, {operator}, {manager}
         """)
     )
     op.execute(
@@ -436,19 +381,6 @@ def create_territories() -> None:
         LEFT JOIN (VALUES ('DE', 'Deutschland', 'EUR', 'BGB'), ('CH', 'Schweiz', 'CHF', 'OR'))
           AS known (code, name, currency, legal_framework) ON known.code = wanted.code
         ON CONFLICT (code) DO NOTHING
-        """)
-    )
-    op.execute(
-        sql("""
-        INSERT INTO {schema}.territory_vat_rates (territory, rate, valid_from, valid_to)
-        SELECT known.territory, known.rate, known.valid_from::date, known.valid_to::date
-        FROM (VALUES ('DE', 19.0, '2007-01-01', '2020-06-30'),
-                     ('DE', 16.0, '2020-07-01', '2020-12-31'),
-                     ('DE', 19.0, '2021-01-01', NULL),
-                     ('CH', 7.7, '2018-01-01', '2023-12-31'),
-                     ('CH', 8.1, '2024-01-01', NULL)) AS known (territory, rate, valid_from, valid_to)
-        JOIN {schema}.territories AS t ON t.code = known.territory
-        ON CONFLICT (territory, valid_from) DO NOTHING
         """)
     )
 
@@ -480,16 +412,6 @@ def create_territory_list() -> None:
         COMMENT ON FUNCTION {schema}.publish_territories() IS 'Makes all_territories(), territory_roles() and territory_role() anew, from the table';
         REVOKE ALL ON FUNCTION {schema}.publish_territories() FROM PUBLIC;
         SELECT {schema}.publish_territories()
-        """)
-    )
-
-
-def grant_access() -> None:
-    # The legal terms are no secret; nobody writes but the functions.
-    op.execute(
-        sql("""
-        GRANT USAGE ON SCHEMA {schema} TO {app}, {auditor}, {operator}, {manager};
-        GRANT SELECT ON {schema}.territories, {schema}.territory_vat_rates TO {app}, {auditor}, {operator}, {manager}
         """)
     )
 
@@ -588,22 +510,20 @@ def create_undo() -> None:
     )
 
 
-def version_table() -> str:
-    """The table in which Alembic keeps what is applied, as a constant: a host's own has another name."""
+def with_versions(statement: str) -> DDL:
+    """Fill in {version_table_name} as well: where Alembic keeps what is applied, as a constant; a host's own has another name."""
     known = op.get_context()
-    return literal(ident(*filter(None, (known.version_table_schema, known.version_table))))
+    table = literal(ident(*filter(None, (known.version_table_schema, known.version_table))))
+    return sql(statement.replace("{version_table_name}", table))
 
 
 def show_version() -> None:
     # leadprotect status tells an operator which revision is applied.
     op.execute(
-        sql(
-            """
+        with_versions("""
         DO $do$
         DECLARE
-          versions regclass := pg_catalog.to_regclass("""
-            + version_table()
-            + """);
+          versions regclass := pg_catalog.to_regclass({version_table_name});
           home text := (
             SELECT n.nspname FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
             WHERE c.oid = versions);
@@ -616,8 +536,7 @@ def show_version() -> None:
           END IF;
         END
         $do$
-        """
-        )
+        """)
     )
 
 
@@ -630,7 +549,7 @@ def enter_quarantine() -> None:
         SET LOCAL ROLE {owner};
         COMMENT ON SCHEMA {quarantine} IS
         'leadprotect after a downgrade: alembic upgrade takes every row back, leadprotect purge deletes';
-        REVOKE ALL ON {schema}.territories, {schema}.territory_vat_rates FROM {reader}, {app}, {auditor}, {operator}, {manager};
+        REVOKE ALL ON {schema}.territories FROM {reader}, {app}, {auditor}, {operator}, {manager};
         REVOKE ALL ON FUNCTION {schema}.is_member(text), {schema}.acting_role(), {schema}.admitted_territory(),
           {schema}.own_border(), {schema}.inside(), {schema}.all_territories(), {schema}.territory_roles(), {schema}.territory_role(text),
           {schema}.claimed(text, text)
@@ -646,11 +565,7 @@ def enter_quarantine() -> None:
         ALTER FUNCTION {schema}.territory_roles() SET SCHEMA {quarantine};
         ALTER FUNCTION {schema}.territory_role(text) SET SCHEMA {quarantine};
         ALTER FUNCTION {schema}.acting_role() SET SCHEMA {quarantine};
-        ALTER TABLE {schema}.territory_vat_rates SET SCHEMA {quarantine};
-        ALTER TABLE {schema}.territories SET SCHEMA {quarantine};
-        ALTER TYPE {schema}.lead_action SET SCHEMA {quarantine};
-        ALTER TYPE {schema}.lead_access_outcome SET SCHEMA {quarantine};
-        ALTER TYPE {schema}.protection_type SET SCHEMA {quarantine}
+        ALTER TABLE {schema}.territories SET SCHEMA {quarantine}
         """)
     )
 
@@ -658,8 +573,7 @@ def enter_quarantine() -> None:
 def drop_schema() -> None:
     hide_version()
     # The host's tables get their grants back as they were.
-    op.execute(sql("REVOKE SELECT ({lead_id}, {territory_columns}) ON {leads} FROM {reader}"))
-    op.execute(sql("REVOKE SELECT ({named_columns}) ON {leads} FROM {reader}"))
+    op.execute(sql("REVOKE SELECT ({lead_id}, {territory_columns}), SELECT ({named_columns}) ON {leads} FROM {reader}"))
     for source in activity_sources():
         op.execute(sql(source.fill("REVOKE SELECT ON {source_read} FROM {reader}")))
     op.execute(
@@ -683,13 +597,10 @@ def drop_schema() -> None:
     # Fails, and says what is in the way, when somebody put objects of his own into the schema. Where the
     # version table lives in it, Alembic still has to write there: env.py drops both afterwards.
     op.execute(
-        sql(
-            """
+        with_versions("""
         DO $do$
         DECLARE
-          versions oid := pg_catalog.to_regclass("""
-            + version_table()
-            + """);
+          versions oid := pg_catalog.to_regclass({version_table_name});
           other text;
         BEGIN
           SELECT pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid) INTO other
@@ -710,20 +621,16 @@ def drop_schema() -> None:
           END IF;
         END
         $do$
-        """
-        )
+        """)
     )
 
 
 def hide_version() -> None:
     op.execute(
-        sql(
-            """
+        with_versions("""
         DO $do$
         DECLARE
-          versions regclass := pg_catalog.to_regclass("""
-            + version_table()
-            + """);
+          versions regclass := pg_catalog.to_regclass({version_table_name});
           granted text := (
             SELECT n.nspname FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
             WHERE c.oid = versions AND EXISTS (
@@ -738,6 +645,5 @@ def hide_version() -> None:
           END IF;
         END
         $do$
-        """
-        )
+        """)
     )

@@ -23,12 +23,16 @@ locks: dict[str, dict[str, str]] = {"upgrade": {}, "downgrade": {}}
 
 def upgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
+    create_rule_type()
     create_assignments()
     create_assignment_history()
     create_rules()
     create_rule_end()
+    create_rule_check()
+    create_collaboration()
     create_freeze()
     create_readers()
+    create_settling()
     grant_access()
     op.execute("RESET ROLE")
 
@@ -36,9 +40,25 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.execute(sql("CREATE SCHEMA IF NOT EXISTS {quarantine} AUTHORIZATION {owner}"))
     op.execute(sql("SET LOCAL ROLE {owner}"))
-    enter_quarantine()
     drop_functions()
+    enter_quarantine()
     op.execute("RESET ROLE")
+
+
+def create_rule_type() -> None:
+    op.execute(
+        sql("""
+        DO $do$
+        BEGIN
+          IF pg_catalog.to_regtype('{quarantine}.protection_type') IS NOT NULL THEN
+            ALTER TYPE {quarantine}.protection_type SET SCHEMA {schema};
+          ELSE
+            CREATE TYPE {schema}.protection_type AS ENUM ('SOLE_OWNER', 'COLLABORATOR', 'VIEW_ONLY');
+          END IF;
+        END
+        $do$
+        """)
+    )
 
 
 def create_assignments() -> None:
@@ -281,6 +301,96 @@ def create_rule_end() -> None:
         REVOKE ALL ON FUNCTION {schema}.end_lead_rules({lead_id_type}, {user_id_type}) FROM PUBLIC
         """)
     )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.end_rules(
+          of_user {user_id_type}, here text, kind {schema}.protection_type, lead {lead_id_type})
+        RETURNS integer
+        LANGUAGE plpgsql
+        SET search_path = pg_catalog, pg_temp
+        SET enable_seqscan = off
+        AS $body$
+        DECLARE
+          ended integer;
+        BEGIN
+          -- what never took effect has no history to keep
+          DELETE FROM {schema}.lead_protection_rules AS r
+          WHERE r.user_id = of_user AND r.territory = here AND r.protection = kind
+            AND r.lead_id IS NOT DISTINCT FROM lead AND r.effective_from >= clock_timestamp();
+          -- active as well: who waits for this row's lock began before the new effective_to
+          UPDATE {schema}.lead_protection_rules AS r
+          SET active = false, effective_to = clock_timestamp()
+          WHERE r.user_id = of_user AND r.territory = here AND r.protection = kind
+            AND r.lead_id IS NOT DISTINCT FROM lead
+            AND r.active AND (r.effective_to IS NULL OR r.effective_to > clock_timestamp());
+          GET DIAGNOSTICS ended = ROW_COUNT;
+          RETURN ended;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.end_rules({user_id_type}, text, {schema}.protection_type, {lead_id_type}) IS
+        'Ends the rules of a user of one kind; what had taken effect stays as history';
+        REVOKE ALL ON FUNCTION {schema}.end_rules({user_id_type}, text, {schema}.protection_type, {lead_id_type})
+        FROM PUBLIC
+        """)
+    )
+
+
+def create_rule_check() -> None:
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.in_force(active boolean, effective_from timestamptz, effective_to timestamptz)
+        RETURNS boolean
+        LANGUAGE sql
+        STABLE PARALLEL SAFE
+        RETURN active
+          AND effective_from <= pg_catalog.statement_timestamp()
+          AND (effective_to IS NULL OR pg_catalog.statement_timestamp() < effective_to);
+        COMMENT ON FUNCTION {schema}.in_force(boolean, timestamptz, timestamptz) IS
+        'Whether a rule counts now: active, begun, and not ended';
+        REVOKE ALL ON FUNCTION {schema}.in_force(boolean, timestamptz, timestamptz) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.in_force(boolean, timestamptz, timestamptz) TO {reader}
+        """)
+    )
+    # A statement that waited while the rule was made began before it, and decides after it.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.begins(effective_from timestamptz, made_at timestamptz)
+        RETURNS timestamptz
+        LANGUAGE sql
+        IMMUTABLE PARALLEL SAFE
+        RETURN CASE WHEN effective_from <= made_at THEN '-infinity'::timestamptz ELSE effective_from END;
+        COMMENT ON FUNCTION {schema}.begins(timestamptz, timestamptz) IS
+        'From when a rule takes a right away from whoever can see it: at once where it was to begin when it was made';
+        REVOKE ALL ON FUNCTION {schema}.begins(timestamptz, timestamptz) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.begins(timestamptz, timestamptz) TO {reader}
+        """)
+    )
+
+
+def create_collaboration() -> None:
+    # What lets a collaborator edit, as the audit keeps it. By the clock: a rule may end while the caller's statement
+    # goes on. The planner puts its body where it is asked.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.collaboration(lead {lead_id_type}, caller {user_id_type}, here text)
+        RETURNS SETOF text
+        LANGUAGE sql
+        STABLE ROWS 1
+        BEGIN ATOMIC
+          SELECT pg_catalog.format('rule for the %s since %s', CASE WHEN r.lead_id IS NULL THEN 'territory' ELSE 'lead' END,
+                   pg_catalog.to_char(r.effective_from AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS.US "UTC"'))
+          FROM {schema}.lead_protection_rules AS r
+          WHERE r.user_id = collaboration.caller AND r.territory = collaboration.here AND r.protection = 'COLLABORATOR'
+            AND (r.lead_id IS NULL OR r.lead_id = collaboration.lead)
+            AND {schema}.in_force(r.active, r.effective_from, r.effective_to)
+            AND (r.effective_to IS NULL OR pg_catalog.clock_timestamp() < r.effective_to)
+          ORDER BY r.lead_id NULLS LAST, r.effective_from LIMIT 1;
+        END;
+        COMMENT ON FUNCTION {schema}.collaboration({lead_id_type}, {user_id_type}, text) IS
+        'The rule by which a user may edit the lead of somebody else, as the audit names it; none where it has ended';
+        REVOKE ALL ON FUNCTION {schema}.collaboration({lead_id_type}, {user_id_type}, text) FROM PUBLIC
+        """)
+    )
 
 
 def create_freeze() -> None:
@@ -429,58 +539,64 @@ def create_readers() -> None:
         GRANT EXECUTE ON FUNCTION {schema}.write_owner_column({lead_id_type}[], text[], {user_id_type}) TO {owner}
         """)
     )
-    # What makes an owner is said once, in the settings' terms: the newest qualifying activity with a user,
-    # of all tables of activities. One in the future makes none until its time has come.
-    # Plans are pinned to index probes, LIMIT 1 keeps a lookup inside its loop: statistics of a table
-    # that is being filled are always wrong. Kinds are literals so that the partial index serves. A column
-    # goes before a variable of its name: a condition of the host names columns as it likes.
     op.execute(
         sql("""
-        CREATE FUNCTION {schema}.derived_owners(leads {lead_id_type}[])
-        RETURNS TABLE (
-          lead_id {lead_id_type}, user_id {user_id_type}, activity_at {schema}.user_lead_assignments.activity_at%TYPE,
-          activity_id {schema}.user_lead_assignments.activity_id%TYPE, activity_source text)
+        CREATE FUNCTION {schema}.owner_column_differs(here text)
+        RETURNS TABLE (lead_id {lead_id_type}, owner {user_id_type})
         LANGUAGE plpgsql
         STABLE SECURITY DEFINER
         SET search_path = pg_catalog, pg_temp
-        SET plan_cache_mode = force_generic_plan
-        SET enable_seqscan = off
-        SET enable_bitmapscan = off
-        SET enable_hashjoin = off
-        SET enable_mergejoin = off
-        SET jit = off
+        SET row_security = on
         AS $body$
         #variable_conflict use_column
         BEGIN
           RETURN QUERY
-          {derived_owners};
+          SELECT l.{lead_id}::{lead_id_type}, a.user_id
+          FROM {leads} AS l LEFT JOIN {schema}.user_lead_assignments AS a ON a.lead_id = l.{lead_id} AND a.territory = here
+          WHERE {named} AND {territory_of_l} = here AND {owner_in_l} IS DISTINCT FROM a.user_id;
         END
         $body$;
-        COMMENT ON FUNCTION {schema}.derived_owners({lead_id_type}[]) IS
-        'For each lead its newest qualifying activity, which makes the owner; no row: there is none';
-        REVOKE ALL ON FUNCTION {schema}.derived_owners({lead_id_type}[]) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.derived_owners({lead_id_type}[]) TO {owner}
+        COMMENT ON FUNCTION {schema}.owner_column_differs(text) IS
+        'Leads of the territory whose own column names somebody else than their owner, and the owner; none where there is no owner_column';
+        REVOKE ALL ON FUNCTION {schema}.owner_column_differs(text) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.owner_column_differs(text) TO {owner}, {operator}
         """)
     )
     op.execute(sql("SET LOCAL ROLE {owner}"))
     op.execute(sql("REVOKE CREATE ON SCHEMA {schema} FROM {reader}"))
-    # Of two activities at one time the higher id wins, in the order of its own type.
+
+
+def create_settling() -> None:
     op.execute(
         sql("""
-        CREATE FUNCTION {schema}.earlier_activity(of_source text, one text, other text)
-        RETURNS boolean
+        CREATE FUNCTION {schema}.settle_owner_column(here text, leads integer DEFAULT 1000)
+        RETURNS bigint
         LANGUAGE plpgsql
-        STABLE
+        SECURITY DEFINER
         SET search_path = pg_catalog, pg_temp
+        SET row_security = on
         AS $body$
+        DECLARE
+          found {lead_id_type}[] := ARRAY(
+            SELECT d.lead_id FROM {schema}.owner_column_differs(here) AS d ORDER BY 1 LIMIT leads);
+          same record;
         BEGIN
-          {compare_activities}
-          RETURN one < other;
+          PERFORM {schema}.hold_leads(found);
+          -- who owns them under the lock
+          FOR same IN
+            SELECT a.user_id AS owner, array_agg(f.lead) AS leads, array_agg(here) AS places
+            FROM unnest(found) AS f (lead) LEFT JOIN {schema}.user_lead_assignments AS a ON a.lead_id = f.lead AND a.territory = here
+            GROUP BY a.user_id
+          LOOP
+            PERFORM {schema}.write_owner_column(same.leads, same.places, same.owner);
+          END LOOP;
+          RETURN cardinality(found);
         END
         $body$;
-        COMMENT ON FUNCTION {schema}.earlier_activity(text, text, text) IS
-        'Whether the first of two activities of one table and time is the lower one';
-        REVOKE ALL ON FUNCTION {schema}.earlier_activity(text, text, text) FROM PUBLIC
+        COMMENT ON FUNCTION {schema}.settle_owner_column(text, integer) IS
+        'After contract: writes the owner into the lead''s own column where it names somebody else; how many leads there were';
+        REVOKE ALL ON FUNCTION {schema}.settle_owner_column(text, integer) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.settle_owner_column(text, integer) TO {operator}
         """)
     )
 
@@ -495,26 +611,13 @@ def grant_access() -> None:
     )
 
 
-def enter_quarantine() -> None:
-    # Still row-secured, without any grant.
-    op.execute(
-        sql("""
-        REVOKE ALL ON {schema}.user_lead_assignments, {schema}.user_lead_assignment_history, {schema}.lead_protection_rules
-        FROM {reader}, {app}, {auditor}, {operator}, {manager};
-        DROP TRIGGER lp_keep_assignment ON {schema}.user_lead_assignments;
-        ALTER TABLE {schema}.user_lead_assignments SET SCHEMA {quarantine};
-        ALTER TABLE {schema}.user_lead_assignment_history SET SCHEMA {quarantine};
-        ALTER TABLE {schema}.lead_protection_rules SET SCHEMA {quarantine}
-        """)
-    )
-
-
 def drop_functions() -> None:
     op.execute(
         sql("""
+        DROP TRIGGER lp_keep_assignment ON {schema}.user_lead_assignments;
         DROP FUNCTION
-          {schema}.earlier_activity(text, text, text),
-          {schema}.derived_owners({lead_id_type}[]),
+          {schema}.settle_owner_column(text, integer),
+          {schema}.owner_column_differs(text),
           {schema}.write_owner_column({lead_id_type}[], text[], {user_id_type}),
           {schema}.hold_leads({lead_id_type}[]),
           {schema}.protected_leads(),
@@ -522,6 +625,24 @@ def drop_functions() -> None:
           {schema}.host_lead({lead_id_type}),
           {schema}.keep_assignment(),
           {schema}.require_not_moving({lead_id_type}[]),
+          {schema}.collaboration({lead_id_type}, {user_id_type}, text),
+          {schema}.begins(timestamptz, timestamptz),
+          {schema}.in_force(boolean, timestamptz, timestamptz),
+          {schema}.end_rules({user_id_type}, text, {schema}.protection_type, {lead_id_type}),
           {schema}.end_lead_rules({lead_id_type}, {user_id_type})
+        """)
+    )
+
+
+def enter_quarantine() -> None:
+    # Still row-secured, without any grant.
+    op.execute(
+        sql("""
+        REVOKE ALL ON {schema}.user_lead_assignments, {schema}.user_lead_assignment_history, {schema}.lead_protection_rules
+        FROM {reader}, {app}, {auditor}, {operator}, {manager};
+        ALTER TABLE {schema}.user_lead_assignments SET SCHEMA {quarantine};
+        ALTER TABLE {schema}.user_lead_assignment_history SET SCHEMA {quarantine};
+        ALTER TABLE {schema}.lead_protection_rules SET SCHEMA {quarantine};
+        ALTER TYPE {schema}.protection_type SET SCHEMA {quarantine}
         """)
     )

@@ -27,7 +27,6 @@ def upgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
     create_context()
     create_code_check()
-    create_rule_check()
     op.execute(sql("GRANT CREATE ON SCHEMA {schema} TO {reader}"))
     op.execute(sql("SET LOCAL ROLE {reader}"))
     create_decision()
@@ -66,8 +65,6 @@ def downgrade() -> None:
           {schema}.unsuspended({lead_id_type}, {user_id_type}, text),
           {schema}.decide({lead_id_type}, text, text),
           {schema}.decision({lead_id_type}, {user_id_type}, text),
-          {schema}.begins(timestamptz, timestamptz),
-          {schema}.in_force(boolean, timestamptz, timestamptz),
           {schema}.is_code(text),
           {schema}.set_context(text, text, text),
           {schema}.context(),
@@ -199,38 +196,6 @@ def create_code_check() -> None:
         'Whether this can be the code of a territory; anything else is malformed';
         REVOKE ALL ON FUNCTION {schema}.is_code(text) FROM PUBLIC;
         GRANT EXECUTE ON FUNCTION {schema}.is_code(text) TO {reader}
-        """)
-    )
-
-
-def create_rule_check() -> None:
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.in_force(active boolean, effective_from timestamptz, effective_to timestamptz)
-        RETURNS boolean
-        LANGUAGE sql
-        STABLE PARALLEL SAFE
-        RETURN active
-          AND effective_from <= pg_catalog.statement_timestamp()
-          AND (effective_to IS NULL OR pg_catalog.statement_timestamp() < effective_to);
-        COMMENT ON FUNCTION {schema}.in_force(boolean, timestamptz, timestamptz) IS
-        'Whether a rule counts now: active, begun, and not ended';
-        REVOKE ALL ON FUNCTION {schema}.in_force(boolean, timestamptz, timestamptz) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.in_force(boolean, timestamptz, timestamptz) TO {reader}
-        """)
-    )
-    # A statement that waited while the rule was made began before it, and decides after it.
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.begins(effective_from timestamptz, made_at timestamptz)
-        RETURNS timestamptz
-        LANGUAGE sql
-        IMMUTABLE PARALLEL SAFE
-        RETURN CASE WHEN effective_from <= made_at THEN '-infinity'::timestamptz ELSE effective_from END;
-        COMMENT ON FUNCTION {schema}.begins(timestamptz, timestamptz) IS
-        'From when a rule takes a right away from whoever can see it: at once where it was to begin when it was made';
-        REVOKE ALL ON FUNCTION {schema}.begins(timestamptz, timestamptz) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.begins(timestamptz, timestamptz) TO {reader}
         """)
     )
 

@@ -24,7 +24,6 @@ locks: dict[str, dict[str, str]] = {"upgrade": {}, "downgrade": {}}
 def upgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
     create_freshness()
-    create_collaboration()
     create_locked_decision()
     create_audit_writer()
     create_denials()
@@ -51,9 +50,7 @@ def downgrade() -> None:
           {schema}.denial_proof(text),
           {schema}.record_edit_attempt({lead_id_type}, {schema}.lead_action, text),
           {schema}.write_audit({lead_id_type}, {schema}.lead_action, text, text, text, text, bigint),
-          {schema}.bounded(text),
           {schema}.decide_locked({lead_id_type}),
-          {schema}.collaboration({lead_id_type}, {user_id_type}, text),
           {schema}.require_fresh_rules()
         """)
     )
@@ -115,32 +112,6 @@ def create_freshness() -> None:
     )
 
 
-def create_collaboration() -> None:
-    # What lets a collaborator edit, as the audit keeps it. By the clock: a rule may end while the caller's statement
-    # goes on. The planner puts its body where it is asked.
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.collaboration(lead {lead_id_type}, caller {user_id_type}, here text)
-        RETURNS SETOF text
-        LANGUAGE sql
-        STABLE ROWS 1
-        BEGIN ATOMIC
-          SELECT pg_catalog.format('rule for the %s since %s', CASE WHEN r.lead_id IS NULL THEN 'territory' ELSE 'lead' END,
-                   pg_catalog.to_char(r.effective_from AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS.US "UTC"'))
-          FROM {schema}.lead_protection_rules AS r
-          WHERE r.user_id = collaboration.caller AND r.territory = collaboration.here AND r.protection = 'COLLABORATOR'
-            AND (r.lead_id IS NULL OR r.lead_id = collaboration.lead)
-            AND {schema}.in_force(r.active, r.effective_from, r.effective_to)
-            AND (r.effective_to IS NULL OR pg_catalog.clock_timestamp() < r.effective_to)
-          ORDER BY r.lead_id NULLS LAST, r.effective_from LIMIT 1;
-        END;
-        COMMENT ON FUNCTION {schema}.collaboration({lead_id_type}, {user_id_type}, text) IS
-        'The rule by which a user may edit the lead of somebody else, as the audit names it; none where it has ended';
-        REVOKE ALL ON FUNCTION {schema}.collaboration({lead_id_type}, {user_id_type}, text) FROM PUBLIC
-        """)
-    )
-
-
 def create_locked_decision() -> None:
     # Allowed means: the rows on which the answer rests are locked until the caller's transaction
     # ends, so a transfer or a revocation waits for the edit; the decision is made under the lock, in
@@ -188,52 +159,6 @@ def create_locked_decision() -> None:
 
 
 def create_audit_writer() -> None:
-    # What a service says is kept, but never so that it spoils the evidence: a note of megabytes could not
-    # be hashed with others, and a control character could hide a line from whoever reads it.
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.bounded(said text)
-        RETURNS text
-        LANGUAGE plpgsql
-        IMMUTABLE
-        SET search_path = pg_catalog, pg_temp
-        AS $body$
-        DECLARE
-          clean text;
-          anything boolean := getdatabaseencoding() = 'SQL_ASCII';
-        BEGIN
-          IF said IS NULL OR said = '' THEN
-            RETURN NULL;
-          END IF;
-          -- a character has one byte or more, and seldom four
-          clean := left(said, 1024);
-          WHILE octet_length(clean) > 1024 LOOP
-            clean := left(clean, length(clean) * 1024 / octet_length(clean));
-          END LOOP;
-          IF getdatabaseencoding() = 'UTF8' THEN
-            -- what turns the direction of a line, ends it or takes no room hides as much as a control character does
-            clean := regexp_replace(clean, '[\\u0001-\\u001f\\u007f-\\u009f\\u061c\\u180e\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ufeff]', ' ', 'g');
-          ELSIF anything THEN
-            clean := regexp_replace(clean, '[\\u0001-\\u001f\\u007f]', ' ', 'g');
-          ELSE
-            clean := regexp_replace(clean, '[[:cntrl:]]', ' ', 'g');
-          END IF;
-          IF anything THEN
-            -- there a character is a byte, and what is no UTF-8 would end whoever reads it
-            BEGIN
-              PERFORM convert_from(convert_to(clean, 'SQL_ASCII'), 'UTF8');
-            EXCEPTION WHEN character_not_in_repertoire THEN
-              clean := regexp_replace(clean, '[^ -~]', '?', 'g');
-            END;
-          END IF;
-          RETURN clean;
-        END
-        $body$;
-        COMMENT ON FUNCTION {schema}.bounded(text) IS
-        'What a service said, at most 1 kB of it, without control characters and what is not seen; NULL for nothing';
-        REVOKE ALL ON FUNCTION {schema}.bounded(text) FROM PUBLIC
-        """)
-    )
     # Facts that the caller can't choose: login, role, time, transaction. What he declared is kept
     # in the note when it can't be stored as it is. The audit tells an unknown lead from one of
     # another territory; the answer to the caller does not.

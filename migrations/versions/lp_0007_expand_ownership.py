@@ -5,7 +5,7 @@ Each change is decided under the row's lock, and recorded like an edit.
 
 Locks on host tables: none beyond ACCESS SHARE, which every SELECT takes.
 
-Undone by: dropping the functions; they hold no data.
+Undone by: dropping the functions; the VAT rates move to the quarantine schema.
 """
 
 from alembic import op
@@ -24,11 +24,13 @@ def upgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
     create_ownership()
     create_ownership_functions()
+    create_vat_rates()
     create_territory_terms()
     op.execute("RESET ROLE")
 
 
 def downgrade() -> None:
+    op.execute(sql("CREATE SCHEMA IF NOT EXISTS {quarantine} AUTHORIZATION {owner}"))
     op.execute(sql("SET LOCAL ROLE {owner}"))
     op.execute(
         sql("""
@@ -40,7 +42,6 @@ def downgrade() -> None:
           {schema}.release_lead({lead_id_type}, text),
           {schema}.claim_lead({lead_id_type}, text),
           {schema}.assign_lead({lead_id_type}, {user_id_type}, text),
-          {schema}.end_rules({user_id_type}, text, {schema}.protection_type, {lead_id_type}),
           {schema}.change_sharing({lead_id_type}, text, {user_id_type}, timestamptz, timestamptz, text),
           {schema}.change_owners({lead_id_type}[], text, {user_id_type}, text, {user_id_type}),
           {schema}.change_together({lead_id_type}[], text, {user_id_type}, text, {user_id_type}),
@@ -49,6 +50,12 @@ def downgrade() -> None:
           {schema}.try_change_owner({lead_id_type}, text, {user_id_type}, text),
           {schema}.is_manager(),
           {schema}.lead_for_ownership({lead_id_type}, boolean)
+        """)
+    )
+    op.execute(
+        sql("""
+        REVOKE ALL ON {schema}.territory_vat_rates FROM {app}, {auditor}, {operator}, {manager};
+        ALTER TABLE {schema}.territory_vat_rates SET SCHEMA {quarantine}
         """)
     )
     op.execute("RESET ROLE")
@@ -431,38 +438,6 @@ def create_ownership() -> None:
         GRANT EXECUTE ON FUNCTION {schema}.change_sharing({lead_id_type}, text, {user_id_type}, timestamptz, timestamptz, text) TO {app}, {manager}
         """)
     )
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.end_rules(
-          of_user {user_id_type}, here text, kind {schema}.protection_type, lead {lead_id_type})
-        RETURNS integer
-        LANGUAGE plpgsql
-        SET search_path = pg_catalog, pg_temp
-        SET enable_seqscan = off
-        AS $body$
-        DECLARE
-          ended integer;
-        BEGIN
-          -- what never took effect has no history to keep
-          DELETE FROM {schema}.lead_protection_rules AS r
-          WHERE r.user_id = of_user AND r.territory = here AND r.protection = kind
-            AND r.lead_id IS NOT DISTINCT FROM lead AND r.effective_from >= clock_timestamp();
-          -- active as well: who waits for this row's lock began before the new effective_to
-          UPDATE {schema}.lead_protection_rules AS r
-          SET active = false, effective_to = clock_timestamp()
-          WHERE r.user_id = of_user AND r.territory = here AND r.protection = kind
-            AND r.lead_id IS NOT DISTINCT FROM lead
-            AND r.active AND (r.effective_to IS NULL OR r.effective_to > clock_timestamp());
-          GET DIAGNOSTICS ended = ROW_COUNT;
-          RETURN ended;
-        END
-        $body$;
-        COMMENT ON FUNCTION {schema}.end_rules({user_id_type}, text, {schema}.protection_type, {lead_id_type}) IS
-        'Ends the rules of a user of one kind; what had taken effect stays as history';
-        REVOKE ALL ON FUNCTION {schema}.end_rules({user_id_type}, text, {schema}.protection_type, {lead_id_type})
-        FROM PUBLIC
-        """)
-    )
 
 
 def create_ownership_functions() -> None:
@@ -578,6 +553,58 @@ def create_ownership_functions() -> None:
         'Ends every share of the lead with a user now; an edit under way is waited for';
         REVOKE ALL ON FUNCTION {schema}.unshare_lead({lead_id_type}, {user_id_type}, text) FROM PUBLIC;
         GRANT EXECUTE ON FUNCTION {schema}.unshare_lead({lead_id_type}, {user_id_type}, text) TO {app}, {manager}
+        """)
+    )
+
+
+def create_vat_rates() -> None:
+    op.execute(
+        sql("""
+        DO $do$
+        BEGIN
+          IF pg_catalog.to_regclass('{quarantine}.territory_vat_rates') IS NOT NULL THEN
+            ALTER TABLE {quarantine}.territory_vat_rates SET SCHEMA {schema};
+          ELSE
+            CREATE TABLE {schema}.territory_vat_rates (
+              territory text NOT NULL REFERENCES {schema}.territories (code),
+              rate numeric(5, 2) NOT NULL CHECK (rate BETWEEN 0 AND 100),
+              valid_from date NOT NULL,
+              valid_to date CHECK (valid_to >= valid_from),
+              PRIMARY KEY (territory, valid_from)
+            );
+          END IF;
+        END
+        $do$;
+        COMMENT ON COLUMN {schema}.territory_vat_rates.rate IS
+        'percent; DE: UStG paragraph 12 and the 2020 tax relief act, CH: MWSTG article 25';
+        COMMENT ON COLUMN {schema}.territory_vat_rates.valid_to IS 'last day, inclusive; NULL: until further notice';
+        COMMENT ON TABLE {schema}.territory_vat_rates IS 'VAT rates of the territories by day';
+        COMMENT ON COLUMN {schema}.territory_vat_rates.territory IS 'the territory in which the rate holds';
+        COMMENT ON COLUMN {schema}.territory_vat_rates.valid_from IS 'first day';
+        ALTER TABLE {schema}.territory_vat_rates ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE {schema}.territory_vat_rates FORCE ROW LEVEL SECURITY;
+        DROP POLICY IF EXISTS lp_inside ON {schema}.territory_vat_rates;
+        CREATE POLICY lp_inside ON {schema}.territory_vat_rates TO {owner}, {reader} USING ({inside}) WITH CHECK ({inside});
+        DROP POLICY IF EXISTS lp_reference ON {schema}.territory_vat_rates;
+        CREATE POLICY lp_reference ON {schema}.territory_vat_rates FOR SELECT
+        TO {app}, {auditor}, {operator}, {manager} USING (true);
+        DROP POLICY IF EXISTS lp_border ON {schema}.territory_vat_rates;
+        CREATE POLICY lp_border ON {schema}.territory_vat_rates AS RESTRICTIVE
+        USING ({inside} OR territory = (SELECT {schema}.own_border()));
+        GRANT SELECT ON {schema}.territory_vat_rates TO {app}, {auditor}, {operator}, {manager}
+        """)
+    )
+    op.execute(
+        sql("""
+        INSERT INTO {schema}.territory_vat_rates (territory, rate, valid_from, valid_to)
+        SELECT known.territory, known.rate, known.valid_from::date, known.valid_to::date
+        FROM (VALUES ('DE', 19.0, '2007-01-01', '2020-06-30'),
+                     ('DE', 16.0, '2020-07-01', '2020-12-31'),
+                     ('DE', 19.0, '2021-01-01', NULL),
+                     ('CH', 7.7, '2018-01-01', '2023-12-31'),
+                     ('CH', 8.1, '2024-01-01', NULL)) AS known (territory, rate, valid_from, valid_to)
+        JOIN {schema}.territories AS t ON t.code = known.territory
+        ON CONFLICT (territory, valid_from) DO NOTHING
         """)
     )
 

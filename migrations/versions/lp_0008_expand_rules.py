@@ -48,12 +48,7 @@ def downgrade() -> None:
           {schema}.send_lead({lead_id_type}, uuid, text),
           {schema}.hold_for_move({lead_id_type}, text),
           {schema}.is_enforced(),
-          {schema}.handover_holds()
-        """)
-    )
-    op.execute(
-        sql("""
-        DROP FUNCTION
+          {schema}.handover_holds(),
           {schema}.change_rule({lead_id_type}, text, {user_id_type}, {schema}.protection_type, timestamptz, timestamptz, text),
           {schema}.decide_as_manager({lead_id_type}),
           {schema}.revoke_protection({user_id_type}, text, {schema}.protection_type, {lead_id_type}),

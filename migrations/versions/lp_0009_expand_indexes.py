@@ -1,13 +1,14 @@
-"""The indexes on host tables that the backfill reads: one on leads, one on each table of activities.
+"""What a backfill reads: an index on leads and one on each table of activities, who an owner is by them, who lacks one.
 
 Why: the backfill walks leads by (territory, id) and probes the newest qualifying activity of each;
-without these it would read whole tables. They serve the transition only, contract drops them.
+without the indexes it would read whole tables. They serve the transition only, contract drops them. The
+triggers of the transition make owners by the same functions, and note the leads that a backfill has to read again.
 
 Locks on host tables: SHARE UPDATE EXCLUSIVE on leads, then on activities, for the time of each
 build (CONCURRENTLY: reads and writes go on). It waits for older transactions, and nobody waits
 for it but DDL and VACUUM. The same for the way down.
 
-Undone by: DROP INDEX CONCURRENTLY.
+Undone by: DROP INDEX CONCURRENTLY, and dropping the functions; the notes move to the quarantine schema.
 """
 
 from __future__ import annotations
@@ -44,6 +45,18 @@ def upgrade() -> None:
         create_leads_index()
         for source in activity_sources():
             create_activities_index(source)
+    # after what is built outside of a transaction: an interrupted build is taken up again from its begin
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    create_activity_order()
+    create_transition_check()
+    create_unsettled()
+    op.execute(sql("GRANT CREATE ON SCHEMA {schema} TO {reader}"))
+    op.execute(sql("SET LOCAL ROLE {reader}"))
+    create_derived_owners()
+    create_unowned_leads()
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    op.execute(sql("REVOKE CREATE ON SCHEMA {schema} FROM {reader}"))
+    op.execute("RESET ROLE")
 
 
 def downgrade() -> None:
@@ -53,6 +66,30 @@ def downgrade() -> None:
         for source in activity_sources():
             drop(source)
         op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {leads_index_path}"))
+    op.execute(sql("CREATE SCHEMA IF NOT EXISTS {quarantine} AUTHORIZATION {owner}"))
+    op.execute(sql("SET LOCAL ROLE {owner}"))
+    op.execute(
+        sql("""
+        DROP FUNCTION
+          {schema}.unowned_leads(text),
+          {schema}.unowned_leads(text[]),
+          {schema}.probed_leads(text[]),
+          {schema}.few_are_bare(),
+          {schema}.bare_leads(text[]),
+          {schema}.sources_indexed(),
+          {schema}.derived_owners({lead_id_type}[]),
+          {schema}.note_unsettled({lead_id_type}),
+          {schema}.in_transition(),
+          {schema}.earlier_activity(text, text, text)
+        """)
+    )
+    op.execute(
+        sql("""
+        REVOKE ALL ON {schema}.unsettled_leads FROM {reader};
+        ALTER TABLE {schema}.unsettled_leads SET SCHEMA {quarantine}
+        """)
+    )
+    op.execute("RESET ROLE")
 
 
 def require_transactions() -> None:
@@ -221,3 +258,282 @@ def is_valid(index: str, built_for: str | None = None) -> bool:
         """
     said = known[built_for][1:-1].replace("''", "'") if built_for else None
     return bool(op.get_bind().scalar(text(query), {"path": known[index], "said": said}))
+
+
+def create_activity_order() -> None:
+    # Of two activities at one time the higher id wins, in the order of its own type.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.earlier_activity(of_source text, one text, other text)
+        RETURNS boolean
+        LANGUAGE plpgsql
+        STABLE
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          {compare_activities}
+          RETURN one < other;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.earlier_activity(text, text, text) IS
+        'Whether the first of two activities of one table and time is the lower one';
+        REVOKE ALL ON FUNCTION {schema}.earlier_activity(text, text, text) FROM PUBLIC
+        """)
+    )
+
+
+def create_transition_check() -> None:
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.in_transition()
+        RETURNS boolean
+        LANGUAGE plpgsql
+        STABLE
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          RETURN EXISTS (
+            SELECT FROM pg_trigger AS t
+            JOIN (VALUES {source_triggers}) AS s (function, host, name) ON t.tgrelid = s.host AND t.tgname = s.name);
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.in_transition() IS
+        'Whether activities make owners: from expand to contract; afterwards owners change by hand only';
+        REVOKE ALL ON FUNCTION {schema}.in_transition() FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.in_transition() TO {reader}
+        """)
+    )
+
+
+def create_unsettled() -> None:
+    # A trigger can't see the uncommitted assignment of a backfill's slice, and the slice can't see
+    # the uncommitted change that fired the trigger. The note outlives both, and the backfill ends by
+    # looking at the noted leads again. Append-only, so that nobody waits here; after the backfill
+    # nothing is noted.
+    op.execute(
+        sql("""
+        DO $do$
+        BEGIN
+          IF pg_catalog.to_regclass('{quarantine}.unsettled_leads') IS NOT NULL THEN
+            ALTER TABLE {quarantine}.unsettled_leads SET SCHEMA {schema};
+          ELSE
+            CREATE TABLE {schema}.unsettled_leads (
+              id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
+              lead_id {lead_id_type} NOT NULL
+            );
+          END IF;
+        END
+        $do$;
+        COMMENT ON TABLE {schema}.unsettled_leads IS
+        'Leads that changed while a backfill may have read them: it looks at them again at its end';
+        COMMENT ON COLUMN {schema}.unsettled_leads.id IS 'no meaning: notes of one lead may be several';
+        COMMENT ON COLUMN {schema}.unsettled_leads.lead_id IS 'the lead';
+        ALTER TABLE {schema}.unsettled_leads ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE {schema}.unsettled_leads FORCE ROW LEVEL SECURITY;
+        DROP POLICY IF EXISTS lp_inside ON {schema}.unsettled_leads;
+        CREATE POLICY lp_inside ON {schema}.unsettled_leads TO {owner}, {reader} USING ({inside}) WITH CHECK ({inside});
+        GRANT SELECT ON {schema}.unsettled_leads TO {reader}
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.note_unsettled(lead {lead_id_type})
+        RETURNS void
+        LANGUAGE plpgsql
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          -- the jobs come with a later revision; before it, every backfill is still to come
+          IF to_regclass('{schema}.backfill_jobs') IS NOT NULL THEN
+            IF NOT EXISTS (SELECT FROM {schema}.backfill_jobs AS j WHERE j.ended_at IS NULL) THEN
+              RETURN;
+            END IF;
+            -- nor after contract, when activities make no owners any more
+            IF NOT {schema}.in_transition() THEN
+              RETURN;
+            END IF;
+          END IF;
+          INSERT INTO {schema}.unsettled_leads (lead_id) VALUES (lead);
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.note_unsettled({lead_id_type}) IS
+        'Notes a lead that changed while a backfill may have read it; nothing where no backfill runs';
+        REVOKE ALL ON FUNCTION {schema}.note_unsettled({lead_id_type}) FROM PUBLIC
+        """)
+    )
+
+
+def create_derived_owners() -> None:
+    # What makes an owner is said once, in the settings' terms: the newest qualifying activity with a user,
+    # of all tables of activities. One in the future makes none until its time has come.
+    # Plans are pinned to index probes, LIMIT 1 keeps a lookup inside its loop: statistics of a table
+    # that is being filled are always wrong. Kinds are literals so that the partial index serves. A column
+    # goes before a variable of its name: a condition of the host names columns as it likes.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.derived_owners(leads {lead_id_type}[])
+        RETURNS TABLE (
+          lead_id {lead_id_type}, user_id {user_id_type}, activity_at {schema}.user_lead_assignments.activity_at%TYPE,
+          activity_id {schema}.user_lead_assignments.activity_id%TYPE, activity_source text)
+        LANGUAGE plpgsql
+        STABLE SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET plan_cache_mode = force_generic_plan
+        SET enable_seqscan = off
+        SET enable_bitmapscan = off
+        SET enable_hashjoin = off
+        SET enable_mergejoin = off
+        SET jit = off
+        AS $body$
+        #variable_conflict use_column
+        BEGIN
+          RETURN QUERY
+          {derived_owners};
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.derived_owners({lead_id_type}[]) IS
+        'For each lead its newest qualifying activity, which makes the owner; no row: there is none';
+        REVOKE ALL ON FUNCTION {schema}.derived_owners({lead_id_type}[]) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.derived_owners({lead_id_type}[]) TO {owner}
+        """)
+    )
+
+
+def create_unowned_leads() -> None:
+    # The truth about the backfill, asked by its own verification and by the gate. Released leads have an
+    # assignment, to nobody: they are not listed.
+    # Contract asks it again when the transition's indexes are gone, perhaps of a host that has no index
+    # on the leads of activities: one scan of each table for all territories, whatever the statistics of a fresh one say.
+    # While they stand, what a walk has left are few leads, mostly without any activity: these are looked up in the order
+    # of the index. What our policies let pass is a guess to the planner, so it is told which join to take, and that the
+    # workers give few rows back.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.sources_indexed()
+        RETURNS boolean
+        LANGUAGE plpgsql
+        STABLE
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          RETURN NOT EXISTS (
+            SELECT FROM unnest(ARRAY[{source_indexes}]::text[]) AS wanted (path)
+            LEFT JOIN pg_index AS i ON i.indexrelid = to_regclass(wanted.path) WHERE i.indisvalid IS NOT TRUE);
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.sources_indexed() IS
+        'Whether every index of the transition on activities stands';
+        REVOKE ALL ON FUNCTION {schema}.sources_indexed() FROM PUBLIC
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.bare_leads(territories text[])
+        RETURNS TABLE (territory text, lead_id {lead_id_type}, released boolean)
+        LANGUAGE plpgsql
+        STABLE
+        SET search_path = pg_catalog, pg_temp
+        SET enable_nestloop = off
+        SET enable_mergejoin = off
+        SET parallel_tuple_cost = 0
+        AS $body$
+        #variable_conflict use_column
+        BEGIN
+          IF territories = '{}' THEN
+            RETURN;
+          END IF;
+          RETURN QUERY
+          SELECT {territory_of_l}::text, l.{lead_id}::{lead_id_type}, a.lead_id IS NOT NULL
+          FROM {leads} AS l
+          LEFT JOIN {schema}.user_lead_assignments AS a ON a.lead_id = l.{lead_id} AND a.territory = {territory_of_l}
+          WHERE {territory_of_l} = ANY (bare_leads.territories) AND a.user_id IS NULL;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.bare_leads(text[]) IS
+        'Leads of the territories without an owner, whatever their activities; released: by hand, or where a lead moved here';
+        REVOKE ALL ON FUNCTION {schema}.bare_leads(text[]) FROM PUBLIC
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.few_are_bare()
+        RETURNS boolean
+        LANGUAGE plpgsql
+        STABLE
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          RETURN {schema}.sources_indexed() AND NOT EXISTS (SELECT FROM {schema}.backfill_jobs AS j WHERE j.ended_at IS NULL);
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.few_are_bare() IS 'Whether every walk has ended, and an index tells of a lead''s activities';
+        REVOKE ALL ON FUNCTION {schema}.few_are_bare() FROM PUBLIC;
+        CREATE FUNCTION {schema}.probed_leads(territories text[])
+        RETURNS TABLE (territory text, lead_id {lead_id_type}, missing boolean)
+        LANGUAGE plpgsql
+        STABLE
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        #variable_conflict use_column
+        BEGIN
+          RETURN QUERY
+          -- no EXISTS: it could become a scan, and a hash of all activities
+          SELECT b.territory, b.lead_id,
+                 NOT b.released AND (SELECT true FROM {qualifying} AS q WHERE q.lead_id = b.lead_id LIMIT 1) IS NOT NULL
+          FROM (SELECT * FROM {schema}.bare_leads(probed_leads.territories) AS b ORDER BY b.lead_id) AS b;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.probed_leads(text[]) IS
+        'Leads of the territories without an owner; missing: one whom an activity makes';
+        REVOKE ALL ON FUNCTION {schema}.probed_leads(text[]) FROM PUBLIC
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.unowned_leads(territories text[])
+        RETURNS TABLE (territory text, lead_id {lead_id_type})
+        LANGUAGE plpgsql
+        STABLE SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        SET enable_nestloop = off
+        SET jit = off
+        AS $body$
+        #variable_conflict use_column
+        BEGIN
+          IF {schema}.few_are_bare() THEN
+            RETURN QUERY SELECT p.territory, p.lead_id FROM {schema}.probed_leads(unowned_leads.territories) AS p WHERE p.missing;
+            RETURN;
+          END IF;
+          RETURN QUERY
+          SELECT {territory_of_l}::text, l.{lead_id}::{lead_id_type}
+          FROM {leads} AS l
+          WHERE {territory_of_l} = ANY (unowned_leads.territories)
+            AND NOT EXISTS (
+              SELECT FROM {schema}.user_lead_assignments AS a
+              WHERE a.lead_id = l.{lead_id} AND a.territory = {territory_of_l})
+            AND EXISTS (
+              SELECT FROM {qualifying} AS q WHERE q.lead_id = l.{lead_id});
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.unowned_leads(text[]) IS
+        'Leads of the territories with a qualifying activity, without an owner, and not released by hand';
+        REVOKE ALL ON FUNCTION {schema}.unowned_leads(text[]) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.unowned_leads(text[]) TO {owner}, {operator}
+        """)
+    )
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.unowned_leads(territory text)
+        RETURNS SETOF {lead_id_type}
+        LANGUAGE sql
+        STABLE
+        BEGIN ATOMIC
+          SELECT u.lead_id FROM {schema}.unowned_leads(ARRAY[unowned_leads.territory]) AS u;
+        END;
+        COMMENT ON FUNCTION {schema}.unowned_leads(text) IS
+        'Leads of the territory with a qualifying activity, without an owner, and not released by hand';
+        REVOKE ALL ON FUNCTION {schema}.unowned_leads(text) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.unowned_leads(text) TO {owner}, {operator}
+        """)
+    )

@@ -3,6 +3,7 @@
 Why: between expand and contract the old and the new version of the application run side by side.
 A lead that changes its territory has no owner there until a newer activity or a hand decides; a deleted
 lead takes its assignments and rules along; and contract must know whether anybody still writes without saying who he is.
+What the triggers of contract call is laid ready where no setting that may change later is written into it.
 
 Locks on host tables: SHARE ROW EXCLUSIVE on leads, for milliseconds (CREATE TRIGGER). On the way
 down ACCESS EXCLUSIVE on leads, for milliseconds (DROP TRIGGER).
@@ -25,14 +26,13 @@ locks = {"upgrade": {"leads": "ShareRowExclusiveLock"}, "downgrade": {"leads": "
 def upgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
     create_notes()
-    create_transition_check()
-    create_unsettled()
     create_note_function()
     create_owner_of_moved_lead()
     create_owner_of_named_lead()
     create_step()
     create_hiding()
-    create_differences()
+    create_owner_of_new_lead()
+    create_refusals()
     create_forget_function()
     create_asking()
     op.execute("RESET ROLE")
@@ -57,23 +57,21 @@ def downgrade() -> None:
         DROP FUNCTION
           {schema}.asked_by(name[]),
           {schema}.forget_lead(),
+          {schema}.refuse_taken(),
+          {schema}.refuse_move(),
+          {schema}.own_new_lead(),
           {schema}.own_moved_lead(),
-          {schema}.settle_owner_column(text, integer),
-          {schema}.owner_column_differs(text),
           {schema}.hide_owner_column(),
           {schema}.follow_owner_column(),
           {schema}.follow_leads({lead_id_type}[], text[], {user_id_type}[], boolean[]),
           {schema}.follow_lead({lead_id_type}, text, {user_id_type}, boolean, boolean),
           {schema}.own_named_lead(),
-          {schema}.note_contextless_write(),
-          {schema}.note_unsettled({lead_id_type}),
-          {schema}.in_transition()
+          {schema}.note_contextless_write()
         """)
     )
     op.execute(
         sql("""
-        REVOKE ALL ON {schema}.unsettled_leads, {schema}.contextless_writes FROM {reader};
-        ALTER TABLE {schema}.unsettled_leads SET SCHEMA {quarantine};
+        REVOKE ALL ON {schema}.contextless_writes FROM {reader};
         ALTER TABLE {schema}.contextless_writes SET SCHEMA {quarantine}
         """)
     )
@@ -112,87 +110,6 @@ def create_notes() -> None:
         DROP POLICY IF EXISTS lp_inside ON {schema}.contextless_writes;
         CREATE POLICY lp_inside ON {schema}.contextless_writes TO {owner}, {reader} USING ({inside}) WITH CHECK ({inside});
         GRANT SELECT ON {schema}.contextless_writes TO {reader}
-        """)
-    )
-
-
-def create_transition_check() -> None:
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.in_transition()
-        RETURNS boolean
-        LANGUAGE plpgsql
-        STABLE
-        SET search_path = pg_catalog, pg_temp
-        AS $body$
-        BEGIN
-          RETURN EXISTS (
-            SELECT FROM pg_trigger AS t
-            JOIN (VALUES {source_triggers}) AS s (function, host, name) ON t.tgrelid = s.host AND t.tgname = s.name);
-        END
-        $body$;
-        COMMENT ON FUNCTION {schema}.in_transition() IS
-        'Whether activities make owners: from expand to contract; afterwards owners change by hand only';
-        REVOKE ALL ON FUNCTION {schema}.in_transition() FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.in_transition() TO {reader}
-        """)
-    )
-
-
-def create_unsettled() -> None:
-    # A trigger can't see the uncommitted assignment of a backfill's slice, and the slice can't see
-    # the uncommitted change that fired the trigger. The note outlives both, and the backfill ends by
-    # looking at the noted leads again. Append-only, so that nobody waits here; after the backfill
-    # nothing is noted.
-    op.execute(
-        sql("""
-        DO $do$
-        BEGIN
-          IF pg_catalog.to_regclass('{quarantine}.unsettled_leads') IS NOT NULL THEN
-            ALTER TABLE {quarantine}.unsettled_leads SET SCHEMA {schema};
-          ELSE
-            CREATE TABLE {schema}.unsettled_leads (
-              id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
-              lead_id {lead_id_type} NOT NULL
-            );
-          END IF;
-        END
-        $do$;
-        COMMENT ON TABLE {schema}.unsettled_leads IS
-        'Leads that changed while a backfill may have read them: it looks at them again at its end';
-        COMMENT ON COLUMN {schema}.unsettled_leads.id IS 'no meaning: notes of one lead may be several';
-        COMMENT ON COLUMN {schema}.unsettled_leads.lead_id IS 'the lead';
-        ALTER TABLE {schema}.unsettled_leads ENABLE ROW LEVEL SECURITY;
-        ALTER TABLE {schema}.unsettled_leads FORCE ROW LEVEL SECURITY;
-        DROP POLICY IF EXISTS lp_inside ON {schema}.unsettled_leads;
-        CREATE POLICY lp_inside ON {schema}.unsettled_leads TO {owner}, {reader} USING ({inside}) WITH CHECK ({inside});
-        GRANT SELECT ON {schema}.unsettled_leads TO {reader}
-        """)
-    )
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.note_unsettled(lead {lead_id_type})
-        RETURNS void
-        LANGUAGE plpgsql
-        SET search_path = pg_catalog, pg_temp
-        AS $body$
-        BEGIN
-          -- the jobs come with a later revision; before it, every backfill is still to come
-          IF to_regclass('{schema}.backfill_jobs') IS NOT NULL THEN
-            IF NOT EXISTS (SELECT FROM {schema}.backfill_jobs AS j WHERE j.ended_at IS NULL) THEN
-              RETURN;
-            END IF;
-            -- nor after contract, when activities make no owners any more
-            IF NOT {schema}.in_transition() THEN
-              RETURN;
-            END IF;
-          END IF;
-          INSERT INTO {schema}.unsettled_leads (lead_id) VALUES (lead);
-        END
-        $body$;
-        COMMENT ON FUNCTION {schema}.note_unsettled({lead_id_type}) IS
-        'Notes a lead that changed while a backfill may have read it; nothing where no backfill runs';
-        REVOKE ALL ON FUNCTION {schema}.note_unsettled({lead_id_type}) FROM PUBLIC
         """)
     )
 
@@ -531,64 +448,91 @@ def create_hiding() -> None:
     )
 
 
-def create_differences() -> None:
-    op.execute(sql("GRANT CREATE ON SCHEMA {schema} TO {reader}"))
-    op.execute(sql("SET LOCAL ROLE {reader}"))
+def create_owner_of_new_lead() -> None:
+    # Where the setting says so. Whoever could claim it owns it: a suspended user, or one without a context, does not.
     op.execute(
         sql("""
-        CREATE FUNCTION {schema}.owner_column_differs(here text)
-        RETURNS TABLE (lead_id {lead_id_type}, owner {user_id_type})
-        LANGUAGE plpgsql
-        STABLE SECURITY DEFINER
-        SET search_path = pg_catalog, pg_temp
-        SET row_security = on
-        AS $body$
-        #variable_conflict use_column
-        BEGIN
-          RETURN QUERY
-          SELECT l.{lead_id}::{lead_id_type}, a.user_id
-          FROM {leads} AS l LEFT JOIN {schema}.user_lead_assignments AS a ON a.lead_id = l.{lead_id} AND a.territory = here
-          WHERE {named} AND {territory_of_l} = here AND {owner_in_l} IS DISTINCT FROM a.user_id;
-        END
-        $body$;
-        COMMENT ON FUNCTION {schema}.owner_column_differs(text) IS
-        'Leads of the territory whose own column names somebody else than their owner, and the owner; none where there is no owner_column';
-        REVOKE ALL ON FUNCTION {schema}.owner_column_differs(text) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.owner_column_differs(text) TO {owner}, {operator}
-        """)
-    )
-    op.execute(sql("SET LOCAL ROLE {owner}"))
-    op.execute(sql("REVOKE CREATE ON SCHEMA {schema} FROM {reader}"))
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.settle_owner_column(here text, leads integer DEFAULT 1000)
-        RETURNS bigint
+        CREATE FUNCTION {schema}.own_new_lead()
+        RETURNS trigger
         LANGUAGE plpgsql
         SECURITY DEFINER
         SET search_path = pg_catalog, pg_temp
         SET row_security = on
         AS $body$
         DECLARE
-          found {lead_id_type}[] := ARRAY(
-            SELECT d.lead_id FROM {schema}.owner_column_differs(here) AS d ORDER BY 1 LIMIT leads);
-          same record;
+          author {user_id_type} := {schema}.parse_user({declared_user});
         BEGIN
-          PERFORM {schema}.hold_leads(found);
-          -- who owns them under the lock
-          FOR same IN
-            SELECT a.user_id AS owner, array_agg(f.lead) AS leads, array_agg(here) AS places
-            FROM unnest(found) AS f (lead) LEFT JOIN {schema}.user_lead_assignments AS a ON a.lead_id = f.lead AND a.territory = here
-            GROUP BY a.user_id
-          LOOP
-            PERFORM {schema}.write_owner_column(same.leads, same.places, same.owner);
-          END LOOP;
-          RETURN cardinality(found);
+          IF {schema}.explain_edit(NEW.{lead_id}) NOT IN ('unassigned', 'collaborator') THEN
+            RETURN NULL;
+          END IF;
+          INSERT INTO {schema}.user_lead_assignments (lead_id, territory, user_id, assigned_at, assigned_by, source)
+          VALUES (NEW.{lead_id}, {territory_of_new}, author, clock_timestamp(), author, 'creator')
+          ON CONFLICT (lead_id, territory) DO NOTHING;
+          IF FOUND THEN
+            PERFORM {schema}.write_audit(NEW.{lead_id}, 'ASSIGN', 'owner', 'creator to ' || author);
+            IF {named} THEN
+              PERFORM {schema}.write_owner_column(ARRAY[NEW.{lead_id}]::{lead_id_type}[], ARRAY[{territory_of_new}::text], author);
+            END IF;
+          END IF;
+          RETURN NULL;
         END
         $body$;
-        COMMENT ON FUNCTION {schema}.settle_owner_column(text, integer) IS
-        'After contract: writes the owner into the lead''s own column where it names somebody else; how many leads there were';
-        REVOKE ALL ON FUNCTION {schema}.settle_owner_column(text, integer) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.settle_owner_column(text, integer) TO {operator}
+        COMMENT ON FUNCTION {schema}.own_new_lead() IS
+        'Trigger of contract where owner_on_insert = creator: who inserts a lead in his territory owns it, and that is recorded';
+        REVOKE ALL ON FUNCTION {schema}.own_new_lead() FROM PUBLIC
+        """)
+    )
+
+
+def create_refusals() -> None:
+    # Policies see the old row or the new one, never both: a lead can't be moved out of protection
+    # (territory NULL) or given another id, by no trigger of the host either.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.refuse_move()
+        RETURNS trigger
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        BEGIN
+          IF {schema}.acts_bound() THEN
+            RAISE EXCEPTION 'id and territory of a protected lead can be changed by maintenance only'
+              USING ERRCODE = 'insufficient_privilege';
+          END IF;
+          RETURN NULL;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.refuse_move() IS
+        'Trigger of contract: id and territory of a protected lead are changed by maintenance only';
+        REVOKE ALL ON FUNCTION {schema}.refuse_move() FROM PUBLIC
+        """)
+    )
+    # The condition of ON CONFLICT DO UPDATE is asked about the row that is met before row security is: a
+    # function in it would be told a lead of another territory. A plain INSERT gets the same answer.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.refuse_taken()
+        RETURNS trigger
+        LANGUAGE plpgsql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        BEGIN
+          IF EXISTS (
+            SELECT FROM {schema}.host_lead(NEW.{lead_id}) AS l (territory)
+            WHERE l.territory IS DISTINCT FROM {schema}.admitted_territory() AND l.territory IS NOT NULL)
+            AND {schema}.acts_bound()
+          THEN
+            RAISE EXCEPTION 'the id of the new lead is taken' USING ERRCODE = 'unique_violation';
+          END IF;
+          RETURN NEW;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.refuse_taken() IS
+        'Trigger of contract: an INSERT meets no lead of another territory, whatever it says ON CONFLICT';
+        REVOKE ALL ON FUNCTION {schema}.refuse_taken() FROM PUBLIC
         """)
     )
 

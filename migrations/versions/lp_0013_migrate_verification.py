@@ -1,11 +1,11 @@
-"""The end of a backfill: leads that were in use, what is left by the data; where it stands, and what it would do.
+"""The end of a backfill: leads that were in use, who stops it; where it stands, and what it would do.
 
 Why: a backfill is done when the data says so, not when its last row was written. The same functions
-serve its own verification, the gate, the commands, and psql.
+serve its own verification, the gate, the commands, and psql. It stops for who asks, and for a guard that fell silent.
 
 Locks on host tables: none beyond ACCESS SHARE, which every SELECT takes.
 
-Undone by: dropping the functions; they hold no data.
+Undone by: dropping the functions; the runs of guards move to the quarantine schema.
 """
 
 from alembic import op
@@ -26,9 +26,9 @@ def upgrade() -> None:
     create_settling()
     create_finish()
     create_requests()
+    create_guard_runs()
     op.execute(sql("GRANT CREATE ON SCHEMA {schema} TO {reader}"))
     op.execute(sql("SET LOCAL ROLE {reader}"))
-    create_unowned_leads()
     create_stale_leads()
     create_estimates()
     create_status()
@@ -38,7 +38,16 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    op.execute(sql("CREATE SCHEMA IF NOT EXISTS {quarantine} AUTHORIZATION {owner}"))
     op.execute(sql("SET LOCAL ROLE {owner}"))
+    op.execute(
+        sql("""
+        -- who undoes this revision has answered every guard that was on its way
+        UPDATE {schema}.guard_runs SET state = 'rolled_back', ended_at = pg_catalog.clock_timestamp() WHERE ended_at IS NULL;
+        REVOKE ALL ON {schema}.guard_runs FROM {reader}, {operator};
+        ALTER TABLE {schema}.guard_runs SET SCHEMA {quarantine}
+        """)
+    )
     op.execute(
         sql("""
         DROP FUNCTION
@@ -50,12 +59,8 @@ def downgrade() -> None:
           {schema}.backfill_sample(text, integer),
           {schema}.backfill_estimate(text),
           {schema}.backfill_stale(text),
-          {schema}.unowned_leads(text),
-          {schema}.unowned_leads(text[]),
-          {schema}.probed_leads(text[]),
-          {schema}.few_are_bare(),
-          {schema}.bare_leads(text[]),
-          {schema}.sources_indexed(),
+          {schema}.guard_release(interval),
+          {schema}.guard_beat(uuid, text, text, text, text, text, text, boolean),
           {schema}.backfill_request(text, text, text),
           {schema}.backfill_finish(text),
           {schema}.backfill_settle({lead_id_type}),
@@ -257,142 +262,93 @@ def create_requests() -> None:
     )
 
 
-def create_unowned_leads() -> None:
-    # The truth about the backfill, asked by its own verification and by the gate. Released leads have an
-    # assignment, to nobody: they are not listed.
-    # Contract asks it again when the transition's indexes are gone, perhaps of a host that has no index
-    # on the leads of activities: one scan of each table for all territories, whatever the statistics of a fresh one say.
-    # While they stand, what a walk has left are few leads, mostly without any activity: these are looked up in the order
-    # of the index. What our policies let pass is a guess to the planner, so it is told which join to take, and that the
-    # workers give few rows back.
+def create_guard_runs() -> None:
+    # A guard that is silent can stop nothing any more, so the backfill stops for it: its throttle reads the heartbeat.
+    # A run that did not end well keeps where it began, so that the next guard can still go back there.
     op.execute(
         sql("""
-        CREATE FUNCTION {schema}.sources_indexed()
-        RETURNS boolean
-        LANGUAGE plpgsql
-        STABLE
-        SET search_path = pg_catalog, pg_temp
-        AS $body$
+        DO $do$
         BEGIN
-          RETURN NOT EXISTS (
-            SELECT FROM unnest(ARRAY[{source_indexes}]::text[]) AS wanted (path)
-            LEFT JOIN pg_index AS i ON i.indexrelid = to_regclass(wanted.path) WHERE i.indisvalid IS NOT TRUE);
-        END
-        $body$;
-        COMMENT ON FUNCTION {schema}.sources_indexed() IS
-        'Whether every index of the transition on activities stands';
-        REVOKE ALL ON FUNCTION {schema}.sources_indexed() FROM PUBLIC
-        """)
-    )
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.bare_leads(territories text[])
-        RETURNS TABLE (territory text, lead_id {lead_id_type}, released boolean)
-        LANGUAGE plpgsql
-        STABLE
-        SET search_path = pg_catalog, pg_temp
-        SET enable_nestloop = off
-        SET enable_mergejoin = off
-        SET parallel_tuple_cost = 0
-        AS $body$
-        #variable_conflict use_column
-        BEGIN
-          IF territories = '{}' THEN
-            RETURN;
+          IF pg_catalog.to_regclass('{quarantine}.guard_runs') IS NOT NULL THEN
+            ALTER TABLE {quarantine}.guard_runs SET SCHEMA {schema};
+          ELSE
+            CREATE TABLE {schema}.guard_runs (
+              run uuid PRIMARY KEY,
+              command text NOT NULL,
+              began text,
+              revision text,
+              guard text NOT NULL,
+              login name NOT NULL DEFAULT session_user,
+              started_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+              heartbeat_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+              ended_at timestamptz,
+              state text NOT NULL,
+              reason text,
+              CONSTRAINT gr_state CHECK (state IN ('running', 'held', 'baking', 'stopping', 'rolling_back', 'done', 'failed',
+                'paused', 'unknown', 'rolled_back', 'refused', 'lost'))
+            );
           END IF;
-          RETURN QUERY
-          SELECT {territory_of_l}::text, l.{lead_id}::{lead_id_type}, a.lead_id IS NOT NULL
-          FROM {leads} AS l
-          LEFT JOIN {schema}.user_lead_assignments AS a ON a.lead_id = l.{lead_id} AND a.territory = {territory_of_l}
-          WHERE {territory_of_l} = ANY (bare_leads.territories) AND a.user_id IS NULL;
         END
-        $body$;
-        COMMENT ON FUNCTION {schema}.bare_leads(text[]) IS
-        'Leads of the territories without an owner, whatever their activities; released: by hand, or where a lead moved here';
-        REVOKE ALL ON FUNCTION {schema}.bare_leads(text[]) FROM PUBLIC
+        $do$;
+        COMMENT ON TABLE {schema}.guard_runs IS
+        'Runs of leadprotect guard: where each began, what it does, and when it was last heard of';
+        COMMENT ON COLUMN {schema}.guard_runs.run IS 'the run';
+        COMMENT ON COLUMN {schema}.guard_runs.command IS 'what it guards';
+        COMMENT ON COLUMN {schema}.guard_runs.began IS 'the revision at which it began, where a rollback goes; NULL: the base';
+        COMMENT ON COLUMN {schema}.guard_runs.revision IS 'the revision that it saw last; NULL: the base';
+        COMMENT ON COLUMN {schema}.guard_runs.guard IS 'host and process id';
+        COMMENT ON COLUMN {schema}.guard_runs.login IS 'its login';
+        COMMENT ON COLUMN {schema}.guard_runs.started_at IS 'when its row was made';
+        COMMENT ON COLUMN {schema}.guard_runs.heartbeat_at IS
+        'when it was last heard of; older than 60 seconds, and every backfill holds';
+        COMMENT ON COLUMN {schema}.guard_runs.ended_at IS 'when it ended, or was given up';
+        COMMENT ON COLUMN {schema}.guard_runs.state IS 'what it does, or how it ended';
+        COMMENT ON COLUMN {schema}.guard_runs.reason IS 'why, in words';
+        ALTER TABLE {schema}.guard_runs ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE {schema}.guard_runs FORCE ROW LEVEL SECURITY;
+        DROP POLICY IF EXISTS lp_inside ON {schema}.guard_runs;
+        CREATE POLICY lp_inside ON {schema}.guard_runs TO {owner}, {reader} USING ({inside}) WITH CHECK ({inside});
+        DROP POLICY IF EXISTS lp_operator ON {schema}.guard_runs;
+        CREATE POLICY lp_operator ON {schema}.guard_runs FOR SELECT TO {operator} USING (true);
+        GRANT SELECT ON {schema}.guard_runs TO {operator}
         """)
     )
     op.execute(
         sql("""
-        CREATE FUNCTION {schema}.few_are_bare()
-        RETURNS boolean
-        LANGUAGE plpgsql
-        STABLE
-        SET search_path = pg_catalog, pg_temp
-        AS $body$
-        BEGIN
-          RETURN {schema}.sources_indexed() AND NOT EXISTS (SELECT FROM {schema}.backfill_jobs AS j WHERE j.ended_at IS NULL);
-        END
-        $body$;
-        COMMENT ON FUNCTION {schema}.few_are_bare() IS 'Whether every walk has ended, and an index tells of a lead''s activities';
-        REVOKE ALL ON FUNCTION {schema}.few_are_bare() FROM PUBLIC;
-        CREATE FUNCTION {schema}.probed_leads(territories text[])
-        RETURNS TABLE (territory text, lead_id {lead_id_type}, missing boolean)
-        LANGUAGE plpgsql
-        STABLE
-        SET search_path = pg_catalog, pg_temp
-        AS $body$
-        #variable_conflict use_column
-        BEGIN
-          RETURN QUERY
-          -- no EXISTS: it could become a scan, and a hash of all activities
-          SELECT b.territory, b.lead_id,
-                 NOT b.released AND (SELECT true FROM {qualifying} AS q WHERE q.lead_id = b.lead_id LIMIT 1) IS NOT NULL
-          FROM (SELECT * FROM {schema}.bare_leads(probed_leads.territories) AS b ORDER BY b.lead_id) AS b;
-        END
-        $body$;
-        COMMENT ON FUNCTION {schema}.probed_leads(text[]) IS
-        'Leads of the territories without an owner; missing: one whom an activity makes';
-        REVOKE ALL ON FUNCTION {schema}.probed_leads(text[]) FROM PUBLIC
-        """)
-    )
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.unowned_leads(territories text[])
-        RETURNS TABLE (territory text, lead_id {lead_id_type})
-        LANGUAGE plpgsql
-        STABLE SECURITY DEFINER
-        SET search_path = pg_catalog, pg_temp
-        SET row_security = on
-        SET enable_nestloop = off
-        SET jit = off
-        AS $body$
-        #variable_conflict use_column
-        BEGIN
-          IF {schema}.few_are_bare() THEN
-            RETURN QUERY SELECT p.territory, p.lead_id FROM {schema}.probed_leads(unowned_leads.territories) AS p WHERE p.missing;
-            RETURN;
-          END IF;
-          RETURN QUERY
-          SELECT {territory_of_l}::text, l.{lead_id}::{lead_id_type}
-          FROM {leads} AS l
-          WHERE {territory_of_l} = ANY (unowned_leads.territories)
-            AND NOT EXISTS (
-              SELECT FROM {schema}.user_lead_assignments AS a
-              WHERE a.lead_id = l.{lead_id} AND a.territory = {territory_of_l})
-            AND EXISTS (
-              SELECT FROM {qualifying} AS q WHERE q.lead_id = l.{lead_id});
-        END
-        $body$;
-        COMMENT ON FUNCTION {schema}.unowned_leads(text[]) IS
-        'Leads of the territories with a qualifying activity, without an owner, and not released by hand';
-        REVOKE ALL ON FUNCTION {schema}.unowned_leads(text[]) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.unowned_leads(text[]) TO {owner}, {operator}
-        """)
-    )
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.unowned_leads(territory text)
-        RETURNS SETOF {lead_id_type}
+        CREATE FUNCTION {schema}.guard_beat(
+          run uuid, command text, began text, revision text, guard text, state text, reason text, ended boolean)
+        RETURNS void
         LANGUAGE sql
-        STABLE
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
         BEGIN ATOMIC
-          SELECT u.lead_id FROM {schema}.unowned_leads(ARRAY[unowned_leads.territory]) AS u;
+          INSERT INTO {schema}.guard_runs AS r (run, command, began, revision, guard, state, reason, ended_at)
+          VALUES (guard_beat.run, guard_beat.command, guard_beat.began, guard_beat.revision, guard_beat.guard, guard_beat.state,
+                  pg_catalog.left(guard_beat.reason, 1000), CASE WHEN guard_beat.ended THEN pg_catalog.clock_timestamp() END)
+          ON CONFLICT (run) DO UPDATE
+            SET revision = excluded.revision, state = excluded.state, reason = excluded.reason,
+                heartbeat_at = pg_catalog.clock_timestamp(), ended_at = excluded.ended_at;
         END;
-        COMMENT ON FUNCTION {schema}.unowned_leads(text) IS
-        'Leads of the territory with a qualifying activity, without an owner, and not released by hand';
-        REVOKE ALL ON FUNCTION {schema}.unowned_leads(text) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.unowned_leads(text) TO {owner}, {operator}
+        COMMENT ON FUNCTION {schema}.guard_beat(uuid, text, text, text, text, text, text, boolean) IS
+        'The heartbeat of a guard: makes the row of its run, and says what it does';
+        REVOKE ALL ON FUNCTION {schema}.guard_beat(uuid, text, text, text, text, text, text, boolean) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.guard_beat(uuid, text, text, text, text, text, text, boolean) TO {operator};
+        CREATE FUNCTION {schema}.guard_release(silent_for interval)
+        RETURNS bigint
+        LANGUAGE sql
+        SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        BEGIN ATOMIC
+          WITH lost AS (
+            UPDATE {schema}.guard_runs AS r SET ended_at = pg_catalog.clock_timestamp(), state = 'lost'
+            WHERE r.ended_at IS NULL AND r.heartbeat_at < pg_catalog.clock_timestamp() - guard_release.silent_for
+            RETURNING r.run)
+          SELECT pg_catalog.count(*) FROM lost;
+        END;
+        COMMENT ON FUNCTION {schema}.guard_release(interval) IS
+        'Gives up the guards that were not heard of for so long, so that a backfill may go on; how many there were';
+        REVOKE ALL ON FUNCTION {schema}.guard_release(interval) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.guard_release(interval) TO {operator}
         """)
     )
 

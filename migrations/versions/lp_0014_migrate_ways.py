@@ -1,8 +1,7 @@
 """What contract would leave open, and what would work otherwise after it.
 
 Why: row security binds whoever reads the table by its name. Children, views, exempt roles, foreign keys and
-code of the host reach leads by other ways; the gate names them before anything is enforced, and whom a
-shadow saw doing what contract will deny.
+code of the host reach leads by other ways; the gate names them before anything is enforced.
 
 Locks on host tables: none beyond ACCESS SHARE, which every SELECT takes.
 
@@ -36,7 +35,6 @@ def upgrade() -> None:
     create_lead_tables()
     op.execute(sql("SET LOCAL ROLE {owner}"))
     op.execute(sql("REVOKE CREATE ON SCHEMA {schema} FROM {reader}"))
-    create_shadow_condition()
     op.execute("RESET ROLE")
 
 
@@ -45,7 +43,6 @@ def downgrade() -> None:
     op.execute(
         sql("""
         DROP FUNCTION
-          {schema}.shadow_condition(interval, name[]),
           {schema}.lead_table_conditions(text, name[], text[]),
           {schema}.what_changes(text),
           {schema}.lost_searches(),
@@ -239,7 +236,6 @@ def create_leaking_views() -> None:
 
 
 def create_ways_around() -> None:
-    # Row security binds who reads the table by its name: not through a child or a view.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.ways_around(host_rls text, exempt_roles name[])
@@ -652,53 +648,5 @@ def create_lead_tables() -> None:
         COMMENT ON FUNCTION {schema}.lead_table_conditions(text, name[], text[]) IS
         'Conditions of the gate about COPY and lead_tables: who would be locked out, and what would show their rows or take them away';
         REVOKE ALL ON FUNCTION {schema}.lead_table_conditions(text, name[], text[]) FROM PUBLIC
-        """)
-    )
-
-
-def create_shadow_condition() -> None:
-    # Who edits what another one owns is denied because that is meant. Whom contract would deny whatever he asks for is
-    # what somebody has to look at; a window of 0 looks back to the start.
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.shadow_condition(observation_window interval, exempt_roles name[])
-        RETURNS TABLE (condition text, met boolean, detail text, remedy text)
-        LANGUAGE plpgsql
-        STABLE SECURITY DEFINER
-        SET search_path = pg_catalog, pg_temp
-        SET row_security = on
-        AS $body$
-        DECLARE
-          started timestamptz := (SELECT max(r.started_at) FROM {schema}.shadow_runs AS r);
-        BEGIN
-          IF started IS NULL THEN
-            RETURN;
-          END IF;
-          condition := 'shadow';
-          SELECT count(*) = 0 OR {schema}.accepted_share('shadow') IS NOT NULL,
-                 coalesce(string_agg(format('login %I would have been denied %s (%s)', denied.login, denied.kinds, denied.reasons), ', '
-                            ORDER BY denied.login) || CASE WHEN {schema}.accepted_share('shadow') IS NOT NULL THEN '; accepted' ELSE '' END,
-                          format('since %s the shadow saw no login that contract would lock out',
-                            to_char(started AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'))),
-                 'see leadprotect shadow report, and begin anew when that is mended: leadprotect shadow stop, leadprotect shadow start; '
-                   'or answer for it: alembic -x accept=shadow:1 upgrade head'
-          INTO met, detail, remedy
-          FROM (
-            SELECT n.login, string_agg(DISTINCT n.kind, ', ') AS kinds, string_agg(DISTINCT n.reason, ', ') AS reasons
-            FROM {schema}.shadow_notes AS n
-            WHERE n.reason NOT IN ('read', 'owner', 'not_owner', 'unassigned', 'suspended', 'not_manager') AND n.last_at >= started
-              AND (observation_window = interval '0' OR n.last_at > clock_timestamp() - observation_window)
-              AND n.login <> ALL (exempt_roles) AND n.role <> ALL (exempt_roles)
-            GROUP BY n.login ORDER BY n.login LIMIT 20) AS denied;
-          IF met THEN
-            remedy := NULL;
-          END IF;
-          RETURN NEXT;
-        END
-        $body$;
-        COMMENT ON FUNCTION {schema}.shadow_condition(interval, name[]) IS
-        'The condition of the gate about a shadow: whom contract would lock out by what was noted; no row where none was started';
-        REVOKE ALL ON FUNCTION {schema}.shadow_condition(interval, name[]) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.shadow_condition(interval, name[]) TO {reader}
         """)
     )

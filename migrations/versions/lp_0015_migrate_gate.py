@@ -24,7 +24,7 @@ locks: dict[str, dict[str, str]] = {"upgrade": {}, "downgrade": {}}
 def upgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
     create_acceptances()
-    create_guard_runs()
+    create_shadow_condition()
     leave_quarantine()
     create_requirement()
     op.execute(sql("GRANT CREATE ON SCHEMA {schema} TO {reader}"))
@@ -51,18 +51,13 @@ def downgrade() -> None:
           {schema}.shell_word(text),
           {schema}.accept_condition(text, numeric),
           {schema}.accepted_share(text),
-          {schema}.guard_beat(uuid, text, text, text, text, text, text, boolean),
-          {schema}.guard_release(interval)
+          {schema}.shadow_condition(interval, name[])
         """)
     )
     op.execute(
         sql("""
         REVOKE ALL ON {schema}.accepted_conditions FROM {reader}, {operator};
-        ALTER TABLE {schema}.accepted_conditions SET SCHEMA {quarantine};
-        -- who undoes this revision has answered every guard that was on its way
-        UPDATE {schema}.guard_runs SET state = 'rolled_back', ended_at = pg_catalog.clock_timestamp() WHERE ended_at IS NULL;
-        REVOKE ALL ON {schema}.guard_runs FROM {reader}, {operator};
-        ALTER TABLE {schema}.guard_runs SET SCHEMA {quarantine}
+        ALTER TABLE {schema}.accepted_conditions SET SCHEMA {quarantine}
         """)
     )
     op.execute("RESET ROLE")
@@ -146,93 +141,50 @@ def create_acceptances() -> None:
     )
 
 
-def create_guard_runs() -> None:
-    # A guard that is silent can stop nothing any more, so the backfill stops for it: its throttle reads the heartbeat.
-    # A run that did not end well keeps where it began, so that the next guard can still go back there.
+def create_shadow_condition() -> None:
+    # Who edits what another one owns is denied because that is meant. Whom contract would deny whatever he asks for is
+    # what somebody has to look at; a window of 0 looks back to the start.
     op.execute(
         sql("""
-        DO $do$
+        CREATE FUNCTION {schema}.shadow_condition(observation_window interval, exempt_roles name[])
+        RETURNS TABLE (condition text, met boolean, detail text, remedy text)
+        LANGUAGE plpgsql
+        STABLE SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        AS $body$
+        DECLARE
+          started timestamptz := (SELECT max(r.started_at) FROM {schema}.shadow_runs AS r);
         BEGIN
-          IF pg_catalog.to_regclass('{quarantine}.guard_runs') IS NOT NULL THEN
-            ALTER TABLE {quarantine}.guard_runs SET SCHEMA {schema};
-          ELSE
-            CREATE TABLE {schema}.guard_runs (
-              run uuid PRIMARY KEY,
-              command text NOT NULL,
-              began text,
-              revision text,
-              guard text NOT NULL,
-              login name NOT NULL DEFAULT session_user,
-              started_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-              heartbeat_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-              ended_at timestamptz,
-              state text NOT NULL,
-              reason text,
-              CONSTRAINT gr_state CHECK (state IN ('running', 'held', 'baking', 'stopping', 'rolling_back', 'done', 'failed',
-                'paused', 'unknown', 'rolled_back', 'refused', 'lost'))
-            );
+          IF started IS NULL THEN
+            RETURN;
           END IF;
+          condition := 'shadow';
+          SELECT count(*) = 0 OR {schema}.accepted_share('shadow') IS NOT NULL,
+                 coalesce(string_agg(format('login %I would have been denied %s (%s)', denied.login, denied.kinds, denied.reasons), ', '
+                            ORDER BY denied.login) || CASE WHEN {schema}.accepted_share('shadow') IS NOT NULL THEN '; accepted' ELSE '' END,
+                          format('since %s the shadow saw no login that contract would lock out',
+                            to_char(started AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'))),
+                 'see leadprotect shadow report, and begin anew when that is mended: leadprotect shadow stop, leadprotect shadow start; '
+                   'or answer for it: alembic -x accept=shadow:1 upgrade head'
+          INTO met, detail, remedy
+          FROM (
+            SELECT n.login, string_agg(DISTINCT n.kind, ', ') AS kinds, string_agg(DISTINCT n.reason, ', ') AS reasons
+            FROM {schema}.shadow_notes AS n
+            WHERE n.reason NOT IN ('read', 'owner', 'not_owner', 'unassigned', 'suspended', 'not_manager') AND n.last_at >= started
+              AND (observation_window = interval '0' OR n.last_at > clock_timestamp() - observation_window)
+              AND n.login <> ALL (exempt_roles) AND n.role <> ALL (exempt_roles)
+            GROUP BY n.login ORDER BY n.login LIMIT 20) AS denied;
+          IF met THEN
+            remedy := NULL;
+          END IF;
+          RETURN NEXT;
         END
-        $do$;
-        COMMENT ON TABLE {schema}.guard_runs IS
-        'Runs of leadprotect guard: where each began, what it does, and when it was last heard of';
-        COMMENT ON COLUMN {schema}.guard_runs.run IS 'the run';
-        COMMENT ON COLUMN {schema}.guard_runs.command IS 'what it guards';
-        COMMENT ON COLUMN {schema}.guard_runs.began IS 'the revision at which it began, where a rollback goes; NULL: the base';
-        COMMENT ON COLUMN {schema}.guard_runs.revision IS 'the revision that it saw last; NULL: the base';
-        COMMENT ON COLUMN {schema}.guard_runs.guard IS 'host and process id';
-        COMMENT ON COLUMN {schema}.guard_runs.login IS 'its login';
-        COMMENT ON COLUMN {schema}.guard_runs.started_at IS 'when its row was made';
-        COMMENT ON COLUMN {schema}.guard_runs.heartbeat_at IS
-        'when it was last heard of; older than 60 seconds, and every backfill holds';
-        COMMENT ON COLUMN {schema}.guard_runs.ended_at IS 'when it ended, or was given up';
-        COMMENT ON COLUMN {schema}.guard_runs.state IS 'what it does, or how it ended';
-        COMMENT ON COLUMN {schema}.guard_runs.reason IS 'why, in words';
-        ALTER TABLE {schema}.guard_runs ENABLE ROW LEVEL SECURITY;
-        ALTER TABLE {schema}.guard_runs FORCE ROW LEVEL SECURITY;
-        DROP POLICY IF EXISTS lp_inside ON {schema}.guard_runs;
-        CREATE POLICY lp_inside ON {schema}.guard_runs TO {owner}, {reader} USING ({inside}) WITH CHECK ({inside});
-        DROP POLICY IF EXISTS lp_operator ON {schema}.guard_runs;
-        CREATE POLICY lp_operator ON {schema}.guard_runs FOR SELECT TO {operator} USING (true);
-        GRANT SELECT ON {schema}.guard_runs TO {operator}
-        """)
-    )
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.guard_beat(
-          run uuid, command text, began text, revision text, guard text, state text, reason text, ended boolean)
-        RETURNS void
-        LANGUAGE sql
-        SECURITY DEFINER
-        SET search_path = pg_catalog, pg_temp
-        BEGIN ATOMIC
-          INSERT INTO {schema}.guard_runs AS r (run, command, began, revision, guard, state, reason, ended_at)
-          VALUES (guard_beat.run, guard_beat.command, guard_beat.began, guard_beat.revision, guard_beat.guard, guard_beat.state,
-                  pg_catalog.left(guard_beat.reason, 1000), CASE WHEN guard_beat.ended THEN pg_catalog.clock_timestamp() END)
-          ON CONFLICT (run) DO UPDATE
-            SET revision = excluded.revision, state = excluded.state, reason = excluded.reason,
-                heartbeat_at = pg_catalog.clock_timestamp(), ended_at = excluded.ended_at;
-        END;
-        COMMENT ON FUNCTION {schema}.guard_beat(uuid, text, text, text, text, text, text, boolean) IS
-        'The heartbeat of a guard: makes the row of its run, and says what it does';
-        REVOKE ALL ON FUNCTION {schema}.guard_beat(uuid, text, text, text, text, text, text, boolean) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.guard_beat(uuid, text, text, text, text, text, text, boolean) TO {operator};
-        CREATE FUNCTION {schema}.guard_release(silent_for interval)
-        RETURNS bigint
-        LANGUAGE sql
-        SECURITY DEFINER
-        SET search_path = pg_catalog, pg_temp
-        BEGIN ATOMIC
-          WITH lost AS (
-            UPDATE {schema}.guard_runs AS r SET ended_at = pg_catalog.clock_timestamp(), state = 'lost'
-            WHERE r.ended_at IS NULL AND r.heartbeat_at < pg_catalog.clock_timestamp() - guard_release.silent_for
-            RETURNING r.run)
-          SELECT pg_catalog.count(*) FROM lost;
-        END;
-        COMMENT ON FUNCTION {schema}.guard_release(interval) IS
-        'Gives up the guards that were not heard of for so long, so that a backfill may go on; how many there were';
-        REVOKE ALL ON FUNCTION {schema}.guard_release(interval) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.guard_release(interval) TO {operator}
+        $body$;
+        COMMENT ON FUNCTION {schema}.shadow_condition(interval, name[]) IS
+        'The condition of the gate about a shadow: whom contract would lock out by what was noted; no row where none was started';
+        REVOKE ALL ON FUNCTION {schema}.shadow_condition(interval, name[]) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.shadow_condition(interval, name[]) TO {reader}
         """)
     )
 

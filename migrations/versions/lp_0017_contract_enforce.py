@@ -64,8 +64,6 @@ def create() -> None:
     create_binding()
     create_recorded()
     create_edit_audit()
-    create_refusals()
-    create_owner_of_new_lead()
     create_memory()
     op.execute("RESET ROLE")
 
@@ -336,95 +334,6 @@ def create_edit_audit() -> None:
         COMMENT ON FUNCTION {schema}.audit_truncate() IS
         'Trigger of contract: TRUNCATE is refused to whom row security binds; by maintenance it leaves a row for each lead';
         REVOKE ALL ON FUNCTION {schema}.audit_truncate() FROM PUBLIC
-        """)
-    )
-
-
-def create_refusals() -> None:
-    # Policies see the old row or the new one, never both: a lead can't be moved out of protection
-    # (territory NULL) or given another id, by no trigger of the host either.
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.refuse_move()
-        RETURNS trigger
-        LANGUAGE plpgsql
-        SECURITY DEFINER
-        SET search_path = pg_catalog, pg_temp
-        AS $body$
-        BEGIN
-          IF {schema}.acts_bound() THEN
-            RAISE EXCEPTION 'id and territory of a protected lead can be changed by maintenance only'
-              USING ERRCODE = 'insufficient_privilege';
-          END IF;
-          RETURN NULL;
-        END
-        $body$;
-        COMMENT ON FUNCTION {schema}.refuse_move() IS
-        'Trigger of contract: id and territory of a protected lead are changed by maintenance only';
-        REVOKE ALL ON FUNCTION {schema}.refuse_move() FROM PUBLIC
-        """)
-    )
-    # The condition of ON CONFLICT DO UPDATE is asked about the row that is met before row security is: a
-    # function in it would be told a lead of another territory. A plain INSERT gets the same answer.
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.refuse_taken()
-        RETURNS trigger
-        LANGUAGE plpgsql
-        SECURITY DEFINER
-        SET search_path = pg_catalog, pg_temp
-        SET row_security = on
-        AS $body$
-        BEGIN
-          IF EXISTS (
-            SELECT FROM {schema}.host_lead(NEW.{lead_id}) AS l (territory)
-            WHERE l.territory IS DISTINCT FROM {schema}.admitted_territory() AND l.territory IS NOT NULL)
-            AND {schema}.acts_bound()
-          THEN
-            RAISE EXCEPTION 'the id of the new lead is taken' USING ERRCODE = 'unique_violation';
-          END IF;
-          RETURN NEW;
-        END
-        $body$;
-        COMMENT ON FUNCTION {schema}.refuse_taken() IS
-        'Trigger of contract: an INSERT meets no lead of another territory, whatever it says ON CONFLICT';
-        REVOKE ALL ON FUNCTION {schema}.refuse_taken() FROM PUBLIC
-        """)
-    )
-
-
-def create_owner_of_new_lead() -> None:
-    # Where the setting says so. Whoever could claim it owns it: a suspended user, or one without a context, does not.
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.own_new_lead()
-        RETURNS trigger
-        LANGUAGE plpgsql
-        SECURITY DEFINER
-        SET search_path = pg_catalog, pg_temp
-        SET row_security = on
-        AS $body$
-        DECLARE
-          author {user_id_type} := {schema}.parse_user({declared_user});
-        BEGIN
-          IF {schema}.explain_edit(NEW.{lead_id}) NOT IN ('unassigned', 'collaborator') THEN
-            RETURN NULL;
-          END IF;
-          INSERT INTO {schema}.user_lead_assignments (lead_id, territory, user_id, assigned_at, assigned_by, source)
-          VALUES (NEW.{lead_id}, {territory_of_new}, author, clock_timestamp(), author, 'creator')
-          ON CONFLICT (lead_id, territory) DO NOTHING;
-          IF FOUND THEN
-            PERFORM {schema}.write_audit(NEW.{lead_id}, 'ASSIGN', 'owner', 'creator to ' || author);
-            IF {named} THEN
-              PERFORM {schema}.write_owner_column(ARRAY[NEW.{lead_id}]::{lead_id_type}[], ARRAY[{territory_of_new}::text], author);
-            END IF;
-          END IF;
-          RETURN NULL;
-        END
-        $body$;
-        COMMENT ON FUNCTION {schema}.own_new_lead() IS
-        'Trigger of contract where owner_on_insert = creator: who inserts a lead in his territory owns it, and that is recorded';
-        REVOKE ALL ON FUNCTION {schema}.own_new_lead() FROM PUBLIC
         """)
     )
 
@@ -711,8 +620,7 @@ def drop() -> None:
         SET LOCAL ROLE {owner};
         DROP FUNCTION
           {schema}.audit_edit(), {schema}.audit_edits(), {schema}.recorded_edit({lead_id_type}, {user_id_type}),
-          {schema}.audit_truncate(), {schema}.refuse_move(), {schema}.refuse_taken(), {schema}.own_new_lead(),
-          {schema}.acts_bound(), {schema}.settings_at_contract();
+          {schema}.audit_truncate(), {schema}.acts_bound(), {schema}.settings_at_contract();
         DROP TABLE {schema}.host_row_security;
         RESET ROLE
         """)
@@ -728,11 +636,7 @@ def resume_transition() -> None:
         FOR EACH ROW WHEN ({territory_of_old} IS DISTINCT FROM {territory_of_new})
         EXECUTE FUNCTION {schema}.own_moved_lead();
         ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {note_writes};
-        ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {transition_territory}
-        """)
-    )
-    op.execute(
-        sql("""
+        ALTER TABLE {leads} ENABLE ALWAYS TRIGGER {transition_territory};
         DO $do$
         BEGIN
           IF {named} THEN

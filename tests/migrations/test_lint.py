@@ -16,6 +16,8 @@ from pytest_alembic.tests import test_single_head_revision, test_up_down_consist
 from sqlalchemy import create_engine, pool
 
 from leadprotect import phases
+from leadprotect.preflight.leftovers import _KEPT
+from leadprotect.preflight.standing import _TABLES
 from tests.support.database import ROOT
 from tests.support.revisions import REVISIONS, SCRIPTS, before
 
@@ -75,6 +77,26 @@ def test_revisions_are_one_chain_with_readable_names() -> None:
         assert Path(script.path).stem == script.revision
         assert script.module.phase == script.revision.split("_")[2]
         assert script.down_revision == (REVISIONS[number - 2] if number > 1 else None)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.revision)
+def test_a_revision_is_no_longer_than_a_reviewer_reads_in_one_sitting(script: Script) -> None:
+    assert len(Path(script.path).read_text(encoding="utf-8").splitlines()) <= 650
+
+
+def test_preflight_knows_which_revision_makes_and_takes_back_which_table() -> None:
+    texts = {script.revision: Path(script.path).read_text(encoding="utf-8") for script in SCRIPTS}
+    made = {revision: re.findall(r"CREATE TABLE \{schema\}\.(\w+) \(", text) for revision, text in texts.items()}
+    assert {revision: tables for revision, tables in made.items() if tables} == {
+        revision: tables.split() for revision, tables in _TABLES.items()
+    }
+    undone = {revision: [name for name in tables if moves(texts[revision], name)] for revision, tables in made.items()}
+    assert [tables for tables in undone.values() if tables] == [[*tables] for tables in _KEPT]
+
+
+def moves(text: str, table: str) -> bool:
+    """Whether a revision moves a table to the quarantine instead of dropping it."""
+    return not re.search(rf"DROP TABLE \{{schema\}}\.{table};", text)
 
 
 def test_a_phase_comes_before_the_one_it_follows_only_after_a_contract() -> None:
