@@ -7435,7 +7435,7 @@ CREATE POLICY lp_inside ON leadprotect.host_row_security TO leadprotect_owner US
 
 -- policy leadprotect_border on public.leads, lp_0017_contract_enforce
 
-CREATE POLICY leadprotect_border ON public.leads AS RESTRICTIVE USING ((leadprotect.asked_by(ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]) OR COALESCE(((territory)::text = ANY (( SELECT ARRAY[leadprotect.admitted_territory(), ''::text] AS "array")::text[])), (territory IS NULL))));
+CREATE POLICY leadprotect_border ON public.leads AS RESTRICTIVE USING ((leadprotect.asked_by(ARRAY['leadprotect_owner'::name, 'leadprotect_reader'::name]) OR COALESCE((((territory)::text = ( SELECT leadprotect.admitted_territory() AS admitted_territory)) OR ((territory)::text = ''::text)), (territory IS NULL))));
 
 -- policy leadprotect_rows on public.leads, lp_0017_contract_enforce
 
