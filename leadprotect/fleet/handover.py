@@ -199,19 +199,45 @@ def withdraw(route: Route, pairs: Pairs) -> None:
         if left := [lead for lead, (state, _) in _states(found[2]).items() if state == "gone"]:
             raise LeadProtectError(f"lead {min(left)} has left already: --resume ends that")
         _refuse_denied(route, here, pairs, found[3])
-        found = exchange(there.conn, [*_begun(route, there), _first(route, there, pairs), _asking(route, pairs)])
-        _refuse_denied(route, there, pairs, found[2])
-        standing = _states(found[3])
-        if any(state == "arrived" for state, _ in standing.values()):
-            raise LeadProtectError(
-                "the lead has arrived there, and nothing is left to cancel; move it back: "
-                f"leadprotect move --to {here.territory}"
-            )
-        arriving = {lead: pairs[lead] for lead, (state, _) in standing.items() if state == "arriving"}
-        copies = [lead for lead in arriving if standing[lead][1]]
-        away = travelling.deleting(route.plan, copies) if copies else []
-        exchange(there.conn, [_step(route, "cancel", arriving), *away, COMMIT]).all_done()
+        _withdraw_there(route, pairs)
         exchange(here.conn, [_step(route, "cancel", pairs), COMMIT]).all_done()
+
+
+def forget(route: Route, pairs: Pairs) -> None:
+    """Delete frozen copies there of leads that have left here on another way, as if there had been no such hand-over.
+
+    For hand-overs that a crash has made here forget; whoever calls it knows that the leads live elsewhere.
+    """
+    with _undone(route.there.conn):
+        _withdraw_there(route, pairs)
+
+
+def orphaned(route: Route, pairs: Pairs) -> set[str]:
+    """Which of these leads are not here, while here knows nothing of their hand-over: a crash made it forget."""
+    here = render(
+        "SELECT l.{lead_id}::text FROM {leads} AS l WHERE l.{lead_id} = ANY (%s::{lead_type}[]) "
+        "AND {territory_of_l} = %s",
+        route.settings,
+    )
+    asked = _asking(route, pairs), Sent(here, ([*pairs], route.here.territory))
+    known, found = look_up(route, route.here, *asked)
+    return set(pairs) - _states(known).keys() - {lead for (lead,) in found}
+
+
+def _withdraw_there(route: Route, pairs: Pairs) -> None:
+    there = route.there
+    found = exchange(there.conn, [*_begun(route, there), _first(route, there, pairs), _asking(route, pairs)])
+    _refuse_denied(route, there, pairs, found[2])
+    standing = _states(found[3])
+    if any(state == "arrived" for state, _ in standing.values()):
+        raise LeadProtectError(
+            "the lead has arrived there, and nothing is left to cancel; move it back: "
+            f"leadprotect move --to {route.here.territory}"
+        )
+    arriving = {lead: pairs[lead] for lead, (state, _) in standing.items() if state == "arriving"}
+    copies = [lead for lead in arriving if standing[lead][1]]
+    away = travelling.deleting(route.plan, copies) if copies else []
+    exchange(there.conn, [_step(route, "cancel", arriving), *away, COMMIT]).all_done()
 
 
 def gone(route: Route, pairs: Pairs) -> set[str]:

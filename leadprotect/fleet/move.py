@@ -30,7 +30,7 @@ from leadprotect.settings import acting_with, render
 from leadprotect.settings.databases import SECTION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from leadprotect.settings import Settings
     from leadprotect.settings.databases import TerritoryDatabase
@@ -141,7 +141,13 @@ def resume_moves(
             refused: list[Refused] = []
             for first in range(0, len(standing), at_once):
                 part = dict(standing[first : first + at_once])
-                said = _each(part, lambda some, route=route: _carry(route, some), _tries)  # type: ignore[misc]
+                said = [
+                    Refused(lead, f"it is not in {origin} any more: leadprotect move {lead} --cancel deletes the copy "
+                            f"that waits in {to}")
+                    for lead in sorted(handover.orphaned(route, part))
+                ]  # fmt: skip
+                going = {lead: one for lead, one in part.items() if lead not in {each.lead_id for each in said}}
+                said += _each(going, lambda some, route=route: _carry(route, some), _tries)  # type: ignore[misc]
                 refused += _standing_of(route, said)
                 if tell:
                     tell(first + len(part), len(standing))
@@ -152,7 +158,8 @@ def resume_moves(
 def cancel_moves(settings: Settings, leads: Iterable[Any], *, actor: UUID | str) -> int:
     """Give leads that stand between two databases back to their owners; returns how many. For managers of both.
 
-    Raises `LeadProtectError` for one that has arrived already, or is not on its way.
+    Of one that a crash has made its origin forget, and that has gone to a third territory since, the copy is deleted.
+    Raises `LeadProtectError` for one that has arrived already, is not on its way, or is nowhere but in that copy.
     """
     user = as_user_id(actor)
     wanted = _ids(settings, leads)
@@ -161,8 +168,45 @@ def cancel_moves(settings: Settings, leads: Iterable[Any], *, actor: UUID | str)
         raise LeadProtectError(f"lead {min(unknown)} is not on its way anywhere")
     for (origin, to, correlation_id), pairs in ways.items():
         with _route(settings, origin, to, user, correlation_id, values=None, renumber=()) as route:
-            handover.withdraw(route, dict(pairs))
+            going = dict(pairs)
+            if orphans := handover.orphaned(route, going):
+                _require_home(settings, user, route, orphans)
+                handover.forget(route, {lead: going.pop(lead) for lead in orphans})
+            if going:
+                handover.withdraw(route, going)
     return len(wanted)
+
+
+def _require_home(settings: Settings, actor: str, route: Route, leads: Collection[str]) -> None:
+    """Raise `LeadProtectError` unless each of them lives in a third territory: a copy may be all that is left of it."""
+    ends = (route.here.territory, route.there.territory)
+    homeless = {*leads}
+    for one in settings.databases:
+        if codes := [code for code in one.territories if code not in ends]:
+            with connect(_of(settings, one), lock_timeout=_LOCK_MS) as conn:
+                for territory in codes:
+                    with conn.transaction():
+                        rows(
+                            conn,
+                            render("SELECT {schema}.set_context(%s::text, %s::text)", settings),
+                            (actor, territory),
+                        )
+                        found = rows(conn, render(_AT_HOME, settings), ([*homeless], territory, territory))
+                    homeless -= {lead for (lead,) in found}
+    if homeless:
+        raise LeadProtectError(
+            f"lead {min(homeless)}: {ends[0]} does not have it, and no other territory that you manage: the copy in "
+            f"{ends[1]} may be all that is left of it; restore {ends[0]} to a later time, or cancel it as a manager of "
+            "the territory that has the lead"
+        )
+
+
+# one that is itself on its way to there is no proof: its hand-over may be cancelled, too
+_AT_HOME = (
+    "SELECT l.{lead_id}::text FROM {leads} AS l WHERE l.{lead_id} = ANY (%s::{lead_type}[]) "
+    "AND {territory_of_l} = %s AND NOT EXISTS (SELECT FROM {schema}.lead_handovers AS h "
+    "WHERE h.lead_id = l.{lead_id} AND h.territory = %s AND h.ended_at IS NULL)"
+)
 
 
 def _ids(settings: Settings, leads: Iterable[Any]) -> set[str]:

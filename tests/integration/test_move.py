@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -17,7 +18,8 @@ import pytest
 from leadprotect.errors import InvalidRequest, LeadProtectError, LockUnavailable
 from leadprotect.fleet import handover
 from leadprotect.fleet.exchange import COMMIT, exchange
-from leadprotect.fleet.move import cancel_moves, move, resume_moves
+from leadprotect.fleet.move import _require_home, cancel_moves, move, resume_moves
+from leadprotect.migration.territories import add_territory
 from leadprotect.settings import ident, parse
 from leadprotect.settings.files import write_ini
 from tests.conftest import is_ours, janitor_of, use
@@ -204,7 +206,7 @@ def test_a_cancel_that_was_killed_half_way_keeps_the_copy_from_coming(
         raise Killed
 
     with monkeypatch.context() as patch:
-        ended_after(patch, lambda asked: COMMIT in asked, kill)
+        ended_after(patch, lambda asked: any(one.params[:1] == ("cancel",) for one in asked), kill)
         with pytest.raises(Killed):
             cancel_moves(pair.settings, [lead], actor=pair.de.user(MANAGER))
     assert [["frozen"], ["cancelled"]] == pair.states(lead)
@@ -240,6 +242,51 @@ def test_what_a_crash_made_one_side_forget_is_ended_by_any_of_them(
     assert [["gone"], ["arrived"]] == pair.states(lead)
     assert (["CH"], []) == (pair.homes(lead), pair.de.sql("SELECT 1 FROM {leads} WHERE {lead_id} = %s", lead))
     assert ["a \\ note's\n100 %", "late"] == pair.ch.sql(f"SELECT body FROM {NOTES} ORDER BY id")
+
+
+@pytest.mark.profiles("pg18")
+def test_the_copy_of_a_lead_that_went_elsewhere_when_its_move_was_forgotten_is_cancelled_unless_it_is_the_last(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lead = pair.furnished()
+    stopped(pair, monkeypatch, lead, copied=True)
+    urls = {"DE": pair.de.url, "AT": pair.de.url, "CH": pair.ch.url}
+    given = {"observation_window": "0"} | pair.de.profile.settings | pair.de.overrides
+    three = parse(given | {"territories": ", ".join(urls)}, {}, urls)
+    with pair.de.connect(autocommit=True) as conn:
+        add_territory(conn, "AT")
+        conn.execute("SET session_replication_role = replica")
+        pair.de.query(conn, "DELETE FROM {schema}.lead_handovers WHERE lead_id = %s", lead)
+        pair.de.query(conn, "DELETE FROM {schema}.user_lead_assignments WHERE lead_id = %s", lead)
+        pair.de.query(conn, "UPDATE {leads} SET {territory} = 'AT' WHERE {lead_id} = %s", lead)
+        # control: as far as this login sees, the lead is nowhere else
+        with pytest.raises(LeadProtectError, match="the copy in CH may be all that is left of it; restore DE"):
+            cancel_moves(pair.settings, [lead], actor=pair.de.user(MANAGER))
+        # nor is a lead at home in AT that only waits there
+        pair.de.query(
+            conn, "INSERT INTO {schema}.user_lead_assignments (lead_id, territory, source) VALUES (%s, 'AT', 'moving')",
+            lead,
+        )  # fmt: skip
+        pair.de.query(
+            conn, "INSERT INTO {schema}.lead_handovers (lead_id, id, territory, elsewhere, direction, state, digest) "
+            "VALUES (%s, gen_random_uuid(), 'AT', 'DE', 'in', 'arriving', 'x')", lead,
+        )  # fmt: skip
+        ends = SimpleNamespace(here=SimpleNamespace(territory="DE"), there=SimpleNamespace(territory="CH"))
+        with pytest.raises(LeadProtectError, match="all that is left of it"):
+            _require_home(three, pair.de.user(MANAGER), ends, [lead])  # type: ignore[arg-type]
+        pair.de.query(conn, "DELETE FROM {schema}.lead_handovers WHERE lead_id = %s", lead)
+        pair.de.query(conn, "DELETE FROM {schema}.user_lead_assignments WHERE lead_id = %s", lead)
+    assert ([[], ["arriving"]], ["DE", "CH"]) == (pair.states(lead), pair.homes(lead))
+    (told,) = resume_moves(three, actor=pair.de.user(MANAGER))
+    assert [f"it is not in DE any more: leadprotect move {lead} --cancel deletes the copy that waits in CH"] == [
+        one.why for one in told.refused
+    ]
+    before = pair.de.sql(EVERYTHING, lead)
+    assert 1 == cancel_moves(three, [lead], actor=pair.de.user(MANAGER))
+    assert ([[], ["cancelled"]], ["DE"]) == (pair.states(lead), pair.homes(lead))
+    assert before == pair.de.sql(EVERYTHING, lead)
+    assert [] == pair.ch.sql(f"SELECT 1 FROM {NOTES}")
+    assert ("UNASSIGN", "ALLOW", "manager") in [row[:3] for row in pair.audits(lead)[1]]
 
 
 @pytest.mark.profiles("pg18")
