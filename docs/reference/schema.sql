@@ -35,13 +35,13 @@
 --     433  Ownership and rules
 --    1320  Hand-overs
 --    1667  Decision
---    2195  Attempts and audit
---    3221  Seals
---    3706  Transition
---    4046  Shadow
---    4536  Backfill and verification
---    5503  Gate
---    6616  Host
+--    2201  Attempts and audit
+--    3227  Seals
+--    3712  Transition
+--    4052  Shadow
+--    4542  Backfill and verification
+--    5509  Gate
+--    6622  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -1882,15 +1882,21 @@ CREATE FUNCTION leadprotect.decide(lead uuid, declared_user text, declared_terri
           FROM "public"."leads" AS l
           WHERE l."id" = lead AND l."territory" = declared_territory;
           IF owner::text = declared_user THEN
-            caller := owner; -- declared in its own spelling: nothing is left to tell by its form
+            -- declared in its own spelling: nothing is left to tell by its form, and of rules only what can suspend him
+            PERFORM FROM "leadprotect".lead_protection_rules AS r
+              WHERE r.user_id = owner AND r.territory = declared_territory AND r.protection = 'VIEW_ONLY' LIMIT 1;
+            IF NOT FOUND AND "leadprotect".is_member(declared_territory) THEN
+              RETURN 'owner';
+            END IF;
+            caller := owner;
           ELSE
             caller := "leadprotect".parse_user(declared_user);
           END IF;
-          strongest := (
-            SELECT r.protection FROM "leadprotect".lead_protection_rules AS r
-            WHERE r.user_id = caller AND r.territory = declared_territory
-            ORDER BY r.protection DESC LIMIT 1);
+          -- found is the lead, or a rule that may suspend its owner; an owner without one is here because he is no member
           IF FOUND AND caller IS NOT NULL AND "leadprotect".is_member(declared_territory) THEN
+            SELECT r.protection INTO strongest FROM "leadprotect".lead_protection_rules AS r
+              WHERE r.user_id = caller AND r.territory = declared_territory
+              ORDER BY r.protection DESC LIMIT 1;
             IF strongest IS NOT NULL THEN
               IF strongest = 'VIEW_ONLY' OR strongest = 'COLLABORATOR' AND owner IS DISTINCT FROM caller THEN
                 RETURN (SELECT d.reason FROM "leadprotect".decision(lead, caller, declared_territory) AS d);

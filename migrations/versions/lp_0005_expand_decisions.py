@@ -248,8 +248,8 @@ def create_decision() -> None:
         REVOKE ALL ON FUNCTION {schema}.decision({lead_id_type}, {user_id_type}, text) FROM PUBLIC
         """)
     )
-    # Two reads decide for whoever has no rule, and for an owner whom none suspends: lead with assignment, and the
-    # strongest rule of the caller, which is the last by the order of the type. In PL/pgSQL because its plans
+    # Two reads decide for whoever has no rule, and for an owner whom none suspends: lead with assignment, and a rule that
+    # may suspend the owner, or the strongest of another caller, which is the last by the order of the type. In PL/pgSQL because its plans
     # last for the session; a body in SQL is planned anew in every call before PostgreSQL 18. Without scans:
     # a plan that was made while a table was small outlives it, and statistics may say that a row is near. One plan
     # for all callers, because statistics of few users with many rules make each plan of its own look cheaper
@@ -278,15 +278,21 @@ def create_decision() -> None:
           FROM {leads} AS l
           WHERE l.{lead_id} = lead AND {territory_of_l} = declared_territory;
           IF owner::text = declared_user THEN
-            caller := owner; -- declared in its own spelling: nothing is left to tell by its form
+            -- declared in its own spelling: nothing is left to tell by its form, and of rules only what can suspend him
+            PERFORM FROM {schema}.lead_protection_rules AS r
+              WHERE r.user_id = owner AND r.territory = declared_territory AND r.protection = 'VIEW_ONLY' LIMIT 1;
+            IF NOT FOUND AND {schema}.is_member(declared_territory) THEN
+              RETURN 'owner';
+            END IF;
+            caller := owner;
           ELSE
             caller := {schema}.parse_user(declared_user);
           END IF;
-          strongest := (
-            SELECT r.protection FROM {schema}.lead_protection_rules AS r
-            WHERE r.user_id = caller AND r.territory = declared_territory
-            ORDER BY r.protection DESC LIMIT 1);
+          -- found is the lead, or a rule that may suspend its owner; an owner without one is here because he is no member
           IF FOUND AND caller IS NOT NULL AND {schema}.is_member(declared_territory) THEN
+            SELECT r.protection INTO strongest FROM {schema}.lead_protection_rules AS r
+              WHERE r.user_id = caller AND r.territory = declared_territory
+              ORDER BY r.protection DESC LIMIT 1;
             IF strongest IS NOT NULL THEN
               IF strongest = 'VIEW_ONLY' OR strongest = 'COLLABORATOR' AND owner IS DISTINCT FROM caller THEN
                 RETURN (SELECT d.reason FROM {schema}.decision(lead, caller, declared_territory) AS d);

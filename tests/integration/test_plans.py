@@ -127,9 +127,7 @@ def test_every_check_probes_indexes_and_scans_no_table(large: Database) -> None:
     check = f"SELECT {{schema}}.can_edit_lead('{lead}')"
     for user in (with_rules, without):
         found = plans(large, check, user)
-        assert re.search(
-            r"using ix_lpr_user .*\n.*Index Cond: \(\(user_id = \$\d+\) AND \(territory = \$\d+\)\)", found
-        )
+        assert re.search(r"using ix_lpr_user .*\n.*Index Cond: \(\(user_id = \$\d+\) AND \(territory = \$\d+\)", found)
         assert not re.search(r"Sort|Bitmap|current_user|admitted_territory", found, re.IGNORECASE), found
     # control: a plan of its own for each call names the caller
     large.sql("ALTER FUNCTION {schema}.decide({lead_id_type}, text, text) SET plan_cache_mode = force_custom_plan")
