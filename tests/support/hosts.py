@@ -159,7 +159,9 @@ class Host(Database):
 
     def hand_out(self, conn: psycopg.Connection[Any], actor: Actor) -> None:
         """Make a session of the login the actor's, whoever had it before."""
-        conn.execute("DISCARD ALL")
+        conn.execute(
+            "RESET ALL; RESET ROLE"
+        )  # not DISCARD ALL: plans that were made for others stay, as with PgBouncer
         if actor.role:
             conn.execute(f'SET ROLE "{self.role(actor.role)}"')
         for name, value in self.context_of(actor).items():
