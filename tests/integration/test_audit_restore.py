@@ -85,6 +85,7 @@ def test_rows_of_before_and_after_are_sealed_once(copied: Database) -> None:
     assert (said(found), found.gaps) == ([], ())
 
 
+@pytest.mark.nightly_elsewhere("by day a copy that is intact, and rows of before and after, are met there")
 def test_changes_in_the_copy_are_found(copied: Database) -> None:
     tamper(copied, "UPDATE {schema}.lead_access_audit SET note = 'x' WHERE id = 1")
     assert ["DE 1: row 1 was changed"] == said(verify(copied))
@@ -93,6 +94,7 @@ def test_changes_in_the_copy_are_found(copied: Database) -> None:
     assert ["DE 1: row 1 was changed", "DE 2: row 3 was removed"] == said(verify(copied))
 
 
+@pytest.mark.nightly_elsewhere("by day a copy that is intact, and rows of before and after, are met there")
 def test_a_backdated_row_in_the_copy_is_found(copied: Database) -> None:
     seal(copied)
     record(copied, at="2025-01-01")

@@ -68,6 +68,7 @@ def counted(database: Database) -> tuple[int, int]:
     return scanned, assigned
 
 
+@pytest.mark.nightly_elsewhere("by day a worker loses its lease there")
 def test_kills_at_random_moments_lose_and_repeat_nothing(expanded: Database) -> None:
     expected = old_leads(expanded, 16_000)
     chance = random.Random()  # noqa: S311 - moments, no secret

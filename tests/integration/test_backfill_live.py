@@ -380,6 +380,7 @@ class LiveBackfill(RuleBasedStateMachine):
 
 
 @pytest.mark.profiles("pg18", "other_names")
+@pytest.mark.nightly_elsewhere("by day a slice and a live write meet there one by one")
 def test_random_live_writes_against_a_running_backfill_agree_with_an_independent_derivation(expanded: Database) -> None:
     machine = type("Machine", (LiveBackfill,), {"database": expanded})
     settings = hypothesis.settings(

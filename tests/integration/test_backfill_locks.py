@@ -78,6 +78,7 @@ def test_a_lead_row_held_for_update_does_not_hold_the_backfill(expanded: Databas
     assert () == result.locked
 
 
+@pytest.mark.nightly_elsewhere("by day a lead that is locked for a while, and one to the end, are met there")
 def test_many_locked_leads_are_each_found(expanded: Database) -> None:
     expected = old_leads(expanded, 300)
     held = list(expected)[::60]
@@ -91,6 +92,7 @@ def test_many_locked_leads_are_each_found(expanded: Database) -> None:
     assert 300 == result.scanned
 
 
+@pytest.mark.nightly_elsewhere("by day a lead that is locked for a while, and one to the end, are met there")
 def test_a_locked_table_is_waited_for_and_its_leads_are_not_put_aside_one_by_one(expanded: Database) -> None:
     expected = old_leads(expanded, 100)
     with expanded.connect() as conn:

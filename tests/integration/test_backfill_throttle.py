@@ -218,6 +218,7 @@ def test_a_paused_backfill_waits_and_goes_on_after_resume(expanded: Database) ->
     assert expected == owners(expanded)
 
 
+@pytest.mark.nightly_elsewhere("by day a backfill is paused and stopped there")
 def test_a_pause_holds_no_other_territory(expanded: Database) -> None:
     german, swiss = old_leads(expanded, 100), old_leads(expanded, 100, "CH")
     with expanded.connect("operator") as conn:
@@ -290,6 +291,7 @@ def test_a_stopped_backfill_ends_and_the_same_command_goes_on(expanded: Database
     assert (0, expected) == (answer.exit_code, owners(expanded))
 
 
+@pytest.mark.nightly_elsewhere("by day a backfill is paused and stopped there")
 def test_a_stop_reaches_the_run_that_it_was_meant_for_although_another_starts_at_once(expanded: Database) -> None:
     """Requests are read once a second; the second run must not take the stop back before."""
     expected = old_leads(expanded, 100)
@@ -306,6 +308,7 @@ def test_a_stop_reaches_the_run_that_it_was_meant_for_although_another_starts_at
     assert (None, expected) == (second.error, owners(expanded))
 
 
+@pytest.mark.nightly_elsewhere("by day a backfill is paused and stopped there")
 def test_a_condition_holds_a_running_backfill_until_it_is_true(expanded: Database) -> None:
     expected = old_leads(expanded, 100)
     expanded.sql("CREATE TABLE public.quiet AS SELECT false AS yes")

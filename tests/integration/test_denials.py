@@ -176,6 +176,7 @@ def test_a_pool_of_one_does_not_wait_for_itself(database: Database) -> None:
             assert denied(conn, lead) == "not_owner"
 
 
+@pytest.mark.nightly_elsewhere("by day every other denial is recorded there")
 def test_a_denial_that_can_t_be_recorded_is_no_answer_but_a_denial(database: Database) -> None:
     lead = database.lead("DE", owner=database.user(2))
     with database.connect("seller_de") as conn, leadprotect.acting_as(conn, database.user(1), "DE"):

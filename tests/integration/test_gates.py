@@ -191,6 +191,7 @@ def distance(database: Database) -> Answer:
     return looked(database, replica_distance=900_000)["database replica distance"]
 
 
+@pytest.mark.nightly_elsewhere("by day standbys have tests on the newest server")
 def test_a_replica_that_replays_nothing_is_seen_by_its_distance_and_by_the_exporter(
     tmp_path: Path, host: Database
 ) -> None:
@@ -356,6 +357,7 @@ def test_nothing_is_rolled_back_for_what_is_missing(rollout: Rollout, monkeypatc
 
 @pytest.mark.xdist_group("prometheus")
 @pytest.mark.profiles("other_names", "pg18")
+@pytest.mark.nightly_elsewhere("by day what the database says of itself is read there by status")
 def test_every_query_of_the_dashboard_has_data(tmp_path: Path, expanded: Database) -> None:
     expanded.lead("DE", owner=expanded.user(1))
     assert 0 == CliRunner().invoke(main, ["backfill", "DE"]).exit_code

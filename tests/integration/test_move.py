@@ -98,6 +98,7 @@ def whole(pair: Pair, lead: Any) -> None:
 
 @pytest.mark.profiles("pg18")
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.nightly_elsewhere("by day moves of each kind are made there, and one is taken up")
 def test_a_move_that_is_ended_anywhere_loses_and_doubles_nothing(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, *, after: bool
 ) -> None:
@@ -695,6 +696,7 @@ def test_the_command_takes_its_origin_from_on_and_names_what_is_wrong(pair: Pair
 
 
 @pytest.mark.parametrize("side", ["DE", "CH"])
+@pytest.mark.nightly_elsewhere("by day moves of each kind are made there, and one is taken up")
 def test_a_command_that_is_killed_leaves_what_resume_ends(pair: Pair, tmp_path: Path, side: str) -> None:
     """A lock of the host's holds it: in the middle of the copy, or when it deletes here what is frozen."""
     lead = pair.furnished()

@@ -64,6 +64,7 @@ def test_at_the_head_it_says_contract(database: Database) -> None:
     assert (found.revision, found.phase) == (found.head, "contract")
 
 
+@pytest.mark.nightly_elsewhere("who blocks is read from the same view on each version")
 def test_who_waits_for_whom_is_shown_and_the_gate_does_not_wait_with_him(database: Database) -> None:
     with database.connect() as holder, database.connect() as waiter, database.connect(autocommit=True) as conn:
         database.query(holder, "LOCK TABLE {leads} IN ACCESS EXCLUSIVE MODE")
@@ -197,6 +198,7 @@ def test_a_view_that_was_made_after_contract_is_said_with_what_mends_it(database
     assert verdict()[0] == 0
 
 
+@pytest.mark.nightly_elsewhere("by day the verdict of each phase is read there")
 def test_ready_is_what_this_version_can_work_with(make_database: Callable[..., Database]) -> None:
     host = make_database("host")
     assert verdict("--ready") == (1, "not ready: not installed: alembic upgrade head begins")

@@ -71,6 +71,7 @@ def upgrade_with(database: Database, engine: Any, revision: str = "head", **x: s
 # --- one transaction per revision
 
 
+@pytest.mark.nightly_elsewhere("by day each revision is undone and done again there")
 def test_a_revision_that_fails_leaves_those_before_it(host: Database) -> None:
     host.sql_script(REFUSE_VIEWS)
     done = alembic(host, "upgrade", "head")
@@ -181,6 +182,7 @@ def test_a_bad_lock_budget_is_refused(host: Database, text: str) -> None:
 
 @ONE_SERVER
 @pytest.mark.parametrize("deploys", [2, 5])
+@pytest.mark.nightly_elsewhere("an advisory lock is the same on each version")
 def test_of_many_upgrades_at_once_one_does_the_work(host: Database, deploys: int) -> None:
     with ExitStack() as stack:
         processes = [stack.enter_context(started(host, "upgrade", "head")) for _ in range(deploys)]
@@ -277,6 +279,7 @@ def close_the_gate(database: Database) -> None:
     database.activity(database.lead("DE"), database.user(1))
 
 
+@pytest.mark.nightly_elsewhere("by day the gate's own tests close it there")
 def test_a_closed_gate_stops_before_contract_with_one_warning_that_says_what_to_run(host: Database) -> None:
     close_the_gate(host)
     done = alembic(host, "upgrade", "head")

@@ -215,6 +215,7 @@ CREATE EVENT TRIGGER keep_a_log ON ddl_command_end EXECUTE FUNCTION public.log_d
 
 
 @PROFILES
+@pytest.mark.nightly_elsewhere("by day the shapes of a host live there")
 def test_an_event_trigger_that_lacks_a_right_is_named_with_what_to_grant(host: Database) -> None:
     name = f"{host.profile.name}_deployer"
     modern = host.server.major > 15

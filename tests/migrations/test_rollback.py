@@ -152,6 +152,7 @@ def test_the_timeline_tells_each_step_with_its_seconds(database: Database) -> No
 
 
 @pytest.mark.profiles("pg18", "other_names")
+@pytest.mark.nightly_elsewhere("who blocks is read from the same view on each version")
 def test_who_blocks_a_rollback_is_named_and_the_same_command_goes_on(database: Database) -> None:
     with database.connect() as blocker:
         database.query(blocker, "SELECT count(*) FROM {leads}")
@@ -477,6 +478,7 @@ def backfilling(database: Database) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.mark.profiles("pg18")
 @pytest.mark.parametrize("how", ["alembic", "rollback"])
+@pytest.mark.nightly_elsewhere("by day a backfill is paused and stopped there by the test of the throttle")
 def test_a_downgrade_pauses_a_running_backfill_which_ends_with_one_clear_error(expanded: Database, how: str) -> None:
     many_leads(expanded, 60_000)
     with backfilling(expanded) as process:
@@ -529,6 +531,7 @@ def test_purge_shows_what_it_would_delete_and_asks(database: Database) -> None:
     assert {} == difference(kept, rows_of(database))
 
 
+@pytest.mark.nightly_elsewhere("by day nothing is left there after a downgrade and a purge")
 def test_purge_deletes_the_quarantine_and_nothing_else(database: Database) -> None:
     fill(database)
     rollback("base")

@@ -151,6 +151,7 @@ RUNNERS: dict[str, Callable[[Database], list[str]]] = {
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.nightly_elsewhere("by day every assertion holds there")
 def test_other_runners_pass_and_fail_with_it(database: Database, runner: str) -> None:
     if runner == "pg_prove" and not shutil.which("pg_prove"):
         lacking("pg_prove", "libtap-parser-sourcehandler-pgtap-perl")

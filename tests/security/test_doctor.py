@@ -736,6 +736,7 @@ them (where a server tells that apart), and one host grants everything on its ta
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.profiles("pg18", "pg15")
+@pytest.mark.nightly_elsewhere("by day a planted fault is found there, and nothing else")
 def test_a_sound_database_of_each_shape_has_no_danger_at_any_time_of_its_life(
     shape: Shape, make_host: Callable[..., Host]
 ) -> None:

@@ -111,6 +111,7 @@ LIFE = (
 
 
 @PROFILES
+@pytest.mark.nightly_elsewhere("by day a service's calls meet the same plants there")
 def test_no_command_of_a_dba_runs_what_somebody_planted(host: Database, tmp_path: Any) -> None:
     """The database's owner plants operators for every pair of types that PostgreSQL leaves to a cast."""
     lead = host.lead("DE")
@@ -129,6 +130,7 @@ def test_no_command_of_a_dba_runs_what_somebody_planted(host: Database, tmp_path
 
 
 @PROFILES
+@pytest.mark.nightly_elsewhere("by day a service's calls meet the same plants there")
 def test_without_the_pin_the_same_command_runs_it(expanded: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(expanded)
     command = ("backfill", "DE", "CH", "--dry-run")
@@ -140,6 +142,7 @@ def test_without_the_pin_the_same_command_runs_it(expanded: Database, monkeypatc
 
 
 @PROFILES
+@pytest.mark.nightly_elsewhere("by day a service's calls meet the same plants there")
 def test_an_engine_of_the_host_is_pinned_as_well_and_goes_back_as_it_came(host: Database) -> None:
     host.lead("DE")
     engine = create_engine(
@@ -264,6 +267,7 @@ def test_no_call_of_a_service_runs_what_somebody_planted(
 
 @PROFILES
 @each_path
+@pytest.mark.nightly_elsewhere("by day a service's calls meet the same plants there")
 def test_an_engine_of_a_territory_runs_nothing_planted_though_its_path_is_the_login_s(
     database: Database, path: str
 ) -> None:

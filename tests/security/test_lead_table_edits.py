@@ -137,6 +137,7 @@ def done(database: Database, conn: psycopg.Connection[Any], kind: str, leads: li
 
 
 @pytest.mark.profiles("pg18", "pg15")
+@pytest.mark.nightly_elsewhere("by day statements that change many rows are decided there by another test")
 def test_many_rows_of_leads_are_changed_or_deleted_by_a_set_of_own_leads(
     make_database: Callable[..., Database],
 ) -> None:

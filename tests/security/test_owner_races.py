@@ -100,6 +100,7 @@ def new_lead(database: Database, owner: int | None) -> Any:
 
 
 @pytest.mark.parametrize("commits", [True, False], ids=["commits", "rolls back"])
+@pytest.mark.nightly_elsewhere("who waits for a row lock is the same on each version")
 def test_two_who_change_the_owner_at_once_leave_column_and_owner_one(stepping: Database, *, commits: bool) -> None:
     for first, second in product(STEPS, STEPS):
         lead = new_lead(stepping, 1)

@@ -259,6 +259,7 @@ def test_without_its_trigger_the_column_falls_behind(hiding: Database) -> None:
     assert "owner-column-differs" in told
 
 
+@pytest.mark.nightly_elsewhere("by day a random life has the column and the owner there")
 def test_what_differed_at_contract_is_said_and_can_be_written(hiding: Database) -> None:
     lead = new_lead(hiding, 1)
     hiding.sql("UPDATE {schema}.user_lead_assignments SET user_id = %s", hiding.user(2))
@@ -299,6 +300,7 @@ CREATE TRIGGER stamp BEFORE UPDATE ON {leads} FOR EACH ROW EXECUTE FUNCTION publ
 """
 
 
+@pytest.mark.nightly_elsewhere("by day the gate names such a trigger there")
 def test_a_trigger_that_would_run_as_our_reader_is_named_and_mended(hiding: Database) -> None:
     hiding.sql_script(QUIET)
     assert "owner-column-code" not in CliRunner().invoke(main, ["doctor"]).output

@@ -127,6 +127,7 @@ def foreseen(host: Host, todo: list[Task], leads: dict[int, list[Any]]) -> dict[
 
 
 @each_shape
+@pytest.mark.nightly_elsewhere("by day the matrix of the same hosts is recorded there, and the control is tried")
 def test_a_shadow_notes_exactly_what_contract_denies_and_denies_nothing(
     make_host: Callable[..., Host], shape: Shape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
