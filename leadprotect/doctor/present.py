@@ -165,24 +165,24 @@ def one_look() -> Iterator[None]:
         _look.reset(token)
 
 
-def _once(read: Callable[P, list[T]]) -> Callable[P, list[T]]:
+def once(read: Callable[P, T]) -> Callable[P, T]:
     """Read it once inside `one_look`; elsewhere, each time."""
 
     @wraps(read)
-    def remembered(*args: P.args, **kwargs: P.kwargs) -> list[T]:
+    def remembered(*args: P.args, **kwargs: P.kwargs) -> T:
         look = _look.get()
         if look is None:
             return read(*args, **kwargs)
         key = (read, args, *kwargs.items())
         if key not in look:
             look[key] = read(*args, **kwargs)
-        found: list[T] = look[key]
+        found: T = look[key]
         return found
 
     return remembered
 
 
-@_once
+@once
 def functions(conn: psycopg.Connection[Any], s: Settings) -> list[Function]:
     """Every function of our schema."""
     return [_function(row, s) for row in conn.execute(_FUNCTIONS.encode(), (s.schema,)).fetchall()]
@@ -200,7 +200,7 @@ def _function(row: tuple[Any, ...], s: Settings) -> Function:
     )
 
 
-@_once
+@once
 def tables(conn: psycopg.Connection[Any], s: Settings) -> list[Table]:
     """Every table, view and sequence of our schema but the version table."""
     versions = (s.version_table_schema, s.version_table)
@@ -219,7 +219,7 @@ def _table(row: tuple[Any, ...], s: Settings) -> Table:
     )
 
 
-@_once
+@once
 def policies(
     conn: psycopg.Connection[Any], s: Settings, oid: int | None, child: LeadTable | None = None
 ) -> list[Policy]:
@@ -234,7 +234,7 @@ def policies(
     ]
 
 
-@_once
+@once
 def triggers(
     conn: psycopg.Connection[Any], s: Settings, oid: int | None, child: LeadTable | None = None
 ) -> list[Trigger]:

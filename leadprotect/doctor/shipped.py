@@ -23,7 +23,8 @@ from leadprotect.settings.names import trigger_names
 from leadprotect.settings.sources import filled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from types import CodeType
 
     import psycopg
 
@@ -184,17 +185,29 @@ def shipped_undo(s: Settings, revision: str) -> tuple[tuple[str, ...], dict[str,
 
 def _loaded(file: Path, recording: _Recording) -> dict[str, Any]:
     """The names of a revision, with a recording one for whatever it has of Alembic and SQLAlchemy."""
-    module: dict[str, Any] = {"__name__": file.stem}
-    tree = ast.parse(file.read_bytes(), file)
-    for line in [*tree.body]:
-        if isinstance(line, ast.ImportFrom) and (line.module or "").split(".")[0] in ("alembic", "sqlalchemy"):
-            tree.body.remove(line)
-            module |= {each.asname or each.name: recording for each in line.names}
-    exec(compile(tree, file, "exec"), module)  # noqa: S102 - a file of the package, as Alembic runs it
+    code, names = _compiled(file.read_bytes(), file)
+    module: dict[str, Any] = {"__name__": file.stem} | dict.fromkeys(names, recording)
+    exec(code, module)  # noqa: S102 - a file of the package, as Alembic runs it
     return module
 
 
-def sources(text: str, s: Settings) -> dict[str, list[str]]:
+@lru_cache(maxsize=64)
+def _compiled(source: bytes, file: Path) -> tuple[CodeType, tuple[str, ...]]:
+    """A revision without the imports of Alembic and SQLAlchemy, and the names that they gave it.
+
+    An examination loads each twice: for what it executes, and for its way down.
+    """
+    tree = ast.parse(source, file)
+    names: list[str] = []
+    for line in [*tree.body]:
+        if isinstance(line, ast.ImportFrom) and (line.module or "").split(".")[0] in ("alembic", "sqlalchemy"):
+            tree.body.remove(line)
+            names += [each.asname or each.name for each in line.names]
+    return compile(tree, file, "exec"), tuple(names)
+
+
+@lru_cache(maxsize=4)
+def sources(text: str, s: Settings) -> Mapping[str, list[str]]:
     """Name of a function -> the statements of a script that make it, each complete and ready to be run again."""
     pattern = rf"CREATE (?:OR REPLACE )?(FUNCTION {re.escape(ident(s.schema))}\.(\w+)\(.*?\bLANGUAGE\b.*?(?:{_BODY}))"
     found: dict[str, list[str]] = {}

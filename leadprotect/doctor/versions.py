@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from leadprotect import phases
 from leadprotect.database.connection import as_role
+from leadprotect.doctor import present
 from leadprotect.doctor.finding import Fault, check
 from leadprotect.doctor.shipped import shipped_undo
 from leadprotect.errors import PreflightError, ProtectionUnavailable
@@ -29,6 +30,7 @@ def named_revision(conn: psycopg.Connection[Any], s: Settings) -> str | None:
     return next((version for version in found if version.startswith("lp_")), None)
 
 
+@present.once
 def applied(conn: psycopg.Connection[Any], s: Settings) -> str | None:
     """The revision of ours that the table names; where this login may not read it, the furthest whose tables stand."""
     try:
@@ -65,19 +67,19 @@ def version_table_rows(conn: psycopg.Connection[Any], s: Settings) -> Iterator[F
 @check("danger", "Nobody whom row security binds reads a lead, and nothing is recorded; no row is lost.", needs=None)
 def host_change_under_way(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
     """Our tables in the quarantine, and a revision in the version table: a host-change runs, or ended halfway."""
-    if (present := applied(conn, s)) and standing.taken_away(conn, s):
-        yield Fault(f"schema {s.quarantine}", f"it holds what {present} made", "leadprotect host-change --resume")
+    if (revision := applied(conn, s)) and standing.taken_away(conn, s):
+        yield Fault(f"schema {s.quarantine}", f"it holds what {revision} made", "leadprotect host-change --resume")
 
 
 @check("danger", "A number says that the leads are protected, and they are not.")
 def contract_not_standing(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
     """A revision that is applied, while what it made is gone: a swapped table, a restore without roles, a stamp."""
     known = phases.chain()
-    present = applied(conn, s)
-    if present in known:
+    revision = applied(conn, s)
+    if revision in known:
         back = f"alembic downgrade {phases.before('contract')[-1]} && alembic upgrade head"
-        for lacking in standing.lacking(conn, s, known[: known.index(present) + 1]):
-            yield Fault(lacking, f"{present} is applied, and this is gone", back)
+        for lacking in standing.lacking(conn, s, known[: known.index(revision) + 1]):
+            yield Fault(lacking, f"{revision} is applied, and this is gone", back)
 
 
 @check("danger", "Whoever rolls back from an older version executes it, with all his rights.", needs="text")
@@ -116,10 +118,10 @@ def version_stamped(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Faul
 
 def _above(conn: psycopg.Connection[Any], s: Settings, found: dict[str, tuple[undo.Undo, bool]]) -> list[str]:
     """Revisions that stand and that the table does not name: each left its tables, and the shipped way down."""
-    present, chain = applied(conn, s), phases.chain()
-    if present and present not in chain:  # of a newer version
+    revision, chain = applied(conn, s), phases.chain()
+    if revision and revision not in chain:  # of a newer version
         return []
-    known = phases.through(present)
+    known = phases.through(revision)
     above = [one for one in chain if one in found and one not in known]
     if not above or standing.lost_tables(conn, s, phases.through(above[-1])):
         return []
@@ -140,9 +142,9 @@ def _as_owner(conn: psycopg.Connection[Any], s: Settings) -> AbstractContextMana
 @check("note", "What is not applied yet protects nothing yet.")
 def upgrade_pending(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
     """Revisions of this version that are not applied."""
-    present = named_revision(conn, s)
-    if pending := phases.pending(present):
-        yield Fault(s.schema, f"it stands at {present}, {len(pending)} before {pending[-1]}", "alembic upgrade head")
+    revision = named_revision(conn, s)
+    if pending := phases.pending(revision):
+        yield Fault(s.schema, f"it stands at {revision}, {len(pending)} before {pending[-1]}", "alembic upgrade head")
 
 
 @check("danger", "Row security of this minor version can be passed by known ways.", needs=None)
