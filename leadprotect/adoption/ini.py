@@ -13,7 +13,7 @@ from leadprotect.settings.files import LOGGING, migrations
 from leadprotect.settings.load import text_of
 
 if TYPE_CHECKING:
-    from leadprotect.adoption.proposal import Proposed
+    from leadprotect.adoption.look import Proposed
 
 SECTION = "leadprotect"
 CHAIN = "leadprotect-chain"

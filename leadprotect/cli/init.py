@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from contextlib import closing
+from typing import TYPE_CHECKING
 
 import click
 
 from leadprotect.adoption.ini import Written, compose
-from leadprotect.adoption.proposal import Open, Proposal, Proposed, propose
+from leadprotect.adoption.proposal import propose
 from leadprotect.cli import output
 from leadprotect.cli.terminal import echo, verbatim
 from leadprotect.database.connection import connect
@@ -17,6 +18,9 @@ from leadprotect.preflight.host_tables import host
 from leadprotect.settings import KEYS, parse
 from leadprotect.settings.files import ini_file
 from leadprotect.settings.load import given_address
+
+if TYPE_CHECKING:
+    from leadprotect.adoption.look import Open, Proposal, Proposed
 
 
 @click.command("init")

@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-import re
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from decimal import Decimal
+from contextlib import ExitStack, suppress
 from logging.config import fileConfig
 from typing import TYPE_CHECKING, Any
 
@@ -21,23 +18,27 @@ import psycopg
 from alembic import context
 from alembic.runtime.migration import RevisionStep
 from alembic.util import CommandError
-from sqlalchemy import Connection, Engine, create_engine, event, exc, pool
+from sqlalchemy import exc
 
 from leadprotect import phases
 from leadprotect.backfilling import jobs
 from leadprotect.database import blockers
-from leadprotect.database.opening import PINNED, open_connection, pin, pin_session
-from leadprotect.errors import GateClosed, LeadProtectError, PreflightError, SettingsError
+from leadprotect.database.opening import PINNED
+from leadprotect.errors import GateClosed, LeadProtectError, PreflightError
 from leadprotect.migration import autogenerate, branches, event_triggers, gate, locks, undo, undoing, version_table
+from leadprotect.migration.connections import connectable, migration_connection, side_connection
+from leadprotect.migration.options import read_options
 from leadprotect.preflight import check, standing
 from leadprotect.preflight.installed import check_installed
 from leadprotect.preflight.version_table import check_may_write, check_version_table, read_versions
 from leadprotect.preflight.way_down import check_way_down
-from leadprotect.settings import Settings, duration, literal, load, url
+from leadprotect.settings import Settings, literal, load
 from leadprotect.settings.names import KEPT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from leadprotect.migration.options import Options
 
 log = logging.getLogger("leadprotect")
 
@@ -57,7 +58,7 @@ def run() -> None:
         fileConfig(config.config_file_name, disable_existing_loggers=False)
         _say_errors_once()
     try:
-        options = _read_options()
+        options = read_options()
         settings = load(config)
         config.attributes[KEPT] = settings  # every block of a revision asks for them
         if context.is_offline_mode():
@@ -147,47 +148,7 @@ def _explained(error: BaseException) -> str:
     return text if state == GATE_CLOSED else f"{text} (SQLSTATE {state})"
 
 
-@dataclass(frozen=True)
-class _Options:
-    """The -x arguments; `budget` and `wait` in seconds, `accept` conditions of the gate with a share of the leads."""
-
-    contract: str
-    accept: tuple[tuple[str, Decimal], ...]
-    budget: float
-    wait: float
-
-
-def _read_options() -> _Options:
-    """From contract=auto|require|hold, accept=unowned:0.32, lock_budget=60s and lock_wait=10min."""
-    given = context.get_x_argument(as_dictionary=True)
-    unknown = sorted(set(given) - {"contract", "accept", "lock_budget", "lock_wait"})
-    if unknown:
-        raise SettingsError(f"-x {unknown[0]}: unknown; known are contract, accept, lock_budget and lock_wait")
-    contract = given.get("contract", "auto")
-    if contract not in ("auto", "require", "hold"):
-        raise SettingsError(f"-x contract={contract}: only waiting or data opens the gate; use auto, require or hold")
-    return _Options(
-        contract,
-        tuple(_accepted(part) for part in given["accept"].split(",")) if "accept" in given else (),
-        duration("-x lock_budget", given["lock_budget"]) if "lock_budget" in given else locks.DEFAULT_BUDGET_S,
-        duration("-x lock_wait", given["lock_wait"]) if "lock_wait" in given else locks.DEFAULT_WAIT_S,
-    )
-
-
-def _accepted(text: str) -> tuple[str, Decimal]:
-    """One of -x accept=unowned:0.32,unprotected:0.6."""
-    name, _, share = (part.strip() for part in text.partition(":"))
-    if name not in gate.ACCEPTABLE:
-        known = f"{', '.join(gate.ACCEPTABLE[:-1])} and {gate.ACCEPTABLE[-1]}"
-        raise SettingsError(f"-x accept={text}: {known} can be accepted; write unowned:0.32")
-    if not re.fullmatch(r"0(\.\d{1,4})?|1(\.0{1,4})?", share):
-        raise SettingsError(
-            f"-x accept={text}: {share!r} is no share of the leads; write one between 0 and 1: {name}:0.32"
-        )
-    return name, Decimal(share)
-
-
-def _run_offline(settings: Settings, options: _Options) -> None:
+def _run_offline(settings: Settings, options: Options) -> None:
     # a named paramstyle: the driver's own would double every percent sign
     how: dict[str, Any] = {"dialect_name": "postgresql", "literal_binds": True}
     how["dialect_opts"] = {"paramstyle": "named"}
@@ -231,15 +192,15 @@ def _left_alone(*_: Any, **__: Any) -> None:
     """Alembic's own table would belong to whoever runs the script."""
 
 
-def _run_online(settings: Settings, options: _Options) -> None:
+def _run_online(settings: Settings, options: Options) -> None:
     opts = _asked(settings, dialect_name="postgresql")
     planned = opts["fn"]
     lost = locks.Budget(options.budget)
     held: Callable[[], None] = _nothing_held
     taken: list[Any] = []
     with ExitStack() as stack:
-        engine = _connectable(settings)
-        guard = stack.enter_context(_side_connection(engine))
+        engine = connectable(settings)
+        guard = stack.enter_context(side_connection(engine))
         writes = "destination_rev" in opts  # upgrade, downgrade, stamp; other commands only look
         made = False
         if not writes:
@@ -248,9 +209,9 @@ def _run_online(settings: Settings, options: _Options) -> None:
             made = read_versions(guard, settings, ours=True) is None
             held = stack.enter_context(locks.one_at_a_time(guard, settings, wait=options.wait))
             planned = _plan(opts, guard, settings, options, lost, held, taken=taken)
-        connection, pid = stack.enter_context(_migration_connection(engine, lost))
+        connection, pid = stack.enter_context(migration_connection(engine, lost))
         _configure(settings, held, connection=connection, fn=planned)
-        seen = stack.enter_context(blockers.watch(stack.enter_context(_side_connection(engine)), pid))
+        seen = stack.enter_context(blockers.watch(stack.enter_context(side_connection(engine)), pid))
         try:
             locks.retry(_migrate, budget=lost, seen=seen)
             connection.rollback()
@@ -315,7 +276,7 @@ def _plan(
     opts: dict[str, Any],
     guard: psycopg.Connection[Any],
     settings: Settings,
-    options: _Options,
+    options: Options,
     lost: locks.Budget,
     held: Callable[[], None],
     *,
@@ -433,7 +394,7 @@ def _altered(guard: psycopg.Connection[Any], settings: Settings, head: str) -> s
     return None
 
 
-def _may_contract(guard: psycopg.Connection[Any], settings: Settings, options: _Options, step: RevisionStep) -> bool:
+def _may_contract(guard: psycopg.Connection[Any], settings: Settings, options: Options, step: RevisionStep) -> bool:
     """Ask the gate; says in one line what is missing, or raises where contract is required."""
     name, contract = step.revision.revision, options.contract
     if contract == "hold":
@@ -470,64 +431,3 @@ def _is_contract(step: Any) -> bool:
 def _phase(step: Any) -> str | None:
     """As the revision declares it; one of a host that shares the version table declares none."""
     return getattr(step.revision.module, "phase", None)
-
-
-def _connectable(settings: Settings) -> Engine:
-    given = context.config.attributes.get("connection")
-    if isinstance(given, Engine) and given.dialect.driver == "psycopg":
-        return given
-    if given is not None:
-        raise SettingsError("config.attributes['connection'] must be an Engine of postgresql+psycopg")
-    return create_engine(
-        "postgresql+psycopg://",
-        creator=lambda: open_connection(lambda: url(settings), application=locks.APPLICATION, autocommit=False),
-        poolclass=pool.NullPool,
-    )
-
-
-@contextmanager
-def _side_connection(engine: Engine) -> Iterator[psycopg.Connection[Any]]:
-    """A session of its own, in autocommit: it never holds a transaction that a build waits for."""
-    with _checked_out(engine) as conn:
-        pin_session(conn, lambda: _checked_out(engine), more={"application_name": locks.APPLICATION})
-        yield conn
-
-
-@contextmanager
-def _checked_out(engine: Engine) -> Iterator[psycopg.Connection[Any]]:
-    """A connection of the engine, which a host may have made; it never goes back as we leave it."""
-    raw = engine.raw_connection()
-    try:
-        conn: psycopg.Connection[Any] = raw.driver_connection  # type: ignore[assignment]
-        conn.autocommit = True
-        yield conn
-    finally:
-        raw.invalidate()
-
-
-@contextmanager
-def _migration_connection(engine: Engine, lost: locks.Budget) -> Iterator[tuple[Connection, int]]:
-    """The connection that the revisions run on, and the process id of its session."""
-    # the engine of a host may come with another level, or with none at all
-    with engine.connect().execution_options(isolation_level="READ COMMITTED") as connection:
-        driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
-        driver.autocommit = True
-        pid = pin_session(driver, lambda: _checked_out(engine))
-        driver.autocommit = False
-
-        @event.listens_for(connection, "begin")
-        def limit_lock_waits(conn: Connection) -> None:
-            # again for each transaction: a SET is undone by a rollback, and a step may have changed it;
-            # an index build blocks nobody while it waits, so it may wait as long as the budget lasts
-            session: psycopg.Connection[Any] = conn.connection.driver_connection  # type: ignore[assignment]
-            rest = max(int(lost.rest * 1000), locks.LOCK_TIMEOUT_MS)
-            try:
-                pin(session, pid=pid, lock_timeout=locks.LOCK_TIMEOUT_MS, more={"leadprotect.lock_budget": f"{rest}ms"})
-            except psycopg.OperationalError as error:
-                conn.invalidate(error)  # or the pool would try to roll back what is lost, and say so at length
-                raise
-
-        try:
-            yield connection, pid
-        finally:
-            connection.invalidate()

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.integration.test_oracle import LEADS, Rule, World, build, worlds
 from tests.support.profiles import NIGHTLY
+from tests.support.worlds import LEADS, Rule, World, build, worlds
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -43,6 +43,8 @@ UNPINNED = {
     "lab/servers.py": "a server of our own, on which nobody else is",
     "lab/demo/server.py": "a server of our own, on which nobody else is",
     "lab/bench/access.py": "a server of our own, on which nobody else is",
+    "lab/bench/border.py": "a server of our own, on which nobody else is",
+    "lab/bench/comparison.py": "a server of our own, on which nobody else is",
     "lab/bench/backfill.py": "a server of our own, on which nobody else is",
     "lab/bench/scale.py": "a server of our own, on which nobody else is",
     "lab/bench/service.py": "a server of our own, on which nobody else is",
@@ -76,7 +78,7 @@ def test_every_place_that_connects_pins_what_it_opens() -> None:
         for name, pinned in openings(file.read_text(encoding="utf-8"))
         if str(file.relative_to(PACKAGE)) not in UNPINNED
     }
-    pinned_by_its_caller = {"migration/environment.py: _checked_out", "access/ways.py: _connected"}
+    pinned_by_its_caller = {"migration/connections.py: _checked_out", "access/ways.py: _connected"}
     assert {name for name, pinned in found.items() if not pinned} == pinned_by_its_caller
     assert "database/opening.py: open_connection" in found
     assert {str(PACKAGE / name) for name in UNPINNED} <= {str(file) for file in PACKAGE.rglob("*.py")}

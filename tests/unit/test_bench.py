@@ -13,9 +13,10 @@ from leadprotect.cli import main
 from leadprotect.cli.terminal import Grid
 from leadprotect.errors import InvalidRequest
 from leadprotect.lab.bench import report
-from leadprotect.lab.bench.access import Access, Line
+from leadprotect.lab.bench.access import Access
 from leadprotect.lab.bench.backfill import Measured, check_disk, medians
 from leadprotect.lab.bench.clock import ratio
+from leadprotect.lab.bench.comparison import Line
 from leadprotect.lab.bench.report import backfill_table
 from leadprotect.lab.bench.scale import Growth
 from tests.support.commands import members

@@ -1,6 +1,6 @@
 """What access checks cost the server: against the same rows read plainly, a protection by hand, and SELECT 1.
 
-Every ratio is one of CPU time of the backend within one run; see `clock`. What a service sees is measured apart.
+The border of row security, and what a service sees, are measured in modules of their own.
 """
 
 from __future__ import annotations
@@ -9,35 +9,29 @@ import os
 import statistics
 import subprocess
 import tempfile
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import psycopg
-from sqlalchemy import create_engine, pool
 
-import leadprotect
 from leadprotect import phases
-from leadprotect.lab.bench.clock import Case, measured, ratio
+from leadprotect.lab.bench.border import border, rows_of_leads, shadowed, without_null
+from leadprotect.lab.bench.clock import Case
+from leadprotect.lab.bench.comparison import DATABASE, LOGIN, SHARING, USER, Bench, Line, asking, asking_to, undone
 from leadprotect.lab.bench.instructions import instructions_of
-from leadprotect.lab.bench.service import THREADS, measure_service
+from leadprotect.lab.bench.service import services
 from leadprotect.lab.commands import isolated, run_alembic
-from leadprotect.lab.data import LEAD_ID, USER_ID, generate_host, generated_lead, generated_user
-from leadprotect.migration.shadowing import start_shadow, stop_shadow
+from leadprotect.lab.data import LEAD_ID, USER_ID, generate_host, generated_lead
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from leadprotect.lab.bench.clock import Cost
     from leadprotect.lab.servers import Server
 
 SCRIPTS = Path(__file__).parent / "pgbench"
 ORIGINAL = Path(__file__).parent / "original.sql"
-LOGIN = "bench_seller_de"
-USER, SHARING = generated_user(0), generated_user(1)
-"""Owners of every hundredth lead; the second one shares a lead of somebody else."""
 
 # here lead n belongs to user n modulo 100
 ASSIGNMENTS = f"""
@@ -59,27 +53,6 @@ HOSTILE = f"""
     FROM generate_series(1, 50000) AS n;
     ANALYZE leadprotect.lead_protection_rules;
     """
-NOTES = f"""
-    CREATE TABLE public.bench_notes (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, lead_id uuid, said text);
-    CREATE INDEX ON public.bench_notes (lead_id);
-    GRANT SELECT, UPDATE ON public.bench_notes TO {LOGIN};
-    """
-# the same protection as policies by hand: whose role acts, and nothing else that this package asks
-BY_HAND = f"""
-    CREATE TABLE public.hand_leads (LIKE public.leads INCLUDING ALL);
-    INSERT INTO public.hand_leads SELECT * FROM public.leads;
-    CREATE TABLE public.hand_notes (LIKE public.bench_notes INCLUDING ALL);
-    INSERT INTO public.hand_notes OVERRIDING SYSTEM VALUE SELECT * FROM public.bench_notes;
-    CREATE POLICY border ON public.hand_leads USING (territory IS NULL OR territory = (
-      SELECT CASE WHEN pg_has_role(
-               session_user, 'leadprotect_' || lower(current_setting('app.territory', true)), 'USAGE')
-             THEN current_setting('app.territory', true) END));
-    CREATE POLICY border ON public.hand_notes
-    USING (EXISTS (SELECT FROM public.hand_leads AS l WHERE l.id = hand_notes.lead_id));
-    ALTER TABLE public.hand_leads ENABLE ROW LEVEL SECURITY;
-    ALTER TABLE public.hand_notes ENABLE ROW LEVEL SECURITY;
-    GRANT SELECT ON public.hand_leads, public.hand_notes TO {LOGIN};
-    """
 INSERT = """
     INSERT INTO public.plain_log (lead_id, user_id, login, role, territory, action, outcome, reason, transaction_id)
     VALUES (%s::uuid, '00000000-0000-4000-8000-000000000000', session_user, current_user,
@@ -94,31 +67,6 @@ ROW = "SELECT l.territory FROM public.leads AS l WHERE l.id = %s::uuid"
 CHECK = "SELECT leadprotect.can_edit_lead(%s::uuid)"
 FLOOR = "SELECT original.read_both(%s::uuid)"
 ORIGINAL_CHECK = "SELECT original.can_edit_lead(%s::uuid)"
-FLAT = "SELECT count(*) FROM public.leads WHERE territory = 'DE'"
-
-
-@dataclass(frozen=True)
-class Line:
-    """One comparison: `measured` times `base`, between its quartiles `low` and `high`.
-
-    `figure` is the ratio to reach, None where none is set; `microseconds` of CPU, or those of the p95 of pgbench;
-    `p50` is what a client waits for, in microseconds, where that was measured.
-    """
-
-    server: str
-    what: str
-    base: str
-    measured: float
-    figure: float | None
-    microseconds: float
-    low: float = 0.0
-    high: float = 0.0
-    p50: float = 0.0
-
-    @property
-    def reached(self) -> bool:
-        """Whether the figure is reached, with as many digits as it is shown."""
-        return self.figure is None or round(self.measured, 2) <= self.figure
 
 
 @dataclass(frozen=True)
@@ -148,7 +96,7 @@ def measure_access(
     With `count` the instructions, too, by valgrind; the server is stopped for that.
     """
     name = f"PostgreSQL {server.major}"
-    url = server.create_database("bench_access")
+    url = server.create_database(DATABASE)
     bench = Bench(server, name, leads, blocks)
     with isolated(server.folder, database_url=url, observation_window=0):
         say(f"{name}: generating {leads:,} leads")
@@ -195,62 +143,8 @@ def instruction_counts(bench: Bench) -> list[Count]:
         "protection by hand": [*bound, ORIGINAL_CHECK.replace("%s", lead)],
         "can_edit_lead, own lead": [*bound, CHECK.replace("%s", lead)],
     }
-    found = instructions_of(bench.server, "bench_access", asked)
+    found = instructions_of(bench.server, DATABASE, asked)
     return [Count(bench.name, what, number, number / found["SELECT 1"]) for what, number in found.items()]
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Where it is measured, how many leads there are, and how many blocks each statement has."""
-
-    server: Server
-    name: str
-    leads: int
-    blocks: int
-
-    @contextmanager
-    def connections(self, user: str = USER, login: str = LOGIN) -> Iterator[Callable[[], psycopg.Connection[Any]]]:
-        """Makes connections that prepare every statement, with `user` in context; each is one backend's whole life."""
-        with ExitStack() as stack:
-
-            def connect() -> psycopg.Connection[Any]:
-                conn = psycopg.connect(self.server.url("bench_access", login), autocommit=True, prepare_threshold=0)
-                stack.enter_context(conn)
-                for setting in ("max_parallel_workers_per_gather = 0", "synchronous_commit = off", "jit = off"):
-                    conn.execute(f"SET {setting}")
-                conn.execute(
-                    "SELECT set_config('app.user_id', %s, false), set_config('app.territory', 'DE', false)", (user,)
-                )
-                return conn
-
-            yield connect
-
-    def cost(self, cases: dict[str, Case], *, blocks: int = 0) -> dict[str, list[float]]:
-        """Microseconds of the backend a call, for each round."""
-        found = measured(cases, rounds=blocks or self.blocks)
-        return {name: [cost.backend for cost in costs] for name, costs in found.items()}
-
-    def line(self, what: str, base: str, of: list[float], than: list[float], figure: float | None) -> Line:
-        """A comparison of two."""
-        found = ratio(of, than)
-        return Line(self.name, what, base, found.median, figure, statistics.median(of), found.low, found.high)
-
-    @property
-    def own(self) -> list[str]:
-        """Leads of `USER` in DE."""
-        return [generated_lead(n) for n in range(0, self.leads, 100)]
-
-    def figure(self, newer: float, older: float) -> float:
-        """Of PostgreSQL 18, and of those that plan a function in SQL for each call."""
-        return newer if self.server.major >= 18 else older  # noqa: PLR2004
-
-
-def asking(conn: psycopg.Connection[Any], statement: str, values: list[Any] | None = None) -> Callable[[int], object]:
-    """A call that asks about another one of `values` each time."""
-    if values is None:
-        return lambda _: conn.execute(statement).fetchall()
-    # next to each other in a list would be next to each other in the table
-    return lambda n: conn.execute(statement, (values[n * 7919 % len(values)],)).fetchall()
 
 
 def prepare_access(server: Server, url: str, leads: int) -> None:
@@ -279,7 +173,7 @@ def checks(bench: Bench) -> list[Line]:
         bench.connections(login="postgres") as free,
         bench.connections() as bound,
         bench.connections(SHARING) as sharing,
-        psycopg.connect(bench.server.url("bench_access"), autocommit=True) as owner,
+        psycopg.connect(bench.server.url(DATABASE), autocommit=True) as owner,
     ):
         owner.execute(
             "INSERT INTO leadprotect.lead_protection_rules (user_id, territory, protection, lead_id) "
@@ -421,11 +315,6 @@ def assertions(bench: Bench) -> list[Line]:
     ]
 
 
-def asking_to(conn: psycopg.Connection[Any], statement: str, values: list[Any]) -> Callable[[int], object]:
-    """A call that does something about another one of `values` each time, whatever it answers."""
-    return lambda n: conn.execute(statement, (values[n * 7919 % len(values)],))
-
-
 def edits(bench: Bench) -> list[Line]:
     """UPDATE of own leads against the same UPDATE of a table that nothing protects; each is rolled back."""
     ids = [[UUID(lead) for lead in bench.own[:10_000]]]
@@ -450,17 +339,6 @@ def edits(bench: Bench) -> list[Line]:
     return lines
 
 
-def undone(conn: psycopg.Connection[Any], statement: str, values: list[Any]) -> Callable[[int], object]:
-    """`asking_to` in a transaction that is rolled back."""
-
-    def call(number: int) -> None:
-        conn.execute("BEGIN")
-        conn.execute(statement, (values[number * 7919 % len(values)],))
-        conn.execute("ROLLBACK")
-
-    return call
-
-
 def committed(bench: Bench, seconds: int) -> list[Line]:
     """Assertions of 8 clients that commit, by their 95th percentiles: here the disk counts, too."""
     latencies: dict[str, list[float]] = {}
@@ -482,7 +360,7 @@ def pgbench(bench: Bench, script: str, seconds: int, *, clients: int) -> list[fl
     with tempfile.TemporaryDirectory(dir=server.folder) as folder:
         arguments = ["-n", "-M", "prepared", "-c", str(clients), "-j", "2", "-T", str(seconds)]
         arguments += ["-D", f"leads={bench.leads}", "--log", "--log-prefix", f"{folder}/log", "--sampling-rate", "0.2"]
-        arguments += ["-f", str(SCRIPTS / f"{script}.sql"), "-h", server.host, "-U", LOGIN, "bench_access"]
+        arguments += ["-f", str(SCRIPTS / f"{script}.sql"), "-h", server.host, "-U", LOGIN, DATABASE]
         subprocess.run(  # noqa: S603 - our own program, no shell
             [server.programs / "pgbench", *arguments],
             check=True,
@@ -491,247 +369,3 @@ def pgbench(bench: Bench, script: str, seconds: int, *, clients: int) -> list[fl
         )
         found = [path.read_text() for path in Path(folder).glob("log*")]
     return [int(entry.split()[2]) / 1000 for text in found for entry in text.splitlines()]
-
-
-def services(bench: Bench) -> list[Line]:
-    """What a service sees, with the context as it declares it: CPU of client and backend, beside `SELECT 1` there."""
-    with bench.connections() as bound:
-        conn = bound()
-        found = _services(bench, "psycopg", conn, conn, conn.execute, {"prepare": True})
-        engine = create_engine("postgresql+psycopg://", creator=bound, poolclass=pool.StaticPool)
-        with engine.connect() as core:
-            driver: Any = core.connection.driver_connection
-            driver.autocommit = False
-            found += _services(bench, "SQLAlchemy", core, driver, core.exec_driver_sql, {})
-    return found + in_one_trip(bench) + served(bench)
-
-
-def in_one_trip(bench: Bench) -> list[Line]:
-    """An edit with its context and assertion, in one round trip and in five, against its UPDATE alone; committed."""
-    own, update = bench.own, "UPDATE public.leads SET company = company WHERE id = %s::uuid"
-
-    def alone(conn: psycopg.Connection[Any], lead: str) -> None:
-        with conn.pipeline(), conn.transaction():
-            conn.execute("SELECT set_config('app.user_id', %s, true), set_config('app.territory', 'DE', true)", (USER,))
-            conn.execute(update, (lead,))
-
-    def editing(conn: psycopg.Connection[Any], lead: str) -> None:
-        with leadprotect.editing(conn, lead, USER, "DE"):
-            conn.execute(update, (lead,))
-
-    def step_by_step(conn: psycopg.Connection[Any], lead: str) -> None:
-        with conn.transaction(), leadprotect.acting_as(conn, USER, "DE"):
-            leadprotect.assert_edit(conn, lead)
-            conn.execute(update, (lead,))
-
-    def case(edit: Callable[[psycopg.Connection[Any], str], None]) -> Case:
-        conn = bound()
-        return Case(conn, lambda n: edit(conn, own[n * 7919 % len(own)]), 20)
-
-    with bench.connections() as bound:
-        found = measured({one.__name__: case(one) for one in (alone, editing, step_by_step)}, rounds=bench.blocks)
-    base = "its UPDATE with a context, pipelined"
-    return [
-        _client_line(bench, "editing: context, assert, UPDATE, commit", base, found["editing"], found["alone"], 1.5),
-        _client_line(
-            bench, "the same with acting_as and assert_edit", base, found["step_by_step"], found["alone"], None
-        ),
-    ]
-
-
-def served(bench: Bench) -> list[Line]:
-    """CPU of a service's process a request, awaited on a loop, against as many threads; `SELECT 1` is the floor."""
-    cost = measure_service(bench.server.url("bench_access", LOGIN), bench.own, USER, blocks=bench.blocks)
-    return [
-        bench.line(
-            f"{what} awaited on {how}, {at_once} at once", f"{what} in as many threads",
-            cost[what, how, at_once], cost[what, THREADS, at_once], 1.1 if what == "can_edit" else None,
-        )
-        for what, how, at_once in sorted(cost)
-        if how != THREADS
-    ]  # fmt: skip
-
-
-def _services(
-    bench: Bench, through: str, conn: Any, driver: psycopg.Connection[Any], execute: Any, how: dict[str, Any]
-) -> list[Line]:
-    own = bench.own
-
-    def acting(number: int) -> None:
-        with leadprotect.acting_as(conn, USER, "DE"):
-            leadprotect.can_edit(conn, own[number * 7919 % len(own)])
-
-    calls: dict[str, Callable[[int], object]] = {
-        "select": lambda _: execute("SELECT 1", **how).fetchall(),
-        "can_edit": lambda n: leadprotect.can_edit(conn, own[n * 7919 % len(own)], user_id=USER, territory="DE"),
-        "acting": acting,
-        "many": lambda n: leadprotect.can_edit_many(conn, own[n % 7 : n % 7 + 1000]),
-        "list": lambda n: leadprotect.editable_leads(conn, after=own[n % len(own)], limit=50),
-    }
-    few = {"many": 5, "list": 20}
-    cases = {name: Case(driver, call, few.get(name, 50)) for name, call in calls.items()}
-    listing = {name: cases.pop(name) for name in few}
-    with _transaction(conn):
-        found = measured(cases, rounds=bench.blocks)
-        with leadprotect.acting_as(conn, USER, "DE"):
-            found_inside = measured(listing | {"select": cases["select"]}, rounds=bench.blocks)
-    selects = {name: (found_inside if name in few else found)["select"] for name in calls}
-    found |= {name: found_inside[name] for name in few}
-    return [
-        _client_line(bench, what, f"SELECT 1, {through}", found[name], selects[name], figure)
-        for name, what, figure in (
-            ("select", "SELECT 1", None),
-            ("can_edit", "can_edit, user and territory named", None),
-            ("acting", "acting_as and can_edit", 8.0 if through == "psycopg" else None),
-            ("many", "can_edit_many of 1,000 own leads", None),
-            ("list", "editable_leads(limit=50)", None),
-        )
-    ]
-
-
-@contextmanager
-def _transaction(conn: Any) -> Iterator[None]:
-    with conn.transaction() if isinstance(conn, psycopg.Connection) else conn.begin():
-        yield
-
-
-def _client_line(
-    bench: Bench, what: str, base: str, costs: list[Cost], select: list[Cost], figure: float | None
-) -> Line:
-    both = [cost.both for cost in costs]
-    found, used = ratio(both, [cost.both for cost in select]), statistics.median(both)
-    p50 = statistics.median(cost.wall for cost in costs)
-    return Line(bench.name, what, base, found.median, figure, used, found.low, found.high, p50)
-
-
-def border(bench: Bench, kind: str, *, count_figure: float | None) -> list[Line]:
-    """A count of a territory and reads by primary key, against the same without row-level security.
-
-    `kind` says what the territory of a lead may be. The floor of a count is one more comparison with a setting in
-    the statement itself.
-    """
-    floor = f"{FLAT} AND territory = (SELECT current_setting('app.territory'))"
-    one = "SELECT company FROM public.leads WHERE id = %s::uuid"
-    with bench.connections() as bound, bench.connections(login="postgres") as free:
-        counted = bench.cost(
-            {
-                "with": Case(conn := bound(), asking(conn, FLAT), 1),
-                "without": Case(conn := free(), asking(conn, FLAT), 1),
-                "floor": Case(conn := free(), asking(conn, floor), 1),
-            },
-            blocks=max(bench.blocks, 10),
-        )
-        read = bench.cost(
-            {
-                "with": Case(conn := bound(), asking(conn, one, bench.own)),
-                "without": Case(conn := free(), asking(conn, one, bench.own)),
-            }
-        )
-    return [
-        bench.line(f"count of a territory, {kind}", "without RLS", counted["with"], counted["without"], count_figure),
-        bench.line(f"the same with one comparison, {kind}", "without it", counted["floor"], counted["without"], None),
-        bench.line(f"a lead read by key, {kind}", "without RLS", read["with"], read["without"], None),
-    ]
-
-
-def shadowed(bench: Bench) -> list[Line]:
-    """Statements before contract while a shadow runs, against the same without one: allowed, and noted as denied."""
-    some = [UUID(lead) for lead in bench.own[:2000]]
-    statements: dict[str, tuple[str, list[Any], int]] = {
-        "UPDATE of a lead by key": ("UPDATE public.leads SET company = company WHERE id = %s::uuid", bench.own, 50),
-        f"UPDATE of {len(some):,} own leads": (
-            "UPDATE public.leads SET company = company WHERE id = ANY (%b::uuid[])", [some], 1,
-        ),
-        "UPDATE of a row of lead_tables": (
-            "UPDATE public.bench_notes SET said = said WHERE lead_id = %s::uuid", some, 50,
-        ),
-    }  # fmt: skip
-    found: dict[str, dict[bool, list[float]]] = {}
-    url = bench.server.url("bench_access")
-    with (
-        tempfile.TemporaryDirectory(dir=bench.server.folder) as folder,
-        isolated(Path(folder), database_url=url, lead_tables="public.bench_notes (lead_id)"),
-        bench.connections() as bound,
-        psycopg.connect(url, autocommit=True) as owner,
-    ):
-        owner.execute(NOTES)
-        owner.execute("INSERT INTO public.bench_notes (lead_id) SELECT unnest(%s::uuid[])", (some,))
-        cases = {}
-        for what, (statement, values, calls) in statements.items():
-            for user, when in ((USER, "allowed"), ("", "noted")):
-                conn = bound()
-                conn.execute("SELECT set_config('app.user_id', %s, false)", (user,))
-                cases[f"{what}, {when}"] = Case(conn, undone(conn, statement, values), calls)
-        for _ in range(max(bench.blocks // 4, 2)):
-            for on in (False, True):
-                (start_shadow if on else stop_shadow)()
-                for what, cost in bench.cost(cases, blocks=1).items():
-                    found.setdefault(what, {}).setdefault(on, []).extend(cost)
-        stop_shadow()
-        owner.execute("DROP TABLE public.bench_notes")
-    return [bench.line(what, "without a shadow", cost[True], cost[False], None) for what, cost in found.items()]
-
-
-def rows_of_leads(bench: Bench) -> list[Line]:
-    """Reads of a table of lead_tables, against the same without row-level security.
-
-    One floor is a query of its own: the same rows where their lead is there, looked up by its key, and no policy
-    anywhere. The other are policies by hand on copies of both tables, that ask the lead and whose role acts.
-    """
-    hundred = [[UUID(generated_lead((n * 7919 + step) % bench.leads)) for n in range(100)] for step in range(20)]
-    by_key = "SELECT n.* FROM public.bench_notes AS n WHERE n.lead_id = %s::uuid"
-    joined = "SELECT n.* FROM public.leads AS l JOIN public.bench_notes AS n ON n.lead_id = l.id WHERE l.id = %s::uuid"
-    of_many = "SELECT n.* FROM public.bench_notes AS n WHERE n.lead_id = ANY (%b::uuid[])"
-    there = " AND EXISTS (SELECT FROM public.leads AS l WHERE l.id = n.lead_id)"
-    asked: dict[str, tuple[str, list[Any], int]] = {
-        "notes of a lead by key": (by_key, bench.own, 50),
-        "notes of a lead, joined with it": (joined, bench.own, 50),
-        "notes of 100 leads": (of_many, hundred, 5),
-    }
-    url = bench.server.url("bench_access")
-    with (
-        tempfile.TemporaryDirectory(dir=bench.server.folder) as name,
-        isolated(
-            folder := Path(name), database_url=url, observation_window=0, lead_tables="public.bench_notes (lead_id)"
-        ),
-    ):
-        with psycopg.connect(url, autocommit=True) as owner:
-            owner.execute(NOTES)
-            owner.execute("INSERT INTO public.bench_notes (lead_id) SELECT id FROM public.leads, generate_series(1, 3)")
-            owner.execute(BY_HAND)
-            owner.execute("VACUUM (ANALYZE) public.bench_notes, public.hand_notes, public.hand_leads")
-        run_alembic(folder, "-x", "contract=require", "upgrade", "head")
-        lines: list[Line] = []
-        for what, (statement, values, calls) in asked.items():
-            copied = statement.replace("public.leads", "public.hand_leads").replace("bench_notes", "hand_notes")
-            with bench.connections() as bound, bench.connections(login="postgres") as free:
-                cost = bench.cost(
-                    {
-                        "with": Case(conn := bound(), asking(conn, statement, values), calls),
-                        "without": Case(conn := free(), asking(conn, statement, values), calls),
-                        "floor": Case(conn := free(), asking(conn, statement + there, values), calls),
-                        "hand": Case(conn := bound(), asking(conn, copied, values), calls),
-                    }
-                )
-            lines += [
-                bench.line(what, "without RLS", cost["with"], cost["without"], 1.3),
-                bench.line(f"{what}, where it is there", "without that", cost["floor"], cost["without"], None),
-                bench.line(f"{what}, by policies by hand", "without RLS", cost["hand"], cost["without"], None),
-                bench.line(what, "policies by hand", cost["with"], cost["hand"], None),
-            ]
-        run_alembic(folder, "downgrade", phases.before("contract")[-1])
-    with psycopg.connect(url, autocommit=True) as owner:
-        owner.execute("DROP TABLE public.bench_notes, public.hand_notes, public.hand_leads")
-    return lines
-
-
-def without_null(server: Server, url: str) -> None:
-    """The same host, in which every lead has a territory, through contract: its border is one that an index serves."""
-    with psycopg.connect(url, autocommit=True) as conn:
-        conn.execute("DELETE FROM public.leads WHERE territory IS NULL")
-        conn.execute("ALTER TABLE public.leads ALTER territory SET NOT NULL")
-        conn.execute("VACUUM (ANALYZE) public.leads")
-    run_alembic(server.folder, "-x", "contract=require", "upgrade", "head")
-    with psycopg.connect(url, autocommit=True) as conn:
-        conn.execute("CREATE INDEX ON public.leads (territory)")
-        conn.execute("VACUUM (ANALYZE) public.leads")

@@ -21,7 +21,8 @@ from leadprotect.lab.traffic import RATE
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from leadprotect.lab.bench.access import Access, Line
+    from leadprotect.lab.bench.access import Access
+    from leadprotect.lab.bench.comparison import Line
     from leadprotect.lab.bench.scale import Growth
     from leadprotect.lab.rollouts import Rollout, SimulatedRollout, Summary
 

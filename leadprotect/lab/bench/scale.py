@@ -18,9 +18,10 @@ from leadprotect import phases
 from leadprotect.audit.history import attempts
 from leadprotect.audit.seals import seal
 from leadprotect.audit.verification import verify_audit
-from leadprotect.lab.bench.access import CHECK, JOIN, LOGIN, Bench, asking, asking_to, undone
+from leadprotect.lab.bench.access import CHECK, JOIN
 from leadprotect.lab.bench.backfill import check_disk
 from leadprotect.lab.bench.clock import Case, backend_seconds
+from leadprotect.lab.bench.comparison import DATABASE, LOGIN, Bench, asking, asking_to, undone
 from leadprotect.lab.commands import isolated, run_alembic, run_to_end
 from leadprotect.lab.data import generate_host, generated_user
 from leadprotect.migration import gate
@@ -99,7 +100,7 @@ def measure_scale(server: Server, counts: list[int], *, blocks: int, say: Callab
 
 
 def _measured(server: Server, leads: int, blocks: int, say: Callable[[str], None]) -> dict[str, _Part]:
-    url = server.create_database("bench_access")
+    url = server.create_database(DATABASE)
     bench = Bench(server, f"PostgreSQL {server.major}", leads, blocks)
     parts: dict[str, _Part] = {}
     with isolated(server.folder, database_url=url, observation_window=0), psycopg.connect(url, autocommit=True) as conn:

@@ -1,12 +1,14 @@
-"""What a service's own process spends on a check: requests at once, in threads or in tasks of an event loop.
+"""What a service sees: CPU of client and backend together, and what its own process spends on requests at once.
 
-One connection asked again and again says little of that: a loop that wakes for one answer at a time is at its dearest.
+In threads or in tasks of an event loop: one connection asked again and again says little of that, for a loop that wakes
+for one answer at a time is at its dearest.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -14,13 +16,21 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
+from sqlalchemy import create_engine
+from sqlalchemy.pool import StaticPool
 
 import leadprotect
 from leadprotect import aio
+from leadprotect.lab.bench.clock import Case, measured, ratio
+from leadprotect.lab.bench.comparison import DATABASE, LOGIN, USER, Line
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
+
+    from leadprotect.lab.bench.clock import Cost
+    from leadprotect.lab.bench.comparison import Bench
 
     Serve = Callable[[str], None]
 
@@ -38,6 +48,117 @@ def loops() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     if find_spec("uvloop"):
         found["uvloop"] = import_module("uvloop").new_event_loop
     return found
+
+
+def services(bench: Bench) -> list[Line]:
+    """What a service sees, with the context as it declares it: CPU of client and backend, beside `SELECT 1` there."""
+    with bench.connections() as bound:
+        conn = bound()
+        found = _services(bench, "psycopg", conn, conn, conn.execute, {"prepare": True})
+        engine = create_engine("postgresql+psycopg://", creator=bound, poolclass=StaticPool)
+        with engine.connect() as core:
+            driver: Any = core.connection.driver_connection
+            driver.autocommit = False
+            found += _services(bench, "SQLAlchemy", core, driver, core.exec_driver_sql, {})
+    return found + in_one_trip(bench) + served(bench)
+
+
+def in_one_trip(bench: Bench) -> list[Line]:
+    """An edit with its context and assertion, in one round trip and in five, against its UPDATE alone; committed."""
+    own, update = bench.own, "UPDATE public.leads SET company = company WHERE id = %s::uuid"
+
+    def alone(conn: psycopg.Connection[Any], lead: str) -> None:
+        with conn.pipeline(), conn.transaction():
+            conn.execute("SELECT set_config('app.user_id', %s, true), set_config('app.territory', 'DE', true)", (USER,))
+            conn.execute(update, (lead,))
+
+    def editing(conn: psycopg.Connection[Any], lead: str) -> None:
+        with leadprotect.editing(conn, lead, USER, "DE"):
+            conn.execute(update, (lead,))
+
+    def step_by_step(conn: psycopg.Connection[Any], lead: str) -> None:
+        with conn.transaction(), leadprotect.acting_as(conn, USER, "DE"):
+            leadprotect.assert_edit(conn, lead)
+            conn.execute(update, (lead,))
+
+    def case(edit: Callable[[psycopg.Connection[Any], str], None]) -> Case:
+        conn = bound()
+        return Case(conn, lambda n: edit(conn, own[n * 7919 % len(own)]), 20)
+
+    with bench.connections() as bound:
+        found = measured({one.__name__: case(one) for one in (alone, editing, step_by_step)}, rounds=bench.blocks)
+    base = "its UPDATE with a context, pipelined"
+    return [
+        _client_line(bench, "editing: context, assert, UPDATE, commit", base, found["editing"], found["alone"], 1.5),
+        _client_line(
+            bench, "the same with acting_as and assert_edit", base, found["step_by_step"], found["alone"], None
+        ),
+    ]
+
+
+def served(bench: Bench) -> list[Line]:
+    """CPU of a service's process a request, awaited on a loop, against as many threads; `SELECT 1` is the floor."""
+    cost = measure_service(bench.server.url(DATABASE, LOGIN), bench.own, USER, blocks=bench.blocks)
+    return [
+        bench.line(
+            f"{what} awaited on {how}, {at_once} at once", f"{what} in as many threads",
+            cost[what, how, at_once], cost[what, THREADS, at_once], 1.1 if what == "can_edit" else None,
+        )
+        for what, how, at_once in sorted(cost)
+        if how != THREADS
+    ]  # fmt: skip
+
+
+def _services(
+    bench: Bench, through: str, conn: Any, driver: psycopg.Connection[Any], execute: Any, how: dict[str, Any]
+) -> list[Line]:
+    own = bench.own
+
+    def acting(number: int) -> None:
+        with leadprotect.acting_as(conn, USER, "DE"):
+            leadprotect.can_edit(conn, own[number * 7919 % len(own)])
+
+    calls: dict[str, Callable[[int], object]] = {
+        "select": lambda _: execute("SELECT 1", **how).fetchall(),
+        "can_edit": lambda n: leadprotect.can_edit(conn, own[n * 7919 % len(own)], user_id=USER, territory="DE"),
+        "acting": acting,
+        "many": lambda n: leadprotect.can_edit_many(conn, own[n % 7 : n % 7 + 1000]),
+        "list": lambda n: leadprotect.editable_leads(conn, after=own[n % len(own)], limit=50),
+    }
+    few = {"many": 5, "list": 20}
+    cases = {name: Case(driver, call, few.get(name, 50)) for name, call in calls.items()}
+    listing = {name: cases.pop(name) for name in few}
+    with _transaction(conn):
+        found = measured(cases, rounds=bench.blocks)
+        with leadprotect.acting_as(conn, USER, "DE"):
+            found_inside = measured(listing | {"select": cases["select"]}, rounds=bench.blocks)
+    selects = {name: (found_inside if name in few else found)["select"] for name in calls}
+    found |= {name: found_inside[name] for name in few}
+    return [
+        _client_line(bench, what, f"SELECT 1, {through}", found[name], selects[name], figure)
+        for name, what, figure in (
+            ("select", "SELECT 1", None),
+            ("can_edit", "can_edit, user and territory named", None),
+            ("acting", "acting_as and can_edit", 8.0 if through == "psycopg" else None),
+            ("many", "can_edit_many of 1,000 own leads", None),
+            ("list", "editable_leads(limit=50)", None),
+        )
+    ]
+
+
+@contextmanager
+def _transaction(conn: Any) -> Iterator[None]:
+    with conn.transaction() if isinstance(conn, psycopg.Connection) else conn.begin():
+        yield
+
+
+def _client_line(
+    bench: Bench, what: str, base: str, costs: list[Cost], select: list[Cost], figure: float | None
+) -> Line:
+    both = [cost.both for cost in costs]
+    found, used = ratio(both, [cost.both for cost in select]), statistics.median(both)
+    p50 = statistics.median(cost.wall for cost in costs)
+    return Line(bench.name, what, base, found.median, figure, used, found.low, found.high, p50)
 
 
 def measure_service(url: str, leads: list[str], user: str, *, blocks: int) -> dict[tuple[str, str, int], list[float]]:
