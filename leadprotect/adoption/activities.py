@@ -229,7 +229,7 @@ def _kind(look: Look, one: HostTable) -> None:
     if column is None:
         column = look.ask("activity_kind_column", f"which column of {one.name} says what kind an activity is?",
                            [each.name for each in one.columns.values() if is_text(each)])  # fmt: skip
-    if column is None:
+    if not column:  # it is said that every activity counts
         return
     look.say("activity_kind_column", column, "called like a kind")
     found = values_of(look.conn, one, column)

@@ -46,7 +46,9 @@ SELECT n.nspname, c.relname, c.relkind::text, c.relrowsecurity, c.relforcerowsec
         WHERE k.conrelid = c.oid AND k.contype = 'f' AND pg_catalog.cardinality(k.conkey) = 1 AND k.confdeltype = 'c'),
        (SELECT pg_catalog.array_agg(a.attname::text) FROM pg_catalog.pg_index AS i
         JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
-        WHERE i.indrelid = c.oid AND i.indpred IS NULL AND i.indisvalid),
+        WHERE i.indrelid = c.oid AND i.indisvalid
+          AND coalesce(
+            pg_catalog.pg_get_expr(i.indpred, i.indrelid) = pg_catalog.format('(%%I IS NOT NULL)', a.attname), true)),
        (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(p.polname,
                  pg_catalog.concat_ws(' ', pg_catalog.pg_get_expr(p.polqual, p.polrelid),
                                       pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid))))

@@ -146,10 +146,11 @@ def _relatives(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
 
 
 def _unindexed(conn: psycopg.Connection[Any], s: Settings) -> list[str]:
-    """Whoever edits a lead looks for its rows, and a lead that is deleted takes them along."""
+    """Whoever edits a lead looks for its rows, and a lead that is deleted takes them along: not for rows of none."""
     query = """
         SELECT count(*) FROM pg_index AS i JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
-        WHERE i.indrelid = %s AND i.indisvalid AND i.indpred IS NULL AND a.attname = %s
+        WHERE i.indrelid = %s AND i.indisvalid AND a.attname = %s
+          AND coalesce(pg_get_expr(i.indpred, i.indrelid) = format('(%%I IS NOT NULL)', a.attname), true)
         """
     return [
         f"lead_tables: {child.table} has no index that begins with {child.column}: "

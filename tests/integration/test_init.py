@@ -461,6 +461,16 @@ def test_the_territories_of_an_expression_that_is_given_are_what_it_says(filled:
 
 
 @pytest.mark.profiles("pg18")
+def test_that_every_activity_counts_is_an_answer(filled: Database, folder: Path) -> None:
+    filled.sql("UPDATE {activities} SET kind = 'nothing usual'")
+    code, said = init()  # control: where nothing is said, it is asked for
+    assert (1, True) == (code, "qualifying_kinds: which kinds of" in said)
+    code, said = init("--set", "activity_kind_column=")
+    assert 0 == code, said
+    assert "" == section(folder / "alembic.ini")["activity_kind_column"]
+
+
+@pytest.mark.profiles("pg18")
 def test_a_table_about_leads_is_none_of_leads(filled: Database) -> None:
     filled.sql_script("""
         ALTER TABLE {leads} RENAME TO customers;
