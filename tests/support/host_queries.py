@@ -22,12 +22,14 @@ from tests.support.revisions import MIGRATE_HEAD
 LEADS = 100_000
 ROUNDS = 3
 BULK = (1_000, 4_000, 16_000, 100_000)
+IN_STEP = {"owners_from": "column", "owner_column": "seller"}
 FILL = f"""
     ALTER TABLE public.leads DISABLE TRIGGER USER;
-    INSERT INTO public.leads (id, territory)
-    SELECT md5(n::text)::uuid, CASE WHEN n <= {LEADS} THEN 'DE' ELSE 'CH' END FROM generate_series(1, {2 * LEADS}) AS n;
+    INSERT INTO public.leads (id, territory, seller)
+    SELECT md5(n::text)::uuid, CASE WHEN n <= {LEADS} THEN 'DE' ELSE 'CH' END, '%s'
+    FROM generate_series(1, {2 * LEADS}) AS n;
     INSERT INTO {{schema}}.user_lead_assignments (lead_id, territory, user_id, source)
-    SELECT id, territory, '%s', 'assign' FROM public.leads;
+    SELECT id, territory, seller, 'assign' FROM public.leads;
     CREATE TABLE public.contacts (id bigserial PRIMARY KEY, lead_id uuid, email text);
     INSERT INTO public.contacts (lead_id, email)
     SELECT md5(n::text)::uuid, n || '@example.com' FROM generate_series(1, {2 * LEADS}) AS n, generate_series(1, 3);
@@ -51,19 +53,24 @@ READS = {
 def main(major: int) -> None:
     start = servers.embedded(servers.FAST) if major not in servers.installed() else servers.system(major, servers.FAST)
     with start as server:
-        server.create_database("host_queries")
         profile = Profile(f"pg{major}", major)
-        database = Database(server, profile, "host_queries", {"lead_tables": "public.contacts (lead_id)"})
-        prepare(database, profile.login("seller_de"))
-        for who, login in (("own", "seller_de"), ("maintained", None)):
-            for count in BULK:
-                bulk(database, major, who, login, count)
-        for what, (query, times) in READS.items():
-            read(database, major, what, query, times)
+        for kept, settings in {"": {}, ", a column in step": IN_STEP}.items():
+            name = f"host_queries_{len(settings)}"
+            server.create_database(name)
+            database = Database(server, profile, name, {"lead_tables": "public.contacts (lead_id)"} | settings)
+            prepare(database, profile.login("seller_de"))
+            for who, login in (("own", "seller_de"), ("maintained", None)):
+                for count in BULK:
+                    bulk(database, major, f"{count:,} {who} leads{kept}", login, count)
+            for what, (query, times) in READS.items() if not kept else ():
+                read(database, major, what, query, times)
 
 
 def prepare(database: Database, login: str) -> None:
     database.create_host_tables()
+    database.sql("ALTER TABLE public.leads ADD seller uuid")
+    for setting in [setting for setting in os.environ if setting.startswith("LEADPROTECT_")]:
+        del os.environ[setting]
     os.environ.update(database.environment | {"LEADPROTECT_LEAD_TABLES": ""})
     database.upgrade(MIGRATE_HEAD)
     os.environ.update(database.environment)
@@ -77,7 +84,7 @@ def prepare(database: Database, login: str) -> None:
         conn.execute("VACUUM ANALYZE")
 
 
-def bulk(database: Database, major: int, who: str, login: str | None, count: int) -> None:
+def bulk(database: Database, major: int, what: str, login: str | None, count: int) -> None:
     took: dict[str, list[float]] = {"leads_before": [], "leads": []}
     ids = [f"{lead}" for lead in database.sql(f"SELECT id FROM public.leads WHERE territory = 'DE' LIMIT {count}")]
     for _ in range(ROUNDS):
@@ -89,7 +96,7 @@ def bulk(database: Database, major: int, who: str, login: str | None, count: int
                 conn.execute(f"UPDATE public.{table} SET city = city WHERE id = ANY (%s::uuid[])", (ids,))
                 times.append(spent(conn) - before)
                 conn.rollback()
-    report(major, f"UPDATE of {count} {who} leads", *took.values(), per=count)
+    report(major, f"UPDATE of {what}", *took.values(), per=count)
 
 
 def read(database: Database, major: int, what: str, query: str, times: int) -> None:
