@@ -35,13 +35,13 @@
 --     433  Ownership and rules
 --    1320  Hand-overs
 --    1667  Decision
---    2201  Attempts and audit
---    3227  Seals
---    3712  Transition
---    4052  Shadow
---    4542  Backfill and verification
---    5509  Gate
---    6622  Host
+--    2209  Attempts and audit
+--    3235  Seals
+--    3720  Transition
+--    4060  Shadow
+--    4550  Backfill and verification
+--    5517  Gate
+--    6630  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -1971,9 +1971,17 @@ CREATE FUNCTION leadprotect.editable_among(leads uuid[]) RETURNS TABLE(lead uuid
               SELECT r.protection FROM "leadprotect".lead_protection_rules AS r
               WHERE r.user_id = caller AND r.territory = here
               ORDER BY r.protection DESC LIMIT 1);
-            own := ARRAY(
-              SELECT a.lead_id FROM unnest(others) AS o (lead) JOIN "leadprotect".user_lead_assignments AS a ON a.lead_id = o.lead
-              WHERE a.user_id = caller AND a.territory = here);
+            -- each a probe of the index; before 17 the planner may compare each assignment with all of them instead
+            IF current_setting('server_version_num')::integer >= 170000 THEN
+              own := ARRAY(
+                SELECT a.lead_id FROM "leadprotect".user_lead_assignments AS a
+                WHERE a.lead_id = ANY (others) AND a.user_id = caller AND a.territory = here);
+            ELSE
+              own := ARRAY(
+                SELECT a.lead_id
+                FROM unnest(others) AS o (lead) JOIN "leadprotect".user_lead_assignments AS a ON a.lead_id = o.lead
+                WHERE a.user_id = caller AND a.territory = here);
+            END IF;
             IF strongest = 'VIEW_ONLY' THEN
               own := ARRAY(SELECT o.lead FROM unnest(own) AS o (lead), LATERAL "leadprotect".decision(o.lead, caller, here) AS d
                            WHERE d.reason = 'owner');

@@ -376,9 +376,17 @@ def create_lists() -> None:
               SELECT r.protection FROM {schema}.lead_protection_rules AS r
               WHERE r.user_id = caller AND r.territory = here
               ORDER BY r.protection DESC LIMIT 1);
-            own := ARRAY(
-              SELECT a.lead_id FROM unnest(others) AS o (lead) JOIN {schema}.user_lead_assignments AS a ON a.lead_id = o.lead
-              WHERE a.user_id = caller AND a.territory = here);
+            -- each a probe of the index; before 17 the planner may compare each assignment with all of them instead
+            IF current_setting('server_version_num')::integer >= 170000 THEN
+              own := ARRAY(
+                SELECT a.lead_id FROM {schema}.user_lead_assignments AS a
+                WHERE a.lead_id = ANY (others) AND a.user_id = caller AND a.territory = here);
+            ELSE
+              own := ARRAY(
+                SELECT a.lead_id
+                FROM unnest(others) AS o (lead) JOIN {schema}.user_lead_assignments AS a ON a.lead_id = o.lead
+                WHERE a.user_id = caller AND a.territory = here);
+            END IF;
             IF strongest = 'VIEW_ONLY' THEN
               own := ARRAY(SELECT o.lead FROM unnest(own) AS o (lead), LATERAL {schema}.decision(o.lead, caller, here) AS d
                            WHERE d.reason = 'owner');
