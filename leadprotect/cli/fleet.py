@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import sys
 from importlib import import_module
+from itertools import takewhile
+from pathlib import Path
 from runpy import run_module
 from textwrap import shorten
 from typing import TYPE_CHECKING, NoReturn
@@ -29,6 +31,8 @@ def run_fleet(command: Sequence[str], *, workers: int | None) -> NoReturn:
     """Run `command` on all databases, print what each says with its name before it, and a row for each at the end."""
     _check_usage(command)
     as_json = "--json" in command
+    if command[0] in ALEMBIC:  # which has no such option; its lines are what the rows hold
+        command = [word for word in command if word != "--json"]
     width = max((len(one.name) for one in current().databases), default=0)
 
     def tell(name: str, line: str) -> None:
@@ -62,6 +66,8 @@ USAGE = 2
 def _check_usage(command: Sequence[str]) -> None:
     """Say once what is wrong with the words themselves, and not for each database."""
     root = click.get_current_context().find_root()
+    if command and command[0] in ALEMBIC:
+        _check_alembic([word for word in command if word != "--json"])
     if not command or command[0] in ALEMBIC or command[0] not in COMMANDS or not isinstance(root.command, click.Group):
         return
     words, context = [*command], root
@@ -73,12 +79,32 @@ def _check_usage(command: Sequence[str]) -> None:
         words = [*context._protected_args, *context.args]  # noqa: SLF001 - a group's own words, still to be resolved
 
 
+def _check_alembic(words: list[str]) -> None:
+    """Alembic's own usage, and the end of the process where it is another one."""
+    from alembic.config import CommandLine  # noqa: PLC0415 - only what runs a revision needs it
+
+    CommandLine(prog="alembic").parser.parse_args(words)
+
+
 def _require_script_location() -> None:
     from alembic.config import Config  # noqa: PLC0415 - only what runs a revision needs it
+    from alembic.script import ScriptDirectory  # noqa: PLC0415
+    from alembic.util import CommandError  # noqa: PLC0415
 
     file = ini_file()
-    if not Config(str(file), toml_file=file.parent / "pyproject.toml").get_alembic_option("script_location"):
+    config = Config(str(file), toml_file=file.parent / "pyproject.toml")
+    location = config.get_alembic_option("script_location")
+    if not location:
         raise SettingsError(f"{file} names no revisions; write into [alembic]: script_location = {migrations()}")
+    try:
+        there = Path(ScriptDirectory.from_config(config).dir, "env.py").is_file()
+    except CommandError:  # no such folder
+        there = False
+    if not there:
+        raise SettingsError(
+            f"{file} names {location}, where there is no env.py; correct it in [alembic]: "
+            f"script_location = {migrations()}"
+        )
 
 
 def loaded(command: Sequence[str]) -> Callable[[list[str]], object] | None:
@@ -123,6 +149,8 @@ def _in_short(command: Sequence[str], one: DatabaseRun) -> str:
         line = next((line for line in errors if line.startswith(_ERROR)), errors[-1])
     elif said and command[0] in _VERDICT_FIRST:
         line = said[0]
+    elif said and command[0] == "gate":
+        line = "; ".join(line.strip() for line in takewhile(str.strip, one.output))
     else:
         line = (said or errors or ["done"])[-1]
     return shorten(_BEGINS.sub("", line), _LONGEST, placeholder=" ...")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -18,8 +19,9 @@ import pytest
 from click.testing import CliRunner
 
 from leadprotect.cli import main
+from leadprotect.cli.fleet import _in_short
 from leadprotect.errors import InvalidRequest, SettingsError
-from leadprotect.fleet.run import run_on_all, worst
+from leadprotect.fleet.run import DatabaseRun, run_on_all, worst
 from leadprotect.settings import load, parse
 from leadprotect.settings.databases import ON
 from leadprotect.settings.files import CONFIG, write_ini
@@ -103,7 +105,9 @@ def test_the_whole_life_on_two_databases_one_of_which_is_dead_at_first(
     assert fleet(file, "backfill", "--all").returncode == 0
     assert {("DE", 3), ("AT", 3)} == {*here.sql(OWNED)}
 
-    assert fleet(file, "upgrade", "head").returncode == 0
+    last = rows(fleet(file, "upgrade", "head", "--json"))
+    assert {"DE AT": 0, "CH": 0} == {name: one["exit_code"] for name, one in last.items()}
+    assert all(isinstance(one["output"], list) for one in last.values())
     states = rows(fleet(file, "status", "--json"))
     assert {"DE AT", "CH"} == {*states}
     assert {"contract"} == {one["output"]["phase"] for one in states.values()}
@@ -331,6 +335,7 @@ def test_a_file_that_can_t_be_meant_is_refused_by_line_or_section(tmp_path: Path
         (["audit", "list", "--on", "DE"], "--on comes before the command: leadprotect --on audit list"),
         (["--fleet", "audit", "who", "7"], "Error: Missing option '--at'."),
         (["--fleet", "shadow", "nope"], "Error: No such command 'nope'."),
+        (["--fleet", "upgrade"], "alembic upgrade: error: the following arguments are required: revision"),
         (["--workers", "2", "upgrade", "head"], "--workers is how many databases of --fleet"),
         (["current"], "which database is not said: --on or LEADPROTECT_ON with one of DE, CH, or --fleet for all"),
     ],
@@ -352,6 +357,19 @@ def test_without_a_place_of_the_revisions_it_is_told_what_to_write(tmp_path: Pat
         done = CliRunner().invoke(main, ["-c", str(file), *words, "upgrade", "head"])
         assert 1 == done.exit_code
         assert "write into [alembic]: script_location = " in done.output
+    for place in (tmp_path, tmp_path / "nowhere"):
+        named = f"[alembic]\nscript_location = {place}\n[leadprotect.databases]\nDE = {DEAD}\nCH = {DEAD}\n"
+        file.write_text(named, encoding="utf-8")
+        for words in (["--fleet"], ["--on", "DE"]):
+            done = CliRunner().invoke(main, ["-c", str(file), *words, "upgrade", "head"])
+            assert (1, 1) == (done.exit_code, done.output.count("where there is no env.py; correct it in [alembic]"))
+
+
+def test_what_the_gates_say_of_a_database_is_their_verdict_and_why() -> None:
+    said = ("UNKNOWN", "  prometheus: it is down", "", "PROCEED   database lock waits: 0", "          SELECT 1")
+    one = DatabaseRun(("DE",), 30, 0.1, said, ())
+    assert "UNKNOWN; prometheus: it is down" == _in_short(["gate"], one)
+    assert "PROCEED" == _in_short(["gate", "check"], replace(one, output=("PROCEED", "", *said[3:])))
 
 
 def test_a_territory_that_no_database_holds_is_refused() -> None:
