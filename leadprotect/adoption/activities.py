@@ -28,6 +28,8 @@ from leadprotect.adoption.survey import HostTable, values_of
 from leadprotect.settings import Settings, ident, literal, table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from leadprotect.adoption.look import Look
     from leadprotect.adoption.survey import HostColumn
 
@@ -180,9 +182,7 @@ def _base_of(look: Look, view: HostTable) -> None:
 def _of_subject(look: Look, leads: HostTable, one: HostTable, lead: str, says: str) -> None:
     """An activity of anything: which of them are of leads stands in a second column."""
     found = values_of(look.conn, one, says) or {}
-    called = (rf"(.*[\\.:/])?{re.escape(snake(one_of(leads)))}s?", r"(.*[\\.:/])?leads?")
-    ranked = sorted((rank(value, called), value) for value in found)
-    likely = [value for place, value in ranked if place < len(called)]
+    likely = _called_like(leads, found)
     if not likely:
         told = ", ".join(found) or _nothing(one)
         question = f"which value of {one.name}.{says} means a lead (there is: {told})?"
@@ -190,9 +190,42 @@ def _of_subject(look: Look, leads: HostTable, one: HostTable, lead: str, says: s
         _say_condition(look, answer, _kept(one))
     else:
         _say_condition(look, (_means(says, likely[0]), f"{lead} is the id of whatever {says} names"), _kept(one))
-    wanted, kind = look.proposal.settings.get("lead_id_type"), TYPES.get(one.columns[lead].type)
-    cast = f"{ident(lead)}::{wanted}" if wanted and kind != wanted else lead
+    kind = TYPES.get(one.columns[lead].type)
+    cast = _cast(look, one, lead)
     look.say("activity_lead_id_column", cast, "names the lead" if cast == lead else f"names the lead, as {kind}")
+
+
+def _called_like(leads: HostTable, values: Iterable[str]) -> list[str]:
+    """Which of the values mean leads, the likeliest first."""
+    called = (rf"(.*[\\.:/])?{re.escape(snake(one_of(leads)))}s?", r"(.*[\\.:/])?leads?")
+    ranked = sorted((rank(value, called), value) for value in values)
+    return [value for place, value in ranked if place < len(called)]
+
+
+def _cast(look: Look, one: HostTable, lead: str) -> str:
+    """A column of ids in the type of the lead's."""
+    wanted, kind = look.proposal.settings.get("lead_id_type"), TYPES.get(one.columns[lead].type)
+    return f"{ident(lead)}::{wanted}" if wanted and kind != wanted else lead
+
+
+def among_others(look: Look, leads: HostTable) -> Iterator[tuple[str, str]]:
+    """Tables that hold rows of leads beside those of anything else, each with what makes it a table of lead_tables."""
+    wanted = look.proposal.settings.get("lead_id_type")
+    for one in look.tables.values():
+        for lead, says in _subjects(one).items():
+            if (
+                one.name in look.given.get("lead_tables", "")
+                or one.kind != "r"
+                or TYPES.get(one.columns[lead].type) not in (wanted, "text")
+            ):
+                continue
+            if likely := _called_like(leads, values_of(look.conn, one, says) or {}):
+                column, of = ident(f"{snake(one_of(leads))}_ref"), table(one.name)
+                cast = _cast(look, one, lead)
+                id_there = f"CASE WHEN {_means(says, likely[0])} THEN {ident(lead) if cast == lead else cast} END"
+                made = f"ALTER TABLE {of} ADD COLUMN {column} {wanted} GENERATED ALWAYS AS ({id_there}) STORED; "
+                index = f"CREATE INDEX CONCURRENTLY ON {of} ({column}) WHERE {column} IS NOT NULL;"
+                yield f"{one.name} ({lead}, where {says} is {likely[0]})", made + index
 
 
 def _kept(one: HostTable) -> tuple[str, str] | None:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from leadprotect.adoption.activities import describe_activity, owner_column, owners_from, which_activities
+from leadprotect.adoption.activities import (
+    among_others,
+    describe_activity,
+    owner_column,
+    owners_from,
+    which_activities,
+)
 from leadprotect.adoption.called import snake
 from leadprotect.adoption.leads import describe_lead, which_leads, why_leads
 from leadprotect.adoption.look import Look, Proposal, Proposed
@@ -84,6 +90,11 @@ def _lead_tables(look: Look, leads: HostTable, activities: HostTable | None) -> 
         look.proposal.remarks.append(
             f"{', '.join(open_to_all)} {refer} to {leads.name} too, and {stay} as readable as today: name in "
             "lead_tables what holds data of a lead"
+        )
+    for where, column in among_others(look, leads):
+        look.proposal.remarks.append(
+            f"{where} holds data of leads beside other rows, and stays as readable as today: lead_tables takes it by a "
+            f"column of leads alone, which rewrites the table: {column}"
         )
 
 

@@ -543,6 +543,29 @@ def test_tables_whose_rows_go_with_their_lead_are_protected_with_it(filled: Data
 
 
 @pytest.mark.profiles("pg18")
+def test_a_table_with_rows_of_anything_is_named_with_the_column_that_lead_tables_takes(
+    filled: Database, folder: Path
+) -> None:
+    filled.sql_script("""
+        CREATE TABLE public.messages (id bigserial PRIMARY KEY, "resId" uuid, "resModel" text);
+        INSERT INTO public.messages ("resId", "resModel")
+        SELECT gen_random_uuid(), m FROM unnest(ARRAY['partner', 'order']) AS m
+        """)
+    with psycopg.connect(filled.url, autocommit=True) as conn:
+        # control: where none of them is of a lead
+        assert [] == [one for one in propose(conn, given={}, guess=True).remarks if "messages" in one]
+        filled.sql('INSERT INTO public.messages ("resId", "resModel") SELECT id, \'crm.lead\' FROM {leads}')
+        (said,) = (one for one in propose(conn, given={}, guess=True).remarks if "messages" in one)
+    script = said.partition("rewrites the table: ")[2]
+    for statement in script.split("; "):
+        filled.sql_script(statement)
+    assert filled.sql("SELECT count(lead_ref) FROM public.messages") == [4]
+    code, told = init("--yes", "--set", "lead_tables=public.messages (lead_ref)")
+    assert (0, False) == (code, "messages (resId" in told), told
+    assert 0 == alembic(filled, "upgrade", MIGRATE_HEAD, cwd=folder).returncode
+
+
+@pytest.mark.profiles("pg18")
 def test_code_of_several_steps_is_to_end_whole_where_it_is_denied(filled: Database) -> None:
     body = "$$ BEGIN UPDATE leads SET city = 'x'; INSERT INTO activities (kind) VALUES ('x'); END $$"
     reads = "CREATE FUNCTION public.look() RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM id FROM leads; END $$;"
