@@ -75,11 +75,11 @@
 -- leadprotect_operator
 --    acting_role, unreadable, owner_column_differs, settle_owner_column, audit_partitions,
 --    create_audit_partitions, seal_audit, detach_audit_month, territory_terms, standing_handovers,
---    unowned_leads, shadow_saw, shadow_run, shadow_noted, shadow_fold, backfill_settings,
---    backfill_start, backfill_claim, backfill_slice, backfill_release, backfill_defer,
---    backfill_retry, backfill_settle, backfill_finish, backfill_request, guard_beat, guard_release,
---    backfill_stale, backfill_estimate, backfill_sample, backfill_outside, unowned_count,
---    backfill_counts, backfill_report, backfill_status, column_code, gate_conditions
+--    unowned_leads, backfill_stale, shadow_saw, shadow_run, shadow_noted, shadow_fold,
+--    backfill_settings, backfill_start, backfill_claim, backfill_slice, backfill_release,
+--    backfill_defer, backfill_retry, backfill_settle, backfill_finish, backfill_request,
+--    guard_beat, guard_release, backfill_estimate, backfill_sample, backfill_outside,
+--    unowned_count, backfill_counts, backfill_report, backfill_status, column_code, gate_conditions
 --
 -- nobody: they serve policies, triggers, revisions and the functions above
 --    publish_territories, keep_assignment, end_lead_rules, end_rules, in_force, begins,
@@ -95,10 +95,10 @@
 --    follow_lead, follow_leads, follow_owner_column, hide_owner_column, own_new_lead, refuse_move,
 --    refuse_taken, forget_lead, own_active_lead, shadow_note, shadow_failed, shadow_binds,
 --    shadow_reason, shadow_border, shadow_edits, shadow_inserts, shadow_lead, shadow_rows,
---    shadow_truncate, require_transition, chunk_bounds, next_leads, own_leads, acting_logins,
---    granting, leaking_views, ways_around, host_code, lost_searches, what_changes,
+--    shadow_truncate, require_transition, chunk_bounds, next_leads, own_leads, lead_tally,
+--    acting_logins, leaking_views, ways_around, host_code, lost_searches, what_changes,
 --    lead_table_conditions, accept_condition, accepted_share, shadow_condition, tolerated,
---    shell_word, lead_tally, require_open_gate, acts_bound, recorded_edit, audit_edit, audit_edits,
+--    granting, shell_word, require_open_gate, acts_bound, recorded_edit, audit_edit, audit_edits,
 --    audit_truncate, settings_at_contract, acts_bound_on, edit_through, child_edit, child_move,
 --    child_edits, child_leads, child_truncate
 
@@ -4678,6 +4678,38 @@ REVOKE ALL ON FUNCTION leadprotect.unowned_leads(territory text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.unowned_leads(territory text) TO leadprotect_owner;
 GRANT ALL ON FUNCTION leadprotect.unowned_leads(territory text) TO leadprotect_operator;
 
+-- function backfill_stale, lp_0009_expand_indexes, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.backfill_stale(here text) RETURNS SETOF uuid
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    AS $$
+        #variable_conflict use_column
+        BEGIN
+          RETURN QUERY
+          SELECT wanted.lead_id
+          FROM "leadprotect".user_lead_assignments AS wanted
+          JOIN "public"."leads" AS l ON l."id" = wanted.lead_id AND l."territory" = backfill_stale.here,
+            LATERAL (SELECT v."user_id"::uuid AS user_id, v."created_at" AS at, v."id" AS id, NULL::text AS source FROM "public"."activities" AS v WHERE v."lead_id" = wanted.lead_id AND v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL AND (v."created_at" <= pg_catalog.clock_timestamp()) IS NOT FALSE ORDER BY v."created_at" DESC NULLS LAST, v."id" DESC LIMIT 1) AS newest
+          WHERE wanted.territory = backfill_stale.here AND (
+            wanted.source IN ('backfill', 'activity')
+              AND (wanted.activity_id IS DISTINCT FROM newest.id OR wanted.user_id IS DISTINCT FROM newest.user_id
+                OR wanted.activity_source IS DISTINCT FROM newest.source)
+            -- a lead that moved here: only what came since counts
+            OR wanted.source = 'moved'
+              AND (wanted.activity_at IS NULL AND newest.at IS NOT NULL OR wanted.activity_at < newest.at));
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.backfill_stale(here text) IS 'Leads of the territory whose derived owner is not the user of the newest qualifying activity';
+
+REVOKE ALL ON FUNCTION leadprotect.backfill_stale(here text) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.backfill_stale(here text) TO leadprotect_owner;
+GRANT ALL ON FUNCTION leadprotect.backfill_stale(here text) TO leadprotect_operator;
+
 -- table backfill_jobs, lp_0012_migrate_backfill
 
 CREATE TABLE leadprotect.backfill_jobs (
@@ -5268,38 +5300,6 @@ COMMENT ON FUNCTION leadprotect.backfill_request(here text, wanted text, reason 
 REVOKE ALL ON FUNCTION leadprotect.backfill_request(here text, wanted text, reason text) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.backfill_request(here text, wanted text, reason text) TO leadprotect_operator;
 
--- function backfill_stale, lp_0013_migrate_verification, owner leadprotect_reader
-
-CREATE FUNCTION leadprotect.backfill_stale(here text) RETURNS SETOF uuid
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    SET row_security TO 'on'
-    SET enable_hashjoin TO 'off'
-    SET enable_mergejoin TO 'off'
-    AS $$
-        #variable_conflict use_column
-        BEGIN
-          RETURN QUERY
-          SELECT wanted.lead_id
-          FROM "leadprotect".user_lead_assignments AS wanted
-          JOIN "public"."leads" AS l ON l."id" = wanted.lead_id AND l."territory" = backfill_stale.here,
-            LATERAL (SELECT v."user_id"::uuid AS user_id, v."created_at" AS at, v."id" AS id, NULL::text AS source FROM "public"."activities" AS v WHERE v."lead_id" = wanted.lead_id AND v."kind" IN ('QUALIFIED_CALL', 'CUSTOMER_REACTION', 'SCHEDULED_FOLLOWUP', 'SAMPLE_FEEDBACK', 'ROI_PRESENTATION') AND v."user_id" IS NOT NULL AND (v."created_at" <= pg_catalog.clock_timestamp()) IS NOT FALSE ORDER BY v."created_at" DESC NULLS LAST, v."id" DESC LIMIT 1) AS newest
-          WHERE wanted.territory = backfill_stale.here AND (
-            wanted.source IN ('backfill', 'activity')
-              AND (wanted.activity_id IS DISTINCT FROM newest.id OR wanted.user_id IS DISTINCT FROM newest.user_id
-                OR wanted.activity_source IS DISTINCT FROM newest.source)
-            -- a lead that moved here: only what came since counts
-            OR wanted.source = 'moved'
-              AND (wanted.activity_at IS NULL AND newest.at IS NOT NULL OR wanted.activity_at < newest.at));
-        END
-        $$;
-
-COMMENT ON FUNCTION leadprotect.backfill_stale(here text) IS 'Leads of the territory whose derived owner is not the user of the newest qualifying activity';
-
-REVOKE ALL ON FUNCTION leadprotect.backfill_stale(here text) FROM PUBLIC;
-GRANT ALL ON FUNCTION leadprotect.backfill_stale(here text) TO leadprotect_owner;
-GRANT ALL ON FUNCTION leadprotect.backfill_stale(here text) TO leadprotect_operator;
-
 -- function backfill_estimate, lp_0013_migrate_verification, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.backfill_estimate(here text) RETURNS bigint
@@ -5603,6 +5603,38 @@ COMMENT ON FUNCTION leadprotect.guard_release(silent_for interval) IS 'Gives up 
 REVOKE ALL ON FUNCTION leadprotect.guard_release(silent_for interval) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.guard_release(silent_for interval) TO leadprotect_operator;
 
+-- function lead_tally, lp_0013_migrate_verification, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.lead_tally() RETURNS TABLE(territory text, leads bigint, unowned bigint, missing bigint)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'on'
+    SET jit TO 'off'
+    AS $$
+        #variable_conflict use_column
+        DECLARE
+          known text[] := ARRAY(SELECT k.code FROM "leadprotect".territories AS k);
+          few boolean := "leadprotect".few_are_bare();
+        BEGIN
+          RETURN QUERY
+          SELECT t.territory, t.leads, coalesce(p.unowned, b.unowned, 0), coalesce(p.missing, u.missing, 0)
+          FROM (SELECT nullif(l."territory"::text, '') AS territory, count(*) AS leads FROM "public"."leads" AS l GROUP BY 1) AS t
+          LEFT JOIN (
+            SELECT p.territory, count(*) AS unowned, count(*) FILTER (WHERE p.missing) AS missing
+            FROM "leadprotect".probed_leads(CASE WHEN few THEN known ELSE '{}' END) AS p GROUP BY 1) AS p ON p.territory = t.territory
+          LEFT JOIN (
+            SELECT b.territory, count(*) AS unowned
+            FROM "leadprotect".bare_leads(CASE WHEN few THEN '{}' ELSE known END) AS b GROUP BY 1) AS b ON b.territory = t.territory
+          LEFT JOIN (
+            SELECT u.territory, count(*) AS missing
+            FROM "leadprotect".unowned_leads(CASE WHEN few THEN '{}' ELSE known END) AS u GROUP BY 1) AS u ON u.territory = t.territory;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.lead_tally() IS 'Number of leads of each territory that a lead names, of those that nobody owns, and of those whom an activity makes an owner; NULL: outside protection';
+
+REVOKE ALL ON FUNCTION leadprotect.lead_tally() FROM PUBLIC;
+
 -- function acting_logins, lp_0014_migrate_ways, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.acting_logins(target regclass, exempt_roles name[], codes text[], borders name[]) RETURNS TABLE(login name, role name, reads boolean, edits boolean, inserts boolean, owns_it boolean, owns_leads boolean, bypasses boolean, exempt boolean, member boolean, serves boolean, territories text[], narrow boolean)
@@ -5653,29 +5685,6 @@ CREATE FUNCTION leadprotect.acting_logins(target regclass, exempt_roles name[], 
 COMMENT ON FUNCTION leadprotect.acting_logins(target regclass, exempt_roles name[], codes text[], borders name[]) IS 'The logins that may do something with a table, each with the role by which it does, and what it holds of ours';
 
 REVOKE ALL ON FUNCTION leadprotect.acting_logins(target regclass, exempt_roles name[], codes text[], borders name[]) FROM PUBLIC;
-
--- function granting, lp_0014_migrate_ways, owner leadprotect_reader
-
-CREATE FUNCTION leadprotect.granting(member name) RETURNS text
-    LANGUAGE sql STABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-          SELECT format('GRANT %I, %I%s TO %I%s;', 'leadprotect_app', t.roles[1],
-                        ' /* or ' || nullif(array_to_string(t.roles[2:], ', '), '') || ' */', m.rolname,
-                        CASE WHEN m.rolinherit AND NOT EXISTS (
-                               SELECT FROM pg_auth_members AS g JOIN pg_roles AS r ON r.oid = g.roleid
-                               WHERE g.member = m.oid AND r.rolname IN ('leadprotect_app', t.roles[1])
-                                 AND NOT coalesce((to_jsonb(g) ->> 'inherit_option')::boolean, true)) THEN ''
-                             WHEN current_setting('server_version_num')::integer >= 160000 THEN ' WITH INHERIT TRUE'
-                             ELSE format('; ALTER ROLE %I INHERIT', m.rolname) END)
-          FROM pg_roles AS m
-          CROSS JOIN (SELECT array_agg("leadprotect".territory_role(code) ORDER BY code) AS roles FROM "leadprotect".territories) AS t
-          WHERE m.rolname = member
-        $$;
-
-COMMENT ON FUNCTION leadprotect.granting(member name) IS 'What a superuser runs so that a login, or the role that it sets, is a member of the app role and a territory, and acts with them';
-
-REVOKE ALL ON FUNCTION leadprotect.granting(member name) FROM PUBLIC;
 
 -- function leaking_views, lp_0014_migrate_ways, owner leadprotect_reader
 
@@ -6266,6 +6275,29 @@ COMMENT ON FUNCTION leadprotect.tolerated(condition text, several bigint, leads 
 
 REVOKE ALL ON FUNCTION leadprotect.tolerated(condition text, several bigint, leads bigint, what text) FROM PUBLIC;
 
+-- function granting, lp_0015_migrate_gate, owner leadprotect_reader
+
+CREATE FUNCTION leadprotect.granting(member name) RETURNS text
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+          SELECT format('GRANT %I, %I%s TO %I%s;', 'leadprotect_app', t.roles[1],
+                        ' /* or ' || nullif(array_to_string(t.roles[2:], ', '), '') || ' */', m.rolname,
+                        CASE WHEN m.rolinherit AND NOT EXISTS (
+                               SELECT FROM pg_auth_members AS g JOIN pg_roles AS r ON r.oid = g.roleid
+                               WHERE g.member = m.oid AND r.rolname IN ('leadprotect_app', t.roles[1])
+                                 AND NOT coalesce((to_jsonb(g) ->> 'inherit_option')::boolean, true)) THEN ''
+                             WHEN current_setting('server_version_num')::integer >= 160000 THEN ' WITH INHERIT TRUE'
+                             ELSE format('; ALTER ROLE %I INHERIT', m.rolname) END)
+          FROM pg_roles AS m
+          CROSS JOIN (SELECT array_agg("leadprotect".territory_role(code) ORDER BY code) AS roles FROM "leadprotect".territories) AS t
+          WHERE m.rolname = member
+        $$;
+
+COMMENT ON FUNCTION leadprotect.granting(member name) IS 'What a superuser runs so that a login, or the role that it sets, is a member of the app role and a territory, and acts with them';
+
+REVOKE ALL ON FUNCTION leadprotect.granting(member name) FROM PUBLIC;
+
 -- function shell_word, lp_0015_migrate_gate, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.shell_word(said text) RETURNS text
@@ -6275,38 +6307,6 @@ CREATE FUNCTION leadprotect.shell_word(said text) RETURNS text
 COMMENT ON FUNCTION leadprotect.shell_word(said text) IS 'A text as one word of a command line';
 
 REVOKE ALL ON FUNCTION leadprotect.shell_word(said text) FROM PUBLIC;
-
--- function lead_tally, lp_0015_migrate_gate, owner leadprotect_reader
-
-CREATE FUNCTION leadprotect.lead_tally() RETURNS TABLE(territory text, leads bigint, unowned bigint, missing bigint)
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    SET row_security TO 'on'
-    SET jit TO 'off'
-    AS $$
-        #variable_conflict use_column
-        DECLARE
-          known text[] := ARRAY(SELECT k.code FROM "leadprotect".territories AS k);
-          few boolean := "leadprotect".few_are_bare();
-        BEGIN
-          RETURN QUERY
-          SELECT t.territory, t.leads, coalesce(p.unowned, b.unowned, 0), coalesce(p.missing, u.missing, 0)
-          FROM (SELECT nullif(l."territory"::text, '') AS territory, count(*) AS leads FROM "public"."leads" AS l GROUP BY 1) AS t
-          LEFT JOIN (
-            SELECT p.territory, count(*) AS unowned, count(*) FILTER (WHERE p.missing) AS missing
-            FROM "leadprotect".probed_leads(CASE WHEN few THEN known ELSE '{}' END) AS p GROUP BY 1) AS p ON p.territory = t.territory
-          LEFT JOIN (
-            SELECT b.territory, count(*) AS unowned
-            FROM "leadprotect".bare_leads(CASE WHEN few THEN '{}' ELSE known END) AS b GROUP BY 1) AS b ON b.territory = t.territory
-          LEFT JOIN (
-            SELECT u.territory, count(*) AS missing
-            FROM "leadprotect".unowned_leads(CASE WHEN few THEN '{}' ELSE known END) AS u GROUP BY 1) AS u ON u.territory = t.territory;
-        END
-        $$;
-
-COMMENT ON FUNCTION leadprotect.lead_tally() IS 'Number of leads of each territory that a lead names, of those that nobody owns, and of those whom an activity makes an owner; NULL: outside protection';
-
-REVOKE ALL ON FUNCTION leadprotect.lead_tally() FROM PUBLIC;
 
 -- function gate_conditions, lp_0015_migrate_gate, owner leadprotect_reader
 

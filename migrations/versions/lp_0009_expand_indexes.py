@@ -54,6 +54,7 @@ def upgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {reader}"))
     create_derived_owners()
     create_unowned_leads()
+    create_stale_leads()
     op.execute(sql("SET LOCAL ROLE {owner}"))
     op.execute(sql("REVOKE CREATE ON SCHEMA {schema} FROM {reader}"))
     op.execute("RESET ROLE")
@@ -71,6 +72,7 @@ def downgrade() -> None:
     op.execute(
         sql("""
         DROP FUNCTION
+          {schema}.backfill_stale(text),
           {schema}.unowned_leads(text),
           {schema}.unowned_leads(text[]),
           {schema}.probed_leads(text[]),
@@ -535,5 +537,43 @@ def create_unowned_leads() -> None:
         'Leads of the territory with a qualifying activity, without an owner, and not released by hand';
         REVOKE ALL ON FUNCTION {schema}.unowned_leads(text) FROM PUBLIC;
         GRANT EXECUTE ON FUNCTION {schema}.unowned_leads(text) TO {owner}, {operator}
+        """)
+    )
+
+
+def create_stale_leads() -> None:
+    # An owner whose last activity was deleted stays, so a lead without any activity is never stale.
+    # The plan is pinned: one index probe a lead, whatever the statistics of a fresh table say.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.backfill_stale(here text)
+        RETURNS SETOF {lead_id_type}
+        LANGUAGE plpgsql
+        STABLE SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp
+        SET row_security = on
+        SET enable_hashjoin = off
+        SET enable_mergejoin = off
+        AS $body$
+        #variable_conflict use_column
+        BEGIN
+          RETURN QUERY
+          SELECT wanted.lead_id
+          FROM {schema}.user_lead_assignments AS wanted
+          JOIN {leads} AS l ON l.{lead_id} = wanted.lead_id AND {territory_of_l} = backfill_stale.here,
+            LATERAL {derived_owner} AS newest
+          WHERE wanted.territory = backfill_stale.here AND (
+            wanted.source IN ('backfill', 'activity')
+              AND (wanted.activity_id IS DISTINCT FROM newest.id OR wanted.user_id IS DISTINCT FROM newest.user_id
+                OR wanted.activity_source IS DISTINCT FROM newest.source)
+            -- a lead that moved here: only what came since counts
+            OR wanted.source = 'moved'
+              AND (wanted.activity_at IS NULL AND newest.at IS NOT NULL OR wanted.activity_at < newest.at));
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.backfill_stale(text) IS
+        'Leads of the territory whose derived owner is not the user of the newest qualifying activity';
+        REVOKE ALL ON FUNCTION {schema}.backfill_stale(text) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.backfill_stale(text) TO {owner}, {operator}
         """)
     )

@@ -1,4 +1,4 @@
-"""The end of a backfill: leads that were in use, who stops it; where it stands, and what it would do.
+"""The end of a backfill: leads that were in use, who stops it; what is left by the data, and what it would do.
 
 Why: a backfill is done when the data says so, not when its last row was written. The same functions
 serve its own verification, the gate, the commands, and psql. It stops for who asks, and for a guard that fell silent.
@@ -29,7 +29,7 @@ def upgrade() -> None:
     create_guard_runs()
     op.execute(sql("GRANT CREATE ON SCHEMA {schema} TO {reader}"))
     op.execute(sql("SET LOCAL ROLE {reader}"))
-    create_stale_leads()
+    create_lead_tally()
     create_estimates()
     create_status()
     op.execute(sql("SET LOCAL ROLE {owner}"))
@@ -57,8 +57,8 @@ def downgrade() -> None:
           {schema}.backfill_outside(),
           {schema}.unowned_count(),
           {schema}.backfill_sample(text, integer),
+          {schema}.lead_tally(),
           {schema}.backfill_estimate(text),
-          {schema}.backfill_stale(text),
           {schema}.guard_release(interval),
           {schema}.guard_beat(uuid, text, text, text, text, text, text, boolean),
           {schema}.backfill_request(text, text, text),
@@ -353,40 +353,40 @@ def create_guard_runs() -> None:
     )
 
 
-def create_stale_leads() -> None:
-    # An owner whose last activity was deleted stays, so a lead without any activity is never stale.
-    # The plan is pinned: one index probe a lead, whatever the statistics of a fresh table say.
+def create_lead_tally() -> None:
+    # Workers count beside each other in what RETURN QUERY returns, and in no SELECT INTO.
     op.execute(
         sql("""
-        CREATE FUNCTION {schema}.backfill_stale(here text)
-        RETURNS SETOF {lead_id_type}
+        CREATE FUNCTION {schema}.lead_tally()
+        RETURNS TABLE (territory text, leads bigint, unowned bigint, missing bigint)
         LANGUAGE plpgsql
         STABLE SECURITY DEFINER
         SET search_path = pg_catalog, pg_temp
         SET row_security = on
-        SET enable_hashjoin = off
-        SET enable_mergejoin = off
+        SET jit = off
         AS $body$
         #variable_conflict use_column
+        DECLARE
+          known text[] := ARRAY(SELECT k.code FROM {schema}.territories AS k);
+          few boolean := {schema}.few_are_bare();
         BEGIN
           RETURN QUERY
-          SELECT wanted.lead_id
-          FROM {schema}.user_lead_assignments AS wanted
-          JOIN {leads} AS l ON l.{lead_id} = wanted.lead_id AND {territory_of_l} = backfill_stale.here,
-            LATERAL {derived_owner} AS newest
-          WHERE wanted.territory = backfill_stale.here AND (
-            wanted.source IN ('backfill', 'activity')
-              AND (wanted.activity_id IS DISTINCT FROM newest.id OR wanted.user_id IS DISTINCT FROM newest.user_id
-                OR wanted.activity_source IS DISTINCT FROM newest.source)
-            -- a lead that moved here: only what came since counts
-            OR wanted.source = 'moved'
-              AND (wanted.activity_at IS NULL AND newest.at IS NOT NULL OR wanted.activity_at < newest.at));
+          SELECT t.territory, t.leads, coalesce(p.unowned, b.unowned, 0), coalesce(p.missing, u.missing, 0)
+          FROM (SELECT nullif({territory_of_l}::text, '') AS territory, count(*) AS leads FROM {leads} AS l GROUP BY 1) AS t
+          LEFT JOIN (
+            SELECT p.territory, count(*) AS unowned, count(*) FILTER (WHERE p.missing) AS missing
+            FROM {schema}.probed_leads(CASE WHEN few THEN known ELSE '{}' END) AS p GROUP BY 1) AS p ON p.territory = t.territory
+          LEFT JOIN (
+            SELECT b.territory, count(*) AS unowned
+            FROM {schema}.bare_leads(CASE WHEN few THEN '{}' ELSE known END) AS b GROUP BY 1) AS b ON b.territory = t.territory
+          LEFT JOIN (
+            SELECT u.territory, count(*) AS missing
+            FROM {schema}.unowned_leads(CASE WHEN few THEN '{}' ELSE known END) AS u GROUP BY 1) AS u ON u.territory = t.territory;
         END
         $body$;
-        COMMENT ON FUNCTION {schema}.backfill_stale(text) IS
-        'Leads of the territory whose derived owner is not the user of the newest qualifying activity';
-        REVOKE ALL ON FUNCTION {schema}.backfill_stale(text) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.backfill_stale(text) TO {owner}, {operator}
+        COMMENT ON FUNCTION {schema}.lead_tally() IS
+        'Number of leads of each territory that a lead names, of those that nobody owns, and of those whom an activity makes an owner; NULL: outside protection';
+        REVOKE ALL ON FUNCTION {schema}.lead_tally() FROM PUBLIC
         """)
     )
 

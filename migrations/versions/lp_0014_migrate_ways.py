@@ -25,7 +25,6 @@ def upgrade() -> None:
     op.execute(sql("GRANT CREATE ON SCHEMA {schema} TO {reader}"))
     op.execute(sql("SET LOCAL ROLE {reader}"))
     create_acting_logins()
-    create_granting()
     create_leaking_views()
     create_ways_around()
     create_host_code()
@@ -50,7 +49,6 @@ def downgrade() -> None:
           {schema}.host_code(regclass, text),
           {schema}.ways_around(text, name[]),
           {schema}.leaking_views(regclass, text, name[]),
-          {schema}.granting(name),
           {schema}.acting_logins(regclass, name[], text[], name[])
         """)
     )
@@ -114,36 +112,6 @@ def create_acting_logins() -> None:
         COMMENT ON FUNCTION {schema}.acting_logins(regclass, name[], text[], name[]) IS
         'The logins that may do something with a table, each with the role by which it does, and what it holds of ours';
         REVOKE ALL ON FUNCTION {schema}.acting_logins(regclass, name[], text[], name[]) FROM PUBLIC
-        """)
-    )
-
-
-def create_granting() -> None:
-    # Which territory a login serves, only its owner knows: the others are named beside the first. Who was created
-    # NOINHERIT, and who made our roles, would inherit nothing by a plain GRANT, and the gate would stay closed.
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.granting(member name)
-        RETURNS text
-        LANGUAGE sql
-        STABLE
-        SET search_path = pg_catalog, pg_temp
-        AS $body$
-          SELECT format('GRANT %I, %I%s TO %I%s;', {app_name}, t.roles[1],
-                        ' /* or ' || nullif(array_to_string(t.roles[2:], ', '), '') || ' */', m.rolname,
-                        CASE WHEN m.rolinherit AND NOT EXISTS (
-                               SELECT FROM pg_auth_members AS g JOIN pg_roles AS r ON r.oid = g.roleid
-                               WHERE g.member = m.oid AND r.rolname IN ({app_name}, t.roles[1])
-                                 AND NOT coalesce((to_jsonb(g) ->> 'inherit_option')::boolean, true)) THEN ''
-                             WHEN current_setting('server_version_num')::integer >= 160000 THEN ' WITH INHERIT TRUE'
-                             ELSE format('; ALTER ROLE %I INHERIT', m.rolname) END)
-          FROM pg_roles AS m
-          CROSS JOIN (SELECT array_agg({schema}.territory_role(code) ORDER BY code) AS roles FROM {schema}.territories) AS t
-          WHERE m.rolname = member
-        $body$;
-        COMMENT ON FUNCTION {schema}.granting(name) IS
-        'What a superuser runs so that a login, or the role that it sets, is a member of the app role and a territory, and acts with them';
-        REVOKE ALL ON FUNCTION {schema}.granting(name) FROM PUBLIC
         """)
     )
 

@@ -30,8 +30,8 @@ def upgrade() -> None:
     op.execute(sql("GRANT CREATE ON SCHEMA {schema} TO {reader}"))
     op.execute(sql("SET LOCAL ROLE {reader}"))
     create_tolerance()
+    create_granting()
     create_shell_word()
-    create_lead_tally()
     create_gate()
     op.execute(sql("SET LOCAL ROLE {owner}"))
     op.execute(sql("REVOKE CREATE ON SCHEMA {schema} FROM {reader}"))
@@ -46,9 +46,9 @@ def downgrade() -> None:
         DROP FUNCTION
           {schema}.require_open_gate(interval, text, name[], text[]),
           {schema}.gate_conditions(interval, text, name[], text[]),
-          {schema}.lead_tally(),
           {schema}.tolerated(text, bigint, bigint, text),
           {schema}.shell_word(text),
+          {schema}.granting(name),
           {schema}.accept_condition(text, numeric),
           {schema}.accepted_share(text),
           {schema}.shadow_condition(interval, name[])
@@ -219,6 +219,36 @@ def create_tolerance() -> None:
     )
 
 
+def create_granting() -> None:
+    # Which territory a login serves, only its owner knows: the others are named beside the first. Who was created
+    # NOINHERIT, and who made our roles, would inherit nothing by a plain GRANT, and the gate would stay closed.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.granting(member name)
+        RETURNS text
+        LANGUAGE sql
+        STABLE
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+          SELECT format('GRANT %I, %I%s TO %I%s;', {app_name}, t.roles[1],
+                        ' /* or ' || nullif(array_to_string(t.roles[2:], ', '), '') || ' */', m.rolname,
+                        CASE WHEN m.rolinherit AND NOT EXISTS (
+                               SELECT FROM pg_auth_members AS g JOIN pg_roles AS r ON r.oid = g.roleid
+                               WHERE g.member = m.oid AND r.rolname IN ({app_name}, t.roles[1])
+                                 AND NOT coalesce((to_jsonb(g) ->> 'inherit_option')::boolean, true)) THEN ''
+                             WHEN current_setting('server_version_num')::integer >= 160000 THEN ' WITH INHERIT TRUE'
+                             ELSE format('; ALTER ROLE %I INHERIT', m.rolname) END)
+          FROM pg_roles AS m
+          CROSS JOIN (SELECT array_agg({schema}.territory_role(code) ORDER BY code) AS roles FROM {schema}.territories) AS t
+          WHERE m.rolname = member
+        $body$;
+        COMMENT ON FUNCTION {schema}.granting(name) IS
+        'What a superuser runs so that a login, or the role that it sets, is a member of the app role and a territory, and acts with them';
+        REVOKE ALL ON FUNCTION {schema}.granting(name) FROM PUBLIC
+        """)
+    )
+
+
 def create_shell_word() -> None:
     # A code may be any text, and a remedy is pasted into a shell.
     op.execute(
@@ -231,44 +261,6 @@ def create_shell_word() -> None:
           ELSE '''' || pg_catalog.replace(said, '''', '''"''"''') || '''' END;
         COMMENT ON FUNCTION {schema}.shell_word(text) IS 'A text as one word of a command line';
         REVOKE ALL ON FUNCTION {schema}.shell_word(text) FROM PUBLIC
-        """)
-    )
-
-
-def create_lead_tally() -> None:
-    # Workers count beside each other in what RETURN QUERY returns, and in no SELECT INTO.
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.lead_tally()
-        RETURNS TABLE (territory text, leads bigint, unowned bigint, missing bigint)
-        LANGUAGE plpgsql
-        STABLE SECURITY DEFINER
-        SET search_path = pg_catalog, pg_temp
-        SET row_security = on
-        SET jit = off
-        AS $body$
-        #variable_conflict use_column
-        DECLARE
-          known text[] := ARRAY(SELECT k.code FROM {schema}.territories AS k);
-          few boolean := {schema}.few_are_bare();
-        BEGIN
-          RETURN QUERY
-          SELECT t.territory, t.leads, coalesce(p.unowned, b.unowned, 0), coalesce(p.missing, u.missing, 0)
-          FROM (SELECT nullif({territory_of_l}::text, '') AS territory, count(*) AS leads FROM {leads} AS l GROUP BY 1) AS t
-          LEFT JOIN (
-            SELECT p.territory, count(*) AS unowned, count(*) FILTER (WHERE p.missing) AS missing
-            FROM {schema}.probed_leads(CASE WHEN few THEN known ELSE '{}' END) AS p GROUP BY 1) AS p ON p.territory = t.territory
-          LEFT JOIN (
-            SELECT b.territory, count(*) AS unowned
-            FROM {schema}.bare_leads(CASE WHEN few THEN '{}' ELSE known END) AS b GROUP BY 1) AS b ON b.territory = t.territory
-          LEFT JOIN (
-            SELECT u.territory, count(*) AS missing
-            FROM {schema}.unowned_leads(CASE WHEN few THEN '{}' ELSE known END) AS u GROUP BY 1) AS u ON u.territory = t.territory;
-        END
-        $body$;
-        COMMENT ON FUNCTION {schema}.lead_tally() IS
-        'Number of leads of each territory that a lead names, of those that nobody owns, and of those whom an activity makes an owner; NULL: outside protection';
-        REVOKE ALL ON FUNCTION {schema}.lead_tally() FROM PUBLIC
         """)
     )
 

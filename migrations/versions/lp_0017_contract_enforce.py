@@ -31,7 +31,6 @@ def upgrade() -> None:
     create()
     enforce()
     end_transition()
-    end_shadow()
 
 
 def downgrade() -> None:
@@ -528,19 +527,12 @@ def enforce() -> None:
 
 
 def end_transition() -> None:
+    # A shadow would note here what is denied already; a trigger is the shadow's by the function that it calls.
     op.execute(
         sql("""
         DROP TRIGGER {note_writes} ON {leads};
         DROP TRIGGER {transition_territory} ON {leads};
-        DROP TRIGGER IF EXISTS {own_named} ON {leads}
-        """)
-    )
-
-
-def end_shadow() -> None:
-    # Here it would note what is denied already. A trigger is the shadow's by the function that it calls.
-    op.execute(
-        sql("""
+        DROP TRIGGER IF EXISTS {own_named} ON {leads};
         DO $do$
         DECLARE
           ours name;
