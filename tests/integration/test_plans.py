@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.children import CONTACTS, contracted
+from tests.support.profiles import NIGHTLY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
 
     from tests.support.database import Database
 
-LEADS = 300_000
+LEADS = 300_000 if NIGHTLY else 100_000
 RULES = 5_000
 
 
 @pytest.fixture
 def large(database: Database) -> Database:
-    """Hundreds of thousands of leads with owners, and some thousand rules."""
+    """A hundred thousand leads or more with owners, and some thousand rules."""
     kind, user = database.settings.lead_id_type, database.settings.user_id_type
     as_lead = {"uuid": "('a0000000-0000-4000-8000-' || (100000000000 + n))::uuid", "bigint": "n"}[kind]
     as_user = {"uuid": "('00000000-0000-4000-8000-' || (100000000000 + n % 1000))::uuid", "text": "'u' || n % 1000"}[

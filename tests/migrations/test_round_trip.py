@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -80,10 +81,12 @@ def test_each_revision_is_undone_and_done_again_exactly(host: Database) -> None:
         host.upgrade(revision)
         upwards[revision] = between(host)
     head = schema_of(host)
+    # by day the oldest server goes up again from the base alone
+    returns = FROM if NIGHTLY or host.profile.name == "pg18" else FROM[:1]
     for below, revision in reversed(list(zip(["base", *REVISIONS], REVISIONS, strict=False))):
         host.downgrade("-1")
         assert difference(upwards[below], between(host)) == {}, f"{revision} is not undone"
-        if below in FROM:
+        if below in returns:
             host.upgrade(HEAD)
             assert difference(head, schema_of(host)) == {}, f"up again from {below}"
             host.downgrade(below)
@@ -231,13 +234,11 @@ def visible(database: Database, login: str) -> int:
         "SELECT to_regnamespace(name)::oid FROM unnest(ARRAY[{schema_name}, {quarantine_name}]) AS name))"
     )
     seen = 0
-    for table in tables:
-        with database.connect(login) as conn:
-            conn.execute(database.text("SELECT set_config({territory_guc}, 'CH', true)"))
-            try:
+    with database.connect(login, autocommit=True) as conn:
+        conn.execute(database.text("SELECT set_config({territory_guc}, 'CH', false)"))
+        for table in tables:
+            with suppress(psycopg.errors.InsufficientPrivilege):
                 seen += conn.execute(f"SELECT count(*) FROM {table} WHERE territory = 'CH'").fetchall()[0][0]
-            except psycopg.errors.InsufficientPrivilege:
-                continue
     return seen
 
 

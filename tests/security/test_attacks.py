@@ -174,6 +174,11 @@ def outcome(stage: tuple[Database, dict[str, str]], attack: Attack, without: str
         return attack.attempt(scene), scene.heard
 
 
+def is_controlled(profile: Profile) -> bool:
+    """Whether an attack is tried without its defence, too: by day that it can succeed is shown on the newest server."""
+    return NIGHTLY or profile.name == "pg18"
+
+
 @pytest.mark.parametrize("attack", ATTACKS, ids=str)
 def test_the_attack_fails_and_succeeds_only_without_its_defence(
     stage: tuple[Database, dict[str, str]], attack: Attack
@@ -182,8 +187,9 @@ def test_the_attack_fails_and_succeeds_only_without_its_defence(
         return
     succeeded, heard = outcome(stage, attack)
     assert not succeeded, heard
-    succeeded, heard = outcome(stage, attack, attack.without)
-    assert succeeded, f"this attack can't succeed at all, so it proves nothing: {heard}"
+    if is_controlled(stage[0].profile):
+        succeeded, heard = outcome(stage, attack, attack.without)
+        assert succeeded, f"this attack can't succeed at all, so it proves nothing: {heard}"
 
 
 def test_there_are_as_many_attacks_as_were_promised_and_none_twice() -> None:
@@ -216,8 +222,9 @@ def test_attacks_on_a_host_fail_and_succeed_only_without_their_defence(
             with subtests.test(attack.name):
                 succeeded, heard = outcome_on_host(stage, attack, "", readable, stack)
                 assert not succeeded, heard
-                succeeded, heard = outcome_on_host(stage, attack, attack.without, readable, stack)
-                assert succeeded, f"this attack can't succeed at all, so it proves nothing: {heard}"
+                if is_controlled(host.profile):
+                    succeeded, heard = outcome_on_host(stage, attack, attack.without, readable, stack)
+                    assert succeeded, f"this attack can't succeed at all, so it proves nothing: {heard}"
 
 
 def attacks_on(shape: Shape) -> Iterator[Attack]:

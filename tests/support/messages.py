@@ -33,21 +33,23 @@ def messages() -> Iterator[Message]:
     """Those whose text, or a part of it, stands where they are raised."""
     for file in sorted((ROOT / "leadprotect").rglob("*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))
+        constants = _constants(tree)
         for function in ast.walk(tree):
             if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
                 place = f"{file.relative_to(ROOT)}, {function.name}()"
-                yield from _of_function(function, place, _constants(tree))
+                yield from _of_function(function, place, constants)
 
 
 def _of_function(function: ast.AST, place: str, known: dict[str, ast.expr]) -> Iterator[Message]:
+    nodes = [*ast.walk(function)]
     given = known | {
         target.id: node.value
-        for node in ast.walk(function)
+        for node in nodes
         if isinstance(node, ast.Assign)
         for target in node.targets
         if isinstance(target, ast.Name)
     }
-    for node in ast.walk(function):
+    for node in nodes:
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
             called = node.exc.func
             kind = (
