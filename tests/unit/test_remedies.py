@@ -99,7 +99,11 @@ def resolve(words: list[str]) -> None:
     """Find the command and its options, as click does; what is said in capitals stands for something of the user's."""
     command: click.Command = main
     while isinstance(command, click.Group) and words:
+        while words[0] in {name for parameter in command.params for name in parameter.opts}:
+            words = words[2:]  # an option of the group, and its value: leadprotect --on DE status
         known = members(command)
+        if words[0] == "X" and command is main:
+            return  # the command that the user gave
         if words[0] not in known and "run" in known:
             command = known["run"]
             break
