@@ -18,7 +18,7 @@ from leadprotect.database import bound, connection, transactions, waiting
 from leadprotect.doctor import likeness, shipped
 from leadprotect.settings.load import _warn_once  # a process has one environment
 from tests.hosts import ON_THE_OLDEST
-from tests.support import durations, servers, sessions
+from tests.support import children, durations, servers, sessions
 from tests.support.database import Database
 from tests.support.profiles import EXTRA, NIGHTLY, OLDEST, PROFILES, Profile
 from tests.support.revisions import MIGRATE_HEAD
@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 
 NUMBERS = itertools.count(1)
 STEPPING = {"owners_from": "column, activities", "owner_column": "seller"}
+CHILDREN = {"lead_tables": children.LEAD_TABLES}
+SET = {"stepping": STEPPING, "children": CHILDREN, "protected": CHILDREN}
+"""Phase -> the settings that its databases have, beside those of the profile."""
+MADE_OF = {"children": "expanded", "protected": "children"}
+"""Phase -> the phase whose template becomes the one of it."""
 QUICK = {None, PROFILES[0].name, "screens"}
 """Where --quick runs a test: the embedded server, or none."""
 
@@ -229,25 +234,30 @@ def make_database(
     templates: dict[tuple[str, str], str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Callable[..., Database]]:
-    """A function that makes a database of a phase: empty, host, expanded (migrate head), head, or stepping.
+    """A function that makes a database of a phase: empty, host, expanded (migrate head), head, or one of `SET`.
 
-    The last is a head whose leads have a column for the owner. `on` is another server than the profile's.
+    Stepping is a head whose leads have a column for the owner; children are tables that hold data of leads, at the
+    migrate step, or protected at head. `on` is another server than the profile's.
     """
     usual = running(profile.major)
     before: dict[str, str] = {}
     with ExitStack() as stack:
 
+        def template(server: servers.Server, phase: str) -> str:
+            key = (f"{profile.name}{'' if server is usual else f' on {server.host}'}", phase)
+            if key not in templates:
+                base = template(server, MADE_OF[phase]) if phase in MADE_OF else None
+                templates[key] = make_template(server, profile, phase, monkeypatch, base)
+            return templates[key]
+
         def make(phase: str = "head", *, on: servers.Server | None = None, **overrides: str) -> Database:
             server = on or usual
-            key = (f"{profile.name}{f' on {on.host}' if on else ''}", phase)
-            if key not in templates:
-                templates[key] = make_template(server, profile, phase, monkeypatch)
             name = f"t{next(NUMBERS)}_{os.getpid()}"
-            janitor = janitor_of(server, name, templates[key])
+            janitor = janitor_of(server, name, template(server, phase))
             janitor.init()
             stack.callback(janitor.drop)
             before.update(sessions.roles(usual) | before)  # with those that the template has just brought
-            database = Database(server, profile, name, (STEPPING if phase == "stepping" else {}) | overrides)
+            database = Database(server, profile, name, SET.get(phase, {}) | overrides)
             use(database, monkeypatch)
             return database
 
@@ -285,10 +295,20 @@ def use(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.current.cache_clear()
 
 
-def make_template(server: servers.Server, profile: Profile, phase: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def make_template(
+    server: servers.Server, profile: Profile, phase: str, monkeypatch: pytest.MonkeyPatch, base: str | None = None
+) -> str:
     name = f"template_{profile.name}_{phase}"
-    janitor_of(server, name, None).init()
-    database = Database(server, profile, name, dict(STEPPING) if phase == "stepping" else {})
+    janitor_of(server, name, base).init()
+    database = Database(server, profile, name, {**SET.get(phase, {})})
+    if phase == "children":
+        children.add(database)
+    if phase == "protected":
+        with monkeypatch.context() as patch:
+            use(database, patch)
+            database.upgrade("head", contract="require")
+    if base:
+        return name
     if phase != "empty":
         database.create_host_tables()
     if phase == "stepping":

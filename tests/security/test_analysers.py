@@ -115,6 +115,9 @@ def changes(database: Database, folder: Path) -> str:
     return done.stdout if done.returncode else ""
 
 
+AGAIN = pytest.mark.nightly("by day a policy more and a grant more are told, and doctor knows each such change")
+
+
 @pytest.mark.profiles("pg18")
 def test_no_policy_changed_without_somebody_s_word(database: Database, tmp_path: Path) -> None:
     assert "" == changes(database, tmp_path), "make policies, and read what it changed"
@@ -125,9 +128,9 @@ def test_no_policy_changed_without_somebody_s_word(database: Database, tmp_path:
     "damage",
     [
         "CREATE POLICY stray ON {schema}.lead_access_audit USING (true)",
-        "DROP POLICY {border_policy} ON {leads}",
-        "ALTER POLICY lp_border ON {schema}.user_lead_assignments USING (true)",
-        "ALTER TABLE {schema}.territories NO FORCE ROW LEVEL SECURITY",
+        pytest.param("DROP POLICY {border_policy} ON {leads}", marks=AGAIN),
+        pytest.param("ALTER POLICY lp_border ON {schema}.user_lead_assignments USING (true)", marks=AGAIN),
+        pytest.param("ALTER TABLE {schema}.territories NO FORCE ROW LEVEL SECURITY", marks=AGAIN),
         "GRANT DELETE ON {schema}.lead_access_audit TO PUBLIC",
     ],
 )

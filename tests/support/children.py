@@ -31,12 +31,15 @@ CREATE INDEX ON {NOTES} (lead_id);
 """
 
 
-def with_children(make_database: Callable[..., Database], **overrides: str) -> Database:
-    """A database at the migrate step whose settings name both tables, and whose sellers may read and write them."""
-    database = make_database("expanded", **{"lead_tables": LEAD_TABLES} | overrides)
+def add(database: Database) -> None:
+    """Make both tables, and let sellers read and write them."""
     database.sql_script(TABLES)
     grant(database, "seller_de", "seller_ch", "seller_both", "manager_de")
-    return database
+
+
+def with_children(make_database: Callable[..., Database], **overrides: str) -> Database:
+    """A database at the migrate step whose settings name both tables, and whose sellers may read and write them."""
+    return make_database("children", **overrides)
 
 
 def grant(database: Database, *logins: str) -> None:
@@ -46,6 +49,9 @@ def grant(database: Database, *logins: str) -> None:
 
 
 def contracted(make_database: Callable[..., Database], **overrides: str) -> Database:
+    """The same at head; with other settings, contract is carried out for this one."""
+    if not overrides:
+        return make_database("protected")
     database = with_children(make_database, **overrides)
     database.upgrade("head", contract="require")
     return database
