@@ -31,7 +31,7 @@ STEPPING = {"owners_from": "column, activities", "owner_column": "seller"}
 CHILDREN = {"lead_tables": children.LEAD_TABLES}
 SET = {"stepping": STEPPING, "children": CHILDREN, "protected": CHILDREN}
 """Phase -> the settings that its databases have, beside those of the profile."""
-MADE_OF = {"children": "expanded", "protected": "children"}
+MADE_OF = {"children": "expanded", "protected": "children", "left": "head"}
 """Phase -> the phase whose template becomes the one of it."""
 QUICK = {None, PROFILES[0].name, "screens"}
 """Where --quick runs a test: the embedded server, or none."""
@@ -234,10 +234,10 @@ def make_database(
     templates: dict[tuple[str, str], str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Callable[..., Database]]:
-    """A function that makes a database of a phase: empty, host, expanded (migrate head), head, or one of `SET`.
+    """A function that makes a database of a phase: empty, host, expanded (migrate head), head, left, or one of `SET`.
 
     Stepping is a head whose leads have a column for the owner; children are tables that hold data of leads, at the
-    migrate step, or protected at head. `on` is another server than the profile's.
+    migrate step, or protected at head; left is the base after a downgrade. `on` is another server than the profile's.
     """
     usual = running(profile.major)
     before: dict[str, str] = {}
@@ -307,6 +307,10 @@ def make_template(
         with monkeypatch.context() as patch:
             use(database, patch)
             database.upgrade("head", contract="require")
+    if phase == "left":
+        with monkeypatch.context() as patch:
+            use(database, patch)
+            database.downgrade()
     if base:
         return name
     if phase != "empty":

@@ -15,18 +15,21 @@ import pytest
 from click.testing import CliRunner
 
 from leadprotect import settings
+from leadprotect.access import ways
 from leadprotect.cli import main, output
 from leadprotect.settings.files import CONFIG, write_ini
+from tests.conftest import janitor_of
 from tests.support.auditing import record, seal
 from tests.support.chains import Project
 from tests.support.commands import members
 from tests.support.database import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.support.database import Database
+    from tests.support.profiles import Profile
 
 PAGE = ROOT / "docs/reference/json.md"
 RFC_3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
@@ -189,23 +192,43 @@ def test_no_command_that_answers_in_json_is_forgotten() -> None:
     assert set(ASKED) | MEASURED_FOR_MINUTES == set(commands(main))
 
 
+TOLD_OF: dict[str, Any] = {}
+"""The lead of the databases that tests copy, by profile."""
+
+
+@pytest.fixture
+def told_of(
+    profile: Profile, make_database: Callable[..., Database], templates: dict[tuple[str, str], str]
+) -> tuple[Database, Any]:
+    """A database at the migrate step that has something to tell, and its lead; made once and copied."""
+    key = (profile.name, "told of")
+    if key not in templates:
+        database = make_database("expanded")
+        lead = database.lead("DE", owner=database.user(1))
+        database.rule(database.user(2), "COLLABORATOR")
+        record(database)
+        seal(database)
+        ran = CliRunner().invoke(main, ["backfill", "run", "DE", "CH"])
+        assert 0 == ran.exit_code, ran.output
+        ways.close()
+        janitor_of(database.server, f"template_{profile.name}_told", database.name).init()
+        templates[key] = f"template_{profile.name}_told"
+        TOLD_OF[profile.name] = lead
+    return make_database(key[1]), TOLD_OF[profile.name]
+
+
 @pytest.mark.profiles("pg18")
 @pytest.mark.parametrize("command", ASKED, ids=" ".join)
 def test_every_time_in_json_is_rfc_3339_with_a_zone(
-    expanded: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: tuple[str, ...]
+    told_of: tuple[Database, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
+    expanded, lead = told_of
     if command[0] in OF_A_CHAIN:
         project = Project(tmp_path)
         project.add("crm_0001_expand_tables")
         monkeypatch.setenv(CONFIG, str(project.ini))
-    lead = expanded.lead("DE", owner=expanded.user(1))
-    expanded.rule(expanded.user(2), "COLLABORATOR")
-    record(expanded)
-    seal(expanded)
     # a session with a zone of its own, which is no reason to tell another time
     expanded.sql(f"ALTER DATABASE \"{expanded.name}\" SET timezone = 'Asia/Kolkata'")
-    ran = CliRunner().invoke(main, ["backfill", "run", "DE", "CH"])
-    assert 0 == ran.exit_code, ran.output
     now = datetime.now(UTC).isoformat()
     if command[0] == "move":
         file = write_ini(tmp_path)

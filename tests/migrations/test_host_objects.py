@@ -10,6 +10,7 @@ import pytest
 from leadprotect.settings import ident
 from leadprotect.settings.names import HOST_POLICIES, HOST_TRIGGERS
 from tests.migrations.test_preflight import refused
+from tests.support.profiles import NIGHTLY
 from tests.support.revisions import HEAD, MIGRATE_HEAD
 
 if TYPE_CHECKING:
@@ -69,8 +70,9 @@ def test_a_trigger_of_our_name_is_refused_at_the_migrate_step(expanded: Database
             assert MIGRATE_HEAD == expanded.revision()
             drop(expanded, made, table)
     assert (refusals == 0) == (name == "note_writes")  # ours stands on both tables
-    expanded.upgrade()  # without it, nothing is in the way
-    assert HEAD == expanded.revision()
+    if NIGHTLY or name == TRIGGERS[0]:
+        expanded.upgrade()  # without it, nothing is in the way
+        assert HEAD == expanded.revision()
 
 
 @pytest.mark.parametrize("name", HOST_POLICIES)

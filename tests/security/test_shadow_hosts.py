@@ -23,7 +23,7 @@ pytestmark = pytest.mark.profiles("pg18", "pg15")
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 SEED = 20261128
-STATEMENTS = 600 if NIGHTLY else 60
+STATEMENTS = 600 if NIGHTLY else 40
 WORK = {
     "update": "UPDATE {leads} SET remark = 'changed' WHERE {lead_id} = ANY (%(leads)s)",
     "delete": "DELETE FROM {leads} WHERE {lead_id} = ANY (%(leads)s)",
