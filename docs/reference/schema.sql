@@ -36,12 +36,12 @@
 --    1320  Hand-overs
 --    1667  Decision
 --    2209  Attempts and audit
---    3235  Seals
---    3720  Transition
---    4060  Shadow
---    4550  Backfill and verification
---    5517  Gate
---    6630  Host
+--    3242  Seals
+--    3727  Transition
+--    4067  Shadow
+--    4557  Backfill and verification
+--    5524  Gate
+--    6637  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -85,7 +85,7 @@
 --    publish_territories, keep_assignment, end_lead_rules, end_rules, in_force, begins,
 --    collaboration, require_not_moving, host_lead, host_leads, protected_leads, hold_leads,
 --    write_owner_column, bounded, refuse_change, secure_audit_table, add_audit_partition,
---    clear_audit_default, edit_own_one, edit_own, audit_settled_until, sealed_numbers,
+--    clear_audit_default, edit_own_one, edit_together, audit_settled_until, sealed_numbers,
 --    append_audit_seal, is_code, decision, unsuspended, require_fresh_rules, decide_locked,
 --    write_audit, denial_proof, draw_denial, deny, answered, require, try_edit, lead_for_ownership,
 --    is_manager, try_change_owner, change_together, try_change_sharing, make_rule, revoke_rule,
@@ -2220,14 +2220,21 @@ GRANT ALL ON FUNCTION leadprotect.protection_page(after uuid, page_size integer)
 CREATE FUNCTION leadprotect.collaboration(lead uuid, caller uuid, here text) RETURNS SETOF text
     LANGUAGE sql STABLE ROWS 1
     BEGIN ATOMIC
- SELECT format('rule for the %s since %s'::text,
-         CASE
-             WHEN (r.lead_id IS NULL) THEN 'territory'::text
-             ELSE 'lead'::text
-         END, to_char((r.effective_from AT TIME ZONE 'Etc/UTC'::text), 'YYYY-MM-DD HH24:MI:SS.US "UTC"'::text)) AS format
-    FROM leadprotect.lead_protection_rules r
-   WHERE ((r.user_id = collaboration.caller) AND (r.territory = collaboration.here) AND (r.protection = 'COLLABORATOR'::leadprotect.protection_type) AND ((r.lead_id IS NULL) OR (r.lead_id = collaboration.lead)) AND leadprotect.in_force(r.active, r.effective_from, r.effective_to) AND ((r.effective_to IS NULL) OR (clock_timestamp() < r.effective_to)))
-   ORDER BY r.lead_id, r.effective_from
+ SELECT format('rule for the %s since %s'::text, u.of, to_char((u.effective_from AT TIME ZONE 'Etc/UTC'::text), 'YYYY-MM-DD HH24:MI:SS.US "UTC"'::text)) AS format
+    FROM (( SELECT 'lead'::text AS of,
+             r.effective_from
+            FROM leadprotect.lead_protection_rules r
+           WHERE ((r.user_id = collaboration.caller) AND (r.territory = collaboration.here) AND (r.protection = 'COLLABORATOR'::leadprotect.protection_type) AND (r.lead_id = collaboration.lead) AND leadprotect.in_force(r.active, r.effective_from, r.effective_to) AND ((r.effective_to IS NULL) OR (clock_timestamp() < r.effective_to)))
+           ORDER BY r.effective_from
+          LIMIT 1)
+         UNION ALL
+         ( SELECT 'territory'::text,
+             r.effective_from
+            FROM leadprotect.lead_protection_rules r
+           WHERE ((r.user_id = collaboration.caller) AND (r.territory = collaboration.here) AND (r.protection = 'COLLABORATOR'::leadprotect.protection_type) AND (r.lead_id IS NULL) AND leadprotect.in_force(r.active, r.effective_from, r.effective_to) AND ((r.effective_to IS NULL) OR (clock_timestamp() < r.effective_to)))
+           ORDER BY r.effective_from
+          LIMIT 1)) u
+   ORDER BY u.of
   LIMIT 1;
 END;
 
@@ -6821,9 +6828,9 @@ COMMENT ON FUNCTION leadprotect.edit_own_one(lead uuid, remark text) IS 'Whether
 
 REVOKE ALL ON FUNCTION leadprotect.edit_own_one(lead uuid, remark text) FROM PUBLIC;
 
--- function edit_own, lp_0003_expand_audit
+-- function edit_together, lp_0003_expand_audit
 
-CREATE FUNCTION leadprotect.edit_own(leads uuid[], remark text) RETURNS uuid[]
+CREATE FUNCTION leadprotect.edit_together(leads uuid[], remark text) RETURNS uuid[]
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
@@ -6832,26 +6839,63 @@ CREATE FUNCTION leadprotect.edit_own(leads uuid[], remark text) RETURNS uuid[]
           author uuid := "leadprotect".parse_user(pg_catalog.current_setting('app.user_id', true));
           here text := pg_catalog.current_setting('app.territory', true);
           own uuid[];
+          shared uuid[] := '{}';
+          allowed uuid[];
         BEGIN
           PERFORM "leadprotect".require_fresh_rules();
-          own := ARRAY(
-            SELECT a.lead_id FROM "leadprotect".user_lead_assignments AS a
-            WHERE a.lead_id = ANY (leads) AND a.territory = here AND a.user_id = author AND "leadprotect".is_member(here)
-            ORDER BY a.lead_id FOR SHARE);
-          own := ARRAY(SELECT e.lead FROM "leadprotect".editable_among(own) AS e WHERE e.reason = 'owner');
-          INSERT INTO "leadprotect".lead_access_audit
-            (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
-          SELECT o.lead, author, (SELECT "leadprotect".acting_role()), here, 'EDIT', 'ALLOW', 'owner', remark,
-                 (SELECT "leadprotect".bounded(pg_catalog.current_setting('app.correlation_id', true))), 'assignment'
-          FROM unnest(own) AS o (lead) LEFT JOIN LATERAL "leadprotect".recorded_edit(o.lead, author) AS r (id) ON true
-          WHERE r.id IS NULL;
-          RETURN own;
+          IF author IS NULL OR NOT "leadprotect".is_member(here) THEN
+            RETURN '{}';
+          END IF;
+          IF EXISTS (
+            SELECT FROM "leadprotect".lead_protection_rules AS r
+            WHERE r.user_id = author AND r.territory = here AND r.protection = 'COLLABORATOR')
+          THEN
+            SELECT coalesce(array_agg(e.lead) FILTER (WHERE e.reason = 'owner'), '{}'),
+                   coalesce(array_agg(e.lead) FILTER (WHERE e.reason = 'collaborator'), '{}')
+            INTO own, shared FROM "leadprotect".editable_among(leads) AS e;
+          END IF;
+          IF cardinality(shared) = 0 THEN
+            own := ARRAY(
+              SELECT a.lead_id FROM "leadprotect".user_lead_assignments AS a
+              WHERE a.lead_id = ANY (leads) AND a.territory = here AND a.user_id = author
+              ORDER BY a.lead_id FOR SHARE);
+          ELSE
+            leads := own || shared;
+            SELECT coalesce(array_agg(a.lead_id) FILTER (WHERE a.user_id = author), '{}') INTO own
+            FROM (
+              SELECT a.lead_id, a.user_id FROM "leadprotect".user_lead_assignments AS a
+              WHERE a.lead_id = ANY (leads) AND a.territory = here
+              ORDER BY a.lead_id FOR SHARE) AS a;
+            PERFORM FROM "leadprotect".lead_protection_rules AS r
+              WHERE r.user_id = author AND r.territory = here AND r.protection = 'COLLABORATOR' AND r.lead_id = ANY (shared)
+              ORDER BY r.lead_id, r.effective_from FOR SHARE;
+            PERFORM FROM "leadprotect".lead_protection_rules AS r
+              WHERE r.user_id = author AND r.territory = here AND r.protection = 'COLLABORATOR' AND r.lead_id IS NULL
+              ORDER BY r.effective_from FOR SHARE;
+          END IF;
+          -- what nobody owns may have no assignment, and rests on its rule
+          WITH decided AS MATERIALIZED (
+            SELECT e.lead, e.reason, 'assignment' AS basis FROM "leadprotect".editable_among(own) AS e WHERE e.reason = 'owner'
+            UNION ALL
+            SELECT e.lead, e.reason, c.rule
+            FROM "leadprotect".editable_among(shared) AS e, LATERAL "leadprotect".collaboration(e.lead, author, here) AS c (rule)
+            WHERE e.reason = 'collaborator'
+          ), recorded AS (
+            INSERT INTO "leadprotect".lead_access_audit
+              (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
+            SELECT d.lead, author, (SELECT "leadprotect".acting_role()), here, 'EDIT', 'ALLOW', d.reason, remark,
+                   (SELECT "leadprotect".bounded(pg_catalog.current_setting('app.correlation_id', true))), d.basis
+            FROM decided AS d LEFT JOIN LATERAL "leadprotect".recorded_edit(d.lead, author) AS r (id) ON true
+            WHERE r.id IS NULL
+          )
+          SELECT coalesce(array_agg(d.lead), '{}') INTO allowed FROM decided AS d;
+          RETURN allowed;
         END
         $$;
 
-COMMENT ON FUNCTION leadprotect.edit_own(leads uuid[], remark text) IS 'Decides edits of leads that the user in context owns, under locks, and records each once a transaction; returns those';
+COMMENT ON FUNCTION leadprotect.edit_together(leads uuid[], remark text) IS 'Decides edits of leads that the user in context owns or shares, under locks, and records each once a transaction; returns those';
 
-REVOKE ALL ON FUNCTION leadprotect.edit_own(leads uuid[], remark text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION leadprotect.edit_together(leads uuid[], remark text) FROM PUBLIC;
 
 -- function follow_lead, lp_0010_expand_lead_triggers
 
@@ -7358,7 +7402,7 @@ CREATE FUNCTION leadprotect.audit_edits() RETURNS trigger
           IF NOT bound OR cardinality(leads) = 0 THEN
             RETURN NULL;
           END IF;
-          own := "leadprotect".edit_own(leads, remark);
+          own := "leadprotect".edit_together(leads, remark);
           IF cardinality(own) = cardinality(leads) THEN
             RETURN NULL;
           END IF;
@@ -7673,7 +7717,7 @@ CREATE FUNCTION leadprotect.child_edits() RETURNS trigger
           END IF;
           bound := "leadprotect".acts_bound_on(TG_RELID);
           IF bound THEN
-            own := "leadprotect".edit_own(leads, remark);
+            own := "leadprotect".edit_together(leads, remark);
           END IF;
           IF cardinality(own) < cardinality(leads) THEN
             FOR lead IN SELECT unnest(leads) EXCEPT SELECT unnest(own) ORDER BY 1 LOOP

@@ -369,7 +369,7 @@ def create_rule_check() -> None:
 
 def create_collaboration() -> None:
     # What lets a collaborator edit, as the audit keeps it. By the clock: a rule may end while the caller's statement
-    # goes on. The planner puts its body where it is asked.
+    # goes on. Two probes, whatever else is shared with him; the planner puts its body where it is asked.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.collaboration(lead {lead_id_type}, caller {user_id_type}, here text)
@@ -377,14 +377,26 @@ def create_collaboration() -> None:
         LANGUAGE sql
         STABLE ROWS 1
         BEGIN ATOMIC
-          SELECT pg_catalog.format('rule for the %s since %s', CASE WHEN r.lead_id IS NULL THEN 'territory' ELSE 'lead' END,
-                   pg_catalog.to_char(r.effective_from AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS.US "UTC"'))
-          FROM {schema}.lead_protection_rules AS r
-          WHERE r.user_id = collaboration.caller AND r.territory = collaboration.here AND r.protection = 'COLLABORATOR'
-            AND (r.lead_id IS NULL OR r.lead_id = collaboration.lead)
-            AND {schema}.in_force(r.active, r.effective_from, r.effective_to)
-            AND (r.effective_to IS NULL OR pg_catalog.clock_timestamp() < r.effective_to)
-          ORDER BY r.lead_id NULLS LAST, r.effective_from LIMIT 1;
+          SELECT pg_catalog.format('rule for the %s since %s', u.of,
+                   pg_catalog.to_char(u.effective_from AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS.US "UTC"'))
+          FROM (
+            (SELECT 'lead' AS of, r.effective_from
+             FROM {schema}.lead_protection_rules AS r
+             WHERE r.user_id = collaboration.caller AND r.territory = collaboration.here AND r.protection = 'COLLABORATOR'
+               AND r.lead_id = collaboration.lead
+               AND {schema}.in_force(r.active, r.effective_from, r.effective_to)
+               AND (r.effective_to IS NULL OR pg_catalog.clock_timestamp() < r.effective_to)
+             ORDER BY r.effective_from LIMIT 1)
+            UNION ALL
+            (SELECT 'territory', r.effective_from
+             FROM {schema}.lead_protection_rules AS r
+             WHERE r.user_id = collaboration.caller AND r.territory = collaboration.here AND r.protection = 'COLLABORATOR'
+               AND r.lead_id IS NULL
+               AND {schema}.in_force(r.active, r.effective_from, r.effective_to)
+               AND (r.effective_to IS NULL OR pg_catalog.clock_timestamp() < r.effective_to)
+             ORDER BY r.effective_from LIMIT 1)
+          ) AS u
+          ORDER BY u.of LIMIT 1;
         END;
         COMMENT ON FUNCTION {schema}.collaboration({lead_id_type}, {user_id_type}, text) IS
         'The rule by which a user may edit the lead of somebody else, as the audit names it; none where it has ended';

@@ -512,8 +512,9 @@ def create_who_could_edit() -> None:
 
 def create_edits_of_own() -> None:
     # For the triggers of contract. The owner's plain case first, one lead of his: the same locks, decision and row as of
-    # many. Of these the assignments are locked in the order of the ids, and of what is locked owners are decided together,
-    # in a snapshot of its own. A lead that became his since then is decided alone, and locked there.
+    # many. Of these the assignments are locked in the order of the ids, then the rules by which some are shared with him,
+    # and what rests on them is decided together, in a snapshot of its own. A lead that became his since then, or shared
+    # with him, is decided alone, and locked there.
     op.execute(
         sql("""
         CREATE FUNCTION {schema}.edit_own_one(lead {lead_id_type}, remark text)
@@ -547,7 +548,7 @@ def create_edits_of_own() -> None:
         COMMENT ON FUNCTION {schema}.edit_own_one({lead_id_type}, text) IS
         'Whether an edit is the plain case of the owner of its lead; if so it is decided under locks and recorded once a transaction';
         REVOKE ALL ON FUNCTION {schema}.edit_own_one({lead_id_type}, text) FROM PUBLIC;
-        CREATE FUNCTION {schema}.edit_own(leads {lead_id_type}[], remark text)
+        CREATE FUNCTION {schema}.edit_together(leads {lead_id_type}[], remark text)
         RETURNS {lead_id_type}[]
         LANGUAGE plpgsql
         SET search_path = pg_catalog, pg_temp
@@ -557,25 +558,62 @@ def create_edits_of_own() -> None:
           author {user_id_type} := {schema}.parse_user({declared_user});
           here text := {declared_territory};
           own {lead_id_type}[];
+          shared {lead_id_type}[] := '{}';
+          allowed {lead_id_type}[];
         BEGIN
           PERFORM {schema}.require_fresh_rules();
-          own := ARRAY(
-            SELECT a.lead_id FROM {schema}.user_lead_assignments AS a
-            WHERE a.lead_id = ANY (leads) AND a.territory = here AND a.user_id = author AND {schema}.is_member(here)
-            ORDER BY a.lead_id FOR SHARE);
-          own := ARRAY(SELECT e.lead FROM {schema}.editable_among(own) AS e WHERE e.reason = 'owner');
-          INSERT INTO {schema}.lead_access_audit
-            (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
-          SELECT o.lead, author, (SELECT {schema}.acting_role()), here, 'EDIT', 'ALLOW', 'owner', remark,
-                 (SELECT {schema}.bounded({declared_correlation})), 'assignment'
-          FROM unnest(own) AS o (lead) LEFT JOIN LATERAL {schema}.recorded_edit(o.lead, author) AS r (id) ON true
-          WHERE r.id IS NULL;
-          RETURN own;
+          IF author IS NULL OR NOT {schema}.is_member(here) THEN
+            RETURN '{}';
+          END IF;
+          IF EXISTS (
+            SELECT FROM {schema}.lead_protection_rules AS r
+            WHERE r.user_id = author AND r.territory = here AND r.protection = 'COLLABORATOR')
+          THEN
+            SELECT coalesce(array_agg(e.lead) FILTER (WHERE e.reason = 'owner'), '{}'),
+                   coalesce(array_agg(e.lead) FILTER (WHERE e.reason = 'collaborator'), '{}')
+            INTO own, shared FROM {schema}.editable_among(leads) AS e;
+          END IF;
+          IF cardinality(shared) = 0 THEN
+            own := ARRAY(
+              SELECT a.lead_id FROM {schema}.user_lead_assignments AS a
+              WHERE a.lead_id = ANY (leads) AND a.territory = here AND a.user_id = author
+              ORDER BY a.lead_id FOR SHARE);
+          ELSE
+            leads := own || shared;
+            SELECT coalesce(array_agg(a.lead_id) FILTER (WHERE a.user_id = author), '{}') INTO own
+            FROM (
+              SELECT a.lead_id, a.user_id FROM {schema}.user_lead_assignments AS a
+              WHERE a.lead_id = ANY (leads) AND a.territory = here
+              ORDER BY a.lead_id FOR SHARE) AS a;
+            PERFORM FROM {schema}.lead_protection_rules AS r
+              WHERE r.user_id = author AND r.territory = here AND r.protection = 'COLLABORATOR' AND r.lead_id = ANY (shared)
+              ORDER BY r.lead_id, r.effective_from FOR SHARE;
+            PERFORM FROM {schema}.lead_protection_rules AS r
+              WHERE r.user_id = author AND r.territory = here AND r.protection = 'COLLABORATOR' AND r.lead_id IS NULL
+              ORDER BY r.effective_from FOR SHARE;
+          END IF;
+          -- what nobody owns may have no assignment, and rests on its rule
+          WITH decided AS MATERIALIZED (
+            SELECT e.lead, e.reason, 'assignment' AS basis FROM {schema}.editable_among(own) AS e WHERE e.reason = 'owner'
+            UNION ALL
+            SELECT e.lead, e.reason, c.rule
+            FROM {schema}.editable_among(shared) AS e, LATERAL {schema}.collaboration(e.lead, author, here) AS c (rule)
+            WHERE e.reason = 'collaborator'
+          ), recorded AS (
+            INSERT INTO {schema}.lead_access_audit
+              (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
+            SELECT d.lead, author, (SELECT {schema}.acting_role()), here, 'EDIT', 'ALLOW', d.reason, remark,
+                   (SELECT {schema}.bounded({declared_correlation})), d.basis
+            FROM decided AS d LEFT JOIN LATERAL {schema}.recorded_edit(d.lead, author) AS r (id) ON true
+            WHERE r.id IS NULL
+          )
+          SELECT coalesce(array_agg(d.lead), '{}') INTO allowed FROM decided AS d;
+          RETURN allowed;
         END
         $body$;
-        COMMENT ON FUNCTION {schema}.edit_own({lead_id_type}[], text) IS
-        'Decides edits of leads that the user in context owns, under locks, and records each once a transaction; returns those';
-        REVOKE ALL ON FUNCTION {schema}.edit_own({lead_id_type}[], text) FROM PUBLIC
+        COMMENT ON FUNCTION {schema}.edit_together({lead_id_type}[], text) IS
+        'Decides edits of leads that the user in context owns or shares, under locks, and records each once a transaction; returns those';
+        REVOKE ALL ON FUNCTION {schema}.edit_together({lead_id_type}[], text) FROM PUBLIC
         """)
     )
 
@@ -606,7 +644,7 @@ def drop_functions() -> None:
     op.execute(
         sql("""
         DROP FUNCTION
-          {schema}.edit_own({lead_id_type}[], text),
+          {schema}.edit_together({lead_id_type}[], text),
           {schema}.edit_own_one({lead_id_type}, text),
           {schema}.who_could_edit({lead_id_type}, timestamptz),
           {schema}.create_audit_partitions(integer, integer),

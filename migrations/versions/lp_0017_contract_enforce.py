@@ -179,8 +179,8 @@ def create_edit_audit() -> None:
         REVOKE ALL ON FUNCTION {schema}.audit_edit() FROM PUBLIC
         """)
     )
-    # The same for all leads of an UPDATE: their rows are locked in the order of their ids, owners are decided together,
-    # and whoever is none is decided alone. The rows are changed already: a denial takes all of it back. Plans are kept:
+    # The same for all leads of an UPDATE: their rows are locked in the order of their ids, what one owns or shares is
+    # decided together, and the rest one by one. The rows are changed already: a denial takes all of it back. Plans are kept:
     # with a list of leads that it knows, the planner would plan every edit of a single lead anew.
     op.execute(
         sql("""
@@ -284,7 +284,7 @@ def create_edit_audit() -> None:
           IF NOT bound OR cardinality(leads) = 0 THEN
             RETURN NULL;
           END IF;
-          own := {schema}.edit_own(leads, remark);
+          own := {schema}.edit_together(leads, remark);
           IF cardinality(own) = cardinality(leads) THEN
             RETURN NULL;
           END IF;

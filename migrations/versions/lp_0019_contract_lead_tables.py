@@ -264,7 +264,7 @@ def create_edit_triggers() -> None:
           END IF;
           bound := {schema}.acts_bound_on(TG_RELID);
           IF bound THEN
-            own := {schema}.edit_own(leads, remark);
+            own := {schema}.edit_together(leads, remark);
           END IF;
           IF cardinality(own) < cardinality(leads) THEN
             FOR lead IN SELECT unnest(leads) EXCEPT SELECT unnest(own) ORDER BY 1 LOOP

@@ -1662,7 +1662,7 @@ RECORDS = [
     Attack(
         "write a time of one's own zone into the basis of an edit",
         ("SET DateStyle = 'SQL, DMY'; SET TimeZone = '<UTC>-12'", EDIT + "{shared}"),
-        "CREATE OR REPLACE FUNCTION {schema}.decide_locked(lead {lead_id_type}, OUT reason text, OUT basis text) LANGUAGE sql AS $$ SELECT 'collaborator', 'rule since ' || '1999-01-01' $$",
+        "CREATE OR REPLACE FUNCTION {schema}.collaboration(lead {lead_id_type}, caller {user_id_type}, here text) RETURNS SETOF text LANGUAGE sql STABLE ROWS 1 AS $$ SELECT 'rule since ' || '1999-01-01' $$",
         truth="SELECT count(*) FROM {schema}.lead_access_audit AS e WHERE e.basis LIKE 'rule%' AND NOT EXISTS (SELECT FROM {schema}.lead_protection_rules AS r "
         "WHERE e.basis LIKE '%' || to_char(r.effective_from AT TIME ZONE interval '0', 'YYYY-MM-DD HH24:MI:SS.US') || '%')",
         user=3,

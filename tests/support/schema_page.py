@@ -163,8 +163,8 @@ SUBJECTS = (
         "Host",
         """What stands on the host's tables, the functions behind it, and what the tables were like before (that is
         how a downgrade gives them back). The triggers fire ALWAYS: session_replication_role does not silence them.""",
-        "forget_lead asked_by edit_own_one edit_own acts_bound recorded_edit audit_edit audit_edits audit_truncate "
-        "refuse_move refuse_taken own_new_lead hold_leads write_owner_column follow_lead follow_leads "
+        "forget_lead asked_by edit_own_one edit_together acts_bound recorded_edit audit_edit audit_edits "
+        "audit_truncate refuse_move refuse_taken own_new_lead hold_leads write_owner_column follow_lead follow_leads "
         "follow_owner_column hide_owner_column owner_column_differs settle_owner_column settings_at_contract "
         "host_row_security acts_bound_on edit_through child_edit child_edits child_move child_leads child_truncate "
         "lead_table_row_security alembic_version revision_undo host:*",
