@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -452,6 +456,12 @@ def ini(made: Hubs, folder: Path) -> Path:
     return write_ini(folder, {"leadprotect.databases": urls})
 
 
+MAKES_A_POLICY = (
+    "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'leadprotect%' "
+    "AND query LIKE 'CREATE POLICY%'"
+)
+
+
 @pytest.mark.profiles("pg18")
 def test_the_command_line_makes_shows_verifies_and_drops_it(
     hubs: Hubs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -465,6 +475,20 @@ def test_the_command_line_makes_shows_verifies_and_drops_it(
         ran = CliRunner().invoke(main, ["hub", *words, "--in", url])
         assert code == ran.exit_code, ran.output
         return ran.stdout
+
+    # the process itself is killed, long after its first statement
+    with hubs.hub.connect() as lock:
+        lock.execute("LOCK TABLE pg_catalog.pg_policy IN SHARE MODE")
+        words = [sys.executable, "-m", "leadprotect", "hub", "create", "--in", hubs.hub.url]
+        with subprocess.Popen(words, stdout=subprocess.DEVNULL) as process:
+            while not hubs.hub.sql(MAKES_A_POLICY):
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+    while hubs.hub.sql(MAKES_A_POLICY):
+        time.sleep(0.01)
+    assert before == hubs.hub.sql(EVERYTHING)
 
     auditor = ("--auditor", f"{hubs.login('auditor_both')}=DE,CH")
     script = said("create", *auditor, "--sql")
