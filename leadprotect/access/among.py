@@ -41,6 +41,7 @@ class LeadList:
         if isinstance(lead_ids, (str, bytes)) or not isinstance(lead_ids, Iterable):
             raise InvalidRequest(f"lead_ids: {type(lead_ids).__name__} is no collection of ids; of one, give [lead_id]")
         self.given = list(lead_ids)
+        self._keys: list[Any] | None = None
         self._asked = [lead for lead in self.given if lead is not None]
         kind = current().lead_id_type
         try:
@@ -50,9 +51,9 @@ class LeadList:
                 as_lead_id(lead)  # names the first that is wrong
             raise
 
-    def statement(self) -> str:
-        """Which of them may be edited, as one value; its parameter is that of `value`."""
-        return _statement(current())
+    def statement(self, when: str = "") -> str:
+        """Which of them may be edited, as one value; its parameter is that of `value`, sent where `when` is no NULL."""
+        return _statement(current(), when)
 
     def value(self, conn: AnyConnection) -> Any:
         """What stands for them in the statement, once the connection knows how to send it."""
@@ -60,25 +61,30 @@ class LeadList:
             let_send(conn, _Uuids, _UuidsDumper)
         return self._sent
 
+    def expect(self) -> list[Any]:
+        """What an answer is looked up by; made while the server works, it costs nobody anything."""
+        if self._keys is None:
+            self._keys = _each(self._sent.array) if isinstance(self._sent, _Uuids) else self._sent
+        return self._keys
+
     def told(self, found: Any) -> list[bool]:
         """What the value of the statement says of each of `given`."""
-        if isinstance(self._sent, _Uuids):
-            asked = _each(self._sent.array)
-            editable = set(_each(bytes.fromhex(found or "")))
-        else:
-            asked, editable = self._sent, set(found or ())
-        told = map(editable.__contains__, asked)
+        editable = set(_each(bytes.fromhex(found or "")) if isinstance(self._sent, _Uuids) else found or ())
+        told = map(editable.__contains__, self.expect())
         if len(self._asked) == len(self.given):
             return list(told)
         return [lead is not None and next(told) for lead in self.given]
 
 
-def _statement(s: Settings) -> str:
+def _statement(s: Settings, when: str) -> str:
     # in binary, and as one array, a thousand ids cost a fraction of as many rows
     found = "pg_catalog.array_agg(lead)"
     if s.lead_id_type == "uuid":  # as a text, which the driver gives as it is
         found = f"pg_catalog.encode(pg_catalog.array_send({found}), 'hex')"
-    return f"SELECT {found} FROM {render('{schema}.editable_among', s)}(%b::{type_name(s.lead_id_type)}[])"
+    asked = f"%b::{type_name(s.lead_id_type)}[]"
+    if when:
+        asked = f"CASE WHEN {when} IS NOT NULL THEN {asked} END"
+    return f"SELECT {found} FROM {render('{schema}.editable_among', s)}({asked})"
 
 
 class _Uuids:

@@ -140,13 +140,16 @@ class _Editable:
         with its_settings(conn):
             s = current()
             asked = LeadList(leads)
-            declared = send(*setting_context(s, user_id, territory, trace_id()))
-            found = send(asked.statement(), (asked.value(conn),))
+            # in one statement; what is asked hangs on what was declared, so that comes first
+            declaring, values = setting_context(s, user_id, territory, trace_id())
+            statement = f"SELECT ({asked.statement('d.now')}) FROM ({declaring} OFFSET 0) AS d (now)"
+            found = send(statement, (asked.value(conn), *values))
 
         def read() -> list[bool]:
-            if not declared():
+            asked.expect()
+            if not (answers := found()):
                 raise not_here(s, territory)
-            ((answer,),) = found()
+            ((answer,),) = answers
             return asked.told(answer)
 
         return read
