@@ -7057,13 +7057,14 @@ CREATE FUNCTION leadprotect.hide_owner_column() RETURNS trigger
         DECLARE
           same boolean := NEW."id" IS NOT DISTINCT FROM OLD."id";
           author uuid;
-          named uuid := (CASE WHEN NULL::text IS NOT NULL THEN NULL::text::uuid END);
+          named uuid;
           standing uuid;
           reason text;
         BEGIN
           IF same AND OLD."id"::text = pg_catalog.current_setting('app.user_id', true) OR NOT "leadprotect".acts_bound() THEN
             RETURN NEW;
           END IF;
+          named := (CASE WHEN NULL::text IS NOT NULL THEN NULL::text::uuid END);
           reason := "leadprotect".explain_edit(OLD."id");
           IF same THEN
             RETURN CASE WHEN reason IN ('owner', 'collaborator') THEN NEW END;
@@ -7332,9 +7333,11 @@ CREATE FUNCTION leadprotect.audit_edits() RETURNS trigger
           IF false THEN
             -- of whom it is decides follow_leads(); grouped, and sorted below, which stays linear for many
             given := ARRAY(
-              SELECT u."id" FROM (SELECT e."id", e."id" AS named FROM edited AS e
-                                       UNION ALL SELECT s."id", s."id" FROM stepped AS s) AS u
-              GROUP BY u."id" HAVING min(u.named::text) IS DISTINCT FROM max(u.named::text) OR count(u.named) = 1);
+              SELECT g."id" FROM (
+                SELECT u."id" FROM (SELECT e."id", e."id" AS named FROM edited AS e
+                                         UNION ALL SELECT s."id", s."id" FROM stepped AS s) AS u
+                GROUP BY u."id", u.named HAVING count(*) = 1) AS g
+              GROUP BY g."id" HAVING count(*) = 2);
             IF cardinality(given) > 0 AND current_setting('session_replication_role') <> 'replica' THEN
               DECLARE
                 l record;

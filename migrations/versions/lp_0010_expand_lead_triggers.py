@@ -419,13 +419,14 @@ def create_hiding() -> None:
         DECLARE
           same boolean := NEW.{owner_column_here} IS NOT DISTINCT FROM OLD.{owner_column_here};
           author {user_id_type};
-          named {user_id_type} := {owner_in_new};
+          named {user_id_type};
           standing {user_id_type};
           reason text;
         BEGIN
           IF same AND OLD.{owner_column_here}::text = {declared_user} OR NOT {schema}.acts_bound() THEN
             RETURN NEW;
           END IF;
+          named := {owner_in_new};
           reason := {schema}.explain_edit(OLD.{lead_id});
           IF same THEN
             RETURN CASE WHEN reason IN ('owner', 'collaborator') THEN NEW END;

@@ -214,9 +214,11 @@ def create_edit_audit() -> None:
           IF {named} THEN
             -- of whom it is decides follow_leads(); grouped, and sorted below, which stays linear for many
             given := ARRAY(
-              SELECT u.{lead_id} FROM (SELECT e.{lead_id}, e.{owner_column_here} AS named FROM edited AS e
-                                       UNION ALL SELECT s.{lead_id}, s.{owner_column_here} FROM stepped AS s) AS u
-              GROUP BY u.{lead_id} HAVING min(u.named::text) IS DISTINCT FROM max(u.named::text) OR count(u.named) = 1);
+              SELECT g.{lead_id} FROM (
+                SELECT u.{lead_id} FROM (SELECT e.{lead_id}, e.{owner_column_here} AS named FROM edited AS e
+                                         UNION ALL SELECT s.{lead_id}, s.{owner_column_here} FROM stepped AS s) AS u
+                GROUP BY u.{lead_id}, u.named HAVING count(*) = 1) AS g
+              GROUP BY g.{lead_id} HAVING count(*) = 2);
             IF cardinality(given) > 0 AND current_setting('session_replication_role') <> 'replica' THEN
               DECLARE
                 l record;

@@ -74,7 +74,8 @@ FORGET = """
 
 
 def main(major: int) -> None:
-    start = servers.embedded(servers.FAST) if major not in servers.installed() else servers.system(major, servers.FAST)
+    settings = servers.FAST | {"autovacuum": "off"}  # its time is the server's, too
+    start = servers.embedded(settings) if major not in servers.installed() else servers.system(major, settings)
     with start as server:
         for number, (source, (owner, asked)) in enumerate(SOURCES.items()):
             name = f"sources_{number}"
