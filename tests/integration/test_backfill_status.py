@@ -18,8 +18,11 @@ from leadprotect.backfilling.run import backfill
 from leadprotect.cli import main
 from leadprotect.settings.sources import fingerprint
 from tests.support.leads import old_leads
+from tests.support.revisions import MIGRATE_HEAD
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.support.database import Database
 
 pytestmark = pytest.mark.profiles("pg18")
@@ -47,6 +50,21 @@ def agreed(territory: str = "DE") -> dict[str, Any]:
     (row,) = (row for row in said("status").splitlines() if row.startswith(f"{territory} "))
     assert job["state"] in row
     return job
+
+
+def test_the_total_of_a_territory_that_an_expression_tells_is_no_share_of_nothing(
+    make_database: Callable[..., Database],
+) -> None:
+    """Of an expression there are no statistics: the planner takes a two hundredth of the leads for each value."""
+    database = make_database("host", territory_expression="coalesce(nullif(territory, ''), city)")
+    database.sql(
+        "INSERT INTO {leads} (id, territory, city) "
+        "SELECT gen_random_uuid(), CASE WHEN n % 4 > 0 THEN 'DE' END, 'CH' FROM generate_series(1, 800) AS n"
+    )
+    database.upgrade(MIGRATE_HEAD)
+    assert {"DE": 600, "CH": 200} == dict(
+        database.sql("SELECT t.code, {schema}.backfill_estimate(t.code) FROM {schema}.territories AS t")
+    )
 
 
 def test_what_was_walked_to_its_end_is_done(expanded: Database) -> None:
