@@ -52,10 +52,11 @@ def walked() -> list[dict[str, str]]:
 def clean_states(make_database: Callable[..., Database], walked: list[dict[str, str]]) -> list[dict[str, str]]:
     """The schema after each step."""
     if not walked:
-        database = make_database("host")
+        database, states = make_database("host"), []
         for direction, target, _ in STEPS:
             {"upgrade": database.upgrade, "downgrade": database.downgrade}[direction](target)
-            walked.append(schema(database))
+            states.append(schema(database))
+        walked.extend(states)  # a walk that ended halfway is none
     return walked
 
 
