@@ -82,13 +82,13 @@
 --    unowned_count, backfill_counts, backfill_report, backfill_status, column_code, gate_conditions
 --
 -- nobody: they serve policies, triggers, revisions and the functions above
---    publish_territories, keep_assignment, end_lead_rules, end_rules, in_force, begins,
---    collaboration, require_not_moving, host_lead, host_leads, protected_leads, hold_leads,
---    write_owner_column, bounded, refuse_change, secure_audit_table, add_audit_partition,
---    clear_audit_default, edit_own_one, edit_together, audit_settled_until, sealed_numbers,
---    append_audit_seal, is_code, decision, unsuspended, require_fresh_rules, decide_locked,
---    write_audit, denial_proof, draw_denial, deny, answered, require, try_edit, lead_for_ownership,
---    is_manager, try_change_owner, change_together, try_change_sharing, make_rule, revoke_rule,
+--    publish_territories, keep_assignment, end_lead_rules, end_rules, in_force, collaboration,
+--    require_not_moving, host_lead, host_leads, protected_leads, hold_leads, write_owner_column,
+--    refuse_change, secure_audit_table, add_audit_partition, clear_audit_default, edit_own_one,
+--    edit_together, bounded, audit_settled_until, sealed_numbers, append_audit_seal, is_code,
+--    begins, decision, unsuspended, require_fresh_rules, decide_locked, write_audit, denial_proof,
+--    draw_denial, deny, answered, require, try_edit, lead_for_ownership, is_manager,
+--    try_change_owner, change_together, try_change_sharing, make_rule, revoke_rule,
 --    decide_as_manager, require_manager, handover_holds, is_enforced, hold_for_move,
 --    earlier_activity, in_transition, note_unsettled, derived_owners, sources_indexed, bare_leads,
 --    few_are_bare, probed_leads, note_contextless_write, own_moved_lead, own_named_lead,
@@ -1682,17 +1682,6 @@ COMMENT ON FUNCTION leadprotect.in_force(active boolean, effective_from timestam
 REVOKE ALL ON FUNCTION leadprotect.in_force(active boolean, effective_from timestamp with time zone, effective_to timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.in_force(active boolean, effective_from timestamp with time zone, effective_to timestamp with time zone) TO leadprotect_reader;
 
--- function begins, lp_0002_expand_assignments
-
-CREATE FUNCTION leadprotect.begins(effective_from timestamp with time zone, made_at timestamp with time zone) RETURNS timestamp with time zone
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN CASE WHEN (effective_from <= made_at) THEN '-infinity'::timestamp with time zone ELSE effective_from END;
-
-COMMENT ON FUNCTION leadprotect.begins(effective_from timestamp with time zone, made_at timestamp with time zone) IS 'From when a rule takes a right away from whoever can see it: at once where it was to begin when it was made';
-
-REVOKE ALL ON FUNCTION leadprotect.begins(effective_from timestamp with time zone, made_at timestamp with time zone) FROM PUBLIC;
-GRANT ALL ON FUNCTION leadprotect.begins(effective_from timestamp with time zone, made_at timestamp with time zone) TO leadprotect_reader;
-
 -- function host_lead, lp_0002_expand_assignments, owner leadprotect_reader
 
 CREATE FUNCTION leadprotect.host_lead(lead uuid) RETURNS SETOF text
@@ -1826,6 +1815,17 @@ REVOKE ALL ON FUNCTION leadprotect.set_context(user_id uuid, territory text, cor
 GRANT ALL ON FUNCTION leadprotect.set_context(user_id uuid, territory text, correlation_id text) TO leadprotect_app;
 GRANT ALL ON FUNCTION leadprotect.set_context(user_id uuid, territory text, correlation_id text) TO leadprotect_auditor;
 GRANT ALL ON FUNCTION leadprotect.set_context(user_id uuid, territory text, correlation_id text) TO leadprotect_manager;
+
+-- function begins, lp_0005_expand_decisions
+
+CREATE FUNCTION leadprotect.begins(effective_from timestamp with time zone, made_at timestamp with time zone) RETURNS timestamp with time zone
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE WHEN (effective_from <= made_at) THEN '-infinity'::timestamp with time zone ELSE effective_from END;
+
+COMMENT ON FUNCTION leadprotect.begins(effective_from timestamp with time zone, made_at timestamp with time zone) IS 'From when a rule takes a right away from whoever can see it: at once where it was to begin when it was made';
+
+REVOKE ALL ON FUNCTION leadprotect.begins(effective_from timestamp with time zone, made_at timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION leadprotect.begins(effective_from timestamp with time zone, made_at timestamp with time zone) TO leadprotect_reader;
 
 -- function decision, lp_0005_expand_decisions, owner leadprotect_reader
 
@@ -2364,48 +2364,6 @@ CREATE POLICY lp_border ON leadprotect.lead_access_audit_default AS RESTRICTIVE 
 CREATE POLICY lp_inside ON leadprotect.lead_access_audit_default TO leadprotect_owner, leadprotect_reader USING (leadprotect.inside()) WITH CHECK (leadprotect.inside());
 CREATE POLICY lp_read ON leadprotect.lead_access_audit_default FOR SELECT TO leadprotect_auditor USING (true);
 
--- function bounded, lp_0003_expand_audit
-
-CREATE FUNCTION leadprotect.bounded(said text) RETURNS text
-    LANGUAGE plpgsql IMMUTABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-        DECLARE
-          clean text;
-          anything boolean := getdatabaseencoding() = 'SQL_ASCII';
-        BEGIN
-          IF said IS NULL OR said = '' THEN
-            RETURN NULL;
-          END IF;
-          -- a character has one byte or more, and seldom four
-          clean := left(said, 1024);
-          WHILE octet_length(clean) > 1024 LOOP
-            clean := left(clean, length(clean) * 1024 / octet_length(clean));
-          END LOOP;
-          IF getdatabaseencoding() = 'UTF8' THEN
-            -- what turns the direction of a line, ends it or takes no room hides as much as a control character does
-            clean := regexp_replace(clean, '[\u0001-\u001f\u007f-\u009f\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]', ' ', 'g');
-          ELSIF anything THEN
-            clean := regexp_replace(clean, '[\u0001-\u001f\u007f]', ' ', 'g');
-          ELSE
-            clean := regexp_replace(clean, '[[:cntrl:]]', ' ', 'g');
-          END IF;
-          IF anything THEN
-            -- there a character is a byte, and what is no UTF-8 would end whoever reads it
-            BEGIN
-              PERFORM convert_from(convert_to(clean, 'SQL_ASCII'), 'UTF8');
-            EXCEPTION WHEN character_not_in_repertoire THEN
-              clean := regexp_replace(clean, '[^ -~]', '?', 'g');
-            END;
-          END IF;
-          RETURN clean;
-        END
-        $$;
-
-COMMENT ON FUNCTION leadprotect.bounded(said text) IS 'What a service said, at most 1 kB of it, without control characters and what is not seen; NULL for nothing';
-
-REVOKE ALL ON FUNCTION leadprotect.bounded(said text) FROM PUBLIC;
-
 -- function refuse_change, lp_0003_expand_audit
 
 CREATE FUNCTION leadprotect.refuse_change() RETURNS trigger
@@ -2735,6 +2693,48 @@ COMMENT ON FUNCTION leadprotect.who_could_edit(lead uuid, moment timestamp with 
 REVOKE ALL ON FUNCTION leadprotect.who_could_edit(lead uuid, moment timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION leadprotect.who_could_edit(lead uuid, moment timestamp with time zone) TO leadprotect_auditor;
 GRANT ALL ON FUNCTION leadprotect.who_could_edit(lead uuid, moment timestamp with time zone) TO leadprotect_manager;
+
+-- function bounded, lp_0004_expand_seals
+
+CREATE FUNCTION leadprotect.bounded(said text) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+        DECLARE
+          clean text;
+          anything boolean := getdatabaseencoding() = 'SQL_ASCII';
+        BEGIN
+          IF said IS NULL OR said = '' THEN
+            RETURN NULL;
+          END IF;
+          -- a character has one byte or more, and seldom four
+          clean := left(said, 1024);
+          WHILE octet_length(clean) > 1024 LOOP
+            clean := left(clean, length(clean) * 1024 / octet_length(clean));
+          END LOOP;
+          IF getdatabaseencoding() = 'UTF8' THEN
+            -- what turns the direction of a line, ends it or takes no room hides as much as a control character does
+            clean := regexp_replace(clean, '[\u0001-\u001f\u007f-\u009f\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]', ' ', 'g');
+          ELSIF anything THEN
+            clean := regexp_replace(clean, '[\u0001-\u001f\u007f]', ' ', 'g');
+          ELSE
+            clean := regexp_replace(clean, '[[:cntrl:]]', ' ', 'g');
+          END IF;
+          IF anything THEN
+            -- there a character is a byte, and what is no UTF-8 would end whoever reads it
+            BEGIN
+              PERFORM convert_from(convert_to(clean, 'SQL_ASCII'), 'UTF8');
+            EXCEPTION WHEN character_not_in_repertoire THEN
+              clean := regexp_replace(clean, '[^ -~]', '?', 'g');
+            END;
+          END IF;
+          RETURN clean;
+        END
+        $$;
+
+COMMENT ON FUNCTION leadprotect.bounded(said text) IS 'What a service said, at most 1 kB of it, without control characters and what is not seen; NULL for nothing';
+
+REVOKE ALL ON FUNCTION leadprotect.bounded(said text) FROM PUBLIC;
 
 -- sequence rule_changes, lp_0006_expand_attempts
 

@@ -351,20 +351,6 @@ def create_rule_check() -> None:
         GRANT EXECUTE ON FUNCTION {schema}.in_force(boolean, timestamptz, timestamptz) TO {reader}
         """)
     )
-    # A statement that waited while the rule was made began before it, and decides after it.
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.begins(effective_from timestamptz, made_at timestamptz)
-        RETURNS timestamptz
-        LANGUAGE sql
-        IMMUTABLE PARALLEL SAFE
-        RETURN CASE WHEN effective_from <= made_at THEN '-infinity'::timestamptz ELSE effective_from END;
-        COMMENT ON FUNCTION {schema}.begins(timestamptz, timestamptz) IS
-        'From when a rule takes a right away from whoever can see it: at once where it was to begin when it was made';
-        REVOKE ALL ON FUNCTION {schema}.begins(timestamptz, timestamptz) FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION {schema}.begins(timestamptz, timestamptz) TO {reader}
-        """)
-    )
 
 
 def create_collaboration() -> None:
@@ -638,7 +624,6 @@ def drop_functions() -> None:
           {schema}.keep_assignment(),
           {schema}.require_not_moving({lead_id_type}[]),
           {schema}.collaboration({lead_id_type}, {user_id_type}, text),
-          {schema}.begins(timestamptz, timestamptz),
           {schema}.in_force(boolean, timestamptz, timestamptz),
           {schema}.end_rules({user_id_type}, text, {schema}.protection_type, {lead_id_type}),
           {schema}.end_lead_rules({lead_id_type}, {user_id_type})

@@ -24,7 +24,6 @@ def upgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
     create_types()
     create_audit()
-    create_bounds()
     create_guards()
     create_partitions()
     secure_partitions()
@@ -122,55 +121,6 @@ def create_audit() -> None:
         COMMENT ON COLUMN {schema}.lead_access_audit.correlation_id IS 'id of the request, as the service declared it';
         COMMENT ON COLUMN {schema}.lead_access_audit.transaction_id IS 'the transaction that wrote the row: an edit and its record share it';
         COMMENT ON COLUMN {schema}.lead_access_audit.basis IS 'what allowed it: the assignment, the rule, or the right of the role'
-        """)
-    )
-
-
-def create_bounds() -> None:
-    # What a service says is kept, but never so that it spoils the evidence: a note of megabytes could not
-    # be hashed with others, and a control character could hide a line from whoever reads it.
-    op.execute(
-        sql("""
-        CREATE FUNCTION {schema}.bounded(said text)
-        RETURNS text
-        LANGUAGE plpgsql
-        IMMUTABLE
-        SET search_path = pg_catalog, pg_temp
-        AS $body$
-        DECLARE
-          clean text;
-          anything boolean := getdatabaseencoding() = 'SQL_ASCII';
-        BEGIN
-          IF said IS NULL OR said = '' THEN
-            RETURN NULL;
-          END IF;
-          -- a character has one byte or more, and seldom four
-          clean := left(said, 1024);
-          WHILE octet_length(clean) > 1024 LOOP
-            clean := left(clean, length(clean) * 1024 / octet_length(clean));
-          END LOOP;
-          IF getdatabaseencoding() = 'UTF8' THEN
-            -- what turns the direction of a line, ends it or takes no room hides as much as a control character does
-            clean := regexp_replace(clean, '[\\u0001-\\u001f\\u007f-\\u009f\\u061c\\u180e\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ufeff]', ' ', 'g');
-          ELSIF anything THEN
-            clean := regexp_replace(clean, '[\\u0001-\\u001f\\u007f]', ' ', 'g');
-          ELSE
-            clean := regexp_replace(clean, '[[:cntrl:]]', ' ', 'g');
-          END IF;
-          IF anything THEN
-            -- there a character is a byte, and what is no UTF-8 would end whoever reads it
-            BEGIN
-              PERFORM convert_from(convert_to(clean, 'SQL_ASCII'), 'UTF8');
-            EXCEPTION WHEN character_not_in_repertoire THEN
-              clean := regexp_replace(clean, '[^ -~]', '?', 'g');
-            END;
-          END IF;
-          RETURN clean;
-        END
-        $body$;
-        COMMENT ON FUNCTION {schema}.bounded(text) IS
-        'What a service said, at most 1 kB of it, without control characters and what is not seen; NULL for nothing';
-        REVOKE ALL ON FUNCTION {schema}.bounded(text) FROM PUBLIC
         """)
     )
 
@@ -651,8 +601,7 @@ def drop_functions() -> None:
           {schema}.clear_audit_default(integer),
           {schema}.add_audit_partition(timestamptz, timestamptz),
           {schema}.audit_partitions(),
-          {schema}.secure_audit_table(regclass),
-          {schema}.bounded(text)
+          {schema}.secure_audit_table(regclass)
         """)
     )
 

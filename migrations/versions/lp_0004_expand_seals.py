@@ -22,6 +22,7 @@ locks: dict[str, dict[str, str]] = {"upgrade": {}, "downgrade": {}}
 
 def upgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
+    create_bounds()
     create_seals()
     create_sealing()
     create_detaching()
@@ -42,6 +43,55 @@ def downgrade() -> None:
         """)
     )
     op.execute("RESET ROLE")
+
+
+def create_bounds() -> None:
+    # What a service says is kept, but never so that it spoils the evidence: a note of megabytes could not
+    # be hashed with others, and a control character could hide a line from whoever reads it.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.bounded(said text)
+        RETURNS text
+        LANGUAGE plpgsql
+        IMMUTABLE
+        SET search_path = pg_catalog, pg_temp
+        AS $body$
+        DECLARE
+          clean text;
+          anything boolean := getdatabaseencoding() = 'SQL_ASCII';
+        BEGIN
+          IF said IS NULL OR said = '' THEN
+            RETURN NULL;
+          END IF;
+          -- a character has one byte or more, and seldom four
+          clean := left(said, 1024);
+          WHILE octet_length(clean) > 1024 LOOP
+            clean := left(clean, length(clean) * 1024 / octet_length(clean));
+          END LOOP;
+          IF getdatabaseencoding() = 'UTF8' THEN
+            -- what turns the direction of a line, ends it or takes no room hides as much as a control character does
+            clean := regexp_replace(clean, '[\\u0001-\\u001f\\u007f-\\u009f\\u061c\\u180e\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ufeff]', ' ', 'g');
+          ELSIF anything THEN
+            clean := regexp_replace(clean, '[\\u0001-\\u001f\\u007f]', ' ', 'g');
+          ELSE
+            clean := regexp_replace(clean, '[[:cntrl:]]', ' ', 'g');
+          END IF;
+          IF anything THEN
+            -- there a character is a byte, and what is no UTF-8 would end whoever reads it
+            BEGIN
+              PERFORM convert_from(convert_to(clean, 'SQL_ASCII'), 'UTF8');
+            EXCEPTION WHEN character_not_in_repertoire THEN
+              clean := regexp_replace(clean, '[^ -~]', '?', 'g');
+            END;
+          END IF;
+          RETURN clean;
+        END
+        $body$;
+        COMMENT ON FUNCTION {schema}.bounded(text) IS
+        'What a service said, at most 1 kB of it, without control characters and what is not seen; NULL for nothing';
+        REVOKE ALL ON FUNCTION {schema}.bounded(text) FROM PUBLIC
+        """)
+    )
 
 
 def create_seals() -> None:
@@ -587,6 +637,7 @@ def drop_functions() -> None:
           {schema}.append_audit_seal({schema}.lead_access_audit_seals),
           {schema}.sealed_numbers(date, date, text),
           {schema}.audit_settled_until(),
-          {schema}.audit_origin()
+          {schema}.audit_origin(),
+          {schema}.bounded(text)
         """)
     )

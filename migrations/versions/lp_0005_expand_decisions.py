@@ -27,6 +27,7 @@ def upgrade() -> None:
     op.execute(sql("SET LOCAL ROLE {owner}"))
     create_context()
     create_code_check()
+    create_rule_begin()
     op.execute(sql("GRANT CREATE ON SCHEMA {schema} TO {reader}"))
     op.execute(sql("SET LOCAL ROLE {reader}"))
     create_decision()
@@ -44,19 +45,11 @@ def downgrade() -> None:
         sql("""
         DROP FUNCTION {schema}.protection_page({lead_id_type}, integer);
         DROP VIEW {schema}.v_lead_protection;
-        DROP FUNCTION {schema}.has_rules()
-        """)
-    )
-    op.execute(
-        sql("""
+        DROP FUNCTION {schema}.has_rules();
         DROP FUNCTION IF EXISTS
           {schema}.set_context(uuid, text, text),
           {schema}.set_context(bigint, text, text),
-          {schema}.set_context(integer, text, text)
-        """)
-    )
-    op.execute(
-        sql("""
+          {schema}.set_context(integer, text, text);
         DROP FUNCTION
           {schema}.editable_leads({lead_id_type}, integer),
           {schema}.editable_among({lead_id_type}[]),
@@ -65,6 +58,7 @@ def downgrade() -> None:
           {schema}.unsuspended({lead_id_type}, {user_id_type}, text),
           {schema}.decide({lead_id_type}, text, text),
           {schema}.decision({lead_id_type}, {user_id_type}, text),
+          {schema}.begins(timestamptz, timestamptz),
           {schema}.is_code(text),
           {schema}.set_context(text, text, text),
           {schema}.context(),
@@ -196,6 +190,23 @@ def create_code_check() -> None:
         'Whether this can be the code of a territory; anything else is malformed';
         REVOKE ALL ON FUNCTION {schema}.is_code(text) FROM PUBLIC;
         GRANT EXECUTE ON FUNCTION {schema}.is_code(text) TO {reader}
+        """)
+    )
+
+
+def create_rule_begin() -> None:
+    # A statement that waited while the rule was made began before it, and decides after it.
+    op.execute(
+        sql("""
+        CREATE FUNCTION {schema}.begins(effective_from timestamptz, made_at timestamptz)
+        RETURNS timestamptz
+        LANGUAGE sql
+        IMMUTABLE PARALLEL SAFE
+        RETURN CASE WHEN effective_from <= made_at THEN '-infinity'::timestamptz ELSE effective_from END;
+        COMMENT ON FUNCTION {schema}.begins(timestamptz, timestamptz) IS
+        'From when a rule takes a right away from whoever can see it: at once where it was to begin when it was made';
+        REVOKE ALL ON FUNCTION {schema}.begins(timestamptz, timestamptz) FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION {schema}.begins(timestamptz, timestamptz) TO {reader}
         """)
     )
 

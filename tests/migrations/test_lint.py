@@ -79,11 +79,6 @@ def test_revisions_are_one_chain_with_readable_names() -> None:
         assert script.down_revision == (REVISIONS[number - 2] if number > 1 else None)
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.revision)
-def test_a_revision_is_no_longer_than_a_reviewer_reads_in_one_sitting(script: Script) -> None:
-    assert len(Path(script.path).read_text(encoding="utf-8").splitlines()) <= 650
-
-
 def test_preflight_knows_which_revision_makes_and_takes_back_which_table() -> None:
     texts = {script.revision: Path(script.path).read_text(encoding="utf-8") for script in SCRIPTS}
     made = {revision: re.findall(r"CREATE TABLE \{schema\}\.(\w+) \(", text) for revision, text in texts.items()}

@@ -199,3 +199,10 @@ def test_a_source_cites_only_documents_that_are_here() -> None:
 def test_a_citation_of_a_note_would_be_found(name: str) -> None:
     text = f"Source of the rule: {name.upper()}, decisions, and docs/{name}.md."
     assert [name.upper(), f"docs/{name}.md"] == unknown(text, ROOT)
+
+
+def test_no_revision_is_longer_than_a_reviewer_reads_in_one_sitting() -> None:
+    revisions = (ROOT / "migrations/versions").glob("*.py")
+    lines = {file.name: len(file.read_text(encoding="utf-8").splitlines()) for file in revisions}
+    assert lines
+    assert {} == {name: count for name, count in lines.items() if count > 650}
