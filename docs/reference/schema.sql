@@ -2228,7 +2228,7 @@ CREATE FUNCTION leadprotect.collaboration(lead uuid, caller uuid, here text) RET
            ORDER BY r.effective_from
           LIMIT 1)
          UNION ALL
-         ( SELECT 'territory'::text,
+         ( SELECT 'territory'::text AS of,
              r.effective_from
             FROM leadprotect.lead_protection_rules r
            WHERE ((r.user_id = collaboration.caller) AND (r.territory = collaboration.here) AND (r.protection = 'COLLABORATOR'::leadprotect.protection_type) AND (r.lead_id IS NULL) AND leadprotect.in_force(r.active, r.effective_from, r.effective_to) AND ((r.effective_to IS NULL) OR (clock_timestamp() < r.effective_to)))

@@ -366,7 +366,7 @@ def create_collaboration() -> None:
           SELECT pg_catalog.format('rule for the %s since %s', u.of,
                    pg_catalog.to_char(u.effective_from AT TIME ZONE 'Etc/UTC', 'YYYY-MM-DD HH24:MI:SS.US "UTC"'))
           FROM (
-            (SELECT 'lead' AS of, r.effective_from
+            (SELECT 'lead'::text AS of, r.effective_from
              FROM {schema}.lead_protection_rules AS r
              WHERE r.user_id = collaboration.caller AND r.territory = collaboration.here AND r.protection = 'COLLABORATOR'
                AND r.lead_id = collaboration.lead
@@ -374,7 +374,7 @@ def create_collaboration() -> None:
                AND (r.effective_to IS NULL OR pg_catalog.clock_timestamp() < r.effective_to)
              ORDER BY r.effective_from LIMIT 1)
             UNION ALL
-            (SELECT 'territory', r.effective_from
+            (SELECT 'territory'::text AS of, r.effective_from
              FROM {schema}.lead_protection_rules AS r
              WHERE r.user_id = collaboration.caller AND r.territory = collaboration.here AND r.protection = 'COLLABORATOR'
                AND r.lead_id IS NULL
