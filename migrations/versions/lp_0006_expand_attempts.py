@@ -563,15 +563,15 @@ def create_attempts() -> None:
                 WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR'
                   AND (r.lead_id IS NULL OR r.lead_id = ANY (shared))
                 ORDER BY r.lead_id, r.effective_from FOR SHARE;
-              -- what nobody owns has no assignment, and rests on its rule
-              locked := ARRAY(SELECT unnest(locked) UNION SELECT unnest(shared));
             END IF;
             SELECT coalesce(array_agg(e.lead), '{}'), coalesce(array_agg(e.reason), '{}'), coalesce(array_agg(c.rule), '{}')
             INTO allowed, reasons, rules
             FROM (SELECT DISTINCT e.lead, e.reason FROM {schema}.editable_among(leads) AS e) AS e
             LEFT JOIN unnest(locked) AS k (lead) ON k.lead = e.lead
+            LEFT JOIN unnest(shared) AS s (lead) ON s.lead = e.lead
             LEFT JOIN LATERAL {schema}.collaboration(e.lead, caller, here) AS c (rule) ON e.reason = 'collaborator'
-            WHERE e.reason = 'unprotected' OR k.lead IS NOT NULL AND (e.reason = 'owner' OR c.rule IS NOT NULL);
+            -- what nobody owned had no assignment to lock, and may be his own by now
+            WHERE e.reason = 'unprotected' OR e.reason = 'owner' AND k.lead IS NOT NULL OR c.rule IS NOT NULL AND s.lead IS NOT NULL;
             INSERT INTO {schema}.lead_access_audit
               (lead_id, user_id, role, territory, action, outcome, reason, note, correlation_id, basis)
             SELECT u.lead, caller, (SELECT {schema}.acting_role()), CASE WHEN o.reason <> 'unprotected' THEN here END,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import random
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import Any
 
 import psycopg
@@ -264,6 +265,44 @@ def test_of_many_edits_one_that_waited_for_a_revocation_is_decided_after_it(data
         wait_for_waiters(database, 1)
         manager.commit()
         assert {first: "allowed", ended: "not_owner"} == edit.result(timeout=120)
+
+
+@pytest.mark.profiles("pg18", "pg15")
+def test_what_becomes_one_s_own_while_its_share_is_waited_for_is_held_as_one_s_own(database: Database) -> None:
+    """Of a lead that nobody owns the rule alone is locked; who owns it by then rests on his assignment."""
+    for holds in (True, False):
+        if not holds:  # control: with the lock of a rule for that of an assignment
+            instead(database, "allow_edits", "'owner' AND k.lead", "'owner' AND coalesce(k.lead, s.lead)")
+        waited, lead = database.lead("DE"), database.lead("DE")
+        for one in (waited, lead):
+            database.rule(database.user(1), "COLLABORATOR", one)
+        decided, ended = Event(), Event()
+        with database.connect() as holder, ThreadPoolExecutor(1) as thread:
+            database.query(holder, "SELECT FROM {schema}.lead_protection_rules WHERE lead_id = %s FOR UPDATE", waited)
+            edit = thread.submit(edit_until, database, [waited, lead], decided, ended)
+            wait_for_waiters(database, 1)
+            with database.acting("manager_de", 9) as manager:
+                leadprotect.assign(manager, lead, database.user(1))
+                manager.commit()
+            holder.rollback()
+            assert decided.wait(120)
+            with database.acting("manager_de", 9) as manager:
+                manager.execute("SET LOCAL lock_timeout = '100ms'")
+                assert holds == ("LockUnavailable" == tried(leadprotect.transfer, manager, lead, database.user(2)))
+                manager.rollback()
+            ended.set()
+            assert ["collaborator", "owner"] == edit.result(timeout=120)
+
+
+def edit_until(database: Database, leads: list[Any], decided: Event, ended: Event) -> list[str]:
+    """The reasons for which user 1 may edit them, in a transaction that is open until somebody says so."""
+    with database.acting("seller_de", 1) as conn:
+        try:
+            found = leadprotect.assert_edit_many(conn, leads)
+        finally:
+            decided.set()
+        assert ended.wait(120)
+        return [found[lead].reason for lead in leads]
 
 
 def edits(database: Database, leads: list[Any]) -> dict[Any, str]:
