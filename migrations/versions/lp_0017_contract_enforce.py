@@ -409,10 +409,10 @@ def enforce() -> None:
               USING ({inside} OR {territory_of_here} = ANY ((SELECT CASE WHEN current_user = ANY (ARRAY[{unbound}]::name[])
                 THEN pg_catalog.array_append({schema}.all_territories(), '') ELSE ARRAY[{schema}.admitted_territory(), ''] END)::text[]));
           ELSE
+            -- one comparison for most rows; of the whole the planner knows nothing and takes it for half of them, so
+            -- that a territory that the statement names as well does not make few rows of it
             CREATE POLICY {border_policy} ON {leads} AS RESTRICTIVE
               USING ({passing}
-                -- one comparison for most rows; of the whole the planner knows nothing and takes it for half of them, so
-                -- that a territory that the statement names as well does not make few rows of it
                 OR coalesce({territory_of_here} = (SELECT {schema}.admitted_territory()) OR {territory_of_here} = '', {territory_of_here} IS NULL));
           END IF;
           -- a table with restrictive policies alone shows nothing; where the host had row security, its

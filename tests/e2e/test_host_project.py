@@ -97,7 +97,7 @@ class Begun:
     ours: str = ""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # tests of other modules come between
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Begun:
     """Made by the first project, copied by the others."""
     return Begun(tmp_path_factory.mktemp("begun") / "host")
