@@ -69,11 +69,6 @@ def worlds(draw: st.DrawFn) -> World:
         )
         for _ in range(draw(st.sampled_from([0, 3, 6, 9])))
     ]
-    if draw(weighted(no=4, yes=1)) == "yes":  # what three rules have to meet for is rare by chance
-        rules += [
-            Rule(user, "DE", protection, lead=None, active=True, window="always")
-            for user, protection in ((2, "SOLE_OWNER"), (1, "COLLABORATOR"))
-        ]
     return World(
         leads={lead: OUTSIDE.get(place, place) for lead, place in enumerate(places) if place != "absent"},
         owners={key: user for key, user in owners.items() if user != "absent"},  # type: ignore[misc]
