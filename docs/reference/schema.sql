@@ -36,12 +36,12 @@
 --    1320  Hand-overs
 --    1667  Decision
 --    2209  Attempts and audit
---    3242  Seals
---    3727  Transition
---    4067  Shadow
---    4557  Backfill and verification
---    5532  Gate
---    6645  Host
+--    3246  Seals
+--    3731  Transition
+--    4071  Shadow
+--    4561  Backfill and verification
+--    5536  Gate
+--    6649  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -2798,9 +2798,11 @@ CREATE FUNCTION leadprotect.decide_locked(lead uuid, OUT reason text, OUT basis 
           IF reason = 'collaborator' THEN
             PERFORM FROM "leadprotect".user_lead_assignments AS a
               WHERE a.lead_id = lead AND a.territory = here FOR SHARE;
+            -- two probes, whatever else is shared with him
             PERFORM FROM "leadprotect".lead_protection_rules AS r
-              WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR'
-                AND (r.lead_id IS NULL OR r.lead_id = lead) FOR SHARE;
+              WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR' AND r.lead_id = lead FOR SHARE;
+            PERFORM FROM "leadprotect".lead_protection_rules AS r
+              WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR' AND r.lead_id IS NULL FOR SHARE;
             reason := "leadprotect".explain_edit(lead);
             basis := (SELECT c.rule FROM "leadprotect".collaboration(lead, caller, here) AS c (rule));
             -- the rule has ended while the caller's statement goes on
@@ -3171,9 +3173,11 @@ CREATE FUNCTION leadprotect.allow_edits(leads uuid[], action leadprotect.lead_ac
               ORDER BY a.lead_id FOR SHARE);
             IF cardinality(shared) > 0 THEN
               PERFORM FROM "leadprotect".lead_protection_rules AS r
-                WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR'
-                  AND (r.lead_id IS NULL OR r.lead_id = ANY (shared))
+                WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR' AND r.lead_id = ANY (shared)
                 ORDER BY r.lead_id, r.effective_from FOR SHARE;
+              PERFORM FROM "leadprotect".lead_protection_rules AS r
+                WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR' AND r.lead_id IS NULL
+                ORDER BY r.effective_from FOR SHARE;
             END IF;
             SELECT coalesce(array_agg(e.lead), '{}'), coalesce(array_agg(e.reason), '{}'), coalesce(array_agg(c.rule), '{}')
             INTO allowed, reasons, rules

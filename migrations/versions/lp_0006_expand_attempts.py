@@ -136,9 +136,11 @@ def create_locked_decision() -> None:
           IF reason = 'collaborator' THEN
             PERFORM FROM {schema}.user_lead_assignments AS a
               WHERE a.lead_id = lead AND a.territory = here FOR SHARE;
+            -- two probes, whatever else is shared with him
             PERFORM FROM {schema}.lead_protection_rules AS r
-              WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR'
-                AND (r.lead_id IS NULL OR r.lead_id = lead) FOR SHARE;
+              WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR' AND r.lead_id = lead FOR SHARE;
+            PERFORM FROM {schema}.lead_protection_rules AS r
+              WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR' AND r.lead_id IS NULL FOR SHARE;
             reason := {schema}.explain_edit(lead);
             basis := (SELECT c.rule FROM {schema}.collaboration(lead, caller, here) AS c (rule));
             -- the rule has ended while the caller's statement goes on
@@ -560,9 +562,11 @@ def create_attempts() -> None:
               ORDER BY a.lead_id FOR SHARE);
             IF cardinality(shared) > 0 THEN
               PERFORM FROM {schema}.lead_protection_rules AS r
-                WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR'
-                  AND (r.lead_id IS NULL OR r.lead_id = ANY (shared))
+                WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR' AND r.lead_id = ANY (shared)
                 ORDER BY r.lead_id, r.effective_from FOR SHARE;
+              PERFORM FROM {schema}.lead_protection_rules AS r
+                WHERE r.user_id = caller AND r.territory = here AND r.protection = 'COLLABORATOR' AND r.lead_id IS NULL
+                ORDER BY r.effective_from FOR SHARE;
             END IF;
             SELECT coalesce(array_agg(e.lead), '{}'), coalesce(array_agg(e.reason), '{}'), coalesce(array_agg(c.rule), '{}')
             INTO allowed, reasons, rules

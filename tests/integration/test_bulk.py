@@ -238,6 +238,32 @@ def test_many_shares_of_other_leads_do_not_hold_up_whoever_owns_them(database: D
 
 
 @pytest.mark.profiles("pg18", "pg15")
+def test_an_edit_of_a_shared_lead_reads_no_other_share(database: Database) -> None:
+    """Somebody who helps everybody may hold thousands of rules."""
+    shared = database.lead("DE", owner=database.user(2))
+    for lead in (shared, *(database.new_id() for _ in range(200))):
+        database.rule(database.user(1), "COLLABORATOR", lead)
+    read = "SELECT idx_tup_fetch FROM pg_stat_xact_all_tables WHERE relid = '{schema}.lead_protection_rules'::regclass"
+
+    def fetched() -> int:
+        with database.acting("seller_de", 1) as conn:
+            leadprotect.assert_edit(conn, shared)
+            (number,) = (found for (found,) in conn.execute(database.text(read)).fetchall())
+            conn.rollback()
+            return int(number)
+
+    assert fetched() <= FEW
+    # control: a condition that no probe answers reads them all
+    right = "AND r.lead_id = lead FOR SHARE"
+    instead(database, "decide_locked", right, "AND (r.lead_id IS NULL OR r.lead_id = lead) FOR SHARE")
+    assert fetched() > FEW
+
+
+FEW = 20
+"""Rows of rules that one decision may read."""
+
+
+@pytest.mark.profiles("pg18", "pg15")
 def test_a_revocation_waits_for_each_of_many_edits_that_rest_on_the_share(database: Database) -> None:
     shared = owned(database, 2, 2)
     for lead in shared:
