@@ -55,10 +55,10 @@ RECKONED = {
     ),
     "backfill, one worker": (f"{FILLED / 60:.1f} min", f"{FILLED * AT_ONCE / 60:.0f} min"),
     "upgrade before contract, two index builds": (
-        f"{SCALE['upgrade before contract, with two index builds'] / 6:.1f} min",
-        f"{SCALE['upgrade before contract, with two index builds'] * 10 * AT_ONCE / 3600:.1f} hours",
+        f"{SCALE['upgrade before contract, with two index builds'] / 60:.1f} min",
+        f"{SCALE['upgrade before contract, with two index builds'] * AT_ONCE / 3600:.1f} hours",
     ),
-    "gate, asked once": (f"{SCALE['gate, asked once'] / 6:.1f} min", "each"),
+    "gate, asked once": (f"{SCALE['gate, asked once'] / 60:.1f} min", "each"),
 }
 
 
