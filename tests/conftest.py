@@ -14,7 +14,7 @@ import pytest
 
 from leadprotect import metrics, settings
 from leadprotect.access import binding, context, places, routing, ways
-from leadprotect.database import bound, connection, transactions, waiting
+from leadprotect.database import bound, statements, transactions, waiting
 from leadprotect.doctor import likeness, shipped
 from leadprotect.settings.load import _warn_once  # a process has one environment
 from tests.hosts import ON_THE_OLDEST
@@ -164,7 +164,7 @@ def process() -> Iterator[None]:
     waiting._spawner.cache_clear()  # noqa: SLF001 - a process has the extra or lacks it
     ways.close()
     routing.dispose_routes()
-    connection.owed.clear()
+    statements.owed.clear()
     # each ends with its connection or engine, which a failed test may still hold
     held: list[Any] = [context._standing, context._lasting, binding._bound, bound._of]  # noqa: SLF001
     for known in (*held, transactions._listeners, transactions._refused):  # noqa: SLF001

@@ -11,12 +11,12 @@ from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
 from leadprotect.access.arguments import NOT_READ, READERS, as_lead_id
-from leadprotect.database.connection import let_send
+from leadprotect.database.statements import let_send
 from leadprotect.errors import InvalidRequest
 from leadprotect.settings import current, render, type_name
 
 if TYPE_CHECKING:
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
     from leadprotect.settings import Settings
 
 _UUID_OID, _UUIDS_OID = 2950, 2951

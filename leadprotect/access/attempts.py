@@ -9,13 +9,13 @@ from leadprotect.access import denials
 from leadprotect.access.arguments import as_lead_id, check_text, missing
 from leadprotect.access.context import require_order, trace_id
 from leadprotect.database.bound import per_database
-from leadprotect.database.connection import row
+from leadprotect.database.statements import row
 from leadprotect.decision import Action, Decision
 from leadprotect.errors import InvalidRequest, LeadAccessDenied
 from leadprotect.settings import current, literal, render
 
 if TYPE_CHECKING:
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
 
 
 ACTIONS: tuple[Action, ...] = get_args(Action)

@@ -14,8 +14,7 @@ from psycopg.pq import TransactionStatus
 from leadprotect.access.arguments import check_caller, check_text
 from leadprotect.access.context import AUTOCOMMIT, acting_on, set_context, trace_id
 from leadprotect.database.bound import its_settings
-from leadprotect.database.connection import driver_connection
-from leadprotect.database.drivers import require_driver
+from leadprotect.database.drivers import driver_connection, require_driver
 from leadprotect.database.transactions import at_begin, usable_or_refused
 from leadprotect.errors import ContextMissing, InvalidRequest
 

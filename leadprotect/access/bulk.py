@@ -11,7 +11,7 @@ from leadprotect.access.arguments import as_lead_ids, as_user_id, check_text
 from leadprotect.access.attempts import answered_by, check_action
 from leadprotect.access.checks import require_context
 from leadprotect.database.bound import per_database
-from leadprotect.database.connection import row, rows
+from leadprotect.database.statements import row, rows
 from leadprotect.decision import Action, Decision
 from leadprotect.errors import InvalidRequest, LeadsAccessDenied
 from leadprotect.settings import current, render, type_name
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from uuid import UUID
 
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
 
 AT_ONCE = 1000
 """Leads a statement: what is denied of them can be recorded in time, and whoever waits hears something."""

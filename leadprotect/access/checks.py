@@ -12,8 +12,8 @@ from leadprotect.access.context import declared, in_order, require_order, set_co
 from leadprotect.access.places import living, not_here, whereabouts
 from leadprotect.access.routing import K, ask_each
 from leadprotect.database.bound import its_settings, per_database
-from leadprotect.database.connection import awaited_rows, row, rows
 from leadprotect.database.drivers import is_router
+from leadprotect.database.statements import awaited_rows, row, rows
 from leadprotect.database.waiting import aside, awaited_as
 from leadprotect.decision import ALLOWED, Decision
 from leadprotect.errors import InvalidRequest
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from leadprotect.access.routing import Router
-    from leadprotect.database.connection import AnyConnection, Send
+    from leadprotect.database.drivers import AnyConnection
+    from leadprotect.database.statements import Send
     from leadprotect.settings import Settings
 
 MAX_PAGE = 1000

@@ -19,16 +19,9 @@ from psycopg.pq import TransactionStatus
 from leadprotect.access.arguments import check_caller, check_text
 from leadprotect.access.places import living, not_here, whereabouts
 from leadprotect.database.bound import its_settings
-from leadprotect.database.connection import (
-    core_connection,
-    driver_connection,
-    mapped_errors,
-    of_driver,
-    of_psycopg,
-    owed,
-    row,
-    rows,
-)
+from leadprotect.database.drivers import core_connection, driver_connection, of_psycopg
+from leadprotect.database.sqlstates import mapped_errors, of_driver
+from leadprotect.database.statements import owed, row, rows
 from leadprotect.database.transactions import follow
 from leadprotect.errors import ConnectionUnusable, ContextMissing, ContextOutOfOrder
 from leadprotect.settings import context_of, current, literal, render
@@ -40,7 +33,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session
 
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
     from leadprotect.settings import Settings
 
     _Driver = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]

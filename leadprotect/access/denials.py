@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any, cast
 import psycopg
 
 from leadprotect.access import ways
-from leadprotect.database.connection import mapped_errors, waiter
 from leadprotect.database.opening import pin
+from leadprotect.database.sqlstates import mapped_errors
+from leadprotect.database.waiting import waiter
 from leadprotect.errors import AuditUnavailable, LeadProtectError
 from leadprotect.settings import current, render
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
     from leadprotect.decision import Reason
 
 TIMEOUT_S = 5.0

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from leadprotect.access.arguments import as_lead_id
 from leadprotect.access.context import require_order
 from leadprotect.database.bound import per_database
-from leadprotect.database.connection import rows
+from leadprotect.database.statements import rows
 from leadprotect.settings import current, render, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
 
 _NOBODY = {"uuid": "00000000-0000-0000-0000-000000000000", "text": "nobody", "bigint": "0", "integer": "0"}
 

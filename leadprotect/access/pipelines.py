@@ -17,7 +17,7 @@ from leadprotect.access.attempts import attempting, check_action, conclude
 from leadprotect.access.context import declaration, trace_id
 from leadprotect.access.places import living, not_here, whereabouts
 from leadprotect.database.bound import its_settings
-from leadprotect.database.connection import mapped_errors, naming_primary
+from leadprotect.database.sqlstates import mapped_errors, naming_primary
 from leadprotect.database.waiting import wait
 from leadprotect.decision import ALLOWED, Action, Decision
 from leadprotect.errors import ConnectionUnusable, InvalidRequest

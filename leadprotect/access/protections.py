@@ -11,7 +11,7 @@ from leadprotect.access.attempts import attempted, conclude
 from leadprotect.access.checks import require_context
 from leadprotect.access.context import require_order
 from leadprotect.database.bound import per_database
-from leadprotect.database.connection import rows
+from leadprotect.database.statements import rows
 from leadprotect.decision import PROTECTIONS, Decision, Protection
 from leadprotect.errors import InvalidRequest
 from leadprotect.settings import current, render, type_name
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
 
 
 @dataclass(frozen=True)

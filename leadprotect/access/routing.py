@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 import psycopg
 
 from leadprotect.database.bound import bind_settings
-from leadprotect.database.connection import is_lost, mapped_errors, no_connection, sending
+from leadprotect.database.connection import no_connection
+from leadprotect.database.sqlstates import mapped_errors
+from leadprotect.database.statements import is_lost, sending
 from leadprotect.database.waiting import loop_of_caller
 from leadprotect.errors import (
     ConnectionUnusable,
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from leadprotect.database.connection import Send
+    from leadprotect.database.statements import Send
     from leadprotect.settings import Settings
     from leadprotect.settings.databases import TerritoryDatabase
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from leadprotect.database.bound import per_database
-from leadprotect.database.connection import rows
+from leadprotect.database.statements import rows
 from leadprotect.errors import InvalidRequest, NotProtected
 from leadprotect.settings import current
 from leadprotect.settings.codes import OFFICES
@@ -14,7 +14,7 @@ from leadprotect.settings.names import HOST_TRIGGERS
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
     from leadprotect.settings import Settings
 
 DANGERS = {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from leadprotect.database.bound import per_database
-from leadprotect.database.connection import rows
+from leadprotect.database.statements import rows
 from leadprotect.errors import InvalidRequest
 from leadprotect.settings import current, render
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from datetime import date
     from decimal import Decimal
 
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
 
 
 @dataclass(frozen=True)

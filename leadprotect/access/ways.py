@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from leadprotect.database.connection import driver_connection, engine_of
+from leadprotect.database.drivers import driver_connection, engine_of
 from leadprotect.database.opening import pin
 from leadprotect.errors import AuditUnavailable
 from leadprotect.settings import Settings, current, url
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
 
 APPLICATION = "leadprotect audit"
 SIZE = 2

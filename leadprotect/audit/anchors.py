@@ -18,8 +18,8 @@ from leadprotect.access.context import declaring
 from leadprotect.audit.findings import KeptSeal
 from leadprotect.audit.proof import Known
 from leadprotect.audit.reach import listing_reach
-from leadprotect.database.connection import own_names, row, rows
 from leadprotect.database.opening import open_connection
+from leadprotect.database.statements import own_names, row, rows
 from leadprotect.errors import ConnectionUnusable, InvalidRequest, PreflightError
 from leadprotect.settings import current, ident, render
 from leadprotect.settings.values import libpq_url
@@ -27,7 +27,7 @@ from leadprotect.settings.values import libpq_url
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
 
 FORMAT = "leadprotect-anchor-1"
 TABLE = "public.leadprotect_anchors"

@@ -8,13 +8,13 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.audit.seals import ROW, ROW_TEXT, SEAL, chained, seal_body
-from leadprotect.database.connection import row, rows, streamed
+from leadprotect.database.statements import row, rows, streamed
 from leadprotect.settings import current, ident, render
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
 
 CLOCK_S = 60
 """How far clocks may differ before and after a failover, and what a row's time may precede its transaction."""

@@ -10,7 +10,7 @@ from leadprotect.access.context import declaring
 from leadprotect.audit import chains
 from leadprotect.audit.reach import listing_reach
 from leadprotect.audit.seals import FORMAT, ROW, ROW_ORDER, ROW_SHOWN, SEAL, SEAL_TEXT, seal_body
-from leadprotect.database.connection import own_names, row, rows, streamed
+from leadprotect.database.statements import own_names, row, rows, streamed
 from leadprotect.errors import InvalidRequest
 from leadprotect.settings import current, render
 

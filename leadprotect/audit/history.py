@@ -10,7 +10,7 @@ from leadprotect.access.arguments import as_lead_id, as_user_id
 from leadprotect.access.context import declaring
 from leadprotect.audit.chains import bounds
 from leadprotect.audit.reach import listing_reach, without_role
-from leadprotect.database.connection import own_names, rows
+from leadprotect.database.statements import own_names, rows
 from leadprotect.errors import InvalidRequest
 from leadprotect.settings import current, render
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from uuid import UUID
 
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
 
 MAX_ATTEMPTS = 10_000
 

@@ -10,8 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.database import blockers
-from leadprotect.database.connection import row, rows
 from leadprotect.database.opening import open_connection
+from leadprotect.database.statements import row, rows
 from leadprotect.errors import InvalidRequest, LockUnavailable
 from leadprotect.settings import current, render
 

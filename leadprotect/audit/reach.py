@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from leadprotect.database.catalog import territory_role
-from leadprotect.database.connection import row, rows
 from leadprotect.database.memberships import grants
+from leadprotect.database.statements import row, rows
 from leadprotect.errors import InvalidRequest, ProtectionUnavailable
 from leadprotect.settings import current, render
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from leadprotect.database.connection import rows
+from leadprotect.database.statements import rows
 from leadprotect.settings import current, render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
 
 ROWS_PER_SEAL = 10_000
 _PLAIN = re.compile(r'[^{}",\\ \t\n\r\v\f]+')  # an element of an array that needs no quotes

@@ -14,7 +14,7 @@ from leadprotect.audit.chains import Span
 from leadprotect.audit.findings import Finding, KeptSeal, Verdict, named
 from leadprotect.audit.months import CHANGED, changed, judged
 from leadprotect.audit.reach import reach
-from leadprotect.database.connection import own_names, rows
+from leadprotect.database.statements import own_names, rows
 from leadprotect.settings import current, render
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datetime import date
 
     from leadprotect.audit.chains import Entry
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
 
 DENIAL = re.compile(r"leadprotect denial (\d{1,18}): (.*), proof ([0-9a-f]{32})")
 """The line that a denial leaves in the server's log: its number, its facts, and the proof that it is ours."""

@@ -6,8 +6,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.backfilled import Job
-from leadprotect.database.connection import row, rows
 from leadprotect.database.memberships import grants
+from leadprotect.database.statements import row, rows
 from leadprotect.errors import BackfillError, InvalidRequest
 from leadprotect.settings import Settings, current, ident, render
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import psycopg
 
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
 
 
 def list_jobs(conn: AnyConnection, territories: Sequence[str] = (), *, settings: Settings | None = None) -> list[Job]:

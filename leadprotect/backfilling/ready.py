@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from leadprotect.backfilling.jobs import check_known, known_territories
 from leadprotect.database import replication
 from leadprotect.database.catalog import relation
-from leadprotect.database.connection import mapped_errors, row, rows
 from leadprotect.database.memberships import grants
+from leadprotect.database.sqlstates import mapped_errors
+from leadprotect.database.statements import row, rows
 from leadprotect.errors import BackfillError, InvalidRequest, ProtectionUnavailable
 from leadprotect.preflight.host_tables import check_visible
 from leadprotect.preflight.installed import check_installed
@@ -19,7 +20,7 @@ from leadprotect.settings.sources import fingerprint
 if TYPE_CHECKING:
     import psycopg
 
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
 
 
 def check_ready(conn: psycopg.Connection[Any], s: Settings, territories: tuple[str, ...], *, read_only: bool) -> None:

@@ -18,7 +18,8 @@ from leadprotect.backfilling.progress import Watch, counts
 from leadprotect.backfilling.sessions import Session
 from leadprotect.backfilling.throttle import APPLICATION, INTERVAL_S, Throttle
 from leadprotect.backfilling.worker import Run, Worker
-from leadprotect.database.connection import driver_connection, mapped_errors
+from leadprotect.database.drivers import driver_connection
+from leadprotect.database.sqlstates import mapped_errors
 from leadprotect.errors import (
     BackfillError,
     BackfillIncomplete,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from leadprotect.backfilled import Estimate, Locked
     from leadprotect.backfilling.progress import Progress
     from leadprotect.backfilling.signals import Limits
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
     from leadprotect.database.opening import Address
     from leadprotect.settings import Settings
 

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from leadprotect.backfilled import Estimate, Verified
 from leadprotect.backfilling.jobs import check_known, known_territories
 from leadprotect.backfilling.ready import check_settings, missing_index
-from leadprotect.database.connection import driver_connection, mapped_errors, row, rows
+from leadprotect.database.drivers import driver_connection
+from leadprotect.database.sqlstates import mapped_errors
+from leadprotect.database.statements import row, rows
 from leadprotect.errors import InvalidRequest
 from leadprotect.preflight.host_tables import check_visible
 from leadprotect.settings import Settings, current, render
@@ -20,7 +22,7 @@ from leadprotect.settings import Settings, current, render
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
 
 NAMED = 20
 """So many leads are named; `report` lists them all."""

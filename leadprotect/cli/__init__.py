@@ -144,7 +144,7 @@ def _of_the_database(error: Exception) -> str | None:
     """What a server's error means that no command was ready for; None of any other error."""
     if "psycopg" not in sys.modules:  # then none of it can have been raised
         return None
-    from leadprotect.database.connection import mapped_errors, of_driver  # noqa: PLC0415 - help needs no driver
+    from leadprotect.database.sqlstates import mapped_errors, of_driver  # noqa: PLC0415 - help needs no driver
 
     if not of_driver(error):
         return None

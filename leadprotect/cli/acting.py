@@ -11,9 +11,11 @@ from leadprotect.access.arguments import as_user_id
 from leadprotect.access.context import acting_as, declaring
 from leadprotect.cli.complete import territories_like
 from leadprotect.database.catalog import territory_role
-from leadprotect.database.connection import connect, mapped_errors, row
+from leadprotect.database.connection import connect
 from leadprotect.database.memberships import grants
 from leadprotect.database.opening import LOCK_TIMEOUT_MS
+from leadprotect.database.sqlstates import mapped_errors
+from leadprotect.database.statements import row
 from leadprotect.errors import InvalidRequest, LeadAccessDenied, LeadProtectError, ProtectionUnavailable
 from leadprotect.settings import current, render
 

@@ -15,7 +15,8 @@ _PATIENCE_S = 2
 
 def territories_like(_ctx: click.Context, _param: click.Parameter, begun: str) -> list[str]:
     """Codes that begin so; none where the database does not answer, since a shell waits for this."""
-    from leadprotect.database.connection import connect, rows  # noqa: PLC0415 - nothing else here needs a driver
+    from leadprotect.database.connection import connect  # noqa: PLC0415 - nothing else here needs a driver
+    from leadprotect.database.statements import rows  # noqa: PLC0415
     from leadprotect.settings import current, render  # noqa: PLC0415
 
     try:

@@ -8,7 +8,8 @@ import click
 
 from leadprotect.cli import output
 from leadprotect.cli.terminal import echo, verbatim
-from leadprotect.database.connection import connect, mapped_errors
+from leadprotect.database.connection import connect
+from leadprotect.database.sqlstates import mapped_errors
 from leadprotect.doctor.examine import Diagnosis, examine
 from leadprotect.errors import LeadProtectError
 from leadprotect.settings import Settings, current

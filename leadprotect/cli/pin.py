@@ -8,7 +8,8 @@ import click
 
 from leadprotect.cli import output
 from leadprotect.cli.terminal import echo
-from leadprotect.database.connection import connect, mapped_errors
+from leadprotect.database.connection import connect
+from leadprotect.database.sqlstates import mapped_errors
 from leadprotect.migration.pins import Pin, pins
 from leadprotect.settings import current
 

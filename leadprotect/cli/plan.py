@@ -13,7 +13,8 @@ import click
 
 from leadprotect.cli import output
 from leadprotect.cli.terminal import echo, pasted, remedy_lines
-from leadprotect.database.connection import connect, mapped_errors
+from leadprotect.database.connection import connect
+from leadprotect.database.sqlstates import mapped_errors
 from leadprotect.errors import InvalidRequest
 from leadprotect.planning.losses import EVERYBODY
 from leadprotect.planning.plan import DeployPlan, plan_deploy

@@ -9,7 +9,8 @@ import click
 
 from leadprotect.cli import output
 from leadprotect.cli.terminal import echo, verbatim
-from leadprotect.database.connection import connect, mapped_errors
+from leadprotect.database.connection import connect
+from leadprotect.database.sqlstates import mapped_errors
 from leadprotect.doctor.repair import plan, repair
 from leadprotect.settings import current
 

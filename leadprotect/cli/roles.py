@@ -6,7 +6,8 @@ import click
 
 from leadprotect.cli import output
 from leadprotect.cli.terminal import show_table, verbatim
-from leadprotect.database.connection import connect, mapped_errors
+from leadprotect.database.connection import connect
+from leadprotect.database.sqlstates import mapped_errors
 from leadprotect.migration.roles import our_roles, roles_sql
 from leadprotect.settings import current
 

@@ -9,7 +9,8 @@ import click
 from leadprotect.cli import output, words
 from leadprotect.cli.complete import revisions_like
 from leadprotect.cli.terminal import echo, show_table, verbatim
-from leadprotect.database.connection import connect, mapped_errors
+from leadprotect.database.connection import connect
+from leadprotect.database.sqlstates import mapped_errors
 from leadprotect.migration import psql
 from leadprotect.migration.rollback import SAFE, Event, Rollback, rollback
 from leadprotect.settings import current

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from leadprotect.database.connection import row, rows
+from leadprotect.database.statements import row, rows
 from leadprotect.settings import current, render
 
 if TYPE_CHECKING:
     import psycopg
 
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
 
 
 def one(conn: psycopg.Connection[Any], query: str, *params: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from leadprotect.database.connection import row
+from leadprotect.database.statements import row
 from leadprotect.settings import ident
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     import psycopg
 
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
 
 _GRANTORS = 160000  # from here on each grantor's grant is one of its own, and REVOKE takes back one of them only
 # a second GRANT changes the options that it names, and no other: https://www.postgresql.org/docs/current/sql-grant.html

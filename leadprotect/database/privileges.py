@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from leadprotect.database.connection import rows
+from leadprotect.database.statements import rows
 from leadprotect.settings import ident
 
 if TYPE_CHECKING:
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
 
 PUBLIC = "PUBLIC"
 # a column's list holds what was granted on the column alone; that of the table is another object

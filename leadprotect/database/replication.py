@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from leadprotect.database.connection import rows
+from leadprotect.database.statements import rows
 
 if TYPE_CHECKING:
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
 
 # pg_last_xact_replay_timestamp() alone calls a standby of an idle primary late; as long as it is connected, and
 # everything that it received is replayed, it is behind by no more than the network

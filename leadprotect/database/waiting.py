@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import psycopg
 
 from leadprotect.database.bound import its_settings
-from leadprotect.database.drivers import is_router, refuse
+from leadprotect.database.drivers import adapted, is_router, refuse
 from leadprotect.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
+    from leadprotect.database.drivers import AnyConnection
+
+    Waiter = Callable[[Callable[[], Awaitable[Any]]], Any]
     AnyAsync = AsyncConnection | AsyncSession | psycopg.AsyncConnection[Any]
 
 T = TypeVar("T")
@@ -134,3 +137,12 @@ class Held(Generic[T]):
         entered = manager.__enter__()
         self._managers.append(manager)
         return entered
+
+
+def waiter(conn: AnyConnection) -> Waiter | None:
+    """What awaits for an asynchronous connection without blocking the event loop; None of a synchronous one."""
+    given: object = conn  # where `waiting.call` has called us, and no caller may think of
+    if isinstance(given, psycopg.AsyncConnection):
+        return partial(wait, given)
+    below = adapted(conn)
+    return (lambda awaited: below.run_async(lambda _: awaited())) if below else None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import psycopg
 
 from leadprotect import phases
-from leadprotect.database.connection import own_names
+from leadprotect.database.statements import own_names
 from leadprotect.doctor import (
     evidence,
     facts,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.catalog import relation
-from leadprotect.database.connection import rows
+from leadprotect.database.statements import rows
 from leadprotect.doctor.finding import Fault, check
 from leadprotect.settings import Settings, render
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import psycopg
 
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
 
 
 @dataclass(frozen=True)

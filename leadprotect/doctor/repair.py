@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from leadprotect.database.connection import mapped_errors, own_names
+from leadprotect.database.sqlstates import mapped_errors
+from leadprotect.database.statements import own_names
 from leadprotect.doctor.examine import CHECKS, examine
 from leadprotect.settings import Settings, current
 

@@ -11,7 +11,8 @@ from leadprotect import phases
 from leadprotect.backfilling.jobs import list_jobs
 from leadprotect.database import replication
 from leadprotect.database.catalog import relation
-from leadprotect.database.connection import driver_connection, rows
+from leadprotect.database.drivers import driver_connection
+from leadprotect.database.statements import rows
 from leadprotect.doctor.examine import DANGERS, examine
 from leadprotect.doctor.handovers import OnTheWay, standing_handovers
 from leadprotect.errors import LockUnavailable
@@ -23,7 +24,7 @@ from leadprotect.settings import Settings, current, ident
 
 if TYPE_CHECKING:
     from leadprotect.backfilled import Job
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
     from leadprotect.database.replication import Replica, Standby
     from leadprotect.doctor.finding import Symptom
 

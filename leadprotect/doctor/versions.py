@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from leadprotect import phases
-from leadprotect.database.connection import as_role
+from leadprotect.database.statements import as_role
 from leadprotect.doctor import present
 from leadprotect.doctor.finding import Fault, check
 from leadprotect.doctor.shipped import shipped_undo

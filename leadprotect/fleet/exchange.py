@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg.rows import tuple_row
 
-from leadprotect.database.connection import mapped_errors, naming_primary
+from leadprotect.database.sqlstates import mapped_errors, naming_primary
 from leadprotect.errors import ConnectionUnusable, LeadProtectError
 
 if TYPE_CHECKING:

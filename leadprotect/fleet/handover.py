@@ -10,8 +10,8 @@ from leadprotect.access import denials
 from leadprotect.access.context import trace_id
 from leadprotect.database.blockers import sqlstate
 from leadprotect.database.catalog import territory_role
-from leadprotect.database.connection import row
 from leadprotect.database.memberships import grants
+from leadprotect.database.statements import row
 from leadprotect.decision import Decision
 from leadprotect.errors import (
     ConnectionUnusable,

@@ -9,7 +9,8 @@ import psycopg
 
 from leadprotect.access.context import declaring
 from leadprotect.audit.reach import reach
-from leadprotect.database.connection import connect, row, rows
+from leadprotect.database.connection import connect
+from leadprotect.database.statements import row, rows
 from leadprotect.errors import LeadProtectError, PreflightError
 from leadprotect.fleet.hub import MARK, WITHOUT_TERRITORY, hub_faults, hub_mark, hub_schema, open_mappings, spokes
 from leadprotect.settings import ident, literal, render

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from leadprotect.database.connection import row, rows
+from leadprotect.database.statements import row, rows
 from leadprotect.errors import InvalidRequest
 from leadprotect.settings import ident, literal, table
 from leadprotect.settings.names import CHILD_POLICIES, HOST_POLICIES, territory_columns

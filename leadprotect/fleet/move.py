@@ -12,8 +12,9 @@ from uuid import UUID, uuid4
 
 from leadprotect.access.arguments import as_lead_id, as_user_id, check_text
 from leadprotect.database.blockers import sqlstate
-from leadprotect.database.connection import connect, rows
+from leadprotect.database.connection import connect
 from leadprotect.database.replication import standby
+from leadprotect.database.statements import rows
 from leadprotect.errors import (
     ConnectionUnusable,
     InvalidRequest,

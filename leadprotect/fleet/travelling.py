@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from leadprotect.database.connection import rows
+from leadprotect.database.statements import rows
 from leadprotect.errors import InvalidRequest, LeadProtectError
 from leadprotect.fleet.exchange import Sent
 from leadprotect.settings import ident, literal, render, table, type_name

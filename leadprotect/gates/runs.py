@@ -15,7 +15,7 @@ from uuid import uuid4
 import psycopg
 
 from leadprotect.database.catalog import one
-from leadprotect.database.connection import as_role
+from leadprotect.database.statements import as_role
 from leadprotect.gates.machine import Last
 from leadprotect.migration import locks
 from leadprotect.settings import Settings, render

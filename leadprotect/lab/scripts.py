@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.catalog import territory_role
-from leadprotect.database.connection import mapped_errors
+from leadprotect.database.sqlstates import mapped_errors
 from leadprotect.errors import InvalidRequest, LeadProtectError
 from leadprotect.settings import Settings, current, ident, literal, render, type_name
 from leadprotect.settings.codes import code_literal

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from leadprotect import phases
-from leadprotect.database.connection import connect, mapped_errors
+from leadprotect.database.connection import connect
+from leadprotect.database.sqlstates import mapped_errors
 from leadprotect.errors import GateClosed, InvalidRequest
 from leadprotect.migration import gate, steps, undoing
 from leadprotect.migration.rollback import alembic_config

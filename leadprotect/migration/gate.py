@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from leadprotect.database.connection import rows
+from leadprotect.database.statements import rows
 from leadprotect.settings import Settings, current, literal, render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from decimal import Decimal
 
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
 
 
 ACCEPTABLE = (

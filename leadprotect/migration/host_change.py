@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from leadprotect import phases
 from leadprotect.backfilling.jobs import pause_backfill
 from leadprotect.database.catalog import one, relation
-from leadprotect.database.connection import mapped_errors
+from leadprotect.database.sqlstates import mapped_errors
 from leadprotect.errors import InvalidRequest, RollbackError
 from leadprotect.migration import steps, undo, undoing
 from leadprotect.migration.rollback import alembic_config

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.catalog import relation
-from leadprotect.database.connection import as_role
+from leadprotect.database.statements import as_role
 from leadprotect.settings import Settings, ident
 from leadprotect.settings.names import HOST_POLICIES
 

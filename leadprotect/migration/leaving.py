@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from leadprotect.database.connection import mapped_errors, own_names
 from leadprotect.database.memberships import revokes_whole
+from leadprotect.database.sqlstates import mapped_errors
+from leadprotect.database.statements import own_names
 from leadprotect.errors import RollbackError
 from leadprotect.migration.roles import our_roles
 from leadprotect.settings import Settings, current, ident, literal

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from leadprotect.database.catalog import relation
-from leadprotect.database.connection import own_names, rows
+from leadprotect.database.statements import own_names, rows
 from leadprotect.settings import Settings, current
 from leadprotect.settings.activities import is_expression, words
 from leadprotect.settings.names import territory_columns

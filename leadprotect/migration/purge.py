@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from leadprotect.database.connection import mapped_errors
+from leadprotect.database.sqlstates import mapped_errors
 from leadprotect.errors import RollbackError
 from leadprotect.migration import inventory, version_table
 from leadprotect.migration.locks import LOCK_TIMEOUT_MS

@@ -23,7 +23,9 @@ from alembic.util import CommandError
 
 from leadprotect import phases
 from leadprotect.backfilling.jobs import pause_backfill
-from leadprotect.database.connection import connect, driver_connection, mapped_errors
+from leadprotect.database.connection import connect
+from leadprotect.database.drivers import driver_connection
+from leadprotect.database.sqlstates import mapped_errors
 from leadprotect.errors import InvalidRequest, LockUnavailable, RollbackError
 from leadprotect.migration import inventory, steps, undo, undoing
 from leadprotect.preflight import check

@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.catalog import relation
-from leadprotect.database.connection import connect, mapped_errors, rows
+from leadprotect.database.connection import connect
 from leadprotect.database.memberships import grants
+from leadprotect.database.sqlstates import mapped_errors
+from leadprotect.database.statements import rows
 from leadprotect.errors import InvalidRequest
 from leadprotect.settings import LeadTable, Settings, current, ident, render
 from leadprotect.settings.names import SHADOW_CHILD_TRIGGERS, SHADOW_TRIGGERS
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
     import psycopg
 
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
 
 MEANT = ("not_owner", "unassigned", "suspended", "not_manager")
 """Reasons of a denial that is what protection is for: it depends on who asks for which lead."""

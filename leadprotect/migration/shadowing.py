@@ -6,8 +6,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.catalog import relation
-from leadprotect.database.connection import mapped_errors, rows
 from leadprotect.database.memberships import grants
+from leadprotect.database.sqlstates import mapped_errors
+from leadprotect.database.statements import rows
 from leadprotect.errors import InvalidRequest
 from leadprotect.migration import steps
 from leadprotect.migration.rollback import alembic_config
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import psycopg
     from alembic.config import Config
 
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
 
 _ENDED = "UPDATE {schema}.shadow_runs SET ended_at = clock_timestamp() WHERE ended_at IS NULL"
 

@@ -7,7 +7,8 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.catalog import territory_role
-from leadprotect.database.connection import mapped_errors, rows
+from leadprotect.database.sqlstates import mapped_errors
+from leadprotect.database.statements import rows
 from leadprotect.errors import InvalidRequest, PreflightError, ProtectionUnavailable, SettingsError
 from leadprotect.migration.locks import LOCK_TIMEOUT_MS
 from leadprotect.preflight.names_taken import taken_roles

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from leadprotect import phases
 from leadprotect.database.catalog import relation
-from leadprotect.database.connection import as_role, driver_connection
+from leadprotect.database.drivers import driver_connection
+from leadprotect.database.statements import as_role
 from leadprotect.errors import RollbackError
 from leadprotect.settings import Settings, ident, literal, render
 

@@ -14,8 +14,8 @@ import psycopg
 
 from leadprotect.database.blockers import redact
 from leadprotect.database.catalog import one, relation
-from leadprotect.database.connection import as_role
 from leadprotect.database.memberships import grants
+from leadprotect.database.statements import as_role
 from leadprotect.doctor.keys import index_not_leakproof
 from leadprotect.doctor.ways import foreign_key_action, host_before_trigger
 from leadprotect.migration.shadow import shadow_report

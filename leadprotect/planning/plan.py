@@ -14,9 +14,9 @@ from leadprotect import phases
 from leadprotect.backfilling.jobs import list_jobs
 from leadprotect.backfilling.verify import estimate_backfill, most_of
 from leadprotect.database.catalog import one
-from leadprotect.database.connection import own_names
 from leadprotect.database.memberships import grants
 from leadprotect.database.modes import MODES, in_sql
+from leadprotect.database.statements import own_names
 from leadprotect.doctor.repair import altered
 from leadprotect.doctor.versions import named_revision
 from leadprotect.errors import LeadProtectError, PreflightError, ProtectionUnavailable

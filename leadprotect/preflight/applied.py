@@ -7,12 +7,12 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from leadprotect.database.connection import rows
+from leadprotect.database.statements import rows
 from leadprotect.settings import LeadTable
 from leadprotect.settings.names import AT_CONTRACT
 
 if TYPE_CHECKING:
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
     from leadprotect.settings import Settings
 
 # the catalog shows a function's text to everybody, whether he may call it or not

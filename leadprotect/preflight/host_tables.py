@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from leadprotect.database.catalog import one, relation
-from leadprotect.database.connection import row, rows
+from leadprotect.database.statements import row, rows
 from leadprotect.errors import PreflightError
 from leadprotect.preflight.activities import BELOW, activities
 from leadprotect.preflight.columns import IDS, TEXTS, columns_of, unfit
@@ -18,7 +18,7 @@ from leadprotect.settings.names import CHILD_POLICIES, HOST_POLICIES, territory_
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
     from leadprotect.settings import Settings
 
 _NO_INDEX = "an index can't be built on it CONCURRENTLY"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from leadprotect.database.connection import rows
+from leadprotect.database.statements import rows
 from leadprotect.errors import SettingsError
 
 if TYPE_CHECKING:
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
     from leadprotect.settings import Settings
 
 # two tables of the first revision: a host may have one of such a name, but hardly both

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from leadprotect.database.catalog import relation
-from leadprotect.database.connection import rows
+from leadprotect.database.statements import rows
 from leadprotect.preflight.applied import made_with
 from leadprotect.settings.names import (
     CHILD_POLICIES,
@@ -19,7 +19,7 @@ from leadprotect.settings.names import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
     from leadprotect.settings import LeadTable, Settings
 
 _TABLES = {

@@ -6,8 +6,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.catalog import one
-from leadprotect.database.connection import rows
 from leadprotect.database.privileges import Object, revoking
+from leadprotect.database.statements import rows
 from leadprotect.errors import PreflightError
 from leadprotect.preflight.rights import rights
 from leadprotect.settings import Settings, ident
@@ -15,7 +15,7 @@ from leadprotect.settings import Settings, ident
 if TYPE_CHECKING:
     import psycopg
 
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
 
 _REVISION = re.compile(r"[a-z0-9_]+")
 _KINDS = {"v": "a view", "m": "a materialized view", "f": "a foreign table", "p": "a partitioned table"}

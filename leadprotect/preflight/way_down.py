@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.catalog import one, relation
-from leadprotect.database.connection import as_role
+from leadprotect.database.statements import as_role
 from leadprotect.errors import PreflightError
 from leadprotect.preflight import standing
 from leadprotect.preflight.leftovers import foreign_quarantine

@@ -9,7 +9,7 @@ import pytest
 
 import leadprotect
 from leadprotect.audit import history
-from leadprotect.database.connection import rows
+from leadprotect.database.statements import rows
 from leadprotect.errors import InvalidRequest, ProtectionUnavailable
 from tests.support.database import Database
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 import leadprotect
 from leadprotect.access.context import declared
-from leadprotect.database.connection import owed
+from leadprotect.database.statements import owed
 from tests.support.database import Database
 
 

@@ -14,7 +14,8 @@ from click.testing import CliRunner
 
 from leadprotect import settings
 from leadprotect.cli import main
-from leadprotect.database.connection import mapped_errors, rows
+from leadprotect.database.sqlstates import mapped_errors
+from leadprotect.database.statements import rows
 from leadprotect.errors import (
     ConnectionUnusable,
     InvalidRequest,

@@ -24,7 +24,7 @@ from tests.support.topology import crash, pooler, replica
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from leadprotect.database.connection import AnyConnection
+    from leadprotect.database.drivers import AnyConnection
     from tests.support.database import Database
 
 PAGE = Path(__file__).parents[2] / "docs/how-to/read-from-standbys.md"

@@ -6,7 +6,7 @@ import json
 import os
 from typing import Any
 
-from leadprotect.database.connection import own_names
+from leadprotect.database.statements import own_names
 from leadprotect.doctor.shipped import FILE, taken
 from tests.support.database import Database
 from tests.support.profiles import Profile

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from leadprotect import Decision
-from leadprotect.database.connection import mapped_errors
+from leadprotect.database.sqlstates import mapped_errors
 from leadprotect.errors import (
     BackfillIncomplete,
     ConnectionUnusable,

@@ -147,7 +147,7 @@ def test_whatever_outlives_a_call_is_given_up_between_two_tests() -> None:
         "leadprotect.access.routing": ["_engines", "_routes"],
         "leadprotect.access.ways": ["_ways"],
         "leadprotect.database.bound": ["_of"],
-        "leadprotect.database.connection": ["owed"],
+        "leadprotect.database.statements": ["owed"],
         "leadprotect.database.transactions": ["_listeners", "_refused"],
         "leadprotect.database.waiting": ["_spawner"],
         "leadprotect.doctor.likeness": ["_expressions", "_claims", "_names"],

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from alembic.script import ScriptDirectory
 
-from leadprotect.database.connection import connect, mapped_errors
+from leadprotect.database.connection import connect
+from leadprotect.database.sqlstates import mapped_errors
 from leadprotect.errors import LeadProtectError, SettingsError
 from leadprotect.lab.commands import inherited, require_packages
 from leadprotect.lab.data import ACTIVITIES_PER_LEAD, generate_host
