@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
+import psycopg
 import pytest
 from click.testing import CliRunner
 
@@ -31,6 +33,11 @@ ACCESS = ("bench", "access", "--leads", "10000", "--seconds", "30")
 REHEARSE = ("rehearse", "--leads", "1000")
 DEMO = ("demo", "--scale", "0.01")
 VALIDATE = ("validate",)
+TRAFFIC = "application_name LIKE 'rehearsal % version'"
+MIGRATION = "application_name = 'leadprotect migration'"
+BENCHMARK = "application_name = 'pgbench'"
+WALK = "datname = 'online' AND query <> ''"
+"""Which session is there when the command is in the middle of its work; killed as soon as it is."""
 AGAIN = pytest.mark.nightly("by day each command, each signal, each moment and each way to kill is met once")
 
 
@@ -71,8 +78,25 @@ def wait_for(folder: Path, text: str, process: subprocess.Popen[str]) -> str:
     raise AssertionError(f"{text} never ran")
 
 
-def killed(folder: Path, command: tuple[str, ...], number: int, *, at: str, wait: float, group: bool) -> str:
-    """Kill the command when `at` runs, and return what it said; whatever goes on a minute later fails the test."""
+def wait_for_session(folder: Path, which: str, process: subprocess.Popen[str]) -> None:
+    """Until the server of the command has such a session."""
+    query = f"SELECT count(*) FROM pg_stat_activity WHERE {which}"
+    while process.poll() is None:
+        for line in running(folder).values():
+            if found := re.search(r"bin/postgres -D (\S+)/data", line):
+                with suppress(psycopg.OperationalError):  # it only begins, or is ended already
+                    with psycopg.connect(host=found[1], user="postgres", dbname="postgres") as conn:
+                        if conn.execute(query).fetchall() != [(0,)]:
+                            return
+        time.sleep(0.02)
+    raise AssertionError(f"there never was a session where {which}")
+
+
+def killed(folder: Path, command: tuple[str, ...], number: int, *, at: str, session: str, group: bool) -> str:
+    """Kill the command when `at` runs and its `session` is there, and return what it said.
+
+    Whatever goes on a minute later fails the test.
+    """
     with subprocess.Popen(
         [sys.executable, "-m", "leadprotect", *command],
         cwd=folder, env=os.environ | {"TMPDIR": str(folder), CONFIG: str(ROOT / "alembic.ini")},
@@ -80,7 +104,8 @@ def killed(folder: Path, command: tuple[str, ...], number: int, *, at: str, wait
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
         line = wait_for(folder, at, process)
-        time.sleep(wait)
+        if session:
+            wait_for_session(folder, session, process)
         data = [Path(word) for word in " ".join([line, *running(folder).values()]).split() if word.endswith("/data")]
         (os.killpg if group else os.kill)(process.pid, number)
         _, said = process.communicate(timeout=60)
@@ -98,40 +123,40 @@ def killed(folder: Path, command: tuple[str, ...], number: int, *, at: str, wait
 
 
 @pytest.mark.parametrize(
-    ("command", "at", "wait", "group"),
+    ("command", "at", "session", "group"),
     [
-        (DEMO, "bin/initdb", 0.0, False),
-        (DEMO, "bin/pg_ctl", 0.0, True),
-        pytest.param(BACKFILL, "-m alembic", 0.5, False, marks=AGAIN),
-        (BACKFILL, "lab.traffic", 3.0, False),
-        pytest.param(REHEARSE, "lab.traffic", 0.0, True, marks=AGAIN),
-        (REHEARSE, "-m alembic", 0.5, False),
-        pytest.param(ACCESS, "bin/pgbench", 0.5, False, marks=AGAIN),
-        (VALIDATE, "bin/postgres", 2.0, False),
+        (DEMO, "bin/initdb", "", False),
+        (DEMO, "bin/pg_ctl", "", True),
+        pytest.param(BACKFILL, "-m alembic", MIGRATION, False, marks=AGAIN),
+        (BACKFILL, "lab.traffic", TRAFFIC, False),
+        pytest.param(REHEARSE, "lab.traffic", "", True, marks=AGAIN),
+        (REHEARSE, "-m alembic", MIGRATION, False),
+        pytest.param(ACCESS, "bin/pgbench", BENCHMARK, False, marks=AGAIN),
+        (VALIDATE, "bin/postgres", WALK, False),
     ],
-    ids=lambda value: "-".join(value[:2]) if isinstance(value, tuple) else str(value),
+    ids=lambda value: "-".join(value[:2]) if isinstance(value, tuple) else str(value).partition(" ")[0],
 )
 def test_a_plain_kill_leaves_no_process_and_no_folder(
-    folder: Path, command: tuple[str, ...], at: str, wait: float, *, group: bool
+    folder: Path, command: tuple[str, ...], at: str, session: str, *, group: bool
 ) -> None:
     """A shell kills the command alone, a service manager all of its processes."""
-    said = killed(folder, command, signal.SIGTERM, at=at, wait=wait, group=group)
+    said = killed(folder, command, signal.SIGTERM, at=at, session=session, group=group)
     assert "Traceback" not in said
     assert "stopped" in said.splitlines()
 
 
 @pytest.mark.parametrize(
-    ("command", "at"),
+    ("command", "at", "session"),
     [
-        pytest.param(ACCESS, "-m alembic", marks=AGAIN),
-        (ACCESS, "bin/pgbench"),
-        pytest.param(BACKFILL, "lab.traffic", marks=AGAIN),
-        pytest.param(VALIDATE, "bin/postgres", marks=AGAIN),
+        pytest.param(ACCESS, "-m alembic", MIGRATION, marks=AGAIN),
+        (ACCESS, "bin/pgbench", BENCHMARK),
+        pytest.param(BACKFILL, "lab.traffic", TRAFFIC, marks=AGAIN),
+        pytest.param(VALIDATE, "bin/postgres", WALK, marks=AGAIN),
     ],
 )
-def test_ctrl_c_gives_no_stack_trace(folder: Path, command: tuple[str, ...], at: str) -> None:
+def test_ctrl_c_gives_no_stack_trace(folder: Path, command: tuple[str, ...], at: str, session: str) -> None:
     """A terminal sends it to every process of the command."""
-    said = killed(folder, command, signal.SIGINT, at=at, wait=0.5, group=True)
+    said = killed(folder, command, signal.SIGINT, at=at, session=session, group=True)
     assert "Traceback" not in said
     assert "stopped" in said.splitlines()
 
@@ -157,7 +182,7 @@ def test_traffic_does_not_outlive_a_command_that_could_not_tidy_up(folder: Path)
         text=True,
     ) as process:  # fmt: skip
         wait_for(folder, "lab.traffic", process)
-        time.sleep(2)
+        wait_for_session(folder, TRAFFIC, process)
         process.kill()
         _, said = process.communicate(timeout=60)
     until = time.monotonic() + 60

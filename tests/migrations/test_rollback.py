@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import subprocess
 import sys
@@ -327,27 +328,61 @@ class Reader(threading.Thread):
             self.errors.add(error.sqlstate)
             return []
 
+    def look(self) -> None:
+        """Wait until a poll that began later than this call has ended."""
+        begun = self.polls
+        wait_for(lambda: self.polls > begun + 1)
+
+
+class Between(logging.Handler):
+    """Has a reader look once more whenever a step begins: what was before it is committed, and it holds no lock yet."""
+
+    def __init__(self, reader: Reader) -> None:
+        super().__init__()
+        self.reader, self.steps = reader, 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.msg.startswith("Running"):
+            self.reader.look()
+            self.steps += 1
+
 
 @contextmanager
 def reading(database: Database) -> Iterator[Reader]:
+    """A reader that has polled before the block, and once more after it."""
     reader = Reader(database)
     reader.start()
     try:
+        reader.look()
         yield reader
+        reader.look()
     finally:
         reader.ended.set()
         reader.join()
 
 
+@contextmanager
+def looking_between(reader: Reader) -> Iterator[Between]:
+    """Steps of Alembic in the block are looked at one by one."""
+    between, log = Between(reader), logging.getLogger("alembic.runtime.migration")
+    level = log.level
+    log.addHandler(between)
+    log.setLevel(logging.INFO)
+    try:
+        yield between
+    finally:
+        log.setLevel(level)
+        log.removeHandler(between)
+
+
 def test_a_login_of_one_territory_never_reads_the_other_while_it_goes_down_and_up(database: Database) -> None:
     fill(database)
-    with reading(database) as down:
+    with reading(database) as down, looking_between(down) as undone:
         rollback("base")
-    with reading(database) as up:
+    with reading(database) as up, looking_between(up) as done:
         database.upgrade()
     assert (down.leaked, down.unsafe, up.leaked, up.unsafe) == ([], [], [], [])
-    assert down.polls > 5
-    assert up.polls > 5
+    assert len(REVISIONS) == undone.steps == done.steps
     # the host's own table changes once, in the transaction that gives it back or protects it
     assert [False, True] == changes(down.saw_host)
     assert [True, False] == changes(up.saw_host)
@@ -359,7 +394,6 @@ def test_a_login_of_one_territory_never_reads_the_other_while_it_goes_down_and_u
 def test_the_reader_would_notice_an_open_table(database: Database) -> None:
     fill(database)
     with reading(database) as reader:
-        wait_for(lambda: reader.polls > 1)
         database.sql("ALTER TABLE {schema}.user_lead_assignments DISABLE ROW LEVEL SECURITY")
         wait_for(lambda: bool(reader.leaked))
         database.sql("CREATE POLICY stray ON {leads} USING (true)")
@@ -405,17 +439,20 @@ class Service(threading.Thread):
 @pytest.mark.profiles("pg18")
 def test_a_service_gets_the_right_answer_or_none(database: Database) -> None:
     mine, other = fill(database), database.lead("DE", owner=database.user(2))
+    right = {("mine", True), ("other", False)}
     service = Service(database, mine, other)
     service.start()
     try:
+        wait_for(lambda: right <= service.answers)
         for _ in range(2):
             rollback("base")
+            refused = service.unavailable
+            wait_for(lambda told=refused: service.unavailable > told)  # type: ignore[misc]
             database.upgrade()
     finally:
         service.ended.set()
         service.join()
-    assert {("mine", True), ("other", False)} == service.answers
-    assert service.unavailable > 0
+    assert right == service.answers
 
 
 @pytest.mark.profiles("pg18")
