@@ -41,7 +41,7 @@
 --    4071  Shadow
 --    4561  Backfill and verification
 --    5536  Gate
---    6649  Host
+--    6655  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -5918,14 +5918,14 @@ GRANT ALL ON FUNCTION leadprotect.column_code() TO leadprotect_operator;
 
 -- function lost_searches, lp_0014_migrate_ways, owner leadprotect_reader
 
-CREATE FUNCTION leadprotect.lost_searches() RETURNS TABLE(index text, remedy text)
+CREATE FUNCTION leadprotect.lost_searches(target regclass) RETURNS TABLE(index text, remedy text)
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
         BEGIN
           RETURN QUERY
           SELECT i.indexrelid::regclass::text,
-            CASE WHEN i.indexprs IS NOT NULL AND kept.leakproof THEN
+            CASE WHEN lost.computed AND lost.same AND NOT lost.prefix THEN
               format('ALTER TABLE %s ADD COLUMN %I %s GENERATED ALWAYS AS (%s) STORED; CREATE INDEX CONCURRENTLY ON %1$s (%2$I); '
                      '/* it rewrites the table, then ask WHERE %2$I = ... */',
                      i.indrelid::regclass, left(c.relname, 59) || '_key', key.type, key.text)
@@ -5938,35 +5938,41 @@ CREATE FUNCTION leadprotect.lost_searches() RETURNS TABLE(index text, remedy tex
                      $outside$ (l."territory" IS NULL OR l."territory" = '')$outside$, $territory$ l."territory"$territory$, '"leadprotect"', 'leadprotect_app')
             END
           FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
-          JOIN pg_opclass AS k ON k.oid = i.indclass[0]
-          JOIN pg_attribute AS a ON a.attrelid = i.indexrelid AND a.attnum = 1
+          CROSS JOIN LATERAL (
+            SELECT part.place, k.opcfamily, k.opcintype, i.indkey[part.place] = 0 AS computed, k.opcname LIKE '%pattern_ops' AS prefix, leaks.same
+            FROM generate_series(0, i.indnkeyatts - 1) AS part (place) JOIN pg_opclass AS k ON k.oid = i.indclass[part.place]
+            CROSS JOIN LATERAL (
+              SELECT coalesce(bool_or(f.proleakproof), false) AS some,
+                     coalesce(bool_and(f.proleakproof) FILTER (WHERE o.amoprighttype = o.amoplefttype), true) AS every,
+                     coalesce(bool_or(f.proleakproof) FILTER (WHERE p.oprname = '='), false) AS same
+              FROM pg_amop AS o JOIN pg_operator AS p ON p.oid = o.amopopr JOIN pg_proc AS f ON f.oid = p.oprcode
+              WHERE o.amopfamily = k.opcfamily AND o.amoplefttype = k.opcintype) AS leaks
+            WHERE i.indkey[part.place] = 0 OR k.opcname LIKE '%pattern_ops' OR NOT (leaks.some AND leaks.every)
+            ORDER BY part.place LIMIT 1) AS lost
+          JOIN pg_attribute AS a ON a.attrelid = i.indexrelid AND a.attnum = lost.place + 1
           -- what it is computed from, where it is computed at all, in brackets as an operator needs them
           CROSS JOIN LATERAL (
-            SELECT CASE WHEN i.indkey[0] = 0 THEN '(' || pg_get_indexdef(i.indexrelid, 1, false) || ')'
-                     ELSE 'l.' || pg_get_indexdef(i.indexrelid, 1, false) END AS text,
-                   format_type(CASE WHEN i.indkey[0] = 0 THEN a.atttypid ELSE
-                     (SELECT h.atttypid FROM pg_attribute AS h WHERE h.attrelid = i.indrelid AND h.attnum = i.indkey[0]) END, NULL) AS type) AS key
-          CROSS JOIN LATERAL (
-            SELECT coalesce(bool_or(f.proleakproof), false) AS leakproof
-            FROM pg_amop AS o JOIN pg_operator AS p ON p.oid = o.amopopr JOIN pg_proc AS f ON f.oid = p.oprcode
-            WHERE o.amopfamily = k.opcfamily AND o.amoplefttype = k.opcintype AND p.oprname = '=') AS kept
+            SELECT CASE WHEN lost.computed THEN '(' || pg_get_indexdef(i.indexrelid, lost.place + 1, false) || ')'
+                     ELSE 'l.' || pg_get_indexdef(i.indexrelid, lost.place + 1, false) END AS text,
+                   format_type(CASE WHEN lost.computed THEN a.atttypid ELSE
+                     (SELECT h.atttypid FROM pg_attribute AS h WHERE h.attrelid = i.indrelid AND h.attnum = i.indkey[lost.place]) END, NULL) AS type) AS key
           -- contains and matches are what people search by; else the first that the index knows
           LEFT JOIN LATERAL (
-            SELECT format('%s.%s', quote_ident(s.nspname), p.oprname) AS operator,
-                   CASE WHEN o.amoprighttype IN ('anyarray'::regtype, 'anyelement'::regtype, 'anyrange'::regtype) THEN key.type
-                     ELSE format_type(o.amoprighttype, NULL) END AS type
-            FROM pg_amop AS o JOIN pg_operator AS p ON p.oid = o.amopopr JOIN pg_namespace AS s ON s.oid = p.oprnamespace
-            WHERE o.amopfamily = k.opcfamily AND o.amoppurpose = 's' AND p.oprresult = 'boolean'::regtype
-            ORDER BY p.oprname NOT IN ('@>', '@@', '~~', '%', '='), o.amoplefttype <> k.opcintype, o.amopstrategy LIMIT 1) AS asked ON true
-          WHERE i.indrelid = '"public"."leads"'::regclass AND i.indisvalid AND c.relname <> 'ix_leadprotect_leads' AND (i.indexprs IS NOT NULL OR NOT EXISTS (
-            SELECT FROM pg_amop AS o JOIN pg_operator AS p ON p.oid = o.amopopr JOIN pg_proc AS f ON f.oid = p.oprcode
-            WHERE o.amopfamily = k.opcfamily AND o.amoplefttype = k.opcintype AND f.proleakproof));
+            SELECT 'pg_catalog.~~' AS operator, 'text' AS type WHERE lost.prefix
+            UNION ALL (
+              SELECT format('%s.%s', quote_ident(s.nspname), p.oprname),
+                     CASE WHEN y.typtype = 'p' THEN key.type ELSE format_type(y.oid, NULL) END
+              FROM pg_amop AS o JOIN pg_operator AS p ON p.oid = o.amopopr JOIN pg_namespace AS s ON s.oid = p.oprnamespace
+              JOIN pg_type AS y ON y.oid = o.amoprighttype
+              WHERE NOT lost.prefix AND o.amopfamily = lost.opcfamily AND o.amoppurpose = 's' AND p.oprresult = 'boolean'::regtype
+              ORDER BY p.oprname NOT IN ('@>', '@@', '~~', '%', '='), o.amoplefttype <> lost.opcintype, o.amopstrategy LIMIT 1)) AS asked ON true
+          WHERE i.indrelid = target AND i.indisvalid AND c.relname <> 'ix_leadprotect_leads';
         END
         $_$;
 
-COMMENT ON FUNCTION leadprotect.lost_searches() IS 'Indexes of the leads that row security takes from whom it binds, because what they compare may tell of hidden rows; and what gives each search back';
+COMMENT ON FUNCTION leadprotect.lost_searches(target regclass) IS 'Indexes of the leads that row security takes from whom it binds, because what they compare may tell of hidden rows; and what gives each search back';
 
-REVOKE ALL ON FUNCTION leadprotect.lost_searches() FROM PUBLIC;
+REVOKE ALL ON FUNCTION leadprotect.lost_searches(target regclass) FROM PUBLIC;
 
 -- function what_changes, lp_0014_migrate_ways, owner leadprotect_reader
 
@@ -5982,7 +5988,7 @@ CREATE FUNCTION leadprotect.what_changes(host_rls text) RETURNS TABLE(condition 
                    'row security leaves every index of ' || 'public.leads' || ' to searches'),
                  string_agg(slow.remedy, E'\n' ORDER BY slow.index)
           INTO detail, remedy
-          FROM "leadprotect".lost_searches() AS slow;
+          FROM "leadprotect".lost_searches('"public"."leads"'::regclass) AS slow;
           RETURN NEXT;
           remedy := NULL;
 

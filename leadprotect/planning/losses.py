@@ -16,7 +16,6 @@ from leadprotect.database.blockers import redact
 from leadprotect.database.catalog import one, relation
 from leadprotect.database.memberships import grants
 from leadprotect.database.statements import as_role
-from leadprotect.doctor.keys import index_not_leakproof
 from leadprotect.doctor.ways import foreign_key_action, host_before_trigger
 from leadprotect.migration.shadow import shadow_report
 from leadprotect.planning.questions import ask_as_gate
@@ -400,10 +399,11 @@ def _host_code(conn: psycopg.Connection[Any], s: Settings) -> list[Loss]:
 
 
 def _for_everybody(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Loss]:
-    for fault in index_not_leakproof.ask(conn, s):
-        name = fault.what.removeprefix("index ").partition(" does not")[0]
+    target = relation(conn, *s.leads_table.split(".", 1))
+    lost = ask_as_gate(conn, s, "lost_searches", target=target, label=s.leads_table) if target else []
+    for name, remedy in lost:
         what = f"index {name} serves no search any more: what it compares may tell of rows that are hidden"
-        yield Loss("indexes", None, what, _leakproof(conn, s, name))
+        yield Loss("indexes", None, what, remedy)
     for fault in foreign_key_action.ask(conn, s):
         yield Loss("keys", None, f"{fault.where}: {fault.what}, decided like an edit of each lead", None)
     for fault in host_before_trigger.ask(conn, s):
@@ -413,25 +413,6 @@ def _for_everybody(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Loss]
             f"{fault.where} may change the lead besides the statement: id and territory are compared after it",
             None,
         )
-
-
-def _leakproof(conn: psycopg.Connection[Any], s: Settings, index: str) -> str | None:
-    """What to search by instead, where it is the usual expression; else the how-to says more."""
-    query = """
-        SELECT pg_get_indexdef(i.indexrelid, 1, true), format_type(k.collationless, NULL) FROM pg_index AS i
-        CROSS JOIN LATERAL (
-          SELECT atttypid AS collationless FROM pg_attribute AS a WHERE a.attrelid = i.indexrelid AND a.attnum = 1) AS k
-        WHERE i.indexrelid = %s::regclass AND i.indexprs IS NOT NULL AND i.indkey[0] = 0
-        """
-    found = conn.execute(query, (index,)).fetchone()
-    if found is None or found[1] not in ("text", "character varying", "integer", "bigint", "date", "uuid"):
-        return None
-    (expression, kind), leads = found, table(s.leads_table)
-    column = "".join(letter if letter.isalnum() else "_" for letter in expression.lower()).strip("_")[:40].rstrip("_")
-    return (
-        f"/* rewrites the table: in a quiet hour */ ALTER TABLE {leads} ADD COLUMN {ident(column)} {kind} "
-        f"GENERATED ALWAYS AS ({expression}) STORED; CREATE INDEX CONCURRENTLY ON {leads} ({ident(column)});"
-    )
 
 
 def _grant(conn: psycopg.Connection[Any], role: str) -> str:

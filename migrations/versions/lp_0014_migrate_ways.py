@@ -44,7 +44,7 @@ def downgrade() -> None:
         DROP FUNCTION
           {schema}.lead_table_conditions(text, name[], text[]),
           {schema}.what_changes(text),
-          {schema}.lost_searches(),
+          {schema}.lost_searches(regclass),
           {schema}.column_code(),
           {schema}.host_code(regclass, text),
           {schema}.ways_around(text, name[]),
@@ -356,11 +356,12 @@ def create_column_code() -> None:
 
 
 def create_lost_searches() -> None:
-    # An expression is computed, or compared by operators, of which none is leakproof. What it gives can be kept in a
+    # The first part of an index that tells of hidden rows: an expression, which is computed, or what operators compare of
+    # which one is not leakproof; what LIKE asks for is looked up by others. What an expression gives can be kept in a
     # column where its own equality is leakproof; for anything else a function asks, and draws the border itself.
     op.execute(
         sql("""
-        CREATE FUNCTION {schema}.lost_searches()
+        CREATE FUNCTION {schema}.lost_searches(target regclass)
         RETURNS TABLE (index text, remedy text)
         LANGUAGE plpgsql
         STABLE
@@ -369,7 +370,7 @@ def create_lost_searches() -> None:
         BEGIN
           RETURN QUERY
           SELECT i.indexrelid::regclass::text,
-            CASE WHEN i.indexprs IS NOT NULL AND kept.leakproof THEN
+            CASE WHEN lost.computed AND lost.same AND NOT lost.prefix THEN
               format('ALTER TABLE %s ADD COLUMN %I %s GENERATED ALWAYS AS (%s) STORED; CREATE INDEX CONCURRENTLY ON %1$s (%2$I); '
                      '/* it rewrites the table, then ask WHERE %2$I = ... */',
                      i.indrelid::regclass, left(c.relname, 59) || '_key', key.type, key.text)
@@ -382,34 +383,40 @@ def create_lost_searches() -> None:
                      $outside$ {outside_l}$outside$, $territory$ {territory_of_l}$territory$, {schema_name}, {app_name})
             END
           FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
-          JOIN pg_opclass AS k ON k.oid = i.indclass[0]
-          JOIN pg_attribute AS a ON a.attrelid = i.indexrelid AND a.attnum = 1
+          CROSS JOIN LATERAL (
+            SELECT part.place, k.opcfamily, k.opcintype, i.indkey[part.place] = 0 AS computed, k.opcname LIKE '%pattern_ops' AS prefix, leaks.same
+            FROM generate_series(0, i.indnkeyatts - 1) AS part (place) JOIN pg_opclass AS k ON k.oid = i.indclass[part.place]
+            CROSS JOIN LATERAL (
+              SELECT coalesce(bool_or(f.proleakproof), false) AS some,
+                     coalesce(bool_and(f.proleakproof) FILTER (WHERE o.amoprighttype = o.amoplefttype), true) AS every,
+                     coalesce(bool_or(f.proleakproof) FILTER (WHERE p.oprname = '='), false) AS same
+              FROM pg_amop AS o JOIN pg_operator AS p ON p.oid = o.amopopr JOIN pg_proc AS f ON f.oid = p.oprcode
+              WHERE o.amopfamily = k.opcfamily AND o.amoplefttype = k.opcintype) AS leaks
+            WHERE i.indkey[part.place] = 0 OR k.opcname LIKE '%pattern_ops' OR NOT (leaks.some AND leaks.every)
+            ORDER BY part.place LIMIT 1) AS lost
+          JOIN pg_attribute AS a ON a.attrelid = i.indexrelid AND a.attnum = lost.place + 1
           -- what it is computed from, where it is computed at all, in brackets as an operator needs them
           CROSS JOIN LATERAL (
-            SELECT CASE WHEN i.indkey[0] = 0 THEN '(' || pg_get_indexdef(i.indexrelid, 1, false) || ')'
-                     ELSE 'l.' || pg_get_indexdef(i.indexrelid, 1, false) END AS text,
-                   format_type(CASE WHEN i.indkey[0] = 0 THEN a.atttypid ELSE
-                     (SELECT h.atttypid FROM pg_attribute AS h WHERE h.attrelid = i.indrelid AND h.attnum = i.indkey[0]) END, NULL) AS type) AS key
-          CROSS JOIN LATERAL (
-            SELECT coalesce(bool_or(f.proleakproof), false) AS leakproof
-            FROM pg_amop AS o JOIN pg_operator AS p ON p.oid = o.amopopr JOIN pg_proc AS f ON f.oid = p.oprcode
-            WHERE o.amopfamily = k.opcfamily AND o.amoplefttype = k.opcintype AND p.oprname = '=') AS kept
+            SELECT CASE WHEN lost.computed THEN '(' || pg_get_indexdef(i.indexrelid, lost.place + 1, false) || ')'
+                     ELSE 'l.' || pg_get_indexdef(i.indexrelid, lost.place + 1, false) END AS text,
+                   format_type(CASE WHEN lost.computed THEN a.atttypid ELSE
+                     (SELECT h.atttypid FROM pg_attribute AS h WHERE h.attrelid = i.indrelid AND h.attnum = i.indkey[lost.place]) END, NULL) AS type) AS key
           -- contains and matches are what people search by; else the first that the index knows
           LEFT JOIN LATERAL (
-            SELECT format('%s.%s', quote_ident(s.nspname), p.oprname) AS operator,
-                   CASE WHEN o.amoprighttype IN ('anyarray'::regtype, 'anyelement'::regtype, 'anyrange'::regtype) THEN key.type
-                     ELSE format_type(o.amoprighttype, NULL) END AS type
-            FROM pg_amop AS o JOIN pg_operator AS p ON p.oid = o.amopopr JOIN pg_namespace AS s ON s.oid = p.oprnamespace
-            WHERE o.amopfamily = k.opcfamily AND o.amoppurpose = 's' AND p.oprresult = 'boolean'::regtype
-            ORDER BY p.oprname NOT IN ('@>', '@@', '~~', '%', '='), o.amoplefttype <> k.opcintype, o.amopstrategy LIMIT 1) AS asked ON true
-          WHERE i.indrelid = {leads_name}::regclass AND i.indisvalid AND c.relname <> {leads_index_name} AND (i.indexprs IS NOT NULL OR NOT EXISTS (
-            SELECT FROM pg_amop AS o JOIN pg_operator AS p ON p.oid = o.amopopr JOIN pg_proc AS f ON f.oid = p.oprcode
-            WHERE o.amopfamily = k.opcfamily AND o.amoplefttype = k.opcintype AND f.proleakproof));
+            SELECT 'pg_catalog.~~' AS operator, 'text' AS type WHERE lost.prefix
+            UNION ALL (
+              SELECT format('%s.%s', quote_ident(s.nspname), p.oprname),
+                     CASE WHEN y.typtype = 'p' THEN key.type ELSE format_type(y.oid, NULL) END
+              FROM pg_amop AS o JOIN pg_operator AS p ON p.oid = o.amopopr JOIN pg_namespace AS s ON s.oid = p.oprnamespace
+              JOIN pg_type AS y ON y.oid = o.amoprighttype
+              WHERE NOT lost.prefix AND o.amopfamily = lost.opcfamily AND o.amoppurpose = 's' AND p.oprresult = 'boolean'::regtype
+              ORDER BY p.oprname NOT IN ('@>', '@@', '~~', '%', '='), o.amoplefttype <> lost.opcintype, o.amopstrategy LIMIT 1)) AS asked ON true
+          WHERE i.indrelid = target AND i.indisvalid AND c.relname <> {leads_index_name};
         END
         $body$;
-        COMMENT ON FUNCTION {schema}.lost_searches() IS
+        COMMENT ON FUNCTION {schema}.lost_searches(regclass) IS
         'Indexes of the leads that row security takes from whom it binds, because what they compare may tell of hidden rows; and what gives each search back';
-        REVOKE ALL ON FUNCTION {schema}.lost_searches() FROM PUBLIC
+        REVOKE ALL ON FUNCTION {schema}.lost_searches(regclass) FROM PUBLIC
         """)
     )
 
@@ -433,7 +440,7 @@ def create_what_changes() -> None:
                    'row security leaves every index of ' || {leads_label} || ' to searches'),
                  string_agg(slow.remedy, E'\\n' ORDER BY slow.index)
           INTO detail, remedy
-          FROM {schema}.lost_searches() AS slow;
+          FROM {schema}.lost_searches({leads_name}::regclass) AS slow;
           RETURN NEXT;
           remedy := NULL;
 

@@ -16,6 +16,7 @@ from leadprotect.authoring.locktrace import trace_locks
 from leadprotect.cli import main
 from leadprotect.database.catalog import one
 from leadprotect.database.modes import in_sql
+from leadprotect.doctor.keys import index_not_leakproof
 from leadprotect.planning.plan import plan_deploy
 from leadprotect.planning.sheet import sheet
 from leadprotect.planning.steps import BUILDS
@@ -322,6 +323,21 @@ def test_what_helps_can_be_pasted_and_helps(make_database: Callable[..., Databas
     left = {(loss.kind, loss.login) for loss in found.losses if loss.remedy}
     # an index that serves no more stays where it is, beside the one that does
     assert {("copy", login), ("indexes", None), ("queues", None)} == {one for one in left if one[1] in (login, None)}
+
+
+def test_indexes_that_serve_no_search_are_those_of_the_gate_before_it_stands(host: Database) -> None:
+    host.sql("ALTER TABLE {leads} ADD tags text[], ADD words tsvector")
+    indexes = ("USING gin (words)", "USING gin (tags)", "(city text_pattern_ops)", "(city, lower(company))", "(city)")
+    for index in indexes:
+        host.sql(f"CREATE INDEX ON {{leads}} {index}")
+    foreseen = {(loss.what, loss.remedy) for loss in planned(host).losses if loss.kind == "indexes"}
+    host.upgrade(MIGRATE_HEAD)
+    assert foreseen == {(loss.what, loss.remedy) for loss in planned(host).losses if loss.kind == "indexes"}
+    found = host.sql("SELECT index, remedy FROM {schema}.lost_searches({leads_name}::regclass) ORDER BY 1")
+    assert (4, {remedy for _, remedy in found}) == (len(foreseen), {remedy for _, remedy in foreseen})
+    with host.connect() as conn:
+        named = {fault.what.split()[1].rpartition(".")[2] for fault in index_not_leakproof.ask(conn, host.settings)}
+    assert {index.rpartition(".")[2] for index, _ in found} == named
 
 
 def test_what_helps_a_copy_goes_into_a_table_that_generates_columns(host: Database) -> None:
