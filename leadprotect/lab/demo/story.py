@@ -181,7 +181,9 @@ def say_what_next(demo: Demo, seconds: float, *, keep: bool) -> None:
             "alembic history; alembic downgrade -1; alembic upgrade head",
             "leadprotect --help",
             f"psql $DATABASE_URL    # or as a seller: psql '{demo.url('seller_de')}'",
-            f"kill -INT {demo.server.pid} && sleep 2 && rm -r {demo.server.folder}    # ends it",
+            # the file is the last that a server takes away
+            f"kill -INT {demo.server.pid} && while [ -e {demo.server.folder}/data/postmaster.pid ]; do sleep 1; done "
+            f"&& rm -r {demo.server.folder}    # ends it",
         )
     else:
         mine = "leadprotect" if shutil.which("leadprotect") else Path(sys.argv[0])
