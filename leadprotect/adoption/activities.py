@@ -25,7 +25,8 @@ from leadprotect.adoption.called import (
     snake,
 )
 from leadprotect.adoption.survey import HostTable, values_of
-from leadprotect.settings import Settings, ident, literal, table
+from leadprotect.settings import Settings, ident, table
+from leadprotect.settings.expressions import constant
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -287,7 +288,5 @@ def _nothing(one: HostTable) -> str:
 
 
 def _means(column: str, value: str) -> str:
-    """The condition that a column holds a value; a class with its namespace is told by its end."""
-    plain = re.split(r"\\|%", value)[-1]
-    tested = f"right({ident(column)}, {len(plain)})" if plain != value else ident(column)
-    return f"{tested} = {literal(plain)}"
+    """The condition that a column holds a value."""
+    return f"{ident(column)} = {constant(value)}"

@@ -25,8 +25,9 @@ from leadprotect.adoption.survey import HostTable, by_few_values, compared, mean
 from leadprotect.database.catalog import relation
 from leadprotect.errors import SettingsError
 from leadprotect.preflight.columns import columns_of
-from leadprotect.settings import ident, literal
+from leadprotect.settings import ident
 from leadprotect.settings.codes import as_setting, suffix_of
+from leadprotect.settings.expressions import constant
 
 if TYPE_CHECKING:
     from leadprotect.adoption.look import Look
@@ -148,7 +149,7 @@ def _of_place(look: Look, leads: HostTable, column: str) -> None:
         example = f"CASE {ident(column)} WHEN ... THEN 'DE' END"
         look.ask("territory_expression", question, [example], plausible=False)
         return
-    told = " ".join(f"WHEN {literal(key)} THEN {literal(value)}" for key, value, _ in means)
+    told = " ".join(f"WHEN {constant(key)} THEN {constant(value)}" for key, value, _ in means)
     look.say("territory_expression", f"CASE {ident(column)} {told} END", f"{column} refers to {places.name}.{code}")
     _territories(look, leads, f"{places.name}.{code}", {value: count for _, value, count in means})
     look.proposal.remarks.append(

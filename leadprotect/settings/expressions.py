@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from leadprotect.errors import SettingsError
+from leadprotect.settings.quoting import literal
 
 _TOKEN = re.compile(
     r"""(?P<text>'(?:[^'\\%{}]|'')*')
@@ -17,6 +18,7 @@ _TOKEN = re.compile(
     |(?P<blank>\s+)""",
     re.VERBOSE,
 )
+_NO_SIGN = re.compile(r"([\\%{}$\x00-\x1f\x7f])")
 # what stands in an expression without being a column; whatever else is reserved, the server refuses
 _WORDS = {"and", "between", "case", "distinct", "else", "end", "false", "from", "in", "is", "like", "not", "null", "or"}
 _WORDS |= {"then", "true", "when"}
@@ -50,6 +52,13 @@ def split(key: str, expression: str) -> list[tuple[str, str]]:
     if not columns(parts):
         raise SettingsError(f"{key}: {expression!r} names no column of the lead; name one")
     return parts
+
+
+def constant(text: str) -> str:
+    """A constant of an expression, with what can't stand in one by its number: ``'App' || chr(92) || 'Lead'``."""
+    parts = re.split(_NO_SIGN, text)
+    spelled = [f"chr({ord(part)})" if at % 2 else literal(part) for at, part in enumerate(parts) if part or text == ""]
+    return " || ".join(spelled)
 
 
 def columns(parts: list[tuple[str, str]]) -> list[str]:

@@ -15,6 +15,7 @@ from alembic.config import Config
 from leadprotect import settings
 from leadprotect.errors import SettingsError
 from leadprotect.settings import KEYS, LeadTable, Settings, duration, load, parse
+from leadprotect.settings.expressions import constant
 
 NAMES = [key for key in KEYS if key.endswith("_column")] + ["schema", "version_table", "version_table_schema"]
 TABLES = ["leads_table", "activities_table"]
@@ -423,6 +424,18 @@ def test_a_condition_is_one_expression_over_a_row(text: str, expected: str) -> N
     assert refusal(activity_condition=text).startswith("activity_condition: ")
     assert expected in refusal(activity_condition=text)
     assert refusal(activity_lead_id_column=f"{text}::uuid").startswith("activity_lead_id_column: ")
+
+
+@pytest.mark.parametrize(
+    "text", ["Lead", "O'Hara", "", "App\\Models\\Lead", "100%", "{all}", "$x$", "\\", "a\tb", 'DE: "x"']
+)
+def test_any_text_may_be_written_in_an_expression(text: str) -> None:
+    read = parse(
+        {"activity_condition": f"kind = {constant(text)}", "territory_expression": f"trim({constant(text)} || x)"}
+    )
+    told = re.split(r"chr\((\d+)\)", read.activity_condition.removeprefix("kind = "))
+    signs = [chr(int(one)) if at % 2 else one.strip(" |")[1:-1].replace("''", "'") for at, one in enumerate(told)]
+    assert text == "".join(signs)
 
 
 def test_a_lead_of_an_activity_may_be_an_expression() -> None:

@@ -173,6 +173,8 @@ def say_what_next(demo: Demo, seconds: float, *, keep: bool) -> None:
     chapter(demo, f"Done in {seconds:.0f} s.{running} What to try next:")
     hints: tuple[str, ...]
     if keep:
+        # the file is the last that a server takes away
+        ended = f"while [ -e {demo.server.folder}/data/postmaster.pid ]; do sleep 1; done"
         hints = (
             f"cd {demo.server.folder}",
             f"export DATABASE_URL='{demo.url()}'",
@@ -181,9 +183,7 @@ def say_what_next(demo: Demo, seconds: float, *, keep: bool) -> None:
             "alembic history; alembic downgrade -1; alembic upgrade head",
             "leadprotect --help",
             f"psql $DATABASE_URL    # or as a seller: psql '{demo.url('seller_de')}'",
-            # the file is the last that a server takes away
-            f"kill -INT {demo.server.pid} && while [ -e {demo.server.folder}/data/postmaster.pid ]; do sleep 1; done "
-            f"&& rm -r {demo.server.folder}    # ends it",
+            f"kill -INT {demo.server.pid} && {ended} && rm -r {demo.server.folder}    # ends it",
         )
     else:
         mine = "leadprotect" if shutil.which("leadprotect") else Path(sys.argv[0])
