@@ -161,6 +161,8 @@ def process() -> Iterator[None]:
     # a process has one setting
     for kept in (likeness._names, likeness._claims, likeness._expressions, shipped.shipped, shipped.shipped_script):  # noqa: SLF001
         kept.cache_clear()
+    likeness._neutral_roles.cache_clear()  # noqa: SLF001
+    likeness._of_any_database.cache_clear()  # noqa: SLF001
     waiting._spawner.cache_clear()  # noqa: SLF001 - a process has the extra or lacks it
     ways.close()
     routing.dispose_routes()

@@ -9,6 +9,7 @@ in place of another that bears the same name as a default, one qualifying kind i
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,17 @@ def neutral(text: str, s: Settings, child: LeadTable | None = None) -> str:
 
     Names of the table `child`, which holds data of leads, become those of one that is called like `_CHILD`.
     """
+    return _neutral(text, _of_any_database(s), child)
+
+
+@lru_cache(maxsize=16)
+def _of_any_database(s: Settings) -> Settings:
+    """The settings without what no text depends on: of databases of one kind each text is read once."""
+    return replace(s, database_url="")
+
+
+@lru_cache(maxsize=4096)  # four kinds of hosts: one has some 500 texts
+def _neutral(text: str, s: Settings, child: LeadTable | None) -> str:
     known = _names(s, child)
     for claimed, plain in _claims(s):
         text = claimed.sub(plain, text)
@@ -92,6 +104,7 @@ def real_role(role: str, s: Settings) -> str:
     return ours.get(role) or role.removesuffix(_ELSEWHERE)
 
 
+@lru_cache(maxsize=4)
 def _neutral_roles(s: Settings) -> dict[str, str]:
     return {s.role(office): neutral_name(s.role(office), s) for office in OFFICES}
 

@@ -30,9 +30,9 @@ MADE_ANEW = frozenset({"all_territories()", "territory_roles()", "territory_role
 
 _GRANTS = """
     SELECT coalesce(jsonb_agg(jsonb_build_array(given.role, given.privilege) ORDER BY 1), '[]') FROM (
-      SELECT DISTINCT coalesce(r.rolname::text, 'PUBLIC') AS role,
+      SELECT DISTINCT CASE acl.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(acl.grantee)::text END AS role,
              acl.privilege_type || CASE WHEN acl.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END AS privilege
-      FROM aclexplode({acl}) AS acl LEFT JOIN pg_roles AS r ON r.oid = acl.grantee
+      FROM aclexplode({acl}) AS acl
       WHERE acl.grantee <> {owner}) AS given
     """
 _FUNCTIONS = f"""
@@ -66,8 +66,8 @@ _TABLES = f"""
     """
 _POLICIES = """
     SELECT p.polname::text, p.polcmd::text, p.polpermissive, ARRAY(
-             SELECT coalesce(r.rolname::text, 'PUBLIC') FROM unnest(p.polroles) AS bound
-             LEFT JOIN pg_roles AS r ON r.oid = bound ORDER BY 1),
+             SELECT CASE bound WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(bound)::text END
+             FROM unnest(p.polroles) AS bound ORDER BY 1),
            coalesce(pg_get_expr(p.polqual, p.polrelid), ''), coalesce(pg_get_expr(p.polwithcheck, p.polrelid), '')
     FROM pg_policy AS p WHERE p.polrelid = %s ORDER BY 1
     """
