@@ -74,10 +74,8 @@ def test_who_waits_for_whom_is_shown_and_the_gate_does_not_wait_with_him(databas
         pids = [each.info.backend_pid for each in (waiter, holder)]
         thread = threading.Thread(target=lambda: database.query(waiter, "SELECT count(*) FROM {leads}"))
         thread.start()
-        for _ in range(100):
-            found = status(conn)
-            if found.waiting:
-                break
+        while not (found := status(conn)).waiting:
+            assert thread.is_alive()
         holder.rollback()
         thread.join()
     assert [(session.pid, session.blocked_by) for session in found.waiting] == [(pids[0], (pids[1],))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, contextmanager
-from itertools import count
+from itertools import count, cycle
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -31,7 +31,8 @@ pytestmark = pytest.mark.profiles("pg18")
 # stands before the first revision
 INDEXES = {NAMED["expand_indexes"], NAMED["contract_indexes"]}
 MANY_COMMITS = {NAMED["expand_territories"], *INDEXES}
-STRIDE = 1 if NIGHTLY else 24
+STRIDE = 1 if NIGHTLY else 12
+STRIDE_OF_INDEXES = 1 if NIGHTLY else 3
 # one step up from each revision, then one step down
 STEPS = [("upgrade", "+1", script.revision) for script in SCRIPTS]
 STEPS += [("downgrade", "-1", script.revision) for script in reversed(SCRIPTS)]
@@ -93,26 +94,36 @@ def terminator(database: Database) -> Iterator[End]:
         yield end
 
 
+@contextmanager
+def in_turn(database: Database) -> Iterator[End]:
+    """Either way, so that of the steps with one end half are ended by each: what follows there goes through."""
+    with killer(database) as kill, terminator(database) as terminate:
+        ways = cycle((kill, terminate, terminate, kill))
+
+        def end(direction: str, target: str, moment: int) -> bool:
+            return next(ways)(direction, target, moment)
+
+        yield end
+
+
+# to the server both are a session that is gone: by day they take turns
+WAYS = {"kill-9": killer, "terminated-session": terminator} if NIGHTLY else {"in-turn": in_turn}
+
+
 @pytest.mark.timeout(1200)  # a migration for each statement, twice; minutes on a busy machine
 @pytest.mark.xdist_group("crash")  # which walks the steps once
-@pytest.mark.parametrize(
-    ("way", "first"),
-    # to the server both are a session that is gone: by day they take turns, at each twelfth moment one of them
-    [(killer, 0), (terminator, 12)],
-    ids=["kill-9", "terminated-session"],
-)
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_a_migration_that_ends_before_or_after_any_statement_is_run_again(
     make_database: Callable[..., Database],
     clean_states: list[dict[str, str]],
     way: Callable[[Database], AbstractContextManager[End]],
-    first: int,
 ) -> None:
     database = make_database("host")
     database.lead("CH")
     ends = 0
     with way(database) as end, database.connect(autocommit=True) as conn:
         for (direction, target, revision), after in zip(STEPS, clean_states, strict=True):
-            ends += every_moment(database, conn, (direction, target, revision), end, first)
+            ends += every_moment(database, conn, (direction, target, revision), end)
             assert difference(after, schema(database)) == {}, f"{direction} {revision}"
             if revision == NAMED["expand_activity_triggers"] and direction == "upgrade":
                 database.activity(database.lead("DE"), database.user(1))
@@ -122,18 +133,16 @@ def test_a_migration_that_ends_before_or_after_any_statement_is_run_again(
     assert database.sql("SELECT count(*) FROM {schema}.user_lead_assignments") == [1]
 
 
-def every_moment(
-    database: Database, conn: psycopg.Connection[Any], step: tuple[str, str, str], end: End, first: int
-) -> int:
-    """End a step at every moment until it finishes, or by day at each twenty-fourth from `first`; returns how often.
+def every_moment(database: Database, conn: psycopg.Connection[Any], step: tuple[str, str, str], end: End) -> int:
+    """End a step at every moment until it finishes, or by day at each twelfth; returns how often.
 
     A revision in one transaction leaves nothing behind, and what it commits too early is seen at each later
     moment, too. One that commits in between may leave the host an index, or an empty version table, and the
-    next attempt goes on from there: where indexes are built, the first way ends it at every moment by day as well.
+    next attempt goes on from there: where indexes are built, by day it is ended at each third moment.
     """
     direction, target, revision = step
     state, held = conn.execute(STATE).fetchone(), contents(conn, database.settings)
-    moments = count() if revision in INDEXES and not first else count(first % STRIDE, STRIDE)
+    moments = count(0, STRIDE_OF_INDEXES if revision in INDEXES else STRIDE)
     for ends, moment in enumerate(moments):
         if not end(direction, target, moment):
             return ends

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["test_single_head_revision", "test_up_down_consistency", "test_upgrade"]
 
 pytestmark = pytest.mark.profiles("pg18")
+test_up_down_consistency = pytest.mark.nightly("tests/migrations/test_round_trip.py goes each step down by day")(
+    test_up_down_consistency
+)
 
 EXCLUDED = tomllib.loads((ROOT / ".squawk.toml").read_text(encoding="utf-8"))["excluded_rules"]
 # A downgrade drops and moves what its upgrade made; the services that call meanwhile deny.

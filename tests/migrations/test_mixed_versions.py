@@ -15,15 +15,13 @@ import pytest
 import leadprotect
 from leadprotect.errors import LeadAccessDenied, ProtectionUnavailable
 from tests.support.database import Database
-from tests.support.revisions import HEAD, MIGRATE_HEAD, NAMED, REVISIONS
+from tests.support.revisions import HEAD, MIGRATE_HEAD, NAMED, REVISIONS, STOPS
 
 pytestmark = [
     pytest.mark.profiles("pg18", "other_names"),
     pytest.mark.nightly_elsewhere("who works beside whom is no question of names or servers"),
 ]
 
-UP = ["base", *REVISIONS]
-DOWN = [*reversed(REVISIONS[:-1]), "base"]
 ENFORCED = REVISIONS[REVISIONS.index(NAMED["contract_enforce"]) :]
 DECIDING = REVISIONS[REVISIONS.index(NAMED["expand_ownership"]) :]
 
@@ -40,11 +38,11 @@ def host_with_logins(make_database: Callable[..., Database]) -> Database:
 
 
 def stages(database: Database) -> Iterator[str]:
-    """Every revision on the way up, then every one on the way down."""
-    for revision in UP[1:]:
+    """The stops on the way up, then those on the way down."""
+    for revision in STOPS:
         database.upgrade(revision)
         yield revision
-    for revision in DOWN:
+    for revision in [*reversed(STOPS[:-1]), "base"]:
         database.downgrade(revision)
         yield revision
 
@@ -92,35 +90,40 @@ WORKS = (1, 1, 1, 1)
 # --- the old application
 
 
-@pytest.fixture(params=["exempt", "owner"])
-def old_login(request: pytest.FixtureRequest, make_database: Callable[..., Database]) -> Iterator[tuple[Database, str]]:
-    """A login that is no member of anything: the setting exempt_roles names it, or it owns the host's leads."""
-    name = "old-application"
-    exempt = {"exempt_roles": name} if request.param == "exempt" else {}
-    database = make_database("host", **exempt)
-    tables, sequences = "{leads}, {activities}", "ALL SEQUENCES IN SCHEMA public, crm"
-    database.sql_script(
-        f"""
-        CREATE ROLE "{name}" LOGIN;
-        GRANT USAGE, CREATE ON SCHEMA public, crm TO "{name}";
-        GRANT ALL ON {tables} TO "{name}";
-        GRANT USAGE ON {sequences} TO "{name}";
-        """
-    )
-    if not exempt:
-        database.sql_script(f'ALTER TABLE {{leads}} OWNER TO "{name}"')
-    yield database, name
-    database.sql_script(f'REASSIGN OWNED BY "{name}" TO postgres; DROP OWNED BY "{name}"; DROP ROLE "{name}"')
+EXEMPT, OWNER = "old-application", "old-application-that-owns"
 
 
-def test_a_login_that_stays_as_it_was_notices_no_phase(old_login: tuple[Database, str]) -> None:
-    database, name = old_login
-    with psycopg.connect(database.server.url(database.name, name), autocommit=True) as conn:
-        old = Old(database, conn)
-        assert WORKS == old.day("DE")
-        for stage in stages(database):
-            for territory in ("DE", "CH", None):
-                assert WORKS == old.day(territory), f"at {stage}"
+@pytest.fixture
+def old_logins(make_database: Callable[..., Database]) -> Iterator[Database]:
+    """Two logins that are no members of anything: the setting exempt_roles names one, one owns the host's leads."""
+    database = make_database("host", exempt_roles=EXEMPT)
+    for name in (EXEMPT, OWNER):
+        database.sql_script(
+            f"""
+            CREATE ROLE "{name}" LOGIN;
+            GRANT USAGE, CREATE ON SCHEMA public, crm TO "{name}";
+            GRANT ALL ON {{leads}}, {{activities}} TO "{name}";
+            GRANT USAGE ON ALL SEQUENCES IN SCHEMA public, crm TO "{name}";
+            """
+        )
+    database.sql_script(f'ALTER TABLE {{leads}} OWNER TO "{OWNER}"')
+    yield database
+    for name in (EXEMPT, OWNER):
+        database.sql_script(f'REASSIGN OWNED BY "{name}" TO postgres; DROP OWNED BY "{name}"; DROP ROLE "{name}"')
+
+
+def test_a_login_that_stays_as_it_was_notices_no_phase(old_logins: Database) -> None:
+    url = old_logins.server.url
+    with (
+        psycopg.connect(url(old_logins.name, EXEMPT), autocommit=True) as exempt,
+        psycopg.connect(url(old_logins.name, OWNER), autocommit=True) as owner,
+    ):
+        both = {name: Old(old_logins, conn) for name, conn in ((EXEMPT, exempt), (OWNER, owner))}
+        assert [WORKS, WORKS] == [old.day("DE") for old in both.values()]
+        for stage in stages(old_logins):
+            for name, old in both.items():
+                for territory in ("DE", "CH", None):
+                    assert WORKS == old.day(territory), f"{name} at {stage}"
 
 
 def test_a_service_without_a_context_works_until_contract_and_again_after_a_downgrade(

@@ -23,7 +23,7 @@ from leadprotect.planning.steps import BUILDS
 from leadprotect.settings import current, ident
 from tests.support.browser import opened
 from tests.support.children import LEAD_TABLES, TABLES
-from tests.support.revisions import HEAD, MIGRATE_HEAD, SCRIPTS
+from tests.support.revisions import HEAD, MIGRATE_HEAD, SCRIPTS, STOPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -207,9 +207,10 @@ def test_the_locks_that_an_upgrade_takes_are_those_that_were_predicted(make_data
         assert said == {
             table: mode for table, mode in taken(database, step.revision, places).items() if mode != "ACCESS SHARE"
         }
-        left = planned(database)
-        assert phases.pending(step.revision) == tuple(later.revision for later in left.steps)
-        assert ((), ()) == (left.refusals, left.lacking)
+        if step.revision in STOPS:
+            left = planned(database)
+            assert phases.pending(step.revision) == tuple(later.revision for later in left.steps)
+            assert ((), ()) == (left.refusals, left.lacking)
     assert "ACCESS EXCLUSIVE" == {lock.table: lock.mode for lock in found.steps[-1].locks}["crm.lead contacts"]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from alembic.script import ScriptDirectory
 
 from leadprotect.settings.files import migrations
+from tests.support.profiles import NIGHTLY
 
 if TYPE_CHECKING:
     from alembic.script import Script
@@ -31,3 +32,10 @@ MIGRATE_HEAD = before("contract")[-1]
 
 CONTRACT = REVISIONS[len(before("contract"))]
 """The first revision that the gate holds."""
+
+STOPS = [
+    revision
+    for place, revision in enumerate(reversed(REVISIONS))
+    if NIGHTLY or place % 3 == 0 or revision in {MIGRATE_HEAD, NAMED["contract_enforce"]}
+][::-1]
+"""Where a walk through the chain looks round: by day at each third revision, and on both sides of what is enforced."""
