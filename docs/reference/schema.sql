@@ -333,10 +333,10 @@ CREATE FUNCTION leadprotect.unreadable() RETURNS TABLE(host regclass, detail tex
               END IF;
               CONTINUE;
             EXCEPTION
-              WHEN lock_not_available THEN
-                RAISE;
-              WHEN OTHERS THEN
-                detail := format('a policy of %s fails where %I reads it for leadprotect: %s', host, 'leadprotect_reader', SQLERRM);
+              WHEN lock_not_available THEN RAISE;
+              WHEN OTHERS THEN -- without policies, it is what the settings call about a row
+                detail := format('%s fails where %I reads it for leadprotect: %s', host, 'leadprotect_reader', SQLERRM);
+                detail := (SELECT CASE WHEN c.relrowsecurity THEN 'a policy of ' ELSE '' END FROM pg_class AS c WHERE c.oid = host) || detail;
             END;
             SELECT string_agg('ALTER POLICY ' || quote_ident(p.polname) || ' ON '
               || (SELECT concat_ws('.', quote_ident(n.nspname), quote_ident(c.relname))

@@ -164,8 +164,7 @@ def _expression(look: Look, leads: HostTable, column: str, found: dict[str, int]
         return False
     seen = columns_of(look.conn, relation(look.conn, *leads.name.split(".", 1))).get(column)
     if seen is not None and seen.base not in TEXTS:
-        expression = seen.as_expression.partition(" = ")[2]
-        look.say("territory_expression", expression, f"{column} is {seen.type}, and its text is wanted")
+        look.say("territory_expression", seen.as_text, f"{column} is {seen.type}, and its text is wanted")
         return True
     for other in like(leads, TERRITORIES, is_text):
         theirs = {} if other == column else values_of(look.conn, leads, other) or {}

@@ -11,6 +11,7 @@ from leadprotect.database.memberships import grants
 from leadprotect.database.sqlstates import mapped_errors
 from leadprotect.database.statements import row, rows
 from leadprotect.errors import BackfillError, InvalidRequest, ProtectionUnavailable
+from leadprotect.preflight.columns import in_text
 from leadprotect.preflight.host_tables import check_visible
 from leadprotect.preflight.installed import check_installed
 from leadprotect.settings import Settings, ident, render
@@ -93,6 +94,7 @@ def _check_writable(conn: psycopg.Connection[Any]) -> None:
 def check_settings(conn: AnyConnection, s: Settings) -> None:
     """Raise `InvalidRequest` if the settings that decide who owns a lead are not those of the migration."""
     (ours,) = row(conn, render("SELECT {schema}.backfill_settings()", s))
+    s = in_text(conn, s)
     if ours != fingerprint(s):
         raise InvalidRequest(
             f"the settings changed since the backfill was migrated: then {ours}; now {fingerprint(s)}. "

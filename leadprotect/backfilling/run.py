@@ -26,6 +26,7 @@ from leadprotect.errors import (
     BackfillStopped,
     InvalidRequest,
 )
+from leadprotect.preflight.columns import in_text
 from leadprotect.settings import current, parse, render, url
 from leadprotect.settings.sources import fingerprint
 
@@ -115,6 +116,7 @@ def backfill(
     _check_arguments(codes, batch_size=batch_size, workers=workers, lease=lease)
     address = _address(conn, s)
     with Session(address) as side:
+        s = in_text(side.conn, s)
         ready.check_ready(side.conn, s, codes, read_only=dry_run)
         if dry_run:
             return verify.estimate_backfill(side.conn, codes, settings=s)

@@ -29,6 +29,7 @@ from leadprotect.doctor import (
 from leadprotect.doctor.finding import LEVELS, Check, Fault, Symptom
 from leadprotect.errors import LeadProtectError, LockUnavailable
 from leadprotect.preflight.applied import made_with
+from leadprotect.preflight.columns import in_text
 from leadprotect.preflight.standing import taken_away
 from leadprotect.settings import Settings, current
 
@@ -173,9 +174,9 @@ def examine(
     Works as any login: a check that this one may not ask is named in `not_judged`, and hides no other. Takes no
     lock beyond that of a SELECT; set a lock_timeout on `conn` where somebody may hold the host's tables.
     """
-    s = settings or current()
     with conn.transaction(), own_names(conn), present.one_look():
         conn.execute("SET TRANSACTION READ ONLY")
+        s = in_text(conn, settings or current())
         made = made_with(conn, s) or s
         state, revision = _state(conn, s)
         standby = bool(conn.execute("SELECT pg_is_in_recovery()").fetchall()[0][0])

@@ -13,6 +13,7 @@ from leadprotect.migration import gate, steps, undoing
 from leadprotect.migration.rollback import alembic_config
 from leadprotect.preflight import check
 from leadprotect.preflight.applied import Difference, differences, made_with
+from leadprotect.preflight.columns import in_text
 from leadprotect.preflight.version_table import revision
 from leadprotect.preflight.way_down import check_way_down
 from leadprotect.settings import Settings, load
@@ -48,6 +49,7 @@ def apply(*, dry_run: bool = False, config: Config | None = None, lock_budget: s
     with mapped_errors():
         with connect(s) as conn:
             check.check_server(conn)
+            s = in_text(conn, s)
             names = _applied(conn, s)
             found = differences(conn, s)
             if not found:

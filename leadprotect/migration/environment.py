@@ -29,6 +29,7 @@ from leadprotect.migration import autogenerate, branches, event_triggers, gate, 
 from leadprotect.migration.connections import connectable, migration_connection, side_connection
 from leadprotect.migration.options import read_options
 from leadprotect.preflight import check, standing
+from leadprotect.preflight.columns import in_text
 from leadprotect.preflight.installed import check_installed
 from leadprotect.preflight.version_table import check_may_write, check_version_table, read_versions
 from leadprotect.preflight.way_down import check_way_down
@@ -101,6 +102,9 @@ def beside() -> dict[str, Any]:
     """
     opts = branches.given_opts()
     settings = load(context.config)
+    if not context.is_offline_mode():
+        with side_connection(connectable(settings)) as conn:
+            settings = in_text(conn, settings)
     context.config.attributes[KEPT] = settings
 
     def applied(ctx: Any, step: Any, heads: Any, run_args: Any) -> None:
@@ -201,6 +205,7 @@ def _run_online(settings: Settings, options: Options) -> None:
     with ExitStack() as stack:
         engine = connectable(settings)
         guard = stack.enter_context(side_connection(engine))
+        settings = context.config.attributes[KEPT] = in_text(guard, settings)
         writes = "destination_rev" in opts  # upgrade, downgrade, stamp; other commands only look
         made = False
         if not writes:

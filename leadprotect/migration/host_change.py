@@ -23,6 +23,7 @@ from leadprotect.migration import steps, undo, undoing
 from leadprotect.migration.rollback import alembic_config
 from leadprotect.preflight import check, standing
 from leadprotect.preflight.applied import made_with
+from leadprotect.preflight.columns import in_text
 from leadprotect.preflight.host_tables import host
 from leadprotect.preflight.version_table import revision
 from leadprotect.preflight.way_down import check_way_down
@@ -77,6 +78,7 @@ def host_change(
     s = load(alembic)
     with mapped_errors(), steps.in_steps(s, lock_budget=lock_budget) as at:
         check.check_server(at.guard)
+        s = in_text(at.guard, s)
         head = revision(at.guard, s)
         if head is None or head not in phases.chain():
             raise InvalidRequest(f"{head or 'nothing'} is applied: there is no hold of this version to take away")
@@ -168,6 +170,7 @@ def _open(conn: psycopg.Connection[Any], s: Settings) -> None:
 
 
 def _put_back(at: steps.Steps, config: Config, s: Settings, head: str) -> None:
+    s = in_text(at.guard, s)
     names = phases.through(head)
     again = "correct the settings or the table, and run: leadprotect host-change --resume"
     if problems := host(at.guard, s):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from leadprotect.database.catalog import relation
 from leadprotect.database.statements import own_names, rows
+from leadprotect.preflight.columns import in_text
 from leadprotect.settings import Settings, current
 from leadprotect.settings.activities import is_expression, words
 from leadprotect.settings.names import territory_columns
@@ -58,10 +59,10 @@ class Pins:
 
 def pins(conn: psycopg.Connection[object], *, settings: Settings | None = None) -> Pins:
     """Look at the host's leads, activities and lead_tables; reads the catalog only, as any login."""
-    s = settings or current()
     pinned: list[Pin] = []
     free: list[str] = []
     with conn.transaction(), own_names(conn):
+        s = in_text(conn, settings or current())
         for name, wanted in _wanted(s).items():
             oid = relation(conn, *name.split(".", 1))
             standing = dict(rows(conn, _COLUMNS, (oid,)))

@@ -29,6 +29,7 @@ from leadprotect.database.sqlstates import mapped_errors
 from leadprotect.errors import InvalidRequest, LockUnavailable, RollbackError
 from leadprotect.migration import inventory, steps, undo, undoing
 from leadprotect.preflight import check
+from leadprotect.preflight.columns import in_text
 from leadprotect.preflight.version_table import revision
 from leadprotect.preflight.way_down import check_way_down
 from leadprotect.settings import Settings, duration, load
@@ -116,6 +117,7 @@ def rollback(
         duration("lock_budget", lock_budget)
     with mapped_errors(), connect(s) as conn:
         check.check_server(conn)
+        s = in_text(conn, s)
         before = revision(conn, s)
         scripts = ScriptDirectory.from_config(alembic)
         newer = _newer(conn, s, before, target)

@@ -14,6 +14,7 @@ from leadprotect.migration import steps
 from leadprotect.migration.rollback import alembic_config
 from leadprotect.migration.shadow import Shadow, fold, foreseeable, shadow, standing, wanted_triggers, watched
 from leadprotect.preflight import check
+from leadprotect.preflight.columns import in_text
 from leadprotect.preflight.names_taken import taken_triggers
 from leadprotect.settings import LeadTable, Settings, ident, load, render, table
 
@@ -36,6 +37,7 @@ def start_shadow(*, config: Config | None = None, lock_budget: str | None = None
     s = load(config or alembic_config())
     with mapped_errors(), steps.in_steps(s, lock_budget=lock_budget) as at:
         check.check_server(at.guard)
+        s = in_text(at.guard, s)
         _require_startable(at.guard, s)
         run = shadow(at.guard, settings=s)
         wanted = dict(wanted_triggers(s))

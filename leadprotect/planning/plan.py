@@ -26,6 +26,7 @@ from leadprotect.planning.obstacles import Obstacle, obstacles
 from leadprotect.planning.refusals import Refusals, refusals
 from leadprotect.planning.steps import PendingRevision, TableSize, spare_patience, steps, touched
 from leadprotect.preflight import standing
+from leadprotect.preflight.columns import in_text
 from leadprotect.settings import Settings, current, ident, render, table
 
 if TYPE_CHECKING:
@@ -106,10 +107,9 @@ def plan_deploy(conn: psycopg.Connection[Any], *, settings: Settings | None = No
     Works as any login, at any revision, on a database without anything of ours and on a replica. Set a lock_timeout on
     `conn` where somebody may hold the host's tables exclusively.
     """
-    s = settings or current()
     with conn.transaction(), own_names(conn):
         conn.execute("SET TRANSACTION READ ONLY")
-        return _plan(conn, s)
+        return _plan(conn, in_text(conn, settings or current()))
 
 
 def _plan(conn: psycopg.Connection[Any], s: Settings) -> DeployPlan:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
+from leadprotect.database.catalog import relation
+from leadprotect.database.statements import rows
+from leadprotect.errors import SettingsError
 from leadprotect.settings import ident, literal
+from leadprotect.settings.values import read
 
 if TYPE_CHECKING:
-    import psycopg
+    from leadprotect.database.drivers import AnyConnection
+    from leadprotect.settings import Settings
 
 TEXTS = ("text", "character varying")
 IDS = {"bigint": ("bigint",), "integer": ("integer",), "uuid": ("uuid",), "text": TEXTS}
 """The types of a column, domains aside, that a type of the settings may be."""
+_CODES = ("character", "smallint", "integer", "bigint")
+"""Whose values are codes of territories, too: their text is immutable, as an index needs it."""
 
 
 class Column(NamedTuple):
@@ -25,15 +33,16 @@ class Column(NamedTuple):
     labels: list[str]
 
     @property
-    def as_expression(self) -> str:
-        """What to write instead of a territory that is no text: the text of an enum's label is not immutable."""
+    def as_text(self) -> str:
+        """The expression of text for a column that is none: the text of an enum's label is not immutable."""
         named = ident(self.name)
         if not self.labels:
-            return f"territory_expression = {named}::text"
+            return f"{named}::text"
+        place = named if self.type == self.base else f"{named}::{self.base}"
         cases = " ".join(f"WHEN {literal(label)} THEN {literal(label)}" for label in self.labels)
         # a label that comes later is a territory that nobody holds, never one outside protection
         later = f"CASE WHEN {named} IS NOT NULL THEN 'a new label' ELSE NULL END"
-        return f"territory_expression = CASE {named} {cases} ELSE {later} END"
+        return f"CASE {place} {cases} ELSE {later} END"
 
 
 # what a row of the table has in each of its columns; the innermost type of a domain comes last
@@ -56,9 +65,9 @@ _SHAPES = """
     """
 
 
-def columns_of(conn: psycopg.Connection[Any], oid: int | None) -> dict[str, Column]:
+def columns_of(conn: AnyConnection, oid: int | None) -> dict[str, Column]:
     """The columns of a table, by name."""
-    return {column.name: column for column in map(Column._make, conn.execute(_SHAPES, (oid,)))}
+    return {column.name: column for column in map(Column._make, rows(conn, _SHAPES, (oid,)))}
 
 
 def unfit(key: str, where: str, column: Column, allowed: tuple[str, ...] | None, type_key: str) -> list[str]:
@@ -79,6 +88,24 @@ def unfit(key: str, where: str, column: Column, allowed: tuple[str, ...] | None,
         ]
     if allowed is not None and column.base not in allowed:
         named = column.base if column.type == column.base else f"{column.type}, a domain over {column.base}"
-        instead = f"; name it as an expression: {column.as_expression}" if key == "territory_column" else ""
+        instead = f"; name it as an expression: territory_expression = {column.as_text}"
+        instead = instead if key == "territory_column" else ""
         return [f"{type_key}: {where} is {named}, expected {' or '.join(allowed)}{instead}"]
     return []
+
+
+def in_text(conn: AnyConnection, s: Settings) -> Settings:
+    """The settings, where the territory's column is a char, an integer or an enum: with the expression of its text.
+
+    The catalog alone knows the type, so whoever writes or compares SQL about the territory asks here first.
+    """
+    if not s.territory_column:
+        return s
+    column = columns_of(conn, relation(conn, *s.leads_table.split(".", 1))).get(s.territory_column)
+    if column is None or column.virtual or not (column.labels or column.base in _CODES):
+        return s
+    try:
+        expression = str(read("territory_expression", column.as_text))
+    except SettingsError:  # a name or a label that no expression can hold: preflight refuses the column
+        return s
+    return replace(s, territory_column="", territory_expression=expression)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from leadprotect.database.catalog import one, relation
 from leadprotect.settings import Settings, ident, literal
 from leadprotect.settings.names import ROLE_COMMENT
+from leadprotect.settings.sources import schemas_read
 
 if TYPE_CHECKING:
     import psycopg
@@ -109,7 +110,7 @@ def _schemas(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) 
     found = []
     me, ours = str(one(conn, "SELECT current_user")), [s.role(office) for office in _HOLDS]
     keys = {child.table.split(".", 1)[0]: "lead_tables" for child in s.lead_tables}
-    keys |= {source.table.split(".", 1)[0]: source.key("table") for source in s.activities}
+    keys |= schemas_read(s)
     indexed = {name.split(".", 1)[0]: key for name, key in reversed(s.host_tables.items())}
     keys |= indexed
     for schema, key in keys.items():

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 KINDS = ("QUALIFIED_CALL", "CUSTOMER_REACTION", "SCHEDULED_FOLLOWUP", "SAMPLE_FEEDBACK", "ROI_PRESENTATION")
+_NAME = r"[A-Za-z_\x80-\U0010ffff][\w$]*"
+_SCHEMA = re.compile(rf"""'(?:[^']|'')*'|(?:"((?:[^"]|"")+)"|({_NAME}))\s*\.(?=\s*["A-Za-z_\x80-\U0010ffff])""")
 _WORD = re.compile(r"""'(?:[^']|'')*'|"((?:[^"]|"")+)"|([A-Za-z_\x80-\U0010ffff][\w$]*)""")
 
 
@@ -64,6 +66,14 @@ COLUMNS = tuple(key for key in ACTIVITY_KEYS if key.endswith("_column"))
 def is_expression(text: str) -> bool:
     """Whether a column's setting is SQL: with a cast, or in parentheses; no name holds a colon."""
     return "::" in text or (text.startswith("(") and text.endswith(")"))
+
+
+def schemas(text: str) -> Iterator[str]:
+    """Where the functions and types of an expression are, as the catalog has it: its columns stand alone."""
+    for match in _SCHEMA.finditer(text):
+        named = match[1].replace('""', '"') if match[1] else (match[2] or "").lower()
+        if named and not named.startswith("pg_"):
+            yield named
 
 
 def words(text: str) -> Iterator[str]:

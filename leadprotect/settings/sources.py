@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from leadprotect.settings.activities import COLUMNS, Activities, is_expression
+from leadprotect.settings.activities import COLUMNS, Activities, is_expression, schemas
 from leadprotect.settings.quoting import ident, literal, table
 
 if TYPE_CHECKING:
@@ -70,9 +70,7 @@ def derivation(s: Settings) -> dict[str, str]:
         "host_names": ", ".join(
             literal(table(name)) for name in dict.fromkeys([s.leads_table, *(one.table for one in s.activities)])
         ),
-        "host_schemas": ", ".join(
-            sorted({literal(name.split(".", 1)[0]) for name in [*s.host_tables, *(one.table for one in s.activities)]})
-        ),
+        "host_schemas": ", ".join(sorted(map(literal, schemas_read(s)))),
         "source_times": ", ".join(
             f"({literal(table(one.table))}, {'NULL' if is_expression(one.at_column) else literal(one.at_column)})"
             for one in s.activities
@@ -125,6 +123,20 @@ def derivation(s: Settings) -> dict[str, str]:
         "derivation": literal(fingerprint(s)),
         "excluded_users": ", ".join(map(literal, s.excluded_users)),
     }
+
+
+def schemas_read(s: Settings) -> dict[str, str]:
+    """The schemas that our functions look into: of the tables, and of what is called about their rows -> the key."""
+    found = {name.split(".", 1)[0]: key for name, key in reversed(s.host_tables.items())}
+    said = [(s.territory_expression, "territory_expression")]
+    for one in s.activities:
+        found.setdefault(one.table.split(".", 1)[0], one.key("table"))
+        said += [(getattr(one, field), one.key(field)) for field in ("condition", *COLUMNS)]
+    for text, key in said:
+        if key.endswith(("expression", "condition")) or is_expression(text):
+            for schema in schemas(text):
+                found.setdefault(schema, key)
+    return found
 
 
 def fingerprint(s: Settings) -> str:

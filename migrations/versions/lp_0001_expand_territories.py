@@ -441,10 +441,10 @@ def create_reading_check() -> None:
               END IF;
               CONTINUE;
             EXCEPTION
-              WHEN lock_not_available THEN
-                RAISE;
-              WHEN OTHERS THEN
-                detail := format('a policy of %s fails where %I reads it for leadprotect: %s', host, {reader_name}, SQLERRM);
+              WHEN lock_not_available THEN RAISE;
+              WHEN OTHERS THEN -- without policies, it is what the settings call about a row
+                detail := format('%s fails where %I reads it for leadprotect: %s', host, {reader_name}, SQLERRM);
+                detail := (SELECT CASE WHEN c.relrowsecurity THEN 'a policy of ' ELSE '' END FROM pg_class AS c WHERE c.oid = host) || detail;
             END;
             SELECT string_agg({narrowing_of_p}, E'\\n' ORDER BY p.polname) INTO remedy
             FROM pg_policy AS p JOIN pg_class AS c ON c.oid = p.polrelid
@@ -471,7 +471,7 @@ def create_reading_check() -> None:
           SELECT pg_catalog.string_agg(u.detail, E'\\n') AS details, pg_catalog.string_agg(u.remedy, E'\\n') AS remedies
           INTO found FROM {schema}.unreadable() AS u;
           IF found.details IS NOT NULL THEN
-            RAISE EXCEPTION '%', found.details USING ERRCODE = 'LP412', HINT = found.remedies;
+            RAISE EXCEPTION '%', found.details USING ERRCODE = 'LP412', HINT = coalesce(found.remedies, '');
           END IF;
         END
         $do$

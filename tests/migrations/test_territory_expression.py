@@ -149,20 +149,59 @@ def test_an_expression_that_can_t_serve_is_refused_before_anything_is_touched(
         assert database.sql("SELECT to_regnamespace({schema_name})") == [None]
 
 
-@pytest.mark.profiles("pg18")
-@pytest.mark.parametrize("column", ["region", "place", "country_code"])
-def test_a_column_that_is_no_text_is_refused_with_the_expression_that_serves(
-    make_database: Callable[..., Database], monkeypatch: pytest.MonkeyPatch, column: str
-) -> None:
-    database = hosted(make_database, COALESCED)
-    monkeypatch.delenv("LEADPROTECT_TERRITORY_EXPRESSION")
-    monkeypatch.setenv("LEADPROTECT_TERRITORY_COLUMN", column)
-    with pytest.raises(CommandError) as refused:
-        database.upgrade()
-    expression = str(refused.value).partition("territory_expression = ")[2].splitlines()[0]
-    monkeypatch.delenv("LEADPROTECT_TERRITORY_COLUMN")
-    monkeypatch.setenv("LEADPROTECT_TERRITORY_EXPRESSION", expression)
+@pytest.mark.crossed
+@pytest.mark.parametrize("kind", ["integer", "char(4)", "crm.place", "crm.land", "smallint", "crm.number"])
+def test_a_column_of_codes_that_are_no_text_serves_as_it_is(make_database: Callable[..., Database], kind: str) -> None:
+    """Nothing but the column is named, and every command that writes or compares SQL about it goes on."""
+    numbers = kind in {"integer", "smallint", "crm.number"}
+    here, there = ("49", "41") if numbers else ("DE", "CH")
+    database = make_database("empty", territories=f"{here}: de, {there}: ch")
+    database.sql_script(
+        "CREATE SCHEMA crm; CREATE TYPE crm.place AS ENUM ('DE', 'CH'); CREATE DOMAIN crm.land AS crm.place;"
+        f"CREATE DOMAIN crm.number AS integer; CREATE TABLE {{leads}} (id uuid PRIMARY KEY, territory {kind});"
+        "CREATE TABLE {activities} (id bigserial PRIMARY KEY, lead_id uuid REFERENCES {leads}, user_id uuid, "
+        "kind text, created_at timestamptz); CREATE INDEX ON {activities} (lead_id)"
+    )
+    mine, free, theirs = (lead(database, territory=code) for code in (here, None, there))
+    for one in (mine, theirs):
+        database.activity(one, database.user(1))
+    assert "stops at the gate" in ran("plan", exit_code=3)
     database.upgrade(MIGRATE_HEAD)
+    ran("shadow", "start")
+    ran("shadow", "stop")
+    ran("backfill", here, there)
+    database.upgrade("head", contract="require")
+    database.create_logins()
+    move = "UPDATE {leads} SET territory = %s WHERE id = %s RETURNING true"
+    with database.acting("seller_de", 1, here) as conn:
+        assert {*database.query(conn, "SELECT id FROM {leads}")} == {mine, free}
+        assert leadprotect.can_edit_many(conn, [mine, free, theirs]) == {mine: True, free: True, theirs: False}
+        with pytest.raises(psycopg.errors.InsufficientPrivilege), conn.transaction():
+            database.query(conn, move, there, mine)
+    assert database.sql(move, there, mine) == [True]
+    assert database.audit("territory, reason")[-1] == (here, "maintenance")
+    for command in ("doctor", "status", "pin status", "host-change --resume", "apply --yes", "territory list"):
+        ran(*command.split())
+    assert ran("doctor").startswith("sound")
+    ran("rollback")
+    database.downgrade()
+    assert database.sql("SELECT indexdef FROM pg_indexes WHERE indexname LIKE 'ix_leadprotect%%'") == []
+
+
+def ran(*words: str, exit_code: int = 0) -> str:
+    """What a command of ours says that ends so."""
+    done = CliRunner().invoke(main, [*words])
+    assert done.exit_code == exit_code, done.output
+    return done.stdout
+
+
+@pytest.mark.profiles("pg18")
+@pytest.mark.parametrize("kind", ["date", "boolean", "text[]"])
+def test_control_a_column_of_anything_else_is_refused(make_database: Callable[..., Database], kind: str) -> None:
+    database = make_database("host")
+    database.sql(f"ALTER TABLE {{leads}} DROP territory, ADD territory {kind}")
+    with pytest.raises(CommandError, match=r"expected text or character varying; name it as an expression: .*::text"):
+        database.upgrade()
 
 
 @pytest.mark.parametrize(
@@ -304,3 +343,40 @@ def test_control_another_expression_is_not_taken_for_it(make_database: Callable[
         assert "territory = 'x'" != neutral(
             shown(database, names(other)["territory_of_here"] + " = 'x'", policy=True), own
         )
+
+
+def test_what_settings_call_may_stand_in_a_schema_without_a_table_of_ours(
+    make_database: Callable[..., Database],
+) -> None:
+    """Our roles get USAGE of its schema as of one with a table, and give it back at the base."""
+    database = hosted(make_database, "ext.code(territory_id)", activity_condition="ext.counts(kind)")
+    database.sql_script(
+        "CREATE SCHEMA ext;"
+        "CREATE FUNCTION ext.code(said text) RETURNS text LANGUAGE sql IMMUTABLE RETURN upper(said);"
+        "CREATE FUNCTION ext.counts(kind text) RETURNS boolean LANGUAGE sql IMMUTABLE RETURN kind <> 'MAIL'"
+    )
+    german = lead(database, territory_id="de")
+    database.activity(german, database.user(1))
+    acl = "SELECT nspacl::text FROM pg_namespace WHERE nspname = 'ext'"
+    assert database.sql(acl) == [None]
+    protected(database)
+    with database.acting("seller_de", 1) as conn:
+        assert leadprotect.can_edit(conn, german)
+    assert CliRunner().invoke(main, ["doctor"]).exit_code == 0
+    database.downgrade()
+    assert "leadprotect" not in str(database.sql(acl))
+
+
+@pytest.mark.profiles("pg18")
+def test_control_what_our_reader_may_not_call_is_told_before_anything_stands(
+    make_database: Callable[..., Database],
+) -> None:
+    database = hosted(make_database, "crm.code(territory_id)")
+    database.sql_script(
+        "CREATE FUNCTION crm.code(said text) RETURNS text LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN said; END';"
+        "REVOKE ALL ON FUNCTION crm.code(text) FROM PUBLIC"
+    )
+    lead(database, territory_id="DE")
+    with pytest.raises(CommandError, match=r"public.leads fails where leadprotect_reader reads it .*permission denied"):
+        database.upgrade()
+    assert database.sql("SELECT to_regnamespace({schema_name})") == [None]
