@@ -173,7 +173,6 @@ def names(settings: Settings) -> Mapping[str, str]:
         "leads_label": literal(f"{host_schema}.{leads_name}"),
         "activities": table(s.activities_table),
         "activities_name": literal(table(s.activities_table)),
-        "activities_schema": literal(activities_schema),
         **derivation(s),
         **{column.removesuffix("_column"): ident(getattr(s, column)) for column in named},
         **{column + "_name": literal(getattr(s, column)) for column in named},

@@ -562,7 +562,9 @@ def open_again() -> None:
             FOR ours IN
               SELECT a.attname FROM pg_catalog.pg_attribute AS a CROSS JOIN LATERAL pg_catalog.aclexplode(a.attacl) AS acl
               WHERE a.attrelid = before_contract.host_table::regclass AND acl.grantee = pg_catalog.to_regrole(pg_catalog.quote_ident({reader_name}))
-                AND a.attrelid NOT IN (pg_catalog.to_regclass({leads_name}), pg_catalog.to_regclass({activities_name}))
+                AND NOT EXISTS (
+                  SELECT FROM pg_catalog.unnest(ARRAY[{host_names}]) AS read (name)
+                  WHERE pg_catalog.to_regclass(read.name) = a.attrelid)
             LOOP
               EXECUTE pg_catalog.format('REVOKE SELECT (%I) ON %s FROM {reader}', ours, before_contract.host_table);
             END LOOP;
@@ -571,7 +573,7 @@ def open_again() -> None:
               SELECT n.nspname FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
               CROSS JOIN LATERAL pg_catalog.aclexplode(n.nspacl) AS acl
               WHERE c.oid = before_contract.host_table::regclass AND acl.grantee = pg_catalog.to_regrole(pg_catalog.quote_ident({reader_name}))
-                AND n.nspname NOT IN ({leads_schema}, {activities_schema})
+                AND n.nspname <> ALL (ARRAY[{host_schemas}]::name[])
             LOOP
               EXECUTE pg_catalog.format('REVOKE USAGE ON SCHEMA %I FROM {reader}', home);
             END LOOP;

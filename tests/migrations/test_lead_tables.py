@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from alembic.util import CommandError
 
+import leadprotect
 from leadprotect.doctor.examine import CHECKS, examine
 from leadprotect.doctor.repair import plan, repair
 from leadprotect.doctor.status import status
@@ -97,15 +98,44 @@ def test_activities_with_row_security_of_their_own_may_be_such_a_table(make_data
     assert conditions(database)["visibility"].met
 
 
+def test_what_is_activities_too_stays_readable_for_us_until_the_base(make_database: Callable[..., Database]) -> None:
+    """Undoing contract once took the grant of a further table of activities: no backfill could read it from then on."""
+    database = make_database("host", lead_tables=LEAD_TABLES)
+    database.sql_script(TABLES + "; ALTER TABLE crm.notes ADD author {user_id_type}, ADD at timestamptz")
+    database.sections = {
+        "notes": {
+            "table": "crm.notes", "lead_id_column": "lead_id", "user_id_column": "author",
+            "kind_column": "", "at_column": "at",
+        }
+    }  # fmt: skip
+    before = dump(database)
+    database.upgrade("head", contract="require")
+    lead = database.lead("DE")
+    database.downgrade(MIGRATE_HEAD)
+    database.sql("INSERT INTO crm.notes (lead_id, author, at) VALUES (%s, %s, now())", lead, database.user(1))
+    database.sql("DELETE FROM {schema}.user_lead_assignments")
+    leadprotect.backfill(database.url, ["DE"], settings=database.settings)
+    assert database.owner(lead) == database.user(1)
+    database.downgrade("base")
+    with database.connect() as conn:
+        purge(conn, settings=database.settings)
+    assert dump(database) == before
+
+
 def dump(database: Database) -> list[str]:
     command = [str(database.server.programs / "pg_dump"), "--schema-only", "--dbname", database.url]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return [line for line in done.stdout.splitlines() if not line.startswith(("\\restrict", "\\unrestrict"))]
 
 
-def test_after_leaving_a_dump_is_as_before_we_came(make_database: Callable[..., Database]) -> None:
-    database = make_database("host", lead_tables=LEAD_TABLES)
-    database.sql_script(TABLES)
+@pytest.mark.parametrize("owners", [{}, {"owners_from": "column", "owner_column": "seller"}], ids=["act", "column"])
+def test_after_leaving_a_dump_is_as_before_we_came(
+    make_database: Callable[..., Database], owners: dict[str, str]
+) -> None:
+    database = make_database("host", lead_tables=LEAD_TABLES, **owners)
+    database.sql_script(TABLES + "; ALTER TABLE {leads} ADD seller {user_id_type}")
+    if owners:  # then no table of activities need be there
+        database.sql("DROP TABLE {activities}")
     before = dump(database)
     database.upgrade("head", contract="require")
     assert dump(database) != before
