@@ -19,6 +19,7 @@ from leadprotect.lab.bench.clock import ratio
 from leadprotect.lab.bench.comparison import Line
 from leadprotect.lab.bench.report import backfill_table
 from leadprotect.lab.bench.scale import Growth
+from tests.support import access_page
 from tests.support.commands import members
 
 if TYPE_CHECKING:
@@ -96,6 +97,13 @@ def test_what_may_differ_though_nothing_has_changed_is_said() -> None:
     few, other = report.unlike(NUMBERS, now)
     assert "before, there were 1,000,000 leads, and now 10,000" == few
     assert "before, another machine measured: 2" == other
+
+
+def test_the_page_shows_the_numbers_beside_it() -> None:
+    page, numbers = access_page.PAGE.read_text(encoding="utf-8"), access_page.published()
+    assert access_page.written(page, numbers) == page
+    numbers["lines"][0]["measured"] += 1
+    assert access_page.written(page, numbers) != page
 
 
 @pytest.mark.parametrize("part", ["access", "backfill", "scale", "fleet", "all"])

@@ -66,6 +66,7 @@ JOIN = """
 ROW = "SELECT l.territory FROM public.leads AS l WHERE l.id = %s::uuid"
 CHECK = "SELECT leadprotect.can_edit_lead(%s::uuid)"
 FLOOR = "SELECT original.read_both(%s::uuid)"
+DECIDED = "SELECT original.decide_owner(%s::uuid)"
 ORIGINAL_CHECK = "SELECT original.can_edit_lead(%s::uuid)"
 
 
@@ -141,6 +142,7 @@ def instruction_counts(bench: Bench) -> list[Count]:
         "one row by key": [ROW.replace("%s", lead)],
         "two rows by key, joined": [" ".join(JOIN.replace("%s", lead).split())],
         "the two rows read by a function": [*bound, FLOOR.replace("%s", lead)],
+        "the least that decides about an owner": [*bound, DECIDED.replace("%s", lead)],
         "protection by hand": [*bound, ORIGINAL_CHECK.replace("%s", lead)],
         "can_edit_lead, own lead": [*bound, CHECK.replace("%s", lead)],
     }
@@ -190,6 +192,7 @@ def checks(bench: Bench) -> list[Line]:
                 "row": (free(), ROW, bench.own),
                 "join": (free(), JOIN, bench.own),
                 "floor": (bound(), FLOOR, bench.own),
+                "least": (bound(), DECIDED, bench.own),
                 "original": (bound(), ORIGINAL_CHECK, bench.own),
                 "own": (bound(), CHECK, bench.own),
                 "foreign": (bound(), CHECK, foreign),
@@ -206,22 +209,32 @@ def checks(bench: Bench) -> list[Line]:
 
 
 def _checked(bench: Bench, cost: dict[str, list[float]], when: str) -> list[Line]:
-    select, join, floor, original = cost["select"], cost["join"], cost["floor"], cost["original"]
-    own = f"can_edit_lead, own lead{when}"
+    select, join, floor, original, least = (cost[name] for name in ("select", "join", "floor", "original", "least"))
+    joined, read, decided = (
+        "two rows joined",
+        "the two rows read by a function",
+        "the least that decides about an owner",
+    )
+    own, by_hand = f"can_edit_lead, own lead{when}", "protection by hand"
+    sharing = f"can_edit_lead, own lead of who shares{when}"
     lines = [
-        bench.line(own, "two rows joined", cost["own"], join, 1.65),
-        bench.line(own, "the two rows read by a function", cost["own"], floor, None),
-        bench.line(own, "protection by hand", cost["own"], original, bench.figure(1.2, 0.4)),
+        bench.line(own, joined, cost["own"], join, 1.65),
+        bench.line(own, read, cost["own"], floor, None),
+        bench.line(own, decided, cost["own"], least, None),
+        bench.line(own, by_hand, cost["own"], original, bench.figure(1.2, 0.4)),
         bench.line(own, "SELECT 1", cost["own"], select, None),
-        bench.line(f"can_edit_lead, own lead of who shares{when}", "two rows joined", cost["sharing"], join, 1.65),
-        bench.line(f"can_edit_lead, lead of a colleague{when}", "two rows joined", cost["foreign"], join, None),
+        bench.line(sharing, joined, cost["sharing"], join, 1.65),
+        bench.line(sharing, decided, cost["sharing"], least, None),
+        bench.line(f"can_edit_lead, lead of a colleague{when}", joined, cost["foreign"], join, None),
+        bench.line(f"{decided}{when}", joined, least, join, None),
+        bench.line(f"{decided}{when}", by_hand, least, original, None),
     ]
     if not when:
         lines += [
             bench.line("one row by key", "SELECT 1", cost["row"], select, None),
             bench.line("two rows by key, joined", "SELECT 1", join, select, None),
-            bench.line("the two rows read by a function", "two rows joined", floor, join, None),
-            bench.line("protection by hand", "SELECT 1", original, select, None),
+            bench.line(read, joined, floor, join, None),
+            bench.line(by_hand, "SELECT 1", original, select, None),
         ]
     return lines
 
@@ -259,6 +272,7 @@ def lists(bench: Bench) -> list[Line]:
         bench.line("editable_leads, a page of 50", "one check", cost["page"], cost["check"], 4.5),
         bench.line("can_edit_many of 1,000 leads", "one check", cost["many"], cost["check"], 10.0),
         bench.line("the same 1,000 leads read by key", "one check", cost["floor"], cost["check"], None),
+        bench.line("can_edit_many of 1,000 leads", "the same read by key", cost["many"], cost["floor"], None),
     ]
 
 
@@ -295,10 +309,14 @@ def view(bench: Bench) -> list[Line]:
 
 
 def assertions(bench: Bench) -> list[Line]:
-    """An assertion with its record against an INSERT, and the one by hand; commits wait for no disk."""
+    """An assertion with its record against an INSERT, and the one by hand; commits wait for no disk.
+
+    One floor decides nothing, the other about owners alone.
+    """
     asked = {
         "insert": INSERT,
         "floor": "SELECT original.lock_and_insert(%s::uuid)",
+        "least": "SELECT original.decide_and_insert(%s::uuid)",
         "original": "SELECT original.assert_edit(%s::uuid)",
         "ours": "SELECT leadprotect.assert_edit_and_audit(%s::uuid)",
     }
@@ -306,13 +324,19 @@ def assertions(bench: Bench) -> list[Line]:
         cost = bench.cost(
             {name: Case(conn := bound(), asking_to(conn, statement, bench.own)) for name, statement in asked.items()}
         )
+    ours, plain, floor, least, by_hand = (
+        "assert_edit_and_audit", "plain INSERT", "lock and INSERT by a function",
+        "the least that decides, locks and INSERTs", "assertion by hand",
+    )  # fmt: skip
     return [
-        bench.line("assert_edit_and_audit", "plain INSERT", cost["ours"], cost["insert"], 4.0),
-        bench.line("assert_edit_and_audit", "lock and INSERT by a function", cost["ours"], cost["floor"], None),
-        bench.line("lock and INSERT by a function", "plain INSERT", cost["floor"], cost["insert"], None),
-        bench.line(
-            "assert_edit_and_audit", "assertion by hand", cost["ours"], cost["original"], bench.figure(0.8, 0.4)
-        ),
+        bench.line(ours, plain, cost["ours"], cost["insert"], 4.0),
+        bench.line(ours, floor, cost["ours"], cost["floor"], None),
+        bench.line(ours, least, cost["ours"], cost["least"], None),
+        bench.line(ours, by_hand, cost["ours"], cost["original"], bench.figure(0.8, 0.4)),
+        bench.line(floor, plain, cost["floor"], cost["insert"], None),
+        bench.line(floor, by_hand, cost["floor"], cost["original"], None),
+        bench.line(least, plain, cost["least"], cost["insert"], None),
+        bench.line(least, by_hand, cost["least"], cost["original"], None),
     ]
 
 
@@ -367,17 +391,19 @@ def shared_edits(bench: Bench) -> list[Line]:
 def committed(bench: Bench, seconds: int) -> list[Line]:
     """Assertions of 8 clients that commit, by their 95th percentiles: here the disk counts, too.
 
-    The floor locks and writes the same rows, and decides nothing.
+    Both floors lock and write the same rows; one decides nothing, the other about owners alone.
     """
-    insert, floor, ours = "plain_insert", "lead_floor", "lead_assert"
-    rounds = [{script: _p95(bench, script, seconds) for script in (insert, floor, ours)} for _ in range(3)]
+    insert, floor, least, ours = "plain_insert", "lead_floor", "lead_decided", "lead_assert"
+    rounds = [{script: _p95(bench, script, seconds) for script in (insert, floor, least, ours)} for _ in range(3)]
     when = "committed by 8 clients, p95"
     return [
         Line(bench.name, what, base, middle, figure, statistics.median(p95[script] for p95 in rounds), low, high)
         for what, script, base, than, figure in (
             (f"the same {when}", ours, "plain INSERT", insert, 1.9),
             (f"the same {when}", ours, "lock and INSERT by a function", floor, None),
+            (f"the same {when}", ours, "the least that decides, locks and INSERTs", least, None),
             (f"lock and INSERT by a function, {when}", floor, "plain INSERT", insert, None),
+            (f"the least that decides, locks and INSERTs, {when}", least, "plain INSERT", insert, None),
         )
         for low, middle, high in [
             statistics.quantiles([p95[script] / p95[than] for p95 in rounds], n=4, method="inclusive")

@@ -81,6 +81,59 @@ BEGIN
   VALUES (lead, owner, session_user, current_user, 'DE', 'EDIT', 'ALLOW', 'owner', pg_current_xact_id());
 END
 $$;
+-- The least that decides about an owner: the two rows, one probe for a rule that suspends him, and whether the login holds
+-- the territory. It knows no other user, no role that was set, and no row security.
+CREATE FUNCTION original.decide_owner(lead uuid)
+RETURNS boolean
+LANGUAGE plpgsql
+STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  owner uuid;
+  suspended boolean;
+BEGIN
+  SELECT a.user_id INTO owner FROM public.leads AS l
+  JOIN leadprotect.user_lead_assignments AS a ON a.lead_id = l.id AND a.territory = l.territory
+  WHERE l.id = lead AND l.territory = current_setting('app.territory', true);
+  IF owner::text IS DISTINCT FROM current_setting('app.user_id', true) THEN
+    RETURN false;
+  END IF;
+  -- in the order of the index, or statistics that are wrong make a scan of it
+  SELECT true INTO suspended FROM leadprotect.lead_protection_rules AS r
+  WHERE r.user_id = owner AND r.territory = current_setting('app.territory', true) AND r.protection = 'VIEW_ONLY'
+  ORDER BY r.lead_id LIMIT 1;
+  RETURN suspended IS NULL
+    AND pg_has_role(session_user, 'leadprotect_' || lower(current_setting('app.territory', true)), 'USAGE');
+END
+$$;
+CREATE FUNCTION original.decide_and_insert(lead uuid)
+RETURNS void
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  owner uuid;
+  suspended boolean;
+BEGIN
+  SELECT a.user_id INTO owner FROM leadprotect.user_lead_assignments AS a
+  WHERE a.lead_id = lead AND a.territory = current_setting('app.territory', true)
+    AND a.user_id::text = current_setting('app.user_id', true) FOR SHARE;
+  PERFORM FROM public.leads AS l WHERE l.id = lead AND l.territory = current_setting('app.territory', true);
+  IF owner IS NULL OR NOT FOUND THEN
+    RAISE EXCEPTION 'not allowed';
+  END IF;
+  SELECT true INTO suspended FROM leadprotect.lead_protection_rules AS r
+  WHERE r.user_id = owner AND r.territory = current_setting('app.territory', true) AND r.protection = 'VIEW_ONLY'
+  ORDER BY r.lead_id LIMIT 1;
+  IF suspended OR NOT pg_has_role(session_user, 'leadprotect_' || lower(current_setting('app.territory', true)), 'USAGE') THEN
+    RAISE EXCEPTION 'not allowed';
+  END IF;
+  INSERT INTO public.plain_log (lead_id, user_id, login, role, territory, action, outcome, reason, transaction_id)
+  VALUES (lead, owner, session_user, current_user, current_setting('app.territory', true), 'EDIT', 'ALLOW', 'owner', pg_current_xact_id());
+END
+$$;
 INSERT INTO original.assignments (lead_id, territory, user_id)
 SELECT a.lead_id, a.territory, a.user_id FROM leadprotect.user_lead_assignments AS a WHERE a.user_id IS NOT NULL;
 -- the leads without protection, for what an edit costs by itself

@@ -39,6 +39,14 @@ AT_ONCE = (1, 5)
 THREADS = "threads"
 WHATS = ("SELECT 1", "can_edit")
 CALLS = 100
+# the three statements of a block with a check, and not a line around them: user and territory set, asked, set back
+_ENTER = (
+    "SELECT before.*, set_config('app.user_id', %s, true), set_config('app.territory', %s, true) "
+    "FROM (SELECT current_setting('app.user_id', true), current_setting('app.territory', true) OFFSET 0) AS before"
+)
+_ASK = "SELECT leadprotect.can_edit_lead(%s::uuid)"
+_LEAVE = "SELECT set_config('app.user_id', %s, true), set_config('app.territory', %s, true)"
+_BY_HAND = "its three statements by hand"
 _SESSION = {"autocommit": True, "prepare_threshold": 0}
 
 
@@ -118,10 +126,16 @@ def _services(
         with leadprotect.acting_as(conn, USER, "DE"):
             leadprotect.can_edit(conn, own[number * 7919 % len(own)])
 
+    def by_hand(number: int) -> None:
+        before = execute(_ENTER, (USER, "DE"), **how).fetchone()
+        execute(_ASK, (own[number * 7919 % len(own)],), **how).fetchone()
+        execute(_LEAVE, tuple(before[:2]), **how).fetchone()
+
     calls: dict[str, Callable[[int], object]] = {
         "select": lambda _: execute("SELECT 1", **how).fetchall(),
         "can_edit": lambda n: leadprotect.can_edit(conn, own[n * 7919 % len(own)], user_id=USER, territory="DE"),
         "acting": acting,
+        "by_hand": by_hand,
         "many": lambda n: leadprotect.can_edit_many(conn, own[n % 7 : n % 7 + 1000]),
         "list": lambda n: leadprotect.editable_leads(conn, after=own[n % len(own)], limit=50),
     }
@@ -134,16 +148,20 @@ def _services(
             found_inside = measured(listing | {"select": cases["select"]}, rounds=bench.blocks)
     selects = {name: (found_inside if name in few else found)["select"] for name in calls}
     found |= {name: found_inside[name] for name in few}
-    return [
+    lines = [
         _client_line(bench, what, f"SELECT 1, {through}", found[name], selects[name], figure)
         for name, what, figure in (
             ("select", "SELECT 1", None),
             ("can_edit", "can_edit, user and territory named", None),
             ("acting", "acting_as and can_edit", 8.0 if through == "psycopg" else None),
+            ("by_hand", _BY_HAND, None),
             ("many", "can_edit_many of 1,000 own leads", None),
             ("list", "editable_leads(limit=50)", None),
         )
     ]
+    against = f"{_BY_HAND}, {through}"
+    lines.insert(4, _client_line(bench, "acting_as and can_edit", against, found["acting"], found["by_hand"], None))
+    return lines
 
 
 @contextmanager
