@@ -26,6 +26,7 @@ from leadprotect.database import blockers
 from leadprotect.database.opening import PINNED
 from leadprotect.errors import GateClosed, LeadProtectError, PreflightError
 from leadprotect.migration import autogenerate, branches, event_triggers, gate, locks, undo, undoing, version_table
+from leadprotect.migration.builds import second_builds
 from leadprotect.migration.connections import connectable, migration_connection, side_connection
 from leadprotect.migration.options import read_options
 from leadprotect.preflight import check, standing
@@ -215,14 +216,16 @@ def _run_online(settings: Settings, options: Options) -> None:
             held = stack.enter_context(locks.one_at_a_time(guard, settings, wait=options.wait))
             planned = _plan(opts, guard, settings, options, lost, held, taken=taken)
         connection, pid = stack.enter_context(migration_connection(engine, lost))
-        _configure(settings, held, connection=connection, fn=planned)
+        _configure(
+            settings, held, connection=connection, fn=planned, leadprotect_beside=second_builds(guard, connection, lost)
+        )
         seen = stack.enter_context(blockers.watch(stack.enter_context(side_connection(engine)), pid))
         try:
             locks.retry(_migrate, budget=lost, seen=seen)
             connection.rollback()
             if writes and not any(map(_is_upgrade, taken)):
                 version_table.drop_empty(guard, settings)
-        except exc.DBAPIError as error:
+        except (exc.DBAPIError, psycopg.Error) as error:
             if made and not taken:
                 version_table.drop_empty(guard, settings)
             if reason := event_triggers.culprit(guard, error, settings):

@@ -174,16 +174,25 @@ def retry(attempt: Callable[[], None], *, budget: Budget, seen: Callable[[], lis
             if sqlstate(error) not in RETRYABLE:
                 raise
             budget.step_failed()
-            who = "; ".join(map(str, seen())) or "a session that is gone already"
+            found = seen()
             if not budget.rest:
-                raise LockUnavailable(
-                    f"no lock within the budget of {budget.total:g} s; blocked by {who}. "
-                    "Nothing is half done: end that session or wait, and run the same command again "
-                    "(-x lock_budget=5min waits longer)"
-                ) from None
-            log.warning("no lock in time, blocked by %s; trying again", who)
+                raise unavailable(budget, found) from None
+            log.warning("no lock in time, blocked by %s; trying again", _who(found))
             # live traffic must drain between two attempts, and two deploys must not march in step
             wait = min(budget.rest, random.uniform(pause, 2 * pause))  # noqa: S311 - jitter, no secret
             time.sleep(wait)
             budget.spent += wait
             pause = min(pause * 1.5, _LONGEST_PAUSE_S)
+
+
+def unavailable(budget: Budget, found: list[Blocker]) -> LockUnavailable:
+    """The error with which a migration ends whose budget is used up."""
+    return LockUnavailable(
+        f"no lock within the budget of {budget.total:g} s; blocked by {_who(found)}. "
+        "Nothing is half done: end that session or wait, and run the same command again "
+        "(-x lock_budget=5min waits longer)"
+    )
+
+
+def _who(found: list[Blocker]) -> str:
+    return "; ".join(map(str, found)) or "a session that is gone already"

@@ -5,24 +5,27 @@ without the indexes it would read whole tables. They serve the transition only, 
 triggers of the transition make owners by the same functions, and note the leads that a backfill has to read again.
 
 Locks on host tables: SHARE UPDATE EXCLUSIVE on leads, then on activities, for the time of each
-build (CONCURRENTLY: reads and writes go on). It waits for older transactions, and nobody waits
-for it but DDL and VACUUM. The same for the way down.
+build (CONCURRENTLY: reads and writes go on), or on both at once where the tables are large and the server has
+workers for two. It waits for older transactions, and nobody waits for it but DDL and VACUUM. The same for the way down.
 
 Undone by: DROP INDEX CONCURRENTLY, and dropping the functions; the notes move to the quarantine schema.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from hashlib import sha256
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from alembic import context, op
 from alembic.util import CommandError
 from sqlalchemy import text
 
-from leadprotect.settings import activity_sources, load, names, sql
+from leadprotect.settings import activity_sources, load, names, render, sql
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from leadprotect.settings import SourceTable
 
 revision = "lp_0009_expand_indexes"
@@ -42,9 +45,9 @@ def upgrade() -> None:
     with op.get_context().autocommit_block():
         wait_for_long_transactions()
         refuse_strangers()
-        create_leads_index()
-        for source in activity_sources():
-            create_activities_index(source)
+        with leads_index():
+            for source in activity_sources():
+                create_activities_index(source)
     # after what is built outside of a transaction: an interrupted build is taken up again from its begin
     op.execute(sql("SET LOCAL ROLE {owner}"))
     create_activity_order()
@@ -119,12 +122,12 @@ def wait_for_long_transactions() -> None:
     op.execute("SET statement_timeout = 0")
 
 
-def create_leads_index() -> None:
+def leads_index() -> AbstractContextManager[None]:
     # Keyset of the backfill.
     if is_valid("leads_index_path"):
-        return
+        return nullcontext()
     op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {leads_index_path}"))
-    op.execute(sql("CREATE INDEX CONCURRENTLY {leads_index} ON {leads} ({territory_key}, {lead_id})"))
+    return beside("CREATE INDEX CONCURRENTLY {leads_index} ON {leads} ({territory_key}, {lead_id})")
 
 
 def create_activities_index(source: SourceTable) -> None:
@@ -134,6 +137,18 @@ def create_activities_index(source: SourceTable) -> None:
         return
     drop(source)
     build(source)
+
+
+def beside(statement: str) -> AbstractContextManager[None]:
+    """Carry it out: while the block lasts, where our env.py and the server have room for two builds, else before it."""
+    known = names(settings := load(context.config))
+    tables = [known[key] for key in ("leads", *(source.key("source_table") for source in activity_sources()))]
+    room = op.get_context().opts.get("leadprotect_beside")
+    # whoever builds beside an index on an expression waits for it, and his locks have a budget
+    if room and not settings.territory_expression and (block := room(render(statement, settings), tables)):
+        return cast("AbstractContextManager[None]", block)
+    op.execute(sql(statement))
+    return nullcontext()
 
 
 def build(source: SourceTable) -> None:

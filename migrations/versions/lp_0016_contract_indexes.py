@@ -4,24 +4,27 @@ Why: they cost every write of the host, and nothing reads them after the backfil
 anything is enforced, so that a downgrade opens the host's tables first and rebuilds indexes last.
 
 Locks on host tables: SHARE UPDATE EXCLUSIVE on activities, then on leads (CONCURRENTLY: reads and
-writes go on). The same for the way down, for the time of each build.
+writes go on). The same for the way down, for the time of each build, or of both at once.
 
 Undone by: building them again, CONCURRENTLY; not at all when the downgrade goes on to the base.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from hashlib import sha256
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from alembic import context, op
 from alembic.util import CommandError
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from leadprotect.settings import activity_sources, load, names, sql
+from leadprotect.settings import activity_sources, load, names, render, sql
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from leadprotect.settings import SourceTable
 
 revision = "lp_0016_contract_indexes"
@@ -57,10 +60,22 @@ def downgrade() -> None:
     with op.get_context().autocommit_block():
         wait_for_long_transactions()
         op.execute(sql("DROP INDEX CONCURRENTLY IF EXISTS {leads_index_path}"))
-        op.execute(sql("CREATE INDEX CONCURRENTLY {leads_index} ON {leads} ({territory_key}, {lead_id})"))
-        for source in activity_sources():
-            drop(source)
-            build(source)
+        with beside("CREATE INDEX CONCURRENTLY {leads_index} ON {leads} ({territory_key}, {lead_id})"):
+            for source in activity_sources():
+                drop(source)
+                build(source)
+
+
+def beside(statement: str) -> AbstractContextManager[None]:
+    """Carry it out: while the block lasts, where our env.py and the server have room for two builds, else before it."""
+    known = names(settings := load(context.config))
+    tables = [known[key] for key in ("leads", *(source.key("source_table") for source in activity_sources()))]
+    room = op.get_context().opts.get("leadprotect_beside")
+    # whoever builds beside an index on an expression waits for it, and his locks have a budget
+    if room and not settings.territory_expression and (block := room(render(statement, settings), tables)):
+        return cast("AbstractContextManager[None]", block)
+    op.execute(sql(statement))
+    return nullcontext()
 
 
 def build(source: SourceTable) -> None:
