@@ -138,9 +138,11 @@ def _mapped(error: BaseException | None, *, recording: bool) -> LeadProtectError
     diag = error.diag if isinstance(error, psycopg.Error) else None
     primary = diag.message_primary if diag else None
     if recording and state and _keeps_from_recording(state, diag):
+        inside = state in _NO_SUCH_NAME and _inside_a_function(diag)
+        known = _MISSING_INSIDE if inside else _CAUSED.get(state) or _CLASSES.get(state, (None, None))[1]
+        helps = f"deny; {known}" if known else "deny, and try again"
         what = f"SQLSTATE {state}: {primary}"
-        message = f"the attempt could not be recorded ({what}), so no answer is given: deny, and try again"
-        return AuditUnavailable(message)
+        return AuditUnavailable(f"the attempt could not be recorded ({what}), so no answer is given: {helps}")
     if state in _CLASSES:
         cls, text = _CLASSES[state]
         if state in _NO_SUCH_NAME and _inside_a_function(diag):

@@ -179,11 +179,15 @@ def _kinds(conn: psycopg.Connection[Any], source: Activities) -> list[str]:
 
 
 def _excluded(conn: psycopg.Connection[Any], source: Activities, oid: int | None, kind: str) -> list[str]:
-    """Kinds that a CHECK of the column, or of its domain, leaves out; nothing of the host's is called for it."""
+    """Kinds that a CHECK of the column, or of a domain below it, leaves out; nothing of the host's is called for it."""
     checks = """
+        WITH RECURSIVE below (oid) AS (
+          SELECT atttypid FROM pg_attribute WHERE attrelid = %(oid)s AND attname = %(column)s
+          UNION ALL SELECT t.typbasetype FROM below JOIN pg_type AS t ON t.oid = below.oid WHERE t.typtype = 'd')
         SELECT c.conname::text, c.contypid <> 0, pg_get_expr(c.conbin, c.conrelid)
         FROM pg_constraint AS c JOIN pg_attribute AS a ON a.attrelid = %(oid)s AND a.attname = %(column)s
-        WHERE c.contype = 'c' AND (c.conrelid = a.attrelid AND c.conkey = ARRAY[a.attnum] OR c.contypid = a.atttypid)
+        WHERE c.contype = 'c' AND (c.conrelid = a.attrelid AND c.conkey = ARRAY[a.attnum]
+               OR c.contypid IN (SELECT oid FROM below))
           AND NOT EXISTS (
             SELECT FROM pg_depend AS d WHERE d.classid = 'pg_constraint'::regclass AND d.objid = c.oid
               AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass))
