@@ -9,7 +9,8 @@ from leadprotect.database.opening import PINNED
 from leadprotect.errors import InvalidRequest
 from leadprotect.migration import locks, undo, version_table
 from leadprotect.preflight.version_table import revision
-from leadprotect.settings import Settings, ident, literal, table
+from leadprotect.settings import Settings, ident, literal, render, table
+from leadprotect.settings.sources import filled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,6 +49,32 @@ BEGIN
   END IF;
 END
 $alone$;"""
+# of a partitioned table no index is built CONCURRENTLY: that of each leaf is, then they are put together under the
+# names that a revision gives them; what is there is asked when the script runs, and psql runs what each row says
+_PARTED = """\
+SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass({source_name}) AND relkind = 'p') AS parted \\gset
+\\if :parted
+CREATE TEMP TABLE leadprotect_parts AS
+SELECT t.relid::regclass::text AS name, t.isleaf, t.level, quote_ident(n.nspname) AS schema,
+       CASE WHEN t.level > 0 THEN t.parentrelid::regclass::text END AS above,
+       CASE WHEN t.level = 0 THEN {root} ELSE quote_ident({prefix} || left(encode(
+         sha256(convert_to({root} || t.relid::regclass::text, 'UTF8')), 'hex'), 16)) END AS index
+FROM pg_partition_tree(to_regclass({source_name})) AS t
+JOIN pg_class AS c ON c.oid = t.relid JOIN pg_namespace AS n ON n.oid = c.relnamespace;
+SELECT format('DROP INDEX %s.%s', p.schema, p.index) FROM leadprotect_parts AS p
+JOIN pg_index AS i ON i.indexrelid = to_regclass(p.schema || '.' || p.index)
+WHERE NOT (p.isleaf AND i.indisvalid) \\gexec
+SELECT format('CREATE INDEX CONCURRENTLY %s ON %s ', p.index, p.name) || {shape} FROM leadprotect_parts AS p
+WHERE p.isleaf AND to_regclass(p.schema || '.' || p.index) IS NULL ORDER BY p.name \\gexec
+SET lock_timeout = '{lock_timeout}ms';
+SELECT format('CREATE INDEX %s ON ONLY %s ', p.index, p.name) || {shape} FROM leadprotect_parts AS p
+WHERE NOT p.isleaf ORDER BY p.level, p.name \\gexec
+SELECT format('ALTER INDEX %s.%s ATTACH PARTITION %s.%s', up.schema, up.index, p.schema, p.index)
+FROM leadprotect_parts AS p JOIN leadprotect_parts AS up ON up.name = p.above ORDER BY p.level DESC, p.name \\gexec
+DROP TABLE leadprotect_parts;
+\\else
+{plain};
+\\endif"""
 
 
 def psql_script(conn: psycopg.Connection[Any], s: Settings, target: str) -> str:
@@ -98,10 +125,25 @@ def _step(one: Undo, s: Settings) -> Iterator[str]:
     yield f"SET LOCAL lock_timeout = '{locks.LOCK_TIMEOUT_MS}ms';"
     if one.host_locks and not outside:
         yield _LOCKS.format(attempts=_ATTEMPTS, locks="\n      ".join(_host_locks(one, s)))
+    built = _builds(s)
     for statement in (*one.statements, *undo.done(one, s), "COMMIT"):
-        yield f"{statement};"
+        if statement != render("{refuse_partitions}", s).strip():  # psql can ask which there are
+            yield built.get(statement, f"{statement};")
     yield f"SET lock_timeout = '{locks.LOCK_TIMEOUT_MS}ms';"
     yield f"\\echo undid {one.revision}\n\\endif\n\\endif"
+
+
+def _builds(s: Settings) -> dict[str, str]:
+    """What builds the index of each table of activities, partitioned or not, by the statement that a revision left."""
+    found = {}
+    for source in filled(s):
+        known = {key: render(source.fill(f"{{source_{key}}}"), s) for key in ("name", "index", "shape")}
+        plain = render(source.fill("CREATE INDEX CONCURRENTLY {source_index} ON {source_table} {source_shape}"), s)
+        found[plain] = _PARTED.format(
+            source_name=known["name"], root=literal(known["index"]), prefix=literal(f"ix_{s.schema}_"),
+            shape=literal(known["shape"]), plain=plain, lock_timeout=locks.LOCK_TIMEOUT_MS,
+        )  # fmt: skip
+    return found
 
 
 def _host_locks(one: Undo, s: Settings) -> Iterator[str]:

@@ -14,6 +14,7 @@ import pytest
 import leadprotect
 from leadprotect.backfilling.run import backfill
 from leadprotect.backfilling.verify import verify_owners
+from leadprotect.migration.psql import psql_script
 from tests.support.leads import owners
 from tests.support.profiles import NIGHTLY
 from tests.support.revisions import HEAD, MIGRATE_HEAD, NAMED
@@ -320,6 +321,28 @@ def test_a_script_of_the_way_down_drops_the_index_of_a_partitioned_table_too(sev
     assert [None] == several.sql(
         "SELECT to_regclass('crm.\"' || %s || '\"')", f"ix_{several.settings.schema}_activities_calls"
     )
+
+
+def test_a_rollback_by_psql_builds_the_indexes_of_partitions_as_alembic_does(several: Database) -> None:
+    found = """
+        SELECT pg_get_indexdef(i.indexrelid), i.indisvalid, obj_description(i.indexrelid), p.inhparent::regclass::text
+        FROM pg_index AS i LEFT JOIN pg_inherits AS p ON p.inhrelid = i.indexrelid
+        WHERE i.indexrelid::regclass::text LIKE '%ix_' || {schema_text} || '_%' ORDER BY 1
+        """.replace("{schema_text}", f"'{several.settings.schema}'")
+    several.sql('CREATE TABLE crm."calls, 2" PARTITION OF crm.calls FOR VALUES IN (2) PARTITION BY HASH (id)')
+    several.sql('CREATE TABLE crm.calls_2_0 PARTITION OF crm."calls, 2" FOR VALUES WITH (MODULUS 1, REMAINDER 0)')
+    several.upgrade(MIGRATE_HEAD)
+    before = several.sql(found)
+    several.upgrade(contract="require")
+    with several.connect(autocommit=True) as conn:
+        script = psql_script(conn, several.settings, MIGRATE_HEAD)
+
+    command = [str(several.server.programs / "psql"), "-Xq", "-d", several.url, "-f", "-"]
+    done = subprocess.run(command, input=script, capture_output=True, text=True, check=False)
+
+    assert (0, MIGRATE_HEAD) == (done.returncode, several.revision()), done.stderr
+    assert before == several.sql(found)
+    assert 5 == sum("calls" in shape for shape, *_ in before)
 
 
 @pytest.mark.parametrize("base", ["base", "expand_rules"])
