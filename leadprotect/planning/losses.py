@@ -32,9 +32,9 @@ EVERYBODY = "whom row security binds"
 class Loss:
     """What `login` can't do any more after contract, or does otherwise.
 
-    `kind`: reads, edits, copy, views, queues, jobs, host code, indexes or keys; `login` is None where it concerns
-    everybody whom row security binds; `condition` names the condition of the gate that it keeps closed, None where
-    contract goes on without a word.
+    `kind`: reads, edits, copy, views, queues, jobs, isolation, host code, indexes or keys; `login` is None where it
+    concerns everybody whom row security binds; `condition` names the condition of the gate that it keeps closed, None
+    where contract goes on without a word.
     """
 
     kind: str
@@ -90,11 +90,21 @@ _GIVEN = """
 _QUEUES = """
     SELECT p.oid::regprocedure::text, p.prosrc FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
     JOIN pg_roles AS o ON o.oid = p.proowner JOIN pg_class AS l ON l.oid = %(leads)s
-    WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', %(schema)s) AND p.prosrc ~* 'skip\\s+locked'
-      AND p.prosrc ~* ('\\m' || %(name)s || '\\M')
+    CROSS JOIN LATERAL (SELECT coalesce(pg_get_function_sqlbody(p.oid), p.prosrc) AS text) AS body
+    WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', %(schema)s) AND body.text ~* 'skip\\s+locked'
+      AND body.text ~* ('(?<!\\w)' || %(name)s || '(?!\\w)')
       AND NOT (p.prosecdef AND (o.rolsuper OR o.rolbypassrls
         OR NOT %(forced)s AND NOT l.relforcerowsecurity AND pg_has_role(o.oid, l.relowner, 'USAGE')))
     ORDER BY 1 LIMIT 20
+    """
+# By default only what a server, a database or a login sets is known: a client may choose with each transaction.
+_ISOLATION = """
+    SELECT DISTINCT ON (r.oid) r.rolname::text, split_part(one.setting, '=', 2)
+    FROM pg_roles AS r JOIN pg_db_role_setting AS s ON s.setrole IN (0, r.oid)
+      AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+    CROSS JOIN LATERAL unnest(s.setconfig) AS one (setting)
+    WHERE r.rolname = ANY (%(bound)s) AND one.setting LIKE 'default_transaction_isolation=%%'
+    ORDER BY r.oid, s.setrole = 0, s.setdatabase = 0
     """
 _STATEMENTS = """
     SELECT r.rolname::text, s.query, s.calls
@@ -145,6 +155,7 @@ def losses(conn: psycopg.Connection[Any], s: Settings, unseen: list[str]) -> lis
     bound = {actor.login for actor in actors if not actor.bypasses and (asked["forced"] or not actor.owns)}
     found += _queues(conn, s, asked, bound, unseen)
     found += _jobs(conn, s, asked, bound, unseen)
+    found += _isolation(conn, bound)
     found += _host_code(conn, s)
     return found + list(_for_everybody(conn, s))
 
@@ -375,6 +386,22 @@ def _jobs(
         )
         for number, login, command in found
         if login in bound and s.user_guc.split(" ")[0] not in command and "set_context" not in command
+    ]
+
+
+def _isolation(conn: psycopg.Connection[Any], bound: set[str]) -> list[Loss]:
+    found = conn.execute(_ISOLATION, {"bound": sorted(bound)}).fetchall()
+    where = f"IN DATABASE {ident(str(one(conn, 'SELECT current_database()')))}"
+    return [
+        Loss(
+            "isolation",
+            login,
+            "its transactions are SERIALIZABLE, and triggers decide and record what they edit: more of those that edit "
+            "at once fail (40001), and are to be tried again",
+            f"ALTER ROLE {ident(login)} {where} SET default_transaction_isolation = 'read committed';",
+        )
+        for login, level in found
+        if level.strip("'\"").lower() == "serializable"
     ]
 
 

@@ -531,6 +531,22 @@ def create_lead_tables() -> None:
           WHERE r.rolcanlogin AND NOT r.rolsuper AND NOT r.rolbypassrls AND has_table_privilege(r.oid, c.oid, 'INSERT')
             AND (host_rls = 'force' OR c.relforcerowsecurity OR NOT pg_has_role(r.oid, c.relowner, 'USAGE'));
           RETURN NEXT;
+
+          condition := 'queues';
+          SELECT coalesce(string_agg(p.oid::regprocedure::text, ', ' ORDER BY p.oid::regprocedure::text)
+                   || ' takes leads with SKIP LOCKED: those that its user may not edit are left out without a word',
+                   'no function of the host takes leads with SKIP LOCKED'),
+                 CASE WHEN count(*) > 0 THEN
+                   'SELECT l.{lead_id} FROM {leads} AS l WHERE {schema}.can_edit_lead(l.{lead_id}) LIMIT 1 FOR UPDATE SKIP LOCKED' END
+          INTO detail, remedy
+          FROM pg_proc AS p JOIN pg_roles AS o ON o.oid = p.proowner JOIN pg_class AS l ON l.oid = {leads_name}::regclass
+          WHERE p.pronamespace NOT IN ('pg_catalog'::regnamespace, {schema_name}::regnamespace)
+            AND coalesce(pg_get_function_sqlbody(p.oid), p.prosrc) ~* 'skip\\s+locked'
+            AND coalesce(pg_get_function_sqlbody(p.oid), p.prosrc) ~* format('(?<!\\w)%s(?!\\w)', regexp_replace(l.relname, '(\\W)', '\\\\\\1', 'g'))
+            AND NOT (p.prosecdef AND (o.rolsuper OR o.rolbypassrls
+              OR host_rls <> 'force' AND NOT l.relforcerowsecurity AND pg_has_role(o.oid, l.relowner, 'USAGE')));
+          RETURN NEXT;
+          remedy := NULL;
           IF cardinality(lead_tables) = 0 THEN
             RETURN;
           END IF;

@@ -30,7 +30,7 @@ BEFORE_RLS = ["visibility", "owners", "transition", "constraints", "observation_
 ALL = [
     *(*BEFORE_RLS, "territories", "unprotected", "unowned", "contextless_writes", "logins", "exempt_roles"),
     *("inheritance", "referential_actions", "host_triggers", "views", "searches"),
-    *("unique_keys", "host_code", "copy_from"),
+    *("unique_keys", "host_code", "copy_from", "queues"),
 ]
 
 
@@ -815,6 +815,26 @@ def test_without_row_security_on_the_host_nobody_can_be_locked_out(
     assert list(asked(watched, host_rls="off")) == BEFORE_RLS
     assert is_open(watched, host_rls="off")
     assert not is_open(watched, host_rls="force")
+
+
+def test_queues_of_the_host_that_skip_what_is_locked_are_named(watched: Database) -> None:
+    taken = "SELECT {lead_id} FROM {leads} LIMIT 1 FOR UPDATE SKIP LOCKED"
+    assert ("no function of the host takes leads", None) == (
+        asked(watched)["queues"].detail.partition(" with")[0],
+        asked(watched)["queues"].remedy,
+    )
+    watched.sql_script(f"""
+        CREATE FUNCTION crm.next_lead() RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM {{lead_id}} FROM {{leads}}
+          LIMIT 1 FOR UPDATE skip  locked; END $$;
+        CREATE FUNCTION crm."Next" () RETURNS {{lead_id_type}} LANGUAGE sql BEGIN ATOMIC {taken}; END;
+        CREATE FUNCTION crm.owns() RETURNS {{lead_id_type}} LANGUAGE sql SECURITY DEFINER AS $$ {taken} $$;
+        CREATE FUNCTION crm.other() RETURNS void LANGUAGE sql AS $$ TABLE {{activities}} FOR UPDATE SKIP LOCKED $$;
+        """)
+    found = asked(watched)["queues"]
+    assert found.detail.startswith('crm."Next"(), crm.next_lead() takes leads with SKIP LOCKED')
+    assert is_open(watched)
+    with watched.acting("seller_de", 1) as conn:
+        assert [] == watched.query(conn, str(found.remedy))
 
 
 def test_who_may_no_longer_copy_into_leads_is_named_before_contract(watched: Database) -> None:

@@ -326,6 +326,15 @@ def test_what_helps_can_be_pasted_and_helps(make_database: Callable[..., Databas
     assert {("copy", login), ("indexes", None), ("queues", None)} == {one for one in left if one[1] in (login, None)}
 
 
+def test_a_login_whose_transactions_are_serializable_is_told_that_more_of_them_fail(host: Database) -> None:
+    login = planted(host)
+    assert [] == [loss for loss in planned(host).losses if loss.kind == "isolation"]
+    host.sql(f"ALTER DATABASE {ident(host.name)} SET default_transaction_isolation = 'serializable'")
+    (found,) = [loss for loss in planned(host).losses if (loss.kind, loss.login) == ("isolation", login)]
+    host.sql(str(found.remedy))
+    assert [] == [loss for loss in planned(host).losses if (loss.kind, loss.login) == ("isolation", login)]
+
+
 def test_indexes_that_serve_no_search_are_those_of_the_gate_before_it_stands(host: Database) -> None:
     host.sql("ALTER TABLE {leads} ADD tags text[], ADD words tsvector")
     indexes = ("USING gin (words)", "USING gin (tags)", "(city text_pattern_ops)", "(city, lower(company))", "(city)")
