@@ -19,9 +19,10 @@ from leadprotect.doctor.repair import OWN, plan, repair
 from leadprotect.doctor.shipped import FILE
 from leadprotect.preflight import check
 from leadprotect.settings import current
-from tests.hosts import DJANGO, FLYWAY, PLAIN, SHAPES, SUPABASE, Shape
+from tests.hosts import DJANGO, FLYWAY, PLAIN, SHAPES, SUPABASE
 from tests.support.database import Database
 from tests.support.hosts import Host
+from tests.support.matrix import History
 from tests.support.profiles import NIGHTLY
 from tests.support.revisions import MIGRATE_HEAD, REVISIONS
 from tests.support.shipped import MORE, STANDS, prepared, written
@@ -735,28 +736,20 @@ EXPECTED = {
 them (where a server tells that apart), and one host grants everything on its tables to everybody."""
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    "shape", [pytest.param(shape, marks=pytest.mark.xdist_group(f"host {shape}")) for shape in SHAPES], ids=str
+)
 @pytest.mark.profiles("pg18", "pg15")
 @pytest.mark.nightly_elsewhere("by day a planted fault is found there, and nothing else")
-def test_a_sound_database_of_each_shape_has_no_danger_at_any_time_of_its_life(
-    shape: Shape, make_host: Callable[..., Host]
-) -> None:
-    host = make_host(shape)
-    host.expand()
-    assert [] == dangers(diagnosed(host))
-    host.remedy()
-    host.grant()
-    host.backfill()
-    host.contract()
-    sound = diagnosed(host)
-    assert [] == dangers(sound)
+def test_a_sound_database_of_each_shape_has_no_danger_at_any_time_of_its_life(history: History) -> None:
+    expanded, sound, operator, downgraded = history.diagnoses
+    assert ([], []) == (dangers(expanded), dangers(sound))
     assert ("sound", "installed", ()) == (*verdict(sound), sound.not_judged)
+    host = history.host
     told_apart = {"admin-option-alone"} if host.profile.major < 16 else set()
-    assert EXPECTED[shape.name] - told_apart == {one.check for one in sound.findings if one.level == "warning"}
-    with psycopg.connect(host.url_of("operator"), autocommit=True) as conn:
-        assert "sound" == examine(conn, settings=host.settings).verdict
-    host.downgrade("base")
-    assert ("sound", "quarantine") == verdict(diagnosed(host))
+    assert EXPECTED[host.shape.name] - told_apart == {one.check for one in sound.findings if one.level == "warning"}
+    assert "sound" == operator.verdict
+    assert ("sound", "quarantine") == verdict(downgraded)
 
 
 def verdict(diagnosis: Diagnosis) -> tuple[str, str]:

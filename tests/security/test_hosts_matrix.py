@@ -13,18 +13,23 @@ from leadprotect.errors import LeadProtectError
 from leadprotect.migration.territories import add_territory
 from tests.hosts import ANNA, BERT, DJANGO, FLYWAY, GROWN, LIVES, PLAIN, PRISMA, SHAPES, SUPABASE, ZOE, Person, Shape
 from tests.support.hosts import Actor, Host
-from tests.support.matrix import LEADS, SELECT, UPDATE, History, allowed, gained, lost, only, record
+from tests.support.matrix import CONTROLS, LEADS, SELECT, UPDATE, History, derived, gained, lost, only, owners
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 pytestmark = pytest.mark.profiles("pg18", "pg15")
-# one worker records the life of a shape, and asks about it
-GROUPED = [pytest.param(shape, marks=pytest.mark.xdist_group(f"host {shape}")) for shape in SHAPES]
-each_shape = pytest.mark.parametrize("shape", GROUPED, ids=str)
-CONTROLS = (SUPABASE, FLYWAY)
 AGAIN = pytest.mark.nightly("by day the control is a host with row security of its own, and one without")
-with_row_security = pytest.mark.parametrize("shape", [s for s in SHAPES if s.row_security], ids=str)
+ONCE = pytest.mark.nightly("by day the history of the matrix is one life of such a host, which leaves as it came")
+
+
+def grouped(shapes: Iterable[Shape], *marks: pytest.MarkDecorator) -> list[Any]:
+    """Shapes as parameters: one worker records the life of a shape, and asks about it."""
+    return [pytest.param(shape, marks=(pytest.mark.xdist_group(f"host {shape}"), *marks)) for shape in shapes]
+
+
+each_shape = pytest.mark.parametrize("shape", grouped(SHAPES), ids=str)
+with_row_security = pytest.mark.parametrize("shape", grouped(s for s in SHAPES if s.row_security), ids=str)
 
 
 def expanded(make_host: Callable[..., Host], shape: Shape, **overrides: str) -> Host:
@@ -105,44 +110,36 @@ def test_what_downgrade_gives_back_is_what_was_there(history: History) -> None:
     assert lost(history.remedied, history.downgraded) == []
 
 
+@each_shape
+def test_each_lead_has_the_owner_that_its_activities_say(history: History) -> None:
+    assert history.owners == history.derived != {}
+
+
+@each_shape
+def test_a_host_that_leaves_is_as_it_came(history: History) -> None:
+    assert difference(*history.dumps) == []
+
+
 @with_row_security
-def test_control_the_matrix_notices_a_permissive_policy(make_host: Callable[..., Host], shape: Shape) -> None:
-    host = make_host(shape)
-    before = record(host)
-    host.sql("CREATE POLICY stray ON {leads} USING (true)")
-    assert [line for line in gained(before, record(host)) if ": SELECT leads" in line] != []
+def test_control_the_matrix_notices_a_permissive_policy(history: History) -> None:
+    assert history.stray is not None
+    assert [line for line in gained(history.before, history.stray) if ": SELECT leads" in line] != []
 
 
 @pytest.mark.parametrize(
-    "shape", [*CONTROLS, *(pytest.param(s, marks=AGAIN) for s in SHAPES if s not in CONTROLS)], ids=str
+    "shape", [*grouped(CONTROLS), *grouped((s for s in SHAPES if s not in CONTROLS), AGAIN)], ids=str
 )
 @pytest.mark.nightly_elsewhere("by day the control is on one server: both are asked by the same statements")
-def test_control_the_matrix_notices_that_our_policies_are_gone(make_host: Callable[..., Host], shape: Shape) -> None:
-    host = make_host(shape)
-    before = record(host)
-    host.remedy()
-    host.expand()
-    host.grant()
-    host.backfill()
-    host.contract()
-    rightful = allowed(host, before)
-    without_our_policies(host)
-    assert [line for line in gained(rightful, only(record(host), rightful)) if ": SELECT leads" in line] != []
-
-
-def without_our_policies(host: Host) -> None:
-    """What is ours on the leads goes; row security too, where it is ours."""
-    query = "SELECT polname::text FROM pg_policy WHERE polrelid = {leads_name}::regclass AND starts_with(polname, %s)"
-    for policy in host.sql(query, host.settings.schema):
-        host.sql(f'DROP POLICY "{policy}" ON {{leads}}')
-    if not host.shape.row_security:
-        host.sql("ALTER TABLE {leads} DISABLE ROW LEVEL SECURITY")
+def test_control_the_matrix_notices_that_our_policies_are_gone(history: History) -> None:
+    assert history.bare is not None
+    more = gained(history.rightful, only(history.bare, history.rightful))
+    assert [line for line in more if ": SELECT leads" in line] != []
 
 
 # --- the life of a host
 
 
-@pytest.mark.parametrize("shape", LIVES, ids=str)
+@pytest.mark.parametrize("shape", [pytest.param(s, marks=ONCE) if s in SHAPES else s for s in LIVES], ids=str)
 def test_a_host_lives_through_adoption_and_leaves_as_it_came(make_host: Callable[..., Host], shape: Shape) -> None:
     host = make_host(shape)
     host.remedy()
@@ -231,22 +228,6 @@ def test_rows_of_a_lead_follow_the_expression_that_tells_its_territory(make_host
     host.sql("UPDATE {leads} SET \"marketCode\" = 'CH' WHERE {lead_id} = %s", lead)
     with host.acting_for(Actor("web_de", None, ANNA, "DE")) as conn:
         assert host.query(conn, f"SELECT id FROM {PRISMA.children[0]} WHERE {PRISMA.child_lead} = %s", lead) == []
-
-
-def derived(host: Host) -> dict[tuple[Any, str], str]:
-    """Who must own each lead: its newest qualifying activity of somebody, looked for in Python."""
-    newest: dict[Any, tuple[Any, str]] = {}
-    columns = "{activity_lead_id}, {activity_user_id}::text, {activity_kind}, {activity_at}, {activity_id}::text"
-    for lead, user, kind, at, number in host.sql(f"SELECT {columns} FROM {{activities}}"):
-        if user and kind in {"call", "visit"} and (lead not in newest or newest[lead][0] < (at, number)):
-            newest[lead] = ((at, number), user)
-    leads = host.leads()
-    return {(lead, territory): user for lead, (_, user) in newest.items() if (territory := leads[lead].territory)}
-
-
-def owners(host: Host) -> dict[tuple[Any, str], str]:
-    rows = host.sql("SELECT lead_id, territory, user_id::text FROM {schema}.user_lead_assignments")
-    return {(lead, territory): user for lead, territory, user in rows}
 
 
 def edited(host: Host, lead: Any, person: Person) -> bool:

@@ -247,7 +247,8 @@ class Host(Database):
 
     def leave(self) -> None:
         """Down to the base, and the quarantine deleted; a DBA takes back what is listed and is of this database."""
-        self.downgrade("base")
+        if self.revision():
+            self.downgrade("base")
         with self.connect() as conn:
             purge(conn, settings=self.settings)
             left = left_by_hand(conn, settings=self.settings)

@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from tests.hosts import ANNA, BERT
-from tests.support.profiles import NIGHTLY
+from leadprotect.access import ways
+from leadprotect.doctor.examine import Diagnosis, examine
+from tests.hosts import ANNA, BERT, FLYWAY, SUPABASE
+from tests.support import sessions
+from tests.support.profiles import NIGHTLY, PROFILES
 
 if TYPE_CHECKING:
     from tests.support.hosts import Actor, Host
 
+CONTROLS = (SUPABASE, FLYWAY)
+"""By day the control is a host with row security of its own, and one without."""
 LEADS = "leads"
 SELECT, UPDATE, DELETE, INSERT = "SELECT", "UPDATE", "DELETE", "INSERT"
 MARKS = itertools.count(1)
@@ -144,7 +149,9 @@ def _inserted(host: Host, conn: psycopg.Connection[Any]) -> frozenset[Any]:
 class History:
     """The matrix of a host at each moment of its life, and what contract leaves of the first one.
 
-    `remedied` is the host after what a DBA changed about it, before the first revision.
+    `remedied` is the host after what a DBA changed about it, before the first revision. `stray` and `bare` are the
+    controls: the host with a policy that lets everybody in, and the contracted one without ours. What doctor said of
+    it is known where its checks are tried, and what pg_dump says, before the first revision and when all is left.
     """
 
     host: Host
@@ -157,6 +164,12 @@ class History:
     downgraded: Matrix
     rightful: Matrix
     territories: dict[Any, str | None]
+    stray: Matrix | None
+    bare: Matrix | None
+    owners: dict[tuple[Any, str], str]
+    derived: dict[tuple[Any, str], str]
+    diagnoses: list[Diagnosis]
+    dumps: tuple[list[str], list[str]]
 
     def reached(self, matrix: Matrix, verb: str) -> set[Any]:
         """Protected leads that anybody reaches whom contract binds."""
@@ -167,24 +180,85 @@ class History:
 def live(host: Host) -> History:
     """The whole way up and down; one lead of Anna's is shared with Bert before contract.
 
-    By day what the grants open is recorded when the backfill has run, which grants and revokes nothing.
+    By day what the grants open is recorded when the backfill has run, which grants and revokes nothing, and doctor
+    and our own policies are tried on the newest server.
     """
+    thorough = NIGHTLY or host.profile is PROFILES[0]
     before = record(host)
+    stray = with_stray_policy(host) if host.shape.row_security else None
     host.remedy()
+    dumped = host.dump()
     remedied = record(host) if host.shape.remedies else before
     host.expand()
+    diagnoses = [examined(host)] if thorough else []
     expanded = record(host)
     host.grant()
     granted = record(host) if NIGHTLY else None
     host.backfill()
+    owned, wanted = owners(host), derived(host)
     host.rule(host.user(BERT.number), "COLLABORATOR", host.owned_by(ANNA, "DE"))
     filled = record(host)
     host.contract()
+    diagnoses += [examined(host), examined(host, "operator")] if thorough else []
     contracted, rightful = record(host), allowed(host, before)
+    bare = without_our_policies(host) if thorough and (NIGHTLY or host.shape in CONTROLS) else None
     host.downgrade("base")
+    diagnoses += [examined(host)] if thorough else []
     territories = {lead.lead: lead.territory for lead in host.leads().values()}
     moments = (before, remedied, expanded, granted or filled, filled, contracted, record(host), rightful)
-    return History(host, *moments, territories)
+    host.leave()
+    left = (dumped, host.dump())
+    return History(host, *moments, territories, stray, bare, owned, wanted, diagnoses, left)
+
+
+def examined(host: Host, login: str = "") -> Diagnosis:
+    """What doctor says to a superuser, or to a login of the host."""
+    with psycopg.connect(host.url_of(login) if login else host.url, autocommit=True) as conn:
+        return examine(conn, settings=host.settings)
+
+
+def with_stray_policy(host: Host) -> Matrix:
+    """What everybody reaches while a policy of the leads lets him in."""
+    host.sql("CREATE POLICY stray ON {leads} USING (true)")
+    found = record(host)
+    host.sql("DROP POLICY stray ON {leads}")
+    return found
+
+
+def without_our_policies(host: Host) -> Matrix:
+    """What is reached in a copy from which ours on the leads are gone; row security too, where it is ours."""
+    ways.close()  # a database that somebody uses can't be copied
+    copy = host.copy(f"{host.name}_bare")
+    janitor = sessions.Janitor(host.server, copy.name, host.name)
+    janitor.init()
+    try:
+        query = (
+            "SELECT polname::text FROM pg_policy WHERE polrelid = {leads_name}::regclass AND starts_with(polname, %s)"
+        )
+        for policy in copy.sql(query, copy.settings.schema):
+            copy.sql(f'DROP POLICY "{policy}" ON {{leads}}')
+        if not copy.shape.row_security:
+            copy.sql("ALTER TABLE {leads} DISABLE ROW LEVEL SECURITY")
+        return record(copy)
+    finally:
+        janitor.drop()
+
+
+def derived(host: Host) -> dict[tuple[Any, str], str]:
+    """Who must own each lead: its newest qualifying activity of somebody, looked for in Python."""
+    newest: dict[Any, tuple[Any, str]] = {}
+    columns = "{activity_lead_id}, {activity_user_id}::text, {activity_kind}, {activity_at}, {activity_id}::text"
+    for lead, user, kind, at, number in host.sql(f"SELECT {columns} FROM {{activities}}"):
+        if user and kind in {"call", "visit"} and (lead not in newest or newest[lead][0] < (at, number)):
+            newest[lead] = ((at, number), user)
+    leads = host.leads()
+    return {(lead, territory): user for lead, (_, user) in newest.items() if (territory := leads[lead].territory)}
+
+
+def owners(host: Host) -> dict[tuple[Any, str], str]:
+    """Who owns each lead where, as the assignments have it."""
+    rows = host.sql("SELECT lead_id, territory, user_id::text FROM {schema}.user_lead_assignments")
+    return {(lead, territory): user for lead, territory, user in rows}
 
 
 # --- what two moments say about each other
