@@ -48,13 +48,13 @@ def python_of_tomorrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for revision, below in ((EXPAND, HEAD), (CONTRACT_AGAIN, EXPAND)):
         text = PLANTED.format(revision=revision, down_revision=below, phase=phases.phase(revision))
         (copy / "migrations/versions" / f"{revision}.py").write_text(text, encoding="utf-8")
-    return installed(built(copy, copy.parent), tmp_path_factory.mktemp("installed_tomorrow"))
+    return installed(built(copy, copy.parent, "--wheel"), tmp_path_factory.mktemp("installed_tomorrow"))
 
 
-def built(source: Path, folder: Path) -> Path:
-    subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, source], check=True, capture_output=True
-    )
+def built(source: Path, folder: Path, *only: str) -> Path:
+    """By way of the source distribution, unless `only` the wheel is asked for."""
+    command: list[str | Path] = [sys.executable, "-m", "build", "--no-isolation", *only, "--outdir", folder, source]
+    subprocess.run(command, check=True, capture_output=True)
     return next(folder.glob("*.whl"))
 
 

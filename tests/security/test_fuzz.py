@@ -169,9 +169,11 @@ def test_whatever_a_command_is_given_it_says_one_thing_and_no_password(
     values = [*WEIRD, "DE", "2020-01", "0", "1e9", "2026-02-30", "/dev/null/file", "9" * 400]
     arguments = [parameter for parameter in command.params if isinstance(parameter, click.Argument)]
     options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
-    for value in values:
+    for number, value in enumerate(values):
         given_arguments = [value] * len(arguments)
-        for option in [None, *options]:
+        for place, option in enumerate([None, *options]):
+            if not NIGHTLY and option and (number + place) % 3:  # by day each option gets each third value
+                continue
             flag = [option.opts[0], *([] if option.is_flag else [value])] if option else []
             done = CliRunner().invoke(main, [*path, *flag, *given_arguments])
             where = f"{' '.join(path)} {flag} {given_arguments}"

@@ -6,6 +6,7 @@ import ast
 import io
 from dataclasses import replace
 from datetime import UTC, date, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from tests.support.profiles import Profile
 
 PROFILES = pytest.mark.profiles("pg18", "pg15")
+NAMES_TOO = pytest.mark.profiles("pg18", "pg15", "other_names")
+AT_HOME = pytest.mark.xdist_group("planted host")
+"""One worker plants in a host, and copies that."""
 # file of the package -> why it connects without a pin
 UNPINNED = {
     "authoring/locktrace.py": "a server of our own, on which nobody else is",
@@ -112,14 +116,30 @@ LIFE = (
 )
 
 
+@pytest.fixture
+def planted_host(make_database: Callable[..., Database], templates: dict[tuple[str, str], str]) -> Database:
+    """A host in which somebody planted everything before the first revision, made once and copied.
+
+    The database's owner plants operators for every pair of types that PostgreSQL leaves to a cast.
+    """
+    database = make_database("host")
+    key = (database.profile.name, "planted host")
+    if key not in templates:
+        template = replace(database, name=f"template_{database.profile.name}_planted_host")
+        janitor_of(database.server, template.name, templates[database.profile.name, "host"]).init()
+        plant(template)
+        templates[key] = template.name
+    return make_database(key[1])
+
+
 @PROFILES
+@AT_HOME
 @pytest.mark.nightly_elsewhere("by day a service's calls meet the same plants there")
-def test_no_command_of_a_dba_runs_what_somebody_planted(host: Database, tmp_path: Any) -> None:
-    """The database's owner plants operators for every pair of types that PostgreSQL leaves to a cast."""
+def test_no_command_of_a_dba_runs_what_somebody_planted(planted_host: Database, tmp_path: Any) -> None:
+    host = planted_host
     lead = host.lead("DE")
     host.activity(lead, host.user(1))
     host.lead("CH")
-    plant(host)
     host.upgrade(MIGRATE_HEAD)
     said = {line: run(*line.split()) for line in LIFE}
     host.upgrade("head")
@@ -132,9 +152,11 @@ def test_no_command_of_a_dba_runs_what_somebody_planted(host: Database, tmp_path
 
 
 @PROFILES
+@AT_HOME
 @pytest.mark.nightly_elsewhere("by day a service's calls meet the same plants there")
-def test_without_the_pin_the_same_command_runs_it(expanded: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(expanded)
+def test_without_the_pin_the_same_command_runs_it(planted_host: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    expanded = planted_host
+    expanded.upgrade(MIGRATE_HEAD)
     command = ("backfill", "DE", "CH", "--dry-run")
     assert run(*command) == ""
     assert not hijacked(expanded)
@@ -144,14 +166,19 @@ def test_without_the_pin_the_same_command_runs_it(expanded: Database, monkeypatc
 
 
 @PROFILES
+@AT_HOME
 @pytest.mark.nightly_elsewhere("by day a service's calls meet the same plants there")
-def test_an_engine_of_the_host_is_pinned_as_well_and_goes_back_as_it_came(host: Database) -> None:
+def test_an_engine_of_the_host_is_pinned_as_well_and_goes_back_as_it_came(planted_host: Database) -> None:
+    host = planted_host
     host.lead("DE")
-    engine = create_engine(
-        "postgresql+psycopg://", creator=lambda: psycopg.connect(host.url), poolclass=pool.QueuePool, pool_size=5
-    )
-    engine.connect().close()  # what it asks then of the server is its own affair
-    plant(host)
+    first = iter([partial(honest, host)])  # what it asks first of a server is its own affair
+
+    def connected() -> psycopg.Connection[Any]:
+        return next(first, partial(psycopg.connect, host.url))()
+
+    engine = create_engine("postgresql+psycopg://", creator=connected, poolclass=pool.QueuePool, pool_size=5)
+    engine.connect().close()
+    engine.dispose()
     config = host.config()
     config.attributes["connection"] = engine
     command.upgrade(config, "head")
@@ -257,7 +284,7 @@ def planted(
     return make_database(key[1]), standing[key]
 
 
-@pytest.mark.profiles("pg18", "pg15", "other_names")
+@NAMES_TOO
 @each_path
 def test_no_call_of_a_service_runs_what_somebody_planted(
     planted: tuple[Database, dict[str, Any]], path: str, monkeypatch: pytest.MonkeyPatch
@@ -271,18 +298,18 @@ def test_no_call_of_a_service_runs_what_somebody_planted(
 @each_path
 @pytest.mark.nightly_elsewhere("by day a service's calls meet the same plants there")
 def test_an_engine_of_a_territory_runs_nothing_planted_though_its_path_is_the_login_s(
-    database: Database, path: str
+    planted: tuple[Database, dict[str, Any]], path: str
 ) -> None:
     """It is the service's own, on its hot path: what we say there names everything whole."""
-    one, two, leads = database.user(1), database.user(2), leads_of(database)
-    with database.connect(autocommit=True) as dba:
-        login = database.profile.login("manager_de")
-        database.query(dba, f'ALTER ROLE "{login}" IN DATABASE "{database.name}" SET search_path = {path}')
+    database, leads = planted
+    one, two = database.user(1), database.user(2)
+    has_path(database, "pg_catalog")
     url = database.login_url("manager_de")
     configured(replace(database.settings, databases=(TerritoryDatabase(url, ("DE",)),)))
     engine = leadprotect.route("DE")
     engine.connect().close()  # what SQLAlchemy asks a server first is its own affair
-    plant(database, shadow="pg_catalog" in path)
+    engine.dispose()
+    has_path(database, path)
     asked = [("DE", leads["mine"]), ("DE", leads["other"])]
     assert {asked[0]: True, asked[1]: False} == leadprotect.can_edit_many(leadprotect.route, asked, user_id=one)
     with engine.begin() as conn, leadprotect.acting_as(conn, one, "DE"):
@@ -298,7 +325,14 @@ def test_an_engine_of_a_territory_runs_nothing_planted_though_its_path_is_the_lo
     assert hijacked(database)
 
 
-@PROFILES
+def has_path(database: Database, path: str) -> None:
+    """Sessions of the service begin with this path."""
+    login = database.profile.login("manager_de")
+    with honest(database) as conn:
+        conn.execute(f'ALTER ROLE "{login}" IN DATABASE "{database.name}" SET search_path = {path}'.encode())
+
+
+@NAMES_TOO
 @each_path
 def test_no_question_of_an_auditor_runs_it_either(planted: tuple[Database, dict[str, Any]], path: str) -> None:
     database, lead, options = planted[0], planted[1]["mine"], f"-c search_path={path.replace(' ', '')}"
@@ -317,7 +351,7 @@ def test_no_question_of_an_auditor_runs_it_either(planted: tuple[Database, dict[
     assert not hijacked(database)
 
 
-@PROFILES
+@NAMES_TOO
 @each_path
 def test_an_operator_that_is_not_named_whole_would_be_the_planted_one(
     planted: tuple[Database, dict[str, Any]], path: str

@@ -41,6 +41,7 @@ def closed(found: DeployPlan) -> set[str]:
 
 
 @pytest.mark.parametrize("shape", LIVES, ids=str)
+@pytest.mark.nightly_elsewhere("by day the plan of one host is made there, by tests/migrations/test_plan.py")
 def test_what_it_says_before_the_first_deploy_is_what_the_gate_says_after_it(
     make_host: Callable[..., Host], shape: Shape
 ) -> None:

@@ -44,14 +44,14 @@ BEGIN
                        op, l, r);
       END LOOP;
     END LOOP;
-    FOREACH f IN ARRAY %(functions)s::text[] LOOP
+    FOREACH f IN ARRAY %(of_one)s::text[] LOOP
       CONTINUE WHEN NOT %(shadow)s AND to_regprocedure(format('pg_catalog.%%I(%%s)', f, l)) IS NOT NULL;
       EXECUTE format('CREATE FUNCTION public.%%I(%%s) RETURNS text', f, l) || body;
     END LOOP;
   END LOOP;
   FOREACH l IN ARRAY %(few)s::text[] LOOP
     FOREACH r IN ARRAY %(few)s::text[] LOOP
-      FOREACH f IN ARRAY %(functions)s::text[] LOOP
+      FOREACH f IN ARRAY %(of_two)s::text[] LOOP
         CONTINUE WHEN NOT %(shadow)s AND to_regprocedure(format('pg_catalog.%%I(%%s,%%s)', f, l, r)) IS NOT NULL;
         EXECUTE format('CREATE FUNCTION public.%%I(%%s, %%s) RETURNS text', f, l, r) || body;
       END LOOP;
@@ -69,12 +69,20 @@ CREATE DOMAIN public.timestamptz AS pg_catalog.timestamptz CHECK (public.hijack_
 """
 
 
+_TAKING = """
+SELECT DISTINCT proname FROM pg_proc
+WHERE provariadic <> 0 OR %(number)s BETWEEN pronargs - pronargdefaults AND pronargs
+"""
+"""What can be called with so many arguments: a function planted for others could be called by nobody."""
+
+
 def plant(database: Database, *, shadow: bool = False) -> None:
     """Plant them in `public`; with `shadow` also those that PostgreSQL has itself, for a path that names it last."""
     with honest(database) as conn:
-        names = [name for (name,) in conn.execute("SELECT DISTINCT proname FROM pg_proc")]
-        called = sorted(called_in_sql().intersection(names))
-        values = {"types": list(TYPES), "few": list(FEW), "operators": list(OPERATORS), "functions": called}
+        values: dict[str, Any] = {"types": list(TYPES), "few": list(FEW), "operators": list(OPERATORS)}
+        for key, number in (("of_one", 1), ("of_two", 2)):
+            taking = {name for (name,) in conn.execute(_TAKING, {"number": number})}
+            values[key] = sorted(called_in_sql() & taking)
         script = psycopg.ClientCursor(conn).mogrify(_PLANT, values | {"shadow": shadow})
         conn.execute(script)
         if shadow:
