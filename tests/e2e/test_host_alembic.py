@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-import subprocess
+from contextlib import chdir
 from typing import TYPE_CHECKING
 
 import pytest
+from alembic import command
+from alembic.config import Config
 
 import leadprotect
-from tests.support.alembic import COMMAND, alembic
+from tests.support.alembic import alembic
 from tests.support.database import ROOT
 from tests.support.revisions import HEAD, MIGRATE_HEAD, NAMED
 
@@ -30,6 +32,7 @@ def upgrade():
 def downgrade():
     op.execute("DROP TABLE public.{name}")
 """
+FURTHER_BACK = pytest.mark.nightly("by day the refusal is met before the first index that contract builds")
 CONFIGURE = re.compile(r"context\.configure\(\s+connection=connection.*?\)", re.DOTALL)
 
 
@@ -41,7 +44,8 @@ def documented(language: str) -> str:
 
 def environment(folder: Path, database: Database, *, prepared: bool) -> None:
     """A host with two revisions of its own, and in `prepared` the lines that the documentation names."""
-    subprocess.run([*COMMAND, "init", "mig"], cwd=folder, check=True, capture_output=True)
+    with chdir(folder):
+        command.init(Config("alembic.ini"), "mig")
     for name, below in (("host_1", None), ("host_2", "host_1")):
         (folder / "mig/versions" / f"{name}.py").write_text(OWN.format(name=name, below=below))
     ini, env = folder / "alembic.ini", folder / "mig/env.py"
@@ -110,7 +114,7 @@ def test_one_transaction_for_all_is_refused_before_anything_is_touched(ours: Dat
 
 
 @pytest.mark.profiles("pg18")
-@pytest.mark.parametrize("standing", [NAMED["expand_rules"], MIGRATE_HEAD])
+@pytest.mark.parametrize("standing", [MIGRATE_HEAD, pytest.param(NAMED["expand_rules"], marks=FURTHER_BACK)])
 def test_an_env_py_that_lost_the_line_is_refused_before_an_index_is_touched(
     ours: Database, tmp_path: Path, standing: str
 ) -> None:

@@ -107,7 +107,7 @@ class Traffic(threading.Thread):
         self.surprises: list[str] = []
 
     def run(self) -> None:
-        while not self.ended.wait(0.01):
+        while not self.ended.wait(0.05):
             try:
                 self.edit()
             except Exception as error:  # noqa: BLE001 - whatever it is, the test shows it

@@ -61,7 +61,7 @@ class Task:
 def tasks(host: Host, count: int = STATEMENTS) -> list[Task]:
     """The same for a shape whenever they are asked for."""
     chosen = random.Random(SEED)  # noqa: S311 - a workload
-    actors = [one for one in host.actors() if one.person or chosen.random() < 0.5]
+    actors = [one for one in host.actors(whole=True) if one.person or chosen.random() < 0.5]
     made = []
     for number in range(count):
         actor = chosen.choice(actors)

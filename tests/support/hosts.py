@@ -145,11 +145,11 @@ class Host(Database):
 
     # --- who works in it
 
-    def actors(self) -> list[Actor]:
+    def actors(self, *, whole: bool = NIGHTLY) -> list[Actor]:
         """Every acting role of the host, without and with each person and territory; by day Anna alone with each."""
         asking: list[tuple[Person | None, str | None]] = [(None, None)]
         asking += [(ANNA, territory) for territory in (None, "DE", "CH")] + [(BERT, "DE"), (ZOE, "DE"), (ZOE, "CH")]
-        asking += [(BERT, None), (BERT, "CH"), (ZOE, None)] if NIGHTLY else []
+        asking += [(BERT, None), (BERT, "CH"), (ZOE, None)] if whole else []
         return [Actor(login, role, *who) for login, role in self.shape.acting for who in asking]
 
     @contextmanager
