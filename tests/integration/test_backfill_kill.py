@@ -18,6 +18,7 @@ import pytest
 from leadprotect.backfilling import worker
 from leadprotect.backfilling.run import backfill
 from leadprotect.backfilling.throttle import Throttle
+from tests.support.forked import Forked
 from tests.support.leads import old_leads, owners
 
 if TYPE_CHECKING:
@@ -40,17 +41,16 @@ def stopping(conn, query, *arguments, **more):
 psycopg.Connection.execute = stopping
 backfill(None, ["DE"], batch_size=700, lease={LEASE})
 """
-RUN = f"from leadprotect import backfill; backfill(None, ['DE'], batch_size=700, workers=2, lease={LEASE})"
+# so many slices that whoever looks for the first claim is there before the last, however busy the machine is
+SLICES = ("--batch-size", "100")
+RUN = ("tests.support.backfilling", "100", "2", str(LEASE))
 
 
 @contextmanager
-def running(database: Database, *command: str) -> Iterator[subprocess.Popen[str]]:
+def running(database: Database, *words: str) -> Iterator[Forked]:
     """A backfill in a process of its own, from its first claimed chunk on."""
     before = claimed(database)
-    process = subprocess.Popen(
-        [sys.executable, *command], text=True, stderr=subprocess.PIPE, env=os.environ | database.environment
-    )
-    with process:
+    with Forked(words, os.environ | database.environment) as process:
         try:
             while claimed(database) == before and process.poll() is None:
                 time.sleep(0.001)
@@ -74,7 +74,7 @@ def test_kills_at_random_moments_lose_and_repeat_nothing(expanded: Database) -> 
     chance = random.Random()  # noqa: S311 - moments, no secret
     cut_short = 0
     for number in range(5):
-        with running(expanded, "-c", RUN) as process:
+        with running(expanded, *RUN) as process:
             time.sleep(chance.uniform(0, 0.03 * number))
             process.kill()
         if expanded.sql("SELECT ended_at IS NOT NULL FROM {schema}.backfill_jobs WHERE territory = 'DE'") == [True]:
@@ -108,7 +108,7 @@ def test_sessions_ended_by_the_server_are_opened_again(expanded: Database) -> No
     def terminate() -> None:
         nonlocal terminated
         with expanded.connect(autocommit=True) as conn:
-            while not ended.wait(0.05):
+            while not ended.wait(0.05 if terminated else 0.001):
                 terminated += len(
                     conn.execute(
                         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -129,23 +129,25 @@ def test_sessions_ended_by_the_server_are_opened_again(expanded: Database) -> No
     assert (16_000, 14_000) == (result.scanned, result.assigned)
 
 
+SESSIONS = """
+    SELECT pid FROM pg_stat_activity
+    WHERE application_name LIKE 'leadprotect backfill%%' AND datname = current_database()
+    """
+
+
 def terminate_all(database: Database) -> int:
-    with database.connect(autocommit=True) as conn:
-        ended = conn.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE application_name LIKE 'leadprotect backfill%' AND datname = current_database()"
-        )
-        return len(ended.fetchall())
+    return sum(database.sql("SELECT pg_terminate_backend(%s, 5000)", pid)[0] for pid in database.sql(SESSIONS))
 
 
 @pytest.mark.profiles("pg18")
 def test_a_failover_that_ends_all_of_its_sessions_does_not_end_the_run(expanded: Database) -> None:
     expected = old_leads(expanded, 16_000)
-    with running(expanded, "-m", "leadprotect", "backfill", "DE", "--batch-size", "100", "--workers", "2") as process:
-        ended = terminate_all(expanded)
+    with running(expanded, "leadprotect", "backfill", "DE", *SLICES, "--workers", "2") as process:
+        while len(expanded.sql(SESSIONS)) < 3:
+            assert process.poll() is None
+        assert terminate_all(expanded) >= 3
         _, said = process.communicate()
 
-    assert ended >= 3
     assert 0 == process.returncode, said
     assert expected == owners(expanded)
     assert (16_000, 14_000) == counted(expanded)
@@ -159,11 +161,12 @@ def test_the_end_of_a_run_survives_the_loss_of_its_sessions(expanded: Database) 
         lead = next(iter(expected))
         insert = "INSERT INTO {schema}.user_lead_assignments (lead_id, territory, source) VALUES (%s, 'DE', 'release')"
         expanded.query(holder, insert, lead)
-        with running(expanded, "-m", "leadprotect", "backfill", "DE") as process:
+        with running(expanded, "leadprotect", "backfill", "DE") as process:
             while expanded.sql("SELECT count(*) FROM {schema}.backfill_deferred") != [1]:
                 time.sleep(0.01)
             assert terminate_all(expanded) >= 2
-            time.sleep(0.5)
+            while not expanded.sql(SESSIONS):  # it has noticed
+                assert process.poll() is None
             holder.rollback()
             _, said = process.communicate()
 
@@ -177,10 +180,7 @@ def test_a_run_that_fails_midway_does_not_say_that_nothing_was_written(expanded:
     expanded.sql("SELECT {schema}.backfill_request('DE', 'pause', 'until its login is gone')")
     login = expanded.profile.login("operator")
     environment = os.environ | expanded.environment | {"DATABASE_URL": expanded.login_url("operator")}
-    with subprocess.Popen(
-        [sys.executable, "-m", "leadprotect", "backfill", "DE"], text=True, stderr=subprocess.PIPE, env=environment
-    ) as process:
-        assert process.stderr is not None
+    with Forked(["leadprotect", "backfill", "DE"], environment) as process:
         assert "paused" in process.stderr.readline()
         expanded.sql(f'REVOKE "{expanded.settings.role("operator")}" FROM "{login}"')
         try:
@@ -285,13 +285,12 @@ def test_a_claim_that_waits_for_another_session_says_so(expanded: Database) -> N
 @pytest.mark.profiles("pg18")
 def test_workers_in_several_processes_share_the_work(expanded: Database) -> None:
     expected = old_leads(expanded, 16_000)
-    run = RUN.replace("700", "40").replace(f"lease={LEASE}", "lease=60")
-    command, environment = [sys.executable, "-c", run], os.environ | expanded.environment
+    words, environment = ("tests.support.backfilling", "40", "2", "60"), os.environ | expanded.environment
     claimants = "SELECT count(DISTINCT split_part(worker, ':', 2)) FROM {schema}.backfill_chunks"
     with expanded.connect() as holder:
         # neither can finish a chunk before both have claimed one
         expanded.query(holder, "LOCK TABLE {schema}.user_lead_assignments IN SHARE ROW EXCLUSIVE MODE")
-        with subprocess.Popen(command, env=environment) as first, subprocess.Popen(command, env=environment) as second:
+        with Forked(words, environment) as first, Forked(words, environment) as second:
             while expanded.sql(claimants) != [2]:
                 time.sleep(0.01)
             holder.rollback()
@@ -314,7 +313,7 @@ def leased(database: Database) -> list[Any]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_after_the_current_slice_and_says_how_to_go_on(expanded: Database, number: int) -> None:
     expected = old_leads(expanded, 16_000)
-    with running(expanded, "-m", "leadprotect", "backfill", "DE", "--batch-size", "700") as process:
+    with running(expanded, "leadprotect", "backfill", "DE", *SLICES) as process:
         process.send_signal(number)
         _, said = process.communicate()
     assert 128 + number == process.returncode
@@ -353,7 +352,7 @@ def start_interrupted(thread: worker.Worker) -> None:
 @pytest.mark.profiles("pg18")
 def test_a_chunk_is_given_back_although_its_row_is_held_for_a_moment(expanded: Database) -> None:
     old_leads(expanded, 16_000)
-    with expanded.connect() as holder, running(expanded, "-m", "leadprotect", "backfill", "DE") as process:
+    with expanded.connect() as holder, running(expanded, "leadprotect", "backfill", "DE") as process:
         held = expanded.query(holder, "SELECT chunk FROM {schema}.backfill_chunks WHERE finished_at IS NULL FOR UPDATE")
         assert len(held) == 1
         process.send_signal(signal.SIGINT)

@@ -30,6 +30,7 @@ from tests.conftest import make_template
 from tests.support import servers
 from tests.support.database import Database
 from tests.support.fingerprint import fingerprint
+from tests.support.forked import Forked, run
 from tests.support.profiles import NIGHTLY
 from tests.support.topology import come_back, crash
 
@@ -49,13 +50,14 @@ def ini(folder: Path, **urls: str) -> Path:
     return file
 
 
-def command(file: Path, *words: str) -> dict[str, Any]:
+def command(file: Path, *words: str) -> tuple[list[str], dict[str, str]]:
+    """The words of a command, and its environment."""
     clean = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
-    return {"args": [sys.executable, "-m", "leadprotect", "-c", str(file), *words], "env": clean}
+    return ["leadprotect", "-c", str(file), *words], clean
 
 
 def fleet(file: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(**command(file, "--fleet", *words), capture_output=True, text=True, check=False, timeout=600)
+    return run(*command(file, "--fleet", *words))
 
 
 def rows(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
@@ -171,13 +173,12 @@ def test_a_server_that_dies_in_each_step_ends_like_the_others_when_it_is_back(
         for step in STEPS:
             holder = dies.connect()
             dies.query(holder, "LOCK TABLE {leads} IN ACCESS EXCLUSIVE MODE")
-            running = command(file, "--fleet", *step)
-            with subprocess.Popen(**running, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            with Forked(*command(file, "--fleet", *step), stdout=True) as process:
                 while not at_work(dies):
                     assert process.poll() is None
                     time.sleep(0.005)
                 crash(server)
-                said, _ = process.communicate(timeout=600)
+                said = "".join(process.communicate(timeout=600))
             holder.close()
             assert 1 == process.returncode, said
             assert CODES[-1] in said
@@ -199,17 +200,16 @@ def test_a_plain_kill_ends_what_runs_on_every_database(two: tuple[Database, Data
     with here.connect() as first, there.connect() as second:
         for database, conn in ((here, first), (there, second)):
             database.query(conn, "LOCK TABLE {leads} IN ACCESS EXCLUSIVE MODE")
-        running = command(file, "--fleet", "upgrade", "head")
         waiting = (
             "SELECT FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database WHERE NOT granted AND datname = %s"
         )
-        with subprocess.Popen(**running, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        with Forked(*command(file, "--fleet", "upgrade", "head"), stdout=True) as process:
             for database in two:
                 while not here.sql(waiting.replace("SELECT FROM", "SELECT 1 FROM"), database.name):
                     assert process.poll() is None
                     time.sleep(0.02)
             process.send_signal(signal.SIGTERM)
-            said, _ = process.communicate(timeout=60)
+            said = "".join(process.communicate(timeout=60))
         assert process.returncode == 143, said
     gone = (
         "SELECT count(*)::int FROM pg_stat_activity WHERE application_name LIKE 'leadprotect%%' AND datname = ANY (%s)"
@@ -224,14 +224,12 @@ def test_one_database_is_named_by_a_territory(
 ) -> None:
     here, there = two
     file = ini(tmp_path, DE=here.url, AT=here.url, CH=there.url)
-    done = subprocess.run(
-        **command(file, "--on", "CH", "status", "--json"), capture_output=True, text=True, check=False
-    )
+    done = run(*command(file, "--on", "CH", "status", "--json"))
     assert json.loads(done.stdout)["phase"] == "none"
     words = ("--on", "CH", "upgrade", "lp_0001_expand_territories")
-    assert 0 == subprocess.run(**command(file, *words), check=False).returncode
+    assert 0 == run(*command(file, *words)).returncode
     assert (None, "lp_0001_expand_territories") == (here.revision(), there.revision())
-    none = subprocess.run(**command(file, "status"), capture_output=True, text=True, check=False)
+    none = run(*command(file, "status"))
     assert none.returncode == 1
     assert "which database is not said: --on or LEADPROTECT_ON with one of DE, CH, or --fleet for all" in none.stderr
     monkeypatch.setenv(ON, "AT")

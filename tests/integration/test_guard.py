@@ -222,7 +222,7 @@ def test_a_guard_killed_while_it_is_watched_is_followed_by_one_that_goes_back_as
     expanded: Database, script: Path
 ) -> None:
     with guarding(expanded, script, *UP, options=LONG) as guard:
-        guard.until("every step is done")
+        wait_for(expanded, "SELECT 1 FROM {schema}.guard_runs WHERE state = 'baking'")
         guard.kill()
     assert ("baking", MIGRATE_HEAD, False) == last_run(expanded)
     with guarding(expanded, script, *UP, options=LONG) as again:
@@ -295,8 +295,10 @@ def admit(database: Database, *, allowed: bool) -> None:
     with psycopg.connect(database.server.url("postgres"), autocommit=True) as conn:
         conn.execute(f'ALTER DATABASE "{database.name}" ALLOW_CONNECTIONS {allowed}'.encode())
         if not allowed:
+            # all at once: who is ended first lets go what the next one waits for
             conn.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (database.name,))
-            time.sleep(0.2)
+            while conn.execute("SELECT 1 FROM pg_stat_activity WHERE datname = %s", (database.name,)).fetchone():
+                time.sleep(0.01)
 
 
 def test_a_target_that_stays_dead_is_left_to_a_person_and_its_state_is_kept(expanded: Database, script: Path) -> None:

@@ -9,8 +9,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
+from tests.support.forked import Forked
 from tests.support.revisions import HEAD
 
 if TYPE_CHECKING:
@@ -106,13 +105,10 @@ def eventually(question: Callable[[], Any], what: str) -> None:
 @contextmanager
 def running(
     database: Database, *words: str, login: str | None = None, folder: Path | None = None, **settings: str
-) -> Iterator[subprocess.Popen[str]]:
+) -> Iterator[Forked]:
     url = database.login_url(login) if login else database.url
     environment = os.environ | database.environment | {"DATABASE_URL": url} | settings
-    with subprocess.Popen(
-        [sys.executable, "-P", "-m", "leadprotect", *words], env=environment, text=True, cwd=folder,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-    ) as process:  # fmt: skip
+    with Forked(["leadprotect", *words], environment, cwd=folder, stdout=True) as process:
         try:
             yield process
         finally:

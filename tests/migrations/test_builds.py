@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +16,10 @@ from tests.support.alembic import started, until, wait_for
 from tests.support.revisions import MIGRATE_HEAD, NAMED
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Iterator
 
     from tests.support.database import Database
+    from tests.support.forked import Forked
 
 pytestmark = [
     pytest.mark.profiles("pg18", "pg15"),
@@ -28,13 +27,6 @@ pytestmark = [
 ]
 
 BEFORE, INDEXED = NAMED["expand_rules"], NAMED["expand_indexes"]
-# as `python -m alembic`, for which no table is too small
-COMMAND = (
-    sys.executable,
-    "-c",
-    """import sys; from alembic.config import main; from leadprotect.migration import builds
-builds.WORTH_BYTES = 0; main(prog='alembic', argv=sys.argv[1:])""",
-)
 BUILDS = """
     FROM pg_stat_activity WHERE datname = current_database() AND state = 'active'
     AND query LIKE 'CREATE INDEX CONCURRENTLY %%'
@@ -48,7 +40,7 @@ VALID = """
 
 @pytest.fixture(autouse=True)
 def _none_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "COMMAND", COMMAND)
+    monkeypatch.setattr(commands, "PROGRAM", "tests.support.small_tables")
 
 
 @contextmanager
@@ -61,9 +53,7 @@ def writing(database: Database, *tables: str) -> Iterator[psycopg.Connection[Any
 
 
 @contextmanager
-def under_way(
-    database: Database, *arguments: str
-) -> Iterator[tuple[subprocess.Popen[str], psycopg.Connection[Any], dict[str, int]]]:
+def under_way(database: Database, *arguments: str) -> Iterator[tuple[Forked, psycopg.Connection[Any], dict[str, int]]]:
     """An upgrade that builds both, each of which waits; and the sessions that build."""
     database.upgrade(BEFORE)
     with (
@@ -78,10 +68,10 @@ def build_on(database: Database, table: str) -> int:
     return int(wait_for(database, BUILD_ON, name))
 
 
-def ended(process: subprocess.Popen[str], database: Database, *, code: int) -> str:
+def ended(process: Forked, database: Database, *, code: int) -> str:
     """What it said when it ended; no build outlives it, and there is no stack trace."""
     said = process.communicate()[1]
-    assert code == min(process.returncode, 1)
+    assert code == min(process.wait(), 1)
     assert "Traceback" not in said
     wait_for(database, f"SELECT true WHERE NOT EXISTS (SELECT {BUILDS})")
     return str(said)

@@ -3,58 +3,43 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tests.support.database import ROOT, Database
+from tests.support.forked import Forked, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from subprocess import CompletedProcess
 
-COMMAND = (sys.executable, "-m", "alembic")
+PROGRAM = "alembic"
+COMMAND = (sys.executable, "-m", PROGRAM)
 
 
 def alembic(
     database: Database, *arguments: str, cwd: Path = ROOT, environ: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
+) -> CompletedProcess[str]:
     """Run it to its end; `environ` is added to the settings of the database."""
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        cwd=cwd,
-        env=_environment(database) | (environ or {}),
-        text=True,
-        capture_output=True,
-        check=False,
-    )
+    return run([PROGRAM, *arguments], _environment(database) | (environ or {}), cwd=cwd)
 
 
 @contextmanager
-def started(database: Database, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def started(database: Database, *arguments: str) -> Iterator[Forked]:
     """Start it, and end it with the block if it still runs; its messages are on stderr."""
-    process = subprocess.Popen(
-        [*COMMAND, *arguments],
-        cwd=ROOT,
-        env=_environment(database),
-        text=True,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    with process:
+    with Forked([PROGRAM, *arguments], _environment(database), cwd=ROOT) as process:
         try:
             yield process
         finally:
             process.kill()
 
 
-def until(process: subprocess.Popen[str], text: str) -> str:
+def until(process: Forked, text: str) -> str:
     """Read its messages up to the line with `text`; all lines if it never comes."""
     lines = []
-    assert process.stderr is not None
     for line in process.stderr:
         lines.append(line)
         if text in line:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -23,6 +22,7 @@ from leadprotect.cli import main
 from leadprotect.gates.verdict import Answer, Evaluation, Verdict
 from leadprotect.settings.databases import ON
 from tests.support.database import ROOT, Database
+from tests.support.forked import Forked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +40,7 @@ def evaluation(said: str) -> Evaluation:
 class Process:
     """A running command, and what it has said so far."""
 
-    process: subprocess.Popen[str]
+    process: Forked
     file: Path | None = None
     lines: list[str] = field(default_factory=list)
     reader: threading.Thread = field(init=False)
@@ -50,7 +50,7 @@ class Process:
         self.reader.start()
 
     def read(self) -> None:
-        for line in self.process.stderr or ():
+        for line in self.process.stderr:
             self.lines.append(line.rstrip())
 
     @property
@@ -85,12 +85,8 @@ class Process:
 @contextmanager
 def running(words: list[str], environment: dict[str, str], file: Path | None = None) -> Iterator[Process]:
     """A process that is ended with the block."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", *words], cwd=ROOT, env=environment, text=True, stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    found = Process(process, file)
-    with process:
+    with Forked(words, environment, cwd=ROOT) as process:
+        found = Process(process, file)
         try:
             yield found
         finally:
