@@ -15,7 +15,9 @@ from uuid import UUID
 
 import psutil
 import pytest
+from click.testing import CliRunner
 
+from leadprotect.cli import main
 from tests.support.revisions import CONTRACT, HEAD
 
 if TYPE_CHECKING:
@@ -159,8 +161,8 @@ def test_a_refused_file_leaves_nothing(tmp_path: Path, folder: Path, environment
     ],
 )
 def test_wrong_usage_is_told_with_exit_code_2(options: list[str], expected: str) -> None:
-    done = subprocess.run([*DEMO, *options], capture_output=True, text=True, check=False)
-    assert 2 == done.returncode
+    done = CliRunner().invoke(main, ["demo", *options])
+    assert 2 == done.exit_code
     assert expected in done.stderr
 
 

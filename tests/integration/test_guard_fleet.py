@@ -148,6 +148,7 @@ def test_nobody_follows_a_canary_that_went_back(two: tuple[Database, Database], 
     assert [MIGRATE_HEAD, MIGRATE_HEAD] == revisions(two)
 
 
+@pytest.mark.nightly("by day tests/unit/test_fleet_guards.py decides it, and others here run guards")
 def test_each_is_on_its_own_unless_told(two: tuple[Database, Database], tmp_path: Path) -> None:
     here, there = two
     file = ini(tmp_path, DE=here.url, AT=here.url, CH=there.url)
@@ -197,6 +198,7 @@ def test_together_a_canary_that_was_done_goes_back_with_the_others(
     assert "verified" in fleet.said("DE+AT")
 
 
+@pytest.mark.nightly("by day tests/unit/test_fleet_guards.py decides it, and others here run guards")
 def test_together_a_canary_that_was_done_in_an_earlier_run_stays_and_is_named(
     two: tuple[Database, Database], tmp_path: Path
 ) -> None:

@@ -22,19 +22,35 @@ from leadprotect.fleet.move import move
 from tests.support.topology import crash, pooler, replica
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from leadprotect.database.drivers import AnyConnection
     from tests.support.database import Database
+    from tests.support.servers import Server
 
 PAGE = Path(__file__).parents[2] / "docs/how-to/read-from-standbys.md"
-pytestmark = pytest.mark.profiles("pg18")
+# one worker makes the standby that most of them ask
+pytestmark = [pytest.mark.profiles("pg18"), pytest.mark.xdist_group("standbys")]
+
+
+@pytest.fixture(scope="module")
+def follower(running: Callable[[int], Server]) -> Iterator[Server]:
+    """A standby that nobody promotes."""
+    with replica(running(18)) as server:
+        yield server
+
+
+def on(server: Server, database: Database) -> Database:
+    """The same database on a standby, as it is now."""
+    standby = replace(database, server=server)
+    caught_up(database, standby)
+    return standby
 
 
 def caught_up(primary: Database, standby: Database) -> None:
     """Wait until the standby has replayed what the primary has written."""
-    (written,) = primary.sql("SELECT pg_current_wal_lsn()::text")
-    with standby.connect(autocommit=True) as conn:
+    (written,) = primary.sql("SELECT pg_current_wal_flush_lsn()::text")
+    with psycopg.connect(standby.server.url(), autocommit=True) as conn:  # its own database may have to come yet
         while conn.execute("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", (written,)).fetchone() != (True,):
             time.sleep(0.01)
 
@@ -44,25 +60,24 @@ def promoted(standby: Database) -> None:
         assert conn.execute("SELECT pg_promote()").fetchone() == (True,)
 
 
-def test_checks_answer_as_on_the_primary_and_say_that_they_are_advice(database: Database) -> None:
+def test_checks_answer_as_on_the_primary_and_say_that_they_are_advice(database: Database, follower: Server) -> None:
     mine, other, nobodys = database.lead("DE", database.user(1)), database.lead("DE", database.user(2)), database.lead()
     leads = [mine, other, nobodys, database.lead("CH", database.user(1)), database.new_id()]
-    with replica(database.server) as server:
-        standby = replace(database, server=server)
-        with database.acting("seller_de", 1) as there, standby.acting("seller_de", 1) as here:
-            expected = [leadprotect.explain(there, lead) for lead in leads]
-            found = [leadprotect.explain(here, lead) for lead in leads]
-            page = leadprotect.editable_leads(here)
+    standby = on(follower, database)
+    with database.acting("seller_de", 1) as there, standby.acting("seller_de", 1) as here:
+        expected = [leadprotect.explain(there, lead) for lead in leads]
+        found = [leadprotect.explain(here, lead) for lead in leads]
+        page = leadprotect.editable_leads(here)
 
-            assert [one.reason for one in expected] == [one.reason for one in found]
-            assert ({False}, {True}) == ({one.on_standby for one in expected}, {one.on_standby for one in found})
-            assert [True, False] == [leadprotect.can_edit(here, mine), leadprotect.can_edit(here, other)]
-            assert leadprotect.can_edit_many(there, leads) == leadprotect.can_edit_many(here, leads)
-            assert [(mine, True)] == [(one.lead_id, one.on_standby) for one in page.leads]
-            assert [mine] == database.query(here, "SELECT {lead_id} FROM {leads} WHERE {lead_id} = %s", mine)
-        with standby.engine("seller_de") as engine, Session(engine) as session:
-            named = leadprotect.explain(session, mine, user_id=database.user(1), territory="DE")
-            assert (True, True) == (named.allowed, named.on_standby)
+        assert [one.reason for one in expected] == [one.reason for one in found]
+        assert ({False}, {True}) == ({one.on_standby for one in expected}, {one.on_standby for one in found})
+        assert [True, False] == [leadprotect.can_edit(here, mine), leadprotect.can_edit(here, other)]
+        assert leadprotect.can_edit_many(there, leads) == leadprotect.can_edit_many(here, leads)
+        assert [(mine, True)] == [(one.lead_id, one.on_standby) for one in page.leads]
+        assert [mine] == database.query(here, "SELECT {lead_id} FROM {leads} WHERE {lead_id} = %s", mine)
+    with standby.engine("seller_de") as engine, Session(engine) as session:
+        named = leadprotect.explain(session, mine, user_id=database.user(1), territory="DE")
+        assert (True, True) == (named.allowed, named.on_standby)
 
 
 def changes(database: Database) -> dict[str, Callable[[AnyConnection, Any], object]]:
@@ -78,7 +93,7 @@ def changes(database: Database) -> dict[str, Callable[[AnyConnection, Any], obje
 
 
 def test_assertions_and_changes_refuse_whatever_the_answer_would_be_and_name_the_primary(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+    database: Database, follower: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leads = {
         "owner": database.lead("DE", database.user(1)),
@@ -89,26 +104,25 @@ def test_assertions_and_changes_refuse_whatever_the_answer_would_be_and_name_the
     }
     audit = "SELECT count(*) FROM {schema}.lead_access_audit"
     before = database.sql(audit)
-    with replica(database.server) as server:
-        standby = replace(database, server=server)
-        for name, change in changes(database).items():
-            for reason, lead in leads.items():
-                with (
-                    standby.acting("manager_de", 1) as conn,
-                    pytest.raises(leadprotect.ConnectionUnusable, match="read replica") as refused,
-                ):
-                    change(conn, lead)
-                assert f"database_url names {database.server.host}:5432" in str(refused.value), (name, reason)
-        with standby.connect("seller_de") as conn, pytest.raises(leadprotect.ConnectionUnusable) as refused:
-            with leadprotect.editing(conn, leads["owner"], database.user(1), "DE"):
-                pass
-        assert f"database_url names {database.server.host}:5432" in str(refused.value)
-        # where the settings name the standby itself, nothing is known of another
-        monkeypatch.setenv("DATABASE_URL", standby.url)
-        settings.current.cache_clear()
-        with standby.acting("seller_de", 1) as conn, pytest.raises(leadprotect.ConnectionUnusable) as refused:
-            leadprotect.assert_edit(conn, leads["owner"])
-        assert "database_url names" not in str(refused.value)
+    standby = on(follower, database)
+    for name, change in changes(database).items():
+        for reason, lead in leads.items():
+            with (
+                standby.acting("manager_de", 1) as conn,
+                pytest.raises(leadprotect.ConnectionUnusable, match="read replica") as refused,
+            ):
+                change(conn, lead)
+            assert f"database_url names {database.server.host}:5432" in str(refused.value), (name, reason)
+    with standby.connect("seller_de") as conn, pytest.raises(leadprotect.ConnectionUnusable) as refused:
+        with leadprotect.editing(conn, leads["owner"], database.user(1), "DE"):
+            pass
+    assert f"database_url names {database.server.host}:5432" in str(refused.value)
+    # where the settings name the standby itself, nothing is known of another
+    monkeypatch.setenv("DATABASE_URL", standby.url)
+    settings.current.cache_clear()
+    with standby.acting("seller_de", 1) as conn, pytest.raises(leadprotect.ConnectionUnusable) as refused:
+        leadprotect.assert_edit(conn, leads["owner"])
+    assert "database_url names" not in str(refused.value)
     assert before == database.sql(audit)
 
 
@@ -138,7 +152,7 @@ WRITING = [
 
 
 def test_commands_that_read_answer_and_commands_that_write_refuse(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+    database: Database, follower: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = {"lead": database.lead("DE", database.user(1)), "user": database.user(1)}
 
@@ -148,21 +162,19 @@ def test_commands_that_read_answer_and_commands_that_write_refuse(
         return done.exit_code, done.output
 
     expected = {command: run(command) for command in READING}
-    with replica(database.server) as server:
-        standby = replace(database, server=server)
-        caught_up(database, standby)
-        monkeypatch.setenv("DATABASE_URL", standby.url)
-        for command in READING:
-            assert expected[command][0] == run(command)[0], run(command)
-        for command in WRITING:
-            code, said = run(command)
-            assert code == 1, (command, said)
-            assert "replica" in said or "standby" in said, said
-            assert database.server.host in "".join(said.split()), said
-            assert "Traceback" not in said
-        both = settings.parse(database.profile.settings, {}, {"DE": standby.url, "CH": database.url})
-        with pytest.raises(InvalidRequest, match=f"DE is a standby, .*: name its primary, {database.server.host}"):
-            move(both, [words["lead"]], to="CH", origin="DE", actor=words["user"])
+    standby = on(follower, database)
+    monkeypatch.setenv("DATABASE_URL", standby.url)
+    for command in READING:
+        assert expected[command][0] == run(command)[0], run(command)
+    for command in WRITING:
+        code, said = run(command)
+        assert code == 1, (command, said)
+        assert "replica" in said or "standby" in said, said
+        assert database.server.host in "".join(said.split()), said
+        assert "Traceback" not in said
+    both = settings.parse(database.profile.settings, {}, {"DE": standby.url, "CH": database.url})
+    with pytest.raises(InvalidRequest, match=f"DE is a standby, .*: name its primary, {database.server.host}"):
+        move(both, [words["lead"]], to="CH", origin="DE", actor=words["user"])
     assert {} == {command: said for command, (code, said) in expected.items() if code}
 
 
@@ -202,7 +214,7 @@ def test_status_says_how_far_behind_a_standby_is_and_who_follows_the_primary(
             conn.execute("SELECT pg_wal_replay_resume()")
 
 
-def test_the_page_does_what_it_says(database: Database) -> None:
+def test_the_page_does_what_it_says(database: Database, follower: Server) -> None:
     (snippet,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     lead = database.lead("DE", database.user(1))
     known: dict[str, Any] = {
@@ -211,10 +223,9 @@ def test_the_page_does_what_it_says(database: Database) -> None:
         "territory": "DE",
         "lead_id": lead,
     }
-    with replica(database.server) as server, database.engine("seller_de") as engine:
-        with replace(database, server=server).engine("seller_de") as standby:
-            known |= {"engine": engine, "standby": standby}
-            exec(snippet, known)  # noqa: S102 - our own page
+    with database.engine("seller_de") as engine, on(follower, database).engine("seller_de") as standby:
+        known |= {"engine": engine, "standby": standby}
+        exec(snippet, known)  # noqa: S102 - our own page
     assert known["advice"] is True
     assert [("EDIT", "ALLOW", "owner")] == database.audit()
 
