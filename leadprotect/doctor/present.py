@@ -268,7 +268,7 @@ def host_triggers(conn: psycopg.Connection[Any], s: Settings, oid: int | None) -
     """Our triggers on a table of the host, by name; the source of activities that one is for is left out of it."""
     ours = trigger_names(s)
     return {
-        one.name: replace(one, definition=re.sub(r"(\bown_active_lead \() '\w+' \)", r"\1 )", one.definition))
+        one.name: replace(one, definition=re.sub(r"(\bown_active_lead(?: \()?) '\w+'", r"\1", one.definition))
         for one in triggers(conn, s, oid)
         if one.name in ours and one.ours
     }

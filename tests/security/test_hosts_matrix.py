@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from alembic.util import CommandError
 
+from leadprotect.doctor.examine import examine
 from leadprotect.errors import LeadProtectError
 from leadprotect.migration.territories import add_territory
 from tests.hosts import ANNA, BERT, DJANGO, FLYWAY, GROWN, LIVES, PLAIN, PRISMA, SHAPES, SUPABASE, ZOE, Person, Shape
@@ -180,7 +181,9 @@ def test_owners_of_a_host_come_from_its_column_and_three_tables_and_it_leaves_as
         lead: host.user(person.number) for lead, person in wanted.items()
     }
     assert owners(host) == of_grown(host)
+    assert dangers(host) == []
     host.contract()
+    assert dangers(host) == []
     for login in ("portal_de", "crm"):  # the tenant's border of the host goes on deciding for whom it was made
         with host.acting_for(Actor(login, None, BERT, "DE")) as conn:
             change = "UPDATE {leads} SET remark = remark || '!' WHERE {lead_id} = ANY (%s) RETURNING {lead_id}"
@@ -191,6 +194,13 @@ def test_owners_of_a_host_come_from_its_column_and_three_tables_and_it_leaves_as
     assert owners(host)[named, "DE"] == host.user(ANNA.number)
     host.leave()
     assert difference(before, host.dump()) == []
+
+
+def dangers(host: Host) -> list[str]:
+    """What doctor finds to be otherwise than it was made, as a superuser asks."""
+    with host.connect() as conn:
+        found = examine(conn, settings=host.settings).findings
+    return [f"{one.check} {one.where}: {one.what}" for one in found if one.level == "danger"]
 
 
 def of_grown(host: Host) -> dict[tuple[Any, str], str]:
