@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from leadprotect.access.ownership import share, unshare
 from leadprotect.access.protections import LeadRule, grant, revoke, rules, suspend
 from leadprotect.cli import output
 from leadprotect.cli.acting import TERRITORY, changes, reading, transaction
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 PROTECTION = click.argument("protection", type=click.Choice(PROTECTIONS))
 LEAD = click.option("--lead", metavar="ID", help="For this lead only.  [default: the whole territory]")
+BEGIN = click.option("--from", "begin", type=TIME, help="Its begin, with a zone.  [default: now]")
 UNTIL = click.option("--until", type=TIME, help="Its end, with a zone.  [default: open]")
 
 
@@ -53,7 +55,7 @@ def list_command(*, territory: str, user: str | None, lead: str | None, ended: b
 @PROTECTION
 @changes
 @LEAD
-@click.option("--from", "begin", type=TIME, help="Its begin, with a zone.  [default: now]")
+@BEGIN
 @UNTIL
 def grant_command(
     user: str, protection: Protection, *, territory: str, actor: str, note: str | None, dry_run: bool,
@@ -123,6 +125,37 @@ def suspend_command(
         suspend(conn, user, lead_id=lead, effective_to=until, note=note)
     told = {"suspended": user, "lead": lead, "territory": territory, "until": until}
     _say(f"{user} is suspended {_where(lead, territory)}{_end(until)}", told, dry_run=dry_run, as_json=as_json)
+
+
+@rules_group.command("share")
+@click.argument("lead")
+@click.argument("user")
+@changes
+@BEGIN
+@UNTIL
+def share_command(
+    lead: str, user: str, *, territory: str, actor: str, note: str | None, dry_run: bool,
+    as_json: bool, begin: datetime | None, until: datetime | None,
+) -> None:  # fmt: skip
+    """Let a user edit a lead besides its owner; for the owner, whom --as names, and for managers."""
+    with connect(current()) as conn, transaction(conn, actor, territory, dry_run=dry_run):
+        share(conn, lead, user, effective_from=begin, effective_to=until, note=note)
+    told = {"shared": lead, "user": user, "territory": territory, "until": until}
+    _say(f"lead {lead} of {territory} is shared with {user}{_end(until)}", told, dry_run=dry_run, as_json=as_json)
+
+
+@rules_group.command("unshare")
+@click.argument("lead")
+@click.argument("user")
+@changes
+def unshare_command(
+    lead: str, user: str, *, territory: str, actor: str, note: str | None, dry_run: bool, as_json: bool
+) -> None:
+    """End every share of a lead with a user now; an edit under way is waited for."""
+    with connect(current()) as conn, transaction(conn, actor, territory, dry_run=dry_run):
+        unshare(conn, lead, user, note=note)
+    told = {"unshared": lead, "user": user, "territory": territory}
+    _say(f"lead {lead} of {territory} is shared with {user} no more", told, dry_run=dry_run, as_json=as_json)
 
 
 def _say(done: str, told: Mapping[str, object], *, dry_run: bool, as_json: bool) -> None:

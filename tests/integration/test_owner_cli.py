@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner, Result
 
-from leadprotect import settings
+from leadprotect import can_edit, settings
 from leadprotect.cli import main
 
 if TYPE_CHECKING:
@@ -154,6 +154,20 @@ def test_a_rule_is_granted_listed_and_revoked(database: Database, shell: Any) ->
     assert f"0 rules COLLABORATOR of {user} ended in DE\n" == shell("rules revoke", user, "COLLABORATOR").stdout
     assert "no rule in DE\n" == shell("rules list").stdout
     assert "ended" in shell("rules list --ended").stdout
+
+
+def test_an_owner_shares_his_lead_and_ends_that(database: Database, shell: Any) -> None:
+    lead, (owner, other, third) = owned(database, 1)[0], map(database.user, (1, 2, 3))
+    mine = {"login": "seller_de"}
+    done = shell("rules share", lead, other, "--until", "2099-01-01T00:00Z", "--as", owner, **mine)
+    assert f"lead {lead} of DE is shared with {other} until 2099-01-01 00:00+00:00\n" == done.stdout
+    with database.acting("seller_de", 2) as conn:
+        assert can_edit(conn, lead)
+    said = shell("rules share", lead, third, "--as", other, code=1, **mine).stderr  # who shares it owns it, or manages
+    assert "not_owner, which is recorded; only its owner or a manager may" in said
+    assert f"lead {lead} of DE is shared with {other} no more\n" == shell("rules unshare", lead, other).stdout
+    with database.acting("seller_de", 2) as conn:
+        assert not can_edit(conn, lead)
 
 
 def test_a_suspension_says_until_when(database: Database, shell: Any) -> None:
