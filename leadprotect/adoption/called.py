@@ -53,7 +53,8 @@ MOMENTS = (
 )  # fmt: skip
 OWNERS = (
     r"(owner|assigned_to|assignee|seller|sales|agent|salesperson|responsible)(_user)?(_id)?",
-    r".*(owner|assigned|assignee).*", r"user_id",
+    r".*(owner|assigned|assignee).*",
+    r"(sales_?(man|rep|representative|executive)|rep|employee|account_?manager|verkaeufer)(_user)?(_id)?", r"user_id",
 )  # fmt: skip
 QUALIFY = re.compile(
     r"call|meet|visit|besuch|anruf|demo|present|reaction|reply|antwort|sample|follow|termin|appointment", re.IGNORECASE

@@ -49,7 +49,8 @@ def which_leads(look: Look) -> HostTable | None:
     if those:
         best = look.ask("leads_table", "which table holds the leads?", [name for _, name in those])
     else:  # by another name they have owners, and activities
-        owned = [one for one in look.tables.values() if one.keys and owner_column(look, one)]
+        keyed = [one for one in look.tables.values() if one.keys]
+        owned = [one for one in keyed if rank(one.plain, CUSTOMERS) < len(CUSTOMERS) or owner_column(look, one)]
         owned.sort(
             key=lambda one: (
                 not has_activities(look, one), rank(one.plain, CUSTOMERS), -len(look.referring(one)), one.name

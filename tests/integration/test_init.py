@@ -471,10 +471,11 @@ def test_that_every_activity_counts_is_an_answer(filled: Database, folder: Path)
 
 
 @pytest.mark.profiles("pg18")
-def test_a_table_about_leads_is_none_of_leads(filled: Database) -> None:
-    filled.sql_script("""
-        ALTER TABLE {leads} RENAME TO customers;
-        ALTER TABLE public.customers ADD owner_id uuid;
+@pytest.mark.parametrize("column", ["owner_id", "salesman_id", "sales_rep", "colour"])
+def test_a_table_about_leads_is_none_of_leads(filled: Database, column: str) -> None:
+    filled.sql_script(f"""
+        ALTER TABLE {{leads}} RENAME TO customers;
+        ALTER TABLE public.customers ADD {column} uuid;
         CREATE TABLE public.lead_sources (id int PRIMARY KEY, code text, territory text);
         """)
     code, said = init("--yes")
