@@ -41,7 +41,7 @@
 --    4071  Shadow
 --    4561  Backfill and verification
 --    5536  Gate
---    6671  Host
+--    6672  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -6070,6 +6070,7 @@ CREATE FUNCTION leadprotect.lead_table_conditions(host_rls text, exempt_roles na
           INTO detail
           FROM pg_roles AS r JOIN pg_class AS c ON c.oid = '"public"."leads"'::regclass
           WHERE r.rolcanlogin AND NOT r.rolsuper AND NOT r.rolbypassrls AND has_table_privilege(r.oid, c.oid, 'INSERT')
+            AND has_database_privilege(r.oid, current_database(), 'CONNECT')
             AND (host_rls = 'force' OR c.relforcerowsecurity OR NOT pg_has_role(r.oid, c.relowner, 'USAGE'));
           RETURN NEXT;
 

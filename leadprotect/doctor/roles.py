@@ -21,15 +21,17 @@ if TYPE_CHECKING:
 
 _SET_OPTION = 160000  # from here on the admin option alone is no membership
 # A service is a login that reaches our app role by memberships that somebody granted; a superuser is a member of
-# everything and no service for that, and the admin option alone, that a role's maker has, is none either. As JSON,
-# since an older server's memberships have no options.
+# everything and no service for that, and the admin option alone, that a role's maker has, is none either. Nor is who
+# may not connect here: our roles are the cluster's, and another database has services of its own. As JSON, since an
+# older server's memberships have no options.
 _SERVICES = """
     WITH RECURSIVE reached AS (
       SELECT r.oid FROM pg_roles AS r WHERE r.rolname = %(app)s
       UNION SELECT g.member FROM reached JOIN pg_auth_members AS g ON g.roleid = reached.oid
       WHERE to_jsonb(g) @> '{"inherit_option": true}' OR to_jsonb(g) @> '{"set_option": true}'
         OR NOT to_jsonb(g) ? 'set_option')
-    SELECT l.* FROM reached JOIN pg_roles AS l ON l.oid = reached.oid WHERE l.rolcanlogin
+    SELECT l.* FROM reached JOIN pg_roles AS l ON l.oid = reached.oid
+    WHERE l.rolcanlogin AND has_database_privilege(l.oid, current_database(), 'CONNECT')
     """
 # the admin option alone is another check's, and a role of ours that holds another is one, too
 _GROUPS = """
@@ -63,7 +65,8 @@ def owner_reachable(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Faul
         SELECT l.rolname::text, r.rolname::text, coalesce((
                  SELECT pg_has_role(l.oid, c.relowner, 'MEMBER') FROM pg_class AS c WHERE c.oid = %(leads)s), false)
         FROM pg_roles AS l JOIN pg_roles AS r ON r.rolname = ANY (%(ours)s)
-        WHERE l.rolcanlogin AND NOT l.rolsuper AND pg_has_role(l.oid, r.oid, 'MEMBER') ORDER BY 1, 2
+        WHERE l.rolcanlogin AND NOT l.rolsuper AND pg_has_role(l.oid, r.oid, 'MEMBER')
+          AND has_database_privilege(l.oid, current_database(), 'CONNECT') ORDER BY 1, 2
         """
     values = {"leads": present.leads(conn, s), "ours": [s.role("owner"), s.role("reader")]}
     for login, role, migrates in conn.execute(query, values).fetchall():
@@ -143,6 +146,7 @@ def _unnamed(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fault]:
         SELECT l.rolname::text FROM pg_roles AS l JOIN pg_class AS c ON c.oid = %(leads)s
         WHERE l.rolcanlogin AND l.rolbypassrls AND NOT l.rolsuper AND NOT pg_has_role(l.oid, c.relowner, 'MEMBER')
           AND l.rolname <> ALL (%(exempt)s) AND l.oid NOT IN (SELECT v.oid FROM ({_SERVICES}) AS v)
+          AND has_database_privilege(l.oid, current_database(), 'CONNECT')
           AND (has_table_privilege(l.oid, c.oid, 'SELECT, INSERT, UPDATE, DELETE')
             OR has_any_column_privilege(l.oid, c.oid, 'SELECT, INSERT, UPDATE')) ORDER BY 1
         """
@@ -222,6 +226,7 @@ def service_does_not_inherit(conn: psycopg.Connection[Any], s: Settings) -> Iter
         SELECT m.rolname::text, r.rolname::text
         FROM pg_auth_members AS g JOIN pg_roles AS r ON r.oid = g.roleid JOIN pg_roles AS m ON m.oid = g.member
         WHERE r.rolname = %s AND m.rolcanlogin AND NOT m.rolsuper AND NOT pg_has_role(m.oid, r.oid, 'USAGE')
+          AND has_database_privilege(m.oid, current_database(), 'CONNECT')
           AND (NOT g.admin_option OR pg_has_role(m.oid, r.oid, 'SET')) ORDER BY 1
         """
     if conn.info.server_version < _SET_OPTION:

@@ -72,6 +72,7 @@ _LEAKS = """
         OR o.rolname = ANY (%(exempt)s))
       AND l.rolcanlogin AND NOT l.rolsuper AND NOT l.rolbypassrls AND l.rolname <> ALL (%(exempt)s)
       AND NOT pg_has_role(l.oid, v.relowner, 'MEMBER')
+      AND has_database_privilege(l.oid, current_database(), 'CONNECT')
     GROUP BY 1, 2, 3 ORDER BY 2
     """
 
@@ -122,6 +123,7 @@ def definer_function(conn: psycopg.Connection[Any], s: Settings) -> Iterator[Fau
                      FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS acl
                      JOIN pg_roles AS l ON l.rolcanlogin AND NOT l.rolsuper AND NOT l.rolbypassrls
                        AND l.rolname <> ALL (%(exempt)s) AND NOT pg_has_role(l.oid, p.proowner, 'MEMBER')
+                       AND has_database_privilege(l.oid, current_database(), 'CONNECT')
                        AND CASE acl.grantee WHEN 0 THEN true ELSE pg_has_role(l.oid, acl.grantee, 'MEMBER') END
                      ORDER BY 1)
         FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace JOIN pg_roles AS o ON o.oid = p.proowner

@@ -529,6 +529,7 @@ def create_lead_tables() -> None:
           INTO detail
           FROM pg_roles AS r JOIN pg_class AS c ON c.oid = {leads_name}::regclass
           WHERE r.rolcanlogin AND NOT r.rolsuper AND NOT r.rolbypassrls AND has_table_privilege(r.oid, c.oid, 'INSERT')
+            AND has_database_privilege(r.oid, current_database(), 'CONNECT')
             AND (host_rls = 'force' OR c.relforcerowsecurity OR NOT pg_has_role(r.oid, c.relowner, 'USAGE'));
           RETURN NEXT;
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING
 
@@ -77,3 +78,33 @@ def test_who_makes_our_roles_is_no_service_by_that(make_host: Callable[..., Host
     assert [True] == host.sql(holds, migrator, own)
     assert [False] == host.sql(holds, migrator, made)
     host.sql_script(f'DROP ROLE "{own}"; DROP ROLE "{made}"')
+
+
+def test_who_may_not_connect_here_is_nothing_to_doctor(database: Database) -> None:
+    """Our roles are the cluster's: who migrates or serves another database made this one NOT PROTECTED."""
+    login = f"elsewhere {database.name}"
+    found = {"owner-reachable", "service-unbound", "definer-view", "definer-function"}
+    database.sql_script(
+        f'CREATE ROLE "{login}" LOGIN BYPASSRLS; GRANT {{owner}}, {{app}} TO "{login}";'
+        "CREATE VIEW crm.everything AS SELECT * FROM {leads};"
+        "CREATE FUNCTION crm.everything() RETURNS bigint LANGUAGE sql SECURITY DEFINER "
+        "RETURN (SELECT count(*) FROM {leads});"
+        "REVOKE ALL ON FUNCTION crm.everything() FROM PUBLIC;"
+    )
+    reader = f"{login} reads"
+    database.sql_script(
+        f'CREATE ROLE "{reader}" LOGIN; GRANT SELECT ON crm.everything TO "{reader}";'
+        f'GRANT EXECUTE ON FUNCTION crm.everything() TO "{reader}"'
+    )
+    try:
+        assert found <= checks_found()
+        database.sql_script(f'REVOKE CONNECT ON DATABASE "{database.name}" FROM PUBLIC')
+        assert not found & checks_found()
+    finally:
+        database.sql_script(f'DROP OWNED BY "{login}", "{reader}"; DROP ROLE "{login}"; DROP ROLE "{reader}"')
+
+
+def checks_found() -> set[str]:
+    """The checks of doctor that found a danger or something to warn of."""
+    said = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).stdout)
+    return {one["check"] for one in said["findings"] if one["level"] != "note"}
