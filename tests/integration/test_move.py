@@ -102,7 +102,7 @@ def whole(pair: Pair, lead: Any) -> None:
 def test_a_move_that_is_ended_anywhere_loses_and_doubles_nothing(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, *, after: bool
 ) -> None:
-    at, step = (1, 1) if NIGHTLY else (1 + 2 * after, 4)
+    at, step = (1, 1) if NIGHTLY else (1 + 4 * after, 8)
     while True:
         lead = pair.furnished()
         struck = ended(pair, monkeypatch, lead, at, after=after)

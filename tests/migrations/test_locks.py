@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 WORDS = {mode: re.sub(r"(?<=[a-z])(?=[A-Z])", " ", mode.removesuffix("Lock")).upper() for mode in MODES}
 
 
+@pytest.mark.nightly_elsewhere("a statement takes the same lock on each version that is supported")
 def test_each_revision_takes_exactly_the_locks_that_it_declares(host: Database) -> None:
     host.lead("DE")
     declared = [(way, script.revision, script.module.locks[way]) for way, script in every_step()]

@@ -32,10 +32,15 @@ class Message:
 def messages() -> Iterator[Message]:
     """Those whose text, or a part of it, stands where they are raised."""
     for file in sorted((ROOT / "leadprotect").rglob("*.py")):
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+        source = file.read_text(encoding="utf-8")
+        if "raise " not in source:
+            continue
+        tree, lines = ast.parse(source), source.splitlines()
         constants = _constants(tree)
         for function in ast.walk(tree):
-            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) and any(
+                "raise " in line for line in lines[function.lineno : function.end_lineno]
+            ):
                 place = f"{file.relative_to(ROOT)}, {function.name}()"
                 yield from _of_function(function, place, constants)
 
