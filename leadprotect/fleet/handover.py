@@ -216,7 +216,7 @@ def orphaned(route: Route, pairs: Pairs) -> set[str]:
     """Which of these leads are not here, while here knows nothing of their hand-over: a crash made it forget."""
     here = render(
         "SELECT l.{lead_id}::text FROM {leads} AS l WHERE l.{lead_id} = ANY (%s::{lead_type}[]) "
-        "AND {territory_of_l} = %s",
+        "AND {territory_of_l}::text = %s",
         route.settings,
     )
     asked = _asking(route, pairs), Sent(here, ([*pairs], route.here.territory))

@@ -205,7 +205,7 @@ def _require_home(settings: Settings, actor: str, route: Route, leads: Collectio
 # one that is itself on its way to there is no proof: its hand-over may be cancelled, too
 _AT_HOME = (
     "SELECT l.{lead_id}::text FROM {leads} AS l WHERE l.{lead_id} = ANY (%s::{lead_type}[]) "
-    "AND {territory_of_l} = %s AND NOT EXISTS (SELECT FROM {schema}.lead_handovers AS h "
+    "AND {territory_of_l}::text = %s AND NOT EXISTS (SELECT FROM {schema}.lead_handovers AS h "
     "WHERE h.lead_id = l.{lead_id} AND h.territory = %s AND h.ended_at IS NULL)"
 )
 
