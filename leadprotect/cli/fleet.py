@@ -17,7 +17,7 @@ from leadprotect.cli import output
 from leadprotect.cli.interrupts import tidied_when_killed
 from leadprotect.cli.terminal import echo, show_table
 from leadprotect.errors import SettingsError
-from leadprotect.fleet.run import ALEMBIC, COMMANDS, WORKERS, FleetRun, run_on_all
+from leadprotect.fleet.run import ALEMBIC, COMMANDS, WORKERS, FleetRun, for_alembic, run_on_all
 from leadprotect.settings import current, url
 from leadprotect.settings.files import ini_file, migrations
 
@@ -83,7 +83,7 @@ def _check_alembic(words: list[str]) -> None:
     """Alembic's own usage, and the end of the process where it is another one."""
     from alembic.config import CommandLine  # noqa: PLC0415 - only what runs a revision needs it
 
-    CommandLine(prog="alembic").parser.parse_args(words)
+    CommandLine(prog="alembic").parser.parse_args(for_alembic(words))
 
 
 def _require_script_location() -> None:
@@ -120,7 +120,7 @@ def loaded(command: Sequence[str]) -> Callable[[list[str]], object] | None:
 
 
 def _alembic(words: list[str]) -> None:
-    sys.argv = ["alembic", "-c", str(ini_file()), *words]
+    sys.argv = ["alembic", "-c", str(ini_file()), *for_alembic(words)]
     run_module("alembic", run_name="__main__", alter_sys=True)
 
 

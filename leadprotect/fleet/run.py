@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.errors import InvalidRequest, SettingsError
@@ -174,10 +175,23 @@ class _Processes:
                 one.kill()
 
 
+def for_alembic(words: Sequence[str]) -> list[str]:
+    """The same words as Alembic takes them: its own options, -x NAME=VALUE, before its command."""
+    first: list[str] = []
+    rest: list[str] = []
+    left = iter(words)
+    for word in left:
+        said = [word, *islice(left, word == "-x")]
+        (first if word.startswith("-x") and said != ["-x"] else rest).extend(said)
+    return first + rest
+
+
 def _started(one: TerritoryDatabase, command: list[str]) -> subprocess.Popen[str]:
-    program = ["alembic", "-c", str(ini_file())] if command[0] in ALEMBIC else ["leadprotect"]
+    words = ["leadprotect", *command]
+    if command[0] in ALEMBIC:
+        words = ["alembic", "-c", str(ini_file()), *for_alembic(command)]
     return subprocess.Popen(  # noqa: S603 - our own program, no shell
-        [sys.executable, "-m", *program, *command],
+        [sys.executable, "-m", *words],
         env=os.environ | {ON: one.territories[0], "PYTHONUNBUFFERED": "1"},
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
         start_new_session=True,  # Ctrl-C of a terminal reaches us alone, and we stop all of them alike

@@ -100,6 +100,9 @@ def test_the_whole_life_on_two_databases_one_of_which_is_dead_at_first(
     assert there.sql("SELECT code FROM {schema}.territories") == ["CH"]
     waits = rows(fleet(file, "plan", "--json"))
     assert {3} == {one["exit_code"] for one in waits.values()}
+    required = fleet(file, "upgrade", "head", "-x", "contract=require")
+    assert 1 == required.returncode
+    assert 2 == len(re.findall(r"^(?:DE AT|CH) +1 .*gate is closed", required.stdout, re.MULTILINE)), required.stdout
 
     assert fleet(file, "backfill", "DE", "CH").returncode == 0
     assert {("DE", 3), ("AT", 0)} == {*here.sql(OWNED)}
@@ -334,6 +337,7 @@ def test_a_file_that_can_t_be_meant_is_refused_by_line_or_section(tmp_path: Path
         (["--fleet", "audit", "who", "7"], "Error: Missing option '--at'."),
         (["--fleet", "shadow", "nope"], "Error: No such command 'nope'."),
         (["--fleet", "upgrade"], "alembic upgrade: error: the following arguments are required: revision"),
+        (["--fleet", "upgrade", "head", "-x"], "alembic: error: unrecognized arguments: -x"),
         (["--workers", "2", "upgrade", "head"], "--workers is how many databases of --fleet"),
         (["current"], "which database is not said: --on or LEADPROTECT_ON with one of DE, CH, or --fleet for all"),
     ],
