@@ -22,7 +22,7 @@ from leadprotect.errors import InvalidRequest, RollbackError
 from leadprotect.migration import steps, undo, undoing
 from leadprotect.migration.rollback import alembic_config
 from leadprotect.preflight import check, standing
-from leadprotect.preflight.applied import made_with
+from leadprotect.preflight.applied import differences, made_with
 from leadprotect.preflight.columns import in_text
 from leadprotect.preflight.host_tables import host
 from leadprotect.preflight.version_table import revision
@@ -70,9 +70,9 @@ def host_change(
     """Run `command` without a hold of ours on the host's tables; without one, only put back what a killed run took.
 
     The settings are read again after the command, which may write other names into the ini file. Where it fails
-    everything is put back all the same. Raises `InvalidRequest` where nothing is applied, `PreflightError` where a
-    way is barred, `RollbackError` where the holds could not be put back: the leads stay closed then, and the
-    same call goes on.
+    everything is put back all the same. Raises `InvalidRequest` where nothing is applied, or a setting waits for
+    `leadprotect apply`, `PreflightError` where a way is barred, `RollbackError` where the holds could not be put
+    back: the leads stay closed then, and the same call goes on.
     """
     alembic = config or alembic_config()
     s = load(alembic)
@@ -83,6 +83,10 @@ def host_change(
         if head is None or head not in phases.chain():
             raise InvalidRequest(f"{head or 'nothing'} is applied: there is no hold of this version to take away")
         away = standing.taken_away(at.guard, s)
+        # names of lead_tables change with the host; anything else is to be asked for by the gate
+        pending = [str(one) for one in differences(at.guard, s) if one.key != "lead_tables"]
+        if pending and not away:
+            raise InvalidRequest(f"{', '.join(pending)}; nothing was taken away; first run: leadprotect apply")
         try:
             if not away:
                 _take(at, alembic, s, head)

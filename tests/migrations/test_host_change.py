@@ -183,6 +183,21 @@ def test_a_command_that_fails_leaves_everything_as_it_was(database: Database) ->
 
 
 @pytest.mark.profiles("pg18")
+def test_a_setting_that_waits_for_apply_does_not_come_in_with_a_change_of_the_host(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate is not asked when everything is put back: who is exempt must not change with it."""
+    before = standing(database)
+    monkeypatch.setenv("LEADPROTECT_EXEMPT_ROLES", database.profile.login("outsider"))
+    settings.current.cache_clear()
+    ran = CliRunner().invoke(main, ["host-change", "--", sys.executable, "-c", ""])
+    assert 1 == ran.exit_code
+    assert "exempt_roles is empty in the database" in ran.stderr
+    assert "first run: leadprotect apply" in ran.stderr
+    assert {} == difference(before, standing(database))
+
+
+@pytest.mark.profiles("pg18")
 def test_a_killed_run_is_resumed_by_the_same_command(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     database.lead("DE", owner=database.user(1))
     before = standing(database)
