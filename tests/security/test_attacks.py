@@ -210,7 +210,9 @@ WHO: dict[str, dict[str, tuple[str, str | None]]] = {
 """Shape -> who plays a login of the table there, and the role that it sets."""
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    "shape", [pytest.param(shape, marks=pytest.mark.xdist_group(f"host {shape}")) for shape in SHAPES], ids=str
+)
 def test_attacks_on_a_host_fail_and_succeed_only_without_their_defence(
     make_host: Callable[..., Host], shape: Shape, subtests: pytest.Subtests
 ) -> None:

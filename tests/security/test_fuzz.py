@@ -22,7 +22,7 @@ from tests.support.profiles import NIGHTLY
 if TYPE_CHECKING:
     from tests.support.database import Database
 
-EXAMPLES = 2_000 if NIGHTLY else 150
+EXAMPLES = 2_000 if NIGHTLY else 100
 WEIRD = [
     "",
     " ",

@@ -29,6 +29,10 @@ def grouped(shapes: Iterable[Shape], *marks: pytest.MarkDecorator) -> list[Any]:
     return [pytest.param(shape, marks=(pytest.mark.xdist_group(f"host {shape}"), *marks)) for shape in shapes]
 
 
+# one worker makes a host that is copied
+of_plain, of_supabase, of_flyway, of_django, of_prisma = (
+    pytest.mark.xdist_group(f"host {shape}") for shape in (PLAIN, SUPABASE, FLYWAY, DJANGO, PRISMA)
+)
 each_shape = pytest.mark.parametrize("shape", grouped(SHAPES), ids=str)
 with_row_security = pytest.mark.parametrize("shape", grouped(s for s in SHAPES if s.row_security), ids=str)
 
@@ -218,6 +222,7 @@ def of_grown(host: Host) -> dict[tuple[Any, str], str]:
     return {(lead, place): user for lead, user in (newest | named).items() if (place := leads[lead].territory)}
 
 
+@of_prisma
 def test_rows_of_a_lead_follow_the_expression_that_tells_its_territory(make_host: Callable[..., Host]) -> None:
     host = contracted(make_host, PRISMA)
     for child in PRISMA.children:
@@ -261,7 +266,7 @@ def difference(before: list[str], after: list[str]) -> list[str]:
     return [f"- {line}" for line in before if line not in after] + [f"+ {line}" for line in after if line not in before]
 
 
-@pytest.mark.parametrize("shape", LIVES, ids=str)
+@pytest.mark.parametrize("shape", grouped(LIVES), ids=str)
 @pytest.mark.profiles("pg18")
 def test_a_dump_of_the_whole_database_by_the_login_for_backups_is_whole(
     make_host: Callable[..., Host], shape: Shape
@@ -289,6 +294,7 @@ def test_control_a_dump_shows_what_stays_behind(make_host: Callable[..., Host]) 
     assert "+ CREATE POLICY stray ON public.leads USING (true);" in difference(before, host.dump())
 
 
+@of_flyway
 def test_an_operator_who_may_not_use_the_host_s_schema_runs_the_backfill(make_host: Callable[..., Host]) -> None:
     host = expanded(make_host, FLYWAY)
     host.sql(f'REVOKE USAGE ON SCHEMA sales FROM "{host.role("operator")}"')
@@ -330,6 +336,7 @@ def test_tenants_with_territories_of_their_own_learn_nothing_of_each_other(make_
         host.query(conn, "SELECT {schema}.claim_lead(%s)", nobodys)
 
 
+@of_supabase
 @pytest.mark.profiles("pg18")
 def test_control_tenants_of_one_territory_learn_who_owns_each_other_s_leads(make_host: Callable[..., Host]) -> None:
     host = contracted(make_host, SUPABASE)
@@ -362,17 +369,20 @@ def test_the_owner_of_forced_tables_reads_no_more_when_a_dba_has_run_what_prefli
     assert as_actor(host, app, "SELECT {activity_id} FROM {activities}") == []
 
 
+@of_plain
 def test_force_binds_an_owner_who_is_no_member_although_he_migrates(make_host: Callable[..., Host]) -> None:
     host = contracted(make_host, PLAIN, host_rls="force")
     for who in ((None, None), (ANNA, "DE")):
         assert as_actor(host, Actor("owner", None, *who), "SELECT {territory} FROM {leads}") == [None] * 4
 
 
+@of_plain
 def test_control_enforced_the_owner_reads_every_lead(make_host: Callable[..., Host]) -> None:
     host = contracted(make_host, PLAIN)
     assert len(as_actor(host, Actor("owner", None, None, None), "SELECT {territory} FROM {leads}")) == 12
 
 
+@of_flyway
 def test_force_binds_an_owner_who_serves_to_the_territory_in_context(make_host: Callable[..., Host]) -> None:
     host = contracted(make_host, FLYWAY)
     assert as_actor(host, Actor("crm", None, None, None), "SELECT {territory} FROM {leads}") == [None] * 4
@@ -380,6 +390,7 @@ def test_force_binds_an_owner_who_serves_to_the_territory_in_context(make_host: 
     assert sorted(seen, key=str) == ["DE", None]
 
 
+@of_supabase
 @pytest.mark.parametrize("role", ["authenticated_de", "authenticated_ch"])
 def test_functions_ask_the_role_that_a_pool_chose(make_host: Callable[..., Host], role: str) -> None:
     host = contracted(make_host, SUPABASE)
@@ -393,6 +404,7 @@ def test_functions_ask_the_role_that_a_pool_chose(make_host: Callable[..., Host]
     assert host.owner(foreign, abroad) == host.user(ANNA.number)
 
 
+@of_supabase
 def test_control_the_other_role_of_the_pool_releases_it(make_host: Callable[..., Host]) -> None:
     host = contracted(make_host, SUPABASE)
     foreign = host.owned_by(ANNA, "CH")
@@ -401,6 +413,7 @@ def test_control_the_other_role_of_the_pool_releases_it(make_host: Callable[...,
     assert host.owner(foreign, "CH") is None
 
 
+@of_plain
 def test_a_pool_whose_login_is_the_member_gains_nothing_by_another_role(make_host: Callable[..., Host]) -> None:
     """Either contract waits until the role itself is a member, or that role reads no protected lead."""
     host = expanded(make_host, PLAIN)
@@ -422,6 +435,7 @@ def test_a_pool_whose_login_is_the_member_gains_nothing_by_another_role(make_hos
         assert territory_leads(host, Actor("gateway", "web", ANNA if territory else None, territory)) == []
 
 
+@of_plain
 def test_a_group_with_a_policy_of_its_own_opens_no_other_territory(make_host: Callable[..., Host]) -> None:
     host = contracted(make_host, PLAIN)
     host.sql_script("""
@@ -437,6 +451,7 @@ def test_a_group_with_a_policy_of_its_own_opens_no_other_territory(make_host: Ca
         assert added == []
 
 
+@of_plain
 def test_control_without_the_border_the_group_reads_every_territory(make_host: Callable[..., Host]) -> None:
     host = contracted(make_host, PLAIN)
     host.sql_script("""
@@ -451,6 +466,7 @@ def test_control_without_the_border_the_group_reads_every_territory(make_host: C
     assert len(territory_leads(host, Actor("svc_de", "app_rw", None, None))) == 8
 
 
+@of_plain
 @pytest.mark.profiles("pg18")  # before 16 the admin option can't be had without the membership
 def test_the_admin_option_alone_is_no_membership(make_host: Callable[..., Host]) -> None:
     host = contracted(make_host, PLAIN)
@@ -468,6 +484,7 @@ def test_the_admin_option_alone_is_no_membership(make_host: Callable[..., Host])
     assert host.owner(lead, "CH") is None
 
 
+@of_django
 def test_who_takes_a_lead_that_the_host_hides_still_reads_and_edits_nothing_of_it(
     make_host: Callable[..., Host],
 ) -> None:
@@ -489,6 +506,7 @@ def test_who_takes_a_lead_that_the_host_hides_still_reads_and_edits_nothing_of_i
 # --- whose code runs, and whose roles they are
 
 
+@of_plain
 @pytest.mark.parametrize("bound", ["PUBLIC", "{owner}"])
 def test_code_in_a_policy_of_the_host_s_owner_writes_nothing_of_ours(
     make_host: Callable[..., Host], bound: str
@@ -524,6 +542,7 @@ def plant(host: Host, bound: str) -> None:
     )
 
 
+@of_plain
 def test_control_code_in_a_policy_runs_with_the_rights_of_who_reads(make_host: Callable[..., Host]) -> None:
     host = contracted(make_host, PLAIN)
     plant(host, "PUBLIC")
@@ -567,6 +586,7 @@ def take(host: Host, role: str, taken: str) -> None:
         host.sql(f'GRANT "{role}" TO "{host.role("outsider")}"')
 
 
+@of_plain
 @pytest.mark.parametrize("taken", ["LOGIN", "LOGIN SUPERUSER", "member"])
 def test_a_later_territory_takes_over_no_role_that_is_somebody_s(make_host: Callable[..., Host], taken: str) -> None:
     host = contracted(make_host, PLAIN)
@@ -577,6 +597,7 @@ def test_a_later_territory_takes_over_no_role_that_is_somebody_s(make_host: Call
     assert host.sql("SELECT code FROM {schema}.territories WHERE code = 'FR'") == []
 
 
+@of_plain
 def test_control_a_later_territory_makes_its_role(make_host: Callable[..., Host]) -> None:
     host = contracted(make_host, PLAIN)
     with host.connect() as conn:

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from tests.support.hosts import Actor, Host
 
 pytestmark = pytest.mark.profiles("pg18", "pg15")
-each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+# one worker makes a host that is copied
+each_shape = pytest.mark.parametrize(
+    "shape", [pytest.param(shape, marks=pytest.mark.xdist_group(f"host {shape}")) for shape in SHAPES], ids=str
+)
 
 SEED = 20261128
 STATEMENTS = 600 if NIGHTLY else 40
@@ -150,6 +153,7 @@ def test_a_shadow_notes_exactly_what_contract_denies_and_denies_nothing(
     assert min(len(denied), len(allowed)) > STATEMENTS / 20
 
 
+@pytest.mark.xdist_group(f"host {PLAIN}")
 def test_control_a_decision_that_is_broken_is_noticed(
     make_host: Callable[..., Host], monkeypatch: pytest.MonkeyPatch
 ) -> None:

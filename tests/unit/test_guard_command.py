@@ -131,6 +131,9 @@ def test_without_a_folder_of_revisions_it_is_told_in_one_line(tmp_path: Path) ->
         rollout.pending(None)
 
 
+ANOTHER_END = pytest.mark.nightly("by day a refused rollout is drawn, with all that somebody said")
+
+
 def recorded(*, code: int | None) -> Record:
     """A run in which somebody said something nasty."""
     record = Record("alembic upgrade head", "database </script><b>x", 5.0)
@@ -145,7 +148,7 @@ def recorded(*, code: int | None) -> Record:
     return record
 
 
-@pytest.mark.parametrize("code", [None, 0, 21])
+@pytest.mark.parametrize("code", [21, pytest.param(None, marks=ANOTHER_END), pytest.param(0, marks=ANOTHER_END)])
 def test_what_was_said_can_t_break_out_of_the_page(code: int | None, tmp_path: Path) -> None:
     report.write(recorded(code=code), tmp_path / "guard.html")
     page = (tmp_path / "guard.html").read_text(encoding="utf-8")
