@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.browser import opened
 from tests.support.leads import old_leads
+from tests.support.profiles import NIGHTLY
 from tests.support.revisions import MIGRATE_HEAD, NAMED
 from tests.support.stage import QUICK, Stage, guarding, stage
 
@@ -35,7 +36,7 @@ UP = ("alembic", "upgrade", NEXT)
 LONG = ("--interval", "1s", "--bake", "10min", "--resume-after", "2")
 FILL = ("leadprotect", "backfill", "DE", "CH", "--hold-unless", "SELECT to_regclass('crm.not_yet') IS NULL")
 PHONE, DESK = 390, 1280
-WITHIN_S = 10.0
+WITHIN_S = 10.0 if NIGHTLY else 60.0  # by day other tests have the machine, too
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,8 @@ pytestmark = pytest.mark.everywhere("a defence that one version lacks is an open
 
 EDIT = "UPDATE {leads} SET city = 'Bern' WHERE {lead_id} = %s"
 DELETE = "DELETE FROM {leads} WHERE {lead_id} = %s"
-SOON = timedelta(seconds=3)
+SOON = (1, 5, 25, 125)
+"""Seconds until the time of a planned activity; longer where the machine is busy."""
 
 
 def tried(database: Database, statement: str, *params: Any, user: int = 1, login: str = "seller_de") -> bool:
@@ -490,11 +491,16 @@ def test_a_lead_moved_or_corrected_under_a_planned_activity_gets_no_owner_from_i
 
 
 def test_a_planned_activity_makes_the_owner_when_its_time_has_come(expanded: Database) -> None:
-    lead = expanded.lead("DE")
-    expanded.activity(lead, expanded.user(1), at=datetime.now(UTC) + SOON)
-    assert expanded.owner(lead) is None
-    assert "owners" not in closed(expanded)
-    time.sleep(SOON.total_seconds())
+    for seconds in SOON:
+        lead, at = expanded.lead("DE"), datetime.now(UTC) + timedelta(seconds=seconds)
+        expanded.activity(lead, expanded.user(1), at=at)
+        before = expanded.owner(lead), "owners" in closed(expanded)
+        if datetime.now(UTC) < at:
+            break
+        expanded.sql(DELETE, lead)  # it took so long to ask that its time has come meanwhile
+    assert (None, False) == before
+    while datetime.now(UTC) <= at:
+        time.sleep(0.02)
     assert "owners" in closed(expanded)
     leadprotect.backfill(expanded.url, ["DE", "CH"], settings=expanded.settings)
     assert expanded.owner(lead) == expanded.user(1)
