@@ -38,6 +38,8 @@ MIGRATION = "application_name = 'leadprotect migration'"
 BENCHMARK = "application_name = 'pgbench'"
 WALK = "datname = 'online' AND query <> ''"
 """Which session is there when the command is in the middle of its work; killed as soon as it is."""
+LONGEST_S = 200
+"""What still runs then was left behind; a busy machine takes most of a minute for what is over in seconds."""
 AGAIN = pytest.mark.nightly("by day each command, each signal, each moment and each way to kill is met once")
 
 
@@ -95,7 +97,7 @@ def wait_for_session(folder: Path, which: str, process: subprocess.Popen[str]) -
 def killed(folder: Path, command: tuple[str, ...], number: int, *, at: str, session: str, group: bool) -> str:
     """Kill the command when `at` runs and its `session` is there, and return what it said.
 
-    Whatever goes on a minute later fails the test.
+    Whatever goes on for minutes fails the test.
     """
     with subprocess.Popen(
         [sys.executable, "-m", "leadprotect", *command],
@@ -108,10 +110,10 @@ def killed(folder: Path, command: tuple[str, ...], number: int, *, at: str, sess
             wait_for_session(folder, session, process)
         data = [Path(word) for word in " ".join([line, *running(folder).values()]).split() if word.endswith("/data")]
         (os.killpg if group else os.kill)(process.pid, number)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=LONGEST_S)
     assert 128 + number == process.returncode, said
     assert data, "no server was there to be left"
-    until = time.monotonic() + 60
+    until = time.monotonic() + LONGEST_S
     while (left := running(folder)) and time.monotonic() < until:
         time.sleep(0.05)
     assert ({}, [], []) == (
@@ -184,13 +186,13 @@ def test_traffic_does_not_outlive_a_command_that_could_not_tidy_up(folder: Path)
         wait_for(folder, "lab.traffic", process)
         wait_for_session(folder, TRAFFIC, process)
         process.kill()
-        _, said = process.communicate(timeout=60)
-    until = time.monotonic() + 60
+        _, said = process.communicate(timeout=LONGEST_S)
+    until = time.monotonic() + LONGEST_S
     while any("lab.traffic" in line for line in running(folder).values()) and time.monotonic() < until:
         time.sleep(0.1)
     (postgres,) = [pid for pid, line in running(folder).items() if "/data" in line]
     psutil.Process(postgres).send_signal(signal.SIGQUIT)
-    psutil.wait_procs([psutil.Process(postgres)], timeout=60)
+    psutil.wait_procs([psutil.Process(postgres)], timeout=LONGEST_S)
     assert ({}, "") == (running(folder), said)
 
 
@@ -211,7 +213,7 @@ def test_a_server_that_is_kept_stays_only_after_a_block_that_ends_well(*, ends_w
     if ends_well:
         pid = server.pid
         psutil.Process(pid).send_signal(signal.SIGQUIT)
-        psutil.wait_procs([psutil.Process(pid)], timeout=60)
+        psutil.wait_procs([psutil.Process(pid)], timeout=LONGEST_S)
         shutil.rmtree(server.folder)
 
 

@@ -74,7 +74,7 @@ def rehearse(file: Path, *arguments: str) -> Rehearsed:
     return Rehearsed(command, file, data_of(file) if file.exists() else {})
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # tests of other modules may come between
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Rehearsed:
     """On a database of its own."""
     return rehearse(tmp_path_factory.mktemp("rehearsal") / "report.html", "--leads", "2000")
@@ -310,7 +310,7 @@ def test_a_second_attempt_counts_as_time_lost_to_locks() -> None:
 CHARTS = ("#latency circle", "#latency path", "#latency rect", "#locks rect", "#steps > tbody > tr")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def page(generated: Rehearsed) -> str:
     return generated.file.read_text(encoding="utf-8")
 
