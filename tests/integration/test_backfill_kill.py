@@ -226,7 +226,7 @@ def test_a_process_stopped_right_after_its_claim_holds_nobody_beyond_its_lease(e
             os.waitpid(stopped.pid, os.WUNTRACED)
             other = threading.Thread(target=backfill, args=(expanded.url, "DE"), kwargs={"lease": LEASE})
             other.start()
-            other.join(20)
+            other.join(120)
             stuck = other.is_alive()
         finally:
             stopped.kill()
@@ -274,7 +274,7 @@ def test_a_claim_that_waits_for_another_session_says_so(expanded: Database) -> N
             time.sleep(0.01)
         expanded.query(holder, "SELECT FROM {schema}.backfill_jobs WHERE territory = 'DE' FOR UPDATE")
         held.set()
-        other.join(30)
+        other.join(120)
         holder.rollback()
         other.join()
 

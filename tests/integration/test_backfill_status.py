@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +15,7 @@ from leadprotect.backfilling import jobs
 from leadprotect.backfilling.run import backfill
 from leadprotect.cli import main
 from leadprotect.settings.sources import fingerprint
+from tests.support.forked import Forked
 from tests.support.leads import old_leads
 from tests.support.revisions import MIGRATE_HEAD
 
@@ -28,7 +27,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.profiles("pg18")
 
 LEASE_S = 0.5
-RUN = f"from leadprotect import backfill; backfill(None, ['DE'], batch_size=700, lease={LEASE_S})"
+# with slices enough that whoever looks for the first is there before the last, however busy the machine is
+RUN = ("tests.support.backfilling", "100", "1", str(LEASE_S))
 
 
 def said(*command: str) -> str:
@@ -99,7 +99,7 @@ def test_a_paused_backfill_is_paused_and_then_goes_on(expanded: Database) -> Non
 def test_what_a_dead_worker_left_is_interrupted_once_its_lease_is_over(expanded: Database) -> None:
     old_leads(expanded, 16_000)
     claimed = "SELECT count(*) FROM {schema}.backfill_chunks"
-    with subprocess.Popen([sys.executable, "-c", RUN], env=os.environ | expanded.environment) as process:
+    with Forked(RUN, os.environ | expanded.environment) as process:
         while expanded.sql(claimed) == [0] and process.poll() is None:
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)

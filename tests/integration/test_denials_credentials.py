@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import psycopg
 import pytest
@@ -17,7 +18,7 @@ from sqlalchemy.orm import Session
 
 import leadprotect
 from leadprotect import settings
-from leadprotect.access import ways
+from leadprotect.access import denials, ways
 from tests.support import passwords
 
 if TYPE_CHECKING:
@@ -71,13 +72,11 @@ def lost(database: Database, login: Login) -> None:
 
 
 def unrecorded(database: Database, conn: Any, lead: Any) -> str:
-    """What is said, and quickly, where no credentials are good."""
-    began = time.monotonic()
-    with leadprotect.acting_as(conn, database.user(1), "DE"):
+    """What is said where no credentials are good, and at once: what waits as long as it may outlasts the test."""
+    with patch.object(denials, "TIMEOUT_S", 3600.0), leadprotect.acting_as(conn, database.user(1), "DE"):
         with pytest.raises(leadprotect.AuditUnavailable, match="no answer is given") as caught:
             leadprotect.assert_edit(conn, lead)
     conn.rollback()
-    assert time.monotonic() - began < 3.0
     return str(caught.value)
 
 
@@ -285,8 +284,5 @@ def test_limits_of_the_login_are_for_its_services(database: Database, login: Log
 
 
 def until(condition: Any) -> None:
-    for _ in range(200):
-        if condition():
-            return
+    while not condition():
         time.sleep(0.05)
-    pytest.fail("it never happened")

@@ -60,7 +60,7 @@ def deadlock(database: Database) -> None:
         with database.connect(autocommit=True) as conn:
             conn.execute("SET deadlock_timeout = '10ms'")
             conn.execute("SELECT pg_catalog.pg_advisory_lock(%s)", (first,))
-            met.wait(10)
+            met.wait(60)
             conn.execute("SELECT pg_catalog.pg_advisory_lock(%s)", (second,))
 
     errors: list[psycopg.Error] = []
