@@ -225,7 +225,7 @@ def _say_results(
             continue
         seen = result.verified
         parts = [f"{result.scanned:,} leads scanned, {result.assigned:,} owners assigned"]
-        parts.append(f"{seen.ownerless:,} leads have no qualifying activity")
+        parts.append(f"{seen.ownerless:,} leads have {_nobody()}")
         parts += [f"{seen.released:,} were released by hand"] if seen.released else []
         echo(f"{result.territory}: {', '.join(parts)}")
     if not as_json and results and results[0].without_territory:
@@ -249,7 +249,7 @@ def _say_verified(territories: tuple[str, ...], *, as_json: bool, report: Path |
             f"{seen.territory}: {'complete' if seen.complete else 'INCOMPLETE'}, "
             f"{seen.missing:,} leads miss their owner, {seen.stale:,} have another than the newest activity names, "
             + (f"{seen.differing:,} name somebody else in {current().owner_column}, " if seen.differing else "")
-            + f"{seen.ownerless:,} have no qualifying activity, {seen.released:,} were released by hand"
+            + f"{seen.ownerless:,} have {_nobody()}, {seen.released:,} were released by hand"
         )
         for label, leads in (
             ("missing", seen.missing_leads),
@@ -268,6 +268,13 @@ def _say_verified(territories: tuple[str, ...], *, as_json: bool, report: Path |
         sys.exit(INCOMPLETE)
 
 
+def _nobody() -> str:
+    """What a lead has of which nothing makes an owner, by where the settings say that owners come from."""
+    s = current()
+    column = [f"nobody in {s.owner_column}"] if s.owner_column else []
+    return " and ".join([*column, *(["no qualifying activity"] if s.activities else [])])
+
+
 def _say_jobs(found: Sequence[Job], *, as_json: bool = False) -> None:
     for job in found:
         if as_json:
@@ -284,6 +291,6 @@ def _say_jobs(found: Sequence[Job], *, as_json: bool = False) -> None:
 def _estimated(estimate: Estimate) -> str:
     return (
         f"{estimate.territory}: about {estimate.leads:,} leads, {estimate.assignable:,} would get an owner, "
-        f"{estimate.ownerless:,} have no qualifying activity; about {estimate.seconds:,.0f} s with one worker, "
+        f"{estimate.ownerless:,} have {_nobody()}; about {estimate.seconds:,.0f} s with one worker, "
         f"{estimate.wal_bytes / 2**20:,.0f} MiB of WAL (from a sample of {estimate.sampled:,})"
     )

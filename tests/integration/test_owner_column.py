@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from alembic.util import CommandError
+from click.testing import CliRunner
 
 from leadprotect.backfilling.run import backfill
 from leadprotect.backfilling.verify import verify_owners
+from leadprotect.cli import main
 from leadprotect.migration import gate
 from tests.support.leads import owners
 from tests.support.profiles import NIGHTLY
@@ -169,3 +171,22 @@ def test_who_moves_to_another_territory_is_owned_by_nobody_there_until_the_colum
     named.sql("UPDATE {leads} SET seller = %s", named.user(2))
 
     assert named.user(2) == named.owner(lead, "CH")
+
+
+@pytest.mark.profiles("pg18")
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("column", "have nobody in seller"),
+        ("column, activities", "have nobody in seller and no qualifying activity"),
+    ],
+    indirect=["named"],
+)
+def test_the_command_line_says_what_a_lead_without_an_owner_lacks(named: Database, said: str) -> None:
+    named.lead("DE")
+    named.upgrade(MIGRATE_HEAD)
+    for command in (["backfill", "DE"], ["backfill", "--verify", "DE"]):
+        done = CliRunner().invoke(main, command)
+        assert done.exit_code == 0, done.output
+        assert said in done.stdout
+        assert ("qualifying activity" in done.stdout) is ("qualifying activity" in said)
