@@ -454,7 +454,7 @@ def create_gate() -> None:
             met := true;
             detail := CASE WHEN 0 < ANY (missing) THEN format('%s is compared with the owners once every lead has its own', {owner_column_name})
               WHEN several = 0 THEN format('%s names the owner of every lead, and will be written with him', {owner_column_name})
-              ELSE format('%s leads name somebody else in %s than their owner, who counts from contract on; it is written with the next change, or then by SELECT %s.settle_owner_column(...)',
+              ELSE format('%s leads name somebody else in %s than their owner, or nobody; the owner counts from contract on, and is written with the next change, or then by SELECT %s.settle_owner_column(...)',
                           several, {owner_column_name}, {schema_name}) END;
             remedy := NULL;
             RETURN NEXT;
