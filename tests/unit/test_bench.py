@@ -161,3 +161,14 @@ def test_what_grows_faster_than_the_leads_is_named(tmp_path: Path) -> None:
     assert "--leads 100000 --leads 1000000" in page
     report.save_scale([100_000, 1_000_000], [well], tmp_path)
     assert "Nothing grew faster" in (tmp_path / "scale").with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_a_chart_has_a_row_for_each_ratio_with_a_figure(tmp_path: Path) -> None:
+    lines = [
+        Line(server, what, "base", 1.5, figure, 10.0, 1.4, 1.6)
+        for server in ("PostgreSQL 15", "PostgreSQL 18")
+        for what, figure in (("met", 2.0), ("missed", 1.0), ("without", None))
+    ]
+    report.chart_access(lines, tmp_path / "access.png")
+    height = int.from_bytes((tmp_path / "access.png").read_bytes()[20:24], "big")
+    assert round(100 * (0.5 * 2 + 1.2)) == height

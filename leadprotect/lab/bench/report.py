@@ -166,25 +166,29 @@ def unlike(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def chart_access(lines: list[Line], path: Path) -> None:
-    """Each ratio with its quartiles and its figure, one panel per server; needs the extra report."""
+    """Each ratio that has a figure, as a share of it with its quartiles; a bar per server; needs the extra report."""
     servers = list(dict.fromkeys(line.server for line in lines))
-    longest = max(sum(line.server == server for line in lines) for server in servers)
-    with _figure(path, 1, len(servers), figsize=(9 * len(servers), 0.3 * longest + 1)) as (panels,):
-        for panel, server in zip(panels, servers, strict=True):
-            shown = [line for line in lines if line.server == server][::-1]
-            at = range(len(shown))
+    with_figure = [(line, line.figure) for line in lines if line.figure is not None]
+    rows = list(dict.fromkeys((line.what, line.base) for line, _ in with_figure))[::-1]
+    height = 0.8 / len(servers)
+    with _figure(path, 1, 1, figsize=(13, 0.5 * len(rows) + 1.2)) as ((panel,),):
+        for number, server in enumerate(servers):
+            shown = [(line, figure) for line, figure in with_figure if line.server == server]
+            at = [rows.index((line.what, line.base)) + (number - (len(servers) - 1) / 2) * height for line, _ in shown]
             spread = [
-                [max(line.measured - line.low, 0) for line in shown],
-                [max(line.high - line.measured, 0) for line in shown],
+                [max(line.measured - line.low, 0) / figure for line, figure in shown],
+                [max(line.high - line.measured, 0) / figure for line, figure in shown],
             ]
-            colours = ["tab:blue" if line.reached else "tab:orange" for line in shown]
-            panel.barh(at, [line.measured for line in shown], xerr=spread, color=colours)
-            panel.scatter(
-                [line.figure or float("nan") for line in shown], at, marker="|", s=120, color="black", zorder=3
-            )
-            panel.set(xscale="log", title=f"{server}: times the base, | the figure", yticks=at)
-            panel.set_yticklabels([f"{line.what} / {line.base}" for line in shown], fontsize="small")
-            panel.grid(axis="x", alpha=0.3)
+            bars = panel.barh(at, [line.measured / figure for line, figure in shown], height, xerr=spread, label=server)
+            told = [f"{line.measured:.2f} of {figure:g}" for line, figure in shown]
+            panel.bar_label(bars, told, padding=6, fontsize=8)
+        panel.axvline(1, color="black", zorder=0)
+        panel.set(xscale="log", title="times the base, as a share of the figure: beyond the line it is missed")
+        panel.set_yticks(range(len(rows)), [f"{what} / {base}" for what, base in rows], fontsize=9)
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.margins(x=0.15, y=0.01)
+        panel.grid(visible=True, axis="x", alpha=0.3)
+        panel.legend(loc="lower right")
 
 
 def scale_table(counts: list[int], measured: list[Growth]) -> Sheet:
