@@ -19,7 +19,20 @@ PACKAGE = Path(leadprotect.__file__).parent
 
 TYPES = (
     *("oid", "regclass", "regnamespace", "regrole", "regtype", "name", "text", "varchar", "uuid", "bigint"),
-    *("integer", "boolean", "timestamptz", "timestamp", "date", "interval", "xid8", '"char"', "bytea", "float8"),
+    # a driver sends a number as the smallest type that holds it
+    *(
+        "smallint",
+        "integer",
+        "boolean",
+        "timestamptz",
+        "timestamp",
+        "date",
+        "interval",
+        "xid8",
+        '"char"',
+        "bytea",
+        "float8",
+    ),
     *("text[]", "name[]", "oid[]", "bigint[]", "jsonb", "numeric"),
 )
 FEW = ("name", "text", "varchar", "bigint", "integer", "uuid", "oid", "regclass")
