@@ -43,10 +43,17 @@ END
 $locks$;"""
 _ALONE = """\
 DO $alone$
+DECLARE
+  tries integer := 0;
 BEGIN
-  IF NOT pg_try_advisory_lock(hashtextextended({name}, 0)) THEN
-    RAISE EXCEPTION 'another migration is running: nothing was touched';
-  END IF;
+  -- a session that has just ended may hold it for a moment
+  WHILE NOT pg_try_advisory_lock(hashtextextended({name}, 0)) LOOP
+    tries := tries + 1;
+    IF tries = 20 THEN
+      RAISE EXCEPTION 'another migration is running: nothing was touched';
+    END IF;
+    PERFORM pg_sleep(0.1);
+  END LOOP;
 END
 $alone$;"""
 # of a partitioned table no index is built CONCURRENTLY: that of each leaf is, then they are put together under the
