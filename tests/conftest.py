@@ -250,7 +250,6 @@ def make_database(
             if key not in templates:
                 base = template(server, MADE_OF[phase]) if phase in MADE_OF else None
                 templates[key] = make_template(server, profile, phase, monkeypatch, base)
-                sessions.leave_maps_out(server, templates[key])
             return templates[key]
 
         def make(phase: str = "head", *, on: servers.Server | None = None, **overrides: str) -> Database:

@@ -48,20 +48,6 @@ def roles(server: Server) -> dict[str, str]:
     return dict(session(server.url("postgres")).execute(ROLES).fetchall())
 
 
-def leave_maps_out(server: Server, template: str) -> None:
-    """Delete what the server makes anew when it needs it, the maps of free space and of what everybody sees.
-
-    They are a sixth of the files that are copied for each test, and a tenth of what it costs to make and drop them.
-    """
-    close(server.url(template))
-    maintenance = session(server.url("postgres"))
-    maintenance.execute("CHECKPOINT")  # or one that comes later would write into them
-    ((oid,),) = maintenance.execute("SELECT oid FROM pg_database WHERE datname = %s", (template,)).fetchall()
-    for name in ("*_fsm", "*_vm"):
-        for file in (server.folder / "data/base" / str(oid)).glob(name):
-            file.unlink()
-
-
 def _answers(conn: psycopg.Connection[Any]) -> bool:
     try:
         conn.execute("")
