@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import subprocess
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 
+from leadprotect import processes
 from leadprotect.authoring.locktrace import trace_locks
 from leadprotect.authoring.samples import fill_samples
 from leadprotect.authoring.schemas import catalog, contents_of, difference, tables_in
@@ -192,7 +192,7 @@ def _compare_offline(step: Trial, server: servers.Server, place: _Place, offline
     """Run the script by psql, as a DBA would, and hold the schema against the one that stands online."""
     psql = [str(server.programs / "psql"), "-XqAt", "-v", "ON_ERROR_STOP=1", "-d", offline, "-f", "-"]
     script = "SET client_min_messages = warning;\n" + step.scripts["upgrade"]
-    done = subprocess.run(psql, input=script, text=True, capture_output=True, check=False)  # noqa: S603
+    done = processes.run_program(psql, text=script)
     if done.returncode:
         step.offline["it"] = (done.stderr.splitlines() or ["psql failed"])[0].partition("ERROR:  ")[2] or "psql failed"
         return

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leadprotect import processes
 from leadprotect.authoring.chain import LONGEST_ID, PREFIX, read_chain, read_revision, require_own_folder
 from leadprotect.authoring.rules.ids import ids
 from leadprotect.authoring.rules.numbering import numbering
@@ -203,7 +203,7 @@ def _added(file: Path) -> float:
     if git is None:
         return file.stat().st_mtime
     command = [git, "-C", str(file.parent), "log", "--diff-filter=A", "--format=%ct", "--", file.name]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - a file of this chain
+    done = processes.run_program(command)
     if done.returncode:
         return file.stat().st_mtime
     return float(done.stdout.split()[0]) if done.stdout.split() else float("inf")

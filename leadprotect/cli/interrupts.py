@@ -7,10 +7,10 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from leadprotect.processes import SIGNALS
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Killed(KeyboardInterrupt):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import random
 import statistics
-import subprocess
 import sys
 import time
 from contextlib import ExitStack, contextmanager
@@ -21,6 +20,7 @@ from uuid import UUID
 import psycopg
 
 import leadprotect
+from leadprotect import processes
 from leadprotect.access.among import LeadList
 from leadprotect.backfilling.run import backfill
 from leadprotect.errors import LeadProtectError
@@ -148,10 +148,9 @@ def _overhead(fleet: _Fleet, rounds: int) -> list[FleetFigure]:
     times: dict[str, list[float]] = {name: [] for name in cases}
     for name in _in_turn(cases, rounds):
         began = time.perf_counter()
-        done = subprocess.run(  # noqa: S603 - a command of ours
-            [sys.executable, "-P", "-m", "leadprotect", *cases[name]], env=inherited({CONFIG: str(file)}),
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        done = processes.run_program(
+            [sys.executable, "-P", "-m", "leadprotect", *cases[name]], env=inherited({CONFIG: str(file)})
+        )
         times[name].append(time.perf_counter() - began)
         if done.returncode:
             raise LeadProtectError(f"{' '.join(cases[name])} ended with exit code {done.returncode}: {done.stderr}")

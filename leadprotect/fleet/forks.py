@@ -37,7 +37,9 @@ class Forked:
     def __init__(self, one: TerritoryDatabase, words: list[str], work: Callable[[list[str]], object]) -> None:
         (may_go, self._go), (said, out), (failed, err) = (os.pipe() for _ in range(3))
         self._process = multiprocessing.get_context("fork").Process(
-            target=_work, args=(one, words, work, (may_go, out, err), (self._go, said, failed))
+            target=_work,
+            args=(one, words, work, (may_go, out, err), (self._go, said, failed)),
+            daemon=True,  # one that never may go is not waited for when this process ends
         )
         self._process.start()
         for end in (may_go, out, err):

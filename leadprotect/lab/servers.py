@@ -9,11 +9,9 @@ import fcntl
 import os
 import pwd
 import shutil
-import signal
 import stat
 import subprocess
 import tempfile
-import threading
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +22,7 @@ import psycopg
 
 from leadprotect.errors import LeadProtectError
 from leadprotect.lab.commands import import_quietly
+from leadprotect.processes import uninterrupted
 from leadprotect.settings import ident, literal
 
 if TYPE_CHECKING:
@@ -41,7 +40,6 @@ SIZED = {"shared_buffers": "2GB", "max_wal_size": "3GB"}
 MEMORY = Path("/dev/shm")  # noqa: S108 - a clone of the template takes 15 ms there, and up to 300 ms on a disk
 MEMORY_NEEDED = 2 * 1024**3
 LONGEST_SOCKET_FOLDER = 89  # bytes: the path of a socket has at most 103 where it has the fewest
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -101,23 +99,6 @@ def system(major: int, settings: Mapping[str, str] | None = None) -> Iterator[Se
     account = "postgres" if os.geteuid() == 0 else None
     with _running(INSTALLED / str(major) / "bin", account, settings, "--locale=C.UTF-8") as server:
         yield server
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """What would end this process, Ctrl-C or a plain kill, waits until the block is through."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # a signal interrupts the main thread only
-        return
-    came: list[int] = []
-    before = {number: signal.signal(number, lambda got, _: came.append(got)) for number in STOPPING}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if came:
-            signal.raise_signal(came[0])
 
 
 def _make_account(utils: Any, account: str, programs: Path) -> None:

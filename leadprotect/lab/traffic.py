@@ -25,7 +25,7 @@ import psycopg
 import leadprotect
 from leadprotect.database.opening import open_connection
 from leadprotect.errors import ConnectionUnusable, LeadAccessDenied, LeadProtectError, ProtectionUnavailable
-from leadprotect.lab.commands import ended
+from leadprotect.processes import Started
 from leadprotect.settings import current, ident, url
 
 if TYPE_CHECKING:
@@ -89,14 +89,13 @@ class Served:
 def live_traffic(app: Application, environment: Mapping[str, str] | None = None) -> Iterator[Served]:
     """Have `app` at work in a process of its own while the block lasts; raises `LeadProtectError` if it never is."""
     served = Served()
-    process = subprocess.Popen(  # a folder named leadprotect may lie where the caller is: -P
+    with Started(  # a folder named leadprotect may lie where the caller is: -P
         [sys.executable, "-P", "-m", "leadprotect.lab.traffic"],
         text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
         start_new_session=True,  # what a terminal sends to the whole group is the parent's to handle
-    )  # fmt: skip
-    assert process.stdin is not None  # noqa: S101 - for the type checker
-    assert process.stdout is not None  # noqa: S101
-    with ended(process):
+    ) as process:  # fmt: skip
+        assert process.stdin is not None  # noqa: S101 - for the type checker
+        assert process.stdout is not None  # noqa: S101
         with suppress(BrokenPipeError):
             process.stdin.write(json.dumps(asdict(app)) + "\n")
             process.stdin.flush()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from leadprotect.preflight.columns import in_text
 from leadprotect.preflight.host_tables import host
 from leadprotect.preflight.version_table import revision
 from leadprotect.preflight.way_down import check_way_down
+from leadprotect.processes import Started
 from leadprotect.settings import Settings, ident, literal, load, render, table
 
 if TYPE_CHECKING:
@@ -107,16 +107,10 @@ def host_change(
 def run_for_host(command: Sequence[str]) -> int:
     """The host's own migration, on connections of its own; ended where we are stopped."""
     try:
-        process = subprocess.Popen([*command])  # noqa: S603 - what the operator has typed
+        with Started(command, patience=None) as process:  # what the operator has typed
+            return process.wait()
     except OSError:
         return _NO_PROGRAM
-    with process:
-        try:
-            return process.wait()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
 
 
 def _take(at: steps.Steps, config: Config, s: Settings, head: str) -> None:

@@ -260,16 +260,24 @@ done.go()
 with done:
     print(done.stdout.read().strip(), done.stderr.read().strip(), done.wait(), waiting.poll(), flush=True)
 print(waiting._process.pid, flush=True)
-time.sleep(600)
+sys.stdin.read()
 """
 
 
-def test_a_forked_process_tells_its_end_and_one_that_never_began_ends_with_its_parent() -> None:
-    with subprocess.Popen([sys.executable, "-c", FORKED], stdout=subprocess.PIPE, text=True) as parent:
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_forked_process_tells_its_end_and_one_that_never_began_ends_with_its_parent(*, killed: bool) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
         assert parent.stdout
+        assert parent.stdin
         assert "DE status bad 3 None" == parent.stdout.readline().strip()
         waiting = psutil.Process(int(parent.stdout.readline()))
-        parent.kill()
+        if killed:
+            parent.kill()
+        else:  # it doesn't wait for what it never let begin
+            parent.stdin.close()
+        parent.wait(60)
         with suppress(psutil.NoSuchProcess):
             while waiting.status() != psutil.STATUS_ZOMBIE:
                 time.sleep(0.02)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from leadprotect import processes
 from leadprotect.authoring.finding import Problem
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def squawk(step: Trial, chain: RevisionChain) -> Iterator[Problem]:
     left_out = (*_OTHERS, *_DROPS) if step.revision.phase == "contract" else _OTHERS
     how = ["--config", str(own)] if own.is_file() else ["--exclude", ",".join(left_out)]
     command = [program, "--reporter", "json", "--pg-version", "15", *how]
-    done = subprocess.run(command, input=script, text=True, capture_output=True, check=False)  # noqa: S603
+    done = processes.run_program(command, text=script)
     lines = script.splitlines()
     for found in json.loads(done.stdout or "[]"):
         text = lines[min(found["line"], len(lines) - 1)].strip()  # it counts from 0

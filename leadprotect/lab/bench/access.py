@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ from uuid import UUID
 
 import psycopg
 
-from leadprotect import phases
+from leadprotect import phases, processes
+from leadprotect.errors import LeadProtectError
 from leadprotect.lab.bench.border import border, rows_of_leads, shadowed, without_null
 from leadprotect.lab.bench.clock import Case
 from leadprotect.lab.bench.comparison import DATABASE, LOGIN, SHARING, USER, Bench, Line, asking, asking_to, undone
@@ -423,11 +423,9 @@ def pgbench(bench: Bench, script: str, seconds: int, *, clients: int) -> list[fl
         arguments = ["-n", "-M", "prepared", "-c", str(clients), "-j", "2", "-T", str(seconds)]
         arguments += ["-D", f"leads={bench.leads}", "--log", "--log-prefix", f"{folder}/log", "--sampling-rate", "0.2"]
         arguments += ["-f", str(SCRIPTS / f"{script}.sql"), "-h", server.host, "-U", LOGIN, DATABASE]
-        subprocess.run(  # noqa: S603 - our own program, no shell
-            [server.programs / "pgbench", *arguments],
-            check=True,
-            capture_output=True,
-            env=os.environ | {"PGOPTIONS": f"-c app.user_id={USER} -c app.territory=DE"},
-        )
+        own = os.environ | {"PGOPTIONS": f"-c app.user_id={USER} -c app.territory=DE"}
+        done = processes.run_program([server.programs / "pgbench", *arguments], env=own)
+        if done.returncode:
+            raise LeadProtectError(f"pgbench ended with exit code {done.returncode}: {done.stderr}")
         found = [path.read_text() for path in Path(folder).glob("log*")]
     return [int(entry.split()[2]) / 1000 for text in found for entry in text.splitlines()]

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from typing import TYPE_CHECKING
 
+from leadprotect import processes
 from leadprotect.errors import LeadProtectError
 from leadprotect.lab import servers
 
@@ -45,10 +45,8 @@ def _calls(statement: str, calls: int) -> list[str]:
 def _run(server: Server, database: str, lines: list[str]) -> int:
     valgrind = ["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"]
     backend = [str(server.programs / "postgres"), "--single", "-D", str(server.folder / "data"), database]
-    done = subprocess.run(  # noqa: S603 - our own programs, no shell
-        [*valgrind, *backend], input="".join(f"{line}\n" for line in lines), text=True, capture_output=True,
-        check=False, cwd=server.folder, **servers.account(server),
-    )  # fmt: skip
+    script = "".join(f"{line}\n" for line in lines)
+    done = processes.run_program([*valgrind, *backend], text=script, cwd=server.folder, **servers.account(server))
     match = _COUNTED.search(done.stderr)
     if match is None:
         raise LeadProtectError(f"valgrind counted nothing: {done.stderr.strip().splitlines()[-1:]}")
