@@ -6417,8 +6417,8 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
 
           condition := 'owners';
           SELECT count(*) = 0,
-                 coalesce(string_agg(format('%s leads in %s have a qualifying activity but no owner', t.leads, t.code), ', ' ORDER BY t.code),
-                          'every lead with a qualifying activity has its owner'),
+                 coalesce(string_agg(format('%s leads in %s have %s but no owner', t.leads, t.code, 'a qualifying activity'), ', ' ORDER BY t.code),
+                          'every lead with ' || 'a qualifying activity' || ' has its owner'),
                  'leadprotect backfill ' || string_agg("leadprotect".shell_word(t.code), ' ' ORDER BY t.code)
           INTO met, detail, remedy
           FROM unnest(codes, missing) AS t (code, leads) WHERE t.leads > 0;
@@ -6426,8 +6426,8 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
           -- life before a downgrade. It is asked before that index goes; the triggers keep what was found.
           IF met AND "leadprotect".sources_indexed() THEN
             SELECT count(*) = 0,
-                   coalesce(string_agg(format('%s leads in %s have another owner than their newest qualifying activity says',
-                              stale.leads, stale.code), ', '), detail),
+                   coalesce(string_agg(format('%s leads in %s have another owner than %s says',
+                              stale.leads, stale.code, 'their newest qualifying activity'), ', '), detail),
                    'leadprotect backfill ' || string_agg("leadprotect".shell_word(stale.code), ' ')
             INTO met, detail, remedy
             FROM (

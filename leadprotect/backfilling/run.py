@@ -28,7 +28,7 @@ from leadprotect.errors import (
 )
 from leadprotect.preflight.columns import in_text
 from leadprotect.settings import current, parse, render, url
-from leadprotect.settings.sources import fingerprint
+from leadprotect.settings.sources import fingerprint, owned_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -239,7 +239,7 @@ def _results(run: Run, side: psycopg.Connection[Any], locked: list[Locked], unse
         results.append(Backfilled(code, scanned, assigned, held, verified, outside))
     problems = [f"{r.verified.missing:,} in {r.territory}" for r in results if r.verified.missing]
     if problems or locked or unsettled:
-        text = f"leads with a qualifying activity but no owner: {', '.join(problems) or 'none'}"
+        text = f"leads with {owned_by(run.settings)} but no owner: {', '.join(problems) or 'none'}"
         by = "".join(f"; lead {lead.lead_id} is locked by {lead.blockers}" for lead in locked)
         message = f"{text}{by}{'; ' + unsettled if unsettled else ''}. Run the same command again"
         raise BackfillIncomplete(message, tuple(results))

@@ -70,6 +70,8 @@ def derivation(s: Settings) -> dict[str, str]:
         "host_names": ", ".join(
             literal(table(name)) for name in dict.fromkeys([s.leads_table, *(one.table for one in s.activities)])
         ),
+        "owned_by": literal(owned_by(s)),
+        "owner_says": literal(" or ".join(_told(s, "their {}", "their newest qualifying activity"))),
         "host_schemas": ", ".join(sorted(map(literal, schemas_read(s)))),
         "source_times": ", ".join(
             f"({literal(table(one.table))}, {'NULL' if is_expression(one.at_column) else literal(one.at_column)})"
@@ -123,6 +125,16 @@ def derivation(s: Settings) -> dict[str, str]:
         "derivation": literal(fingerprint(s)),
         "excluded_users": ", ".join(map(literal, s.excluded_users)),
     }
+
+
+def owned_by(s: Settings) -> str:
+    """What a lead has that makes an owner, by where the settings say that owners come from."""
+    return " or ".join(_told(s, "somebody in {}", "a qualifying activity"))
+
+
+def _told(s: Settings, column: str, activity: str) -> list[str]:
+    told = {"column": column.format(s.owner_column), "activities": activity}
+    return [told[source] for source in s.owners_from]
 
 
 def schemas_read(s: Settings) -> dict[str, str]:

@@ -338,8 +338,8 @@ def create_gate() -> None:
 
           condition := 'owners';
           SELECT count(*) = 0,
-                 coalesce(string_agg(format('%s leads in %s have a qualifying activity but no owner', t.leads, t.code), ', ' ORDER BY t.code),
-                          'every lead with a qualifying activity has its owner'),
+                 coalesce(string_agg(format('%s leads in %s have %s but no owner', t.leads, t.code, {owned_by}), ', ' ORDER BY t.code),
+                          'every lead with ' || {owned_by} || ' has its owner'),
                  'leadprotect backfill ' || string_agg({schema}.shell_word(t.code), ' ' ORDER BY t.code)
           INTO met, detail, remedy
           FROM unnest(codes, missing) AS t (code, leads) WHERE t.leads > 0;
@@ -347,8 +347,8 @@ def create_gate() -> None:
           -- life before a downgrade. It is asked before that index goes; the triggers keep what was found.
           IF met AND {schema}.sources_indexed() THEN
             SELECT count(*) = 0,
-                   coalesce(string_agg(format('%s leads in %s have another owner than their newest qualifying activity says',
-                              stale.leads, stale.code), ', '), detail),
+                   coalesce(string_agg(format('%s leads in %s have another owner than %s says',
+                              stale.leads, stale.code, {owner_says}), ', '), detail),
                    'leadprotect backfill ' || string_agg({schema}.shell_word(stale.code), ' ')
             INTO met, detail, remedy
             FROM (

@@ -190,3 +190,23 @@ def test_the_command_line_says_what_a_lead_without_an_owner_lacks(named: Databas
         assert done.exit_code == 0, done.output
         assert said in done.stdout
         assert ("qualifying activity" in done.stdout) is ("qualifying activity" in said)
+
+
+@pytest.mark.profiles("pg18")
+@pytest.mark.parametrize(
+    ("named", "owned_by"),
+    [("column", "somebody in seller"), ("activities, column", "a qualifying activity or somebody in seller")],
+    indirect=["named"],
+)
+def test_the_gate_says_of_what_an_owner_is_made(named: Database, owned_by: str) -> None:
+    lead = named.new_id()
+    named.sql("INSERT INTO {leads} ({lead_id}, {territory}, seller) VALUES (%s, 'DE', %s)", lead, named.user(1))
+    named.upgrade(MIGRATE_HEAD)
+
+    def owners() -> str:
+        with named.connect() as conn:
+            return next(one.detail for one in gate.conditions(conn, settings=named.settings) if one.name == "owners")
+
+    assert f"1 leads in DE have {owned_by} but no owner" == owners()
+    backfill(named.url, ["DE", "CH"])
+    assert f"every lead with {owned_by} has its owner" == owners()
