@@ -24,6 +24,7 @@ from leadprotect.cli.terminal import echo
 from leadprotect.cli.words import Duration
 from leadprotect.errors import BackfillIncomplete, BackfillStopped, LeadProtectError
 from leadprotect.settings import current, literal, render
+from leadprotect.settings.sources import owned_by_none
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -225,7 +226,7 @@ def _say_results(
             continue
         seen = result.verified
         parts = [f"{result.scanned:,} leads scanned, {result.assigned:,} owners assigned"]
-        parts.append(f"{seen.ownerless:,} leads have {_nobody()}")
+        parts.append(f"{seen.ownerless:,} leads have {owned_by_none(current())}")
         parts += [f"{seen.released:,} were released by hand"] if seen.released else []
         echo(f"{result.territory}: {', '.join(parts)}")
     if not as_json and results and results[0].without_territory:
@@ -249,7 +250,7 @@ def _say_verified(territories: tuple[str, ...], *, as_json: bool, report: Path |
             f"{seen.territory}: {'complete' if seen.complete else 'INCOMPLETE'}, "
             f"{seen.missing:,} leads miss their owner, {seen.stale:,} have another than the newest activity names, "
             + (f"{seen.differing:,} name somebody else in {current().owner_column}, " if seen.differing else "")
-            + f"{seen.ownerless:,} have {_nobody()}, {seen.released:,} were released by hand"
+            + f"{seen.ownerless:,} have {owned_by_none(current())}, {seen.released:,} were released by hand"
         )
         for label, leads in (
             ("missing", seen.missing_leads),
@@ -268,13 +269,6 @@ def _say_verified(territories: tuple[str, ...], *, as_json: bool, report: Path |
         sys.exit(INCOMPLETE)
 
 
-def _nobody() -> str:
-    """What a lead has of which nothing makes an owner, by where the settings say that owners come from."""
-    s = current()
-    column = [f"nobody in {s.owner_column}"] if s.owner_column else []
-    return " and ".join([*column, *(["no qualifying activity"] if s.activities else [])])
-
-
 def _say_jobs(found: Sequence[Job], *, as_json: bool = False) -> None:
     for job in found:
         if as_json:
@@ -291,6 +285,6 @@ def _say_jobs(found: Sequence[Job], *, as_json: bool = False) -> None:
 def _estimated(estimate: Estimate) -> str:
     return (
         f"{estimate.territory}: about {estimate.leads:,} leads, {estimate.assignable:,} would get an owner, "
-        f"{estimate.ownerless:,} have {_nobody()}; about {estimate.seconds:,.0f} s with one worker, "
+        f"{estimate.ownerless:,} have {owned_by_none(current())}; about {estimate.seconds:,.0f} s with one worker, "
         f"{estimate.wal_bytes / 2**20:,.0f} MiB of WAL (from a sample of {estimate.sampled:,})"
     )

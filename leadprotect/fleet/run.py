@@ -127,7 +127,7 @@ class _Processes:
         self._stopped = False
         self._lock = threading.Lock()
         alone = work is not None and hasattr(os, "fork") and threading.active_count() == 1
-        with uninterrupted():  # what is heard in a process that is only being made ends that one alone
+        with uninterrupted():  # else one that is half made would be nobody's
             self._waiting = {one.name: Forked(one, words, work) for one, words in parts if work is not None and alone}
 
     def run(self, one: TerritoryDatabase, command: list[str], tell: Callable[[str, str], None] | None) -> DatabaseRun:

@@ -132,6 +132,11 @@ def owned_by(s: Settings) -> str:
     return " or ".join(_told(s, "somebody in {}", "a qualifying activity"))
 
 
+def owned_by_none(s: Settings) -> str:
+    """The same of a lead of which nothing makes an owner."""
+    return " and ".join(_told(s, "nobody in {}", "no qualifying activity"))
+
+
 def _told(s: Settings, column: str, activity: str) -> list[str]:
     told = {"column": column.format(s.owner_column), "activities": activity}
     return [told[source] for source in s.owners_from]
