@@ -69,6 +69,8 @@ class Moments:
 
 
 way, number = ways[sys.argv[1]], signal.Signals[sys.argv[2]]
+for each in processes.SIGNALS:  # whoever runs this may ignore one, and what is ignored stays so
+    signal.signal(each, signal.default_int_handler)
 left, which, over = [], 0, False
 while not over and which < int(sys.argv[3]):
     try:
