@@ -41,7 +41,7 @@
 --    4071  Shadow
 --    4561  Backfill and verification
 --    5536  Gate
---    6672  Host
+--    6678  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -5930,14 +5930,20 @@ CREATE FUNCTION leadprotect.lost_searches(target regclass) RETURNS TABLE(index t
                      '/* it rewrites the table, then ask WHERE %2$I = ... */',
                      i.indrelid::regclass, left(c.relname, 59) || '_key', key.type, key.text)
             ELSE
-              format('CREATE FUNCTION %1$s(wanted %2$s) RETURNS SETOF %3$s LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp '
+              format('%10$sCREATE FUNCTION %1$s(wanted %2$s) RETURNS SETOF %3$s LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp '
                      'AS $$ BEGIN RETURN QUERY SELECT l.* FROM %3$s AS l WHERE %4$s OPERATOR(%5$s) wanted AND (%6$s OR %7$s = %8$s.admitted_territory()); END $$; '
                      'REVOKE ALL ON FUNCTION %1$s(%2$s) FROM PUBLIC; GRANT EXECUTE ON FUNCTION %1$s(%2$s) TO %9$I; '
-                     '/* as the owner of the leads, then ask FROM %1$s(...) */',
+                     '/* %11$s, then ask FROM %1$s(...) */',
                      format('%I.%I', n.nspname, left('leads_by_' || c.relname, 63)), asked.type, i.indrelid::regclass, key.text, asked.operator,
-                     $outside$ (l."territory" IS NULL OR l."territory" = '')$outside$, $territory$ l."territory"$territory$, '"leadprotect"', 'leadprotect_app')
+                     $outside$ (l."territory" IS NULL OR l."territory" = '')$outside$, $territory$ l."territory"$territory$, '"leadprotect"', 'leadprotect_app',
+                     CASE WHEN asks.may THEN '' ELSE format('GRANT USAGE ON SCHEMA %s TO %I; ', '"leadprotect"', asks.name) END,
+                     CASE WHEN asks.may THEN '' ELSE 'the first as a superuser, the others ' END || 'as the owner of the leads')
             END
           FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
+          -- before the first upgrade there is no schema of ours
+          CROSS JOIN LATERAL (
+            SELECT o.rolname AS name, coalesce(has_schema_privilege(o.oid, to_regnamespace('"leadprotect"')::oid, 'USAGE'), o.rolsuper) AS may
+            FROM pg_roles AS o WHERE o.oid = c.relowner) AS asks
           CROSS JOIN LATERAL (
             SELECT part.place, k.opcfamily, k.opcintype, i.indkey[part.place] = 0 AS computed, k.opcname LIKE '%pattern_ops' AS prefix, leaks.same
             FROM generate_series(0, i.indnkeyatts - 1) AS part (place) JOIN pg_opclass AS k ON k.oid = i.indclass[part.place]

@@ -28,8 +28,8 @@ def read_options() -> Options:
 
     Raises `SettingsError`, which names the argument.
     """
-    given = context.get_x_argument(as_dictionary=True)
-    unknown = sorted(set(given) - {"contract", "accept", "lock_budget", "lock_wait"})
+    given, accepted = _given()
+    unknown = sorted(set(given) - {"contract", "lock_budget", "lock_wait"})
     if unknown:
         raise SettingsError(f"-x {unknown[0]}: unknown; known are contract, accept, lock_budget and lock_wait")
     contract = given.get("contract", "auto")
@@ -37,10 +37,22 @@ def read_options() -> Options:
         raise SettingsError(f"-x contract={contract}: only waiting or data opens the gate; use auto, require or hold")
     return Options(
         contract,
-        tuple(_accepted(part) for part in given["accept"].split(",")) if "accept" in given else (),
+        tuple(_accepted(part) for text in accepted for part in text.split(",")),
         duration("-x lock_budget", given["lock_budget"]) if "lock_budget" in given else locks.DEFAULT_BUDGET_S,
         duration("-x lock_wait", given["lock_wait"]) if "lock_wait" in given else locks.DEFAULT_WAIT_S,
     )
+
+
+def _given() -> tuple[dict[str, str], list[str]]:
+    """The arguments by name, and each accept=: the remedies of two conditions stand in one command as they are."""
+    given: dict[str, str] = {}
+    accepted: list[str] = []
+    for name, _, value in (text.partition("=") for text in context.get_x_argument()):
+        if name == "accept":
+            accepted.append(value)
+        elif given.setdefault(name, value) != value:
+            raise SettingsError(f"-x {name}={value}: {given[name]} is said before; say {name} once")
+    return given, accepted
 
 
 def _accepted(text: str) -> tuple[str, Decimal]:

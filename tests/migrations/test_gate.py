@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
+from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from alembic import command
 from alembic.util import CommandError
 from click.testing import CliRunner
 from psycopg import sql
@@ -539,6 +541,17 @@ def test_a_script_carries_what_is_accepted(watched: Database) -> None:
     assert script.index("accept_condition") < script.index("require_open_gate")
 
 
+def test_what_two_conditions_ask_for_is_pasted_as_it_is_printed(watched: Database) -> None:
+    fill(watched, owned=8, unowned=17)
+    config = watched.config()
+    config.cmd_opts = Namespace(x=["accept=unowned:0.68", "accept=shadow:1", "contract=require"])
+    command.upgrade(config, "head")
+    assert watched.sql("SELECT condition FROM {schema}.accepted_conditions ORDER BY 1") == ["shadow", "unowned"]
+    config.cmd_opts = Namespace(x=["contract=require", "contract=auto"])
+    with pytest.raises(CommandError, match="-x contract=auto: require is said before; say contract once"):
+        command.upgrade(config, "head")
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [
@@ -639,6 +652,28 @@ def test_what_gives_a_search_back_is_ready_to_paste_and_draws_the_border(watched
             for name, asked_for in asks.items()
         }
     assert {name: [german] for name in asks} == found
+
+
+def test_what_gives_a_search_back_serves_an_owner_of_the_leads_who_may_not_look_into_our_schema(
+    watched: Database, login: Callable[..., str]
+) -> None:
+    indexed(watched, "by_tags")
+    assert str(asked(watched)["searches"].remedy).startswith("CREATE FUNCTION")  # a superuser's leads need no more
+    owner, schema = login(), watched.settings.leads_table.split(".", 1)[0]
+    watched.sql(f'ALTER TABLE {{leads}} OWNER TO "{owner}"')
+    watched.sql(f'GRANT USAGE, CREATE ON SCHEMA {schema} TO "{owner}"')
+    as_superuser, _, as_owner = str(asked(watched)["searches"].remedy).partition("; ")
+    watched.sql_script(f'SET ROLE "{owner}"; {as_owner}')
+    watched.lead("CH")
+    german = watched.lead("DE")
+    watched.sql("UPDATE {leads} SET tags = ARRAY['vip']")
+    query = f"SELECT {{lead_id}} FROM {schema}.leads_by_by_tags(ARRAY['vip'])"
+    with watched.acting("seller_de", 1) as conn, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        watched.query(conn, query)
+    watched.sql(as_superuser)
+    with watched.acting("seller_de", 1) as conn:
+        assert watched.query(conn, query) == [german]
+    assert str(asked(watched)["searches"].remedy).startswith("CREATE FUNCTION")
 
 
 TOUCH = """
