@@ -41,7 +41,7 @@
 --    4071  Shadow
 --    4561  Backfill and verification
 --    5536  Gate
---    6678  Host
+--    6681  Host
 
 -- =================================================================================================
 -- Who calls which function
@@ -6454,7 +6454,7 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
                    || ' then leadprotect backfill for every territory'
           INTO met, detail, remedy
           FROM (
-            SELECT wanted.function, wanted.host_table, t.tgname AS name,
+            SELECT wanted.function, coalesce(t.tgrelid::regclass, wanted.host_table) AS host_table, t.tgname AS name,
                    CASE WHEN t.oid IS NULL THEN 'is gone' WHEN t.tgenabled = 'D' THEN 'is disabled'
                      WHEN t.tgenabled <> 'A' THEN 'does not fire always' END AS state
             FROM (VALUES ('note_contextless_write', '"public"."leads"'::regclass, 'leadprotect_note_writes'),
@@ -6463,7 +6463,10 @@ CREATE FUNCTION leadprotect.gate_conditions(observation_window interval, host_rl
                          ('own_active_lead', '"public"."activities"'::regclass, 'leadprotect_transition')) AS wanted (function, host_table, name)
             LEFT JOIN (
               pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid AND p.pronamespace = '"leadprotect"'::regnamespace)
-              ON t.tgrelid = wanted.host_table AND p.proname = wanted.function AND t.tgname = wanted.name
+              ON p.proname = wanted.function AND t.tgname = wanted.name
+              AND (t.tgrelid = wanted.host_table
+                -- each partition has its own, which can be disabled alone
+                OR t.tgparentid <> 0 AND t.tgrelid IN (SELECT part.relid FROM pg_partition_tree(wanted.host_table) AS part))
             -- contract ends them itself, first those on the leads
             WHERE to_regclass('"leadprotect".host_row_security') IS NULL) AS kept
           WHERE kept.state IS NOT NULL;

@@ -174,6 +174,30 @@ def test_a_trigger_of_the_transition_that_does_not_always_fire_closes_the_gate(
     assert is_open(watched)
 
 
+@pytest.mark.everywhere("servers keep the trigger of a partition in their own ways")
+def test_a_trigger_of_the_transition_that_one_partition_lacks_closes_the_gate(
+    make_database: Callable[..., Database],
+) -> None:
+    """Activities arrive in a partition, and only its own trigger sees them."""
+    database = make_database("host", activities_table="crm.every")
+    database.sql_script(
+        """
+        CREATE TABLE crm.every (LIKE {activities} INCLUDING DEFAULTS) PARTITION BY LIST ({activity_kind});
+        CREATE TABLE crm.rest PARTITION OF crm.every DEFAULT PARTITION BY LIST ({activity_kind});
+        CREATE TABLE crm.calls PARTITION OF crm.rest FOR VALUES IN ('QUALIFIED_CALL');
+        CREATE INDEX ON crm.every ({activity_lead_id})
+        """.replace("{activities}", database.profile.settings.get("activities_table", "public.activities"))
+    )
+    database.upgrade(MIGRATE_HEAD)
+    trigger = database.settings.role("transition")
+    for state, said in (("DISABLE", "is disabled"), ("ENABLE", "does not fire always")):
+        assert asked(database)["transition"].met
+        database.sql(f'ALTER TABLE crm.calls {state} TRIGGER "{trigger}"')
+        found = asked(database)["transition"]
+        assert found.detail == f"the trigger of own_active_lead on crm.calls {said}"
+        execute(database, statements(found.remedy))
+
+
 def test_a_trigger_of_the_transition_that_is_gone_closes_the_gate(watched: Database) -> None:
     watched.sql(f'DROP TRIGGER "{watched.settings.role("territory")}" ON {{leads}}')
     assert "the trigger of own_moved_lead" in only(watched, "transition").detail
