@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _NO_TABLE = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedFunction)
+_ENDS_WITHIN_S = 2.0
+_POLL_S = 0.1
 
 
 class GuardRun:
@@ -77,8 +80,16 @@ def _who_reads(conn: psycopg.Connection[Any], s: Settings) -> Iterator[None]:
 
 
 def lock(conn: psycopg.Connection[Any], s: Settings) -> str | None:
-    """Take the session lock of guards of this installation; who has it, where it is taken."""
+    """Take the session lock of guards of this installation; who has it, where it is taken.
+
+    A session that has just ended, of a guard that was killed or of this one, may hold it for a moment.
+    """
     key = one(conn, "SELECT pg_catalog.hashtextextended(%s, 0)", f"leadprotect guard {s.schema}")
-    if one(conn, "SELECT pg_catalog.pg_try_advisory_lock(%s)", key):
-        return None
+    until = time.monotonic() + _ENDS_WITHIN_S
+    while True:
+        if one(conn, "SELECT pg_catalog.pg_try_advisory_lock(%s)", key):
+            return None
+        if time.monotonic() >= until:
+            break
+        time.sleep(_POLL_S)
     return "; ".join(map(str, locks.holders(conn, key))) or "a session that is gone already"

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from leadprotect.backfilling import jobs
-from leadprotect.gates import interventions, rollout
+from leadprotect.gates import interventions, rollout, runs
 from leadprotect.gates.guard import Guard
 from leadprotect.gates.machine import Patience
 from leadprotect.gates.verdict import Verdict
@@ -113,6 +113,20 @@ def test_a_second_guard_is_turned_away_and_told_who_is_there(expanded: Database,
             assert 11 == second.ended(), second.said
         assert "another guard of schema leadprotect is at work: pid " in second.said
         assert first.process.poll() is None
+
+
+def test_the_lock_of_a_guard_that_has_just_ended_is_waited_for(
+    expanded: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s = expanded.settings
+    with expanded.connect() as ended, expanded.connect(autocommit=True) as conn, ThreadPoolExecutor() as pool:
+        assert runs.lock(ended, s) is None
+        monkeypatch.setattr(runs, "_ENDS_WITHIN_S", 0.0)
+        assert "pid " in str(runs.lock(conn, s))
+        monkeypatch.setattr(runs, "_ENDS_WITHIN_S", 60.0)
+        waiting = pool.submit(runs.lock, conn, s)
+        ended.close()
+        assert waiting.result() is None
 
 
 def test_a_command_that_fails_is_not_rolled_back(expanded: Database, script: Path) -> None:
