@@ -156,7 +156,7 @@ def describe_activity(look: Look, leads: HostTable, one: HostTable) -> None:
     if lead in (subjects := _subjects(one)):
         _of_subject(look, leads, one, lead, subjects[lead])
     else:
-        look.say("activity_lead_id_column", lead, "names the lead")
+        _say_lead(look, one, lead)
         _say_condition(look, None, _kept(one))
     user = look.column("activity_user_id_column", one, USERS, lambda column: is_id(column) and column.name != lead)
     if user is None:
@@ -191,9 +191,14 @@ def _of_subject(look: Look, leads: HostTable, one: HostTable, lead: str, says: s
         _say_condition(look, answer, _kept(one))
     else:
         _say_condition(look, (_means(says, likely[0]), f"{lead} is the id of whatever {says} names"), _kept(one))
-    kind = TYPES.get(one.columns[lead].type)
-    cast = _cast(look, one, lead)
-    look.say("activity_lead_id_column", cast, "names the lead" if cast == lead else f"names the lead, as {kind}")
+    _say_lead(look, one, lead)
+
+
+def _say_lead(look: Look, one: HostTable, lead: str | None) -> None:
+    """Which column names the lead, in the type of the lead's."""
+    cast = lead and _cast(look, one, lead)
+    as_kind = "" if cast == lead or lead is None else f", as {TYPES.get(one.columns[lead].type)}"
+    look.say("activity_lead_id_column", cast, f"names the lead{as_kind}")
 
 
 def _called_like(leads: HostTable, values: Iterable[str]) -> list[str]:
@@ -206,7 +211,8 @@ def _called_like(leads: HostTable, values: Iterable[str]) -> list[str]:
 def _cast(look: Look, one: HostTable, lead: str) -> str:
     """A column of ids in the type of the lead's."""
     wanted, kind = look.proposal.settings.get("lead_id_type"), TYPES.get(one.columns[lead].type)
-    return f"{ident(lead)}::{wanted}" if wanted and kind != wanted else lead
+    castable = wanted and kind != wanted and (kind == "text" or not {"uuid"} & {kind, wanted})
+    return f"{ident(lead)}::{wanted}" if castable else lead
 
 
 def among_others(look: Look, leads: HostTable) -> Iterator[tuple[str, str]]:
@@ -221,12 +227,24 @@ def among_others(look: Look, leads: HostTable) -> Iterator[tuple[str, str]]:
             ):
                 continue
             if likely := _called_like(leads, values_of(look.conn, one, says) or {}):
-                column, of = ident(f"{snake(one_of(leads))}_ref"), table(one.name)
                 cast = _cast(look, one, lead)
                 id_there = f"CASE WHEN {_means(says, likely[0])} THEN {ident(lead) if cast == lead else cast} END"
-                made = f"ALTER TABLE {of} ADD COLUMN {column} {wanted} GENERATED ALWAYS AS ({id_there}) STORED; "
-                index = f"CREATE INDEX CONCURRENTLY ON {of} ({column}) WHERE {column} IS NOT NULL;"
-                yield f"{one.name} ({lead}, where {says} is {likely[0]})", made + index
+                yield f"{one.name} ({lead}, where {says} is {likely[0]})", _of_leads_alone(look, leads, one, id_there)
+
+
+def in_another_type(look: Look, leads: HostTable, one: HostTable, lead: str) -> str | None:
+    """What makes a column of the type of the lead's id, where the one that names the lead has another."""
+    cast = _cast(look, one, lead)
+    return None if cast == lead else _of_leads_alone(look, leads, one, cast)
+
+
+def _of_leads_alone(look: Look, leads: HostTable, one: HostTable, id_there: str) -> str:
+    """The statements that make a column with the id of a lead, and its index."""
+    column, of, wanted = ident(f"{snake(one_of(leads))}_ref"), table(one.name), look.proposal.settings["lead_id_type"]
+    return (
+        f"ALTER TABLE {of} ADD COLUMN {column} {wanted} GENERATED ALWAYS AS ({id_there}) STORED; "
+        f"CREATE INDEX CONCURRENTLY ON {of} ({column}) WHERE {column} IS NOT NULL;"
+    )
 
 
 def _kept(one: HostTable) -> tuple[str, str] | None:

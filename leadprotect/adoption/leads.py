@@ -97,6 +97,10 @@ def _territory(look: Look, leads: HostTable) -> None:
         look.say("territory_expression", said, "as you said")
         return _territories(look, leads, "the expression", values_told(look.conn, leads, said))
     column = look.column("territory_column", leads, TERRITORIES, is_text)
+    if column is not None and column not in leads.columns:
+        raise SettingsError(
+            f"territory_column: {leads.name} has no column {column}; it has {', '.join(sorted(leads.columns))}"
+        )
     if column is None and (place := _place(look, leads)):
         return _of_place(look, leads, place)
     if column is None:
@@ -121,9 +125,9 @@ def _territories(look: Look, leads: HostTable, column: str, found: dict[str, int
         answer = look.ask("territories", f"{leads.name}.{column} {why}: which territories are there?", [])
         look.say("territories", answer, "")
         return
-    told = ", ".join(f"{value} {count:,}" for value, count in list(found.items())[:8])
+    told = ", ".join(f"{value or 'no territory'} {count:,}" for value, count in list(found.items())[:8])
     look.say("territories", ", ".join(codes.values()) or None, f"what stands in {column}: {told}")
-    if odd := [value for value in found if value not in codes]:
+    if odd := [value for value in found if value and value not in codes]:
         look.proposal.remarks.append(
             f"{leads.name}.{column} holds {', '.join(map(repr, odd[:5]))}, which can be no code of a territory: "
             "those leads would be in none that anybody may be admitted to"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from leadprotect.adoption.activities import (
     among_others,
     describe_activity,
+    in_another_type,
     owner_column,
     owners_from,
     which_activities,
@@ -73,6 +74,12 @@ def _lead_tables(look: Look, leads: HostTable, activities: HostTable | None) -> 
             continue
         if one.kind != "r":
             look.proposal.remarks.append(f"{what} holds data of leads and is partitioned: lead_tables can't protect it")
+        elif made := in_another_type(look, leads, one, column):
+            if one.name not in look.given.get("lead_tables", ""):
+                look.proposal.remarks.append(
+                    f"{what} holds data of leads, and its type is another than that of their ids: lead_tables takes it "
+                    f"by a column of that type, which rewrites the table: {made}"
+                )
         elif column not in one.indexed:
             index = f"CREATE INDEX CONCURRENTLY ON {table(one.name)} ({ident(column)});"
             look.proposal.remarks.append(

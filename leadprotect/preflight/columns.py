@@ -88,8 +88,10 @@ def unfit(key: str, where: str, column: Column, allowed: tuple[str, ...] | None,
         ]
     if allowed is not None and column.base not in allowed:
         named = column.base if column.type == column.base else f"{column.type}, a domain over {column.base}"
-        instead = f"; name it as an expression: territory_expression = {column.as_text}"
-        instead = instead if key == "territory_column" else ""
+        instead = {
+            "territory_column": f"; name it as an expression: territory_expression = {column.as_text}",
+            "lead_tables": "; name a generated column of that type, which leadprotect init writes out",
+        }.get(key, "")
         return [f"{type_key}: {where} is {named}, expected {' or '.join(allowed)}{instead}"]
     return []
 

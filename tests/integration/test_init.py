@@ -273,6 +273,8 @@ def test_a_table_that_is_not_there_is_named(filled: Database) -> None:
         code,
         "leads_table: there is no table public.lead; there are public.activities, public.leads" in said,
     )
+    code, said = init("--yes", "--set", "territory_column=teritory")
+    assert (1, True) == (code, "territory_column: public.leads has no column teritory; it has " in said), said
 
 
 # --- what it writes
@@ -542,6 +544,35 @@ def test_tables_whose_rows_go_with_their_lead_are_protected_with_it(filled: Data
     # whose rows stay without it may hold data of a lead as well
     assert [True] == ["public.orders (lead_id) refers" in remark for remark in found.remarks if "orders" in remark]
     assert parse(found.settings).lead_tables[0].append
+
+
+@pytest.mark.profiles("pg18")
+def test_what_names_a_lead_by_a_wider_number_is_cast_or_has_the_column_written_out(
+    filled: Database, folder: Path
+) -> None:
+    filled.sql_script("""
+        CREATE TABLE public.deals (id serial PRIMARY KEY, territory text);
+        INSERT INTO public.deals (territory) VALUES ('DE'), ('CH'), (''), (' ');
+        CREATE TABLE public.notes (id bigserial PRIMARY KEY, deal_id bigint NOT NULL REFERENCES public.deals ON DELETE CASCADE,
+          user_id bigint, created_at timestamptz);
+        CREATE INDEX ON public.notes (deal_id);
+        INSERT INTO public.notes (deal_id, user_id, created_at) SELECT id, 1, now() FROM public.deals;
+        """)
+    given = ("--yes", "--set", "leads_table=public.deals", "--set", "activities_table=public.notes")
+    code, said = init(*given, "--dry-run")
+    assert (0, False) == (code, "preflight would refuse" in said), said
+    assert 'activity_lead_id_column = "deal_id"::integer\n' in said
+    assert "lead_tables =" not in said
+    # '' is no territory, and told so; what no role can have is another thing
+    assert (True, False) == ("no territory 1" in said, "deals.territory holds ''" in said), said
+    assert "deals.territory holds ' '" in said
+    (remark,) = (line for line in said.splitlines() if "rewrites the table: " in line)
+    for statement in remark.partition("rewrites the table: ")[2].split("; "):
+        filled.sql_script(statement)
+    filled.sql("DELETE FROM public.deals WHERE territory = ' '")
+    code, said = init(*given, "--set", "lead_tables=public.notes (deal_ref) append")
+    assert (0, False, False) == (code, "preflight would refuse" in said, "rewrites the table" in said), said
+    assert 0 == alembic(filled, "upgrade", MIGRATE_HEAD, cwd=folder).returncode
 
 
 @pytest.mark.profiles("pg18")
