@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import psycopg
 
+from leadprotect.database.connection import no_connection
 from leadprotect.database.opening import open_connection
 from leadprotect.errors import BackfillError, ConnectionUnusable
 
@@ -35,8 +36,7 @@ class Session:
         try:
             self.conn = self._opened()
         except psycopg.OperationalError as error:  # names host, port and user, never the password
-            message = f"no connection to the database: {error}"
-            raise ConnectionUnusable(message) from None
+            raise no_connection(error) from None
 
     def __enter__(self) -> Self:
         """Nothing to prepare."""

@@ -110,6 +110,8 @@ class _Commands(click.Group):
                 return super().invoke(ctx)
         except LeadProtectError as error:
             raise _Refused(f"{error}{_primary(error)}") from None
+        except click.exceptions.NoArgsIsHelpError:  # a group alone: the help is what it says
+            raise
         except click.UsageError as error:
             raise _Misused(_misused(error, ctx), error.ctx) from None
         except (KeyboardInterrupt, click.Abort) as ended:

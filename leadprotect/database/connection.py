@@ -17,14 +17,18 @@ if TYPE_CHECKING:
     from leadprotect.settings import Settings
 
 
-def connect(settings: Settings, *, lock_timeout: int = LOCK_TIMEOUT_MS) -> psycopg.Connection[Any]:
+def connect(
+    settings: Settings, *, application: str = "leadprotect", lock_timeout: int = LOCK_TIMEOUT_MS
+) -> psycopg.Connection[Any]:
     """A connection of our own to the settings' database, in autocommit; `lock_timeout` in milliseconds.
+
+    `application` is its name in pg_stat_activity.
 
     Raises `SettingsError` without a URL, `ConnectionUnusable` when the server can't be reached, `PreflightError`
     through a pooler of transactions.
     """
     try:
-        return open_connection(lambda: url(settings), application="leadprotect", lock_timeout=lock_timeout)
+        return open_connection(lambda: url(settings), application=application, lock_timeout=lock_timeout)
     except psycopg.OperationalError as error:  # names host, port and user, never the password
         raise no_connection(error) from None
 

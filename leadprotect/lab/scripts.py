@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.catalog import territory_role
+from leadprotect.database.memberships import grants
 from leadprotect.database.sqlstates import mapped_errors
-from leadprotect.errors import InvalidRequest, LeadProtectError
+from leadprotect.database.statements import row
+from leadprotect.errors import InvalidRequest, LeadProtectError, ProtectionUnavailable
 from leadprotect.settings import Settings, current, ident, literal, render, type_name
 from leadprotect.settings.codes import code_literal
 
@@ -28,6 +30,9 @@ WHERE a.territory = %s AND a.user_id IS NOT NULL AND EXISTS (
   SELECT FROM {leads} AS l WHERE l.{lead_id} = a.lead_id AND l.{territory}::text = a.territory)
 ORDER BY a.lead_id LIMIT %s
 """
+_HOLDS = (
+    "SELECT coalesce(pg_catalog.pg_has_role(pg_catalog.to_regrole(pg_catalog.quote_ident(%s))::oid, 'USAGE'), false)"
+)
 
 _CHECK = """\
 -- A random lead of {count}, checked as its owner, in his context:
@@ -170,6 +175,13 @@ def _owned(conn: psycopg.Connection[Any], s: Settings, territory: str | None) ->
             found[code] = [pair for pair in pairs if not _is_suspended(conn, s, code, *pair)]
     best = max(found, key=lambda code: len(found[code]), default="")
     if not found.get(best):
+        roles = [territory_role(conn, code) for code in found]
+        if not any(row(conn, _HOLDS, (role,))[0] for role in roles):
+            login = str(row(conn, "SELECT current_user")[0])
+            raise ProtectionUnavailable(
+                f"login {login} holds the role of no territory that was asked, so it sees no owner; a DBA can run: "
+                f"{grants(conn, roles, login)}"
+            )
         where = " or ".join(found) or "any territory"
         raise LeadProtectError(
             f"no lead of {where} has an owner that this login sees: "

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.database import blockers
-from leadprotect.database.opening import open_connection
+from leadprotect.database.connection import connect
 from leadprotect.migration import locks
-from leadprotect.settings import Settings, duration, url
+from leadprotect.settings import Settings, duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,4 +64,4 @@ def in_steps(settings: Settings, *, lock_budget: str | None = None) -> Iterator[
 
 
 def _session(settings: Settings) -> psycopg.Connection[Any]:
-    return open_connection(lambda: url(settings), application=locks.APPLICATION)
+    return connect(settings, application=locks.APPLICATION)

@@ -553,8 +553,8 @@ def test_what_names_a_lead_by_a_wider_number_is_cast_or_has_the_column_written_o
     filled.sql_script("""
         CREATE TABLE public.deals (id serial PRIMARY KEY, territory text);
         INSERT INTO public.deals (territory) VALUES ('DE'), ('CH'), (''), (' ');
-        CREATE TABLE public.notes (id bigserial PRIMARY KEY, deal_id bigint NOT NULL REFERENCES public.deals ON DELETE CASCADE,
-          user_id bigint, created_at timestamptz);
+        CREATE TABLE public.notes (id bigserial PRIMARY KEY, user_id bigint, created_at timestamptz,
+          deal_id bigint NOT NULL REFERENCES public.deals ON DELETE CASCADE);
         CREATE INDEX ON public.notes (deal_id);
         INSERT INTO public.notes (deal_id, user_id, created_at) SELECT id, 1, now() FROM public.deals;
         """)

@@ -67,6 +67,19 @@ def test_a_login_of_the_territory_can_write_them(
     assert ("CH", 1) == (json.loads(said)["territory"], json.loads(said)["leads"])
 
 
+@pytest.mark.profiles("pg18")
+def test_a_login_of_no_territory_is_told_the_grant_and_of_no_backfill(
+    owned: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    login = owned.profile.login("auditor")
+    owned.sql(f'GRANT SELECT ON {{leads}} TO "{login}"')
+    monkeypatch.setenv("DATABASE_URL", owned.login_url("auditor"))
+    settings.current.cache_clear()
+    code, said = scripts(tmp_path)
+    named = f'TO "{login}"'
+    assert (1, True, False) == (code, "a DBA can run: GRANT" in said and named in said, "backfill" in said), said
+
+
 BROKEN = {
     "whoever asks may edit": (
         "CREATE OR REPLACE FUNCTION {schema}.can_edit_lead(lead uuid) RETURNS boolean LANGUAGE sql RETURN true",

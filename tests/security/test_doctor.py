@@ -1049,6 +1049,17 @@ def test_a_server_that_is_away_is_not_judged(database: Database, monkeypatch: py
     assert database.revision() == REVISIONS[-1]
 
 
+@pytest.mark.profiles("pg18")
+def test_a_backfill_that_is_through_is_no_remedy_for_leads_without_an_owner(
+    make_database: Callable[..., Database],
+) -> None:
+    database = make_database("expanded")
+    database.lead("DE")
+    assert "leadprotect backfill --all" == found(database, "leads-unowned")[0].mends
+    assert 0 == CliRunner().invoke(main, ["backfill", "--all"]).exit_code
+    assert found(database, "leads-unowned")[0].mends is None
+
+
 # --- repair
 
 REPAIRED = [planted for planted in PLANTED if planted.check in OWN and not planted.mends and not planted.overrides]

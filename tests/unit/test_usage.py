@@ -105,6 +105,26 @@ def test_backfill_waits_as_long_as_any_duration_says(text: str, monkeypatch: pyt
         assert (1, True) == (ran.exit_code, "no connection to the database" in ran.stderr), ran.output
 
 
+@pytest.mark.parametrize("words", ["status", "backfill DE", "shadow start", "shadow stop", "host-change -- true"])
+def test_whoever_opens_a_session_says_which_server_did_not_answer_and_what_tries_the_same(
+    words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", NOWHERE)
+    ran = CliRunner().invoke(main, words.split())
+    assert 1 == ran.exit_code
+    assert "Error: no connection to the database: " in ran.stderr
+    assert "what tries the same: psql -h 127.0.0.1 -p 1 -U nobody -d nowhere" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    "path", sorted({path[:-1] for path in COMMANDS if path[:-1] not in {(), ("gate",), ("backfill",)}})
+)
+def test_a_group_alone_is_its_help_and_no_error(path: tuple[str, ...]) -> None:
+    ran = CliRunner().invoke(main, path)
+    helped = CliRunner().invoke(main, [*path, "--help"])
+    assert (2, "", helped.stdout) == (ran.exit_code, ran.stdout, ran.stderr)
+
+
 @pytest.mark.parametrize("path", [path for path in COMMANDS if path not in PROGRAM_DECIDES], ids=" ".join)
 def test_every_command_answers_a_program_in_json(path: tuple[str, ...]) -> None:
     options = {name for parameter in COMMANDS[path].params for name in parameter.opts}
