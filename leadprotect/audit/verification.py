@@ -24,7 +24,13 @@ if TYPE_CHECKING:
     from leadprotect.audit.chains import Entry
     from leadprotect.database.drivers import AnyConnection
 
-DENIAL = re.compile(r"leadprotect denial (\d{1,18}): (.*), proof ([0-9a-f]{32})")
+_BEGINS = "leadprotect denial "
+_VALUE = r"(?:NULL| ?E?'(?:[^']|''){0,9999}+')"  # as quote_nullable() writes what was declared; it can't be left early
+_LOGIN = r'(?:\w+|"(?:[^"]|"")++")'
+DENIAL = re.compile(
+    rf"{_BEGINS}(\d{{1,18}}): (lead {_VALUE}, action \w+, reason \w+, user {_VALUE}, territory {_VALUE}, "
+    rf"login {_LOGIN}, correlation {_VALUE}, note {_VALUE}), proof ([0-9a-f]{{32}})"
+)
 """The line that a denial leaves in the server's log: its number, its facts, and the proof that it is ours."""
 
 _LINES = 1000  # of a log, asked about at once
@@ -181,10 +187,16 @@ def _told(conn: AnyConnection, log: Iterable[str]) -> Iterator[int]:
 
 
 def _as_written(line: str) -> Iterator[re.Match[str]]:
-    """The line, also without the quoting of a log in CSV or JSON."""
+    """The line, also without the quoting of a log in CSV or JSON.
+
+    Wherever it begins: the name of an application, which a login chooses, may look like the begin of one before it.
+    """
     for text in {line, line.replace('""', '"'), line.replace('\\"', '"').replace("\\\\", "\\")}:
-        if match := DENIAL.search(text):
-            yield match
+        at = text.find(_BEGINS)
+        while at >= 0:
+            if match := DENIAL.match(text, at):
+                yield match
+            at = text.find(_BEGINS, at + 1)
 
 
 @dataclass

@@ -256,6 +256,26 @@ def test_only_what_our_function_said_in_this_database_explains_a_gap(
     assert verify(database, log=[f"LOG:  {lines[0]}\n"]).explained == 1
 
 
+def test_a_name_of_an_application_hides_no_denial_in_the_log(database: Database) -> None:
+    """A login chooses it, log_line_prefix writes it before the message, and a log in CSV after it."""
+    line = raised_denial(database)
+    seal(database)
+    for before in ("leadprotect denial 5: ", "leadprotect denial 5: lead '"):
+        for after in ("", f", proof {32 * '0'}", f"', note 'x', proof {32 * '0'}"):
+            written = f'seller@{before} LOG:  {line}",,,"{after}'
+            assert verify(database, log=[written]).explained == 1, written
+            # control: without the end of the message nothing around it explains it
+            assert verify(database, log=[written.replace(line, line[:-60])]).explained == 0, written
+
+
+def test_a_line_of_the_log_that_begins_denials_without_end_is_read_to_its_end(database: Database) -> None:
+    """Any login can write one of any length: read again from each begin, it would keep the verification for hours."""
+    line = raised_denial(database)
+    seal(database)
+    endless = ["leadprotect denial 1: " * 50_000, "leadprotect denial 1: lead '" * 50_000]
+    assert verify(database, log=[*endless, line]).explained == 1
+
+
 def test_control_rows_leave_no_gap(database: Database) -> None:
     for territory in ("DE", "CH", None):
         record(database, territory)
