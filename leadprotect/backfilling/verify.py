@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from leadprotect.backfilled import Estimate, Verified
 from leadprotect.backfilling.jobs import check_known, known_territories
 from leadprotect.backfilling.ready import check_settings, missing_index
+from leadprotect.database.catalog import relation
 from leadprotect.database.drivers import driver_connection
 from leadprotect.database.sqlstates import mapped_errors
 from leadprotect.database.statements import row, rows
 from leadprotect.errors import InvalidRequest
 from leadprotect.preflight.host_tables import check_visible
 from leadprotect.settings import Settings, current, render
+from leadprotect.settings.sources import suffix
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,29 +113,21 @@ def most_of(territory: str, leads: int, assignable: int) -> Estimate:
 
 def derived(conn: AnyConnection, s: Settings) -> bool:
     """Whether activities make owners here: the transition is on, and its index stands."""
-    query = render(
-        """
-        SELECT NOT EXISTS (
-          SELECT FROM (VALUES {source_triggers}) AS s (function, host, name)
-          LEFT JOIN pg_catalog.pg_trigger AS t ON t.tgrelid = s.host AND t.tgname = s.name
-          WHERE t.oid IS NULL)
-        """,
-        s,
-    )
-    return missing_index(conn, s) is None and bool(row(conn, query)[0])
+    return missing_index(conn, s) is None and all(_standing(conn, s))
 
 
 def _in_step(conn: AnyConnection, s: Settings) -> bool:
     """Whether contract made the lead's own column and the owner one, whatever became of our trigger since."""
-    query = render(
-        """
-        SELECT NOT EXISTS (
-          SELECT FROM pg_catalog.pg_trigger AS t
-          JOIN (VALUES {source_triggers}) AS s (function, host, name) ON t.tgrelid = s.host AND t.tgname = s.name)
-        """,
-        s,
-    )
-    return bool(s.owner_column) and s.host_rls != "off" and bool(row(conn, query)[0])
+    return bool(s.owner_column) and s.host_rls != "off" and not any(_standing(conn, s))
+
+
+def _standing(conn: AnyConnection, s: Settings) -> list[bool]:
+    """Of each trigger that makes owners, whether it stands; an operator may not enter the schema of its table."""
+    triggers = [(one.stands_on, s.role(f"transition{suffix(one)}")) for one in s.activities]
+    if s.owner_column:
+        triggers.append((s.leads_table, s.role("own_named")))
+    query = "SELECT FROM pg_catalog.pg_trigger AS t WHERE t.tgrelid = %s::pg_catalog.oid AND t.tgname = %s"
+    return [bool(rows(conn, query, (relation(conn, *host.split(".", 1)), name))) for host, name in triggers]
 
 
 def _check(conn: AnyConnection, territories: Sequence[str], s: Settings) -> None:

@@ -172,6 +172,22 @@ def test_verify_names_what_is_missing_and_what_another_owner_has(expanded: Datab
     assert leads == owners(expanded)
 
 
+def test_verify_needs_no_right_in_the_schema_of_the_host(expanded: Database) -> None:
+    """An operator is a member of one role, and nothing of the host is granted to it."""
+    s, login = expanded.settings, expanded.profile.login("operator")
+    owner, reader = s.role("owner"), s.role("reader")
+    expanded.sql_script(f"""
+        REVOKE USAGE ON SCHEMA public, crm FROM PUBLIC, "{login}", "{s.role("operator")}";
+        GRANT USAGE ON SCHEMA public, crm TO "{owner}", "{reader}"
+        """)
+    with expanded.connect("operator") as conn:
+        (seen,) = verify_owners(conn, ["DE"])
+        assert seen.complete
+        # control: to cast the name of a table to its oid, it would need the right
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            expanded.query(conn, "SELECT {activities_name}::regclass")
+
+
 def test_the_gate_and_the_verification_ask_the_same_query(expanded: Database) -> None:
     old_leads(expanded, 10)
     gate = expanded.sql("SELECT detail FROM {schema}.gate_conditions('0', 'off', '{}') WHERE condition = 'owners'")
