@@ -83,6 +83,7 @@ _REFUSED = "23"
 # what keeps a record from being written: a constraint or a guard of the audit, a full disk, a missing partition
 _UNRECORDED = ("23", "53", "54", "58", "XX", "42P01", "42703", "P0001")
 _NO_PRIVILEGE = "42501"
+_WITHOUT_ROW_SECURITY = "check_enable_rls"  # of the server: the code is the same, and its text is translated
 _READ_ONLY = "25006"
 _NO_SUCH_NAME = ("3F000", "42883", "42P01")
 _MISSING_INSIDE = "what a function calls is not there (leadprotect doctor looks for the cause)"
@@ -147,6 +148,8 @@ def _mapped(error: BaseException | None, *, recording: bool) -> LeadProtectError
         cls, text = _CLASSES[state]
         if state in _NO_SUCH_NAME and _inside_a_function(diag):
             text = _MISSING_INSIDE
+        if state == _NO_PRIVILEGE and diag and diag.source_function == _WITHOUT_ROW_SECURITY:
+            text = "row_security is off in this session, and leadprotect answers by it; RESET row_security"
         # what to do stands in the hints of our own errors
         hint = diag.message_hint if diag and state.startswith("LP") else None
         if cls is InvalidRequest and not state.startswith("LP"):

@@ -152,6 +152,17 @@ def test_a_denied_function_is_told_with_the_grant_that_helps(database: Database)
         database.sql(f'REVOKE "{office}" FROM "{login}"')
 
 
+def test_a_session_without_row_security_is_told_of_that_and_of_no_role(database: Database) -> None:
+    with database.connect("seller_de") as conn:
+        conn.execute("SET row_security = off")
+        query = database.text("SELECT FROM {schema}.user_lead_assignments")
+        with pytest.raises(ProtectionUnavailable, match="RESET row_security") as caught, conn.transaction():
+            rows(conn, query)
+        assert "role" not in str(caught.value)
+        conn.execute("RESET row_security")
+        assert rows(conn, query) == []
+
+
 def run(url: str, *words: str) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DATABASE_URL", url)
