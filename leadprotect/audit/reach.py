@@ -38,7 +38,7 @@ def reach(conn: AnyConnection, asked: Collection[str] | None = None) -> Reach:
     query = """
         SELECT t.code, {schema}.is_member(t.code),
                NOT pg_catalog.row_security_active('{schema}.lead_access_audit'::pg_catalog.regclass)
-        FROM {schema}.territories AS t ORDER BY t.code
+        FROM pg_catalog.unnest({schema}.all_territories()) AS t (code) ORDER BY t.code
         """
     found = rows(conn, render(query, current()))
     known = [code for code, _, _ in found]
@@ -72,7 +72,10 @@ def listing_reach(conn: AnyConnection, asked: Collection[str] | None = None) -> 
 
 def without_role(conn: AnyConnection) -> tuple[str, ...]:
     """Territories whose role the acting role does not hold; raises `ProtectionUnavailable` where that is all."""
-    query = "SELECT t.code, {schema}.is_member(t.code) FROM {schema}.territories AS t ORDER BY t.code"
+    query = (
+        "SELECT t.code, {schema}.is_member(t.code) "
+        "FROM pg_catalog.unnest({schema}.all_territories()) AS t (code) ORDER BY t.code"
+    )
     found = rows(conn, render(query, current()))
     left_out = tuple(code for code, member in found if not member)
     if left_out and len(left_out) == len(found):

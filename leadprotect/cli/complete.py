@@ -15,17 +15,17 @@ _PATIENCE_S = 2
 
 def territories_like(_ctx: click.Context, _param: click.Parameter, begun: str) -> list[str]:
     """Codes that begin so; none where the database does not answer, since a shell waits for this."""
+    from leadprotect.database.catalog import all_codes  # noqa: PLC0415
     from leadprotect.database.connection import connect  # noqa: PLC0415 - nothing else here needs a driver
-    from leadprotect.database.statements import rows  # noqa: PLC0415
-    from leadprotect.settings import current, render  # noqa: PLC0415
+    from leadprotect.settings import current  # noqa: PLC0415
 
     try:
         with connect(current()) as conn:
             conn.execute(f"SET statement_timeout = '{_PATIENCE_S}s'")
-            found = rows(conn, render("SELECT code FROM {schema}.territories ORDER BY 1", current()))
+            found = all_codes(conn)
     except LeadProtectError:
         return []
-    return [code for (code,) in found if code.lower().startswith(begun.lower())]
+    return [code for code in found if code.lower().startswith(begun.lower())]
 
 
 def revisions_like(_ctx: click.Context, _param: click.Parameter, begun: str) -> list[str]:

@@ -26,6 +26,12 @@ def relation(conn: AnyConnection, schema: str, name: str) -> int | None:
     return int(found[0][0]) if found else None
 
 
+def all_codes(conn: AnyConnection) -> list[str]:
+    """Every territory of the database, also for a login whom the policies show none."""
+    query = "SELECT t.code FROM pg_catalog.unnest({schema}.all_territories()) AS t (code) ORDER BY 1"
+    return [code for (code,) in rows(conn, render(query, current()))]
+
+
 def territory_role(conn: AnyConnection, code: str) -> str:
     """Name of a territory's role, unquoted, as the database says it."""
     return str(row(conn, render("SELECT {schema}.territory_role(%s::text)", current()), (code,))[0])

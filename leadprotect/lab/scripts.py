@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leadprotect.database.catalog import territory_role
+from leadprotect.database.catalog import all_codes, territory_role
 from leadprotect.database.memberships import grants
 from leadprotect.database.sqlstates import mapped_errors
 from leadprotect.database.statements import row
@@ -165,7 +165,7 @@ def write_scripts(
 
 def _owned(conn: psycopg.Connection[Any], s: Settings, territory: str | None) -> tuple[str, list[tuple[str, str]]]:
     with mapped_errors(), conn.transaction():
-        codes = [code for (code,) in conn.execute(render("SELECT code FROM {schema}.territories ORDER BY 1", s))]
+        codes = all_codes(conn)
         if territory is not None and territory not in codes:
             raise InvalidRequest(f"territory: there is no {territory!r}; known are {', '.join(codes)}")
         found: dict[str, list[tuple[str, str]]] = {}

@@ -273,7 +273,12 @@ class _Team:
     def _territories(self) -> list[str]:
         """Those of the database, if the login may read them; else those of the settings."""
         try:
-            return self._catalog(render("SELECT t.code FROM {schema}.territories AS t ORDER BY t.code", self.settings))
+            return self._catalog(
+                render(
+                    "SELECT t.code FROM pg_catalog.unnest({schema}.all_territories()) AS t (code) ORDER BY 1",
+                    self.settings,
+                )
+            )
         except psycopg.errors.Error:
             return list(self.settings.territories)
 

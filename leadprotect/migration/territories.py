@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from leadprotect.database.catalog import territory_role
+from leadprotect.database.catalog import all_codes, territory_role
 from leadprotect.database.sqlstates import mapped_errors
 from leadprotect.database.statements import rows
 from leadprotect.errors import InvalidRequest, PreflightError, ProtectionUnavailable, SettingsError
@@ -74,7 +74,7 @@ def remove_territory(conn: psycopg.Connection[Any], code: str) -> None:
     s = current()
     with mapped_errors(), conn.transaction():
         conn.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_MS}ms'")
-        known = [one for (one,) in rows(conn, render("SELECT code FROM {schema}.territories ORDER BY 1", s))]
+        known = all_codes(conn)
         _require_known(code, known)
         if len(known) == 1:
             raise InvalidRequest(f"territory: {code} is the last one, and leads need one to be in; add another first")
@@ -92,7 +92,7 @@ def rename_territory(conn: psycopg.Connection[Any], code: str, new: str, *, suff
     """
     s = current()
     with mapped_errors(), conn.transaction():
-        known = [one for (one,) in rows(conn, render("SELECT code FROM {schema}.territories ORDER BY 1", s))]
+        known = all_codes(conn)
         _require_known(code, known)
         ending = _suffix(new, suffix)
         if territory_role(conn, code) == s.role(ending):
@@ -207,11 +207,11 @@ def _suffix(code: str, given: str | None) -> str:
 def _require_new(conn: psycopg.Connection[Any], s: Settings, code: str, suffix: str) -> None:
     """Raise where the code, or a role of this name, is another territory's."""
     known = render(
-        "SELECT code FROM {schema}.territories "
-        "WHERE code = %s OR coalesce(suffix, lower(code)) = %s ORDER BY code <> %s",
+        "SELECT t.code FROM pg_catalog.jsonb_each_text({schema}.territory_roles()) AS t (code, role) "
+        "WHERE t.code = %s OR t.role = pg_catalog.quote_ident(%s) ORDER BY t.code <> %s",
         s,
     )
-    found = rows(conn, known, (code, suffix, code))
+    found = rows(conn, known, (code, s.role(suffix), code))
     if not found:
         return
     message = f"territory: {code!r} is known already"

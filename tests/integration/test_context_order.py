@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg_pool import ConnectionPool
-from sqlalchemy import create_engine, pool
+from sqlalchemy import create_engine, pool, text
 from sqlalchemy.orm import Session
 
 import leadprotect
@@ -143,6 +143,26 @@ def test_in_a_failed_transaction_the_context_is_empty_after_its_savepoint(databa
             conn.execute("SAVEPOINT inside; SELECT 1/0")
         assert [True, True] == close(first, second)
         conn.execute("ROLLBACK TO SAVEPOINT inside")
+        assert NOBODY == stands(conn)
+
+
+@KINDS
+def test_a_savepoint_that_is_rolled_back_after_the_block_it_began_in_brings_nobody_back(
+    database: Database, kind: str
+) -> None:
+    """The server goes back to the block's context, and the block has ended."""
+    with connected(database, kind) as conn:
+        run = conn.execute if kind == "psycopg" else lambda statement: conn.execute(text(statement))
+        first, second = block(conn, database, 1), block(conn, database, 2)
+        first.__enter__()
+        run("SAVEPOINT inside")
+        assert [False] == close(first)
+        run("ROLLBACK TO SAVEPOINT inside")
+        if kind != "psycopg":  # which tells nobody of it
+            assert NOBODY == stands(conn)
+        second.__enter__()
+        assert database.user(2) == stands(conn)[0]
+        assert [False] == close(second)
         assert NOBODY == stands(conn)
 
 
