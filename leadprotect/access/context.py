@@ -63,6 +63,8 @@ def acting_as(
     commit or rollback inside the block ends the context, and the next call of leadprotect raises `ContextMissing`.
     Where a savepoint of the block is rolled back only after the block, the outer
     context comes back with the next call of leadprotect; SQL in between still has the inner one.
+    A savepoint that begins inside a block and is rolled back after it leaves nobody's context on SQLAlchemy's; of
+    psycopg's, end it before the block: until the next block or the end of the transaction it leaves the block's.
     A block costs one statement at either end, and none inside one of the same context on SQLAlchemy's, unless a
     statement in between may have set another.
     Without `correlation_id`, the id of the current OpenTelemetry trace is taken.
@@ -212,7 +214,8 @@ def _stand(conn: AnyConnection, blocks: list[_Block]) -> None:
     # the context of a block ends with its transaction; what the server knows no more does not stand
     while standing and standing[-1].id != (outer_block or ""):
         standing.pop()
-    before = (*outer, outer_block or "")
+    # a rollback to a savepoint brought back a block that has ended: its context is nobody's
+    before = ("", "", "", "") if outer_block and not standing else (*outer, outer_block or "")
     for block in blocks:
         block.outer, block.driver, block.around = before, weakref.ref(driver), tuple(standing)
         standing.append(block)
@@ -260,10 +263,12 @@ class _Follower:
     def undone(self, core: Connection) -> None:
         """What stands goes back with the savepoint, also beyond the begin of the block."""
         driver = driver_connection(core)
-        if blocks := _standing.get(driver):
-            with its_settings(core):
+        with its_settings(core):
+            if blocks := _standing.get(driver):
                 row(core, declaration(), (*blocks[-1].context, blocks[-1].id))
                 blocks[-1].sure = True
+            else:  # to where a block stood that has ended since
+                rows(core, f"{declaration()} WHERE {_BLOCK_NOW} OPERATOR(pg_catalog.<>) ''", ("", "", "", ""))
 
     def executed(self, core: Connection, statement: str) -> None:
         """Whatever may set a context makes it unsure which one stands."""

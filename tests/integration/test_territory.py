@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 import leadprotect
+from leadprotect import settings
 from leadprotect.cli import main
 from leadprotect.errors import PreflightError
 from leadprotect.migration import gate
@@ -85,6 +86,33 @@ def test_a_territory_added_before_contract_is_enforced_by_it(expanded: Database)
     expanded.upgrade()
     with psycopg.connect(url) as conn, leadprotect.acting_as(conn, expanded.user(1), "AT"):
         assert expanded.query(conn, "SELECT {lead_id} FROM {leads}") == [austrian]
+
+
+def test_the_login_that_migrates_is_told_every_territory_though_the_policies_show_it_none(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    login = f"migrates-{database.name}"
+    database.sql_script(f'CREATE ROLE "{login}" LOGIN CREATEROLE; GRANT {{owner}}, {{reader}} TO "{login}"')
+    try:
+        monkeypatch.setenv("DATABASE_URL", database.server.url(database.name, login))
+        settings.current.cache_clear()
+        told = {
+            words: CliRunner().invoke(main, words.split())
+            for words in ("territory add DE", "territory remove AT", "territory remove DE", "audit list",
+                          "audit verify", "scripts x")
+        }  # fmt: skip
+    finally:
+        database.sql_script(f'DROP OWNED BY "{login}"; DROP ROLE "{login}"')
+    for words, (code, said) in {
+        "territory add DE": (1, "'DE' is known already"),
+        "territory remove AT": (1, "there is no 'AT'; known are CH, DE"),
+        "territory remove DE": (0, "DE"),
+        "audit list": (1, "holds the role of no territory, so nothing of CH would be in the answer"),
+        "audit verify": (2, "CH: not judged"),
+        "scripts x": (1, "a DBA can run: GRANT"),
+    }.items():
+        assert (code, True) == (told[words].exit_code, said in told[words].output), (words, told[words].output)
+    assert database.sql("SELECT code FROM {schema}.territories") == ["CH"]
 
 
 @pytest.mark.parametrize(("code", "message"), [("DE", "known already"), ("de", "known already"), ("D E", "not a code")])
