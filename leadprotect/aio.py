@@ -197,6 +197,8 @@ def acting_as(
     commit or rollback inside the block ends the context, and the next call of leadprotect raises `ContextMissing`.
     Where a savepoint of the block is rolled back only after the block, the outer
     context comes back with the next call of leadprotect; SQL in between still has the inner one.
+    A savepoint that begins inside a block and is rolled back after it leaves nobody's context on SQLAlchemy's; of
+    psycopg's, end it before the block: until the next block or the end of the transaction it leaves the block's.
     A block costs one statement at either end, and none inside one of the same context on SQLAlchemy's, unless a
     statement in between may have set another.
     Without `correlation_id`, the id of the current OpenTelemetry trace is taken.
