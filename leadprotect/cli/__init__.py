@@ -78,6 +78,10 @@ class _Misused(click.UsageError):
         echo(f"Error: {self.format_message()}", err=True)
 
 
+_HELP = getattr(click.exceptions, "NoArgsIsHelpError", ())
+"""What a group alone raises since click 8.2: its help is the whole message."""
+
+
 class _Commands(click.Group):
     """Turns our errors into one line on stderr: a user's mistake never shows a stack trace."""
 
@@ -93,6 +97,18 @@ class _Commands(click.Group):
             (found,) = [one for known, one in vars(module).items() if known in wanted]
             self.add_command(found)
         return super().get_command(ctx, cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if self.get_command(ctx, name) is None:
+            from difflib import get_close_matches  # noqa: PLC0415 - whoever spells it right needs none
+
+            # click itself compares with those alone that are loaded
+            if like := get_close_matches(name, self.list_commands(ctx), 1):
+                raise click.UsageError(f"No such command {name!r}. Did you mean {like[0]!r}?", ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         del ctx
@@ -110,9 +126,9 @@ class _Commands(click.Group):
                 return super().invoke(ctx)
         except LeadProtectError as error:
             raise _Refused(f"{error}{_primary(error)}") from None
-        except click.exceptions.NoArgsIsHelpError:  # a group alone: the help is what it says
-            raise
         except click.UsageError as error:
+            if isinstance(error, _HELP):
+                raise
             raise _Misused(_misused(error, ctx), error.ctx) from None
         except (KeyboardInterrupt, click.Abort) as ended:
             stopped = ended.__context__ if isinstance(ended, click.Abort) else ended

@@ -116,6 +116,11 @@ def test_whoever_opens_a_session_says_which_server_did_not_answer_and_what_tries
     assert "what tries the same: psql -h 127.0.0.1 -p 1 -U nobody -d nowhere" in ran.stderr
 
 
+def test_a_command_that_is_none_is_told_the_one_that_is_like_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "No such command 'stauts'. Did you mean 'status'?" in refused(["stauts"], monkeypatch)
+    assert "Did you mean" not in refused(["xyzzy"], monkeypatch)
+
+
 @pytest.mark.parametrize(
     "path", sorted({path[:-1] for path in COMMANDS if path[:-1] not in {(), ("gate",), ("backfill",)}})
 )
