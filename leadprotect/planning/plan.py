@@ -13,7 +13,7 @@ import psycopg
 from leadprotect import phases
 from leadprotect.backfilling.jobs import list_jobs
 from leadprotect.backfilling.verify import estimate_backfill, most_of
-from leadprotect.database.catalog import one
+from leadprotect.database.catalog import one, relation
 from leadprotect.database.memberships import grants
 from leadprotect.database.modes import MODES, in_sql
 from leadprotect.database.statements import own_names
@@ -27,7 +27,7 @@ from leadprotect.planning.refusals import Refusals, refusals
 from leadprotect.planning.steps import PendingRevision, TableSize, spare_patience, steps, touched
 from leadprotect.preflight import standing
 from leadprotect.preflight.columns import in_text
-from leadprotect.settings import Settings, current, ident, render, table
+from leadprotect.settings import Settings, current, ident, render
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -265,8 +265,8 @@ def _backfill(conn: psycopg.Connection[Any], s: Settings, unseen: list[str]) -> 
 
 def _hiding(conn: psycopg.Connection[Any], tables: list[str]) -> list[str]:
     """Those whose row security binds who asks: an owner, too, where it is forced."""
-    query = "SELECT pg_catalog.row_security_active(pg_catalog.to_regclass(%s))"
-    return [name for name in tables if one(conn, query, table(name))]
+    query = "SELECT pg_catalog.row_security_active(%s::pg_catalog.oid)"
+    return [name for name in tables if one(conn, query, relation(conn, *name.split(".", 1)))]
 
 
 def _outcome(

@@ -423,6 +423,16 @@ def test_a_login_that_sees_only_its_own_sessions_is_told_what_it_does_not_see(ex
     assert f"GRANT {ident(expanded.settings.role('operator'))} TO" in (outside.closed[0].remedy or "")
 
 
+def test_a_login_that_may_not_enter_the_schema_of_the_leads_is_told_what_it_needs(host: Database) -> None:
+    """The first look of whoever is to migrate, before a DBA granted anything."""
+    login = host.profile.login("outsider")
+    host.sql(f'REVOKE USAGE ON SCHEMA public, crm FROM PUBLIC, "{login}"')
+    found = planned(host, "outsider")
+    assert "refused" == found.outcome
+    schema = ident(host.settings.leads_table.split(".")[0])
+    assert f"GRANT USAGE ON SCHEMA {schema} TO {ident(login)} WITH GRANT OPTION;" in found.statements
+
+
 # --- who is in the way
 
 
