@@ -6,6 +6,7 @@ import json
 import subprocess
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 from alembic.util import CommandError
 from click.testing import CliRunner
@@ -425,9 +426,14 @@ def test_a_login_that_sees_only_its_own_sessions_is_told_what_it_does_not_see(ex
 
 def test_a_login_that_may_not_enter_the_schema_of_the_leads_is_told_what_it_needs(host: Database) -> None:
     """The first look of whoever is to migrate, before a DBA granted anything."""
-    login = host.profile.login("outsider")
-    host.sql(f'REVOKE USAGE ON SCHEMA public, crm FROM PUBLIC, "{login}"')
-    found = planned(host, "outsider")
+    login = f"outside-{host.name}"
+    host.sql(f'CREATE ROLE "{login}" LOGIN')
+    try:
+        host.sql("REVOKE USAGE ON SCHEMA public, crm FROM PUBLIC")
+        with psycopg.connect(host.server.url(host.name, login)) as conn:
+            found = plan_deploy(conn, settings=host.settings)
+    finally:
+        host.sql(f'DROP ROLE "{login}"')
     assert "refused" == found.outcome
     schema = ident(host.settings.leads_table.split(".")[0])
     assert f"GRANT USAGE ON SCHEMA {schema} TO {ident(login)} WITH GRANT OPTION;" in found.statements
