@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.access.context import declaring
 from leadprotect.audit import chains
 from leadprotect.audit.reach import listing_reach
-from leadprotect.audit.seals import FORMAT, ROW, ROW_ORDER, ROW_SHOWN, SEAL, SEAL_TEXT, seal_body
+from leadprotect.audit.seals import FORMAT, ROW, ROW_ORDER, ROW_SHOWN, SEAL, SEAL_TEXT, seal_body, zoned
 from leadprotect.database.statements import own_names, row, rows, streamed
 from leadprotect.errors import InvalidRequest
 from leadprotect.settings import current, render
@@ -110,15 +111,18 @@ def _header(
     until: datetime | None,
 ) -> dict[str, Any]:
     query = """
-        SELECT current_database()::text, {schema}.audit_origin(), session_user::text, now() AT TIME ZONE 'Etc/UTC'
+        SELECT current_database()::text, {schema}.audit_origin(), session_user::text, now()
         """
     database, origin, login, now = row(conn, render(query, current()))
     return {
         "type": "export", "format": FORMAT, "database": database, "origin": origin,
-        "exported_by": login, "exported_at": now.isoformat(),
-        "since": since.isoformat() if since else None, "until": until.isoformat() if until else None,
+        "exported_by": login, "exported_at": _utc(now), "since": since and _utc(since), "until": until and _utc(until),
         "heads": [{"territory": code, "number": number, "hash": own} for code, (number, own) in heads.items()],
     }  # fmt: skip
+
+
+def _utc(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def _chain(conn: psycopg.Connection[Any], out: TextIO, asked: _Asked) -> int:
@@ -146,7 +150,8 @@ def _links(conn: psycopg.Connection[Any], asked: _Asked) -> Iterator[dict[str, A
     for text, previous, own, full in streamed(conn, query, params, at_once=_SEALS_AT_ONCE):
         fields = dict(zip(SEAL, json.loads(text)[1:], strict=True))
         place = {"territory": fields["territory"], "number": fields["number"]}
-        shown = {"type": "seal", **fields} if full else {"type": "link", **place, "body": seal_body(fields).hex()}
+        link = {"type": "link", **place, "body": seal_body(fields).hex()}
+        shown = {"type": "seal", **zoned(fields)} if full else link
         yield {**shown, "previous": previous, "hash": own}
 
 
@@ -201,7 +206,7 @@ def _rows(
 
 def _fields(text: str) -> dict[str, Any]:
     """A row's fields, by name."""
-    return dict(zip(ROW, json.loads(text), strict=True))
+    return zoned(dict(zip(ROW, json.loads(text), strict=True)))
 
 
 def _write(out: TextIO, line: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.audit.findings import Finding, KeptSeal, Verdict, named, of_rows
-from leadprotect.audit.seals import FORMAT, ROW, SEAL, chained, joined, numbers, row_hash, seal_body
+from leadprotect.audit.seals import FORMAT, ROW, SEAL, chained, joined, numbers, row_hash, seal_body, unzoned
 from leadprotect.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _link(chain: _Chain, link: dict[str, Any]) -> Iterator[Finding]:
     elif link["previous"] != chain.hash:
         yield Finding(territory, number, "does not continue the seal before it")
     try:
-        body = seal_body(link) if link["type"] == "seal" else bytes.fromhex(link["body"])
+        body = seal_body(unzoned(link)) if link["type"] == "seal" else bytes.fromhex(link["body"])
         fits = chained(link["previous"], body) == link["hash"]
     except (ValueError, TypeError):
         fits = False

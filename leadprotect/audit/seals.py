@@ -27,6 +27,9 @@ _PLAIN = re.compile(r'[^{}",\\ \t\n\r\v\f]+')  # an element of an array that nee
 FORMAT = "leadprotect-audit-1"
 """What the first line of an export with seals says."""
 
+_TIMES = ("at", "first_at", "last_at", "sealed_at", "settled_until")
+_ENDLESS = ("infinity", "-infinity")
+
 # what s.ids::text is, in a fifth of its time
 _IDS = """(
     SELECT '{' || coalesce(string_agg(concat('[', lower(r), ',', upper(r), ')'), ','), '') || '}'
@@ -105,9 +108,26 @@ def seal(conn: AnyConnection, *, rows_per_seal: int = ROWS_PER_SEAL) -> tuple[He
     return tuple(Head(*found) for found in rows(conn, statement, (rows_per_seal,)))
 
 
+def zoned(fields: dict[str, Any]) -> dict[str, Any]:
+    """A row or a seal as an export shows it: what is hashed has its times in UTC, and no zone."""
+    return {name: f"{value}Z" if _is_moment(name, value) else value for name, value in fields.items()}
+
+
+def unzoned(fields: dict[str, Any]) -> dict[str, Any]:
+    """The same as it is hashed; raises ValueError for a time that an export would not write so."""
+    if wrong := [name for name, value in fields.items() if _is_moment(name, value) and not str(value).endswith("Z")]:
+        raise ValueError(*wrong)
+    return {name: str(value)[:-1] if _is_moment(name, value) else value for name, value in fields.items()}
+
+
+def _is_moment(name: str, value: Any) -> bool:
+    return name in _TIMES and value not in {None, *_ENDLESS}
+
+
 def row_hash(fields: dict[str, Any]) -> bytes:
     """The hash of a row as an export holds it; the same as ROW_HASH. Raises ValueError for what is no such row."""
-    texts = [_element(_hashed(name, fields[name])) for name in ROW]
+    plain = unzoned(fields)
+    texts = [_element(_hashed(name, plain[name])) for name in ROW]
     return hashlib.sha256(f"{{lp-row-1,{','.join(texts)}}}".encode()).digest()
 
 
@@ -121,7 +141,7 @@ def _hashed(name: str, value: Any) -> str | None:
     if type(value) is not (int if name == "id" else str) and (value is not None or name in {"id", "at"}):
         raise ValueError(name)
     text = None if value is None else str(value)
-    if name == "at" and text not in {"infinity", "-infinity"}:
+    if name == "at" and text not in _ENDLESS:
         day, time = str(text).split("T")
         return f"{day} {time}"
     return text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from leadprotect.database.catalog import one, relation
-from leadprotect.settings import Settings, ident, literal
+from leadprotect.settings import Settings, ident, literal, table
 from leadprotect.settings.names import ROLE_COMMENT
 from leadprotect.settings.sources import schemas_read
 
@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 _HOLDS = {"owner": "leadprotect's objects", "reader": "the functions that read the host's tables"}
 _MAY_LEND = "has_schema_privilege(%s, 'CREATE WITH GRANT OPTION')"
 _SET_OPTION = 160000  # from here on a membership without SET or INHERIT exists, and CREATEROLE alone can't grant
+# a member of such an owner could do all that he can, by SET ROLE: it takes the table instead, and no more
+_MAY_MORE = """
+    SELECT bool_or(r.rolsuper OR r.rolbypassrls OR r.rolcreaterole OR r.rolreplication OR r.rolname = ANY (%s))
+    FROM pg_roles AS r WHERE pg_has_role(%s::name, r.oid, 'MEMBER')
+    """
+_DATA_ROLES = (
+    "pg_read_all_data", "pg_write_all_data", "pg_maintain", "pg_read_server_files", "pg_write_server_files",
+    "pg_execute_server_program",
+)  # fmt: skip
 
 
 def rights(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) -> list[str]:
@@ -99,6 +108,9 @@ def _tables(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) -
         owner = one(conn, "SELECT pg_get_userbyid(relowner)::text FROM pg_class WHERE oid = %s", oid)
         if owner and not one(conn, "SELECT pg_has_role(%s::text, 'USAGE')", owner):
             found.append(f"{key}: role {me} does not own {name} and can't create triggers and indexes on it")
+            if one(conn, _MAY_MORE, [*_DATA_ROLES], owner):
+                statements.append(f"ALTER TABLE {table(name)} OWNER TO {ident(me)};")
+                continue
             statements.append(f"GRANT {ident(owner)} TO {ident(me)}{' WITH INHERIT TRUE' if modern else ''};")
             if not modern and not inherits:
                 statements.append(f"ALTER ROLE {ident(me)} INHERIT;")

@@ -595,6 +595,30 @@ def test_a_role_that_does_not_own_the_tables_joins_their_owner(
     make_it_pass(make_database("host"), options, monkeypatch, owns=False)
 
 
+@pytest.mark.profiles("pg18", "pg15")
+@pytest.mark.parametrize("power", ["SUPERUSER", "BYPASSRLS", "CREATEROLE", "IN ROLE pg_read_all_data", ""])
+def test_nobody_is_asked_to_make_the_migrating_role_a_member_of_who_may_more_than_own(
+    make_database: Callable[..., Database], power: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = make_database("host")
+    with deploying_as(database, "", monkeypatch, owns=False) as me:
+        owner = f"host-{database.name}"
+        database.sql(f'CREATE ROLE "{owner} 2" {power}')
+        for table in ("{leads}", "{activities}"):
+            database.sql(f'ALTER TABLE {table} OWNER TO "{owner} 2"')
+        with refused(database, "does not own") as statements:
+            granted = [line for line in statements if line.startswith(f'GRANT "{owner} 2"')]
+            taken = [line for line in statements if " OWNER TO " in line]
+            assert ([], 2) == (granted, len(taken)) if power else (1, []) == (len({*granted}), taken)
+        for line in taken:
+            database.sql(line)
+        assert [not power] == database.sql(
+            "SELECT pg_get_userbyid(relowner) = %s FROM pg_class WHERE oid = {leads_name}::regclass", f"{owner} 2"
+        )
+        assert [False] == database.sql("SELECT pg_has_role(%s, %s, 'MEMBER')", me, f"{owner} 2")
+        database.sql_script(f'REASSIGN OWNED BY "{owner} 2" TO postgres; DROP ROLE "{owner} 2"')
+
+
 def make_it_pass(database: Database, options: str, monkeypatch: pytest.MonkeyPatch, *, owns: bool) -> None:
     # roles are shared by the databases of a server: a schema of its own asks for roles of its own
     database = replace(database, overrides={"schema": f"s {database.name}"})
