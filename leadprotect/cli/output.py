@@ -25,8 +25,13 @@ def event(name: str, answer: object, **more: object) -> str:
 
 
 def fields_of(answer: object) -> dict[str, object]:
-    """The fields of a dataclass by name."""
-    return {one.name: getattr(answer, one.name) for one in fields(answer)}  # type: ignore[arg-type] # checked by it
+    """The fields of a dataclass by name; an id is a text, of whatever type the database has it."""
+    values = {one.name: getattr(answer, one.name) for one in fields(answer)}  # type: ignore[arg-type] # checked by it
+    return {name: str(value) if _is_id(name, value) else value for name, value in values.items()}
+
+
+def _is_id(name: str, value: object) -> bool:
+    return type(value) is int and (name == "shared_by" or name.endswith("_id"))
 
 
 def _plain(value: object) -> object:
