@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 _HOLDS = {"owner": "leadprotect's objects", "reader": "the functions that read the host's tables"}
 _MAY_LEND = "has_schema_privilege(%s, 'CREATE WITH GRANT OPTION')"
 _SET_OPTION = 160000  # from here on a membership without SET or INHERIT exists, and CREATEROLE alone can't grant
-# a member of such an owner could do all that he can, by SET ROLE: it takes the table instead, and no more
+# What a member of the owner could do by SET ROLE. A superuser needs no table to be his, so the migrating role takes it;
+# of any other owner it may be what his services reach it by.
 _MAY_MORE = """
     SELECT bool_or(r.rolsuper OR r.rolbypassrls OR r.rolcreaterole OR r.rolreplication OR r.rolname = ANY (%s))
     FROM pg_roles AS r WHERE pg_has_role(%s::name, r.oid, 'MEMBER')
@@ -108,8 +109,11 @@ def _tables(conn: psycopg.Connection[Any], s: Settings, statements: list[str]) -
         owner = one(conn, "SELECT pg_get_userbyid(relowner)::text FROM pg_class WHERE oid = %s", oid)
         if owner and not one(conn, "SELECT pg_has_role(%s::text, 'USAGE')", owner):
             found.append(f"{key}: role {me} does not own {name} and can't create triggers and indexes on it")
-            if one(conn, _MAY_MORE, [*_DATA_ROLES], owner):
+            if one(conn, "SELECT rolsuper FROM pg_roles WHERE rolname = %s", owner):
                 statements.append(f"ALTER TABLE {table(name)} OWNER TO {ident(me)};")
+                continue
+            if one(conn, _MAY_MORE, [*_DATA_ROLES], owner):
+                found[-1] += f"; its owner {owner} may do more than own it, as a member could, too: migrate as {owner}"
                 continue
             statements.append(f"GRANT {ident(owner)} TO {ident(me)}{' WITH INHERIT TRUE' if modern else ''};")
             if not modern and not inherits:
